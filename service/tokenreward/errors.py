@@ -1,0 +1,191 @@
+"""Every error the service can answer with: what it means, its HTTP status, its code, and whether a retry may help.
+
+The tree:
+
+    RewardError
+      RequestError                     the request as a whole is refused
+        MalformedJson            400   malformed_json
+        MalformedBody            400   malformed_body
+        Unauthorized             401   unauthorized
+        UnknownScorer            404   unknown_scorer
+        UnknownRoute             404   unknown_route
+        VersionNotReached        409   version_not_reached     retryable
+        BodyTooLarge             413   body_too_large
+        TooManyItems             413   too_many_items
+        LargerThanQueue          413   larger_than_queue
+        UnknownField             422   unknown_field
+        InvalidField             422   invalid_field
+        UnknownOption            422   unknown_option
+        CreditNotSupported       422   credit_not_supported
+        UnitsDiffer              422   units_differ
+        InternalError            500   internal                retryable
+        Overloaded               503   overloaded              retryable, Retry-After
+        Loading                  503   loading                 retryable, Retry-After
+        Updating                 503   updating                retryable, Retry-After
+        DeadlineExceeded         504   deadline_exceeded       retryable
+      ItemError                  200   one item fails alone
+        SequenceTooLong                sequence_too_long
+        TokenOutOfVocabulary           token_out_of_vocabulary
+        SpansDoNotTile                 spans_do_not_tile
+        LengthMismatch                 length_mismatch
+        EmptyResponse                  empty_response
+        EmptyPrompt                    empty_prompt
+        UnsupportedText                unsupported_text
+        NonFinite                      non_finite
+        OutOfMemory                    out_of_memory           retryable
+        ScorerFailed                   scorer_failed
+
+It does not know HTTP frameworks, and it never holds a payload: messages name a field, a limit and a value, not the text.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class RewardError(Exception):
+    """Root of all errors that the service answers with.
+
+    `param` is the path of the field at fault, for example `items[0].response`; `retry_after_s` is a hint in seconds.
+    """
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal"
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+    def detail(self) -> dict[str, object]:
+        """The one error body, as it stands under `error` at the top level and in an item."""
+        return {"code": self.code, "message": self.message, "param": self.param, "retryable": self.retryable}
+
+
+class RequestError(RewardError):
+    """The request as a whole is refused; no item was scored."""
+
+
+class MalformedJson(RequestError):
+    status, code = 400, "malformed_json"
+
+
+class MalformedBody(RequestError):
+    status, code = 400, "malformed_body"
+
+
+class Unauthorized(RequestError):
+    status, code = 401, "unauthorized"
+
+
+class UnknownScorer(RequestError):
+    status, code = 404, "unknown_scorer"
+
+
+class UnknownRoute(RequestError):
+    status, code = 404, "unknown_route"
+
+
+class VersionNotReached(RequestError):
+    status, code, retryable = 409, "version_not_reached", True
+
+
+class BodyTooLarge(RequestError):
+    status, code = 413, "body_too_large"
+
+
+class TooManyItems(RequestError):
+    status, code = 413, "too_many_items"
+
+
+class LargerThanQueue(RequestError):
+    status, code = 413, "larger_than_queue"
+
+
+class UnknownField(RequestError):
+    status, code = 422, "unknown_field"
+
+
+class InvalidField(RequestError):
+    status, code = 422, "invalid_field"
+
+
+class UnknownOption(RequestError):
+    status, code = 422, "unknown_option"
+
+
+class CreditNotSupported(RequestError):
+    status, code = 422, "credit_not_supported"
+
+
+class UnitsDiffer(RequestError):
+    status, code = 422, "units_differ"
+
+
+class InternalError(RequestError):
+    status, code, retryable = 500, "internal", True
+
+
+class Overloaded(RequestError):
+    status, code, retryable = 503, "overloaded", True
+
+
+class Loading(RequestError):
+    status, code, retryable = 503, "loading", True
+
+
+class Updating(RequestError):
+    status, code, retryable = 503, "updating", True
+
+
+class DeadlineExceeded(RequestError):
+    status, code, retryable = 504, "deadline_exceeded", True
+
+
+class ItemError(RewardError):
+    """One item fails alone: it stands in the item's `error`, and the request answers 200."""
+
+    status = 200
+    code = "scorer_failed"
+
+
+class SequenceTooLong(ItemError):
+    code = "sequence_too_long"
+
+
+class TokenOutOfVocabulary(ItemError):
+    code = "token_out_of_vocabulary"
+
+
+class SpansDoNotTile(ItemError):
+    code = "spans_do_not_tile"
+
+
+class LengthMismatch(ItemError):
+    code = "length_mismatch"
+
+
+class EmptyResponse(ItemError):
+    code = "empty_response"
+
+
+class EmptyPrompt(ItemError):
+    code = "empty_prompt"
+
+
+class UnsupportedText(ItemError):
+    code = "unsupported_text"
+
+
+class NonFinite(ItemError):
+    code = "non_finite"
+
+
+class OutOfMemory(ItemError):
+    code, retryable = "out_of_memory", True
+
+
+class ScorerFailed(ItemError):
+    code = "scorer_failed"

@@ -1,0 +1,172 @@
+"""What an operator may set: frozen models, unknown keys are errors, each field's description is its documentation.
+
+It knows YAML and nothing of models: a checkpoint is a string until someone loads it. There is one spelling per setting
+and no environment layer beside it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+
+from tokenreward.wire import NAME_PATTERN, path
+
+
+class SettingsError(ValueError):
+    """A configuration that cannot be served; the message names the setting."""
+
+
+class Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ScorerSettings(Frozen):
+    """One named scorer on a deployment."""
+
+    type: str = Field(description="A file of `tokenreward/scorers/`, or `package.module:Class` of your own.")
+    name: str | None = Field(default=None, pattern=NAME_PATTERN, description="Unique in the config; default: the type.")
+    options: dict[str, Any] = Field(default_factory=dict, description="Defaults for requests that do not set them.")
+
+    @property
+    def served_name(self) -> str:
+        """The name that requests use."""
+        return self.name if self.name is not None else self.type
+
+
+class DeploymentSettings(Frozen):
+    """One checkpoint, held once, with every scorer that reads it."""
+
+    name: str = Field(pattern=NAME_PATTERN, description="Route: the deployment answers at `/d/{name}`.")
+    checkpoint: str = Field(description="Local folder, hub id, or `demo:base|sft|dpo|rm` for an embedded model.")
+    version: int = Field(default=1, ge=0, description="Version of the weights, stamped on every reply.")
+    task: Literal["causal_lm", "reward_model"] = Field(description="How the checkpoint is loaded.")
+    scorers: tuple[ScorerSettings, ...] = Field(min_length=1, description="The scorers served on this checkpoint.")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(default="float32", description="Dtype of the trunk.")
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="`auto` takes a GPU if Ray grants one.")
+    revision: str | None = Field(default=None, description="Hub revision.")
+    trust_remote_code: bool = Field(default=False, description="Run Python code that the checkpoint ships.")
+    allow_pickle: bool = Field(default=False, description="Load `.bin` weights, which are pickles.")
+    suffix_text: str | None = Field(
+        default=None, description="Reward models: text read after the response; its last token is pooled."
+    )
+    chat_template: str | None = Field(default=None, description="Jinja; replaces the tokenizer's own template.")
+    max_sequence_tokens: int | None = Field(
+        default=None, ge=1, description="Longest prompt + response; default: what the model's positions allow."
+    )
+    max_batch_tokens: int = Field(default=4096, ge=1, description="Tokens in one forward pass.")
+    max_batch_requests: int = Field(default=512, ge=1, description="Items in one forward pass.")
+    max_queued_tokens: int = Field(default=1_000_000, ge=1, description="Tokens that may wait; past it: 503.")
+    max_concurrent_requests: int = Field(default=1024, ge=1, description="Requests one replica holds at a time.")
+    num_replicas: int = Field(default=1, ge=1, description="Replicas of this deployment.")
+    num_cpus: float = Field(default=1, ge=0, description="CPUs that Ray reserves per replica; also its threads.")
+    num_gpus: float = Field(default=0, ge=0, le=1, description="GPUs that Ray reserves per replica; one at most.")
+
+
+class Settings(Frozen):
+    """The whole service."""
+
+    deployments: tuple[DeploymentSettings, ...] = Field(min_length=1, description="One entry per checkpoint.")
+    host: str = Field(default="127.0.0.1", description="Address that HTTP listens on.")
+    port: int = Field(default=8000, ge=1, le=65535, description="Port that HTTP listens on.")
+    api_keys_file: Path | None = Field(
+        default=None, description="File with one key per line; every route but /healthz and /readyz then wants one."
+    )
+    max_body_bytes: int = Field(default=64 * 2**20, ge=1, description="Largest request body; past it: 413.")
+    max_request_items: int = Field(default=4096, ge=1, description="Most items in one request; past it: 413.")
+    request_timeout_s: float = Field(default=300.0, gt=0, description="Deadline of a request that names none.")
+    gateway_num_cpus: float = Field(default=0.1, ge=0, description="CPUs that Ray reserves for the gateway.")
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Settings:
+        _refuse_twice("deployments", [deployment.name for deployment in self.deployments])
+        _refuse_twice("scorers", [scorer.served_name for d in self.deployments for scorer in d.scorers])
+        return self
+
+    def api_keys(self) -> tuple[SecretStr, ...]:
+        """The accepted keys; empty if the service is open. Raises SettingsError."""
+        if self.api_keys_file is None:
+            return ()
+        try:
+            lines = self.api_keys_file.read_text(encoding="utf-8").splitlines()
+        except OSError as error:
+            raise SettingsError(f"`api_keys_file`: cannot read {self.api_keys_file}: {error.strerror}") from None
+        keys = tuple(SecretStr(line.strip()) for line in lines if line.strip())
+        if not keys:
+            raise SettingsError(f"`api_keys_file`: {self.api_keys_file} holds no key")
+        return keys
+
+
+def load_settings(file: Path) -> Settings:
+    """Settings from one YAML file; relative paths in it are relative to it. Raises SettingsError."""
+    import yaml  # the server's dependency: a client that imports this module does not need it
+
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"cannot read {file}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{file} is not YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise SettingsError(f"{file} must hold a mapping with `deployments`")
+    return parse_settings(_with_absolute_paths(content, file.resolve().parent))
+
+
+def parse_settings(content: dict[str, Any]) -> Settings:
+    """Settings from plain objects. Raises SettingsError, one line per setting that is wrong."""
+    try:
+        return Settings.model_validate(content)
+    except ValidationError as error:
+        lines = [_line(path(problem["loc"]), problem["type"], problem["msg"]) for problem in error.errors()]
+        raise SettingsError("\n".join(lines)) from None
+
+
+def demo_settings() -> Settings:
+    """The embedded demo: one language model and one reward model, three scorer types."""
+    lm_scorers = [
+        {"type": "endogenous"},
+        {"type": "endogenous", "name": "logprob", "options": {"form": "logprob"}},
+    ]
+    rm_scorers = [{"type": "reward_model"}, {"type": "attention_dense"}]
+    return parse_settings(
+        {
+            "deployments": [
+                {"name": "sft", "checkpoint": "demo:sft", "task": "causal_lm", "scorers": lm_scorers},
+                {"name": "rm", "checkpoint": "demo:rm", "task": "reward_model", "scorers": rm_scorers},
+            ]
+        }
+    )
+
+
+def _with_absolute_paths(content: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A checkpoint that is a folder beside the config, or a key file, keeps its meaning wherever it is read."""
+    keys = content.get("api_keys_file")
+    if isinstance(keys, str):
+        content = {**content, "api_keys_file": str(folder / keys)}
+    deployments = content.get("deployments")
+    if not isinstance(deployments, list):
+        return content
+    return {**content, "deployments": [_with_absolute_checkpoint(entry, folder) for entry in deployments]}
+
+
+def _with_absolute_checkpoint(entry: object, folder: Path) -> object:
+    if isinstance(entry, dict) and isinstance(entry.get("checkpoint"), str):
+        candidate = folder / entry["checkpoint"]
+        if candidate.is_dir():
+            return {**entry, "checkpoint": str(candidate)}
+    return entry
+
+
+def _refuse_twice(field: str, names: list[str]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"`{field}`: the name `{name}` is used {names.count(name)} times; names are unique")
+
+
+def _line(where: str, kind: str, message: str) -> str:
+    if kind == "extra_forbidden":
+        return f"unknown setting `{where}`"
+    if kind == "missing":
+        return f"`{where}` is required"
+    return f"`{where}`: {message}" if where else message.removeprefix("Value error, ")

@@ -1,0 +1,339 @@
+"""What travels: the request and the reply of `POST /v1/rewards`, as pydantic models, and their two binary encodings.
+
+It knows the shape of messages and nothing of models: whether a scorer exists or a token is in the vocabulary is for
+others to say. Arrays cross as JSON lists or as base64 of little-endian float32 (rewards) and int32 (token ids).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, FiniteFloat, Tag, ValidationError, model_validator
+
+from tokenreward.errors import InvalidField, MalformedBody, MalformedJson, RequestError, UnknownField, UnknownOption
+
+NAME_PATTERN = r"^[a-z0-9_-]+$"
+CreditName = Literal["values", "last", "uniform", "attention", "discount"]
+
+_UNION_TAGS = frozenset({"text", "messages", "ids", "packed_ids", "list", "base64"})
+_ID_LIMIT = 2**31
+
+
+class Strict(BaseModel):
+    """Base of all requests: unknown fields are errors, and nothing is coerced."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class IdsB64(Strict):
+    """Token ids as base64 of little-endian int32."""
+
+    ids_b64: str
+
+
+class Message(BaseModel):
+    """One chat message. Further keys (`name`, `tool_calls`, ...) are the chat template's business and pass through."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    role: str
+    content: str | list[dict[str, Any]] | None = None
+
+
+def _form(value: object) -> str | None:
+    if isinstance(value, str):
+        return "text"
+    if isinstance(value, (dict, IdsB64)):
+        return "packed_ids"
+    if isinstance(value, list):
+        return "messages" if value and isinstance(value[0], (dict, Message)) else "ids"
+    return None
+
+
+Ids = list[Annotated[int, Field(ge=-_ID_LIMIT, lt=_ID_LIMIT)]]
+Prompt = Annotated[
+    Annotated[str, Tag("text")]
+    | Annotated[list[Message], Tag("messages")]
+    | Annotated[Ids, Tag("ids")]
+    | Annotated[IdsB64, Tag("packed_ids")],
+    Discriminator(
+        _form,
+        custom_error_type="prompt_form",
+        custom_error_message='must be a string, a list of messages, a list of token ids or {"ids_b64": "..."}',
+    ),
+]
+Response = Annotated[
+    Annotated[str, Tag("text")] | Annotated[Ids, Tag("ids")] | Annotated[IdsB64, Tag("packed_ids")],
+    Discriminator(
+        lambda value: None if _form(value) == "messages" else _form(value),
+        custom_error_type="response_form",
+        custom_error_message='must be a string, a list of token ids or {"ids_b64": "..."}',
+    ),
+]
+Span = Annotated[list[int], Field(min_length=2, max_length=2)]
+Flag = Annotated[int, Field(ge=0, le=1, strict=False)]
+
+
+class Item(Strict):
+    """A prompt, the response to judge, and how the caller wants its reward cut up.
+
+    `spans`, `mask`, `policy_logprobs` and `ref_logprobs` are in units: one entry per entry of the returned vector.
+    """
+
+    prompt: Prompt = Field(description="Raw text, chat messages, or token ids of the scorer's own vocabulary.")
+    response: Response = Field(description="Text, or token ids of the scorer's own vocabulary.")
+    finished: bool | None = Field(
+        default=None, description="Text only: append end-of-turn (default true). Ids are scored as they are."
+    )
+    spans: list[Span] | None = Field(
+        default=None, description="Text only: half-open code point ranges that tile the response; one reward each."
+    )
+    mask: list[Flag] | None = Field(default=None, description="One per unit: 0 = read but not scored.")
+    policy_logprobs: list[FiniteFloat] | None = Field(default=None, description="One per unit; for `credit.kl`.")
+    ref_logprobs: list[FiniteFloat] | None = Field(default=None, description="One per unit; for `credit.kl`.")
+    score: FiniteFloat | None = Field(default=None, description="A score from elsewhere, for scorers that take one.")
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict, description="Passed to the chat template.")
+    tools: list[dict[str, Any]] | None = Field(default=None, description="Passed to the chat template.")
+
+    @model_validator(mode="after")
+    def _text_fields_need_text(self) -> Item:
+        if not isinstance(self.response, str):
+            for name in ("finished", "spans"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"`{name}` goes with a text response; token ids are scored as they are")
+        return self
+
+
+class Kl(Strict):
+    """KL penalty on every unit, r_t -= coef * k_t, with d = policy_logprobs - ref_logprobs (estimators of Schulman,
+    "Approximating KL divergence", 2020): k1 = d, k2 = d^2 / 2, k3 = exp(-d) - 1 + d."""
+
+    coef: FiniteFloat
+    estimator: Literal["k1", "k2", "k3"] = "k1"
+    reference: str | None = Field(default=None, description="A language model scorer that gives `ref_logprobs`.")
+
+
+class Credit(Strict):
+    """How a score becomes a reward per unit. `beta` belongs to `attention`, `gamma` to `discount`."""
+
+    name: CreditName | None = Field(default=None, description="Default: the scorer's own.")
+    beta: Annotated[FiniteFloat, Field(ge=0, le=1)] | None = Field(default=None, description="Default 0.8 (ABC).")
+    gamma: Annotated[FiniteFloat, Field(ge=0, le=1)] | None = Field(default=None, description="Default 1.0.")
+    scale: FiniteFloat = 1.0
+    shift: FiniteFloat = 0.0
+    clip: Annotated[list[FiniteFloat], Field(min_length=2, max_length=2)] | None = None
+    kl: Kl | None = None
+
+    @model_validator(mode="after")
+    def _clip_is_a_range(self) -> Credit:
+        if self.clip is not None and self.clip[0] > self.clip[1]:
+            raise ValueError(f"`clip` must be [low, high] with low <= high, got {self.clip}")
+        return self
+
+
+class RewardsRequest(Strict):
+    """Body of `POST /v1/rewards`. With `scorer`, `options` and `credit` are that scorer's; with `scorers`, both are
+    keyed by scorer name."""
+
+    scorer: str | None = None
+    scorers: Annotated[list[str], Field(min_length=1)] | None = None
+    items: Annotated[list[Item], Field(min_length=1)]
+    options: dict[str, Any] = Field(default_factory=dict)
+    credit: dict[str, Any] = Field(default_factory=dict)
+    combine: dict[str, FiniteFloat] | None = None
+    encoding_format: Literal["float", "base64"] = "float"
+    return_tokens: bool = False
+    min_version: Annotated[int, Field(ge=0)] | None = None
+
+    @model_validator(mode="after")
+    def _one_way_to_name_scorers(self) -> RewardsRequest:
+        if (self.scorer is None) == (self.scorers is None):
+            raise ValueError("give exactly one of `scorer` and `scorers`")
+        if self.combine is not None and self.scorers is None:
+            raise ValueError("`combine` needs `scorers`")
+        return self
+
+    @property
+    def names(self) -> list[str]:
+        """The scorers asked for, in the caller's order."""
+        return [self.scorer] if self.scorer is not None else list(self.scorers or ())
+
+    def options_of(self, name: str) -> dict[str, Any]:
+        """The options for one scorer. Raises InvalidField, UnknownField."""
+        return dict(self._keyed("options", self.options, name))
+
+    def credit_of(self, name: str) -> Credit:
+        """The credit for one scorer. Raises InvalidField, UnknownField."""
+        prefix = ("credit",) if self.scorer is not None else ("credit", name)
+        return parse(Credit, self._keyed("credit", self.credit, name), prefix=prefix)
+
+    def _keyed(self, field: str, value: dict[str, Any], name: str) -> dict[str, Any]:
+        if self.scorer is not None:
+            return value
+        for key in value:
+            if key not in self.names:
+                raise UnknownField(f"`{field}` has an entry for `{key}`, which `scorers` does not name", param=field)
+        entry = value.get(name, {})
+        if not isinstance(entry, dict):
+            raise InvalidField("must be an object, keyed by scorer name", param=f"{field}.{name}")
+        return entry
+
+
+class Reply(BaseModel):
+    """Base of all replies. A client reads what it knows: newer servers may add fields."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class ErrorDetail(Reply):
+    code: str
+    message: str
+    param: str | None = None
+    retryable: bool = False
+
+
+class Token(Reply):
+    """One token that was scored. `span` is its half-open code point range in a text response (null for ids)."""
+
+    id: int
+    text: str
+    span: tuple[int, int] | None = None
+
+
+class ScorerResult(Reply):
+    """One scorer's result for one item: `rewards` is a list, or base64 of little-endian float32."""
+
+    rewards: list[float] | str | None = None
+    score: float | None = None
+    error: ErrorDetail | None = None
+    model: str | None = None
+    version: int | None = None
+
+
+class ItemReply(ScorerResult):
+    index: int
+    tokens: list[Token] | None = None
+    scorers: dict[str, ScorerResult] | None = None
+
+
+class Usage(Reply):
+    prompt_tokens: int
+    response_tokens: int
+
+
+class Timing(Reply):
+    """Seconds: waiting for the device, in the tokenizer, on the device."""
+
+    queue_s: float
+    tokenize_s: float
+    compute_s: float
+
+
+class RewardsReply(Reply):
+    """Body of a 200."""
+
+    id: str
+    scorer: str | None = None
+    model: str | None = None
+    version: int | None = None
+    items: list[ItemReply]
+    usage: Usage
+    timing: Timing
+
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+def parse_json(model: type[ModelT], body: bytes) -> ModelT:
+    """A request from the bytes of a JSON body.
+
+    Raises MalformedJson, MalformedBody (not an object), UnknownField, InvalidField.
+    """
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as error:
+        raise refusal(error) from None
+
+
+def parse(model: type[ModelT], value: Mapping[str, Any], *, prefix: tuple[str, ...] = ()) -> ModelT:
+    """A request from plain objects; `prefix` is the path at which `value` stands. Raises as `parse_json`."""
+    try:
+        return model.model_validate(dict(value))
+    except ValidationError as error:
+        raise refusal(error, prefix=prefix) from None
+
+
+def refusal(
+    error: ValidationError, *, prefix: tuple[str, ...] = (), unknown: type[RequestError] = UnknownField
+) -> RequestError:
+    """The first thing wrong, as one of our errors. Never quotes text that the caller sent, only numbers and sizes."""
+    first = error.errors(include_url=False)[0]
+    where = path((*prefix, *first["loc"]))
+    kind = first["type"]
+    if kind == "json_invalid":
+        return MalformedJson(f"the body is not valid JSON: {first['msg'].removeprefix('Invalid JSON: ')}")
+    if not where and kind in ("model_type", "model_attributes_type", "dict_type"):
+        return MalformedBody(f"the body must be a JSON object, got {_shown(first['input'])}")
+    if kind == "extra_forbidden":
+        noun = "option" if unknown is UnknownOption else "field"
+        return unknown(f"unknown {noun} `{where}`", param=where)
+    if kind == "missing":
+        return InvalidField(f"`{where}` is required", param=where)
+    message = first["msg"].removeprefix("Value error, ")
+    if kind == "value_error":
+        return InvalidField(message, param=where or None)
+    return InvalidField(f"`{where}`: {message}, got {_shown(first['input'])}", param=where)
+
+
+def path(location: tuple[int | str, ...]) -> str:
+    """`("items", 0, "response", "ids", 3)` as a person writes it: `items[0].response[3]`."""
+    text = ""
+    for previous, part in zip((None, *location), location, strict=False):
+        if isinstance(part, int):
+            text += f"[{part}]"
+        elif part not in _UNION_TAGS or previous not in ("prompt", "response"):
+            text += f".{part}" if text else part
+    return text
+
+
+def _shown(value: object) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, (int, float)):
+        return repr(value)
+    for kind, name in ((str, "a string"), (list, "a list"), (dict, "an object")):
+        if isinstance(value, kind):
+            return f"{name} of length {len(value)}"
+    return type(value).__name__
+
+
+def encode_rewards(rewards: npt.NDArray[np.float32]) -> str:
+    """Base64 of little-endian float32, as in the OpenAI embeddings API."""
+    return base64.b64encode(np.ascontiguousarray(rewards, dtype="<f4").tobytes()).decode("ascii")
+
+
+def decode_rewards(value: list[float] | str) -> npt.NDArray[np.float32]:
+    """A float32 vector from either encoding. Raises ValueError if the base64 is broken."""
+    if isinstance(value, str):
+        return np.frombuffer(base64.b64decode(value, validate=True), dtype="<f4").astype(np.float32)
+    return np.asarray(value, dtype=np.float32)
+
+
+def encode_ids(ids: npt.ArrayLike) -> dict[str, str]:
+    """Token ids as `{"ids_b64": ...}`."""
+    return {"ids_b64": base64.b64encode(np.asarray(ids, dtype="<i4").tobytes()).decode("ascii")}
+
+
+def decode_ids(value: list[int] | IdsB64, *, param: str) -> npt.NDArray[np.int64]:
+    """Token ids [n] from either encoding. Raises InvalidField if the base64 is broken."""
+    if not isinstance(value, IdsB64):
+        return np.asarray(value, dtype=np.int64)
+    try:
+        return np.frombuffer(base64.b64decode(value.ids_b64, validate=True), dtype="<i4").astype(np.int64)
+    except (binascii.Error, ValueError):
+        raise InvalidField(f"`{param}.ids_b64` is not base64 of little-endian int32", param=f"{param}.ids_b64") from None

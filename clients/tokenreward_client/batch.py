@@ -1,0 +1,192 @@
+"""One `score` call: its items cut into requests, sent, re-sent where that helps, and put back in order.
+
+It knows the two wire models and yields flows; which path a request takes and when it is retried is `flow`'s business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, TypedDict
+
+from pydantic import ValidationError
+from pydantic_core import to_json
+
+from tokenreward.errors import RequestError
+from tokenreward.wire import ErrorDetail, RewardsReply, RewardsRequest, parse_json
+from tokenreward_client.errors import BadArgument, BadReply, ClientError, ItemFailed, ServerRefused
+from tokenreward_client.flow import Attempts, Flow, Road, answered
+from tokenreward_client.items import ItemLike, Parcel, pack
+from tokenreward_client.rewards import Rewards, first_error, read_keyed, read_single
+
+DEFAULT_SCORER = "endogenous"
+
+
+class Asked(TypedDict, total=False):
+    """What `score` may be asked besides items and scorer.
+
+    `options`, `credit`: as on the wire; keyed by scorer name with `scorers`. `combine`: weights per scorer name.
+    `on_error`: "raise" (default) raises ItemFailed for the first failed item, once all are done; "return" leaves the
+    error in its Rewards. `timeout_s`: deadline of this call, in place of the client's.
+    """
+
+    scorers: Sequence[str] | None
+    combine: Mapping[str, float] | None
+    options: Mapping[str, Any] | None
+    credit: Mapping[str, Any] | None
+    return_tokens: bool
+    min_version: int | None
+    on_error: Literal["raise", "return"]
+    timeout_s: float | None
+
+
+class Batch:
+    """Items ready to travel and what was asked about them. Raises BadArgument for what the wire would refuse."""
+
+    def __init__(self, items: Iterable[ItemLike], scorer: str | None, asked: Asked) -> None:
+        for name in asked.keys() - Asked.__annotations__.keys():
+            raise TypeError(f"score() got an unexpected keyword argument {name!r}")
+        self.parcels = pack(items)
+        self.on_error = asked.get("on_error", "raise")
+        if self.on_error not in ("raise", "return"):
+            raise BadArgument(f'`on_error` must be "raise" or "return", got {self.on_error!r}', param="on_error")
+        self._head = _head(scorer, asked)
+        try:
+            request = parse_json(RewardsRequest, self._body([Parcel(b'{"prompt":"","response":""}', None)]))
+            for name in request.names:
+                request.credit_of(name)
+                request.options_of(name)
+        except RequestError as error:
+            raise BadArgument(error.message, param=error.param) from None
+        self.names = request.names
+        self.keyed = request.scorers is not None
+        self.combined = request.combine is not None
+
+    def body(self, positions: Sequence[int]) -> bytes:
+        """The request for these items, in this order."""
+        return self._body([self.parcels[position] for position in positions])
+
+    def _body(self, parcels: Sequence[Parcel]) -> bytes:
+        return self._head[:-1] + b',"items":[' + b",".join(parcel.json for parcel in parcels) + b"]}"
+
+    def parts(self, *, max_items: int, max_bytes: int) -> Iterator[list[int]]:
+        """Positions in order, cut into requests of about equal size; an item larger than `max_bytes` goes alone."""
+        num_parts = -(-len(self.parcels) // max_items)
+        max_items = -(-len(self.parcels) // max(num_parts, 1))
+        part: list[int] = []
+        num_bytes = 0
+        for position, parcel in enumerate(self.parcels):
+            if part and (len(part) == max_items or num_bytes + len(parcel.json) > max_bytes):
+                yield part
+                part, num_bytes = [], 0
+            part.append(position)
+            num_bytes += len(parcel.json)
+        if part:
+            yield part
+
+    def read(self, content: bytes | dict[str, Any], positions: Sequence[int]) -> dict[int, Rewards]:
+        """A 200's body, or the same as an object: one answer per position asked. Raises BadReply."""
+        try:
+            validate = RewardsReply.model_validate_json if isinstance(content, bytes) else RewardsReply.model_validate
+            reply = validate(content)  # type: ignore[arg-type]  # each takes its own half of the union
+        except ValidationError as error:
+            raise BadReply(f"the reply is not a rewards reply: {error.errors()[0]['msg']}") from None
+        by_index = {item.index: item for item in reply.items}
+        if len(by_index) != len(reply.items) or set(by_index) != set(range(len(positions))):
+            raise BadReply(f"the reply's indices are not 0 to {len(positions) - 1}, each once")
+        answers = {}
+        for index, position in enumerate(positions):
+            item, units, where = by_index[index], self.parcels[position].units, f"items[{position}]"
+            if self.keyed:
+                answers[position] = read_keyed(item, self.names, combined=self.combined, units=units, where=where)
+            else:
+                filled = {"model": item.model or reply.model, "version": _either(item.version, reply.version)}
+                answers[position] = read_single(item.model_copy(update=filled), units=units, where=where)
+        return answers
+
+    def merged(self, old: Rewards | None, new: Rewards) -> Rewards:
+        """A re-sent item's answer. A scorer that was fine before and failed now keeps its result, unless the results
+        are combined: a combined vector belongs to the one reply it came with."""
+        if old is None or old.scorers is None or self.combined or new.scorers is None or new.error is not None:
+            return new
+        kept = {name: _better(old.scorers.get(name), result) for name, result in new.scorers.items()}
+        return Rewards(new.rewards, new.score, new.tokens, new.model, new.version, new.error, kept)
+
+    def in_order(self, parts: Iterable[Mapping[int, Rewards]]) -> list[Rewards]:
+        """The answers of all parts in the caller's order. Raises ItemFailed if errors are to be raised."""
+        by_position = {position: rewards for part in parts for position, rewards in part.items()}
+        answers = [by_position[position] for position in range(len(self.parcels))]
+        failed = [position for position, rewards in enumerate(answers) if first_error(rewards) is not None]
+        if failed and self.on_error == "raise":
+            raise _item_failed(failed[0], answers[failed[0]], others=len(failed) - 1)
+        return answers
+
+
+def part_flow(batch: Batch, positions: list[int], road: Road, attempts: Attempts) -> Flow[dict[int, Rewards]]:
+    """One request, and again for the items whose error says that a retry may help. A 413 is sent again in halves.
+
+    Once items have an answer, giving up on the rest leaves their last error in place. Raises as `answered`.
+    """
+    answers: dict[int, Rewards] = {}
+    pending = positions
+    while pending:
+        try:
+            response = yield from answered(road, batch.body(pending), attempts)
+            for position, rewards in batch.read(response.content, pending).items():
+                answers[position] = batch.merged(answers.get(position), rewards)
+            pending = [position for position in pending if _may_improve(answers[position])]
+            if pending:
+                error = _item_failed(pending[0], answers[pending[0]], others=len(pending) - 1)
+                error.retryable = True
+                yield from attempts.pause(error)
+        except ClientError as error:
+            if isinstance(error, ServerRefused) and error.status == 413 and len(pending) > 1:
+                for half in (pending[: len(pending) // 2], pending[len(pending) // 2 :]):
+                    answers |= yield from part_flow(batch, half, road, attempts)
+                return answers
+            if error.retryable and all(position in answers for position in pending):
+                return answers
+            raise
+    return answers
+
+
+def _head(scorer: str | None, asked: Asked) -> bytes:
+    """The request as JSON, all but its items."""
+    if scorer is not None and asked.get("scorers") is not None:
+        raise BadArgument("give `scorer` or `scorers`, not both", param="scorers")
+    names = asked.get("scorers")
+    if isinstance(names, str):
+        raise BadArgument("`scorers` must be a list of names; for one scorer use `scorer`", param="scorers")
+    head: dict[str, Any] = {"encoding_format": "base64", "return_tokens": asked.get("return_tokens", False)}
+    head |= {"scorer": scorer or DEFAULT_SCORER} if names is None else {"scorers": list(names)}
+    for name in ("options", "credit", "combine", "min_version"):
+        value = asked.get(name)
+        if value is not None:
+            head[name] = value
+    try:
+        return to_json(head, inf_nan_mode="constants")
+    except ValueError as error:
+        raise BadArgument(f"the request cannot be written as JSON: {error}") from None
+
+
+def _either(first: int | None, second: int | None) -> int | None:
+    return first if first is not None else second
+
+
+def _better(old: Rewards | None, new: Rewards) -> Rewards:
+    return old if old is not None and old.error is None and new.error is not None else new
+
+
+def _may_improve(rewards: Rewards) -> bool:
+    errors: list[ErrorDetail | None] = [rewards.error, *(result.error for result in (rewards.scorers or {}).values())]
+    return any(error is not None and error.retryable for error in errors)
+
+
+def _item_failed(position: int, rewards: Rewards, *, others: int) -> ItemFailed:
+    found = first_error(rewards)
+    if found is None:
+        raise BadReply(f"items[{position}] failed without an error")
+    scorer, detail = found
+    asked = f" ({scorer})" if scorer is not None else ""
+    more = f"; and {others} more items failed" if others else ""
+    message = f"items[{position}]{asked}: {detail.code}: {detail.message}{more}"
+    return ItemFailed(message, index=position, code=detail.code, param=detail.param, scorer=scorer)

@@ -1,0 +1,266 @@
+"""Client and AsyncClient: the two drivers that run the flows over httpx, and nothing else.
+
+They know sockets, threads, tasks and clocks. What is sent, what is retried and what counts as an answer is decided in
+`flow` and `batch`, once for both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import math
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ClassVar, Self, TypeVar, Unpack, cast
+
+import httpx
+
+from tokenreward_client.batch import Asked, Batch, part_flow
+from tokenreward_client.errors import BadArgument
+from tokenreward_client.flow import GATEWAY_REWARDS, Attempts, Flow, Retry, Road, Send, Sleep, Step, Together
+from tokenreward_client.items import ItemLike
+from tokenreward_client.rewards import Rewards
+from tokenreward_client.routes import Routes, ScorerInfo
+
+T = TypeVar("T")
+CONNECT_TIMEOUT_S = 10.0
+# The listing only saves a hop: a gateway that keeps silent about it should not eat the deadline.
+LISTING_TIMEOUT_S = 10.0
+
+
+class _Service:
+    """What both clients know: where the service is and how to ask it. Raises BadArgument.
+
+    Args:
+        base_url: of the gateway.
+        api_key: sent as `Authorization: Bearer`; never shown.
+        timeout_s: deadline of one `score` call in seconds, its retries and pauses included.
+        max_retries: tries after the first, per request.
+        max_concurrency: requests in flight at a time, over all calls on this client.
+    """
+
+    max_request_items: ClassVar[int] = 64
+    max_request_bytes: ClassVar[int] = 2**20
+
+    def __init__(
+        self,
+        base_url: str = "http://127.0.0.1:8000",
+        *,
+        api_key: str | None = None,
+        timeout_s: float = 300.0,
+        max_retries: int = 10,
+        max_concurrency: int = 16,
+    ) -> None:
+        self._base_url = _checked_url(base_url)
+        self._headers = {} if api_key is None else {"authorization": f"Bearer {_checked_key(api_key)}"}
+        self._timeout_s = _checked_timeout(timeout_s)
+        if max_retries < 0:
+            raise BadArgument(f"`max_retries` must be 0 or more, got {max_retries}", param="max_retries")
+        if max_concurrency < 1:
+            raise BadArgument(f"`max_concurrency` must be 1 or more, got {max_concurrency}", param="max_concurrency")
+        self._retry = Retry(max_retries=max_retries)
+        self._max_concurrency = max_concurrency
+        self._routes = Routes()
+        self._open()
+
+    def _open(self) -> None:
+        """Make the connection pool and the slots that bound concurrency."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        key = ", api_key=<set>" if self._headers else ""
+        return f"{type(self).__name__}({str(self._base_url.copy_with(userinfo=b''))!r}{key})"
+
+    def _attempts(self, timeout_s: float, *, max_retries: int | None = None) -> Attempts:
+        retry = self._retry if max_retries is None else dataclasses.replace(self._retry, max_retries=max_retries)
+        return Attempts(retry, retry.clock() + timeout_s)
+
+    def _scoring(self, items: Iterable[ItemLike], scorer: str | None, asked: Asked) -> Flow[list[Rewards]]:
+        batch = Batch(items, scorer, asked)
+        timeout_s = asked.get("timeout_s")
+        whole = self._attempts(self._timeout_s if timeout_s is None else _checked_timeout(timeout_s))
+        if not batch.parcels:
+            return []
+        listing = self._attempts(min(whole.left_s(), LISTING_TIMEOUT_S), max_retries=0)
+        path = yield from self._routes.road(batch.names, listing)
+        flows = []
+        for part in batch.parts(max_items=self.max_request_items, max_bytes=self.max_request_bytes):
+            road = Road(path, None if path == GATEWAY_REWARDS else self._routes.forget)
+            flows.append(part_flow(batch, part, road, Attempts(self._retry, whole.deadline)))
+        return batch.in_order((yield Together(flows)))
+
+    def _listing(self) -> Flow[list[ScorerInfo]]:
+        return self._routes.listing(self._attempts(self._timeout_s))
+
+    def _http_options(self) -> dict[str, Any]:
+        limits = httpx.Limits(max_keepalive_connections=self._max_concurrency)
+        return {"base_url": self._base_url, "headers": self._headers, "limits": limits}
+
+
+class Client(_Service):
+    """Asks the service for rewards, blocking; see `_Service` for the arguments. Safe to share between threads.
+
+    A call that needs several requests sends them from up to `max_concurrency` threads that live as long as the call.
+
+        with Client("http://127.0.0.1:8000") as client:
+            for answer in client.score([("2+2?", "It is 4.")]):
+                print(answer.rewards, answer.score)
+    """
+
+    def score(self, items: Iterable[ItemLike], scorer: str | None = None, **asked: Unpack[Asked]) -> list[Rewards]:
+        """One Rewards per item, in the caller's order; `scorer` is `endogenous` unless named, `asked` as in Asked.
+
+        Items are wire Items, dicts of the same fields, or (prompt, response) pairs; ids may be lists or integer arrays.
+
+        Raises BadArgument, ItemFailed (unless `on_error="return"`), ServerRefused, ConnectionFailed, DeadlineExceeded,
+        BadReply.
+        """
+        return self._drive(self._scoring(items, scorer, asked))
+
+    def scorers(self) -> list[ScorerInfo]:
+        """What the service offers. Raises ServerRefused, ConnectionFailed, DeadlineExceeded, BadReply."""
+        return self._drive(self._listing())
+
+    def close(self) -> None:
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _open(self) -> None:
+        self._http = httpx.Client(**self._http_options())
+        self._slots = threading.BoundedSemaphore(self._max_concurrency)
+
+    def _drive(self, flow: Flow[T]) -> T:
+        answer: Any = None
+        with contextlib.closing(flow):
+            while True:
+                try:
+                    step = flow.send(answer)
+                except StopIteration as stop:
+                    return cast(T, stop.value)
+                answer = self._perform(step)
+
+    def _perform(self, step: Step) -> Any:
+        if isinstance(step, Sleep):
+            return time.sleep(step.seconds)
+        if isinstance(step, Together):
+            return self._together(step.flows)
+        try:
+            return self._http.send(_request(self._http, step))
+        except httpx.RequestError as error:
+            return error
+
+    def _together(self, flows: Sequence[Flow[Any]]) -> list[Any]:
+        if len(flows) == 1:
+            return [self._drive_in_slot(flows[0])]
+        pool = ThreadPoolExecutor(min(len(flows), self._max_concurrency), thread_name_prefix="tokenreward")
+        try:
+            return list(pool.map(self._drive_in_slot, flows))
+        finally:
+            # After an error the requests in flight are left to end by themselves: the caller should not wait for them.
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _drive_in_slot(self, flow: Flow[T]) -> T:
+        with self._slots:
+            return self._drive(flow)
+
+
+class AsyncClient(_Service):
+    """Asks the service for rewards with `await`; see `_Service` for the arguments. Belongs to one event loop.
+
+    async with AsyncClient("http://127.0.0.1:8000") as client:
+        answers = await client.score([("2+2?", "It is 4.")])
+    """
+
+    async def score(
+        self, items: Iterable[ItemLike], scorer: str | None = None, **asked: Unpack[Asked]
+    ) -> list[Rewards]:
+        """As `Client.score`."""
+        return await self._drive(self._scoring(items, scorer, asked))
+
+    async def scorers(self) -> list[ScorerInfo]:
+        """As `Client.scorers`."""
+        return await self._drive(self._listing())
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self.close()
+
+    def _open(self) -> None:
+        self._http = httpx.AsyncClient(**self._http_options())
+        self._slots = asyncio.Semaphore(self._max_concurrency)
+
+    async def _drive(self, flow: Flow[T]) -> T:
+        answer: Any = None
+        with contextlib.closing(flow):
+            while True:
+                try:
+                    step = flow.send(answer)
+                except StopIteration as stop:
+                    return cast(T, stop.value)
+                answer = await self._perform(step)
+
+    async def _perform(self, step: Step) -> Any:
+        if isinstance(step, Sleep):
+            return await asyncio.sleep(step.seconds)
+        if isinstance(step, Together):
+            return await self._together(step.flows)
+        try:
+            return await self._http.send(_request(self._http, step))
+        except httpx.RequestError as error:
+            return error
+
+    async def _together(self, flows: Sequence[Flow[Any]]) -> list[Any]:
+        tasks = [asyncio.ensure_future(self._drive_in_slot(flow)) for flow in flows]
+        try:
+            return await asyncio.gather(*tasks)
+        except BaseException:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            raise
+
+    async def _drive_in_slot(self, flow: Flow[T]) -> T:
+        async with self._slots:
+            return await self._drive(flow)
+
+
+def _request(http: httpx.Client | httpx.AsyncClient, step: Send) -> httpx.Request:
+    timeout = httpx.Timeout(step.timeout_s, connect=min(step.timeout_s, CONNECT_TIMEOUT_S))
+    method = "GET" if step.body is None else "POST"
+    return http.build_request(method, step.path, content=step.body, headers=step.headers, timeout=timeout)
+
+
+def _checked_url(base_url: str) -> httpx.URL:
+    try:
+        url = httpx.URL(base_url)
+    except (httpx.InvalidURL, TypeError):
+        raise BadArgument("`base_url` is not a URL", param="base_url") from None
+    if url.scheme not in ("http", "https") or not url.host or url.query or url.fragment:
+        raise BadArgument("`base_url` must look like http://host:port, without a query", param="base_url")
+    return url
+
+
+def _checked_key(api_key: str) -> str:
+    """Never quotes the key: a message ends up in logs."""
+    if not api_key or not api_key.isascii() or not api_key.isprintable() or " " in api_key:
+        raise BadArgument("`api_key` must be printable ASCII without white space", param="api_key")
+    return api_key
+
+
+def _checked_timeout(timeout_s: float) -> float:
+    if not (math.isfinite(timeout_s) and timeout_s > 0):
+        raise BadArgument(f"`timeout_s` must be a positive number of seconds, got {timeout_s}", param="timeout_s")
+    return timeout_s

@@ -1,0 +1,85 @@
+"""Every error the client raises: what it means and whether trying again later may help.
+
+The tree:
+
+    ClientError
+      BadArgument           also a ValueError: an argument cannot be sent; nothing was
+      NotText               also a ValueError: ids that do not decode to valid text (see spans)
+      ServerRefused         the server, or a proxy before it, refused the request as a whole: status, code, param
+      ItemFailed            one item has no reward: index, scorer, code, param
+      ConnectionFailed      no answer came: the connection failed or broke          retryable
+      DeadlineExceeded      `timeout_s` passed before the answer came               retryable
+      BadReply              a 200 that does not keep its promises: lengths, indices, finite numbers
+
+Retryable errors are raised only once the client's own retries are used up. It does not know HTTP, and its messages
+hold neither the API key nor the text of an item.
+"""
+
+from __future__ import annotations
+
+
+class ClientError(Exception):
+    """Root of all errors that the client raises."""
+
+    retryable: bool = False
+
+
+class BadArgument(ClientError, ValueError):
+    """An argument cannot be sent. `param` is its path, for example `items[3].response`."""
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class NotText(ClientError, ValueError):
+    """Token ids that do not decode to valid text. `index` is the first token at fault, if one can be named."""
+
+    def __init__(self, message: str, *, index: int | None = None) -> None:
+        super().__init__(message)
+        self.index = index
+
+
+class ServerRefused(ClientError):
+    """The request as a whole was refused.
+
+    `code` and `param` are those of the service's error body; both are None if a proxy answered in its place.
+    """
+
+    def __init__(
+        self, message: str, *, status: int, code: str | None = None, param: str | None = None, retryable: bool = False
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.param = param
+        self.retryable = retryable
+
+
+class ItemFailed(ClientError):
+    """One item has no reward. `index` counts the caller's items; `scorer` is None if only one was asked."""
+
+    def __init__(
+        self, message: str, *, index: int, code: str, param: str | None = None, scorer: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.index = index
+        self.code = code
+        self.param = param
+        self.scorer = scorer
+
+
+class ConnectionFailed(ClientError):
+    """No answer came: the connection could not be made, broke, or stayed silent."""
+
+    retryable = True
+
+
+class DeadlineExceeded(ClientError):
+    """`timeout_s` passed, or would have passed during the pause before the next try."""
+
+    retryable = True
+
+
+class BadReply(ClientError):
+    """The server answered 200 with something other than what was asked for."""

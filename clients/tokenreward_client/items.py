@@ -1,0 +1,103 @@
+"""From what a caller holds to what travels: an Item, a dict or a (prompt, response) pair becomes a Parcel.
+
+Token ids leave as base64 of int32 whatever they came as; arrays of any library are read through `tolist`. It knows no
+HTTP and no models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tokenreward.errors import RequestError
+from tokenreward.wire import IdsB64, Item, decode_ids, encode_ids, parse
+from tokenreward_client.errors import BadArgument
+
+ItemLike = Item | Mapping[str, Any] | tuple[Any, Any]
+
+_PER_UNIT = ("spans", "mask", "policy_logprobs", "ref_logprobs")
+_INT32 = np.iinfo(np.int32)
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """One item as JSON, and the number of rewards it must come back with (None: the server's tokens decide)."""
+
+    json: bytes
+    units: int | None
+
+
+def pack(items: Iterable[ItemLike]) -> list[Parcel]:
+    """All items, in order. Raises BadArgument, naming the first item at fault."""
+    if isinstance(items, (str, bytes, Mapping, Item)):
+        raise BadArgument("`items` must be a list of items; put a single one in a list", param="items")
+    return [_parcel(item, f"items[{index}]") for index, item in enumerate(items)]
+
+
+def _parcel(given: ItemLike, where: str) -> Parcel:
+    fields = _fields(given, where)
+    for name in ("prompt", "response"):
+        if name in fields:
+            fields[name] = _packed_if_ids(fields[name], f"{where}.{name}")
+    for name in _PER_UNIT:
+        if fields.get(name) is not None:
+            fields[name] = _listed(fields[name])
+    try:
+        item = parse(Item, fields, prefix=(where,))
+    except RequestError as error:
+        raise BadArgument(error.message, param=error.param) from None
+    units = _units(item, where)
+    return Parcel(item.model_dump_json(exclude_unset=True).encode(), units)
+
+
+def _fields(given: ItemLike, where: str) -> dict[str, Any]:
+    if isinstance(given, Item):
+        return given.model_dump(exclude_unset=True)
+    if isinstance(given, Mapping):
+        return dict(given)
+    if isinstance(given, (tuple, list)) and len(given) == 2:
+        return {"prompt": given[0], "response": given[1]}
+    message = f"`{where}` must be an Item, a dict or a (prompt, response) pair, got {type(given).__name__}"
+    raise BadArgument(message, param=where)
+
+
+def _packed_if_ids(value: Any, where: str) -> Any:
+    """Ids of any kind as `ids_b64`; text and messages as they are."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if not isinstance(value, (list, tuple)) or (value and isinstance(value[0], (Mapping, str))):
+        return value
+    if not value:
+        return encode_ids(np.empty(0, dtype=np.int32))
+    # bool is an int to numpy, and a float would be cut: only integers that fit may pass
+    if not all(isinstance(id_, (int, np.integer)) and not isinstance(id_, bool) for id_ in value):
+        raise BadArgument(f"`{where}` must be text, messages or a flat list of integer token ids", param=where)
+    if min(value) < _INT32.min or max(value) > _INT32.max:
+        raise BadArgument(f"`{where}` holds a token id that does not fit 32 bits", param=where)
+    return encode_ids(value)
+
+
+def _listed(value: Any) -> Any:
+    """Lists all the way down: the wire's strict models take no tuples and no arrays."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_listed(entry) for entry in value]
+    return value
+
+
+def _units(item: Item, where: str) -> int | None:
+    """Entries that the reward vector must have. Raises BadArgument if the item contradicts itself or ids are broken."""
+    counts = {name: len(value) for name in _PER_UNIT if (value := getattr(item, name)) is not None}
+    if isinstance(item.response, IdsB64):
+        try:
+            counts["response"] = decode_ids(item.response, param=f"{where}.response").size
+        except RequestError as error:
+            raise BadArgument(error.message, param=error.param) from None
+    if len(set(counts.values())) > 1:
+        listed = ", ".join(f"{name} {count}" for name, count in counts.items())
+        raise BadArgument(f"`{where}`: one entry per unit is needed, but the lengths differ: {listed}", param=where)
+    return next(iter(counts.values()), None)

@@ -1,0 +1,93 @@
+"""What a caller gets per item: Rewards, read from the wire and checked against what was promised.
+
+It knows no HTTP. A vector that is not finite or not of the promised length is an error here, never repaired.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from tokenreward.wire import ErrorDetail, ItemReply, ScorerResult, Token, decode_rewards
+from tokenreward_client.errors import BadReply
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rewards:
+    """One item's answer.
+
+    `rewards`: float32 [units], one per response token or span; None if `error` is set, or if several scorers were asked
+    and not combined. `score`: the scorer's sequence-level number. `tokens`: what was scored, with `return_tokens`.
+    `model` and `version` name the weights. `scorers`: the same per scorer, where `scorers=` asked for several.
+    """
+
+    rewards: npt.NDArray[np.float32] | None
+    score: float | None = None
+    tokens: tuple[Token, ...] | None = None
+    model: str | None = None
+    version: int | None = None
+    error: ErrorDetail | None = None
+    scorers: Mapping[str, Rewards] | None = None
+
+
+def read_single(item: ItemReply, *, units: int | None, where: str) -> Rewards:
+    """The answer to a request with `scorer`. Raises BadReply."""
+    if item.error is None and item.rewards is None:
+        raise BadReply(f"{where} has neither rewards nor an error")
+    if units is None and item.tokens is not None:
+        units = len(item.tokens)
+    return _read(item, units=units, where=where)
+
+
+def read_keyed(item: ItemReply, names: list[str], *, combined: bool, units: int | None, where: str) -> Rewards:
+    """The answer to a request with `scorers`; `combined`: weighted rewards were asked for. Raises BadReply."""
+    results = item.scorers or {}
+    if item.error is None and set(results) != set(names):
+        raise BadReply(f"{where} answers for scorers {sorted(results)}, asked were {sorted(names)}")
+    for name, result in results.items():
+        if result.error is None and result.rewards is None:
+            raise BadReply(f"{where}.scorers.{name} has neither rewards nor an error")
+    failed = item.error is not None or any(result.error is not None for result in results.values())
+    if combined and not failed and item.rewards is None:
+        raise BadReply(f"{where} has no combined rewards and no error")
+    top = _read(item, units=units, where=where)
+    each = {name: _read(result, units=units, where=f"{where}.scorers.{name}") for name, result in results.items()}
+    return Rewards(top.rewards, top.score, top.tokens, top.model, top.version, top.error, each)
+
+
+def first_error(rewards: Rewards) -> tuple[str | None, ErrorDetail] | None:
+    """The first error of an item and the scorer it belongs to (None: the item itself)."""
+    if rewards.error is not None:
+        return None, rewards.error
+    for name, result in (rewards.scorers or {}).items():
+        if result.error is not None:
+            return name, result.error
+    return None
+
+
+def _read(result: ScorerResult, *, units: int | None, where: str) -> Rewards:
+    tokens = result.tokens if isinstance(result, ItemReply) else None
+    kept = tuple(tokens) if tokens is not None else None
+    if result.error is not None:
+        return Rewards(None, tokens=kept, model=result.model, version=result.version, error=result.error)
+    vector = None if result.rewards is None else _vector(result.rewards, units=units, where=where)
+    if result.score is not None and not math.isfinite(result.score):
+        raise BadReply(f"{where}.score is not finite")
+    return Rewards(vector, result.score, kept, result.model, result.version)
+
+
+def _vector(value: list[float] | str, *, units: int | None, where: str) -> npt.NDArray[np.float32]:
+    try:
+        with np.errstate(over="ignore"):  # what overflows float32 is not finite, and is refused below
+            vector = decode_rewards(value)
+    except ValueError:
+        raise BadReply(f"{where}.rewards is not base64 of little-endian float32") from None
+    if not np.isfinite(vector).all():
+        raise BadReply(f"{where}.rewards has {int((~np.isfinite(vector)).sum())} entries that are not finite")
+    if units is not None and vector.shape != (units,):
+        raise BadReply(f"{where}.rewards has {vector.size} entries, promised were {units}")
+    return vector

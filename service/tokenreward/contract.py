@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
@@ -95,32 +95,29 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-OptionsT = TypeVar("OptionsT", bound=Options)
-
-
-class Scorer(ABC, Generic[OptionsT]):
+class Scorer(ABC):
     """A way to judge a response. Stateless: one instance serves all items of a deployment.
 
     Class attributes: `Options`, its options; `task`, the kind of checkpoint it reads (None: any); `gives`, the signals
     it may give; `default_credit`; `score_is`, one sentence that defines `score` for `GET /v1/scorers`.
     """
 
-    Options: type[OptionsT]
+    Options: ClassVar[type[Options]]
     task: ClassVar[Task | None]
     gives: ClassVar[frozenset[Gives]]
     default_credit: ClassVar[CreditName]
     score_is: ClassVar[str]
 
-    def rows(self, sample: Sample, options: OptionsT) -> tuple[Row, ...]:  # noqa: ARG002 - others depend on options
+    def rows(self, sample: Sample, options: Any) -> tuple[Row, ...]:
         """The rows to read: by default one, prompt + response + suffix."""
         ids = np.concatenate([sample.prompt_ids, sample.response_ids, sample.suffix_ids])
         start = len(sample.prompt_ids)
         return (Row(ids=ids, start=start, stop=start + len(sample.response_ids)),)
 
     @abstractmethod
-    def needs(self, options: OptionsT) -> Needs:
+    def needs(self, options: Any) -> Needs:
         """The outputs wanted of each row."""
 
     @abstractmethod
-    def score(self, sample: Sample, outputs: Sequence[Outputs], options: OptionsT) -> Signals:
+    def score(self, sample: Sample, outputs: Sequence[Outputs], options: Any) -> Signals:
         """The signals of one item, from the outputs of its rows. Raises ItemError."""

@@ -336,4 +336,6 @@ def decode_ids(value: list[int] | IdsB64, *, param: str) -> npt.NDArray[np.int64
     try:
         return np.frombuffer(base64.b64decode(value.ids_b64, validate=True), dtype="<i4").astype(np.int64)
     except (binascii.Error, ValueError):
-        raise InvalidField(f"`{param}.ids_b64` is not base64 of little-endian int32", param=f"{param}.ids_b64") from None
+        raise InvalidField(
+            f"`{param}.ids_b64` is not base64 of little-endian int32", param=f"{param}.ids_b64"
+        ) from None

@@ -1,0 +1,45 @@
+# tokenreward: `make serve` starts the service with the embedded demo models, `make test` runs all tests.
+# Everything is installed into .venv at the versions of constraints.txt; the second time nothing is.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DEV := beartype build hatchling hypothesis mypy psutil pytest pytest-asyncio ruff scikit-learn types-psutil types-pyyaml
+
+.PHONY: help serve test lint format wheel clean
+
+help:
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile
+
+serve: $(STAMP)  ## start the service on loopback with the demo models (ARGS="--port 9000" passes options)
+	@$(BIN)/tokenreward serve $(ARGS)
+
+test: $(STAMP)  ## the whole test suite (ARGS="-k name" passes options to pytest)
+	@echo "==> running the tests"
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMP)  ## ruff and mypy --strict
+	@echo "==> ruff and mypy"
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+format: $(STAMP)  ## let ruff mend what it can
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+wheel: $(STAMP)  ## build the wheel and the source distribution into dist/
+	@echo "==> building the wheel"
+	@$(BIN)/python -m build --no-isolation --outdir dist . >/dev/null
+	@ls -l dist
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || { echo "==> creating $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "==> installing pinned dependencies into $(VENV) (a few minutes the first time)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar on -c constraints.txt torch
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar on -c constraints.txt -e ".[server,train]" $(DEV)
+	@touch $(STAMP)
+
+clean:  ## remove the environment and everything that was built
+	@rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache

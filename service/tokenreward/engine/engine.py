@@ -1,0 +1,272 @@
+"""The engine of one replica. A step: take what waits, run one pass on the device's thread, hand each item its outputs.
+
+It knows no HTTP and no Ray; what it measures it tells to a plain callback, `report(name, value, **labels)`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from tokenreward.batching import Batcher, Entry
+from tokenreward.contract import Needs
+from tokenreward.engine.device import Device
+from tokenreward.engine.intake import Intake
+from tokenreward.engine.job import Job, Outcome, Rows, make_job, reply_item
+from tokenreward.engine.served import Served, plans
+from tokenreward.engine.verdict import Plan
+from tokenreward.errors import DeadlineExceeded, InternalError, VersionNotReached
+from tokenreward.models.checkpoint import Checkpoint, load_checkpoint
+from tokenreward.models.probe import Verdict, choose_layout
+from tokenreward.models.vocabulary import Vocabulary
+from tokenreward.settings import DeploymentSettings
+from tokenreward.wire import RewardsRequest
+
+Report = Callable[..., None]
+ResultT = TypeVar("ResultT")
+
+_STUCK_AFTER_S = 600.0
+_NUM_INTAKE_THREADS = 2
+
+logger = logging.getLogger(__name__)
+
+
+def _ignore(name: str, value: float = 1.0, **labels: str) -> None:
+    """A report that nobody reads."""
+
+
+class Engine:
+    """Scores requests on one checkpoint. Make one with `load`; use it from one event loop."""
+
+    def __init__(self, settings: DeploymentSettings, checkpoint: Checkpoint, verdict: Verdict, report: Report) -> None:
+        self.settings = settings
+        self._served = _served(settings)
+        self._verdict = verdict
+        self._report = report
+        vocabulary = Vocabulary(checkpoint)
+        self._intake = Intake(
+            vocabulary=vocabulary,
+            vocab_size=checkpoint.vocab_size,
+            max_sequence_tokens=settings.max_sequence_tokens or checkpoint.max_positions,
+            suffix_ids=vocabulary.suffix(settings.suffix_text),
+        )
+        self._device = Device(verdict.layout)
+        self._batcher: Batcher[Rows, Outcome] = Batcher(
+            max_batch_tokens=settings.max_batch_tokens,
+            max_batch_requests=settings.max_batch_requests,
+            max_queued_tokens=settings.max_queued_tokens,
+        )
+        self._device_thread = ThreadPoolExecutor(1, thread_name_prefix="device")
+        self._intake_threads = ThreadPoolExecutor(_NUM_INTAKE_THREADS, thread_name_prefix="intake")
+        self._steps: asyncio.Task[None] | None = None
+        self._batch_began: float | None = None
+        self._num_batches = 0
+        report("model_version", settings.version)
+
+    @classmethod
+    def load(
+        cls, settings: DeploymentSettings, *, report: Report = _ignore, say: Callable[[str], None] = logger.info
+    ) -> Engine:
+        """Loads the checkpoint and probes it, which also warms it. Blocks. Raises SettingsError, CheckpointRefused."""
+        needs = Needs()
+        for served in _served(settings).values():
+            needs = needs | served.needs
+        say(f"{settings.name}: loading {settings.checkpoint}")
+        began = time.monotonic()
+        checkpoint = load_checkpoint(settings)
+        say(f"{settings.name}: weights loaded in {time.monotonic() - began:.1f} s, probing")
+        verdict = choose_layout(checkpoint, needs, say=lambda line: say(f"{settings.name}: {line}"))
+        return cls(settings, checkpoint, verdict, report)
+
+    async def score(
+        self, request: RewardsRequest, *, request_id: str | None = None, timeout_s: float | None = None
+    ) -> dict[str, Any]:
+        """The reply to a request, ready for JSON: rewards are float32 arrays [units], or base64 if asked for.
+
+        Cancelling drops what still waits. Raises RequestError; an item's own error stands in its place of the reply.
+        """
+        if request.min_version is not None and request.min_version > self.settings.version:
+            raise VersionNotReached(
+                f"`min_version` is {request.min_version}, the weights are version {self.settings.version}",
+                param="min_version",
+            )
+        asked = plans(self._served, request)
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._score(request, asked, request_id or uuid.uuid4().hex, deadline)
+        except TimeoutError:
+            raise DeadlineExceeded(f"not finished within {timeout_s:g} s") from None
+
+    async def step(self) -> None:
+        """One batch: wait for work, run it, answer everybody in it."""
+        batch = await self._batcher.next_batch()
+        self._num_batches += 1
+        began = self._batch_began = time.monotonic()
+        results = await self._run(batch)
+        self._batch_began = None
+        compute_s = time.monotonic() - began
+        self._measure(batch, began, compute_s)
+        for entry, result in zip(batch, results, strict=True):
+            if entry.future.done():
+                continue
+            if isinstance(result, InternalError):
+                entry.future.set_exception(result)
+            else:
+                entry.future.set_result(Outcome(result, self._num_batches, began - entry.queued_at, compute_s))
+
+    def describe(self) -> list[dict[str, Any]]:
+        """The scorers of this deployment, as `GET /v1/scorers` shows them (the route is HTTP's to add)."""
+        settings = self.settings
+        shared = {
+            "deployment": settings.name,
+            "model": settings.checkpoint,
+            "version": settings.version,
+            "tokenizer": self._intake.vocabulary.fingerprint,
+            "layout": self._verdict.layout.name,
+            "layout_reason": self._verdict.reason,
+            "probe_difference": self._verdict.difference,
+            "limits": {
+                "max_sequence_tokens": self._intake.max_sequence_tokens,
+                "max_batch_tokens": settings.max_batch_tokens,
+                "max_queued_tokens": settings.max_queued_tokens,
+            },
+        }
+        return [{**served.describe(), **shared} for served in self._served.values()]
+
+    def check_health(self) -> None:
+        """Raises if the device is lost or a batch does not end; the replica should then be replaced."""
+        if self._device.lost is not None:
+            raise self._device.lost
+        began = self._batch_began
+        if began is not None and time.monotonic() - began > _STUCK_AFTER_S:
+            raise InternalError(f"a batch has run for more than {_STUCK_AFTER_S:g} s")
+
+    async def close(self) -> None:
+        """Stops the steps; whoever still waits is answered with an error."""
+        if self._steps is not None:
+            self._steps.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._steps
+        self._batcher.fail_all(InternalError("the engine is closing"))
+        self._device_thread.shutdown(wait=False, cancel_futures=True)
+        self._intake_threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _score(
+        self, request: RewardsRequest, asked: list[Plan], request_id: str, deadline: float | None
+    ) -> dict[str, Any]:
+        began = time.monotonic()
+        jobs = await self._offload(self._make_jobs, request, asked)
+        tokenize_s = time.monotonic() - began
+        entries = self._queue(jobs, deadline)
+        try:
+            await asyncio.gather(*(entry.future for entry in entries))
+        finally:
+            for entry in entries:
+                entry.future.cancel()
+        items = await self._offload(self._reply_items, jobs, request, asked)
+        self._count(items, jobs, asked)
+        self._report("tokenize_seconds", tokenize_s)
+        return {
+            "id": request_id,
+            "scorer": request.scorer,
+            "model": self.settings.checkpoint,
+            "version": self.settings.version,
+            "items": items,
+            "usage": _usage(jobs),
+            "timing": _timing(jobs, tokenize_s),
+        }
+
+    def _make_jobs(self, request: RewardsRequest, asked: list[Plan]) -> list[Job]:
+        return [make_job(item, index, asked, self._intake) for index, item in enumerate(request.items)]
+
+    def _queue(self, jobs: Sequence[Job], deadline: float | None) -> list[Entry[Rows, Outcome]]:
+        loop = asyncio.get_running_loop()
+        entries = []
+        for job in jobs:
+            if job.rows:
+                job.entry = Entry(job.rows, job.num_tokens, loop.create_future(), deadline)
+                entries.append(job.entry)
+        self._batcher.submit(entries)
+        self._report_queue()
+        if self._steps is None or self._steps.done():
+            self._steps = loop.create_task(self._step_forever())
+        return entries
+
+    async def _step_forever(self) -> None:
+        while True:
+            await self.step()
+
+    async def _run(self, batch: Sequence[Entry[Rows, Outcome]]) -> Sequence[Any]:
+        """Each entry's outputs or error. Nothing escapes: an engine whose steps end leaves every caller waiting."""
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._device_thread, self._device.run, [entry.work for entry in batch])
+        except InternalError as error:
+            return [error] * len(batch)
+        except Exception as error:
+            logger.exception("a batch failed outside the model")
+            return [InternalError(f"the batch failed: {type(error).__name__}")] * len(batch)
+
+    def _reply_items(self, jobs: Sequence[Job], request: RewardsRequest, asked: list[Plan]) -> list[dict[str, Any]]:
+        return [reply_item(job, request, asked, self._intake) for job in jobs]
+
+    async def _offload(self, function: Callable[..., ResultT], *arguments: object) -> ResultT:
+        return await asyncio.get_running_loop().run_in_executor(self._intake_threads, function, *arguments)
+
+    def _measure(self, batch: Sequence[Entry[Rows, Outcome]], began: float, compute_s: float) -> None:
+        num_tokens = sum(entry.num_tokens for entry in batch)
+        num_computed = self._verdict.layout.num_computed([row for entry in batch for row, _ in entry.work])
+        self._batcher.measured(num_tokens, compute_s)
+        self._report("compute_seconds", compute_s)
+        self._report("batch_items", len(batch))
+        self._report("batch_tokens", num_tokens)
+        self._report("batch_padding_ratio", 1 - num_tokens / num_computed)
+        self._report("computed_tokens_total", num_computed)
+        self._report("padding_tokens_total", num_computed - num_tokens)
+        for entry in batch:
+            self._report("queue_seconds", began - entry.queued_at)
+        self._report_queue()
+
+    def _report_queue(self) -> None:
+        self._report("queued_items", self._batcher.queued_items)
+        self._report("queued_tokens", self._batcher.queued_tokens)
+
+    def _count(self, items: Sequence[dict[str, Any]], jobs: Sequence[Job], asked: Sequence[Plan]) -> None:
+        for plan in asked:
+            self._report("items_total", len(items), scorer=plan.name)
+        for item in items:
+            for result in (item.get("scorers") or {"": item}).values():
+                if result["error"] is not None:
+                    self._report("errors_total", 1, code=result["error"]["code"])
+        for kind, count in _usage(jobs).items():
+            self._report("tokens_total", count, kind=kind.removesuffix("_tokens"))
+
+
+def _served(settings: DeploymentSettings) -> dict[str, Served]:
+    return {entry.served_name: Served.of(entry, settings) for entry in settings.scorers}
+
+
+def _usage(jobs: Sequence[Job]) -> dict[str, int]:
+    samples = [job.prepared.sample for job in jobs if job.prepared is not None]
+    return {
+        "prompt_tokens": sum(len(sample.prompt_ids) for sample in samples),
+        "response_tokens": sum(len(sample.response_ids) for sample in samples),
+    }
+
+
+def _timing(jobs: Sequence[Job], tokenize_s: float) -> dict[str, float]:
+    """The longest wait of an item, and the time of all passes that items of the request were part of."""
+    outcomes = [job.outcome for job in jobs if job.entry is not None]
+    passes = {outcome.batch_number: outcome.compute_s for outcome in outcomes}
+    return {
+        "queue_s": max((outcome.queue_s for outcome in outcomes), default=0.0),
+        "tokenize_s": tokenize_s,
+        "compute_s": sum(passes.values()),
+    }

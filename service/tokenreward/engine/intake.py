@@ -1,0 +1,126 @@
+"""Intake: one wire item becomes a Sample in the scorer's own tokens, and a map from its tokens to the caller's units.
+
+Everything that can be wrong with an item is found here, before it costs device time. It knows no scorers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Int64
+
+from tokenreward.alignment import owners, scored_spans, tiles
+from tokenreward.contract import Sample
+from tokenreward.errors import EmptyResponse, LengthMismatch, SequenceTooLong, TokenOutOfVocabulary, UnsupportedText
+from tokenreward.models.vocabulary import EncodedResponse, Vocabulary
+from tokenreward.wire import Item, decode_ids
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prepared:
+    """An item ready to be scored. `owner` [r]: each response token's unit. `scored` [u]: units that carry reward."""
+
+    index: int
+    item: Item
+    sample: Sample
+    owner: Int64[np.ndarray, " r"]
+    scored: Bool[np.ndarray, " u"]
+    ends: Int64[np.ndarray, " t"] | None
+
+    @property
+    def param(self) -> str:
+        """Where the item stands in the request."""
+        return f"items[{self.index}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Intake:
+    """Turns items into samples for one checkpoint."""
+
+    vocabulary: Vocabulary
+    vocab_size: int
+    max_sequence_tokens: int | None
+    suffix_ids: Int64[np.ndarray, " s"]
+
+    def prepare(self, item: Item, *, index: int) -> Prepared:
+        """Raises ItemError, or InvalidField if a field cannot be decoded at all."""
+        param = f"items[{index}]"
+        prompt_ids = self._prompt(item, param=f"{param}.prompt")
+        response = self._response(item, param=f"{param}.response")
+        for name, ids in (("prompt", prompt_ids), ("response", response.ids)):
+            self._check_vocabulary(ids, param=f"{param}.{name}")
+        self._check_length(len(prompt_ids), len(response.ids), param=f"{param}.response")
+        owner, scored = _units(item, response, param=param)
+        terminal = int(response.ids[-1]) in self.vocabulary.terminal_ids
+        sample = Sample(prompt_ids, response.ids, terminal, keep=scored[owner], suffix_ids=self.suffix_ids)
+        if not sample.keep.any():
+            raise EmptyResponse(f"`{param}.mask` leaves no token to score", param=f"{param}.mask")
+        return Prepared(index, item, sample, owner, scored, response.ends)
+
+    def _prompt(self, item: Item, *, param: str) -> Int64[np.ndarray, " p"]:
+        prompt = item.prompt
+        if isinstance(prompt, str):
+            return self.vocabulary.prompt_from_text(prompt, param=param)
+        if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
+            messages = [message.model_dump(exclude_unset=True) for message in prompt]
+            return self.vocabulary.prompt_from_messages(messages, item.tools, item.chat_template_kwargs, param=param)
+        return self.vocabulary.prompt_from_ids(decode_ids(prompt, param=param), param=param)  # type: ignore[arg-type]
+
+    def _response(self, item: Item, *, param: str) -> EncodedResponse:
+        if not isinstance(item.response, str):
+            response = EncodedResponse(decode_ids(item.response, param=param), ends=None, num_appended=0)
+        elif not item.response:
+            response = EncodedResponse(np.empty(0, dtype=np.int64), ends=None, num_appended=0)
+        else:
+            finished = item.finished is not False
+            response = self.vocabulary.response(item.response, finished=finished, param=param)
+        if not len(response.ids):
+            raise EmptyResponse(f"`{param}` has no tokens", param=param)
+        return response
+
+    def _check_vocabulary(self, ids: Int64[np.ndarray, " n"], *, param: str) -> None:
+        wrong = np.flatnonzero((ids < 0) | (ids >= self.vocab_size))
+        if len(wrong):
+            position = int(wrong[0])
+            raise TokenOutOfVocabulary(
+                f"`{param}[{position}]` is {ids[position]}, the vocabulary has ids 0 to {self.vocab_size - 1}",
+                param=param,
+            )
+
+    def _check_length(self, num_prompt: int, num_response: int, *, param: str) -> None:
+        total = num_prompt + num_response + len(self.suffix_ids)
+        if self.max_sequence_tokens is not None and total > self.max_sequence_tokens:
+            raise SequenceTooLong(
+                f"{num_prompt} prompt + {num_response} response + {len(self.suffix_ids)} suffix = {total} tokens, "
+                f"`max_sequence_tokens` is {self.max_sequence_tokens}",
+                param=param,
+            )
+
+
+def _units(
+    item: Item, response: EncodedResponse, *, param: str
+) -> tuple[Int64[np.ndarray, " r"], Bool[np.ndarray, " u"]]:
+    """The unit of each token, and which units carry reward."""
+    if item.spans is None:
+        owner = np.arange(len(response.ids))
+        scored = np.ones(len(response.ids), dtype=np.bool_)
+    else:
+        assert isinstance(item.response, str)
+        spans = tiles(item.spans, len(item.response), param=f"{param}.spans")
+        if response.ends is None:
+            raise UnsupportedText(
+                f"`{param}.spans`: this tokenizer cannot say where tokens end", param=f"{param}.spans"
+            )
+        owner = owners(response.ends, spans, num_appended=response.num_appended)
+        scored = scored_spans(spans, finished=response.num_appended > 0)
+    for name in ("mask", "policy_logprobs", "ref_logprobs"):
+        given = getattr(item, name)
+        if given is not None and len(given) != len(scored):
+            where = f"{param}.{name}"
+            raise LengthMismatch(
+                f"`{where}` has {len(given)} entries, the response has {len(scored)} units", param=where
+            )
+    if item.mask is not None:
+        scored = scored & np.asarray(item.mask, dtype=np.bool_)
+    return owner, scored

@@ -1,0 +1,110 @@
+"""A job: one item on its way through the engine, from its samples to its place in the reply.
+
+Rows that several scorers ask for are read once. A job knows its own error; it never fails its neighbours.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tokenreward.batching import Entry
+from tokenreward.contract import Needs, Outputs, Row
+from tokenreward.engine.intake import Intake, Prepared
+from tokenreward.engine.verdict import Plan, failed, judge, result, shown_tokens
+from tokenreward.errors import ItemError
+from tokenreward.wire import Item, RewardsRequest
+
+Rows = list[tuple[Row, Needs]]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What the device gave for one job: outputs of its rows or its error; how long it waited and its batch took."""
+
+    outputs: list[Outputs] | ItemError
+    batch_number: int = 0
+    queue_s: float = 0.0
+    compute_s: float = 0.0
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """`rows_of[scorer]`: which of `rows` that scorer reads, or why it reads none. `entry`: its place in the queue."""
+
+    index: int
+    prepared: Prepared | None = None
+    error: ItemError | None = None
+    rows: Rows = field(default_factory=list)
+    rows_of: dict[str, list[int] | ItemError] = field(default_factory=dict)
+    entry: Entry[Rows, Outcome] | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the model will read for it."""
+        return sum(len(row.ids) for row, _ in self.rows)
+
+    @property
+    def outcome(self) -> Outcome:
+        """Of a job whose entry is done, or that needed no pass."""
+        return Outcome([]) if self.entry is None else self.entry.future.result()
+
+
+def make_job(item: Item, index: int, plans: Sequence[Plan], intake: Intake) -> Job:
+    """The item's rows for all scorers, each distinct row once."""
+    job = Job(index)
+    try:
+        prepared = job.prepared = intake.prepare(item, index=index)
+    except ItemError as error:
+        job.error = error
+        return job
+    seen: dict[tuple[int, int, bytes], int] = {}
+    for plan in plans:
+        try:
+            asked = plan.scorer.rows(prepared.sample, plan.options)
+        except ItemError as error:
+            job.rows_of[plan.name] = error
+            continue
+        needs = plan.scorer.needs(plan.options)
+        places = []
+        for row in asked:
+            place = seen.setdefault((row.start, row.stop, row.ids.tobytes()), len(job.rows))
+            if place == len(job.rows):
+                job.rows.append((row, needs))
+            else:
+                job.rows[place] = (row, job.rows[place][1] | needs)
+            places.append(place)
+        job.rows_of[plan.name] = places
+    return job
+
+
+def reply_item(job: Job, request: RewardsRequest, plans: Sequence[Plan], intake: Intake) -> dict[str, Any]:
+    """The item as the reply shows it; with `scorers`, results are keyed by name."""
+    results = {plan.name: _result(job, plan, request.encoding_format) for plan in plans}
+    tokens = None
+    if request.return_tokens and job.prepared is not None:
+        tokens = shown_tokens(job.prepared, intake.vocabulary)
+    if request.scorer is not None:
+        return {"index": job.index, **results[request.scorer], "tokens": tokens}
+    return {"index": job.index, "rewards": None, "score": None, "tokens": tokens, "error": None, "scorers": results}
+
+
+def _result(job: Job, plan: Plan, encoding: str) -> dict[str, Any]:
+    if job.prepared is None:
+        assert job.error is not None
+        return failed(job.error)
+    places, outputs = job.rows_of[plan.name], job.outcome.outputs
+    for error in (places, outputs):
+        if isinstance(error, ItemError):
+            return failed(error)
+    assert isinstance(places, list)
+    assert isinstance(outputs, list)
+    try:
+        rewards, score = judge(plan, job.prepared, [outputs[place] for place in places])
+    except ItemError as error:
+        return failed(error)
+    return result(rewards, score, encoding=encoding)

@@ -1,0 +1,92 @@
+"""The scorers that one deployment serves, and what a request asks of them.
+
+Everything that is wrong with a request as a whole is found here, before any item is looked at. It knows no models.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from tokenreward import credit as credits
+from tokenreward.contract import Needs, Options, Scorer
+from tokenreward.engine.verdict import Plan
+from tokenreward.errors import InvalidField, UnknownOption, UnknownScorer
+from tokenreward.scorers import UnknownScorerType, resolve
+from tokenreward.settings import DeploymentSettings, ScorerSettings, SettingsError
+from tokenreward.wire import RewardsRequest, refusal
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Served:
+    """One named scorer with the operator's option defaults."""
+
+    name: str
+    type: str
+    scorer: Scorer
+    defaults: dict[str, Any]
+
+    @classmethod
+    def of(cls, settings: ScorerSettings, deployment: DeploymentSettings) -> Served:
+        """Raises SettingsError: no such type, wrong options, or a type that reads another kind of checkpoint."""
+        where = f"deployment `{deployment.name}`, scorer `{settings.served_name}`"
+        try:
+            scorer = resolve(settings.type)
+            scorer.Options.model_validate(settings.options)
+        except UnknownScorerType as error:
+            raise SettingsError(f"{where}: {error}") from error
+        except ValidationError as error:
+            raise SettingsError(f"{where}: {refusal(error, prefix=('options',), unknown=UnknownOption)}") from error
+        if scorer.task not in (None, deployment.task):
+            raise SettingsError(f"{where}: type `{settings.type}` reads a {scorer.task}, this is a {deployment.task}")
+        return cls(settings.served_name, settings.type, scorer, settings.options)
+
+    @property
+    def needs(self) -> Needs:
+        """What it needs of a row under the operator's defaults."""
+        return self.scorer.needs(self.scorer.Options.model_validate(self.defaults))
+
+    def plan(self, request: RewardsRequest) -> Plan:
+        """What the request asks of this scorer. Raises RequestError: unknown or wrong options, or credit."""
+        asked = request.options_of(self.name)
+        prefix = ("options",) if request.scorer is not None else ("options", self.name)
+        try:
+            options: Options = self.scorer.Options.model_validate({**self.defaults, **asked})
+        except ValidationError as error:
+            raise refusal(error, prefix=prefix, unknown=UnknownOption) from None
+        credit = request.credit_of(self.name)
+        name = credits.check(credit, default=self.scorer.default_credit, gives=self.scorer.gives)
+        if credit.kl is not None and credit.kl.reference is not None:
+            raise InvalidField(
+                "`credit.kl.reference` cannot name a scorer yet; send `ref_logprobs` with each item",
+                param="credit.kl.reference",
+            )
+        return Plan(self.name, self.scorer, options, credit, name)
+
+    def describe(self) -> dict[str, Any]:
+        """Its entry of `GET /v1/scorers`, without what belongs to the deployment."""
+        schema = self.scorer.Options.model_json_schema()["properties"] if self.scorer.Options.model_fields else {}
+        for name, value in self.defaults.items():
+            schema[name] = {**schema[name], "default": value}
+        supported = [name for name, needs in credits.NEEDS.items() if needs <= self.scorer.gives]
+        return {
+            "name": self.name,
+            "type": self.type,
+            "score": self.scorer.score_is,
+            "options": schema,
+            "credits": supported,
+            "default_credit": self.scorer.default_credit,
+        }
+
+
+def plans(served: dict[str, Served], request: RewardsRequest) -> list[Plan]:
+    """What a request asks, scorer by scorer. Raises RequestError."""
+    for name in request.names:
+        if name not in served:
+            raise UnknownScorer(f"no scorer `{name}` here; there are {', '.join(served)}", param="scorer")
+    for index, item in enumerate(request.items):
+        if item.score is not None:
+            raise InvalidField("`score` is read by none of these scorers", param=f"items[{index}].score")
+    return [served[name].plan(request) for name in request.names]

@@ -1,0 +1,78 @@
+"""A language model's head on chosen rows: the raw logit of one token and logsumexp over all, never [rows, vocabulary].
+
+Tiles of rows x vocabulary columns in float32, with a two-level logsumexp. Soft-cap and scale are read from the
+configuration; whether that is all the model's own forward does to its logits is for the probe to say.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokenreward.models.checkpoint import Checkpoint, CheckpointRefused
+
+_TILE_ROWS = 256
+_TILE_COLUMNS = 4096
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LanguageHead:
+    """logits = softcap * tanh(scale * (h W^T + b) / softcap), without the tanh if there is no soft-cap."""
+
+    weight: Tensor
+    bias: Tensor | None
+    scale: float
+    softcap: float | None
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> LanguageHead:
+        """Raises CheckpointRefused if the model has no output embeddings."""
+        head: Any = checkpoint.model.get_output_embeddings()
+        if head is None:
+            raise CheckpointRefused(f"{type(checkpoint.model).__name__} has no language model head")
+        config = checkpoint.text_config
+        scale = float(getattr(config, "logit_scale", None) or 1.0) / float(
+            getattr(config, "logits_scaling", None) or 1.0
+        )
+        softcap = getattr(config, "final_logit_softcapping", None)
+        return cls(head.weight, getattr(head, "bias", None), scale, None if softcap is None else float(softcap))
+
+    def chosen(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Raw logits [n], float32, of token targets[i] at hidden[i]: an exact indexed dot."""
+        picked = []
+        for rows in torch.split(torch.arange(len(targets), device=hidden.device), _TILE_ROWS):
+            dots = (hidden[rows].float() * self.weight[targets[rows]].float()).sum(dim=-1)
+            picked.append(self._shaped(dots if self.bias is None else dots + self.bias[targets[rows]].float()))
+        return torch.cat(picked) if picked else hidden.new_empty(0, dtype=torch.float32)
+
+    def logsumexp(self, hidden: Tensor, temperatures: list[float]) -> Tensor:
+        """logsumexp(logits / T) [len(temperatures), n], float32, for each temperature and each row of hidden [n, h]."""
+        tiles = [
+            self._tile(hidden[top : top + _TILE_ROWS].float(), temperatures)
+            for top in range(0, len(hidden), _TILE_ROWS)
+        ]
+        return torch.cat(tiles, dim=1) if tiles else hidden.new_empty(len(temperatures), 0, dtype=torch.float32)
+
+    def _tile(self, rows: Tensor, temperatures: list[float]) -> Tensor:
+        partial = []
+        for left in range(0, self.weight.shape[0], _TILE_COLUMNS):
+            right = left + _TILE_COLUMNS
+            logits = rows @ self.weight[left:right].float().T
+            logits = self._shaped(logits if self.bias is None else logits + self.bias[left:right].float())
+            partial.append(
+                torch.stack([torch.logsumexp(logits / t if t != 1 else logits, dim=-1) for t in temperatures])
+            )
+        return torch.logsumexp(torch.stack(partial), dim=0)
+
+    def _shaped(self, logits: Tensor) -> Tensor:
+        scaled = logits * self.scale if self.scale != 1 else logits
+        return scaled if self.softcap is None else torch.tanh(scaled / self.softcap) * self.softcap
+
+
+def value_of(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A reward model's value [n], float32, at hidden [n, h]; of two classes, logit[1] - logit[0]."""
+    logits = torch.nn.functional.linear(hidden.float(), weight.float(), None if bias is None else bias.float())
+    return logits[:, 0] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0]

@@ -1,0 +1,85 @@
+"""The plain layout: one `model(...)` call per row, as transformers runs it. Fall-back and oracle of the packed one.
+
+A row at a time has no padding, so nothing depends on a neighbour: not positions, not the frequencies that dynamic
+rotary embeddings choose by the longest sequence of a call. Slow, and right for any decoder. It knows no packing.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tokenreward.contract import Needs, Outputs, Row
+from tokenreward.models.checkpoint import Checkpoint
+from tokenreward.models.head import value_of
+
+_CHUNK_ROWS = 256
+
+
+class PlainLayout:
+    """Runs rows of one checkpoint one by one, under the attention that the checkpoint was loaded with."""
+
+    name = "plain"
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+        self._model: Any = checkpoint.model
+        self._implementation = self._model.config._attn_implementation
+        self._keeps_rows = "logits_to_keep" in inspect.signature(self._model.forward).parameters
+
+    def num_computed(self, rows: Sequence[Row]) -> int:
+        """Tokens that running these rows computes: no padding."""
+        return sum(len(row.ids) for row in rows)
+
+    def run(self, work: Sequence[tuple[Row, Needs]]) -> list[Outputs]:
+        """Outputs of each row, in order."""
+        return [self._one(row, needs) for row, needs in work]
+
+    @torch.inference_mode()
+    def _one(self, row: Row, needs: Needs) -> Outputs:
+        self._forget_lengths()
+        ids = torch.from_numpy(row.ids).to(self._checkpoint.device)[None]
+        chosen, lse = self._logits(ids, row, needs) if needs.temperatures else (None, {})
+        values, pooled = self._values(ids, row) if needs.values else (None, None)
+        return Outputs(chosen, lse, values, pooled, self._attention(ids) if needs.attention else None)
+
+    def _logits(self, ids: Tensor, row: Row, needs: Needs) -> tuple[np.ndarray, dict[float, np.ndarray]]:
+        num_wanted = len(row.ids) - row.start + 1
+        keep = {"logits_to_keep": num_wanted} if self._keeps_rows else {}
+        logits = self._model(input_ids=ids, use_cache=False, **keep).logits[0][-num_wanted:]
+        logits = logits[: row.stop - row.start + 1]
+        targets = ids[0, row.start : row.stop]
+        chosen = logits[:-1].gather(1, targets[:, None])[:, 0].float()
+        lse = {
+            t: torch.cat([torch.logsumexp(chunk.float() / t, dim=-1) for chunk in logits.split(_CHUNK_ROWS)])
+            for t in needs.temperatures
+        }
+        return chosen.cpu().numpy(), {t: values.cpu().numpy() for t, values in lse.items()}
+
+    def _values(self, ids: Tensor, row: Row) -> tuple[np.ndarray, float]:
+        hidden = self._checkpoint.trunk(input_ids=ids, use_cache=False).last_hidden_state[0]
+        values = value_of(hidden, *self._checkpoint.value_head).cpu().numpy()
+        return values[row.start : row.stop], float(values[-1])
+
+    def _attention(self, ids: Tensor) -> np.ndarray:
+        """The last layer's map as transformers gives it, which only its eager attention does."""
+        self._model.set_attn_implementation("eager")
+        try:
+            maps = self._checkpoint.trunk(input_ids=ids, use_cache=False, output_attentions=True).attentions
+        finally:
+            self._model.set_attn_implementation(self._implementation)
+        row: np.ndarray = maps[-1][0, :, -1].float().mean(dim=0).cpu().numpy()
+        return row
+
+    def _forget_lengths(self) -> None:
+        """Dynamic rotary embeddings remember the longest sequence so far; a reward must not depend on history."""
+        for module in self._model.modules():
+            original = getattr(module, "original_max_seq_len", None)
+            if original is not None and getattr(module, "max_seq_len_cached", original) != original:
+                module.max_seq_len_cached = original
+                module.inv_freq = module.original_inv_freq.to(self._checkpoint.device)

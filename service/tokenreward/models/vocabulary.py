@@ -1,0 +1,171 @@
+"""A checkpoint's tokenizer and chat template: text in, token ids and character ends out.
+
+The response never goes through the template, which might rewrite it: it is tokenised alone and appended. Nothing is
+ever truncated or padded. It knows no spans of the caller (alignment does) and no model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64
+from jinja2 import TemplateError
+
+from tokenreward.alignment import fingerprint
+from tokenreward.errors import EmptyPrompt, UnsupportedText
+from tokenreward.models.checkpoint import Checkpoint
+
+_OURS = ("tokenize", "add_generation_prompt", "tools", "return_dict", "return_tensors", "continue_final_message")
+_MARK = "tokenreward"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EncodedResponse:
+    """A response's tokens. `ends` [r - num_appended]: where each token's characters end (None if the tokenizer cannot
+    say); `num_appended`: tokens of end-of-turn that follow the text."""
+
+    ids: Int64[np.ndarray, " r"]
+    ends: Int64[np.ndarray, " t"] | None
+    num_appended: int
+
+
+class Vocabulary:
+    """Text to tokens, the way the checkpoint wants them."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._tokenizer: Any = checkpoint.tokenizer
+        self._backend: Any = getattr(self._tokenizer, "backend_tokenizer", None)
+        if self._backend is not None:
+            # tokenizer.json may ask for either; rewards are per token, so both would be silent damage.
+            self._backend.no_truncation()
+            self._backend.no_padding()
+        self._eos_ids = _eos_ids(checkpoint)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Equal to another tokenizer's if equal ids are equal tokens."""
+        return fingerprint(self._tokenizer.get_vocab())
+
+    @cached_property
+    def bos_id(self) -> int | None:
+        """The token that this tokenizer puts before raw text, if it puts one."""
+        bos = self._tokenizer.bos_token_id
+        with_special = self._tokenizer("a", add_special_tokens=True)["input_ids"]
+        return int(bos) if bos is not None and with_special[:1] == [bos] else None
+
+    @cached_property
+    def end_of_turn(self) -> int | None:
+        """What the template emits after an assistant turn, else EOS."""
+        after = self._after_assistant_turn()
+        first = self._ids(after)[0][:1] if after else []
+        if first and first[0] in self._special_ids:
+            return int(first[0])
+        eos = self._tokenizer.eos_token_id
+        return int(eos) if eos is not None else None
+
+    @cached_property
+    def terminal_ids(self) -> frozenset[int]:
+        """Tokens that end a response: the generation config's EOS ids and end-of-turn."""
+        return self._eos_ids | ({self.end_of_turn} if self.end_of_turn is not None else set())
+
+    def prompt_from_text(self, text: str, *, param: str) -> Int64[np.ndarray, " p"]:
+        """Raw text, with at most one BOS in front. Raises EmptyPrompt, UnsupportedText."""
+        ids = np.asarray(self._encode(text, param=param)[0], dtype=np.int64)
+        if self.bos_id is not None and ids[:1].tolist() != [self.bos_id]:
+            ids = np.concatenate([[self.bos_id], ids])
+        return self.prompt_from_ids(ids, param=param)
+
+    def prompt_from_ids(self, ids: Int64[np.ndarray, " p"], *, param: str) -> Int64[np.ndarray, " p"]:
+        """Ids as they are; an empty prompt becomes BOS. Raises EmptyPrompt if the model has none."""
+        if len(ids):
+            return ids
+        if self._tokenizer.bos_token_id is None:
+            raise EmptyPrompt(f"`{param}` is empty and this model has no BOS to begin with", param=param)
+        return np.asarray([self._tokenizer.bos_token_id], dtype=np.int64)
+
+    def prompt_from_messages(
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None,
+        template_kwargs: dict[str, Any],
+        *,
+        param: str,
+    ) -> Int64[np.ndarray, " p"]:
+        """Messages through the chat template, with its generation prompt. Raises UnsupportedText, EmptyPrompt."""
+        for name in template_kwargs:
+            if name in _OURS:
+                raise UnsupportedText(f"`chat_template_kwargs` may not set `{name}`", param=param)
+        if not self._tokenizer.chat_template:
+            raise UnsupportedText(f"`{param}`: this tokenizer has no chat template; send raw text", param=param)
+        try:
+            text = self._tokenizer.apply_chat_template(
+                messages, tools=tools, add_generation_prompt=True, tokenize=False, **template_kwargs
+            )
+        except (TemplateError, TypeError, KeyError, ValueError) as error:
+            raise UnsupportedText(
+                f"`{param}`: the chat template refused these messages: {error}", param=param
+            ) from None
+        return self.prompt_from_ids(np.asarray(self._encode(text, param=param)[0], dtype=np.int64), param=param)
+
+    def response(self, text: str, *, finished: bool, param: str) -> EncodedResponse:
+        """A response's tokens, with end-of-turn appended if `finished`. Raises UnsupportedText."""
+        ids, ends = self._encode(text, param=param)
+        appended = []
+        if finished and (not ids or ids[-1] not in self.terminal_ids):
+            if self.end_of_turn is None:
+                raise UnsupportedText(
+                    f"`{param}`: this tokenizer has no end-of-turn; send `finished: false`", param=param
+                )
+            appended = [self.end_of_turn]
+        return EncodedResponse(
+            ids=np.asarray(ids + appended, dtype=np.int64),
+            ends=None if ends is None else np.maximum.accumulate(np.asarray(ends, dtype=np.int64)),
+            num_appended=len(appended),
+        )
+
+    def suffix(self, text: str | None) -> Int64[np.ndarray, " s"]:
+        """What a reward model's template puts after the response."""
+        return np.asarray(self._ids(text)[0] if text else [], dtype=np.int64)
+
+    def texts(self, ids: Int64[np.ndarray, " r"]) -> list[str]:
+        """Each token as text, for people to read; a token inside a character shows as U+FFFD."""
+        return [self._tokenizer.decode([token_id]) for token_id in ids.tolist()]
+
+    @cached_property
+    def _special_ids(self) -> frozenset[int]:
+        return frozenset(self._tokenizer.all_special_ids) | frozenset(self._tokenizer.get_added_vocab().values())
+
+    def _after_assistant_turn(self) -> str:
+        if not self._tokenizer.chat_template:
+            return ""
+        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _MARK}]
+        try:
+            text: str = self._tokenizer.apply_chat_template(turns, tokenize=False)
+        except Exception:  # a template may demand fields that no plain turn has; then EOS ends a turn
+            return ""
+        return text.rpartition(_MARK)[2]
+
+    def _encode(self, text: str, *, param: str) -> tuple[list[int], list[int] | None]:
+        try:
+            return self._ids(text)
+        except (TypeError, UnicodeError, OverflowError) as error:
+            raise UnsupportedText(f"`{param}` cannot be tokenised: {type(error).__name__}", param=param) from None
+
+    def _ids(self, text: str) -> tuple[list[int], list[int] | None]:
+        if self._backend is None:
+            return list(self._tokenizer.encode(text, add_special_tokens=False)), None
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        return list(encoding.ids), [end for _, end in encoding.offsets]
+
+
+def _eos_ids(checkpoint: Checkpoint) -> frozenset[int]:
+    """Every EOS id that the generation config, the config or the tokenizer names."""
+    model: Any = checkpoint.model
+    found: set[int] = set()
+    for source in (getattr(model, "generation_config", None), model.config, checkpoint.tokenizer):
+        ids = getattr(source, "eos_token_id", None)
+        found.update(ids if isinstance(ids, (list, tuple)) else [] if ids is None else [ids])
+    return frozenset(int(token_id) for token_id in found)

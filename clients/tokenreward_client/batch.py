@@ -52,14 +52,16 @@ class Batch:
         self._head = _head(scorer, asked)
         try:
             request = parse_json(RewardsRequest, self._body([Parcel(b'{"prompt":"","response":""}', None)]))
+            kls = [request.credit_of(name).kl for name in request.names]
             for name in request.names:
-                request.credit_of(name)
                 request.options_of(name)
         except RequestError as error:
             raise BadArgument(error.message, param=error.param) from None
         self.names = request.names
         self.keyed = request.scorers is not None
         self.combined = request.combine is not None
+        # Only the gateway asks one scorer on behalf of another.
+        self.needs_gateway = any(kl is not None and kl.reference is not None for kl in kls)
 
     def body(self, positions: Sequence[int]) -> bytes:
         """The request for these items, in this order."""
@@ -70,12 +72,13 @@ class Batch:
 
     def parts(self, *, max_items: int, max_bytes: int) -> Iterator[list[int]]:
         """Positions in order, cut into requests of about equal size; an item larger than `max_bytes` goes alone."""
-        num_parts = -(-len(self.parcels) // max_items)
-        max_items = -(-len(self.parcels) // max(num_parts, 1))
+        num_items = len(self.parcels)
+        num_parts = -(-num_items // max_items)
         part: list[int] = []
         num_bytes = 0
         for position, parcel in enumerate(self.parcels):
-            if part and (len(part) == max_items or num_bytes + len(parcel.json) > max_bytes):
+            new_share = position * num_parts // num_items > (position - 1) * num_parts // num_items
+            if part and (new_share or num_bytes + len(parcel.json) > max_bytes):
                 yield part
                 part, num_bytes = [], 0
             part.append(position)

@@ -44,6 +44,7 @@ class _Service:
 
     max_request_items: ClassVar[int] = 64
     max_request_bytes: ClassVar[int] = 2**20
+    retry: ClassVar[Retry] = Retry()
 
     def __init__(
         self,
@@ -55,13 +56,14 @@ class _Service:
         max_concurrency: int = 16,
     ) -> None:
         self._base_url = _checked_url(base_url)
-        self._headers = {} if api_key is None else {"authorization": f"Bearer {_checked_key(api_key)}"}
+        # httpx's Headers hide the key when they are printed.
+        self._headers = httpx.Headers({} if api_key is None else {"authorization": f"Bearer {_checked_key(api_key)}"})
         self._timeout_s = _checked_timeout(timeout_s)
         if max_retries < 0:
             raise BadArgument(f"`max_retries` must be 0 or more, got {max_retries}", param="max_retries")
         if max_concurrency < 1:
             raise BadArgument(f"`max_concurrency` must be 1 or more, got {max_concurrency}", param="max_concurrency")
-        self._retry = Retry(max_retries=max_retries)
+        self._retry = dataclasses.replace(self.retry, max_retries=max_retries)
         self._max_concurrency = max_concurrency
         self._routes = Routes()
         self._open()
@@ -84,8 +86,10 @@ class _Service:
         whole = self._attempts(self._timeout_s if timeout_s is None else _checked_timeout(timeout_s))
         if not batch.parcels:
             return []
-        listing = self._attempts(min(whole.left_s(), LISTING_TIMEOUT_S), max_retries=0)
-        path = yield from self._routes.road(batch.names, listing)
+        path = GATEWAY_REWARDS
+        if not batch.needs_gateway:
+            listing = self._attempts(min(whole.left_s(), LISTING_TIMEOUT_S), max_retries=0)
+            path = yield from self._routes.road(batch.names, listing)
         flows = []
         for part in batch.parts(max_items=self.max_request_items, max_bytes=self.max_request_bytes):
             road = Road(path, None if path == GATEWAY_REWARDS else self._routes.forget)

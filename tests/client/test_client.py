@@ -1,0 +1,409 @@
+"""Both clients against a real HTTP server that misbehaves on demand."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tokenreward.wire import IdsB64, Item, decode_ids
+from tokenreward_client import (
+    AsyncClient,
+    BadReply,
+    Client,
+    ConnectionFailed,
+    DeadlineExceeded,
+    ItemFailed,
+    Rewards,
+    ServerRefused,
+)
+
+RETRYABLE = {"code": "out_of_memory", "message": "m", "param": None, "retryable": True}
+FINAL = {"code": "sequence_too_long", "message": "m", "param": "items[0].response", "retryable": False}
+LISTING = {
+    "scorers": [
+        {"name": "endogenous", "type": "endogenous", "deployment": "sft", "limits": {"max_sequence_tokens": 4096}},
+        {"name": "logprob", "type": "endogenous", "deployment": "sft"},
+        {"name": "reward_model", "type": "reward_model", "deployment": "rm"},
+    ]
+}
+
+
+def scores(answers: list[Rewards]) -> list[float | None]:
+    return [answer.score for answer in answers]
+
+
+def test_rewards_are_float32_vectors_with_model_and_version(edge: Any, score: Any, items: Any) -> None:
+    [answer] = score(items(1))
+    assert answer.rewards.dtype == np.float32
+    assert answer.rewards.tolist() == [0, 0]
+    assert (answer.score, answer.model, answer.version, answer.error) == (0.0, "m", 3, None)
+    assert edge.bodies[0]["encoding_format"] == "base64"
+    assert edge.bodies[0]["scorer"] == "endogenous"
+
+
+def test_large_batch_is_split_kept_in_order_and_bounded(
+    edge: Any, score: Any, items: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for kind in (Client, AsyncClient):
+        monkeypatch.setattr(kind, "max_request_items", 8)
+    edge.delay_s = 0.02
+    answers = score(items(81), settings={"max_concurrency": 3})
+    assert scores(answers) == list(range(81))
+    assert sorted(len(body["items"]) for body in edge.bodies) == [7] * 7 + [8] * 4
+    assert 2 <= edge.most_in_flight <= 3
+
+
+def test_request_is_split_by_bytes_and_an_oversized_item_goes_alone(
+    edge: Any, score: Any, items: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for kind in (Client, AsyncClient):
+        monkeypatch.setattr(kind, "max_request_bytes", 110)
+    many = items(6)
+    many[2]["prompt"] = "p" * 500
+    assert scores(score(many, settings={"max_concurrency": 1})) == list(range(6))
+    assert [len(body["items"]) for body in edge.bodies] == [2, 1, 2, 1]
+
+
+def test_413_is_sent_again_in_halves(edge: Any, score: Any, items: Any) -> None:
+    edge.script.extend([edge.says(413, "larger_than_queue", retryable=False)] * 2)
+    assert scores(score(items(5))) == list(range(5))
+    assert [len(body["items"]) for body in edge.bodies] == [5, 2, 1, 1, 3]
+
+
+def test_413_for_one_item_is_final(edge: Any, score: Any, items: Any) -> None:
+    edge.script.append(edge.says(413, "body_too_large", retryable=False))
+    with pytest.raises(ServerRefused) as caught:
+        score(items(1))
+    assert (caught.value.status, caught.value.code) == (413, "body_too_large")
+
+
+@pytest.mark.parametrize("trouble", ["overloaded", "bad_gateway", "not_found", "broken"])
+def test_trouble_that_passes_is_retried(edge: Any, score: Any, items: Any, trouble: str) -> None:
+    answers = {
+        "overloaded": edge.says(503, "overloaded", retryable=True, headers={"Retry-After": "0"}),
+        "bad_gateway": edge.html(502),
+        "not_found": edge.html(404),
+        "broken": edge.broken,
+    }
+    edge.script.extend([answers[trouble]] * 2)
+    assert scores(score(items(3))) == [0, 1, 2]
+    assert len(edge.seen) == 3
+
+
+def test_retry_after_is_honoured(edge: Any, score: Any, items: Any) -> None:
+    edge.script.append(edge.says(503, "overloaded", retryable=True, headers={"Retry-After": "30"}))
+    with pytest.raises(DeadlineExceeded, match="overloaded"):
+        score(items(1), settings={"timeout_s": 20})
+    assert len(edge.seen) == 1
+
+
+def test_tries_run_out(edge: Any, score: Any, items: Any) -> None:
+    edge.script.extend([edge.html(502)] * 3)
+    with pytest.raises(ServerRefused) as caught:
+        score(items(1), settings={"max_retries": 2})
+    assert (caught.value.status, caught.value.code, caught.value.retryable) == (502, None, True)
+    assert len(edge.seen) == 3
+
+
+def test_refusal_is_raised_at_once_with_its_code(edge: Any, score: Any, items: Any) -> None:
+    edge.script.append(edge.says(422, "credit_not_supported", retryable=False))
+    with pytest.raises(ServerRefused, match="as scripted") as caught:
+        score(items(1))
+    assert (caught.value.status, caught.value.code, caught.value.param) == (422, "credit_not_supported", "items")
+    assert len(edge.seen) == 1
+
+
+def test_only_items_with_a_retryable_error_are_sent_again(edge: Any, score: Any, items: Any) -> None:
+    edge.script.append(edge.changed(2, rewards=None, score=None, error=RETRYABLE))
+    assert scores(score(items(4))) == [0, 1, 2, 3]
+    assert [[item["response"] for item in body["items"]] for body in edge.bodies] == [["r0", "r1", "r2", "r3"], ["r2"]]
+
+
+def test_item_error_that_stays_is_raised_after_all_are_done(edge: Any, score: Any, items: Any) -> None:
+    edge.script.append(edge.changed(1, rewards=None, score=None, error=FINAL))
+    with pytest.raises(ItemFailed, match=r"items\[1\]: sequence_too_long") as caught:
+        score(items(3))
+    assert (caught.value.index, caught.value.code) == (1, "sequence_too_long")
+    assert len(edge.seen) == 1
+
+
+def test_item_error_can_be_returned_and_is_never_a_zero(edge: Any, score: Any, items: Any) -> None:
+    edge.script.append(edge.changed(1, rewards=None, score=None, error=FINAL))
+    answers = score(items(3), on_error="return")
+    assert scores(answers) == [0, None, 2]
+    assert answers[1].rewards is None
+    assert answers[1].error.code == "sequence_too_long"
+
+
+def test_item_whose_retries_run_out_keeps_its_error_and_the_others_their_rewards(
+    edge: Any, score: Any, items: Any
+) -> None:
+    edge.script.append(edge.changed(1, rewards=None, score=None, error=RETRYABLE))
+    edge.script.extend([edge.says(503, "overloaded", retryable=True)] * 2)
+    answers = score(items(2), on_error="return", settings={"max_retries": 2})
+    assert scores(answers) == [0, None]
+    assert answers[1].error.code == "out_of_memory"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"rewards": [1.0]},
+        {"rewards": [1.0, 2.0, 3.0]},
+        {"rewards": [1.0, float("nan")]},
+        {"rewards": [1.0, float("inf")]},
+        {"rewards": [1.0, 1e39]},
+        {"rewards": "AAAA"},
+        {"rewards": "not base64!"},
+        {"rewards": None},
+        {"score": float("nan")},
+        {"index": 0},
+        {"index": 7},
+    ],
+)
+def test_broken_promise_is_an_exception(edge: Any, score: Any, items: Any, fields: dict[str, Any]) -> None:
+    edge.script.append(edge.changed(1, **fields))
+    with pytest.raises(BadReply):
+        score(items(2), on_error="return")
+    assert len(edge.seen) == 1
+
+
+def test_missing_item_is_an_exception(edge: Any, score: Any, items: Any) -> None:
+    edge.script.append(lambda body: edge.reply(edge.items(body)[:-1]))
+    with pytest.raises(BadReply, match="indices"):
+        score(items(2))
+
+
+def test_shuffled_items_are_put_back(edge: Any, score: Any, items: Any) -> None:
+    edge.script.append(lambda body: edge.reply(edge.items(body)[::-1]))
+    assert scores(score(items(3))) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("body", [b"<html>welcome</html>", b"{}", b"[]"])
+def test_200_that_is_no_reply_is_an_exception(edge: Any, score: Any, items: Any, body: bytes) -> None:
+    from starlette.responses import Response
+
+    edge.script.append(lambda _: Response(body))
+    with pytest.raises(BadReply):
+        score(items(1))
+
+
+def test_text_without_spans_must_have_as_many_rewards_as_tokens(edge: Any, score: Any) -> None:
+    tokens = [{"id": 1, "text": "a", "span": [0, 1]}, {"id": 2, "text": "<|end|>", "span": None}]
+    item = {"index": 0, "rewards": [1.0, 2.0], "score": 3.0, "tokens": tokens}
+    edge.script.append(lambda body: edge.reply([item]))
+    [answer] = score([("p", "a")], return_tokens=True)
+    assert [token.text for token in answer.tokens] == ["a", "<|end|>"]
+    edge.script.append(lambda body: edge.reply([item | {"rewards": [1.0]}]))
+    with pytest.raises(BadReply, match="promised were 2"):
+        score([("p", "a")], return_tokens=True)
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [[5, 6, 7], (5, 6, 7), np.array([5, 6, 7]), np.array([5, 6, 7], dtype=np.uint16)],
+    ids=lambda ids: str(type(ids)),
+)
+def test_ids_travel_as_base64_and_fix_the_length(edge: Any, score: Any, ids: Any) -> None:
+    edge.script.append(lambda body: edge.reply([{"index": 0, "rewards": [1.0, 2.0, 3.0], "score": 6.0}]))
+    [answer] = score([{"prompt": [1], "response": ids}])
+    assert answer.rewards.tolist() == [1, 2, 3]
+    sent = IdsB64(**edge.bodies[0]["items"][0]["response"])
+    assert decode_ids(sent, param="x").tolist() == [5, 6, 7]
+    edge.script.append(lambda body: edge.reply([{"index": 0, "rewards": [1.0, 2.0], "score": 6.0}]))
+    with pytest.raises(BadReply, match="promised were 3"):
+        score([{"prompt": [1], "response": ids}])
+
+
+def test_items_may_be_wire_items_dicts_or_pairs(edge: Any, score: Any) -> None:
+    edge.script.append(lambda body: edge.reply([{"index": i, "rewards": [1.0]} for i in range(3)]))
+    chat = [{"role": "user", "content": "2+2?"}]
+    spans = np.array([[0, 1]])
+    score(
+        [Item(prompt="p", response="r"), {"prompt": chat, "response": "r", "spans": spans, "mask": (1,)}, (chat, "r")]
+    )
+    assert edge.bodies[0]["items"] == [
+        {"prompt": "p", "response": "r"},
+        {"prompt": chat, "response": "r", "spans": [[0, 1]], "mask": [1]},
+        {"prompt": chat, "response": "r"},
+    ]
+
+
+def test_no_items_are_no_request(edge: Any, score: Any) -> None:
+    assert score([]) == []
+    assert edge.seen == []
+
+
+def keyed(index: int, **scorers: dict[str, Any]) -> dict[str, Any]:
+    return {"index": index, "scorers": scorers}
+
+
+def test_several_scorers_keep_their_good_results_when_an_item_is_sent_again(edge: Any, score: Any, items: Any) -> None:
+    good, other = {"rewards": [1.0, 2.0], "score": 1.0, "version": 4}, {"rewards": [3.0, 4.0], "score": 2.0}
+    bad = {"rewards": None, "error": RETRYABLE}
+    edge.script.append(lambda body: edge.reply([keyed(0, a=good, b=bad), keyed(1, a=good, b=other)]))
+    edge.script.append(lambda body: edge.reply([keyed(0, a=bad, b=other)]))
+    first, second = score(items(2), scorers=["a", "b"])
+    assert len(edge.seen) == 2
+    assert edge.bodies[1]["scorers"] == ["a", "b"]
+    for answer in (first, second):
+        assert answer.rewards is None
+        assert answer.scorers["a"].rewards.tolist() == [1, 2]
+        assert answer.scorers["a"].version == 4
+        assert answer.scorers["b"].rewards.tolist() == [3, 4]
+
+
+def test_combined_rewards_come_whole_from_the_reply_that_has_them(edge: Any, score: Any, items: Any) -> None:
+    result = {"rewards": [1.0, 2.0], "score": 1.0}
+    bad = {"rewards": None, "error": RETRYABLE}
+    edge.script.append(lambda body: edge.reply([keyed(0, a=bad, b=result)]))
+    edge.script.append(lambda body: edge.reply([keyed(0, a=result, b=result) | {"rewards": [2.0, 4.0], "score": 2.0}]))
+    [answer] = score(items(1), scorers=["a", "b"], combine={"a": 1.0, "b": 1.0})
+    assert answer.rewards.tolist() == [2, 4]
+    assert len(edge.seen) == 2
+    assert edge.bodies[0]["combine"] == {"a": 1.0, "b": 1.0}
+
+
+@pytest.mark.parametrize("present", [{"a"}, {"a", "b", "c"}, set()])
+def test_scorer_that_is_missing_or_unasked_is_an_exception(
+    edge: Any, score: Any, items: Any, present: set[str]
+) -> None:
+    result = {"rewards": [1.0, 2.0], "score": 1.0}
+    edge.script.append(lambda body: edge.reply([keyed(0, **dict.fromkeys(present, result))]))
+    with pytest.raises(BadReply, match="scorers"):
+        score(items(1), scorers=["a", "b"])
+
+
+def test_combination_that_is_missing_is_an_exception(edge: Any, score: Any, items: Any) -> None:
+    result = {"rewards": [1.0, 2.0], "score": 1.0}
+    edge.script.append(lambda body: edge.reply([keyed(0, a=result, b=result)]))
+    with pytest.raises(BadReply, match="combined"):
+        score(items(1), scorers=["a", "b"], combine={"a": 1.0, "b": 1.0})
+
+
+def test_error_of_one_scorer_is_raised_with_its_name(edge: Any, score: Any, items: Any) -> None:
+    result, bad = {"rewards": [1.0, 2.0]}, {"rewards": None, "error": FINAL}
+    edge.script.append(lambda body: edge.reply([keyed(0, a=result, b=bad)]))
+    with pytest.raises(ItemFailed, match=r"items\[0\] \(b\)") as caught:
+        score(items(1), scorers=["a", "b"])
+    assert caught.value.scorer == "b"
+
+
+@pytest.mark.parametrize(
+    ("asked", "path"),
+    [
+        ({"scorer": "reward_model"}, "/d/rm/v1/rewards"),
+        ({"scorer": "unlisted"}, "/v1/rewards"),
+        ({}, "/d/sft/v1/rewards"),
+    ],
+)
+def test_request_goes_straight_to_the_deployment(
+    edge: Any, score: Any, items: Any, asked: dict[str, Any], path: str
+) -> None:
+    edge.listing = LISTING
+    score(items(1), **asked)
+    assert edge.paths == [path]
+
+
+@pytest.mark.parametrize(
+    ("names", "path"),
+    [(["endogenous", "logprob"], "/d/sft/v1/rewards"), (["endogenous", "reward_model"], "/v1/rewards")],
+)
+def test_several_scorers_go_straight_only_to_one_deployment(
+    edge: Any, score: Any, items: Any, names: list[str], path: str
+) -> None:
+    edge.listing = LISTING
+    result = {"rewards": [1.0, 2.0]}
+    edge.script.append(lambda body: edge.reply([keyed(0, **dict.fromkeys(names, result))]))
+    score(items(1), scorers=names)
+    assert edge.paths == [path]
+
+
+def test_deployment_that_has_gone_is_reached_through_the_gateway(edge: Any, score: Any, items: Any) -> None:
+    edge.listing = LISTING
+    edge.script.append(edge.html(404))
+    assert scores(score(items(1))) == [0]
+    assert edge.paths == ["/d/sft/v1/rewards", "/v1/rewards"]
+
+
+def test_kl_reference_on_another_deployment_needs_the_gateway(edge: Any, score: Any, items: Any) -> None:
+    edge.listing = LISTING
+    score(items(1), scorer="reward_model", credit={"kl": {"coef": 0.1, "reference": "logprob"}})
+    assert edge.paths == ["/v1/rewards"]
+
+
+def test_listing_is_asked_once(edge: Any, items: Any) -> None:
+    edge.listing = LISTING
+    with Client(edge.url) as client:
+        client.score(items(1))
+        edge.listing = None
+        client.score(items(1))
+    assert edge.paths == ["/d/sft/v1/rewards"] * 2
+
+
+async def test_scorers_lists_what_the_server_says(edge: Any) -> None:
+    edge.listing = LISTING
+    with Client(edge.url) as client:
+        found = client.scorers()
+    async with AsyncClient(edge.url) as client:
+        assert await client.scorers() == found
+    assert [scorer.name for scorer in found] == ["endogenous", "logprob", "reward_model"]
+    assert found[0].model_extra == {"limits": {"max_sequence_tokens": 4096}}
+
+
+def test_deadline_travels_and_silence_past_it_is_an_exception(edge: Any, score: Any, items: Any) -> None:
+    edge.delay_s = 0.5
+    with pytest.raises(DeadlineExceeded):
+        score(items(1), timeout_s=0.1)
+    assert 0 < float(edge.seen[0][1]["x-request-timeout-seconds"]) <= 0.1
+
+
+def test_server_that_is_not_there_is_a_failed_connection(edge: Any, score: Any, items: Any) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        edge_url, edge.url = edge.url, f"http://127.0.0.1:{closed.getsockname()[1]}"
+        try:
+            with pytest.raises(ConnectionFailed, match="no answer from http://127"):
+                score(items(1), settings={"max_retries": 1})
+        finally:
+            edge.url = edge_url
+
+
+def test_connection_closed_without_an_answer_is_retried(edge: Any, score: Any, items: Any) -> None:
+    """A listener that closes every connection: each try must be a new one."""
+    accepted = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def hang_up() -> None:
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                except OSError:
+                    return
+                accepted.append(connection.recv(100)[:4])
+                connection.close()
+
+        threading.Thread(target=hang_up, daemon=True).start()
+        edge_url, edge.url = edge.url, f"http://127.0.0.1:{listener.getsockname()[1]}"
+        try:
+            with pytest.raises(ConnectionFailed):
+                score(items(1), settings={"max_retries": 2})
+        finally:
+            edge.url = edge_url
+            listener.shutdown(socket.SHUT_RDWR)
+    assert accepted == [b"GET ", *[b"POST"] * 3]
+
+
+def test_key_is_sent_and_never_shown(edge: Any, score: Any, items: Any, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    score(items(1), settings={"api_key": "sk-secret"})
+    assert edge.seen[0][1]["authorization"] == "Bearer sk-secret"
+    with Client("http://me:hush@host", api_key="sk-secret") as client:
+        assert repr(client) == "Client('http://host', api_key=<set>)"
+    assert "sk-secret" not in caplog.text
+    assert "sk-secret" not in repr(vars(client))

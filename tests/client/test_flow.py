@@ -1,0 +1,191 @@
+"""The retry policy alone: a generator, a clock that only sleeping moves, and no I/O."""
+
+from __future__ import annotations
+
+from email.utils import formatdate
+from typing import Any
+
+import httpx
+import pytest
+
+from tokenreward_client import ConnectionFailed, DeadlineExceeded, ServerRefused
+from tokenreward_client.flow import Attempts, Retry, Road, Send, Sleep, answered, failure, retry_after_s
+
+OVERLOADED = {"error": {"code": "overloaded", "message": "m", "param": None, "retryable": True}}
+OK = httpx.Response(200)
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Walk:
+    """Drives a flow through a list of answers and remembers its steps."""
+
+    def __init__(self, *answers: Any, max_retries: int = 10, timeout_s: float = 100.0, jitter: float = 0.0) -> None:
+        self.clock = Clock()
+        self.answers = list(answers)
+        self.steps: list[Any] = []
+        retry = Retry(max_retries=max_retries, clock=self.clock, wall_clock=self.clock, random=lambda: jitter)
+        self.attempts = Attempts(retry, self.clock.now + timeout_s)
+
+    def run(self, road: Road | None = None) -> Any:
+        flow = answered(road or Road("/v1/rewards"), b"{}", self.attempts)
+        answer: Any = None
+        try:
+            while True:
+                step = flow.send(answer)
+                self.steps.append(step)
+                if isinstance(step, Sleep):
+                    self.clock.now += step.seconds
+                    answer = None
+                else:
+                    answer = self.answers.pop(0)
+        except StopIteration as stop:
+            return stop.value
+
+    @property
+    def pauses(self) -> list[float]:
+        return [step.seconds for step in self.steps if isinstance(step, Sleep)]
+
+    @property
+    def sends(self) -> list[Send]:
+        return [step for step in self.steps if isinstance(step, Send)]
+
+
+def refused(status: int = 503, **headers: str) -> httpx.Response:
+    return httpx.Response(status, json=OVERLOADED, headers=headers)
+
+
+def test_pauses_double_up_to_the_longest() -> None:
+    walk = Walk(*[refused()] * 7, OK)
+    assert walk.run() is OK
+    assert walk.pauses == [0.5, 1, 2, 4, 8, 8, 8]
+
+
+def test_jitter_shortens_a_pause_by_a_quarter_at_most() -> None:
+    walk = Walk(refused(), refused(), OK, jitter=1.0)
+    walk.run()
+    assert walk.pauses == [0.375, 0.75]
+
+
+def test_retry_after_in_seconds_is_waited_out_and_jitter_only_stretches_it() -> None:
+    for jitter, pause_s in ((0.0, 7.0), (1.0, 7.7)):
+        walk = Walk(refused(**{"retry-after": "7"}), OK, jitter=jitter)
+        walk.run()
+        assert walk.pauses == [pytest.approx(pause_s)]
+
+
+def test_retry_after_shorter_than_the_backoff_does_not_shorten_it() -> None:
+    walk = Walk(refused(**{"retry-after": "0"}), OK)
+    walk.run()
+    assert walk.pauses == [0.5]
+
+
+def test_retry_after_as_a_date_counts_from_the_servers_own_date() -> None:
+    skewed = {"date": formatdate(5000, usegmt=True), "retry-after": formatdate(5009, usegmt=True)}
+    assert retry_after_s(refused(**skewed), lambda: 1.0) == 9
+    alone = {"retry-after": formatdate(5009, usegmt=True)}
+    assert retry_after_s(refused(**alone), lambda: 5000.0) == 9
+
+
+@pytest.mark.parametrize("value", ["soon", "-3", "nan", "inf", "", "Wed, 99 Foo 2026"])
+def test_retry_after_that_says_nothing_is_no_wait(value: str) -> None:
+    assert retry_after_s(refused(**{"retry-after": value}), lambda: 0.0) == 0
+
+
+def test_retry_after_past_the_deadline_gives_up_at_once() -> None:
+    walk = Walk(refused(**{"retry-after": "101"}))
+    with pytest.raises(DeadlineExceeded, match="overloaded") as caught:
+        walk.run()
+    assert walk.pauses == []
+    assert isinstance(caught.value.__cause__, ServerRefused)
+
+
+def test_server_is_told_what_remains_of_the_deadline() -> None:
+    walk = Walk(refused(**{"retry-after": "30"}), OK)
+    walk.run()
+    assert [send.headers["x-request-timeout-seconds"] for send in walk.sends] == ["100.000", "70.000"]
+    assert [send.timeout_s for send in walk.sends] == [100, 70]
+
+
+def test_deadline_that_has_passed_sends_nothing() -> None:
+    walk = Walk(timeout_s=0.0)
+    with pytest.raises(DeadlineExceeded):
+        walk.run()
+    assert walk.steps == []
+
+
+def test_tries_are_limited_and_the_last_error_is_raised() -> None:
+    walk = Walk(*[refused()] * 3, max_retries=2)
+    with pytest.raises(ServerRefused) as caught:
+        walk.run()
+    assert (caught.value.status, caught.value.code, caught.value.retryable) == (503, "overloaded", True)
+    assert len(walk.sends) == 3
+
+
+@pytest.mark.parametrize("status", [404, 408, 429, 500, 502, 503, 504, 520])
+def test_proxy_error_is_retried(status: int) -> None:
+    walk = Walk(httpx.Response(status, html="<h1>no</h1>"), OK)
+    assert walk.run() is OK
+
+
+@pytest.mark.parametrize("status", [301, 307, 400, 401, 403, 405, 413, 422])
+def test_other_status_without_our_body_is_final(status: int) -> None:
+    walk = Walk(httpx.Response(status, html="<h1>no</h1>"), OK)
+    with pytest.raises(ServerRefused) as caught:
+        walk.run()
+    assert (caught.value.status, caught.value.code, len(walk.sends)) == (status, None, 1)
+
+
+@pytest.mark.parametrize("status", [404, 422, 500, 503])
+def test_our_body_decides_whatever_the_status(status: int) -> None:
+    error = {"code": "c", "message": "m", "param": "p", "retryable": False}
+    with pytest.raises(ServerRefused, match="c: m") as caught:
+        Walk(httpx.Response(status, json={"error": error})).run()
+    assert caught.value.param == "p"
+    assert Walk(httpx.Response(status, json={"error": error | {"retryable": True}}), OK).run() is OK
+
+
+@pytest.mark.parametrize("body", [b"[]", b"null", b"{", b'{"error": "x"}', b'{"error": {"code": "c", "message": "m"}}'])
+def test_somebody_elses_error_body_is_a_proxys(body: bytes) -> None:
+    error = failure(httpx.Response(500, content=body))
+    assert isinstance(error, ServerRefused)
+    assert error.code is None
+    assert error.retryable
+
+
+@pytest.mark.parametrize(
+    "error", [httpx.ConnectError, httpx.ReadTimeout, httpx.RemoteProtocolError, httpx.WriteError, httpx.ReadError]
+)
+def test_broken_connection_is_retried(error: type[httpx.TransportError]) -> None:
+    walk = Walk(error("broke"), OK)
+    assert walk.run() is OK
+    assert walk.pauses == [0.5]
+
+
+def test_connection_that_never_works_is_raised_without_the_urls_password() -> None:
+    request = httpx.Request("POST", "http://user:secret@host:1/v1/rewards")
+    with pytest.raises(ConnectionFailed, match=r"http://host:1.*refused") as caught:
+        Walk(httpx.ConnectError("refused", request=request), max_retries=0).run()
+    assert "secret" not in str(caught.value)
+
+
+def test_request_that_cannot_be_sent_is_not_retried() -> None:
+    walk = Walk(httpx.UnsupportedProtocol("ftp"), OK)
+    with pytest.raises(ConnectionFailed):
+        walk.run()
+    assert len(walk.sends) == 1
+
+
+@pytest.mark.parametrize("json", [None, {"error": {"code": "unknown_scorer", "message": "m", "retryable": False}}])
+def test_404_on_the_direct_path_turns_to_the_gateway_once(json: Any) -> None:
+    turned = []
+    walk = Walk(httpx.Response(404, json=json), refused(), OK)
+    assert walk.run(Road("/d/rm/v1/rewards", lambda: turned.append(True))) is OK
+    assert [send.path for send in walk.sends] == ["/d/rm/v1/rewards", "/v1/rewards", "/v1/rewards"]
+    assert turned == [True]
+    assert len(walk.pauses) == 1

@@ -86,16 +86,21 @@ class Settings(Frozen):
 
     def api_keys(self) -> tuple[SecretStr, ...]:
         """The accepted keys; empty if the service is open. Raises SettingsError."""
-        if self.api_keys_file is None:
-            return ()
-        try:
-            lines = self.api_keys_file.read_text(encoding="utf-8").splitlines()
-        except OSError as error:
-            raise SettingsError(f"`api_keys_file`: cannot read {self.api_keys_file}: {error.strerror}") from None
-        keys = tuple(SecretStr(line.strip()) for line in lines if line.strip())
-        if not keys:
-            raise SettingsError(f"`api_keys_file`: {self.api_keys_file} holds no key")
-        return keys
+        return read_api_keys(self.api_keys_file)
+
+
+def read_api_keys(file: Path | str | None) -> tuple[SecretStr, ...]:
+    """The keys in a file, one per line; empty without a file. Raises SettingsError."""
+    if file is None:
+        return ()
+    try:
+        lines = Path(file).read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise SettingsError(f"`api_keys_file`: cannot read {file}: {error.strerror}") from None
+    keys = tuple(SecretStr(line.strip()) for line in lines if line.strip())
+    if not keys:
+        raise SettingsError(f"`api_keys_file`: {file} holds no key")
+    return keys
 
 
 def load_settings(file: Path) -> Settings:

@@ -1,0 +1,36 @@
+"""`tokenreward schema`: what a config may say, and what Ray Serve is told to run for one."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from tokenreward.settings import Settings, SettingsError, load_settings
+
+
+def add_parser(subparsers: Any) -> None:
+    """Register the subcommand."""
+    parser = subparsers.add_parser("schema", help="print the JSON schema of the settings, or Ray Serve's config")
+    parser.add_argument("--serve", type=Path, metavar="FILE", help="print Ray Serve's config for these settings")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print it; 1 if the settings cannot be served."""
+    if args.serve is None:
+        print(json.dumps(Settings.model_json_schema(), indent=2))
+        return 0
+    import yaml
+
+    from tokenreward.deployment.plan import serve_config
+
+    try:
+        config = serve_config(load_settings(args.serve))
+    except SettingsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(yaml.safe_dump(config, sort_keys=False), end="")
+    return 0

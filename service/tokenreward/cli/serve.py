@@ -1,0 +1,102 @@
+"""`tokenreward serve`: the whole service on this machine, until Ctrl-C."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tokenreward.settings import Settings, SettingsError, demo_settings, load_settings, parse_settings
+
+
+def add_parser(subparsers: Any) -> None:
+    """Register the subcommand."""
+    parser = subparsers.add_parser("serve", help="serve scorers over HTTP on this machine")
+    parser.add_argument("--config", type=Path, help="YAML settings; default: the embedded demo")
+    parser.add_argument("--host", help="address to listen on (default: the config's, 127.0.0.1)")
+    parser.add_argument("--port", type=int, help="port to listen on (default: the config's, 8000)")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until told to stop; 1 if it could not start or died."""
+    try:
+        settings = settings_of(args)
+        settings.api_keys()
+    except SettingsError as error:
+        return _fail(str(error))
+    from tokenreward.deployment.instance import Instance, StartFailed
+
+    instance = Instance(settings, _say)
+    on_stop_signal(lambda: _leave(instance.stop, 0))
+    try:
+        instance.start()
+        _say(f"ready http://{_shown(settings)}")
+        _say(f"try: {curl(settings)}")
+        instance.watch()
+        return _leave(instance.stop, _fail("Ray died; the service is down"))
+    except StartFailed as error:
+        return _leave(instance.stop, _fail(str(error)))
+
+
+def settings_of(args: argparse.Namespace) -> Settings:
+    """The config's settings, or the demo's, with the command line's over them. Raises SettingsError."""
+    settings = demo_settings() if args.config is None else load_settings(args.config)
+    given = {name: getattr(args, name, None) for name in ("host", "port")}
+    changed = {name: value for name, value in given.items() if value is not None}
+    return parse_settings({**settings.model_dump(), **changed}) if changed else settings
+
+
+def on_stop_signal(stop: Callable[[], object]) -> None:
+    """Calls `stop` on its own thread at the first SIGINT or SIGTERM.
+
+    A thread at the end of a pipe hears of a signal at once, also while the main thread is deep in Ray's C++ code, and
+    no KeyboardInterrupt is raised anywhere.
+    """
+    listening, told = os.pipe()
+    os.set_blocking(told, False)
+    signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
+
+    def wait() -> None:
+        while os.read(listening, 1)[0] not in (signal.SIGINT, signal.SIGTERM):
+            pass
+        stop()
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def curl(settings: Settings) -> str:
+    """A command line that scores something with the first scorer, as it stands."""
+    scorer = settings.deployments[0].scorers[0].served_name
+    key = "" if settings.api_keys_file is None else f' -H "Authorization: Bearer $(head -n1 {settings.api_keys_file})"'
+    body = f'{{"scorer": "{scorer}", "items": [{{"prompt": "2 + 2 =", "response": " 4."}}]}}'
+    return f"curl http://{_shown(settings)}/v1/rewards{key} -H 'Content-Type: application/json' -d '{body}'"
+
+
+def _shown(settings: Settings) -> str:
+    from tokenreward.deployment.plan import internal_url
+
+    return internal_url(settings).removeprefix("http://")
+
+
+def _leave(stop: Callable[[], None], code: int) -> int:
+    stop()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # Ray's exit hooks would wait, and complain, for processes that are gone
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _fail(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    return 1

@@ -1,0 +1,66 @@
+"""The weighted sum of several scorers' rewards: `combine` of a request, over the replies' plain objects.
+
+Pure: one replica uses it on its own reply, the front on what it merged. It knows no HTTP and runs no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from tokenreward.errors import InvalidField, NonFinite, UnitsDiffer
+from tokenreward.wire import Item, RewardsRequest, decode_rewards, encode_rewards
+
+
+def refuse_unequal_units(request: RewardsRequest, fingerprints: Mapping[str, str]) -> None:
+    """Units are equal if each item has spans, or ids that one tokenizer stands for. `fingerprints` are by scorer.
+
+    Raises InvalidField (a name that `scorers` lacks), UnitsDiffer.
+    """
+    weights = request.combine or {}
+    for name in weights:
+        if name not in request.names:
+            raise InvalidField(f"`combine` names `{name}`, which `scorers` does not", param="combine")
+    for index, item in enumerate(request.items):
+        if item.spans is None and isinstance(item.response, str):
+            raise UnitsDiffer(
+                "`combine` needs equal units: give `spans`, or token ids of one tokenizer",
+                param=f"items[{index}].spans",
+            )
+    if any(has_id_units(item) for item in request.items) and len({fingerprints[name] for name in weights}) > 1:
+        raise UnitsDiffer(
+            "`combine` needs equal units: these scorers' tokenizers differ, so token ids cannot be combined"
+        )
+
+
+def has_id_units(item: Item) -> bool:
+    """Whether the item's units are the token ids it came with."""
+    return not isinstance(item.response, str)
+
+
+def combine(items: list[dict[str, Any]], request: RewardsRequest) -> None:
+    """Adds `rewards` and `score` to each keyed item; any error in what it combines leaves both null."""
+    weights = request.combine or {}
+    for item in items:
+        results = [item["scorers"][name] for name in weights]
+        item["rewards"], item["score"] = None, None
+        if not results or any(result.get("error") or result.get("rewards") is None for result in results):
+            continue
+        _add(item, results, list(weights.values()))
+        if item["rewards"] is not None and request.encoding_format == "base64":
+            item["rewards"] = encode_rewards(item["rewards"])
+
+
+def _add(item: dict[str, Any], results: list[dict[str, Any]], weights: list[float]) -> None:
+    rewards = [decode_rewards(result["rewards"]).astype(np.float64) for result in results]
+    scores = [result.get("score") for result in results]
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = np.sum([weight * vector for weight, vector in zip(weights, rewards, strict=True)], axis=0)
+        vector = np.asarray(total, dtype=np.float32)
+    score = None if None in scores else float(np.dot(weights, np.asarray(scores, dtype=np.float64)))
+    if not np.isfinite(vector).all() or (score is not None and not np.isfinite(score)):
+        item["error"] = NonFinite("the weighted sum is not finite", param="combine").detail()
+        return
+    item["rewards"], item["score"] = vector, score

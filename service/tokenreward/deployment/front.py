@@ -1,0 +1,73 @@
+"""The gateway as Ray Serve runs it, and the one thing it needs of Ray: the metrics of all replicas."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import httpx
+from fastapi import FastAPI
+from ray import serve
+from ray.serve.exceptions import DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
+
+from tokenreward.deployment.plan import REPLICA
+from tokenreward.gateway import build_app
+from tokenreward.guard import Limits
+from tokenreward.metrics import Snapshot
+from tokenreward.settings import read_api_keys
+
+_GATHER_TIMEOUT_S = 5.0
+
+logger = logging.getLogger("ray.serve")
+
+
+@serve.deployment
+@serve.ingress()
+class Gateway:
+    """The front's application, with one HTTP client and one handle per deployment."""
+
+    def __init__(self, args: dict[str, Any]) -> None:
+        self._args = args
+        self._replicas = Replicas(list(dict.fromkeys(args["routes"].values())))
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        # Ray's proxy closes idle connections after 90 s; we give them up sooner, or a request meets a closed one.
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=256, keepalive_expiry=30)
+        # No timeout here: each request has its own deadline.
+        client = httpx.AsyncClient(base_url=self._args["url"], limits=limits, timeout=None, trust_env=False)  # noqa: S113
+        return build_app(
+            self._args["routes"],
+            client,
+            gather=self._replicas.snapshots,
+            limits=Limits(**self._args["limits"]),
+            api_keys=read_api_keys(self._args["api_keys_file"]),
+        )
+
+
+class Replicas:
+    """Asks every running replica of every deployment for its metrics."""
+
+    def __init__(self, deployments: list[str]) -> None:
+        self._deployments = deployments
+        self._handles: dict[str, DeploymentHandle] = {}
+
+    async def snapshots(self) -> dict[str, dict[str, Snapshot]]:
+        """By deployment, then replica. Only replicas that are loaded answer; one that just died is left out."""
+        gathered = await asyncio.gather(*(self._ask(name) for name in self._deployments))
+        return dict(zip(self._deployments, gathered, strict=True))
+
+    async def _ask(self, deployment: str) -> dict[str, Snapshot]:
+        if deployment not in self._handles:
+            self._handles[deployment] = serve.get_deployment_handle(REPLICA, app_name=deployment)
+        try:
+            answers = (
+                await self._handles[deployment]
+                .broadcast("snapshot")
+                .results_async(timeout_s=_GATHER_TIMEOUT_S, return_exceptions=True)
+            )
+        except (DeploymentUnavailableError, TimeoutError) as error:
+            logger.info("%s: no replica answers (%s)", deployment, type(error).__name__)
+            return {}
+        return dict(answer for answer in answers if not isinstance(answer, BaseException))

@@ -1,0 +1,162 @@
+"""A private Ray instance for `tokenreward serve`: closed to the network, watched while it starts, gone when it stops.
+
+Everything HTTP listens on loopback, or on the host that the operator asked for; Ray's own gRPC ports refuse callers
+without this run's token. It never attaches to a cluster that is already there. It knows no scorers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tokenreward.deployment.plan import needed_cpus, serve_config
+from tokenreward.settings import Settings
+
+Say = Callable[[str], None]
+
+_OBJECT_STORE_BYTES = 512 * 2**20
+_POLL_S = 0.2
+_SAY_AGAIN_S = 5.0
+
+
+class StartFailed(RuntimeError):
+    """The service could not be brought up; the message says why."""
+
+
+class Instance:
+    """One Ray instance and the service on it, from `start` to `stop`."""
+
+    def __init__(self, settings: Settings, say: Say) -> None:
+        self._settings = settings
+        self._say = say
+        self.folder = Path(tempfile.mkdtemp(prefix="tokenreward-"))
+
+    def start(self) -> None:
+        """Returns when every replica is loaded. Raises StartFailed."""
+        refuse_taken_port(self._settings.host, self._settings.port)
+        close_ray()
+        self._start_ray()
+        self._deploy()
+        self._wait()
+
+    def stop(self) -> None:
+        """Ends every process at once. Nothing in them is worth waiting for: scoring is pure, and callers retry."""
+        processes = psutil.Process().children(recursive=True)
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(processes, timeout=2)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def watch(self) -> None:
+        """Returns only if Ray died under the service."""
+        children = psutil.Process().children()
+        while all(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children):
+            time.sleep(1)
+
+    def _start_ray(self) -> None:
+        import ray
+
+        logging.getLogger("ray").setLevel(logging.ERROR)
+        ray.init(
+            address="local",
+            num_cpus=needed_cpus(self._settings),  # the operator's word on what fits, not the machine's
+            object_store_memory=_OBJECT_STORE_BYTES,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _temp_dir=str(self.folder),
+        )
+
+    def _deploy(self) -> None:
+        from ray import serve
+        from ray.serve.context import _get_global_client
+        from ray.serve.schema import ServeDeploySchema
+
+        config = ServeDeploySchema.model_validate(serve_config(self._settings))
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)
+        serve.start(proxy_location=config.proxy_location, http_options=config.http_options.model_dump())
+        client = _get_global_client()
+        assert client is not None
+        client.deploy_apps(config)
+
+    def _wait(self) -> None:
+        from ray import serve
+
+        progress = Progress(self._say, {d.name: d.num_replicas for d in self._settings.deployments})
+        while not progress.update(serve.status().applications):
+            time.sleep(_POLL_S)
+
+
+class Progress:
+    """Tells the console how far each deployment is: when it starts, every few seconds, and when it is there."""
+
+    def __init__(self, say: Say, num_replicas: dict[str, int]) -> None:
+        self._say = say
+        self._num_replicas = num_replicas
+        self._began = self._said = time.monotonic()
+        self._ready: set[str] = set()
+
+    def update(self, applications: dict[str, Any]) -> bool:
+        """Whether all is running. Raises StartFailed."""
+        for name, application in applications.items():
+            self._refuse_failed(name, application)
+            if application.status == "RUNNING" and name in self._num_replicas and name not in self._ready:
+                self._ready.add(name)
+                self._say(f"{name}: ready after {self._seconds()}")
+        if time.monotonic() - self._said > _SAY_AGAIN_S:
+            self._said = time.monotonic()
+            loading = [name for name in self._num_replicas if name not in self._ready]
+            self._say(f"loading {', '.join(loading) or 'the gateway'}: {self._seconds()}")
+        return bool(applications) and all(app.status == "RUNNING" for app in applications.values())
+
+    def _refuse_failed(self, name: str, application: Any) -> None:
+        messages = [deployment.message for deployment in application.deployments.values()]
+        failure = next((message for message in messages if "Error" in message), "")
+        if application.status == "DEPLOY_FAILED" or failure:
+            raise StartFailed(f"{name}: {reason(failure or application.message)}")
+
+    def _seconds(self) -> str:
+        return f"{time.monotonic() - self._began:.1f} s"
+
+
+def reason(message: str) -> str:
+    """The exception at the end of a Ray status message, without the traceback before it."""
+    lines = [line for line in message.strip().splitlines() if line.strip()]
+    return lines[-1] if lines else "it failed to start"
+
+
+def close_ray() -> None:
+    """Settings that Ray reads when it is first imported, here and in every process that it starts."""
+    os.environ.update(
+        RAY_AUTH_MODE="token",
+        RAY_AUTH_TOKEN=secrets.token_hex(32),
+        RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",  # despite its name: Ray's own address is then loopback, everywhere
+        RAY_USAGE_STATS_ENABLED="0",
+        RAY_worker_niceness="0",
+        RAY_SERVE_LOG_TO_STDERR="0",
+    )
+
+
+def refuse_taken_port(host: str, port: int) -> None:
+    """Raises StartFailed if nobody could listen there."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise StartFailed(
+                f"cannot listen on {host} port {port}: {error.strerror}; choose another with --port"
+            ) from None

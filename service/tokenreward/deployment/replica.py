@@ -1,0 +1,59 @@
+"""One replica as Ray Serve runs it: an engine behind the ingress, loaded and reloaded by `reconfigure`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import torch
+from fastapi import FastAPI
+from ray import serve
+
+from tokenreward.engine import Engine
+from tokenreward.guard import Limits
+from tokenreward.ingress import Slot, build_app
+from tokenreward.metrics import Metrics, Snapshot
+from tokenreward.settings import DeploymentSettings, read_api_keys
+
+logger = logging.getLogger("ray.serve")  # the logger that writes to the replica's own file
+
+
+@serve.deployment
+@serve.ingress()
+class Replica:
+    """One deployment's weights and their HTTP routes."""
+
+    def __init__(self, args: dict[str, Any]) -> None:
+        self._settings = dict(args["deployment"])
+        self._limits = Limits(**args["limits"])
+        self._api_keys = read_api_keys(args["api_keys_file"])
+        self._metrics = Metrics()
+        self._slot = Slot()
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return build_app(
+            self._settings["name"],
+            self._slot,
+            metrics=self._metrics,
+            limits=self._limits,
+            api_keys=self._api_keys,
+        )
+
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Load other weights while the old ones serve, then swap."""
+        settings = DeploymentSettings.model_validate({**self._settings, **user_config})
+        await self._slot.put(await asyncio.to_thread(self._load, settings))
+
+    def _load(self, settings: DeploymentSettings) -> Engine:
+        # Ray gives a replica with a fraction of a CPU one thread, and leaves torch alone otherwise.
+        torch.set_num_threads(max(1, int(settings.num_cpus)))
+        return Engine.load(settings, report=self._metrics.report, say=logger.info)
+
+    def check_health(self) -> None:
+        """Ray replaces a replica whose check keeps raising."""
+        self._slot.engine.check_health()
+
+    async def snapshot(self) -> tuple[str, Snapshot]:
+        """This replica's id and its metrics."""
+        return serve.get_replica_context().replica_tag, self._metrics.snapshot()

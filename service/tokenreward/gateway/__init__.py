@@ -1,0 +1,141 @@
+"""HTTP routes of the front: the same API for all scorers, forwarded to the deployments that hold them.
+
+Raw bytes pass through unchanged where one deployment has everything; otherwise the request is split and the replies are
+merged. It knows which scorer lives where, and no models; what needs Ray is injected as plain callables.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+import httpx
+import orjson
+from fastapi import FastAPI, Request, Response
+from pydantic import BaseModel, ConfigDict, SecretStr
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+
+from tokenreward.errors import Loading, TooManyItems, UnknownRoute, UnknownScorer
+from tokenreward.gateway.fanout import fan_out
+from tokenreward.gateway.upstream import Answer, Gather, Passage, Upstreams
+from tokenreward.guard import Guard, Limits, headers_of, read_body, time_limit_s, unless_gone
+from tokenreward.metrics import CONTENT_TYPE, render
+from tokenreward.wire import RewardsRequest, parse_json
+
+__all__ = ["build_app"]
+
+
+def build_app(
+    routes: Mapping[str, str],
+    client: httpx.AsyncClient,
+    *,
+    gather: Gather,
+    limits: Limits,
+    api_keys: tuple[SecretStr, ...] = (),
+) -> FastAPI:
+    """The application at `/`. `routes`: the deployment of each scorer. `client`: speaks to the service's own address.
+    `gather`: the metric snapshots of each deployment's replicas that are loaded now."""
+    front = _Front(routes, client, gather=gather, limits=limits)
+    app = FastAPI(
+        title="tokenreward",
+        docs_url=None,  # its page would load scripts from elsewhere
+        redoc_url=None,
+        openapi_url=None,
+        middleware=[Middleware(Guard, api_keys=api_keys)],
+        exception_handlers={HTTPException: _refuse_route},
+    )
+    app.add_api_route("/v1/rewards", front.rewards, methods=["POST"])
+    app.add_api_route("/v1/scorers", front.scorers, methods=["GET"])
+    app.add_api_route("/healthz", front.healthz, methods=["GET"])
+    app.add_api_route("/readyz", front.readyz, methods=["GET"])
+    app.add_api_route("/metrics", front.metrics, methods=["GET"])
+    return app
+
+
+class _Asked(BaseModel):
+    """As little of a request as says where it goes; the deployment reads the rest."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    scorer: str | None = None
+    scorers: list[str] | None = None
+
+
+class _Front:
+    """The routes."""
+
+    def __init__(self, routes: Mapping[str, str], client: httpx.AsyncClient, *, gather: Gather, limits: Limits) -> None:
+        self._routes = routes
+        self._deployments = list(dict.fromkeys(routes.values()))
+        self._upstreams = Upstreams(client, gather)
+        self._gather = gather
+        self._limits = limits
+
+    async def rewards(self, request: Request) -> Response:
+        passage = self._passage(request)
+        body = await read_body(request.scope, request.receive, limit=self._limits.max_body_bytes)
+        asked = self._by_deployment(_names(body))
+        if len(asked) == 1:
+            work = passage.post(next(iter(asked)), body)
+        else:
+            work = self._fan_out(body, asked, passage=passage, request_id=request.state.request_id)
+        answer = await unless_gone(request.receive, work)
+        return Response(answer.body, answer.status, headers=answer.headers)
+
+    async def scorers(self, request: Request) -> Response:
+        passage = self._passage(request)
+        listings = await asyncio.gather(*(passage.scorers(name) for name in self._deployments))
+        return _json({"scorers": [entry for listing in listings for entry in listing]})
+
+    async def healthz(self) -> Response:
+        return _json({"status": "ok"})
+
+    async def readyz(self) -> Response:
+        if missing := await self._upstreams.missing(self._deployments):
+            raise Loading(f"not ready: {', '.join(missing)}", retry_after_s=2)
+        return _json({"status": "ready"})
+
+    async def metrics(self) -> Response:
+        gathered = await self._gather()
+        snapshots = {(name, replica): s for name, replicas in gathered.items() for replica, s in replicas.items()}
+        return Response(render(snapshots), media_type=CONTENT_TYPE)
+
+    def _passage(self, request: Request) -> Passage:
+        headers = {"x-request-id": request.state.request_id}
+        if (key := headers_of(request.scope).get("authorization")) is not None:
+            headers["authorization"] = key
+        return Passage(self._upstreams, headers=headers, limit_s=time_limit_s(request.scope, self._limits))
+
+    def _by_deployment(self, names: Sequence[str]) -> dict[str, list[str]]:
+        asked: dict[str, list[str]] = {}
+        for name in names:
+            if name not in self._routes:
+                raise UnknownScorer(f"unknown scorer `{name}`; known are {', '.join(self._routes)}", param="scorer")
+            asked.setdefault(self._routes[name], []).append(name)
+        return asked
+
+    async def _fan_out(
+        self, body: bytes, asked: Mapping[str, Sequence[str]], *, passage: Passage, request_id: str
+    ) -> Answer:
+        request = parse_json(RewardsRequest, body)
+        limit = self._limits.max_request_items
+        if len(request.items) > limit:
+            raise TooManyItems(f"the request has {len(request.items)} items, the limit is {limit}", param="items")
+        return await fan_out(request, body, asked, passage=passage, request_id=request_id)
+
+
+def _names(body: bytes) -> list[str]:
+    """The scorers that a body asks for. Raises as `parse_json`."""
+    asked = parse_json(_Asked, body)
+    if (asked.scorer is None) == (not asked.scorers):
+        return parse_json(RewardsRequest, body).names  # which refuses it, and says what is wrong
+    return [asked.scorer] if asked.scorer is not None else list(asked.scorers or ())
+
+
+async def _refuse_route(request: Request, _: Exception) -> Response:
+    raise UnknownRoute(f"no such route: {request.method} here; see GET /v1/scorers for what is served")
+
+
+def _json(content: object) -> Response:
+    return Response(orjson.dumps(content), media_type="application/json")

@@ -1,0 +1,221 @@
+"""What stands in front of every HTTP application of ours: request id, API keys, body limit, deadline, the error body.
+
+Plain ASGI, so that a replica and the front share it without a framework. It knows no scorers and never reads a payload:
+what it logs of a failure is the exception's type and where it was raised: messages may quote what a caller sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import hmac
+import logging
+import math
+import re
+import time
+import traceback
+import uuid
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, MutableMapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import orjson
+from pydantic import SecretStr
+
+from tokenreward.errors import BodyTooLarge, InternalError, InvalidField, Loading, RequestError, Unauthorized
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+Report = Callable[..., None]
+T = TypeVar("T")
+
+TIMEOUT_HEADER = "x-request-timeout-seconds"
+OPEN_ROUTES = frozenset({"/healthz", "/readyz"})
+
+_UNCOUNTED_ROUTES = OPEN_ROUTES | {"/metrics"}
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+_MARGIN_S = 0.25
+_MARGIN_RATIO = 0.1
+
+logger = logging.getLogger(__name__)
+
+
+class ClientGone(Exception):
+    """The caller hung up; whatever was under way for it is cancelled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one request may ask for."""
+
+    max_body_bytes: int
+    max_request_items: int
+    request_timeout_s: float
+
+
+class Guard:
+    """ASGI middleware: refuses callers without a key, names each request, and turns every failure into our one body."""
+
+    def __init__(self, app: App, *, api_keys: Iterable[SecretStr] = (), report: Report | None = None) -> None:
+        self._app = app
+        self._digests = [_digest(key.get_secret_value()) for key in api_keys]
+        self._report = report
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = headers_of(scope)
+        reply = _Reply(send, request_id=_request_id(headers))
+        scope.setdefault("state", {})["request_id"] = reply.request_id
+        started = time.perf_counter()
+        try:
+            if not self._may_enter(route_of(scope), headers):
+                raise Unauthorized("a valid API key is required: `Authorization: Bearer KEY`")
+            await self._app(scope, receive, reply.send)
+        except ClientGone:
+            return
+        except RequestError as error:
+            await reply.refuse(error)
+        except Exception as error:
+            logger.error("request %s failed: %s\n%s", reply.request_id, type(error).__name__, _where(error))
+            await reply.refuse(InternalError("internal error; the service's log has its traceback"))
+        if route_of(scope) not in _UNCOUNTED_ROUTES:
+            self._count(reply, time.perf_counter() - started)
+
+    def _may_enter(self, route: str, headers: dict[str, str]) -> bool:
+        if not self._digests or route in OPEN_ROUTES:
+            return True
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        given = _digest(key.strip())
+        # All keys are compared, each in constant time, so that timing says nothing about any of them.
+        matches = [hmac.compare_digest(given, known) for known in self._digests]
+        return scheme.lower() == "bearer" and any(matches)
+
+    def _count(self, reply: _Reply, seconds: float) -> None:
+        if self._report is None:
+            return
+        self._report("requests_total", status=str(reply.status))
+        self._report("request_seconds", seconds)
+        if reply.code is not None:
+            self._report("errors_total", code=reply.code)
+
+
+class _Reply:
+    """The sending half of one request."""
+
+    def __init__(self, send: Send, *, request_id: str) -> None:
+        self._send = send
+        self.request_id = request_id
+        self.status: int | None = None
+        self.code: str | None = None
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            message["headers"] = [*message.get("headers", ()), (b"x-request-id", self.request_id.encode())]
+        await self._send(message)
+
+    async def refuse(self, error: RequestError) -> None:
+        """Answers with the error body, unless an answer has begun."""
+        if self.status is not None:
+            return
+        self.code = error.code
+        body = orjson.dumps({"error": error.detail()})
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        if error.status == Loading.status:
+            headers.append((b"retry-after", str(max(1, math.ceil(error.retry_after_s or 0))).encode()))
+        if error.status == Unauthorized.status:
+            headers.append((b"www-authenticate", b"Bearer"))
+        await self.send({"type": "http.response.start", "status": error.status, "headers": headers})
+        await self.send({"type": "http.response.body", "body": body})
+
+
+async def read_body(scope: Scope, receive: Receive, *, limit: int) -> bytes:
+    """The whole body. Raises BodyTooLarge (declared or counted), ClientGone."""
+    declared = headers_of(scope).get("content-length", "")
+    if declared.isdigit() and int(declared) > limit:
+        raise BodyTooLarge(f"the body has {declared} bytes, the limit is {limit} (`max_body_bytes`)")
+    chunks: list[bytes] = []
+    num_bytes, more = 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        chunk = message.get("body", b"")
+        num_bytes += len(chunk)
+        if num_bytes > limit:
+            raise BodyTooLarge(f"the body has {num_bytes} bytes or more, the limit is {limit} (`max_body_bytes`)")
+        chunks.append(chunk)
+        more = message.get("more_body", False)
+    return b"".join(chunks)
+
+
+async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which is cancelled if the caller hangs up first. Raises ClientGone."""
+    task = asyncio.ensure_future(work)
+    watch = asyncio.ensure_future(_hang_up(receive))
+    try:
+        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientGone
+        return task.result()
+    finally:
+        watch.cancel()
+        if task.cancel():
+            with contextlib.suppress(asyncio.CancelledError, Exception):
+                await task
+
+
+async def _hang_up(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def time_limit_s(scope: Scope, limits: Limits) -> float:
+    """Seconds that the work may take: the caller's deadline, or ours, less a margin.
+
+    Ray's proxy reads the same header and would answer 408 at that very moment; the margin lets our own answer win.
+    Raises InvalidField.
+    """
+    given = headers_of(scope).get(TIMEOUT_HEADER)
+    seconds = limits.request_timeout_s if given is None else _positive(given)
+    return seconds - min(_MARGIN_S, _MARGIN_RATIO * seconds)
+
+
+def _positive(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not (0 < seconds < math.inf):
+        raise InvalidField(f"the header `{TIMEOUT_HEADER}` must be a positive number of seconds", param=TIMEOUT_HEADER)
+    return seconds
+
+
+def headers_of(scope: Scope) -> dict[str, str]:
+    """Header values by lower-case name."""
+    return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+
+
+def route_of(scope: Scope) -> str:
+    """The path below the place where the application is mounted."""
+    path, root = str(scope["path"]), str(scope.get("root_path", ""))
+    return path.removeprefix(root) if root and path.startswith(root) else path
+
+
+def _request_id(headers: dict[str, str]) -> str:
+    given = headers.get("x-request-id", "")
+    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode()).digest()
+
+
+def _where(error: BaseException) -> str:
+    return "".join(traceback.format_tb(error.__traceback__))

@@ -1,0 +1,171 @@
+"""HTTP routes of one replica: parse, refuse early, submit to the engine, reply.
+
+It knows one deployment's engine and nothing of other replicas or of Ray, which mounts it at `/d/{deployment}`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import orjson
+from fastapi import FastAPI, Request, Response
+from pydantic import SecretStr
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+
+from tokenreward.combine import combine, refuse_unequal_units
+from tokenreward.errors import DeadlineExceeded, Loading, TooManyItems, UnknownRoute
+from tokenreward.guard import Guard, Limits, read_body, time_limit_s, unless_gone
+from tokenreward.metrics import CONTENT_TYPE, Metrics, render
+from tokenreward.wire import RewardsRequest, parse_json
+
+if TYPE_CHECKING:
+    from tokenreward.engine import Engine
+
+_IN_A_THREAD_BYTES = 256 * 1024
+
+logger = logging.getLogger(__name__)
+
+
+def build_app(
+    deployment: str,
+    slot: Slot,
+    *,
+    metrics: Metrics,
+    limits: Limits,
+    api_keys: tuple[SecretStr, ...] = (),
+) -> FastAPI:
+    """The application of one replica; `slot` is empty while its weights load."""
+    replica = _Replica(deployment, slot, metrics=metrics, limits=limits)
+    app = FastAPI(
+        title=f"tokenreward: {deployment}",
+        docs_url=None,  # its page would load scripts from elsewhere
+        redoc_url=None,
+        openapi_url=None,
+        middleware=[Middleware(Guard, api_keys=api_keys, report=metrics.report)],
+        exception_handlers={HTTPException: refuse_route},
+    )
+    app.add_api_route("/v1/rewards", replica.rewards, methods=["POST"])
+    app.add_api_route("/v1/scorers", replica.scorers, methods=["GET"])
+    app.add_api_route("/healthz", replica.healthz, methods=["GET"])
+    app.add_api_route("/readyz", replica.readyz, methods=["GET"])
+    app.add_api_route("/metrics", replica.metrics, methods=["GET"])
+    return app
+
+
+class Slot:
+    """Holds the engine that serves now. Requests under way finish on the engine that they began on."""
+
+    def __init__(self) -> None:
+        self._engine: Engine | None = None
+        self._num_lent: Counter[Engine] = Counter()
+        self._returned = asyncio.Event()
+
+    @property
+    def engine(self) -> Engine:
+        """The engine that serves now. Raises Loading."""
+        if self._engine is None:
+            raise Loading("the weights are still loading", retry_after_s=1)
+        return self._engine
+
+    @contextlib.contextmanager
+    def lent(self) -> Iterator[Engine]:
+        """The engine that serves now, which stays open meanwhile. Raises Loading."""
+        engine = self.engine
+        self._num_lent[engine] += 1
+        try:
+            yield engine
+        finally:
+            self._num_lent[engine] -= 1
+            self._returned.set()
+
+    async def put(self, engine: Engine) -> None:
+        """Serve with `engine` from now on; the one before is closed when the last request on it is done."""
+        previous, self._engine = self._engine, engine
+        if previous is None:
+            return
+        while self._num_lent[previous] > 0:
+            self._returned.clear()
+            await self._returned.wait()
+        del self._num_lent[previous]
+        await previous.close()
+
+
+class _Replica:
+    """The routes, around the engine that is current when a request comes."""
+
+    def __init__(self, deployment: str, slot: Slot, *, metrics: Metrics, limits: Limits) -> None:
+        self._deployment = deployment
+        self._slot = slot
+        self._metrics = metrics
+        self._limits = limits
+
+    async def rewards(self, request: Request) -> Response:
+        arrived = time.perf_counter()
+        limit_s = time_limit_s(request.scope, self._limits)
+        body = await read_body(request.scope, request.receive, limit=self._limits.max_body_bytes)
+        asked = await _parse(body)
+        self._refuse_early(asked)
+        if asked.combine is not None:
+            refuse_unequal_units(asked, dict.fromkeys(asked.names, self._deployment))  # one deployment, one tokenizer
+        remaining_s = limit_s - (time.perf_counter() - arrived)
+        if remaining_s <= 0:
+            raise DeadlineExceeded("the deadline passed before the request was read")
+        with self._slot.lent() as engine:
+            scoring = engine.score(asked, request_id=request.state.request_id, timeout_s=remaining_s)
+            reply = await unless_gone(request.receive, scoring)
+        if asked.combine is not None:
+            combine(reply["items"], asked)
+        return await _json(reply, is_large=len(body) > _IN_A_THREAD_BYTES)
+
+    async def scorers(self) -> Response:
+        route = f"/d/{self._deployment}/v1/rewards"
+        return await _json({"scorers": [{**entry, "route": route} for entry in self._slot.engine.describe()]})
+
+    async def healthz(self) -> Response:
+        return await _json({"status": "ok"})
+
+    async def readyz(self) -> Response:
+        engine = self._slot.engine
+        try:
+            engine.check_health()
+        except Exception as error:
+            logger.warning("not ready: %s", error)
+            raise Loading(f"`{self._deployment}` is not healthy and will be replaced") from None
+        return await _json({"status": "ready"})
+
+    async def metrics(self) -> Response:
+        return Response(render({(self._deployment, ""): self._metrics.snapshot()}), media_type=CONTENT_TYPE)
+
+    def _refuse_early(self, asked: RewardsRequest) -> None:
+        limit = self._limits.max_request_items
+        if len(asked.items) > limit:
+            raise TooManyItems(
+                f"the request has {len(asked.items)} items, the limit is {limit} (`max_request_items`)", param="items"
+            )
+
+
+async def refuse_route(request: Request, _: Exception) -> Response:
+    """Whatever the router refuses is a route that we do not have."""
+    raise UnknownRoute(f"no such route: {request.method} here; see GET /v1/scorers for what is served")
+
+
+async def _parse(body: bytes) -> RewardsRequest:
+    if len(body) < _IN_A_THREAD_BYTES:
+        return parse_json(RewardsRequest, body)
+    return await asyncio.to_thread(parse_json, RewardsRequest, body)
+
+
+async def _json(content: Any, *, is_large: bool = False) -> Response:
+    body = await asyncio.to_thread(_dump, content) if is_large else _dump(content)
+    return Response(body, media_type="application/json")
+
+
+def _dump(content: Any) -> bytes:
+    return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)

@@ -16,7 +16,7 @@ import re
 import time
 import traceback
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -49,20 +49,23 @@ class ClientGone(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """What one request may ask for."""
+class Rules:
+    """What holds for every request. Ray's proxy adds X-Request-ID to replies by itself: behind it we do not echo it."""
 
     max_body_bytes: int
     max_request_items: int
     request_timeout_s: float
+    api_keys: tuple[SecretStr, ...] = ()
+    echo_request_id: bool = True
 
 
 class Guard:
     """ASGI middleware: refuses callers without a key, names each request, and turns every failure into our one body."""
 
-    def __init__(self, app: App, *, api_keys: Iterable[SecretStr] = (), report: Report | None = None) -> None:
+    def __init__(self, app: App, *, rules: Rules, report: Report | None = None) -> None:
         self._app = app
-        self._digests = [_digest(key.get_secret_value()) for key in api_keys]
+        self._digests = [_digest(key.get_secret_value()) for key in rules.api_keys]
+        self._echo_request_id = rules.echo_request_id
         self._report = report
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -70,8 +73,9 @@ class Guard:
             await self._app(scope, receive, send)
             return
         headers = headers_of(scope)
-        reply = _Reply(send, request_id=_request_id(headers))
-        scope.setdefault("state", {})["request_id"] = reply.request_id
+        request_id = _request_id(headers)
+        scope.setdefault("state", {})["request_id"] = request_id
+        reply = _Reply(send, request_id=request_id if self._echo_request_id else None)
         started = time.perf_counter()
         try:
             if not self._may_enter(route_of(scope), headers):
@@ -82,7 +86,7 @@ class Guard:
         except RequestError as error:
             await reply.refuse(error)
         except Exception as error:
-            logger.error("request %s failed: %s\n%s", reply.request_id, type(error).__name__, _where(error))
+            logger.error("request %s failed: %s\n%s", request_id, type(error).__name__, _where(error))
             await reply.refuse(InternalError("internal error; the service's log has its traceback"))
         if route_of(scope) not in _UNCOUNTED_ROUTES:
             self._count(reply, time.perf_counter() - started)
@@ -108,16 +112,17 @@ class Guard:
 class _Reply:
     """The sending half of one request."""
 
-    def __init__(self, send: Send, *, request_id: str) -> None:
+    def __init__(self, send: Send, *, request_id: str | None) -> None:
         self._send = send
-        self.request_id = request_id
+        self._request_id = request_id
         self.status: int | None = None
         self.code: str | None = None
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            message["headers"] = [*message.get("headers", ()), (b"x-request-id", self.request_id.encode())]
+            if self._request_id is not None:
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", self._request_id.encode())]
         await self._send(message)
 
     async def refuse(self, error: RequestError) -> None:
@@ -176,14 +181,14 @@ async def _hang_up(receive: Receive) -> None:
         pass
 
 
-def time_limit_s(scope: Scope, limits: Limits) -> float:
+def time_limit_s(scope: Scope, rules: Rules) -> float:
     """Seconds that the work may take: the caller's deadline, or ours, less a margin.
 
     Ray's proxy reads the same header and would answer 408 at that very moment; the margin lets our own answer win.
     Raises InvalidField.
     """
     given = headers_of(scope).get(TIMEOUT_HEADER)
-    seconds = limits.request_timeout_s if given is None else _positive(given)
+    seconds = rules.request_timeout_s if given is None else _positive(given)
     return seconds - min(_MARGIN_S, _MARGIN_RATIO * seconds)
 
 

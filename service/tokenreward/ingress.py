@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 from fastapi import FastAPI, Request, Response
-from pydantic import SecretStr
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
 from tokenreward.combine import combine, refuse_unequal_units
 from tokenreward.errors import DeadlineExceeded, Loading, TooManyItems, UnknownRoute
-from tokenreward.guard import Guard, Limits, read_body, time_limit_s, unless_gone
+from tokenreward.guard import Guard, Rules, read_body, time_limit_s, unless_gone
 from tokenreward.metrics import CONTENT_TYPE, Metrics, render
 from tokenreward.wire import RewardsRequest, parse_json
 
@@ -38,17 +37,16 @@ def build_app(
     slot: Slot,
     *,
     metrics: Metrics,
-    limits: Limits,
-    api_keys: tuple[SecretStr, ...] = (),
+    rules: Rules,
 ) -> FastAPI:
     """The application of one replica; `slot` is empty while its weights load."""
-    replica = _Replica(deployment, slot, metrics=metrics, limits=limits)
+    replica = _Replica(deployment, slot, metrics=metrics, rules=rules)
     app = FastAPI(
         title=f"tokenreward: {deployment}",
         docs_url=None,  # its page would load scripts from elsewhere
         redoc_url=None,
         openapi_url=None,
-        middleware=[Middleware(Guard, api_keys=api_keys, report=metrics.report)],
+        middleware=[Middleware(Guard, rules=rules, report=metrics.report)],
         exception_handlers={HTTPException: refuse_route},
     )
     app.add_api_route("/v1/rewards", replica.rewards, methods=["POST"])
@@ -100,16 +98,16 @@ class Slot:
 class _Replica:
     """The routes, around the engine that is current when a request comes."""
 
-    def __init__(self, deployment: str, slot: Slot, *, metrics: Metrics, limits: Limits) -> None:
+    def __init__(self, deployment: str, slot: Slot, *, metrics: Metrics, rules: Rules) -> None:
         self._deployment = deployment
         self._slot = slot
         self._metrics = metrics
-        self._limits = limits
+        self._rules = rules
 
     async def rewards(self, request: Request) -> Response:
         arrived = time.perf_counter()
-        limit_s = time_limit_s(request.scope, self._limits)
-        body = await read_body(request.scope, request.receive, limit=self._limits.max_body_bytes)
+        limit_s = time_limit_s(request.scope, self._rules)
+        body = await read_body(request.scope, request.receive, limit=self._rules.max_body_bytes)
         asked = await _parse(body)
         self._refuse_early(asked)
         if asked.combine is not None:
@@ -144,7 +142,7 @@ class _Replica:
         return Response(render({(self._deployment, ""): self._metrics.snapshot()}), media_type=CONTENT_TYPE)
 
     def _refuse_early(self, asked: RewardsRequest) -> None:
-        limit = self._limits.max_request_items
+        limit = self._rules.max_request_items
         if len(asked.items) > limit:
             raise TooManyItems(
                 f"the request has {len(asked.items)} items, the limit is {limit} (`max_request_items`)", param="items"

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,18 +31,25 @@ def run(args: argparse.Namespace) -> int:
         settings.api_keys()
     except SettingsError as error:
         return _fail(str(error))
-    from tokenreward.deployment.instance import Instance, StartFailed
+    from tokenreward.deployment.instance import Instance, StartFailed, refuse_taken_port
+    from tokenreward.deployment.plan import internal_url
 
+    try:
+        refuse_taken_port(settings.host, settings.port)
+    except StartFailed as error:
+        return _fail(str(error))
     instance = Instance(settings, _say)
     on_stop_signal(lambda: _leave(instance.stop, 0))
     try:
         instance.start()
-        _say(f"ready http://{_shown(settings)}")
+        _say(f"ready {internal_url(settings)}")
         _say(f"try: {curl(settings)}")
         instance.watch()
-        return _leave(instance.stop, _fail("Ray died; the service is down"))
+        _fail("Ray died; the service is down")
     except StartFailed as error:
-        return _leave(instance.stop, _fail(str(error)))
+        _fail(str(error))
+    _say(f"logs are kept in {instance.logs}")
+    return _leave(partial(instance.stop, keep_logs=True), 1)
 
 
 def settings_of(args: argparse.Namespace) -> Settings:
@@ -74,16 +82,12 @@ def on_stop_signal(stop: Callable[[], object]) -> None:
 
 def curl(settings: Settings) -> str:
     """A command line that scores something with the first scorer, as it stands."""
+    from tokenreward.deployment.plan import internal_url
+
     scorer = settings.deployments[0].scorers[0].served_name
     key = "" if settings.api_keys_file is None else f' -H "Authorization: Bearer $(head -n1 {settings.api_keys_file})"'
     body = f'{{"scorer": "{scorer}", "items": [{{"prompt": "2 + 2 =", "response": " 4."}}]}}'
-    return f"curl http://{_shown(settings)}/v1/rewards{key} -H 'Content-Type: application/json' -d '{body}'"
-
-
-def _shown(settings: Settings) -> str:
-    from tokenreward.deployment.plan import internal_url
-
-    return internal_url(settings).removeprefix("http://")
+    return f"curl {internal_url(settings)}/v1/rewards{key} -H 'Content-Type: application/json' -d '{body}'"
 
 
 def _leave(stop: Callable[[], None], code: int) -> int:

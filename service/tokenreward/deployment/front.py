@@ -12,11 +12,9 @@ from ray import serve
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from tokenreward.deployment.plan import REPLICA
+from tokenreward.deployment.plan import REPLICA, rules_of
 from tokenreward.gateway import build_app
-from tokenreward.guard import Limits
 from tokenreward.metrics import Snapshot
-from tokenreward.settings import read_api_keys
 
 _GATHER_TIMEOUT_S = 5.0
 
@@ -41,8 +39,7 @@ class Gateway:
             self._args["routes"],
             client,
             gather=self._replicas.snapshots,
-            limits=Limits(**self._args["limits"]),
-            api_keys=read_api_keys(self._args["api_keys_file"]),
+            rules=rules_of(self._args),
         )
 
 

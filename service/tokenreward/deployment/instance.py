@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -40,30 +41,38 @@ class Instance:
     def __init__(self, settings: Settings, say: Say) -> None:
         self._settings = settings
         self._say = say
+        self._stopping = False
         self.folder = Path(tempfile.mkdtemp(prefix="tokenreward-"))
+
+    @property
+    def logs(self) -> Path:
+        """Where Ray and the replicas write."""
+        return self.folder / "session_latest" / "logs"
 
     def start(self) -> None:
         """Returns when every replica is loaded. Raises StartFailed."""
-        refuse_taken_port(self._settings.host, self._settings.port)
         close_ray()
+        self._say(f"starting; logs are in {self.logs} while it runs")
         self._start_ray()
         self._deploy()
         self._wait()
 
-    def stop(self) -> None:
+    def stop(self, *, keep_logs: bool = False) -> None:
         """Ends every process at once. Nothing in them is worth waiting for: scoring is pure, and callers retry."""
+        self._stopping = True
         processes = psutil.Process().children(recursive=True)
         for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         psutil.wait_procs(processes, timeout=2)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if not keep_logs:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def watch(self) -> None:
         """Returns only if Ray died under the service."""
         children = psutil.Process().children()
-        while all(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children):
-            time.sleep(1)
+        while self._stopping or all(_is_alive(child) for child in children):
+            time.sleep(_POLL_S)
 
     def _start_ray(self) -> None:
         import ray
@@ -131,10 +140,19 @@ class Progress:
         return f"{time.monotonic() - self._began:.1f} s"
 
 
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
 def reason(message: str) -> str:
-    """The exception at the end of a Ray status message, without the traceback before it."""
-    lines = [line for line in message.strip().splitlines() if line.strip()]
-    return lines[-1] if lines else "it failed to start"
+    """The exception that ends a Ray status message, without the traceback before it."""
+    lines = [line for line in message.splitlines() if line.strip()]
+    last_indented = max((index for index, line in enumerate(lines) if line[0].isspace()), default=-1)
+    text = " ".join(lines[last_indented + 1 :]) or "it failed to start"
+    return re.sub(r"^[\w.]*\.(?=\w+: )", "", text)
 
 
 def close_ray() -> None:

@@ -1,7 +1,7 @@
 """Ray Serve's declarative config from settings: what `serve` submits and what `schema --serve` prints.
 
-It knows the shape of that config and imports no Ray. What changes in place when the config is submitted again (replicas,
-checkpoint, version, ...) stands outside `args`, because changed `args` restart replicas.
+It knows the shape of that config and imports no Ray. What changes in place when the config is submitted again (number
+of replicas, checkpoint, version) stands outside `args`, because changed `args` restart replicas.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from tokenreward.settings import DeploymentSettings, Settings
+from tokenreward.guard import Rules
+from tokenreward.settings import DeploymentSettings, Settings, read_api_keys
 
 GATEWAY_APP = "Gateway"  # no deployment can have this name: theirs are lower case
 REPLICA = "Replica"
@@ -85,9 +86,14 @@ def _deployment(deployment: DeploymentSettings, settings: Settings) -> dict[str,
     }
 
 
+def rules_of(args: dict[str, Any]) -> Rules:
+    """What `args` say of requests, read back in a replica. Raises SettingsError."""
+    return Rules(**args["rules"], api_keys=read_api_keys(args["api_keys_file"]), echo_request_id=False)
+
+
 def _http(settings: Settings) -> dict[str, Any]:
     return {
-        "limits": {
+        "rules": {
             "max_body_bytes": settings.max_body_bytes,
             "max_request_items": settings.max_request_items,
             "request_timeout_s": settings.request_timeout_s,

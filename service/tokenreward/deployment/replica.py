@@ -10,11 +10,11 @@ import torch
 from fastapi import FastAPI
 from ray import serve
 
+from tokenreward.deployment.plan import rules_of
 from tokenreward.engine import Engine
-from tokenreward.guard import Limits
 from tokenreward.ingress import Slot, build_app
 from tokenreward.metrics import Metrics, Snapshot
-from tokenreward.settings import DeploymentSettings, read_api_keys
+from tokenreward.settings import DeploymentSettings
 
 logger = logging.getLogger("ray.serve")  # the logger that writes to the replica's own file
 
@@ -26,19 +26,12 @@ class Replica:
 
     def __init__(self, args: dict[str, Any]) -> None:
         self._settings = dict(args["deployment"])
-        self._limits = Limits(**args["limits"])
-        self._api_keys = read_api_keys(args["api_keys_file"])
+        self._rules = rules_of(args)
         self._metrics = Metrics()
         self._slot = Slot()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return build_app(
-            self._settings["name"],
-            self._slot,
-            metrics=self._metrics,
-            limits=self._limits,
-            api_keys=self._api_keys,
-        )
+        return build_app(self._settings["name"], self._slot, metrics=self._metrics, rules=self._rules)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Load other weights while the old ones serve, then swap."""

@@ -12,14 +12,14 @@ from collections.abc import Mapping, Sequence
 import httpx
 import orjson
 from fastapi import FastAPI, Request, Response
-from pydantic import BaseModel, ConfigDict, SecretStr
+from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
 from tokenreward.errors import Loading, TooManyItems, UnknownRoute, UnknownScorer
 from tokenreward.gateway.fanout import fan_out
 from tokenreward.gateway.upstream import Answer, Gather, Passage, Upstreams
-from tokenreward.guard import Guard, Limits, headers_of, read_body, time_limit_s, unless_gone
+from tokenreward.guard import Guard, Rules, headers_of, read_body, time_limit_s, unless_gone
 from tokenreward.metrics import CONTENT_TYPE, render
 from tokenreward.wire import RewardsRequest, parse_json
 
@@ -31,18 +31,17 @@ def build_app(
     client: httpx.AsyncClient,
     *,
     gather: Gather,
-    limits: Limits,
-    api_keys: tuple[SecretStr, ...] = (),
+    rules: Rules,
 ) -> FastAPI:
     """The application at `/`. `routes`: the deployment of each scorer. `client`: speaks to the service's own address.
     `gather`: the metric snapshots of each deployment's replicas that are loaded now."""
-    front = _Front(routes, client, gather=gather, limits=limits)
+    front = _Front(routes, client, gather=gather, rules=rules)
     app = FastAPI(
         title="tokenreward",
         docs_url=None,  # its page would load scripts from elsewhere
         redoc_url=None,
         openapi_url=None,
-        middleware=[Middleware(Guard, api_keys=api_keys)],
+        middleware=[Middleware(Guard, rules=rules)],
         exception_handlers={HTTPException: _refuse_route},
     )
     app.add_api_route("/v1/rewards", front.rewards, methods=["POST"])
@@ -65,16 +64,16 @@ class _Asked(BaseModel):
 class _Front:
     """The routes."""
 
-    def __init__(self, routes: Mapping[str, str], client: httpx.AsyncClient, *, gather: Gather, limits: Limits) -> None:
+    def __init__(self, routes: Mapping[str, str], client: httpx.AsyncClient, *, gather: Gather, rules: Rules) -> None:
         self._routes = routes
         self._deployments = list(dict.fromkeys(routes.values()))
         self._upstreams = Upstreams(client, gather)
         self._gather = gather
-        self._limits = limits
+        self._rules = rules
 
     async def rewards(self, request: Request) -> Response:
         passage = self._passage(request)
-        body = await read_body(request.scope, request.receive, limit=self._limits.max_body_bytes)
+        body = await read_body(request.scope, request.receive, limit=self._rules.max_body_bytes)
         asked = self._by_deployment(_names(body))
         if len(asked) == 1:
             work = passage.post(next(iter(asked)), body)
@@ -105,7 +104,7 @@ class _Front:
         headers = {"x-request-id": request.state.request_id}
         if (key := headers_of(request.scope).get("authorization")) is not None:
             headers["authorization"] = key
-        return Passage(self._upstreams, headers=headers, limit_s=time_limit_s(request.scope, self._limits))
+        return Passage(self._upstreams, headers=headers, limit_s=time_limit_s(request.scope, self._rules))
 
     def _by_deployment(self, names: Sequence[str]) -> dict[str, list[str]]:
         asked: dict[str, list[str]] = {}
@@ -119,7 +118,7 @@ class _Front:
         self, body: bytes, asked: Mapping[str, Sequence[str]], *, passage: Passage, request_id: str
     ) -> Answer:
         request = parse_json(RewardsRequest, body)
-        limit = self._limits.max_request_items
+        limit = self._rules.max_request_items
         if len(request.items) > limit:
             raise TooManyItems(f"the request has {len(request.items)} items, the limit is {limit}", param="items")
         return await fan_out(request, body, asked, passage=passage, request_id=request_id)

@@ -13,15 +13,31 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, FiniteFloat, Tag, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    FiniteFloat,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from tokenreward.errors import InvalidField, MalformedBody, MalformedJson, RequestError, UnknownField, UnknownOption
 
 NAME_PATTERN = r"^[a-z0-9_-]+$"
 CreditName = Literal["values", "last", "uniform", "attention", "discount"]
 
-_UNION_TAGS = frozenset({"text", "messages", "ids", "packed_ids", "list", "base64"})
-_ID_LIMIT = 2**31
+_UNION_TAGS = {  # what pydantic adds to a location below a field that has several forms
+    "prompt": ("text", "messages", "ids", "packed_ids"),
+    "response": ("text", "ids", "packed_ids"),
+    "content": ("str", "list[dict[str,any]]"),
+}
+_INT32_LIMIT = 2**31
+_LONGEST_SHOWN = 24
 
 
 class Strict(BaseModel):
@@ -55,7 +71,13 @@ def _form(value: object) -> str | None:
     return None
 
 
-Ids = list[Annotated[int, Field(ge=-_ID_LIMIT, lt=_ID_LIMIT)]]
+def _flags(value: object) -> object:
+    """true and false as 1 and 0; all else is left for the strict integers to refuse."""
+    return [int(flag) if flag is True or flag is False else flag for flag in value] if type(value) is list else value
+
+
+Int32 = Annotated[int, Field(ge=-_INT32_LIMIT, lt=_INT32_LIMIT)]
+Ids = list[Int32]
 Prompt = Annotated[
     Annotated[str, Tag("text")]
     | Annotated[list[Message], Tag("messages")]
@@ -75,8 +97,8 @@ Response = Annotated[
         custom_error_message='must be a string, a list of token ids or {"ids_b64": "..."}',
     ),
 ]
-Span = Annotated[list[int], Field(min_length=2, max_length=2)]
-Flag = Annotated[int, Field(ge=0, le=1, strict=False)]
+Span = Annotated[list[Int32], Field(min_length=2, max_length=2)]
+Flags = Annotated[list[Annotated[int, Field(ge=0, le=1)]], BeforeValidator(_flags)]
 
 
 class Item(Strict):
@@ -93,7 +115,7 @@ class Item(Strict):
     spans: list[Span] | None = Field(
         default=None, description="Text only: half-open code point ranges that tile the response; one reward each."
     )
-    mask: list[Flag] | None = Field(default=None, description="One per unit: 0 = read but not scored.")
+    mask: Flags | None = Field(default=None, description="One per unit: 0 = read but not scored.")
     policy_logprobs: list[FiniteFloat] | None = Field(default=None, description="One per unit; for `credit.kl`.")
     ref_logprobs: list[FiniteFloat] | None = Field(default=None, description="One per unit; for `credit.kl`.")
     score: FiniteFloat | None = Field(default=None, description="A score from elsewhere, for scorers that take one.")
@@ -150,6 +172,13 @@ class RewardsRequest(Strict):
     return_tokens: bool = False
     min_version: Annotated[int, Field(ge=0)] | None = None
 
+    @field_validator("scorers")
+    @classmethod
+    def _names_are_unique(cls, names: list[str] | None) -> list[str] | None:
+        if names is not None and len(set(names)) < len(names):
+            raise ValueError("`scorers` names a scorer twice")
+        return names
+
     @model_validator(mode="after")
     def _one_way_to_name_scorers(self) -> RewardsRequest:
         if (self.scorer is None) == (self.scorers is None):
@@ -177,7 +206,9 @@ class RewardsRequest(Strict):
             return value
         for key in value:
             if key not in self.names:
-                raise UnknownField(f"`{field}` has an entry for `{key}`, which `scorers` does not name", param=field)
+                raise UnknownField(
+                    f"`{field}` has an entry for `{key}`, which `scorers` does not name", param=f"{field}.{key}"
+                )
         entry = value.get(name, {})
         if not isinstance(entry, dict):
             raise InvalidField("must be an object, keyed by scorer name", param=f"{field}.{name}")
@@ -287,7 +318,10 @@ def refusal(
     message = first["msg"].removeprefix("Value error, ")
     if kind == "value_error":
         return InvalidField(message, param=where or None)
-    return InvalidField(f"`{where}`: {message}, got {_shown(first['input'])}", param=where)
+    if kind == "model_type":
+        message = "must be an object"  # pydantic would name our class
+    named = f"`{where}`: " if where else ""
+    return InvalidField(f"{named}{message}, got {_shown(first['input'])}", param=where or None)
 
 
 def path(location: tuple[int | str, ...]) -> str:
@@ -296,7 +330,7 @@ def path(location: tuple[int | str, ...]) -> str:
     for previous, part in zip((None, *location), location, strict=False):
         if isinstance(part, int):
             text += f"[{part}]"
-        elif part not in _UNION_TAGS or previous not in ("prompt", "response"):
+        elif part not in _UNION_TAGS.get(str(previous), ()):
             text += f".{part}" if text else part
     return text
 
@@ -305,7 +339,8 @@ def _shown(value: object) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, (int, float)):
-        return repr(value)
+        shown = repr(value)
+        return shown if len(shown) <= _LONGEST_SHOWN else f"a number of {len(shown)} digits"
     for kind, name in ((str, "a string"), (list, "a list"), (dict, "an object")):
         if isinstance(value, kind):
             return f"{name} of length {len(value)}"
@@ -325,8 +360,12 @@ def decode_rewards(value: list[float] | str) -> npt.NDArray[np.float32]:
 
 
 def encode_ids(ids: npt.ArrayLike) -> dict[str, str]:
-    """Token ids as `{"ids_b64": ...}`."""
-    return {"ids_b64": base64.b64encode(np.asarray(ids, dtype="<i4").tobytes()).decode("ascii")}
+    """Token ids as `{"ids_b64": ...}`. Raises ValueError if they are not integers of 32 bits."""
+    given = np.asarray(ids)
+    narrow = given.astype("<i4", casting="unsafe") if given.dtype.kind in "iu" or not given.size else None
+    if narrow is None or (narrow != given).any():
+        raise ValueError("token ids must be integers that fit 32 bits")
+    return {"ids_b64": base64.b64encode(narrow.tobytes()).decode("ascii")}
 
 
 def decode_ids(value: list[int] | IdsB64, *, param: str) -> npt.NDArray[np.int64]:

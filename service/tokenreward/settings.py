@@ -39,7 +39,9 @@ class DeploymentSettings(Frozen):
     """One checkpoint, held once, with every scorer that reads it."""
 
     name: str = Field(pattern=NAME_PATTERN, description="Route: the deployment answers at `/d/{name}`.")
-    checkpoint: str = Field(description="Local folder, hub id, or `demo:base|sft|dpo|rm` for an embedded model.")
+    checkpoint: str = Field(
+        min_length=1, description="Local folder, hub id, or `demo:base|sft|dpo|rm` for an embedded model."
+    )
     version: int = Field(default=1, ge=0, description="Version of the weights, stamped on every reply.")
     task: Literal["causal_lm", "reward_model"] = Field(description="How the checkpoint is loaded.")
     scorers: tuple[ScorerSettings, ...] = Field(min_length=1, description="The scorers served on this checkpoint.")
@@ -97,6 +99,8 @@ def read_api_keys(file: Path | str | None) -> tuple[SecretStr, ...]:
         lines = Path(file).read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise SettingsError(f"`api_keys_file`: cannot read {file}: {error.strerror}") from None
+    except UnicodeError:
+        raise SettingsError(f"`api_keys_file`: {file} is not UTF-8 text") from None
     keys = tuple(SecretStr(line.strip()) for line in lines if line.strip())
     if not keys:
         raise SettingsError(f"`api_keys_file`: {file} holds no key")
@@ -107,10 +111,23 @@ def load_settings(file: Path) -> Settings:
     """Settings from one YAML file; relative paths in it are relative to it. Raises SettingsError."""
     import yaml  # the server's dependency: a client that imports this module does not need it
 
+    class OnceEach(yaml.SafeLoader):
+        """PyYAML lets a key that stands twice win silently; here it is an error."""
+
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            seen: set[str] = set()
+            for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+                if key.value in seen:
+                    raise yaml.MarkedYAMLError(problem=f"`{key.value}` is set twice", problem_mark=key.start_mark)
+                seen.add(key.value)
+            return super().construct_mapping(node, deep)
+
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = yaml.load(file.read_text(encoding="utf-8"), Loader=OnceEach)  # noqa: S506 - a SafeLoader
     except OSError as error:
         raise SettingsError(f"cannot read {file}: {error.strerror}") from None
+    except UnicodeError:
+        raise SettingsError(f"{file} is not UTF-8 text") from None
     except yaml.YAMLError as error:
         raise SettingsError(f"{file} is not YAML: {error}") from None
     if not isinstance(content, dict):
@@ -123,7 +140,13 @@ def parse_settings(content: dict[str, Any]) -> Settings:
     try:
         return Settings.model_validate(content)
     except ValidationError as error:
-        lines = [_line(path(problem["loc"]), problem["type"], problem["msg"]) for problem in error.errors()]
+        problems = error.errors()
+        wrong_inside = {problem["loc"][:depth] for problem in problems for depth in range(len(problem["loc"]))}
+        lines = [
+            _line(path(problem["loc"]), problem["type"], problem["msg"])
+            for problem in problems
+            if problem["type"] != "too_short" or problem["loc"] not in wrong_inside  # it counts valid entries only
+        ]
         raise SettingsError("\n".join(lines)) from None
 
 
@@ -156,7 +179,7 @@ def _with_absolute_paths(content: dict[str, Any], folder: Path) -> dict[str, Any
 
 
 def _with_absolute_checkpoint(entry: object, folder: Path) -> object:
-    if isinstance(entry, dict) and isinstance(entry.get("checkpoint"), str):
+    if isinstance(entry, dict) and isinstance(entry.get("checkpoint"), str) and entry["checkpoint"]:
         candidate = folder / entry["checkpoint"]
         if candidate.is_dir():
             return {**entry, "checkpoint": str(candidate)}

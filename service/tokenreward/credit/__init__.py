@@ -1,7 +1,8 @@
 """Credit: how a scorer's signals become one reward per unit of the caller. One rule per file.
 
 Order, and no other: affine and clip on the score (on each value for `values`), the rule, the KL penalty. Everything is
-computed in float64 and leaves as float32. It knows units and nothing of tokens, models or HTTP.
+computed in float64 and leaves as float32; what does not fit leaves as inf or nan, which the engine answers with
+`non_finite`. It knows units and nothing of tokens, models or HTTP.
 """
 
 from __future__ import annotations
@@ -56,16 +57,19 @@ def check(credit: Credit, *, default: CreditName, gives: frozenset[Gives]) -> Cr
 
 def assign(signals: UnitSignals, credit: Credit, *, name: CreditName) -> tuple[Float32[np.ndarray, " u"], float | None]:
     """Rewards [units] and the score they stand for, before any KL penalty. Masked units get exactly 0."""
-    keep = signals.keep
+    with np.errstate(over="ignore", invalid="ignore"):
+        rewards, score = _spread(signals, credit, name)
+        return np.where(signals.keep, rewards, 0.0).astype(np.float32), score
+
+
+def _spread(signals: UnitSignals, credit: Credit, name: CreditName) -> tuple[np.ndarray, float | None]:
     score = signals.score
     if name == "values":
         assert signals.values is not None
-        rewards = affine.apply(signals.values.astype(np.float64), credit)
-    else:
-        assert score is not None
-        score = float(affine.apply(np.float64(score), credit))
-        rewards = _rule(name, score, signals, credit)
-    return np.where(keep, rewards, 0.0).astype(np.float32), score
+        return affine.apply(signals.values.astype(np.float64), credit), score
+    assert score is not None
+    score = float(affine.apply(np.float64(score), credit))
+    return _rule(name, score, signals, credit), score
 
 
 def _rule(name: CreditName, score: float, signals: UnitSignals, credit: Credit) -> np.ndarray:
@@ -98,5 +102,6 @@ def penalise(
             where = f"{param}.{field}"
             raise LengthMismatch(f"`{where}`: `credit.kl` needs {len(rewards)} entries, got {given}", param=where)
         arrays.append(np.asarray(logprobs, dtype=np.float64))
-    penalty = credit.kl.coef * kl.estimate(arrays[0] - arrays[1], credit.kl.estimator)
-    return np.where(keep, rewards - penalty, rewards).astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        penalty = credit.kl.coef * kl.estimate(arrays[0] - arrays[1], credit.kl.estimator)
+        return np.where(keep, rewards - penalty, rewards).astype(np.float32)

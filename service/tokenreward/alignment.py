@@ -23,7 +23,8 @@ def fingerprint(vocab: Mapping[str, int]) -> str:
     """Names a vocabulary: equal fingerprints mean that equal ids are equal tokens (`tokenizer.get_vocab()`)."""
     digest = hashlib.sha256()
     for token, token_id in sorted(vocab.items(), key=lambda entry: (entry[1], entry[0])):
-        digest.update(f"{token_id}\0{token}\0".encode("utf-8", "surrogatepass"))
+        # The length stands before the token: a token may hold any separator that one could choose.
+        digest.update(f"{token_id} {len(token)} {token}".encode("utf-8", "surrogatepass"))
     return digest.hexdigest()[:16]
 
 
@@ -63,7 +64,7 @@ def owners(ends: Ints, spans: Ints, *, num_appended: int = 0) -> Ints:
 
 
 def scored_spans(spans: Ints, *, finished: bool) -> Bools:
-    """Which spans [n] can carry reward: not the zero-width ones, but a final one is the end-of-turn's if there is one."""
+    """Which spans [n] can carry reward: not the zero-width ones, but a final one does if end-of-turn was appended."""
     scored: Bools = spans[:, 1] > spans[:, 0]
     if finished:
         scored[-1] = True

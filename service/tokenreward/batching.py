@@ -120,7 +120,7 @@ class Batcher(Generic[WorkT, ResultT]):
 
     def _retry_after_s(self, asked: int) -> float:
         """Until enough of the queue is worked off, at the measured rate; whole seconds, as the header wants them."""
-        if self._tokens_per_s is None:
+        if not self._tokens_per_s:
             return 1.0
         too_many = self.queued_tokens + asked - self._max_queued_tokens
         return float(min(max(1, math.ceil(too_many / self._tokens_per_s)), _LONGEST_RETRY_AFTER_S))

@@ -34,10 +34,11 @@ def pack(items: Iterable[ItemLike]) -> list[Parcel]:
     """All items, in order. Raises BadArgument, naming the first item at fault."""
     if isinstance(items, (str, bytes, Mapping, Item)):
         raise BadArgument("`items` must be a list of items; put a single one in a list", param="items")
-    return [_parcel(item, f"items[{index}]") for index, item in enumerate(items)]
+    return [parcel(item, f"items[{index}]") for index, item in enumerate(items)]
 
 
-def _parcel(given: ItemLike, where: str) -> Parcel:
+def parcel(given: ItemLike, where: str) -> Parcel:
+    """One item; `where` is what messages call it. Raises BadArgument."""
     fields = _fields(given, where)
     for name in ("prompt", "response"):
         if name in fields:
@@ -50,7 +51,10 @@ def _parcel(given: ItemLike, where: str) -> Parcel:
     except RequestError as error:
         raise BadArgument(error.message, param=error.param) from None
     units = _units(item, where)
-    return Parcel(item.model_dump_json(exclude_unset=True).encode(), units)
+    try:
+        return Parcel(item.model_dump_json(exclude_unset=True).encode(), units)
+    except ValueError as error:  # a lone surrogate in a text, say
+        raise BadArgument(f"`{where}` cannot be written as JSON: {error}", param=where) from None
 
 
 def _fields(given: ItemLike, where: str) -> dict[str, Any]:

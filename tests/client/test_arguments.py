@@ -27,7 +27,7 @@ GOOD = {"prompt": "p", "response": "abc"}
         ([GOOD | {"response": {"ids_b64": "?"}}], "items[0].response.ids_b64"),
         ([GOOD | {"response": [1], "spans": [[0, 1]]}], "items[0]"),
         ([GOOD | {"spans": [[0, 1], [1, 3]], "mask": [1]}], "items[0]"),
-        ([GOOD | {"response": "\ud800"}], "items[0].response"),
+        ([GOOD | {"response": "\ud800"}], "items[0]"),
         (["text"], "items[0]"),
         (("prompt", "response"), "items[0]"),
         ([None], "items[0]"),

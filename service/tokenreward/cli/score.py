@@ -1,0 +1,90 @@
+"""`tokenreward score`: JSONL in, JSONL out, in order and in bounded memory, by a running service or in this process."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import stat
+import sys
+from contextlib import AbstractAsyncContextManager, ExitStack, aclosing
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from tokenreward.cli import CommandError
+from tokenreward.cli.lines import Line, read_groups
+from tokenreward.cli.progress import Progress
+from tokenreward.cli.report import Report
+from tokenreward.cli.source import Score, source
+from tokenreward.cli.stream import in_order
+from tokenreward_client.rewards import Rewards
+
+GROUP_SIZE = 64
+
+
+def add_parser(subparsers: Any) -> None:
+    """Register the subcommand."""
+    parser = subparsers.add_parser("score", help="score prompts and responses from a JSONL file")
+    parser.add_argument("file", nargs="?", default="-", help="one item per line; default or `-`: stdin")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--url", default="http://127.0.0.1:8000", help="the running service (default: %(default)s)")
+    where.add_argument("--config", type=Path, help="score in this process, with the deployment of this YAML file")
+    where.add_argument("--demo", action="store_true", help="score in this process, with the embedded demo")
+    parser.add_argument("--scorer", default="endogenous", help="name of the scorer (default: %(default)s)")
+    parser.add_argument("--option", action="append", default=[], metavar="K=V", help="option of the scorer; repeatable")
+    parser.add_argument("--credit", metavar="NAME", help="values, last, uniform, attention or discount")
+    parser.add_argument("--credit-option", action="append", default=[], metavar="K=V", help="as beta=0.5; repeatable")
+    parser.add_argument("--concurrency", type=int, default=8, help="requests in flight (default: %(default)s)")
+    parser.add_argument("--timeout-s", type=float, default=300.0, help="seconds per request (default: %(default)s)")
+    parser.add_argument("--api-key-file", type=Path, metavar="FILE", help="file that holds the service's API key")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write JSON lines here instead of stdout")
+    parser.add_argument("--show", action="store_true", help="print each response coloured by its rewards")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Score every line; 1 if any of them has no rewards."""
+    if args.concurrency < 1:
+        raise CommandError(f"--concurrency must be 1 or more, got {args.concurrency}", exit_code=2)
+    with ExitStack() as files:
+        lines = _input(args.file, files)
+        scoring = source(args)
+        out = None if args.show else sys.stdout
+        if args.output is not None:
+            out = files.enter_context(args.output.open("w", encoding="utf-8"))
+        report = Report(out, sys.stdout if args.show else None, Progress(sys.stderr, _size(lines)))
+        asyncio.run(_score_all(lines, scoring, report, concurrency=args.concurrency))
+        return report.finish()
+
+
+async def _score_all(
+    lines: BinaryIO, scoring: AbstractAsyncContextManager[Score], report: Report, *, concurrency: int
+) -> None:
+    async with scoring as score:
+
+        async def answers(group: list[Line]) -> list[Rewards]:
+            return await _answers(group, score)
+
+        async with aclosing(in_order(read_groups(lines, GROUP_SIZE), answers, concurrency=concurrency)) as scored:
+            async for group, rewards in scored:
+                report.take(group, rewards)
+
+
+async def _answers(group: list[Line], score: Score) -> list[Rewards]:
+    """One answer per line; a line that is no item keeps its error."""
+    items = [line.item for line in group if line.item is not None]
+    scored = iter(await score(items) if items else ())
+    return [Rewards(None, error=line.error) if line.item is None else next(scored) for line in group]
+
+
+def _input(name: str, files: ExitStack) -> BinaryIO:
+    # Not sys.stdin: a thread that still waits in it at exit would hold a lock that Python wants.
+    stream = open(0, "rb", closefd=False) if name == "-" else Path(name).open("rb")  # noqa: SIM115
+    # Closing a pipe would wait for a read that may never end; the exit of the process closes it.
+    return files.enter_context(stream) if stat.S_ISREG(os.fstat(stream.fileno()).st_mode) else stream
+
+
+def _size(stream: BinaryIO) -> int | None:
+    """Bytes to read, where they are known."""
+    status = os.fstat(stream.fileno())
+    return status.st_size if stat.S_ISREG(status.st_mode) else None

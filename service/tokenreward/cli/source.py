@@ -1,0 +1,128 @@
+"""Where rewards come from: a running service over HTTP, or an engine in this process. Either is `await score(items)`.
+
+The engine, and torch with it, is imported only where it is asked for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tokenreward.cli import CommandError
+from tokenreward.settings import DeploymentSettings, Settings, demo_settings, load_settings
+from tokenreward.wire import RewardsRequest, parse_json
+from tokenreward_client import AsyncClient, BadArgument, ConnectionFailed, Rewards, ServerRefused
+from tokenreward_client.batch import Asked, Batch
+
+if TYPE_CHECKING:
+    from tokenreward.engine import Engine
+
+Score = Callable[[list[dict[str, Any]]], Awaitable[list[Rewards]]]
+_PROBE_TIMEOUT_S = 10.0
+
+
+def source(args: argparse.Namespace) -> AbstractAsyncContextManager[Score]:
+    """What the command line asks for; blocks while an engine loads.
+
+    Raises CommandError, SettingsError, OSError, BadArgument, and CheckpointRefused where an engine is loaded.
+    """
+    asked = asked_for(args)
+    Batch(
+        [{"prompt": "", "response": ""}], args.scorer, asked
+    )  # what is wrong with it is wrong before any line is read
+    if not (args.demo or args.config):
+        return _service(args, asked)
+    from tokenreward.engine import Engine
+
+    settings = demo_settings() if args.demo else load_settings(args.config)
+    return _own_engine(Engine.load(_deployment(settings, args.scorer), say=_say), args, asked)
+
+
+def asked_for(args: argparse.Namespace) -> Asked:
+    """Options, credit and what else travels with every item."""
+    credit = _values(args.credit_option, "--credit-option")
+    if args.credit is not None:
+        credit["name"] = args.credit
+    return Asked(
+        options=_values(args.option, "--option"), credit=credit, return_tokens=bool(args.show), on_error="return"
+    )
+
+
+@asynccontextmanager
+async def _service(args: argparse.Namespace, asked: Asked) -> AsyncIterator[Score]:
+    key = None if args.api_key_file is None else _key(args.api_key_file)
+    await _probe(args.url, key)
+    client = AsyncClient(args.url, api_key=key, timeout_s=args.timeout_s, max_concurrency=args.concurrency)
+
+    async def score(items: list[dict[str, Any]]) -> list[Rewards]:
+        return await client.score(items, args.scorer, **asked)
+
+    async with client:
+        yield score
+
+
+async def _probe(url: str, key: str | None) -> None:
+    """A service that is not there is said at once; one that is still loading is waited for later."""
+    async with AsyncClient(url, api_key=key, timeout_s=_PROBE_TIMEOUT_S, max_retries=0) as client:
+        try:
+            await client.scorers()
+        except ConnectionFailed as error:
+            raise CommandError(f"{error}; is the service running?") from None
+        except ServerRefused as error:
+            if error.status == 401:
+                raise
+
+
+@asynccontextmanager
+async def _own_engine(engine: Engine, args: argparse.Namespace, asked: Asked) -> AsyncIterator[Score]:
+    async def score(items: list[dict[str, Any]]) -> list[Rewards]:
+        batch = Batch(items, args.scorer, asked)
+        if batch.needs_gateway:
+            raise BadArgument("`credit.kl.reference` asks a second scorer: that takes a running service")
+        positions = range(len(items))
+        reply = await engine.score(parse_json(RewardsRequest, batch.body(positions)), timeout_s=args.timeout_s)
+        return batch.in_order([batch.read(reply, positions)])
+
+    try:
+        yield score
+    finally:
+        await engine.close()
+
+
+def _deployment(settings: Settings, scorer: str) -> DeploymentSettings:
+    """The one deployment that serves the scorer: no other is loaded."""
+    served = {entry.served_name: deployment for deployment in settings.deployments for entry in deployment.scorers}
+    if scorer not in served:
+        raise CommandError(f"no deployment serves `{scorer}`; served are {', '.join(served)}", exit_code=2)
+    return served[scorer]
+
+
+def _values(given: list[str], flag: str) -> dict[str, Any]:
+    """`K=V` pairs; V is JSON where it can be, else a string."""
+    values: dict[str, Any] = {}
+    for pair in given:
+        name, equals, value = pair.partition("=")
+        if not (name and equals):
+            raise CommandError(f"{flag} must look like name=value, got `{pair}`", exit_code=2)
+        try:
+            values[name] = json.loads(value)
+        except json.JSONDecodeError:
+            values[name] = value
+    return values
+
+
+def _key(file: Path) -> str:
+    """The first key in the file: the service's own key file will do."""
+    keys = file.read_text(encoding="utf-8").split()
+    if not keys:
+        raise CommandError(f"{file} holds no key", exit_code=2)
+    return keys[0]
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

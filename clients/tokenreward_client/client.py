@@ -177,10 +177,12 @@ class Client(_Service):
 
 
 class AsyncClient(_Service):
-    """Asks the service for rewards with `await`; see `_Service` for the arguments. Belongs to one event loop.
+    """Asks the service for rewards with `await`; see `_Service` for the arguments.
 
-    async with AsyncClient("http://127.0.0.1:8000") as client:
-        answers = await client.score([("2+2?", "It is 4.")])
+    Belongs to one event loop. Cancelling a call cancels its requests, and the server drops what still waits.
+
+        async with AsyncClient("http://127.0.0.1:8000") as client:
+            answers = await client.score([("2+2?", "It is 4.")])
     """
 
     async def score(

@@ -1,130 +1,22 @@
-"""The edge fake: a real HTTP server on a free port whose answers a test scripts, one per POST."""
+"""A misbehaving server, and clients of both kinds that do not wait long between tries."""
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import json
-import threading
-import time
-from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import pytest
-import uvicorn
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
+from edge import Edge, serving
 from tokenreward_client import AsyncClient, Client, Rewards
 from tokenreward_client.flow import Retry
-
-Answer = Callable[[dict[str, Any]], Response]
-
-
-def b64(rewards: list[float]) -> str:
-    return base64.b64encode(np.asarray(rewards, dtype="<f4").tobytes()).decode()
-
-
-@dataclass
-class Edge:
-    """A service whose item `response: "r7"` with spans scores 7 on every unit; scripted answers go first."""
-
-    url: str = ""
-    listing: dict[str, Any] | None = None
-    script: deque[Answer] = field(default_factory=deque)
-    seen: list[tuple[str, dict[str, str], dict[str, Any]]] = field(default_factory=list)
-    delay_s: float = 0.0
-    in_flight: int = 0
-    most_in_flight: int = 0
-
-    def reset(self) -> None:
-        self.listing, self.delay_s, self.most_in_flight = None, 0.0, 0
-        self.script.clear()
-        self.seen.clear()
-
-    @property
-    def bodies(self) -> list[dict[str, Any]]:
-        return [body for _, _, body in self.seen]
-
-    @property
-    def paths(self) -> list[str]:
-        return [path for path, _, _ in self.seen]
-
-    def items(self, body: dict[str, Any]) -> list[dict[str, Any]]:
-        return [self.item(index, item) for index, item in enumerate(body["items"])]
-
-    def item(self, index: int, item: dict[str, Any]) -> dict[str, Any]:
-        value = float(item["response"][1:])
-        return {"index": index, "rewards": b64([value] * len(item["spans"])), "score": value}
-
-    def reply(self, items: list[dict[str, Any]], **fields: Any) -> Response:
-        usage = {"prompt_tokens": 1, "response_tokens": 1}
-        timing = {"queue_s": 0.0, "tokenize_s": 0.0, "compute_s": 0.0}
-        body = {"id": "x", "scorer": "endogenous", "model": "m", "version": 3, "usage": usage, "timing": timing}
-        return Response(json.dumps({**body, "items": items, **fields}), media_type="application/json")
-
-    def ok(self, body: dict[str, Any]) -> Response:
-        return self.reply(self.items(body))
-
-    def changed(self, index: int, /, **fields: Any) -> Answer:
-        """All is well but item `index`, which has these fields."""
-
-        def answer(body: dict[str, Any]) -> Response:
-            items = self.items(body)
-            items[index] |= fields
-            return self.reply(items)
-
-        return answer
-
-    def says(self, status: int, code: str, *, retryable: bool, headers: dict[str, str] | None = None) -> Answer:
-        error = {"code": code, "message": "as scripted", "param": "items", "retryable": retryable}
-        return lambda body: JSONResponse({"error": error}, status, headers)
-
-    def html(self, status: int) -> Answer:
-        return lambda body: Response("<html>Bad Gateway</html>", status, media_type="text/html")
-
-    def broken(self, body: dict[str, Any]) -> Response:
-        """Promises more bytes than it sends: the server then closes the connection in the middle of the body."""
-        return Response(b'{"id', headers={"content-length": "1000"})
-
-    async def post(self, request: Request) -> Response:
-        body = await request.json()
-        self.seen.append((request.url.path, dict(request.headers), body))
-        answer = self.script.popleft() if self.script else self.ok
-        self.in_flight += 1
-        self.most_in_flight = max(self.most_in_flight, self.in_flight)
-        await asyncio.sleep(self.delay_s)
-        self.in_flight -= 1
-        return answer(body)
-
-    async def list_scorers(self, request: Request) -> Response:
-        return Response("not here", 404) if self.listing is None else JSONResponse(self.listing)
 
 
 @pytest.fixture(scope="session")
 def running_edge() -> Iterator[Edge]:
-    edge = Edge()
-    routes = [
-        Route("/v1/rewards", edge.post, methods=["POST"]),
-        Route("/d/{deployment}/v1/rewards", edge.post, methods=["POST"]),
-        Route("/v1/scorers", edge.list_scorers),
-    ]
-    config = uvicorn.Config(Starlette(routes=routes), port=0, log_level="critical", lifespan="off", ws="none")
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    deadline = time.monotonic() + 10
-    while not server.started and time.monotonic() < deadline:
-        time.sleep(0.01)
-    edge.url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    yield edge
-    server.should_exit = True
-    thread.join(timeout=10)
+    with serving() as edge:
+        yield edge
 
 
 @pytest.fixture

@@ -51,7 +51,7 @@ def test_item_that_cannot_be_sent_names_its_field(edge: Any, items: Any, param: 
         ({"scorers": []}, "scorers"),
         ({"combine": {"a": 1.0}}, None),
         ({"scorers": ["a"], "combine": {"a": float("nan")}}, "combine.a"),
-        ({"scorers": ["a"], "options": {"b": {}}}, "options"),
+        ({"scorers": ["a"], "options": {"b": {}}}, "options.b"),
         ({"credit": {"name": "best"}}, "credit.name"),
         ({"credit": {"naem": "last"}}, "credit.naem"),
         ({"min_version": -1}, "min_version"),

@@ -29,18 +29,14 @@ _PROBE_TIMEOUT_S = 10.0
 def source(args: argparse.Namespace) -> AbstractAsyncContextManager[Score]:
     """What the command line asks for; blocks while an engine loads.
 
-    Raises CommandError, SettingsError, OSError, BadArgument, and CheckpointRefused where an engine is loaded.
+    Raises CommandError, SettingsError, OSError, BadArgument.
     """
     asked = asked_for(args)
-    Batch(
-        [{"prompt": "", "response": ""}], args.scorer, asked
-    )  # what is wrong with it is wrong before any line is read
+    Batch([], args.scorer, asked)  # refuses now what would be refused for every line
     if not (args.demo or args.config):
         return _service(args, asked)
-    from tokenreward.engine import Engine
-
     settings = demo_settings() if args.demo else load_settings(args.config)
-    return _own_engine(Engine.load(_deployment(settings, args.scorer), say=_say), args, asked)
+    return _own_engine(_engine(_deployment(settings, args.scorer)), args, asked)
 
 
 def asked_for(args: argparse.Namespace) -> Asked:
@@ -92,6 +88,16 @@ async def _own_engine(engine: Engine, args: argparse.Namespace, asked: Asked) ->
         yield score
     finally:
         await engine.close()
+
+
+def _engine(deployment: DeploymentSettings) -> Engine:
+    from tokenreward.engine import Engine
+    from tokenreward.models.checkpoint import CheckpointRefused
+
+    try:
+        return Engine.load(deployment, say=_say)
+    except CheckpointRefused as error:
+        raise CommandError(str(error)) from None
 
 
 def _deployment(settings: Settings, scorer: str) -> DeploymentSettings:

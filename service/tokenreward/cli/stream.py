@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -18,7 +18,7 @@ U = TypeVar("U")
 
 async def in_order(
     groups: Iterator[T], work: Callable[[T], Awaitable[U]], *, concurrency: int
-) -> AsyncIterator[tuple[T, U]]:
+) -> AsyncGenerator[tuple[T, U], None]:
     """Each group with its answer; at most `concurrency` groups are under way. Closing it cancels them."""
     running: deque[tuple[T, asyncio.Future[U]]] = deque()
     try:

@@ -1,0 +1,160 @@
+"""`tokenreward score` against a real HTTP server, and with a real engine in this process."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tiny
+from tokenreward.cli import main
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def file(tmp_path: Path, item_lines: Any) -> Any:
+    """`file(n, extra={position: line})` writes n items, or other lines in their place."""
+
+    def write(num_items: int, extra: dict[int, str] | None = None) -> str:
+        lines = item_lines(num_items)
+        for position, line in (extra or {}).items():
+            lines[position] = line
+        path = tmp_path / "items.jsonl"
+        path.write_text("".join(lines), encoding="utf-8")
+        return str(path)
+
+    return write
+
+
+def entries(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_every_line_has_its_rewards_in_order(edge: Any, file: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    edge.delay_s = 0.01
+    assert main(["score", file(300), "--url", edge.url, "--concurrency", "3"]) == 0
+    said = capsys.readouterr()
+    expected = [{"index": i, "rewards": [float(i)] * 2, "score": float(i), "error": None} for i in range(300)]
+    assert entries(said.out) == expected
+    assert 2 <= edge.most_in_flight <= 3
+    assert "300 items" in said.err
+
+
+def test_bad_lines_and_failed_items_are_errors_and_the_others_are_not_lost(
+    edge: Any, file: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = {"code": "sequence_too_long", "message": "m", "param": "items[1].response", "retryable": False}
+    edge.script.append(edge.changed(1, rewards=None, score=None, error=error))
+    assert main(["score", file(4, {1: "{oops\n"}), "--url", edge.url]) == 1
+    said = capsys.readouterr()
+    found = entries(said.out)
+    assert [entry["index"] for entry in found] == [0, 1, 2, 3]
+    assert [entry["score"] for entry in found] == [0.0, None, None, 3.0]
+    assert found[1]["error"]["message"].startswith("line 2: not valid JSON")
+    assert found[2]["error"]["code"] == "sequence_too_long"
+    assert found[2]["rewards"] is None
+    assert "error: 2 of 4 lines have no rewards; the first: malformed_json: line 2" in said.err
+
+
+def test_output_goes_to_a_file_and_float32_keeps_its_digits(
+    edge: Any, file: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edge.script.append(edge.changed(0, rewards=[0.1, 1 / 3]))
+    out = tmp_path / "out.jsonl"
+    assert main(["score", file(1), "--url", edge.url, "--output", str(out)]) == 0
+    assert capsys.readouterr().out == ""
+    assert '"rewards": [0.1, 0.33333334]' in out.read_text()
+
+
+def test_options_credit_and_key_travel(edge: Any, file: Any, tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_text("sk-1\nsk-2\n")
+    asked = ["--scorer", "attention_dense", "--option", "alpha=0.5", "--option", "form=soft_bellman"]
+    credit = ["--credit", "attention", "--credit-option", "beta=0.25"]
+    assert main(["score", file(1), "--url", edge.url, *asked, *credit, "--api-key-file", str(key)]) == 0
+    _, headers, body = edge.seen[0]
+    assert headers["authorization"] == "Bearer sk-1"
+    assert body["scorer"] == "attention_dense"
+    assert body["options"] == {"alpha": 0.5, "form": "soft_bellman"}
+    assert body["credit"] == {"name": "attention", "beta": 0.25}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--option", "alpha"], "--option must look like name=value, got `alpha`"),
+        (["--credit", "best"], "`credit.name`"),
+        (["--concurrency", "0"], "--concurrency must be 1 or more"),
+    ],
+)
+def test_wrong_arguments_are_said_before_anything_is_sent(
+    edge: Any, file: Any, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert main(["score", file(1), "--url", edge.url, *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert edge.seen == []
+
+
+def test_service_that_is_not_there_is_said_at_once(file: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["score", file(1), "--url", "http://127.0.0.1:9"]) == 1
+    assert "is the service running?" in capsys.readouterr().err
+
+
+def test_refusal_keeps_what_was_written_before(edge: Any, file: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    edge.script.extend([edge.ok, edge.says(422, "unknown_option", retryable=False)])
+    assert main(["score", file(128), "--url", edge.url, "--concurrency", "1"]) == 1
+    said = capsys.readouterr()
+    assert len(entries(said.out)) == 64
+    assert "error: unknown_option: as scripted" in said.err
+
+
+def test_show_colours_a_terminal_and_respects_no_color(edge: Any, file: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = {}
+    for name, value in (("coloured", None), ("plain", "1")):
+        monkeypatch.delenv("NO_COLOR", raising=False)
+        if value is not None:
+            monkeypatch.setenv("NO_COLOR", value)
+        terminal = Terminal()
+        monkeypatch.setattr(sys, "stdout", terminal)
+        assert main(["score", file(2, {0: '{"prompt": 1}\n'}), "--url", edge.url, "--show"]) == 1
+        shown[name] = terminal.getvalue()
+    assert "\x1b[48;2;" in shown["coloured"]
+    assert "score +1" in shown["coloured"]
+    assert "\x1b" not in shown["plain"]
+    assert "r[+1]1[+1]" in shown["plain"]
+    assert "invalid_field: line 1" in shown["plain"]
+    assert edge.bodies[0]["return_tokens"] is True
+
+
+def test_engine_in_this_process_gives_rewards_for_text_and_spans(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tiny.save(tmp_path / "model")
+    config = tmp_path / "config.yaml"
+    deployment = {"name": "lm", "checkpoint": str(folder), "task": "causal_lm", "scorers": [{"type": "endogenous"}]}
+    config.write_text(json.dumps({"deployments": [deployment]}))
+    lines = [
+        {"prompt": "2 + 2 =", "response": " 4", "spans": [[0, 1], [1, 2]]},
+        {"prompt": "2 + 2 =", "response": [1, 2, 3]},
+        {"prompt": "2 + 2 =", "response": [10**6]},
+    ]
+    items = tmp_path / "items.jsonl"
+    items.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert main(["score", str(items), "--config", str(config)]) == 1
+    found = entries(capsys.readouterr().out)
+    assert [len(entry["rewards"] or ()) for entry in found] == [2, 3, 0]
+    assert found[0]["score"] == pytest.approx(sum(found[0]["rewards"]), abs=1e-4)
+    assert found[2]["error"]["code"] == "token_out_of_vocabulary"
+
+
+def test_scorer_that_the_config_does_not_serve_is_named(capsys: pytest.CaptureFixture[str], file: Any) -> None:
+    assert main(["score", file(1), "--demo", "--scorer", "nope"]) == 2
+    assert "no deployment serves `nope`; served are endogenous" in capsys.readouterr().err

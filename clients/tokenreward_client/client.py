@@ -11,9 +11,8 @@ import contextlib
 import dataclasses
 import math
 import threading
-import time
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
 from typing import Any, ClassVar, Self, TypeVar, Unpack, cast
 
 import httpx
@@ -108,6 +107,7 @@ class Client(_Service):
     """Asks the service for rewards, blocking; see `_Service` for the arguments. Safe to share between threads.
 
     A call that needs several requests sends them from up to `max_concurrency` threads that live as long as the call.
+    Only between two reads of the socket can it see that the deadline has passed: a reply in drips may outlast it.
 
         with Client("http://127.0.0.1:8000") as client:
             for answer in client.score([("2+2?", "It is 4.")]):
@@ -122,11 +122,11 @@ class Client(_Service):
         Raises BadArgument, ItemFailed (unless `on_error="return"`), ServerRefused, ConnectionFailed, DeadlineExceeded,
         BadReply.
         """
-        return self._drive(self._scoring(items, scorer, asked))
+        return self._drive(self._scoring(items, scorer, asked), threading.Event())
 
     def scorers(self) -> list[ScorerInfo]:
         """What the service offers. Raises ServerRefused, ConnectionFailed, DeadlineExceeded, BadReply."""
-        return self._drive(self._listing())
+        return self._drive(self._listing(), threading.Event())
 
     def close(self) -> None:
         self._http.close()
@@ -141,39 +141,46 @@ class Client(_Service):
         self._http = httpx.Client(**self._http_options())
         self._slots = threading.BoundedSemaphore(self._max_concurrency)
 
-    def _drive(self, flow: Flow[T]) -> T:
+    def _drive(self, flow: Flow[T], stop: threading.Event) -> T:
         answer: Any = None
         with contextlib.closing(flow):
-            while True:
+            while not stop.is_set():
                 try:
                     step = flow.send(answer)
-                except StopIteration as stop:
-                    return cast(T, stop.value)
-                answer = self._perform(step)
+                except StopIteration as done:
+                    return cast(T, done.value)
+                answer = self._perform(step, stop)
+        raise CancelledError
 
-    def _perform(self, step: Step) -> Any:
+    def _perform(self, step: Step, stop: threading.Event) -> Any:
         if isinstance(step, Sleep):
-            return time.sleep(step.seconds)
+            return stop.wait(step.seconds)
         if isinstance(step, Together):
-            return self._together(step.flows)
+            return self._together(step.flows, stop)
         try:
             return self._http.send(_request(self._http, step))
         except httpx.RequestError as error:
             return error
 
-    def _together(self, flows: Sequence[Flow[Any]]) -> list[Any]:
+    def _together(self, flows: Sequence[Flow[Any]], stop: threading.Event) -> list[Any]:
         if len(flows) == 1:
-            return [self._drive_in_slot(flows[0])]
+            return [self._drive_in_slot(flows[0], stop)]
         pool = ThreadPoolExecutor(min(len(flows), self._max_concurrency), thread_name_prefix="tokenreward")
         try:
-            return list(pool.map(self._drive_in_slot, flows))
+            futures = [pool.submit(self._drive_in_slot, flow, stop) for flow in flows]
+            for future in wait(futures, return_when=FIRST_EXCEPTION).done:
+                future.result()
+            return [future.result() for future in futures]
+        except BaseException:
+            # The requests in flight end by themselves, but nothing is sent after them and nobody waits for them.
+            stop.set()
+            raise
         finally:
-            # After an error the requests in flight are left to end by themselves: the caller should not wait for them.
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _drive_in_slot(self, flow: Flow[T]) -> T:
+    def _drive_in_slot(self, flow: Flow[T], stop: threading.Event) -> T:
         with self._slots:
-            return self._drive(flow)
+            return self._drive(flow, stop)
 
 
 class AsyncClient(_Service):
@@ -224,7 +231,10 @@ class AsyncClient(_Service):
         if isinstance(step, Together):
             return await self._together(step.flows)
         try:
-            return await self._http.send(_request(self._http, step))
+            async with asyncio.timeout(step.timeout_s):
+                return await self._http.send(_request(self._http, step))
+        except TimeoutError:
+            return httpx.ReadTimeout("the reply was not there in time")
         except httpx.RequestError as error:
             return error
 

@@ -19,7 +19,6 @@ from tokenreward_client.errors import BadArgument
 ItemLike = Item | Mapping[str, Any] | tuple[Any, Any]
 
 _PER_UNIT = ("spans", "mask", "policy_logprobs", "ref_logprobs")
-_INT32 = np.iinfo(np.int32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +73,14 @@ def _packed_if_ids(value: Any, where: str) -> Any:
         value = value.tolist()
     if not isinstance(value, (list, tuple)) or (value and isinstance(value[0], (Mapping, str))):
         return value
-    if not value:
-        return encode_ids(np.empty(0, dtype=np.int32))
-    # bool is an int to numpy, and a float would be cut: only integers that fit may pass
-    if not all(isinstance(id_, (int, np.integer)) and not isinstance(id_, bool) for id_ in value):
-        raise BadArgument(f"`{where}` must be text, messages or a flat list of integer token ids", param=where)
-    if min(value) < _INT32.min or max(value) > _INT32.max:
-        raise BadArgument(f"`{where}` holds a token id that does not fit 32 bits", param=where)
-    return encode_ids(value)
+    try:
+        ids = np.asarray(value)
+        if ids.ndim != 1:
+            raise ValueError("they must be one flat list")
+        return encode_ids(ids)
+    except ValueError as error:
+        message = f"`{where}` must be text, messages or token ids, and these ids cannot be sent: {error}"
+        raise BadArgument(message, param=where) from None
 
 
 def _listed(value: Any) -> Any:

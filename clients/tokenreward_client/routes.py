@@ -6,6 +6,7 @@ asked. It knows names and paths, and nothing of what a scorer computes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import httpx
@@ -16,6 +17,8 @@ from tokenreward_client.errors import BadReply, ClientError
 from tokenreward_client.flow import GATEWAY_REWARDS, Attempts, Flow, Road, answered
 
 SCORERS = "/v1/scorers"
+# A gateway that is slow to list its scorers must not slow every call.
+ASK_AGAIN_AFTER_S = 30.0
 
 
 class ScorerInfo(BaseModel):
@@ -39,6 +42,7 @@ class Routes:
 
     def __init__(self) -> None:
         self._deployments: dict[str, str | None] | None = None
+        self._ask_again_at = -math.inf
 
     def listing(self, attempts: Attempts) -> Flow[list[ScorerInfo]]:
         """Ask the service. Raises as `answered`, and BadReply."""
@@ -52,11 +56,11 @@ class Routes:
 
     def road(self, names: Sequence[str], attempts: Attempts) -> Flow[str]:
         """The path for a request that names these scorers. A listing that fails is no error: the gateway will do."""
-        if self._deployments is None:
+        if self._deployments is None and attempts.retry.clock() >= self._ask_again_at:
             try:
                 yield from self.listing(attempts)
             except ClientError:
-                return GATEWAY_REWARDS
+                self._ask_again_at = attempts.retry.clock() + ASK_AGAIN_AFTER_S
         deployments = {(self._deployments or {}).get(name) for name in names}
         only = deployments.pop() if len(deployments) == 1 else None
         return GATEWAY_REWARDS if only is None else f"/d/{only}{GATEWAY_REWARDS}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from tokenreward_client import (
     Rewards,
     ServerRefused,
 )
+from tokenreward_client.flow import Retry
 
 RETRYABLE = {"code": "out_of_memory", "message": "m", "param": None, "retryable": True}
 FINAL = {"code": "sequence_too_long", "message": "m", "param": "items[0].response", "retryable": False}
@@ -173,6 +175,22 @@ def test_broken_promise_is_an_exception(edge: Any, score: Any, items: Any, field
     assert len(edge.seen) == 1
 
 
+def test_failure_of_one_request_stops_the_others(
+    edge: Any, score: Any, items: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for kind in (Client, AsyncClient):
+        monkeypatch.setattr(kind, "max_request_items", 1)
+        monkeypatch.setattr(kind, "retry", Retry(first_pause_s=0.6))
+    edge.script.extend([edge.html(502), edge.says(422, "unknown_option", retryable=False), *[edge.html(502)] * 2])
+    began = time.monotonic()
+    with pytest.raises(ServerRefused, match="unknown_option"):
+        score(items(20), settings={"max_concurrency": 4})
+    assert time.monotonic() - began < 0.45
+    num_sent = len(edge.seen)
+    time.sleep(0.7)
+    assert len(edge.seen) == num_sent <= 8
+
+
 def test_missing_item_is_an_exception(edge: Any, score: Any, items: Any) -> None:
     edge.script.append(lambda body: edge.reply(edge.items(body)[:-1]))
     with pytest.raises(BadReply, match="indices"):
@@ -232,6 +250,23 @@ def test_items_may_be_wire_items_dicts_or_pairs(edge: Any, score: Any) -> None:
         {"prompt": chat, "response": "r", "spans": [[0, 1]], "mask": [1]},
         {"prompt": chat, "response": "r"},
     ]
+
+
+def test_messages_keep_what_the_wire_does_not_name(edge: Any, score: Any) -> None:
+    calls = [{"id": "1", "function": {"name": "add", "arguments": "{}"}}]
+    prompt = [{"role": "assistant", "content": None, "tool_calls": calls}]
+    edge.script.append(lambda body: edge.reply([{"index": 0, "rewards": [1.0]}]))
+    score([{"prompt": prompt, "response": "r", "tools": [{"a": 1}], "chat_template_kwargs": {"b": None}}])
+    assert edge.bodies[0]["items"] == [
+        {"prompt": prompt, "response": "r", "tools": [{"a": 1}], "chat_template_kwargs": {"b": None}}
+    ]
+
+
+def test_listing_that_fails_is_not_asked_for_on_every_call(edge: Any, items: Any) -> None:
+    with Client(edge.url) as client:
+        for _ in range(3):
+            client.score(items(1))
+    assert edge.num_listed == 1
 
 
 def test_no_items_are_no_request(edge: Any, score: Any) -> None:

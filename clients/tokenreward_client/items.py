@@ -6,7 +6,7 @@ HTTP and no models.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,12 +84,12 @@ def _packed_if_ids(value: Any, where: str) -> Any:
 
 
 def _listed(value: Any) -> Any:
-    """Lists all the way down: the wire's strict models take no tuples and no arrays."""
+    """Lists for arrays and tuples: the wire's strict models take nothing else."""
     if hasattr(value, "tolist"):
         return value.tolist()
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_listed(entry) for entry in value]
-    return value
+    if not isinstance(value, (list, tuple)):
+        return value
+    return [list(entry) if isinstance(entry, tuple) else entry for entry in value]
 
 
 def _units(item: Item, where: str) -> int | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -89,13 +90,13 @@ def _widths(tokenizer: Detokenizer, ids: list[int], indices: list[int], text: st
     for token, index in zip(tokens, indices, strict=True):
         if token is None:
             raise NotText(f"ids[{index}] is not in the tokenizer's vocabulary", index=index)
-    spellings = [spell([token for token in tokens if token is not None]) for spell in _SPELLINGS]
+    known = [token for token in tokens if token is not None]
     encoded = text.encode("utf-8", "surrogatepass")
-    for pieces in spellings:
-        if b"".join(pieces) == encoded:
+    for spell in _SPELLINGS:
+        if b"".join(pieces := spell(known)) == encoded:
             return _completed(pieces, encoded)
-    for pieces in spellings:
-        _refuse_invalid(pieces, text, indices)
+    for spell in _SPELLINGS:
+        _refuse_invalid(spell(known), text, indices)
     return _widths_by_decoding(tokenizer, ids, text)
 
 
@@ -150,6 +151,7 @@ def _byte_level(tokens: Sequence[str | bytes]) -> list[bytes]:
     return [_byte_level_piece(token) for token in tokens]
 
 
+@lru_cache(maxsize=2**18)  # about one vocabulary; the spelling of a token never changes
 def _byte_level_piece(token: str | bytes) -> bytes:
     if isinstance(token, bytes):
         return token
@@ -164,6 +166,7 @@ def _metaspace(tokens: Sequence[str | bytes]) -> list[bytes]:
     return [_metaspace_piece(token) for token in tokens]
 
 
+@lru_cache(maxsize=2**18)
 def _metaspace_piece(token: str | bytes) -> bytes:
     if isinstance(token, bytes):
         return token

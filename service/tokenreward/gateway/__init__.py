@@ -110,7 +110,8 @@ class _Front:
         asked: dict[str, list[str]] = {}
         for name in names:
             if name not in self._routes:
-                raise UnknownScorer(f"unknown scorer `{name}`; known are {', '.join(self._routes)}", param="scorer")
+                param = "scorer" if len(names) == 1 else "scorers"
+                raise UnknownScorer(f"no scorer `{name}`; there are {', '.join(self._routes)}", param=param)
             asked.setdefault(self._routes[name], []).append(name)
         return asked
 

@@ -1,0 +1,184 @@
+"""The front: forwarding, fan-out and merging over real HTTP to real replicas."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from pydantic import SecretStr
+
+from tokenreward.guard import Rules
+from tokenreward.wire import RewardsReply, decode_rewards
+
+ITEM: dict[str, Any] = {"prompt": "2+2?", "response": "It is 4.", "spans": [[0, 3], [3, 8]]}
+IDS: dict[str, Any] = {"prompt": [5, 6, 7], "response": [8, 9]}
+
+
+async def test_request_for_one_deployment_is_answered_as_the_deployment_would(front: Any, deployments: Any) -> None:
+    body = {"scorer": "reward_model", "items": [ITEM]}
+    async with front() as client:
+        through = (await client.post("/v1/rewards", json=body, headers={"x-request-id": "mine"})).json()
+    direct = httpx.post(deployments["url"] + "/d/rm/v1/rewards", json=body, headers={"x-request-id": "mine"}).json()
+    del through["timing"], direct["timing"]
+    assert through == direct
+    assert through["id"] == "mine"
+
+
+async def test_scorers_of_two_deployments_are_merged_item_by_item(front: Any) -> None:
+    items = [ITEM, {**ITEM, "response": "", "spans": []}, ITEM]
+    names = ["two", "endogenous", "reward_model"]
+    body = {"scorers": names, "items": items, "options": {"endogenous": {"form": "logprob"}}}
+    async with front() as client:
+        reply = (await client.post("/v1/rewards", json=body)).json()
+        alone = (await client.post("/v1/rewards", json={**body, "scorers": ["endogenous"]})).json()
+    RewardsReply.model_validate(reply)
+    assert [item["index"] for item in reply["items"]] == [0, 1, 2]
+    assert all(list(item["scorers"]) == names for item in reply["items"])
+    assert [item["scorers"]["two"]["score"] is None for item in reply["items"]] == [False, True, False]
+    merged, single = (r["items"][0]["scorers"]["endogenous"]["rewards"] for r in (reply, alone))
+    np.testing.assert_allclose(merged, single, rtol=1e-5)
+    assert {result["error"]["code"] for result in reply["items"][1]["scorers"].values()} == {"empty_response"}
+    assert reply["usage"]["prompt_tokens"] == 2 * alone["usage"]["prompt_tokens"]
+
+
+async def test_every_result_names_its_model_and_version(front: Any) -> None:
+    async with front() as client:
+        reply = (await client.post("/v1/rewards", json={"scorers": ["one", "two"], "items": [ITEM]})).json()
+    results = reply["items"][0]["scorers"]
+    assert (results["one"]["version"], results["two"]["version"]) == (1, 3)
+    assert results["one"]["model"] != results["two"]["model"]
+
+
+@pytest.mark.parametrize("encoding", ["float", "base64"])
+@pytest.mark.parametrize("item", [ITEM, IDS], ids=["spans", "ids"])
+async def test_combine_adds_weighted_rewards_over_deployments(front: Any, item: dict[str, Any], encoding: str) -> None:
+    body = {"scorers": ["endogenous", "two"], "combine": {"endogenous": 0.3, "two": -1.5}, "items": [item]}
+    async with front() as client:
+        reply = (await client.post("/v1/rewards", json={**body, "encoding_format": encoding})).json()
+    (got,) = reply["items"]
+    parts = {name: decode_rewards(result["rewards"]).astype(np.float64) for name, result in got["scorers"].items()}
+    expected = (0.3 * parts["endogenous"] - 1.5 * parts["two"]).astype(np.float32)
+    assert isinstance(got["rewards"], str) == (encoding == "base64")
+    np.testing.assert_array_equal(decode_rewards(got["rewards"]), expected)
+    scores = [got["scorers"][name]["score"] for name in ("endogenous", "two")]
+    assert got["score"] == pytest.approx(0.3 * scores[0] - 1.5 * scores[1])
+
+
+async def test_combine_of_an_item_with_an_error_is_null(front: Any) -> None:
+    body = {"scorers": ["one", "two"], "combine": {"one": 1, "two": 1}, "items": [ITEM, {**ITEM, "spans": [[0, 5]]}]}
+    async with front() as client:
+        good, bad = (await client.post("/v1/rewards", json=body)).json()["items"]
+    assert good["rewards"] is not None
+    assert (bad["rewards"], bad["score"]) == (None, None)
+    assert bad["scorers"]["one"]["error"]["code"] == "spans_do_not_tile"
+
+
+async def test_combine_past_float32_is_an_error_and_not_infinity(front: Any) -> None:
+    body = {"scorers": ["one", "two"], "combine": {"one": 1e300, "two": 1e300}, "items": [IDS]}
+    async with front() as client:
+        (item,) = (await client.post("/v1/rewards", json=body)).json()["items"]
+    assert (item["rewards"], item["score"], item["error"]["code"]) == (None, None, "non_finite")
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "param"),
+    [
+        ({"scorers": ["one", "nobody"]}, "unknown_scorer", "scorers"),
+        ({"scorers": ["one", "two"], "scorer": "one"}, "invalid_field", None),
+        ({"scorers": []}, "invalid_field", "scorers"),
+        ({"scorers": ["one", "two"], "options": {"reward_model": {}}}, "unknown_field", "options.reward_model"),
+        ({"scorers": ["one", "two"], "credit": {"two": {"beta": 7}}}, "invalid_field", "credit.two.beta"),
+        ({"scorers": ["one", "two"], "options": {"two": {"volume": 11}}}, "unknown_option", "options.two.volume"),
+        ({"scorers": ["one", "two"], "combine": {"endogenous": 1.0}}, "invalid_field", "combine"),
+        ({"scorers": ["one", "two"], "items": [ITEM] * 9}, "too_many_items", "items"),
+        ({"scorers": ["one", "two"], "items": []}, "invalid_field", "items"),
+        (
+            {"scorers": ["one", "two"], "combine": {"one": 1.0}, "items": [{**ITEM, "spans": None}]},
+            "units_differ",
+            "items[0].spans",
+        ),
+        (
+            {"scorers": ["one", "two"], "credit": {"two": {"kl": {"coef": 1.0, "reference": "one"}}}},
+            "invalid_field",
+            "credit.kl.reference",
+        ),
+    ],
+)
+async def test_request_wrong_for_one_deployment_is_refused_as_a_whole(
+    front: Any, fields: dict[str, Any], code: str, param: str | None
+) -> None:
+    async with front() as client:
+        response = await client.post("/v1/rewards", json={"items": [ITEM], **fields})
+    detail = response.json()["error"]
+    assert (detail["code"], detail["param"]) == (code, param)
+    assert response.status_code in (404, 413, 422)
+
+
+async def test_unknown_scorer_lists_the_known_ones(front: Any) -> None:
+    async with front() as client:
+        response = await client.post("/v1/rewards", json={"scorer": "nobody", "items": [ITEM]})
+    assert response.status_code == 404
+    for name in ("endogenous", "one", "two", "reward_model"):
+        assert name in response.json()["error"]["message"]
+
+
+async def test_all_scorers_are_listed_with_their_routes(front: Any) -> None:
+    async with front() as client:
+        entries = (await client.get("/v1/scorers")).json()["scorers"]
+    assert {entry["name"]: entry["route"] for entry in entries} == {
+        "endogenous": "/d/lm/v1/rewards",
+        "one": "/d/lm/v1/rewards",
+        "reward_model": "/d/rm/v1/rewards",
+        "two": "/d/rm/v1/rewards",
+    }
+
+
+async def test_metrics_of_all_replicas_stand_in_one_text(front: Any) -> None:
+    async with front() as client:
+        text = (await client.get("/metrics")).text
+    assert 'tokenreward_model_version{deployment="lm",replica="lm-r1"} 1.0' in text
+    assert 'tokenreward_model_version{deployment="rm",replica="rm-r1"} 3.0' in text
+    assert text.count("# TYPE tokenreward_model_version") == 1
+
+
+async def test_deployment_without_replica_is_not_ready_and_costs_only_its_own_results(front: Any) -> None:
+    async with front(loaded={"lm": {"r1": []}, "rm": {}}) as client:
+        ready = await client.get("/readyz")
+        alone = await client.post("/v1/rewards", json={"scorer": "two", "items": [ITEM]})
+        listed = await client.get("/v1/scorers")
+        body = {"scorers": ["one", "two"], "combine": {"one": 1.0, "two": 1.0}, "items": [ITEM]}
+        both = await client.post("/v1/rewards", json=body)
+        alive = await client.get("/healthz")
+    for refused in (ready, alone, listed):
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "loading")
+        assert refused.headers["retry-after"] == "2"
+        assert "rm" in refused.json()["error"]["message"]
+    assert both.status_code == 200
+    (item,) = both.json()["items"]
+    assert item["scorers"]["one"]["error"] is None
+    assert item["scorers"]["two"]["error"]["code"] == "loading"
+    assert item["scorers"]["two"]["error"]["retryable"] is True
+    assert (item["rewards"], item["score"]) == (None, None)
+    assert alive.status_code == 200
+
+
+async def test_ready_when_every_deployment_has_a_replica(front: Any) -> None:
+    async with front() as client:
+        assert (await client.get("/readyz")).status_code == 200
+
+
+async def test_key_opens_the_front_and_travels_on(front: Any) -> None:
+    rules = Rules(max_body_bytes=1000, max_request_items=8, request_timeout_s=20, api_keys=(SecretStr("sesame"),))
+    body = {"scorer": "one", "items": [ITEM]}
+    async with front(rules=rules) as client:
+        for path in ("/v1/scorers", "/metrics", "/nowhere"):
+            assert (await client.get(path)).status_code == 401
+        assert (await client.post("/v1/rewards", json=body)).status_code == 401
+        assert (await client.get("/healthz")).status_code == 200
+        assert (await client.get("/readyz")).status_code == 200
+        key = {"authorization": "Bearer sesame"}
+        assert (await client.post("/v1/rewards", json=body, headers=key)).status_code == 200
+        too_large = await client.post("/v1/rewards", content=b" " * 1001, headers=key)
+    assert (too_large.status_code, too_large.json()["error"]["code"]) == (413, "body_too_large")

@@ -1,0 +1,221 @@
+"""Every request-level error of the contract's table, through real HTTP: status, code, body, headers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from tokenreward import errors
+from tokenreward.errors import RequestError
+
+SECRET = "xyzzyplugh"
+ITEM: dict[str, Any] = {"prompt": [5, 6, 7], "response": [8, 9]}
+TEXT_ITEM = {"prompt": f"{SECRET}?", "response": SECRET}
+
+Case = Callable[[httpx.AsyncClient, Any], Awaitable[httpx.Response]]
+CASES: dict[str, list[Case]] = {}
+
+
+def all_classes(root: type[RequestError]) -> Iterator[type[RequestError]]:
+    for child in root.__subclasses__():
+        if child.__module__ == errors.__name__:
+            yield child
+            yield from all_classes(child)
+
+
+CLASSES = {cls.code: cls for cls in all_classes(RequestError)}
+
+
+def case(code: str) -> Callable[[Case], Case]:
+    def register(function: Case) -> Case:
+        CASES.setdefault(code, []).append(function)
+        return function
+
+    return register
+
+
+def ask(client: httpx.AsyncClient, **fields: Any) -> Awaitable[httpx.Response]:
+    return client.post("/v1/rewards", json={"scorer": "endogenous", "items": [TEXT_ITEM], **fields})
+
+
+@pytest.fixture
+async def client(served: Any) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(base_url=served.url, timeout=20) as client:
+        yield client
+
+
+@case("malformed_json")
+async def broken_json(client: httpx.AsyncClient, _: Any) -> httpx.Response:
+    return await client.post("/v1/rewards", content=b'{"items": "' + SECRET.encode())
+
+
+@case("malformed_body")
+async def body_is_a_list(client: httpx.AsyncClient, _: Any) -> httpx.Response:
+    return await client.post("/v1/rewards", content=b'["' + SECRET.encode() + b'"]')
+
+
+@case("unauthorized")
+async def no_key(client: httpx.AsyncClient, fixture: Any) -> httpx.Response:
+    return await client.post(fixture("locked").url + "/v1/rewards", json={"scorer": "one", "items": [TEXT_ITEM]})
+
+
+@case("unauthorized")
+async def wrong_key_at_unknown_route(client: httpx.AsyncClient, fixture: Any) -> httpx.Response:
+    return await client.get(fixture("locked").url + "/nowhere", headers={"authorization": "Bearer the-first-kez"})
+
+
+@case("unknown_scorer")
+async def scorer_nobody_serves(client: httpx.AsyncClient, _: Any) -> httpx.Response:
+    return await ask(client, scorer="nobody")
+
+
+@case("unknown_route")
+async def path_nobody_serves(client: httpx.AsyncClient, _: Any) -> httpx.Response:
+    return await client.post("/v1/reward", json=TEXT_ITEM)
+
+
+@case("unknown_route")
+async def method_nobody_serves(client: httpx.AsyncClient, _: Any) -> httpx.Response:
+    return await client.get("/v1/rewards")
+
+
+@case("version_not_reached")
+async def version_of_the_future(client: httpx.AsyncClient, _: Any) -> httpx.Response:
+    return await ask(client, min_version=99)
+
+
+@case("body_too_large")
+async def declared_length_over_the_limit(client: httpx.AsyncClient, _: Any) -> httpx.Response:
+    return await client.post("/v1/rewards", content=b" " * 20_001)
+
+
+@case("body_too_large")
+async def counted_bytes_over_the_limit(client: httpx.AsyncClient, _: Any) -> httpx.Response:
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(21):
+            yield b" " * 1000
+
+    return await client.post("/v1/rewards", content=chunks())
+
+
+@case("too_many_items")
+async def nine_items(client: httpx.AsyncClient, _: Any) -> httpx.Response:
+    return await ask(client, items=[TEXT_ITEM] * 9)
+
+
+@case("larger_than_queue")
+async def more_tokens_than_may_ever_wait(client: httpx.AsyncClient, _: Any) -> httpx.Response:
+    return await ask(client, items=[{"prompt": [5] * 60, "response": [6] * 60}])
+
+
+@case("unknown_field")
+async def misspelt_field(client: httpx.AsyncClient, _: Any) -> httpx.Response:
+    return await ask(client, credits={})
+
+
+@case("invalid_field")
+async def number_for_a_response(client: httpx.AsyncClient, _: Any) -> httpx.Response:
+    return await ask(client, items=[{"prompt": SECRET, "response": 5}])
+
+
+@case("invalid_field")
+async def deadline_that_is_no_number(client: httpx.AsyncClient, _: Any) -> httpx.Response:
+    return await client.post("/v1/rewards", content=b"{}", headers={"x-request-timeout-seconds": "soon"})
+
+
+@case("invalid_field")
+async def reference_that_is_not_served(client: httpx.AsyncClient, _: Any) -> httpx.Response:
+    return await ask(client, credit={"kl": {"coef": 0.1, "reference": "sft"}})
+
+
+@case("unknown_option")
+async def misspelt_option(client: httpx.AsyncClient, _: Any) -> httpx.Response:
+    return await ask(client, options={"alfa": 1.0})
+
+
+@case("credit_not_supported")
+async def attention_credit_without_attention(client: httpx.AsyncClient, _: Any) -> httpx.Response:
+    return await ask(client, credit={"name": "attention"})
+
+
+@case("units_differ")
+async def combined_text_without_spans(client: httpx.AsyncClient, _: Any) -> httpx.Response:
+    body = {"scorers": ["endogenous", "one"], "combine": {"endogenous": 1.0, "one": 1.0}, "items": [TEXT_ITEM]}
+    return await client.post("/v1/rewards", json=body)
+
+
+@case("internal")
+async def engine_is_closed(client: httpx.AsyncClient, fixture: Any) -> httpx.Response:
+    return await client.post(fixture("broken").url + "/v1/rewards", json={"scorer": "endogenous", "items": [TEXT_ITEM]})
+
+
+@case("overloaded")
+async def queue_is_full(client: httpx.AsyncClient, fixture: Any) -> httpx.Response:
+    served, item = fixture("served"), {"prompt": [5] * 30, "response": [6] * 30}
+    with served.busy_device():
+        running = asyncio.create_task(ask(client, items=[item]))
+        while served.engine._batch_began is None:
+            await asyncio.sleep(0.01)
+        waiting = asyncio.create_task(ask(client, items=[item]))
+        while served.engine._batcher.queued_items == 0:
+            await asyncio.sleep(0.01)
+        refused = await ask(client, items=[item])
+    assert [(await running).status_code, (await waiting).status_code] == [200, 200]
+    return refused
+
+
+@case("loading")
+async def weights_are_not_there_yet(client: httpx.AsyncClient, fixture: Any) -> httpx.Response:
+    return await client.post(fixture("loading") + "/v1/rewards", json={"scorer": "one", "items": [TEXT_ITEM]})
+
+
+@case("loading")
+async def not_ready_yet(client: httpx.AsyncClient, fixture: Any) -> httpx.Response:
+    return await client.get(fixture("loading") + "/readyz")
+
+
+@case("deadline_exceeded")
+async def device_is_busy_past_the_deadline(client: httpx.AsyncClient, fixture: Any) -> httpx.Response:
+    served = fixture("served")
+    with served.busy_device():
+        body = {"scorer": "endogenous", "items": [ITEM]}
+        return await client.post("/v1/rewards", json=body, headers={"x-request-timeout-seconds": "0.3"})
+
+
+def test_table_has_a_case_for_every_request_error_but_updating() -> None:
+    assert set(CASES) == set(CLASSES) - {"updating"}
+
+
+@pytest.mark.parametrize(
+    ("code", "produce"),
+    [pytest.param(code, made, id=f"{code}-{made.__name__}") for code, cases in CASES.items() for made in cases],
+)
+async def test_refusal_has_the_one_body_and_the_tables_status(
+    code: str, produce: Case, client: httpx.AsyncClient, request: pytest.FixtureRequest
+) -> None:
+    client.headers["x-request-id"] = "asked-by-me"
+    response = await produce(client, request.getfixturevalue)
+    expected = CLASSES[code]
+    assert response.status_code == expected.status
+    assert set(response.json()) == {"error"}
+    detail = response.json()["error"]
+    assert set(detail) == {"code", "message", "param", "retryable"}
+    assert (detail["code"], detail["retryable"]) == (code, expected.retryable)
+    assert detail["message"]
+    assert response.headers["content-type"] == "application/json"
+    assert response.headers["x-request-id"] == "asked-by-me"
+    assert ("retry-after" in response.headers) == (response.status_code == 503)
+    assert SECRET not in response.text
+
+
+async def test_size_refusals_name_the_limit_and_the_value(client: httpx.AsyncClient) -> None:
+    too_large = (await client.post("/v1/rewards", content=b" " * 20_001)).json()["error"]["message"]
+    assert "20001" in too_large
+    assert "20000" in too_large
+    too_many = (await ask(client, items=[ITEM] * 9)).json()["error"]["message"]
+    assert "9 items" in too_many
+    assert "limit is 8" in too_many

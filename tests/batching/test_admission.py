@@ -1,0 +1,124 @@
+"""Who is let in: requests as a whole, by tokens; whoever is not leaves the queue as it was and hears when to return."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tokenreward.batching import Batcher, Entry
+from tokenreward.errors import DeadlineExceeded, LargerThanQueue, Overloaded
+
+MakeEntry = Callable[..., Entry[str, str]]
+MakeBatcher = Callable[..., Batcher[str, str]]
+
+
+async def test_a_request_may_fill_the_queue_to_the_last_token(entry: MakeEntry, batcher: MakeBatcher) -> None:
+    queue = batcher(queue=10)
+    queue.submit([entry("a", 4), entry("b", 6)])
+    assert (queue.queued_items, queue.queued_tokens) == (2, 10)
+
+
+async def test_a_request_that_no_empty_queue_could_hold_is_larger_than_queue(
+    entry: MakeEntry, batcher: MakeBatcher
+) -> None:
+    queue = batcher(queue=10)
+    with pytest.raises(LargerThanQueue, match=r"11 tokens.*`max_queued_tokens` is 10") as caught:
+        queue.submit([entry("a", 4), entry("b", 7)])
+    assert (caught.value.param, caught.value.retryable, caught.value.retry_after_s) == ("items", False, None)
+    assert (queue.queued_items, queue.queued_tokens) == (0, 0)
+
+
+async def test_a_request_that_finds_no_room_is_refused_as_a_whole_and_leaves_the_queue_unchanged(
+    entry: MakeEntry, batcher: MakeBatcher
+) -> None:
+    queue = batcher(tokens=100, queue=10)
+    queue.submit([entry("a", 8)])
+    with pytest.raises(Overloaded, match=r"8 tokens wait and 3 more"):
+        queue.submit([entry("b", 1), entry("c", 2)])
+    assert (queue.queued_items, queue.queued_tokens) == (1, 8)
+    queue.submit([entry("d", 2)])
+    assert [waiting.work for waiting in await queue.next_batch()] == ["a", "d"]
+
+
+async def test_a_caller_who_has_gone_makes_room_before_another_is_refused(
+    entry: MakeEntry, batcher: MakeBatcher
+) -> None:
+    queue = batcher(queue=10)
+    gone = entry("a", 6)
+    queue.submit([gone, entry("b", 4)])
+    gone.future.cancel()
+    queue.submit([entry("c", 6)])
+    assert (queue.queued_items, queue.queued_tokens) == (2, 10)
+    assert [waiting.work for waiting in await queue.next_batch()] == ["b", "c"]
+
+
+async def test_an_expired_entry_makes_room_too_and_is_answered(
+    entry: MakeEntry, batcher: MakeBatcher, clock: Any
+) -> None:
+    queue = batcher(queue=10)
+    expired = entry("a", 10, deadline=clock.now + 1)
+    queue.submit([expired])
+    clock.now += 1
+    queue.submit([entry("b", 10)])
+    assert isinstance(expired.future.exception(), DeadlineExceeded)
+    assert queue.queued_tokens == 10
+
+
+async def retry_after_s(queue: Batcher[str, str], entry: MakeEntry, asked: int) -> float | None:
+    with pytest.raises(Overloaded) as caught:
+        queue.submit([entry("x", asked)])
+    return caught.value.retry_after_s
+
+
+async def test_before_anything_was_measured_retry_after_is_a_second(entry: MakeEntry, batcher: MakeBatcher) -> None:
+    queue = batcher(queue=100)
+    queue.submit([entry("a", 100)])
+    assert await retry_after_s(queue, entry, 100) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [(1, 1.0), (10, 1.0), (11, 2.0), (40, 4.0), (100, 10.0)],  # whole seconds, rounded up
+)
+async def test_retry_after_is_the_time_to_work_off_what_is_too_much(
+    entry: MakeEntry, batcher: MakeBatcher, asked: int, expected: float
+) -> None:
+    queue = batcher(queue=100)
+    queue.submit([entry("a", 100)])
+    queue.measured(20, 2.0)  # ten tokens a second
+    assert await retry_after_s(queue, entry, asked) == expected
+
+
+async def test_only_what_does_not_fit_counts_towards_retry_after(entry: MakeEntry, batcher: MakeBatcher) -> None:
+    queue = batcher(queue=100)
+    queue.submit([entry("a", 70)])
+    queue.measured(10, 1.0)
+    assert await retry_after_s(queue, entry, 50) == 2.0
+
+
+async def test_retry_after_is_never_more_than_a_minute(entry: MakeEntry, batcher: MakeBatcher) -> None:
+    queue = batcher(queue=100)
+    queue.submit([entry("a", 100)])
+    queue.measured(1, 1e6)
+    assert await retry_after_s(queue, entry, 100) == 60.0
+
+
+@pytest.mark.parametrize(("num_tokens", "seconds"), [(0, 1.0), (0, 0.0), (10, 0.0)])
+async def test_a_batch_of_no_tokens_or_no_time_spoils_no_estimate(
+    entry: MakeEntry, batcher: MakeBatcher, num_tokens: int, seconds: float
+) -> None:
+    queue = batcher(queue=100)
+    queue.submit([entry("a", 100)])
+    queue.measured(num_tokens, seconds)
+    assert await retry_after_s(queue, entry, 100) == 1.0
+
+
+async def test_the_rate_follows_the_last_batches(entry: MakeEntry, batcher: MakeBatcher) -> None:
+    queue = batcher(queue=100)
+    queue.submit([entry("a", 100)])
+    queue.measured(1000, 1.0)
+    for _ in range(50):
+        queue.measured(10, 1.0)
+    assert await retry_after_s(queue, entry, 99) == 10.0

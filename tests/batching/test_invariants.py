@@ -1,0 +1,117 @@
+"""Whatever happens to a queue, in whatever order: its counts are right, nothing is lost, nothing comes twice."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tokenreward.batching import Batcher, Entry
+from tokenreward.errors import DeadlineExceeded, InternalError, LargerThanQueue, Overloaded
+
+MAX_TOKENS, MAX_REQUESTS, MAX_QUEUED = 10, 3, 30
+
+SIZES = st.lists(st.integers(0, 14), max_size=5)
+STEPS = st.lists(
+    st.tuples(st.just("submit"), SIZES)
+    | st.tuples(st.just("take"), st.none())
+    | st.tuples(st.just("leave"), st.integers(0, 30))
+    | st.tuples(st.just("expire"), st.integers(0, 30))
+    | st.tuples(st.just("fail"), st.none()),
+    max_size=30,
+)
+
+
+class Model:
+    """A queue kept as a plain list, and the one under test beside it."""
+
+    def __init__(self, make: Callable[..., Batcher[str, str]], clock: Any) -> None:
+        self.real = make(tokens=MAX_TOKENS, requests=MAX_REQUESTS, queue=MAX_QUEUED)
+        self.clock = clock
+        self.waiting: list[Entry[str, str]] = []
+        self.failed: set[int] = set()
+
+    async def run(self, step: str, argument: Any) -> None:
+        await getattr(self, step)(argument)
+        assert self.real.queued_tokens == sum(entry.num_tokens for entry in self.real._waiting)
+        assert self.real.queued_items >= len(self.alive())
+        assert self.real.queued_tokens <= MAX_QUEUED
+
+    def alive(self) -> list[Entry[str, str]]:
+        return [e for e in self.waiting if not e.future.done() and (e.deadline or 0) > self.clock.now]
+
+    async def submit(self, sizes: list[int]) -> None:
+        loop = asyncio.get_running_loop()
+        entries = [Entry("", size, loop.create_future(), self.clock.now + 1e6) for size in sizes]
+        before = self.real.queued_tokens, self.real.queued_items
+        fits = sum(sizes) + sum(entry.num_tokens for entry in self.alive()) <= MAX_QUEUED
+        try:
+            self.real.submit(entries)
+        except LargerThanQueue:
+            assert sum(sizes) > MAX_QUEUED
+            assert before == (self.real.queued_tokens, self.real.queued_items)
+        except Overloaded:
+            assert not fits
+            assert [id(e) for e in self.real._waiting] == [id(e) for e in self.alive()]
+        else:
+            assert fits
+            self.waiting += entries
+
+    async def take(self, _: None) -> None:
+        expected: list[Entry[str, str]] = []
+        for entry in self.alive():
+            total = sum(e.num_tokens for e in expected) + entry.num_tokens
+            if len(expected) == MAX_REQUESTS or (expected and total > MAX_TOKENS):
+                break
+            expected.append(entry)
+        batch = asyncio.ensure_future(self.real.next_batch())
+        for _turn in range(3):
+            await asyncio.sleep(0)
+        if not expected:
+            assert not batch.done()
+            batch.cancel()
+            return
+        assert [id(entry) for entry in await batch] == [id(entry) for entry in expected]
+        self.waiting = [entry for entry in self.waiting if entry not in expected]
+
+    async def leave(self, index: int) -> None:
+        if self.waiting:
+            self.waiting[index % len(self.waiting)].future.cancel()
+
+    async def expire(self, index: int) -> None:
+        if self.waiting:
+            self.waiting[index % len(self.waiting)].deadline = self.clock.now
+
+    async def fail(self, _: None) -> None:
+        error = InternalError("lost")
+        self.real.fail_all(error)
+        assert all(entry.future.done() for entry in self.waiting)
+        assert (self.real.queued_items, self.real.queued_tokens) == (0, 0)
+        self.waiting = []
+
+
+@pytest.fixture
+def model(batcher: Callable[..., Batcher[str, str]], clock: Any) -> Callable[[], Model]:
+    return lambda: Model(batcher, clock)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(steps=STEPS)
+def test_any_sequence_of_events_leaves_the_queue_as_a_plain_list_would(
+    model: Callable[[], Model], steps: list[tuple[str, Any]]
+) -> None:
+    async def play() -> None:
+        queue = model()
+        for step, argument in steps:
+            await queue.run(step, argument)
+        while queue.alive():
+            await queue.run("take", None)
+        for entry in queue.waiting:
+            if not entry.future.cancelled():
+                assert isinstance(entry.future.exception(), DeadlineExceeded) or entry in queue.real._waiting
+
+    asyncio.run(play())

@@ -6,7 +6,7 @@ import asyncio
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
@@ -33,11 +33,17 @@ async def serving_here(app: Any) -> AsyncIterator[str]:
     with _listening() as (listener, url):
         server = _server(app)
         task = asyncio.create_task(server.serve([listener]))
-        while not server.started:
-            await asyncio.sleep(0.01)
+        await until(lambda: server.started)
         yield url
         server.should_exit = True
         await task
+
+
+async def until(condition: Callable[[], bool], *, seconds: float = 5.0) -> None:
+    """Waits for something that another thread brings about."""
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110 - there is no event to wait for
+            await asyncio.sleep(0.01)
 
 
 def free_port() -> int:

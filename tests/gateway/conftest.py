@@ -1,4 +1,4 @@
-"""Two deployments on tiny checkpoints behind one address, as Ray's proxy would mount them, and the front before them."""
+"""Two deployments on tiny checkpoints behind one address, as Ray's proxy mounts them, and the front before them."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def front(deployments: dict[str, Any]) -> Front:
             snapshots = {name: {f"{name}-r1": metrics.snapshot()} for name, metrics in deployments["metrics"].items()}
             return snapshots if loaded is None else loaded
 
-        async with httpx.AsyncClient(base_url=upstream, timeout=None, trust_env=False) as inner:
+        async with httpx.AsyncClient(base_url=upstream, timeout=30, trust_env=False) as inner:
             app = build_app(ROUTES, inner, gather=gather, rules=rules)
             async with web.serving_here(app) as url, httpx.AsyncClient(base_url=url, timeout=20) as client:
                 yield client

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 from pydantic import SecretStr
@@ -20,7 +19,8 @@ async def test_request_for_one_deployment_is_answered_as_the_deployment_would(fr
     body = {"scorer": "reward_model", "items": [ITEM]}
     async with front() as client:
         through = (await client.post("/v1/rewards", json=body, headers={"x-request-id": "mine"})).json()
-    direct = httpx.post(deployments["url"] + "/d/rm/v1/rewards", json=body, headers={"x-request-id": "mine"}).json()
+        url = deployments["url"] + "/d/rm/v1/rewards"
+        direct = (await client.post(url, json=body, headers={"x-request-id": "mine"})).json()
     del through["timing"], direct["timing"]
     assert through == direct
     assert through["id"] == "mine"

@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 import web
 from tokenreward.errors import Overloaded
+from web import until
 
 BODY = b'{"scorer" : "one",\n "items": [{"prompt": "a", "response": "b"}], "unknown": 1e400}'
 Answering = Callable[[Request], Awaitable[Response]]
@@ -114,9 +115,7 @@ async def test_deployment_that_never_answers_costs_the_deadline_and_not_more(edg
     async with client() as opened:
         response = await opened.post("/v1/rewards", content=BODY, headers={"x-request-timeout-seconds": "0.5"})
     assert (response.status_code, response.json()["error"]["code"]) == (504, "deadline_exceeded")
-    async with asyncio.timeout(5):
-        while not edge.hung_up:
-            await asyncio.sleep(0.01)
+    await until(lambda: edge.hung_up)
 
 
 async def test_caller_who_hangs_up_is_passed_on(edge: Any, client: Any) -> None:
@@ -135,9 +134,7 @@ async def test_caller_who_hangs_up_is_passed_on(edge: Any, client: Any) -> None:
         asking = asyncio.create_task(opened.post("/v1/rewards", content=BODY))
         await asyncio.wait_for(reached.wait(), 5)
         asking.cancel()
-        async with asyncio.timeout(5):
-            while not edge.hung_up:
-                await asyncio.sleep(0.01)
+        await until(lambda: edge.hung_up)
 
 
 async def test_refused_connection_is_an_internal_error(front: Any) -> None:

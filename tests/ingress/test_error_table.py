@@ -11,6 +11,7 @@ import pytest
 
 from tokenreward import errors
 from tokenreward.errors import RequestError
+from web import until
 
 SECRET = "xyzzyplugh"
 ITEM: dict[str, Any] = {"prompt": [5, 6, 7], "response": [8, 9]}
@@ -158,11 +159,9 @@ async def queue_is_full(client: httpx.AsyncClient, fixture: Any) -> httpx.Respon
     served, item = fixture("served"), {"prompt": [5] * 30, "response": [6] * 30}
     with served.busy_device():
         running = asyncio.create_task(ask(client, items=[item]))
-        while served.engine._batch_began is None:
-            await asyncio.sleep(0.01)
+        await until(lambda: served.engine._batch_began is not None)
         waiting = asyncio.create_task(ask(client, items=[item]))
-        while served.engine._batcher.queued_items == 0:
-            await asyncio.sleep(0.01)
+        await until(lambda: served.engine._batcher.queued_items > 0)
         refused = await ask(client, items=[item])
     assert [(await running).status_code, (await waiting).status_code] == [200, 200]
     return refused

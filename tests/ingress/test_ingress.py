@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from tokenreward.ingress import Slot, build_app
 from tokenreward.metrics import Metrics
 from tokenreward.settings import DeploymentSettings
 from tokenreward.wire import RewardsReply, RewardsRequest, decode_rewards, parse
+from web import until
 
 ITEM: dict[str, Any] = {"prompt": "2+2?", "response": "It is 4."}
 BODY = {"scorer": "endogenous", "items": [ITEM]}
@@ -28,12 +29,6 @@ RULES = Rules(max_body_bytes=10**6, max_request_items=100, request_timeout_s=20)
 async def client(served: Any) -> AsyncIterator[httpx.AsyncClient]:
     async with httpx.AsyncClient(base_url=served.url, timeout=20) as client:
         yield client
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 async def test_reply_is_what_the_engine_says(client: httpx.AsyncClient, checkpoint: Path) -> None:

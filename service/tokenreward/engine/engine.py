@@ -47,6 +47,7 @@ class Engine:
     def __init__(self, settings: DeploymentSettings, checkpoint: Checkpoint, verdict: Verdict, report: Report) -> None:
         self.settings = settings
         self._served = _served(settings)
+        self._checkpoint = checkpoint
         self._verdict = verdict
         self._report = report
         vocabulary = Vocabulary(checkpoint)
@@ -215,7 +216,11 @@ class Engine:
             return [InternalError(f"the batch failed: {type(error).__name__}")] * len(batch)
 
     def _reply_items(self, jobs: Sequence[Job], request: RewardsRequest, asked: list[Plan]) -> list[dict[str, Any]]:
-        return [reply_item(job, request, asked, self._intake) for job in jobs]
+        items = [reply_item(job, request, asked, self._intake) for job in jobs]
+        for item in items:
+            for result in item.get("scorers", {}).values():
+                result |= {"model": self.settings.checkpoint, "version": self.settings.version}
+        return items
 
     async def _offload(self, function: Callable[..., ResultT], *arguments: object) -> ResultT:
         return await asyncio.get_running_loop().run_in_executor(self._intake_threads, function, *arguments)

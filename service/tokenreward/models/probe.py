@@ -36,6 +36,7 @@ class Verdict:
 
 def choose_layout(checkpoint: Checkpoint, needs: Needs, *, say: Callable[[str], None]) -> Verdict:
     """Packed if it is exact, else plain. Raises CheckpointRefused, by name and figure, if plain fails, too."""
+    needs = needs | (Needs(frozenset({1.0})) if checkpoint.task == "causal_lm" else Needs(values=True))
     work = [(row, needs) for row in _rows(checkpoint)]
     plain = PlainLayout(checkpoint)
     implementation = checkpoint.model.config._attn_implementation

@@ -1,0 +1,58 @@
+"""Fixtures for all tests: checkpoints made once a session, and engines on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jaxtyping
+import pytest
+
+# Shapes in the signatures of the numeric layers are checked in tests only. Before anything imports those layers.
+SHAPES = jaxtyping.install_import_hook(
+    ["tokenreward.contract", "tokenreward.credit", "tokenreward.models", "tokenreward.scorers", "tokenreward.engine"],
+    "shapes.check",
+)
+
+
+@pytest.fixture(scope="session")
+def language_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny language model's folder."""
+    import tiny
+
+    return tiny.save(tmp_path_factory.mktemp("lm"))
+
+
+@pytest.fixture(scope="session")
+def reward_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny reward model's folder."""
+    import tiny
+
+    return tiny.save(tmp_path_factory.mktemp("rm"), task="reward_model")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quiet_progress_bars() -> Iterator[None]:
+    """transformers draws bars while it loads and saves; they would drown a test's output."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    yield
+    logging.enable_progress_bar()
+
+
+@pytest.fixture
+def make_engine(language_model: Path, reward_model: Path) -> Callable[..., Any]:
+    """An engine on one of the tiny checkpoints: `make_engine("causal_lm", ["endogenous"], **settings)`."""
+    from tokenreward.engine import Engine
+    from tokenreward.settings import DeploymentSettings
+
+    def make(task: str, scorers: list[Any], *, report: Any = None, **settings: Any) -> Engine:
+        entries = [{"type": entry} if isinstance(entry, str) else entry for entry in scorers]
+        folder = settings.pop("checkpoint", language_model if task == "causal_lm" else reward_model)
+        chosen = DeploymentSettings(name="test", checkpoint=str(folder), task=task, scorers=entries, **settings)
+        options = {} if report is None else {"report": report}
+        return Engine.load(chosen, say=lambda line: None, **options)
+
+    return make

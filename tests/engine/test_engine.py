@@ -1,0 +1,225 @@
+"""The engine under load and under failure: shared batches, the culprit alone fails, everybody gets an answer."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tokenreward import errors
+from tokenreward.wire import RewardsRequest, parse
+
+POISON = 77
+
+
+def request(*responses: list[int], scorer: str = "endogenous", **more: Any) -> RewardsRequest:
+    return parse(RewardsRequest, {"scorer": scorer, "items": [{"prompt": [5], "response": r} for r in responses], **more})
+
+
+class Faulty:
+    """The real layout, with a fault in the way: `fault(rows)` may raise or wait before the model runs."""
+
+    def __init__(self, engine: Any, fault: Callable[[list[Any]], None]) -> None:
+        self._layout, self._fault = engine._device._layout, fault
+        self.batches: list[int] = []
+        engine._device._layout = self
+
+    def run(self, work: Any) -> Any:
+        rows = [row for row, _ in work]
+        self.batches.append(len(rows))
+        self._fault(rows)
+        return self._layout.run(work)
+
+
+def poisoned(rows: list[Any], error: Exception) -> None:
+    if any(POISON in row.ids for row in rows):
+        raise error
+
+
+@pytest.fixture
+def engine(make_engine: Callable[..., Any]) -> Any:
+    return make_engine("causal_lm", ["endogenous", "constant"])
+
+
+async def test_items_of_concurrent_requests_share_a_batch(engine: Any) -> None:
+    layout = Faulty(engine, lambda rows: time.sleep(0.2))
+    replies = await asyncio.gather(*(engine.score(request([10 + i])) for i in range(9)))
+    assert len(layout.batches) <= 3  # the first alone or with early ones, the rest while it ran
+    assert sum(layout.batches) == 9
+    assert all(reply["items"][0]["error"] is None for reply in replies)
+
+
+async def test_the_event_loop_answers_while_a_batch_runs(engine: Any) -> None:
+    Faulty(engine, lambda rows: time.sleep(1.0))
+    scoring = asyncio.create_task(engine.score(request([10])))
+    await asyncio.sleep(0.1)
+    longest = 0.0
+    while not scoring.done():
+        began = time.monotonic()
+        await asyncio.sleep(0.01)
+        engine.check_health()
+        longest = max(longest, time.monotonic() - began)
+    assert longest < 0.1
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "retryable"),
+    [
+        (RuntimeError("shape mismatch"), "scorer_failed", False),
+        (torch.OutOfMemoryError("CUDA out of memory"), "out_of_memory", True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "out_of_memory", True),
+    ],
+)
+async def test_only_the_culprit_of_a_failed_pass_fails(engine: Any, error: Exception, code: str, retryable: bool) -> None:
+    layout = Faulty(engine, lambda rows: poisoned(rows, error))
+    good = [[10, 11], [12], [13, 14, 15], [16], [17], [18]]
+    reply = await engine.score(request(*good[:4], [POISON], *good[4:]))
+    assert layout.batches[0] == 7
+    assert len(layout.batches) <= 7  # split in halves, not item by item
+    culprit = reply["items"].pop(4)
+    assert culprit["error"]["code"] == code
+    assert culprit["error"]["retryable"] is retryable
+    assert culprit["rewards"] is None
+    for item, response in zip(reply["items"], good, strict=True):
+        assert len(item["rewards"]) == len(response)
+    assert (await engine.score(request([20])))["items"][0]["error"] is None
+
+
+async def test_the_payload_is_not_in_the_error(engine: Any) -> None:
+    Faulty(engine, lambda rows: poisoned(rows, ValueError("the secret text")))
+    reply = await engine.score(request([POISON]))
+    assert "secret" not in reply["items"][0]["error"]["message"]
+
+
+async def test_numbers_that_are_not_finite_are_an_error_of_their_item(engine: Any) -> None:
+    layout = Faulty(engine, lambda rows: None)
+    run = layout._layout.run
+
+    def spoil(work: Any) -> Any:
+        outputs = run(work)
+        for (row, _), output in zip(work, outputs, strict=True):
+            if POISON in row.ids:
+                output.chosen[0] = np.nan
+        return outputs
+
+    layout._layout = type("Spoiled", (), {"run": staticmethod(spoil)})
+    items = (await engine.score(request([10], [POISON], [11])))["items"]
+    assert [item["error"] and item["error"]["code"] for item in items] == [None, "non_finite", None]
+
+
+async def test_a_lost_device_fails_everybody_retryably_and_the_health_check(engine: Any) -> None:
+    Faulty(engine, lambda rows: poisoned(rows, RuntimeError("CUDA error: an illegal memory access was encountered")))
+    with pytest.raises(errors.InternalError) as caught:
+        await asyncio.gather(engine.score(request([POISON])), engine.score(request([10])))
+    assert caught.value.retryable
+    with pytest.raises(errors.InternalError):
+        engine.check_health()
+
+
+async def test_a_caller_who_has_gone_is_not_computed(engine: Any) -> None:
+    layout = Faulty(engine, lambda rows: time.sleep(0.3))
+    first = asyncio.create_task(engine.score(request([10])))
+    await asyncio.sleep(0.1)
+    gone = asyncio.create_task(engine.score(request([11], [12])))
+    stays = asyncio.create_task(engine.score(request([13])))
+    await asyncio.sleep(0.1)
+    gone.cancel()
+    replies = await asyncio.gather(first, stays)
+    assert layout.batches == [1, 1]
+    assert all(reply["items"][0]["error"] is None for reply in replies)
+    assert engine._batcher.queued_tokens == 0
+
+
+async def test_a_deadline_is_an_error_and_work_past_it_is_not_started(engine: Any) -> None:
+    layout = Faulty(engine, lambda rows: time.sleep(0.5))
+    first = asyncio.create_task(engine.score(request([10])))
+    await asyncio.sleep(0.1)
+    began = time.monotonic()
+    with pytest.raises(errors.DeadlineExceeded):
+        await engine.score(request([11]), timeout_s=0.15)
+    assert time.monotonic() - began < 0.35
+    await first
+    await asyncio.sleep(0.1)
+    assert layout.batches == [1]
+
+
+async def test_a_full_queue_refuses_with_retry_after_and_recovers(make_engine: Callable[..., Any]) -> None:
+    engine = make_engine("causal_lm", ["endogenous"], max_queued_tokens=10)
+    Faulty(engine, lambda rows: time.sleep(0.3))
+    running = asyncio.create_task(engine.score(request([10] * 7)))
+    await asyncio.sleep(0.1)
+    waiting = asyncio.create_task(engine.score(request([10] * 7)))
+    await asyncio.sleep(0.1)
+    with pytest.raises(errors.Overloaded) as caught:
+        await engine.score(request([10] * 7))
+    assert caught.value.retry_after_s >= 1
+    await asyncio.gather(running, waiting)
+    assert (await engine.score(request([10] * 7)))["items"][0]["error"] is None
+    with pytest.raises(errors.LargerThanQueue):
+        await engine.score(request([10] * 20))
+
+
+async def test_a_scorer_that_raises_fails_its_item_only(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer = engine._served["endogenous"].scorer
+    right = type(scorer).score
+
+    def wrong(self: Any, sample: Any, outputs: Any, options: Any) -> Any:
+        if POISON in sample.response_ids:
+            raise KeyError("mine")
+        return right(self, sample, outputs, options)
+
+    monkeypatch.setattr(type(scorer), "score", wrong)
+    items = (await engine.score(request([10], [POISON])))["items"]
+    assert items[0]["error"] is None
+    assert items[1]["error"]["code"] == "scorer_failed"
+
+
+async def test_a_bug_outside_the_model_answers_everybody_and_the_next_batch_works(engine: Any) -> None:
+    run = engine._device.run
+    engine._device.run = lambda batch: 1 / 0
+    with pytest.raises(errors.InternalError):
+        await engine.score(request([10]))
+    engine._device.run = run
+    assert (await engine.score(request([10])))["items"][0]["error"] is None
+
+
+async def test_closing_answers_whoever_waits(engine: Any) -> None:
+    Faulty(engine, lambda rows: time.sleep(0.3))
+    running = asyncio.create_task(engine.score(request([10])))
+    await asyncio.sleep(0.1)
+    waiting = asyncio.create_task(engine.score(request([11])))
+    await asyncio.sleep(0.1)
+    await engine.close()
+    results = await asyncio.gather(running, waiting, return_exceptions=True)
+    assert all(isinstance(result, errors.InternalError) for result in results)
+
+
+async def test_what_is_measured_is_reported(make_engine: Callable[..., Any]) -> None:
+    reported: list[tuple[str, float, dict[str, str]]] = []
+    engine = make_engine(
+        "causal_lm", ["endogenous"], report=lambda name, value=1.0, **labels: reported.append((name, value, labels))
+    )
+    await engine.score(request([10, 11], [999]))
+    totals = {(name, *labels.values()): value for name, value, labels in reported}
+    assert totals["items_total", "endogenous"] == 2
+    assert totals["tokens_total", "prompt"] == 1
+    assert totals["tokens_total", "response"] == 2
+    assert totals["errors_total", "token_out_of_vocabulary"] == 1
+    assert totals["batch_items",] == 1
+    assert totals["batch_tokens",] == 3
+    assert totals["batch_padding_ratio",] == 0
+    assert totals["queued_tokens",] == 0
+    assert totals["model_version",] == 1
+    assert totals["compute_seconds",] > 0
+
+
+async def test_ten_thousand_items_come_back_in_order(engine: Any) -> None:
+    body = request(*([10 + i % 50] * (1 + i % 3) for i in range(10_000)), scorer="constant")
+    items = (await engine.score(body))["items"]
+    assert [item["index"] for item in items] == list(range(10_000))
+    assert all(len(item["rewards"]) == 1 + i % 3 for i, item in enumerate(items))

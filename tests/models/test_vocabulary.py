@@ -1,0 +1,132 @@
+"""Text to tokens: BOS at most once, end-of-turn as the template has it, ends that tile, nothing truncated."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from tokenreward.errors import EmptyPrompt, UnsupportedText
+from tokenreward.models.checkpoint import Checkpoint
+from tokenreward.models.vocabulary import Vocabulary
+
+
+def vocabulary(**changes: object) -> Vocabulary:
+    tokenizer = copy.deepcopy(tiny.tokenizer())
+    for name, value in changes.items():
+        setattr(tokenizer, name, value)
+    return Vocabulary(Checkpoint(tiny.model("llama"), tokenizer, "causal_lm", torch.device("cpu")))
+
+
+def with_bos() -> Vocabulary:
+    from tokenizers.processors import TemplateProcessing
+
+    made = vocabulary()
+    made._backend.post_processor = TemplateProcessing(single="<|bos|> $A", special_tokens=[("<|bos|>", tiny.BOS_ID)])
+    return made
+
+
+TEXTS = ["It is 4.", " leading and trailing \n", "naïve café 東京 👩‍👩‍👧", "مرحبا\r\n\tتم", "a\u0301\u200d\u0000"]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_response_ends_tile_the_text_and_end_of_turn_is_appended(text: str) -> None:
+    response = vocabulary().response(text, finished=True, param="p")
+    assert response.num_appended == 1
+    assert response.ids[-1] == tiny.END_ID
+    assert response.ends is not None
+    assert (np.diff(response.ends) >= 0).all()
+    assert response.ends[-1] == len(text)
+
+
+def test_an_unfinished_response_gets_no_end_of_turn() -> None:
+    finished = vocabulary().response("It is 4.", finished=True, param="p")
+    unfinished = vocabulary().response("It is 4.", finished=False, param="p")
+    np.testing.assert_array_equal(unfinished.ids, finished.ids[:-1])
+    assert unfinished.num_appended == 0
+
+
+def test_a_text_that_spells_its_end_of_turn_gets_no_second_one() -> None:
+    response = vocabulary().response("It is 4.<|end|>", finished=True, param="p")
+    assert response.ids.tolist().count(tiny.END_ID) == 1
+
+
+def test_the_response_is_tokenised_alone() -> None:
+    made = vocabulary()
+    response = made.response("It is 4.", finished=False, param="p")
+    assert response.ids.tolist() == tiny.tokenizer()("It is 4.", add_special_tokens=False)["input_ids"]
+
+
+def test_messages_go_through_the_template_with_its_generation_prompt() -> None:
+    ids = vocabulary().prompt_from_messages([{"role": "user", "content": "2+2?"}], None, {}, param="p")
+    expected = tiny.tokenizer()("<|user|>2+2?<|end|>\n<|assistant|>", add_special_tokens=False)["input_ids"]
+    assert ids.tolist() == expected
+
+
+def test_template_kwargs_reach_the_template_but_not_our_own_arguments() -> None:
+    made = vocabulary(chat_template="{{ mood }}{{ messages[0].content }}")
+    ids = made.prompt_from_messages([{"role": "user", "content": "x"}], None, {"mood": "calm "}, param="p")
+    assert ids.tolist() == tiny.tokenizer()("calm x", add_special_tokens=False)["input_ids"]
+    with pytest.raises(UnsupportedText, match="may not set `tokenize`"):
+        made.prompt_from_messages([{"role": "user", "content": "x"}], None, {"tokenize": True}, param="p")
+
+
+def test_messages_without_a_template_or_that_it_refuses_are_unsupported_text() -> None:
+    with pytest.raises(UnsupportedText, match="no chat template"):
+        vocabulary(chat_template=None).prompt_from_messages([{"role": "user", "content": "x"}], None, {}, param="p")
+    refusing = vocabulary(chat_template="{{ raise_exception('roles must alternate') }}")
+    with pytest.raises(UnsupportedText, match="roles must alternate"):
+        refusing.prompt_from_messages([{"role": "user", "content": "x"}], None, {}, param="p")
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        (tiny.TEMPLATE, tiny.END_ID),
+        ("{% for m in messages %}{{ m.content }}{% endfor %}", tiny.END_ID),  # emits nothing: EOS
+        ("{% for m in messages %}{{ m.content }}<|pad|>\n{% endfor %}", tiny.PAD_ID),  # its own marker
+        (None, tiny.END_ID),
+    ],
+)
+def test_end_of_turn_is_what_the_template_emits_else_eos(template: str | None, expected: int) -> None:
+    assert vocabulary(chat_template=template).end_of_turn == expected
+
+
+def test_every_eos_of_the_generation_config_ends_a_turn() -> None:
+    made = vocabulary()
+    assert made.terminal_ids == {tiny.END_ID}
+    model = tiny.model("llama")
+    model.generation_config.eos_token_id = [7, 9]
+    many = Vocabulary(Checkpoint(model, copy.deepcopy(tiny.tokenizer()), "causal_lm", torch.device("cpu")))
+    assert many.terminal_ids == {7, 9, tiny.END_ID}
+
+
+def test_raw_text_gets_one_bos_if_the_tokenizer_puts_one() -> None:
+    assert vocabulary().prompt_from_text("abc", param="p")[0] != tiny.BOS_ID
+    made = with_bos()
+    assert made.prompt_from_text("abc", param="p")[0] == tiny.BOS_ID
+    assert made.prompt_from_text("<|bos|>abc", param="p").tolist().count(tiny.BOS_ID) == 1
+
+
+def test_an_empty_prompt_is_bos_or_refused() -> None:
+    assert vocabulary().prompt_from_text("", param="p").tolist() == [tiny.BOS_ID]
+    assert with_bos().prompt_from_text("", param="p").tolist() == [tiny.BOS_ID]
+    with pytest.raises(EmptyPrompt, match="no BOS"):
+        vocabulary(bos_token=None).prompt_from_ids(np.empty(0, dtype=np.int64), param="p")
+
+
+def test_a_tokenizer_that_truncates_or_pads_is_told_not_to() -> None:
+    tokenizer = copy.deepcopy(tiny.tokenizer())
+    tokenizer.backend_tokenizer.enable_truncation(4)
+    tokenizer.backend_tokenizer.enable_padding(length=64)
+    made = Vocabulary(Checkpoint(tiny.model("llama"), tokenizer, "causal_lm", torch.device("cpu")))
+    response = made.response("a b c d e f g h", finished=False, param="p")
+    assert response.ids.tolist() == tiny.tokenizer()("a b c d e f g h", add_special_tokens=False)["input_ids"]
+
+
+def test_a_lone_surrogate_is_unsupported_text() -> None:
+    with pytest.raises(UnsupportedText):
+        vocabulary().response("\ud800", finished=False, param="items[0].response")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,11 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+
+import web
 
 Answer = Callable[[dict[str, Any]], Response]
 
@@ -79,9 +78,11 @@ class Edge:
 
         return answer
 
-    def says(self, status: int, code: str, *, retryable: bool, headers: dict[str, str] | None = None) -> Answer:
-        error = {"code": code, "message": "as scripted", "param": "items", "retryable": retryable}
-        return lambda body: JSONResponse({"error": error}, status, headers)
+    def says(self, status: int, code: str, *, retryable: bool, param: str = "items", **headers: str) -> Answer:
+        """Our error body; `Retry_After="0"` becomes a header."""
+        error = {"code": code, "message": "as scripted", "param": param, "retryable": retryable}
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return lambda body: JSONResponse({"error": error}, status, named)
 
     def html(self, status: int) -> Answer:
         return lambda body: Response("<html>Bad Gateway</html>", status, media_type="text/html")
@@ -114,14 +115,6 @@ def serving() -> Iterator[Edge]:
         Route("/d/{deployment}/v1/rewards", edge.post, methods=["POST"]),
         Route("/v1/scorers", edge.list_scorers),
     ]
-    config = uvicorn.Config(Starlette(routes=routes), port=0, log_level="critical", lifespan="off", ws="none")
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    deadline = time.monotonic() + 10
-    while not server.started and time.monotonic() < deadline:
-        time.sleep(0.01)
-    edge.url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    yield edge
-    server.should_exit = True
-    thread.join(timeout=10)
+    with web.serving(Starlette(routes=routes)) as url:
+        edge.url = url
+        yield edge

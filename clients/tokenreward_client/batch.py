@@ -5,20 +5,24 @@ It knows the two wire models and yields flows; which path a request takes and wh
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, TypeVar
 
 from pydantic import ValidationError
 from pydantic_core import to_json
 
 from tokenreward.errors import RequestError
-from tokenreward.wire import ErrorDetail, RewardsReply, RewardsRequest, parse_json
+from tokenreward.wire import ErrorDetail, ItemReply, RewardsReply, RewardsRequest, ScorerResult, parse_json
 from tokenreward_client.errors import BadArgument, BadReply, ClientError, ItemFailed, ServerRefused
 from tokenreward_client.flow import Attempts, Flow, Road, answered
 from tokenreward_client.items import ItemLike, Parcel, pack
 from tokenreward_client.rewards import Rewards, first_error, read_keyed, read_single
 
 DEFAULT_SCORER = "endogenous"
+_ITEM = re.compile(r"\bitems\[(\d{1,9})\]")
+
+ResultT = TypeVar("ResultT", bound=ScorerResult)
 
 
 class Asked(TypedDict, total=False):
@@ -99,6 +103,7 @@ class Batch:
         answers = {}
         for index, position in enumerate(positions):
             item, units, where = by_index[index], self.parcels[position].units, f"items[{position}]"
+            item = _renumbered(item, positions)
             if self.keyed:
                 answers[position] = read_keyed(item, self.names, combined=self.combined, units=units, where=where)
             else:
@@ -148,6 +153,9 @@ def part_flow(batch: Batch, positions: list[int], road: Road, attempts: Attempts
                 return answers
             if error.retryable and all(position in answers for position in pending):
                 return answers
+            if isinstance(error, ServerRefused):
+                error.args = (_named(str(error), pending),)
+                error.param = _named(error.param or "", pending) or None
             raise
     return answers
 
@@ -169,6 +177,28 @@ def _head(scorer: str | None, asked: Asked) -> bytes:
         return to_json(head, inf_nan_mode="constants")
     except ValueError as error:
         raise BadArgument(f"the request cannot be written as JSON: {error}") from None
+
+
+def _renumbered(result: ResultT, positions: Sequence[int]) -> ResultT:
+    """The same result with `items[...]` in its errors counting the caller's items."""
+    changes: dict[str, Any] = {}
+    if isinstance(result, ItemReply) and result.scorers is not None:
+        changes["scorers"] = {name: _renumbered(each, positions) for name, each in result.scorers.items()}
+    if result.error is not None:
+        names = {
+            "message": _named(result.error.message, positions),
+            "param": _named(result.error.param or "", positions) or None,
+        }
+        changes["error"] = result.error.model_copy(update=names)
+    return result.model_copy(update=changes) if changes else result
+
+
+def _named(text: str, positions: Sequence[int]) -> str:
+    def number(match: re.Match[str]) -> str:
+        index = int(match[1])
+        return f"items[{positions[index]}]" if index < len(positions) else match[0]
+
+    return _ITEM.sub(number, text)
 
 
 def _either(first: int | None, second: int | None) -> int | None:

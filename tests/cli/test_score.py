@@ -51,7 +51,7 @@ def test_every_line_has_its_rewards_in_order(edge: Any, file: Any, capsys: pytes
 def test_bad_lines_and_failed_items_are_errors_and_the_others_are_not_lost(
     edge: Any, file: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    error = {"code": "sequence_too_long", "message": "m", "param": "items[1].response", "retryable": False}
+    error = {"code": "sequence_too_long", "message": "`items[1].response` is long", "param": "items[1].response"}
     edge.script.append(edge.changed(1, rewards=None, score=None, error=error))
     assert main(["score", file(4, {1: "{oops\n"}), "--url", edge.url]) == 1
     said = capsys.readouterr()
@@ -59,7 +59,12 @@ def test_bad_lines_and_failed_items_are_errors_and_the_others_are_not_lost(
     assert [entry["index"] for entry in found] == [0, 1, 2, 3]
     assert [entry["score"] for entry in found] == [0.0, None, None, 3.0]
     assert found[1]["error"]["message"].startswith("line 2: not valid JSON")
-    assert found[2]["error"]["code"] == "sequence_too_long"
+    assert found[2]["error"] == {
+        "code": "sequence_too_long",
+        "message": "`response` is long",
+        "param": "response",
+        "retryable": False,
+    }
     assert found[2]["rewards"] is None
     assert "error: 2 of 4 lines have no rewards; the first: malformed_json: line 2" in said.err
 

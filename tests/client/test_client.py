@@ -87,7 +87,7 @@ def test_413_for_one_item_is_final(edge: Any, score: Any, items: Any) -> None:
 @pytest.mark.parametrize("trouble", ["overloaded", "bad_gateway", "not_found", "broken"])
 def test_trouble_that_passes_is_retried(edge: Any, score: Any, items: Any, trouble: str) -> None:
     answers = {
-        "overloaded": edge.says(503, "overloaded", retryable=True, headers={"Retry-After": "0"}),
+        "overloaded": edge.says(503, "overloaded", retryable=True, Retry_After="0"),
         "bad_gateway": edge.html(502),
         "not_found": edge.html(404),
         "broken": edge.broken,
@@ -98,7 +98,7 @@ def test_trouble_that_passes_is_retried(edge: Any, score: Any, items: Any, troub
 
 
 def test_retry_after_is_honoured(edge: Any, score: Any, items: Any) -> None:
-    edge.script.append(edge.says(503, "overloaded", retryable=True, headers={"Retry-After": "30"}))
+    edge.script.append(edge.says(503, "overloaded", retryable=True, Retry_After="30"))
     with pytest.raises(DeadlineExceeded, match="overloaded"):
         score(items(1), settings={"timeout_s": 20})
     assert len(edge.seen) == 1
@@ -132,6 +132,20 @@ def test_item_error_that_stays_is_raised_after_all_are_done(edge: Any, score: An
         score(items(3))
     assert (caught.value.index, caught.value.code) == (1, "sequence_too_long")
     assert len(edge.seen) == 1
+
+
+def test_errors_count_the_callers_items(edge: Any, score: Any, items: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for kind in (Client, AsyncClient):
+        monkeypatch.setattr(kind, "max_request_items", 2)
+    error = FINAL | {"message": "`items[1].response` is long", "param": "items[1].response"}
+    edge.script.extend([edge.ok, edge.changed(1, rewards=None, error=error)])
+    with pytest.raises(ItemFailed, match=r"items\[3\]: sequence_too_long: `items\[3\].response` is long") as caught:
+        score(items(4), settings={"max_concurrency": 1})
+    assert caught.value.param == "items[3].response"
+    edge.script.extend([edge.ok, edge.says(422, "invalid_field", retryable=False, param="items[0].mask")])
+    with pytest.raises(ServerRefused) as refused:
+        score(items(4), settings={"max_concurrency": 1})
+    assert refused.value.param == "items[2].mask"
 
 
 def test_item_error_can_be_returned_and_is_never_a_zero(edge: Any, score: Any, items: Any) -> None:
@@ -186,13 +200,20 @@ def test_failure_of_one_request_stops_the_others(
     with pytest.raises(ServerRefused, match="unknown_option"):
         score(items(20), settings={"max_concurrency": 4})
     assert time.monotonic() - began < 0.45
+    time.sleep(0.1)  # what was in flight may still arrive
     num_sent = len(edge.seen)
-    time.sleep(0.7)
+    time.sleep(0.6)
     assert len(edge.seen) == num_sent <= 8
 
 
 def test_missing_item_is_an_exception(edge: Any, score: Any, items: Any) -> None:
     edge.script.append(lambda body: edge.reply(edge.items(body)[:-1]))
+    with pytest.raises(BadReply, match="indices"):
+        score(items(2))
+
+
+def test_doubled_item_is_an_exception(edge: Any, score: Any, items: Any) -> None:
+    edge.script.append(lambda body: edge.reply(edge.items(body) + edge.items(body)[:1]))
     with pytest.raises(BadReply, match="indices"):
         score(items(2))
 

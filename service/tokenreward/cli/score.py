@@ -8,6 +8,7 @@ import os
 import stat
 import sys
 from contextlib import AbstractAsyncContextManager, ExitStack, aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -73,8 +74,17 @@ async def _score_all(
 async def _answers(group: list[Line], score: Score) -> list[Rewards]:
     """One answer per line; a line that is no item keeps its error."""
     items = [line.item for line in group if line.item is not None]
-    scored = iter(await score(items) if items else ())
-    return [Rewards(None, error=line.error) if line.item is None else next(scored) for line in group]
+    scored = enumerate(await score(items) if items else ())
+    return [Rewards(None, error=line.error) if line.item is None else _unnumbered(*next(scored)) for line in group]
+
+
+def _unnumbered(position: int, answer: Rewards) -> Rewards:
+    """An item's place among those it was sent with means nothing to the reader: the line is named instead."""
+    if answer.error is None:
+        return answer
+    prefix = f"items[{position}]."
+    message, param = answer.error.message.replace(f"`{prefix}", "`"), (answer.error.param or "").removeprefix(prefix)
+    return replace(answer, error=answer.error.model_copy(update={"message": message, "param": param or None}))
 
 
 def _input(name: str, files: ExitStack) -> BinaryIO:

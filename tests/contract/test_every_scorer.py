@@ -111,10 +111,8 @@ def test_credits_that_conserve_the_score_do(name: str, score: Callable[..., Any]
             assert item["rewards"][-1] == pytest.approx(item["score"], abs=bound)
 
 
-def test_sums_over_spans_equal_sums_over_tokens(name: str, score: Callable[..., Any]) -> None:
-    """For increments and weights; a level is no sum."""
-    if name == "reward_model":
-        pytest.skip("its values are levels; its default credit puts one number on the last unit")
+def test_sums_over_spans_equal_sums_over_tokens(score: Callable[..., Any]) -> None:
+    """Under each scorer's default credit, which is a sum for all of them."""
     text = "It is 4. 東京, yes!"
     whole = {"prompt": "2+2?", "response": text}
     cut = {**whole, "spans": [[0, 3], [3, 3], [3, 9], [9, 10], [10, len(text)]]}

@@ -66,6 +66,7 @@ class Engine:
         self._device_thread = ThreadPoolExecutor(1, thread_name_prefix="device")
         self._intake_threads = ThreadPoolExecutor(_NUM_INTAKE_THREADS, thread_name_prefix="intake")
         self._steps: asyncio.Task[None] | None = None
+        self._running: list[Entry[Rows, Outcome]] = []
         self._batch_began: float | None = None
         self._num_batches = 0
         report("model_version", settings.version)
@@ -107,7 +108,7 @@ class Engine:
 
     async def step(self) -> None:
         """One batch: wait for work, run it, answer everybody in it."""
-        batch = await self._batcher.next_batch()
+        batch = self._running = await self._batcher.next_batch()
         self._num_batches += 1
         began = self._batch_began = time.monotonic()
         results = await self._run(batch)
@@ -150,12 +151,16 @@ class Engine:
             raise InternalError(f"a batch has run for more than {_STUCK_AFTER_S:g} s")
 
     async def close(self) -> None:
-        """Stops the steps; whoever still waits is answered with an error."""
+        """Stops the steps; whoever still waits, in the queue or in a batch, is answered with an error."""
         if self._steps is not None:
             self._steps.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._steps
-        self._batcher.fail_all(InternalError("the engine is closing"))
+        closing = InternalError("the engine is closing")
+        self._batcher.fail_all(closing)
+        for entry in self._running:
+            if not entry.future.done():
+                entry.future.set_exception(closing)
         self._device_thread.shutdown(wait=False, cancel_futures=True)
         self._intake_threads.shutdown(wait=False, cancel_futures=True)
 

@@ -96,7 +96,7 @@ def read_api_keys(file: Path | str | None) -> tuple[SecretStr, ...]:
     if file is None:
         return ()
     try:
-        lines = Path(file).read_text(encoding="utf-8").splitlines()
+        lines = Path(file).read_text(encoding="utf-8-sig").splitlines()  # some editors put a mark in front
     except OSError as error:
         raise SettingsError(f"`api_keys_file`: cannot read {file}: {error.strerror}") from None
     except UnicodeError:

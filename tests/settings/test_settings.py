@@ -242,6 +242,12 @@ def test_keys_are_the_lines_of_the_file_without_white_space(tmp_path: Path) -> N
     assert settings.api_keys() == read_api_keys(file)
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("first\nsecond\n", encoding="utf-8-sig")
+    assert [key.get_secret_value() for key in read_api_keys(file)] == ["first", "second"]
+
+
 def test_without_a_key_file_the_service_is_open() -> None:
     assert parse_settings(service()).api_keys() == ()
     assert read_api_keys(None) == ()

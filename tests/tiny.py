@@ -61,7 +61,11 @@ ARCHITECTURES: dict[str, Callable[[], Any]] = {
     "llama": lambda: LlamaConfig(**_LLAMA),
     "qwen3": lambda: Qwen3Config(**_LLAMA, head_dim=8),
     "gemma2": lambda: Gemma2Config(
-        **_LLAMA, head_dim=8, sliding_window=8, query_pre_attn_scalar=8, attn_logit_softcapping=2.0,
+        **_LLAMA,
+        head_dim=8,
+        sliding_window=8,
+        query_pre_attn_scalar=8,
+        attn_logit_softcapping=2.0,
         final_logit_softcapping=3.0,
     ),
     "gemma3": lambda: Gemma3TextConfig(**_LLAMA, head_dim=8, sliding_window=8, query_pre_attn_scalar=8),
@@ -70,18 +74,31 @@ ARCHITECTURES: dict[str, Callable[[], Any]] = {
         **_LLAMA, logits_scaling=3.0, attention_multiplier=0.3, residual_multiplier=0.7, embedding_multiplier=2.0
     ),
     "gpt_neox": lambda: GPTNeoXConfig(
-        hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, max_position_embeddings=512,
-        rotary_pct=0.25, **_IDS,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=512,
+        rotary_pct=0.25,
+        **_IDS,
     ),
     "mistral": lambda: MistralConfig(**_LLAMA, sliding_window=8),
     "phi": lambda: PhiConfig(**{**_LLAMA, "num_key_value_heads": 4}),
     "gpt_oss": lambda: GptOssConfig(
-        **_LLAMA, head_dim=8, sliding_window=8, num_local_experts=4,
+        **_LLAMA,
+        head_dim=8,
+        sliding_window=8,
+        num_local_experts=4,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
     ),
     "opt": lambda: OPTConfig(
-        hidden_size=32, ffn_dim=48, num_hidden_layers=3, num_attention_heads=4, max_position_embeddings=512,
-        word_embed_proj_dim=32, **_IDS,
+        hidden_size=32,
+        ffn_dim=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=512,
+        word_embed_proj_dim=32,
+        **_IDS,
     ),
     "bloom": lambda: BloomConfig(hidden_size=32, n_layer=3, n_head=4, **_IDS),
     "mamba": lambda: MambaConfig(hidden_size=32, num_hidden_layers=2, **_IDS),
@@ -90,7 +107,20 @@ ARCHITECTURES: dict[str, Callable[[], Any]] = {
         rope_parameters={"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0},
     ),
 }
-PACKED = ("gpt2", "llama", "qwen3", "gemma2", "gemma3", "cohere", "granite", "gpt_neox", "mistral", "phi", "gpt_oss", "opt")
+PACKED = (
+    "gpt2",
+    "llama",
+    "qwen3",
+    "gemma2",
+    "gemma3",
+    "cohere",
+    "granite",
+    "gpt_neox",
+    "mistral",
+    "phi",
+    "gpt_oss",
+    "opt",
+)
 PLAIN = ("bloom", "mamba", "llama_dynamic")
 REWARD_MODELS = ("gpt2", "llama", "qwen3", "gemma2", "gpt_neox", "mistral", "phi", "gpt_oss")
 CORPUS = [
@@ -115,7 +145,10 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
     backend.train_from_iterator(CORPUS, trainer)
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token=SPECIAL[0], eos_token=SPECIAL[1], pad_token=SPECIAL[2],
+        tokenizer_object=backend,
+        bos_token=SPECIAL[0],
+        eos_token=SPECIAL[1],
+        pad_token=SPECIAL[2],
         additional_special_tokens=SPECIAL[3:],
     )
     fast.chat_template = TEMPLATE

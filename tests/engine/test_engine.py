@@ -18,7 +18,9 @@ POISON = 77
 
 
 def request(*responses: list[int], scorer: str = "endogenous", **more: Any) -> RewardsRequest:
-    return parse(RewardsRequest, {"scorer": scorer, "items": [{"prompt": [5], "response": r} for r in responses], **more})
+    return parse(
+        RewardsRequest, {"scorer": scorer, "items": [{"prompt": [5], "response": r} for r in responses], **more}
+    )
 
 
 class Faulty:
@@ -75,7 +77,9 @@ async def test_the_event_loop_answers_while_a_batch_runs(engine: Any) -> None:
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "out_of_memory", True),
     ],
 )
-async def test_only_the_culprit_of_a_failed_pass_fails(engine: Any, error: Exception, code: str, retryable: bool) -> None:
+async def test_only_the_culprit_of_a_failed_pass_fails(
+    engine: Any, error: Exception, code: str, retryable: bool
+) -> None:
     layout = Faulty(engine, lambda rows: poisoned(rows, error))
     good = [[10, 11], [12], [13, 14, 15], [16], [17], [18]]
     reply = await engine.score(request(*good[:4], [POISON], *good[4:]))

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import oracle
 import pytest
-import tiny
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+import oracle
+import tiny
 from tokenreward import errors
 from tokenreward.wire import RewardsReply, RewardsRequest, decode_rewards, encode_ids, parse
 
@@ -106,7 +106,9 @@ async def test_attention_dense_is_abc_on_the_models_own_attention(
     assert item["score"] == pytest.approx(score, abs=1e-4)
 
 
-async def test_masked_units_get_zero_no_weight_and_are_in_no_sum(make_engine: Callable[..., Any], exact_rm: Any) -> None:
+async def test_masked_units_get_zero_no_weight_and_are_in_no_sum(
+    make_engine: Callable[..., Any], exact_rm: Any
+) -> None:
     mask = [int(t % 3 != 1) for t in range(len(WHAT.response))]
     keep = np.array(mask, dtype=bool)
     item = await ask(make_engine("reward_model", ["attention_dense"]), "attention_dense", {"mask": mask})
@@ -245,8 +247,11 @@ async def test_what_is_wrong_as_a_whole_is_refused_as_a_whole(
         ({"mask": [1, 0]}, "length_mismatch", "items[1].mask"),
         ({"policy_logprobs": [0.0]}, "length_mismatch", "items[1].policy_logprobs"),
         ({"mask": [0, 0], "spans": [[0, 4], [4, 23]]}, "empty_response", "items[1].mask"),
-        ({"prompt": [{"role": "user", "content": "x"}], "chat_template_kwargs": {"tokenize": True}},
-         "unsupported_text", "items[1].prompt"),
+        (
+            {"prompt": [{"role": "user", "content": "x"}], "chat_template_kwargs": {"tokenize": True}},
+            "unsupported_text",
+            "items[1].prompt",
+        ),
     ],
 )
 async def test_a_wrong_item_fails_alone(

@@ -5,17 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
+import tiny
 from tokenreward.models.checkpoint import CheckpointRefused, load_checkpoint, resolve
 from tokenreward.settings import DeploymentSettings
 
 
 def settings(folder: Path | str, task: str = "causal_lm", **more: object) -> DeploymentSettings:
     return DeploymentSettings(
-        name="x", checkpoint=str(folder), task=task, scorers=[{"type": "constant"}], **more  # type: ignore[arg-type]
+        name="x",
+        checkpoint=str(folder),
+        task=task,
+        scorers=[{"type": "constant"}],
+        **more,  # type: ignore[arg-type]
     )
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-import oracle
 import pytest
-import tiny
 import torch
 
+import oracle
+import tiny
 from tokenreward.contract import Needs, Row
 from tokenreward.models.checkpoint import Checkpoint, CheckpointRefused
 from tokenreward.models.probe import Verdict, choose_layout

@@ -6,9 +6,9 @@ import copy
 
 import numpy as np
 import pytest
-import tiny
 import torch
 
+import tiny
 from tokenreward.errors import EmptyPrompt, UnsupportedText
 from tokenreward.models.checkpoint import Checkpoint
 from tokenreward.models.vocabulary import Vocabulary

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import oracle
 import pytest
-import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+import oracle
+import tiny
 from tokenreward.contract import Outputs, Sample
 from tokenreward.scorers.endogenous import Scorer
 
@@ -89,7 +89,9 @@ def test_on_log_softmaxed_logits_soft_bellman_is_logprob(seed: int, length: int)
 @given(seed=st.integers(0, 10_000), length=ROWS, alpha=st.floats(0.2, 4.0))
 def test_alpha_scales(seed: int, length: int, alpha: float) -> None:
     z, what = case(seed, length)
-    np.testing.assert_allclose(score(alpha * z, what, alpha=alpha).values, alpha * score(z, what).values, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        score(alpha * z, what, alpha=alpha).values, alpha * score(z, what).values, rtol=1e-4, atol=1e-4
+    )
 
 
 def test_logprob_is_log_softmax_at_the_temperature() -> None:
@@ -102,7 +104,9 @@ def test_logprob_is_log_softmax_at_the_temperature() -> None:
 def test_auto_is_zero_after_end_of_turn_and_bootstrap_otherwise(ends_turn: bool, named: str) -> None:
     z, what = case(4, 6)
     sample, outputs = sample_of(what, terminal=ends_turn), [outputs_of(z, what, 1.0)]
-    by_name = {name: SCORER.score(sample, outputs, Scorer.Options(terminal=name)).values for name in ("zero", "bootstrap")}
+    by_name = {
+        name: SCORER.score(sample, outputs, Scorer.Options(terminal=name)).values for name in ("zero", "bootstrap")
+    }
     assert by_name["zero"][-1] != by_name["bootstrap"][-1]
     np.testing.assert_array_equal(SCORER.score(sample, outputs, Scorer.Options()).values, by_name[named])
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
-import oracle
 import pytest
 
+import oracle
 from tokenreward.contract import Outputs, Sample
 from tokenreward.scorers.endogenous import Scorer
 

@@ -1,0 +1,42 @@
+"""`tokenreward check`: can this config be served? Validates it, loads every checkpoint, probes it. No Ray."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from tokenreward.settings import DeploymentSettings, demo_settings, load_settings
+
+
+def add_parser(subparsers: Any) -> None:
+    """Register the subcommand."""
+    parser = subparsers.add_parser("check", help="load the checkpoints of a config, probe them, say what would serve")
+    parser.add_argument("--config", type=Path, help="YAML settings; default: the embedded demo")
+    parser.add_argument("--settings-only", action="store_true", help="validate the file without loading any checkpoint")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """0 if every deployment can be served, 1 if one is refused. Raises SettingsError."""
+    settings = demo_settings() if args.config is None else load_settings(args.config)
+    settings.api_keys()
+    print(f"settings: {len(settings.deployments)} deployments, all valid")
+    if args.settings_only:
+        return 0
+    return max(_check(deployment) for deployment in settings.deployments)
+
+
+def _check(deployment: DeploymentSettings) -> int:
+    from tokenreward.engine import Engine
+    from tokenreward.models.checkpoint import CheckpointRefused
+
+    try:
+        engine = Engine.load(deployment, say=print)
+    except CheckpointRefused as error:
+        print(f"error: {deployment.name}: {error}", file=sys.stderr)
+        return 1
+    for scorer in engine.describe():
+        print(f"{deployment.name}: serves {scorer['name']} ({scorer['type']}), credits {', '.join(scorer['credits'])}")
+    return 0

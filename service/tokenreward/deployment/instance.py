@@ -29,6 +29,7 @@ Say = Callable[[str], None]
 _OBJECT_STORE_BYTES = 512 * 2**20
 _POLL_S = 0.2
 _SAY_AGAIN_S = 5.0
+_DEATH_S = 2.0
 
 
 class StartFailed(RuntimeError):
@@ -64,7 +65,9 @@ class Instance:
         for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-        psutil.wait_procs(processes, timeout=2)
+        patience = time.monotonic() + _DEATH_S
+        while any(_is_alive(process) for process in processes) and time.monotonic() < patience:
+            time.sleep(0.01)
         if not keep_logs:
             shutil.rmtree(self.folder, ignore_errors=True)
 

@@ -1,0 +1,171 @@
+"""The running service, from outside. The tests share one; the last one stops it."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import re
+import signal
+import subprocess
+import time
+from typing import Any
+
+import grpc
+import httpx
+import numpy as np
+import psutil
+import pytest
+
+ITEM = {"prompt": "2+2?", "response": "It is 4.", "spans": [[0, 3], [3, 8]]}
+GRPC_METHODS = (
+    "/ray.serve.ASGIService/HandleRequest",  # of replicas
+    "/ray.rpc.CoreWorkerService/PushTask",
+    "/ray.rpc.NodeInfoGcsService/GetAllNodeInfo",
+)
+
+
+@pytest.fixture
+def client(service: Any) -> Any:
+    with httpx.Client(base_url=service.url, timeout=30) as client:
+        yield client
+
+
+def replicas(client: httpx.Client) -> set[tuple[str, str]]:
+    text = client.get("/metrics").text
+    return set(re.findall(r'tokenreward_model_version\{deployment="(\w+)",replica="(\w+)"\}', text))
+
+
+def test_first_lines_tell_progress_address_and_a_command_that_works(service: Any) -> None:
+    lines = service.text.splitlines()
+    assert any(re.fullmatch(r"lm: ready after [\d.]+ s", line) for line in lines)
+    assert f"ready {service.url}" in lines
+    command = next(line for line in lines if line.startswith("try: ")).removeprefix("try: ")
+    printed = subprocess.run(command, shell=True, capture_output=True, check=True, text=True)  # noqa: S602 - as a user would
+    (item,) = json.loads(printed.stdout)["items"]
+    assert item["error"] is None
+    assert len(item["rewards"]) > 1
+
+
+def test_ready_and_alive(client: httpx.Client) -> None:
+    assert client.get("/healthz").status_code == 200
+    assert client.get("/readyz").status_code == 200
+    assert client.get("/d/lm/readyz").status_code == 200
+
+
+def test_direct_route_and_gateway_give_the_same_rewards(client: httpx.Client) -> None:
+    entries = client.get("/v1/scorers").json()["scorers"]
+    assert {entry["name"] for entry in entries} == {"endogenous", "one", "reward_model", "two"}
+    for entry in entries:
+        body = {"scorer": entry["name"], "items": [ITEM]}
+        direct, through = (client.post(path, json=body).json() for path in (entry["route"], "/v1/rewards"))
+        got, same = (np.float32(reply["items"][0]["rewards"]) for reply in (direct, through))
+        assert got.shape == (2,)
+        np.testing.assert_allclose(got, same, atol=1e-5)
+
+
+def test_scorers_of_two_deployments_combine(client: httpx.Client) -> None:
+    body = {"scorers": ["one", "two"], "combine": {"one": 1.0, "two": 0.5}, "items": [ITEM]}
+    (item,) = client.post("/v1/rewards", json=body).json()["items"]
+    one, two = (np.float64(item["scorers"][name]["rewards"]) for name in ("one", "two"))
+    np.testing.assert_allclose(item["rewards"], one + 0.5 * two)
+
+
+def test_request_id_comes_back_once(client: httpx.Client) -> None:
+    for path in ("/v1/rewards", "/d/lm/v1/rewards"):
+        body = {"scorer": "one", "items": [ITEM]}
+        named = client.post(path, json=body, headers={"x-request-id": "mine-1"})
+        assert named.headers.get_list("x-request-id") == ["mine-1"]
+        assert named.json()["id"] == "mine-1"
+        nameless = client.post(path, json=body)
+        assert nameless.headers.get_list("x-request-id") == [nameless.json()["id"]]
+
+
+def test_our_refusals_pass_rays_proxy(client: httpx.Client) -> None:
+    for path in ("/v1/rewards", "/d/lm/v1/rewards"):
+        large = client.post(path, content=b" " * 1_000_001)
+        assert (large.status_code, large.json()["error"]["code"]) == (413, "body_too_large")
+        chunked = client.post(path, content=(b" " * 100_000 for _ in range(11)))
+        assert (chunked.status_code, chunked.json()["error"]["code"]) == (413, "body_too_large")
+        unknown = client.get(path + "/nowhere")
+        assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "unknown_route")
+
+
+def test_our_deadline_fires_before_that_of_rays_proxy(client: httpx.Client) -> None:
+    body = {"scorer": "endogenous", "items": [{"prompt": [5] * 200, "response": [6] * 250}] * 400}
+    for path in ("/v1/rewards", "/d/lm/v1/rewards"):
+        late = client.post(path, json=body, headers={"x-request-timeout-seconds": "0.2"})
+        assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline_exceeded")
+
+
+def test_metrics_hold_every_replica_and_both_have_served(client: httpx.Client) -> None:
+    for _ in range(30):
+        client.post("/v1/rewards", json={"scorer": "endogenous", "items": [ITEM]})
+    found = replicas(client)
+    assert sorted(deployment for deployment, _ in found) == ["lm", "lm", "rm"]
+    text = client.get("/metrics").text
+    served = set(re.findall(r'tokenreward_items_total\{deployment="lm",replica="(\w+)",scorer="endogenous"\}', text))
+    assert served == {replica for deployment, replica in found if deployment == "lm"}
+
+
+def test_every_listener_is_on_loopback_or_wants_the_token(service: Any) -> None:
+    listeners = [
+        (process.name(), connection.laddr)
+        for process in service.tree()
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert any(address.port == int(service.url.rsplit(":", 1)[1]) for _, address in listeners)
+    open_ones = [(name, address.port) for name, address in listeners if not is_loopback(address.ip)]
+    answers = {(name, port): codes(port) for name, port in open_ones}
+    assert all(grpc.StatusCode.UNAUTHENTICATED in found for found in answers.values()), answers
+    assert not any(grpc.StatusCode.OK in found for found in answers.values()), answers
+
+
+def is_loopback(address: str) -> bool:
+    ip = ipaddress.ip_address(address)
+    mapped = getattr(ip, "ipv4_mapped", None)
+    return bool((mapped or ip).is_loopback)
+
+
+def codes(port: int) -> set[grpc.StatusCode]:
+    """How a gRPC port answers a caller without token."""
+    found = set()
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        for method in GRPC_METHODS:
+            try:
+                channel.unary_unary(method)(b"", timeout=5)
+                found.add(grpc.StatusCode.OK)
+            except grpc.RpcError as error:
+                found.add(error.code())
+    return found
+
+
+def test_killed_replica_is_replaced_while_its_sibling_serves(service: Any, client: httpx.Client) -> None:
+    before = replicas(client)
+    victim = next(process for process in service.tree() if process.name().startswith("ray::ServeReplica:lm"))
+    victim.send_signal(signal.SIGKILL)
+    body = {"scorer": "endogenous", "items": [ITEM]}
+    statuses = [client.post("/v1/rewards", json=body).status_code for _ in range(5)]
+    assert statuses[-1] == 200, statuses
+    until = time.monotonic() + 90
+    while len(replicas(client) - before) < 1:
+        assert client.post("/v1/rewards", json=body).status_code == 200
+        assert time.monotonic() < until
+        time.sleep(0.5)
+    after = replicas(client)
+    assert sorted(deployment for deployment, _ in after) == ["lm", "lm", "rm"]
+    assert len(before - after) == 1
+
+
+def test_ctrl_c_stops_everything_quickly_and_silently(service: Any) -> None:
+    tree, said = service.tree(), service.text
+    folder = re.search(r"logs are in (\S+)/session_latest", said)
+    assert folder is not None
+    began = time.monotonic()
+    service.interrupt()
+    assert service.process.wait(timeout=10) == 0
+    assert time.monotonic() - began < 3
+    assert service.text == said
+    left = [process for process in tree if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+    assert left == []
+    assert subprocess.run(["test", "-e", folder.group(1)], check=False).returncode == 1

@@ -1,0 +1,83 @@
+"""Starts that do not end in a running service."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+
+@pytest.fixture
+def start(launching: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    started = []
+
+    def begin(*arguments: str) -> Any:
+        service = launching.launch(tmp_path / "out.txt", arguments)
+        started.append(service)
+        return service
+
+    yield begin
+    for service in started:
+        launching.end(service)
+
+
+def config_with(tmp_path: Path, checkpoint: Path) -> str:
+    deployment = {"name": "lm", "checkpoint": str(checkpoint), "task": "causal_lm", "num_cpus": 0.5}
+    file = tmp_path / "service.yaml"
+    file.write_text(json.dumps({"deployments": [{**deployment, "scorers": [{"type": "endogenous"}]}]}))
+    return str(file)
+
+
+def test_checkpoint_that_cannot_be_loaded_ends_it_with_the_reason(start: Any, free_port: int, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    service = start("--config", config_with(tmp_path, tmp_path / "empty"), "--port", str(free_port))
+    assert service.process.wait(timeout=180) == 1
+    (line,) = [line for line in service.text.splitlines() if line.startswith("error: ")]
+    assert "lm" in line
+    assert str(tmp_path / "empty") in line
+    assert "Traceback" not in service.text
+
+
+def test_port_that_is_taken_is_said_at_once(start: Any, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        began = time.monotonic()
+        service = start("--config", config_with(tmp_path, tmp_path), "--port", str(port))
+        assert service.process.wait(timeout=30) == 1
+    assert f"127.0.0.1 port {port}" in service.text
+    assert "--port" in service.text
+    assert time.monotonic() - began < 15
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_during_the_start_stops_it(start: Any, config: Path, free_port: int, number: int) -> None:
+    service = start("--config", str(config), "--port", str(free_port))
+    service.wait_for("starting; ")
+    time.sleep(4)  # Ray is half way up
+    tree, said = service.tree(), service.text
+    service.process.send_signal(number) if number == signal.SIGTERM else service.interrupt(number)
+    assert service.process.wait(timeout=5) == 0
+    assert service.text == said
+    time.sleep(0.5)
+    assert not [p for p in tree if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_config_that_cannot_be_served_is_refused_before_ray_starts(tmp_path: Path) -> None:
+    file = tmp_path / "wrong.yaml"
+    file.write_text("deployments: []\nprot: 8000\n")
+    command = [sys.executable, "-m", "tokenreward.cli", "serve", "--config", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "unknown setting `prot`" in done.stderr
+    assert "Traceback" not in done.stderr

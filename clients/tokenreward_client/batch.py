@@ -185,11 +185,8 @@ def _renumbered(result: ResultT, positions: Sequence[int]) -> ResultT:
     if isinstance(result, ItemReply) and result.scorers is not None:
         changes["scorers"] = {name: _renumbered(each, positions) for name, each in result.scorers.items()}
     if result.error is not None:
-        names = {
-            "message": _named(result.error.message, positions),
-            "param": _named(result.error.param or "", positions) or None,
-        }
-        changes["error"] = result.error.model_copy(update=names)
+        message, param = (_named(text, positions) for text in (result.error.message, result.error.param or ""))
+        changes["error"] = result.error.model_copy(update={"message": message, "param": param or None})
     return result.model_copy(update=changes) if changes else result
 
 

@@ -28,6 +28,7 @@ T = TypeVar("T")
 CONNECT_TIMEOUT_S = 10.0
 # The listing only saves a hop: a gateway that keeps silent about it should not eat the deadline.
 LISTING_TIMEOUT_S = 10.0
+PARTING_S = 1.0
 
 
 class _Service:
@@ -166,17 +167,19 @@ class Client(_Service):
         if len(flows) == 1:
             return [self._drive_in_slot(flows[0], stop)]
         pool = ThreadPoolExecutor(min(len(flows), self._max_concurrency), thread_name_prefix="tokenreward")
+        futures = [pool.submit(self._drive_in_slot, flow, stop) for flow in flows]
         try:
-            futures = [pool.submit(self._drive_in_slot, flow, stop) for flow in flows]
             for future in wait(futures, return_when=FIRST_EXCEPTION).done:
                 future.result()
             return [future.result() for future in futures]
         except BaseException:
-            # The requests in flight end by themselves, but nothing is sent after them and nobody waits for them.
+            # Nothing more is sent. A request in flight cannot be called back: it gets a moment to end, no more.
             stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            wait(futures, timeout=PARTING_S)
             raise
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(wait=False)
 
     def _drive_in_slot(self, flow: Flow[T], stop: threading.Event) -> T:
         with self._slots:

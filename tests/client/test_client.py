@@ -194,16 +194,17 @@ def test_failure_of_one_request_stops_the_others(
 ) -> None:
     for kind in (Client, AsyncClient):
         monkeypatch.setattr(kind, "max_request_items", 1)
-        monkeypatch.setattr(kind, "retry", Retry(first_pause_s=0.6))
+        monkeypatch.setattr(kind, "retry", Retry(first_pause_s=30))
     edge.script.extend([edge.html(502), edge.says(422, "unknown_option", retryable=False), *[edge.html(502)] * 2])
     began = time.monotonic()
     with pytest.raises(ServerRefused, match="unknown_option"):
         score(items(20), settings={"max_concurrency": 4})
-    assert time.monotonic() - began < 0.45
-    time.sleep(0.1)  # what was in flight may still arrive
-    num_sent = len(edge.seen)
-    time.sleep(0.6)
-    assert len(edge.seen) == num_sent <= 8
+    assert time.monotonic() - began < 15
+    assert len(edge.seen) <= 8
+    for thread in threading.enumerate():
+        if thread.name.startswith("tokenreward"):
+            thread.join(timeout=10)
+            assert not thread.is_alive()
 
 
 def test_missing_item_is_an_exception(edge: Any, score: Any, items: Any) -> None:
@@ -413,10 +414,10 @@ async def test_scorers_lists_what_the_server_says(edge: Any) -> None:
 
 
 def test_deadline_travels_and_silence_past_it_is_an_exception(edge: Any, score: Any, items: Any) -> None:
-    edge.delay_s = 0.5
+    edge.delay_s = 3
     with pytest.raises(DeadlineExceeded):
-        score(items(1), timeout_s=0.1)
-    assert 0 < float(edge.seen[0][1]["x-request-timeout-seconds"]) <= 0.1
+        score(items(1), timeout_s=1)
+    assert 0 < float(edge.seen[0][1]["x-request-timeout-seconds"]) <= 1
 
 
 def test_server_that_is_not_there_is_a_failed_connection(edge: Any, score: Any, items: Any) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import base64
 import json
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +18,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 import web
+from tokenreward_client import Rewards
 
 Answer = Callable[[dict[str, Any]], Response]
 
@@ -106,6 +107,15 @@ class Edge:
     async def list_scorers(self, request: Request) -> Response:
         self.num_listed += 1
         return Response("not here", 404) if self.listing is None else JSONResponse(self.listing)
+
+
+def keyed(index: int, **scorers: dict[str, Any]) -> dict[str, Any]:
+    """An item of a reply to several scorers."""
+    return {"index": index, "scorers": scorers}
+
+
+def scores(answers: Sequence[Rewards]) -> list[float | None]:
+    return [answer.score for answer in answers]
 
 
 @contextmanager

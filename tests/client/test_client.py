@@ -1,4 +1,4 @@
-"""Both clients against a real HTTP server that misbehaves on demand."""
+"""Both clients against a real HTTP server: what is sent, split, retried and given up."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edge import scores
 from tokenreward.wire import IdsB64, Item, decode_ids
 from tokenreward_client import (
     AsyncClient,
@@ -18,25 +19,11 @@ from tokenreward_client import (
     Client,
     ConnectionFailed,
     DeadlineExceeded,
-    ItemFailed,
-    Rewards,
     ServerRefused,
 )
 from tokenreward_client.flow import Retry
 
 RETRYABLE = {"code": "out_of_memory", "message": "m", "param": None, "retryable": True}
-FINAL = {"code": "sequence_too_long", "message": "m", "param": "items[0].response", "retryable": False}
-LISTING = {
-    "scorers": [
-        {"name": "endogenous", "type": "endogenous", "deployment": "sft", "limits": {"max_sequence_tokens": 4096}},
-        {"name": "logprob", "type": "endogenous", "deployment": "sft"},
-        {"name": "reward_model", "type": "reward_model", "deployment": "rm"},
-    ]
-}
-
-
-def scores(answers: list[Rewards]) -> list[float | None]:
-    return [answer.score for answer in answers]
 
 
 def test_rewards_are_float32_vectors_with_model_and_version(edge: Any, score: Any, items: Any) -> None:
@@ -126,69 +113,6 @@ def test_only_items_with_a_retryable_error_are_sent_again(edge: Any, score: Any,
     assert [[item["response"] for item in body["items"]] for body in edge.bodies] == [["r0", "r1", "r2", "r3"], ["r2"]]
 
 
-def test_item_error_that_stays_is_raised_after_all_are_done(edge: Any, score: Any, items: Any) -> None:
-    edge.script.append(edge.changed(1, rewards=None, score=None, error=FINAL))
-    with pytest.raises(ItemFailed, match=r"items\[1\]: sequence_too_long") as caught:
-        score(items(3))
-    assert (caught.value.index, caught.value.code) == (1, "sequence_too_long")
-    assert len(edge.seen) == 1
-
-
-def test_errors_count_the_callers_items(edge: Any, score: Any, items: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    for kind in (Client, AsyncClient):
-        monkeypatch.setattr(kind, "max_request_items", 2)
-    error = FINAL | {"message": "`items[1].response` is long", "param": "items[1].response"}
-    edge.script.extend([edge.ok, edge.changed(1, rewards=None, error=error)])
-    with pytest.raises(ItemFailed, match=r"items\[3\]: sequence_too_long: `items\[3\].response` is long") as caught:
-        score(items(4), settings={"max_concurrency": 1})
-    assert caught.value.param == "items[3].response"
-    edge.script.extend([edge.ok, edge.says(422, "invalid_field", retryable=False, param="items[0].mask")])
-    with pytest.raises(ServerRefused) as refused:
-        score(items(4), settings={"max_concurrency": 1})
-    assert refused.value.param == "items[2].mask"
-
-
-def test_item_error_can_be_returned_and_is_never_a_zero(edge: Any, score: Any, items: Any) -> None:
-    edge.script.append(edge.changed(1, rewards=None, score=None, error=FINAL))
-    answers = score(items(3), on_error="return")
-    assert scores(answers) == [0, None, 2]
-    assert answers[1].rewards is None
-    assert answers[1].error.code == "sequence_too_long"
-
-
-def test_item_whose_retries_run_out_keeps_its_error_and_the_others_their_rewards(
-    edge: Any, score: Any, items: Any
-) -> None:
-    edge.script.append(edge.changed(1, rewards=None, score=None, error=RETRYABLE))
-    edge.script.extend([edge.says(503, "overloaded", retryable=True)] * 2)
-    answers = score(items(2), on_error="return", settings={"max_retries": 2})
-    assert scores(answers) == [0, None]
-    assert answers[1].error.code == "out_of_memory"
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"rewards": [1.0]},
-        {"rewards": [1.0, 2.0, 3.0]},
-        {"rewards": [1.0, float("nan")]},
-        {"rewards": [1.0, float("inf")]},
-        {"rewards": [1.0, 1e39]},
-        {"rewards": "AAAA"},
-        {"rewards": "not base64!"},
-        {"rewards": None},
-        {"score": float("nan")},
-        {"index": 0},
-        {"index": 7},
-    ],
-)
-def test_broken_promise_is_an_exception(edge: Any, score: Any, items: Any, fields: dict[str, Any]) -> None:
-    edge.script.append(edge.changed(1, **fields))
-    with pytest.raises(BadReply):
-        score(items(2), on_error="return")
-    assert len(edge.seen) == 1
-
-
 def test_failure_of_one_request_stops_the_others(
     edge: Any, score: Any, items: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,43 +129,6 @@ def test_failure_of_one_request_stops_the_others(
         if thread.name.startswith("tokenreward"):
             thread.join(timeout=10)
             assert not thread.is_alive()
-
-
-def test_missing_item_is_an_exception(edge: Any, score: Any, items: Any) -> None:
-    edge.script.append(lambda body: edge.reply(edge.items(body)[:-1]))
-    with pytest.raises(BadReply, match="indices"):
-        score(items(2))
-
-
-def test_doubled_item_is_an_exception(edge: Any, score: Any, items: Any) -> None:
-    edge.script.append(lambda body: edge.reply(edge.items(body) + edge.items(body)[:1]))
-    with pytest.raises(BadReply, match="indices"):
-        score(items(2))
-
-
-def test_shuffled_items_are_put_back(edge: Any, score: Any, items: Any) -> None:
-    edge.script.append(lambda body: edge.reply(edge.items(body)[::-1]))
-    assert scores(score(items(3))) == [0, 1, 2]
-
-
-@pytest.mark.parametrize("body", [b"<html>welcome</html>", b"{}", b"[]"])
-def test_200_that_is_no_reply_is_an_exception(edge: Any, score: Any, items: Any, body: bytes) -> None:
-    from starlette.responses import Response
-
-    edge.script.append(lambda _: Response(body))
-    with pytest.raises(BadReply):
-        score(items(1))
-
-
-def test_text_without_spans_must_have_as_many_rewards_as_tokens(edge: Any, score: Any) -> None:
-    tokens = [{"id": 1, "text": "a", "span": [0, 1]}, {"id": 2, "text": "<|end|>", "span": None}]
-    item = {"index": 0, "rewards": [1.0, 2.0], "score": 3.0, "tokens": tokens}
-    edge.script.append(lambda body: edge.reply([item]))
-    [answer] = score([("p", "a")], return_tokens=True)
-    assert [token.text for token in answer.tokens] == ["a", "<|end|>"]
-    edge.script.append(lambda body: edge.reply([item | {"rewards": [1.0]}]))
-    with pytest.raises(BadReply, match="promised were 2"):
-        score([("p", "a")], return_tokens=True)
 
 
 @pytest.mark.parametrize(
@@ -284,46 +171,9 @@ def test_messages_keep_what_the_wire_does_not_name(edge: Any, score: Any) -> Non
     ]
 
 
-def test_listing_that_fails_is_not_asked_for_on_every_call(edge: Any, items: Any) -> None:
-    with Client(edge.url) as client:
-        for _ in range(3):
-            client.score(items(1))
-    assert edge.num_listed == 1
-
-
 def test_no_items_are_no_request(edge: Any, score: Any) -> None:
     assert score([]) == []
     assert edge.seen == []
-
-
-def keyed(index: int, **scorers: dict[str, Any]) -> dict[str, Any]:
-    return {"index": index, "scorers": scorers}
-
-
-def test_several_scorers_keep_their_good_results_when_an_item_is_sent_again(edge: Any, score: Any, items: Any) -> None:
-    good, other = {"rewards": [1.0, 2.0], "score": 1.0, "version": 4}, {"rewards": [3.0, 4.0], "score": 2.0}
-    bad = {"rewards": None, "error": RETRYABLE}
-    edge.script.append(lambda body: edge.reply([keyed(0, a=good, b=bad), keyed(1, a=good, b=other)]))
-    edge.script.append(lambda body: edge.reply([keyed(0, a=bad, b=other)]))
-    first, second = score(items(2), scorers=["a", "b"])
-    assert len(edge.seen) == 2
-    assert edge.bodies[1]["scorers"] == ["a", "b"]
-    for answer in (first, second):
-        assert answer.rewards is None
-        assert answer.scorers["a"].rewards.tolist() == [1, 2]
-        assert answer.scorers["a"].version == 4
-        assert answer.scorers["b"].rewards.tolist() == [3, 4]
-
-
-def test_combined_rewards_come_whole_from_the_reply_that_has_them(edge: Any, score: Any, items: Any) -> None:
-    result = {"rewards": [1.0, 2.0], "score": 1.0}
-    bad = {"rewards": None, "error": RETRYABLE}
-    edge.script.append(lambda body: edge.reply([keyed(0, a=bad, b=result)]))
-    edge.script.append(lambda body: edge.reply([keyed(0, a=result, b=result) | {"rewards": [2.0, 4.0], "score": 2.0}]))
-    [answer] = score(items(1), scorers=["a", "b"], combine={"a": 1.0, "b": 1.0})
-    assert answer.rewards.tolist() == [2, 4]
-    assert len(edge.seen) == 2
-    assert edge.bodies[0]["combine"] == {"a": 1.0, "b": 1.0}
 
 
 @pytest.mark.parametrize("present", [{"a"}, {"a", "b", "c"}, set()])
@@ -334,83 +184,6 @@ def test_scorer_that_is_missing_or_unasked_is_an_exception(
     edge.script.append(lambda body: edge.reply([keyed(0, **dict.fromkeys(present, result))]))
     with pytest.raises(BadReply, match="scorers"):
         score(items(1), scorers=["a", "b"])
-
-
-def test_combination_that_is_missing_is_an_exception(edge: Any, score: Any, items: Any) -> None:
-    result = {"rewards": [1.0, 2.0], "score": 1.0}
-    edge.script.append(lambda body: edge.reply([keyed(0, a=result, b=result)]))
-    with pytest.raises(BadReply, match="combined"):
-        score(items(1), scorers=["a", "b"], combine={"a": 1.0, "b": 1.0})
-
-
-def test_error_of_one_scorer_is_raised_with_its_name(edge: Any, score: Any, items: Any) -> None:
-    result, bad = {"rewards": [1.0, 2.0]}, {"rewards": None, "error": FINAL}
-    edge.script.append(lambda body: edge.reply([keyed(0, a=result, b=bad)]))
-    with pytest.raises(ItemFailed, match=r"items\[0\] \(b\)") as caught:
-        score(items(1), scorers=["a", "b"])
-    assert caught.value.scorer == "b"
-
-
-@pytest.mark.parametrize(
-    ("asked", "path"),
-    [
-        ({"scorer": "reward_model"}, "/d/rm/v1/rewards"),
-        ({"scorer": "unlisted"}, "/v1/rewards"),
-        ({}, "/d/sft/v1/rewards"),
-    ],
-)
-def test_request_goes_straight_to_the_deployment(
-    edge: Any, score: Any, items: Any, asked: dict[str, Any], path: str
-) -> None:
-    edge.listing = LISTING
-    score(items(1), **asked)
-    assert edge.paths == [path]
-
-
-@pytest.mark.parametrize(
-    ("names", "path"),
-    [(["endogenous", "logprob"], "/d/sft/v1/rewards"), (["endogenous", "reward_model"], "/v1/rewards")],
-)
-def test_several_scorers_go_straight_only_to_one_deployment(
-    edge: Any, score: Any, items: Any, names: list[str], path: str
-) -> None:
-    edge.listing = LISTING
-    result = {"rewards": [1.0, 2.0]}
-    edge.script.append(lambda body: edge.reply([keyed(0, **dict.fromkeys(names, result))]))
-    score(items(1), scorers=names)
-    assert edge.paths == [path]
-
-
-def test_deployment_that_has_gone_is_reached_through_the_gateway(edge: Any, score: Any, items: Any) -> None:
-    edge.listing = LISTING
-    edge.script.append(edge.html(404))
-    assert scores(score(items(1))) == [0]
-    assert edge.paths == ["/d/sft/v1/rewards", "/v1/rewards"]
-
-
-def test_kl_reference_on_another_deployment_needs_the_gateway(edge: Any, score: Any, items: Any) -> None:
-    edge.listing = LISTING
-    score(items(1), scorer="reward_model", credit={"kl": {"coef": 0.1, "reference": "logprob"}})
-    assert edge.paths == ["/v1/rewards"]
-
-
-def test_listing_is_asked_once(edge: Any, items: Any) -> None:
-    edge.listing = LISTING
-    with Client(edge.url) as client:
-        client.score(items(1))
-        edge.listing = None
-        client.score(items(1))
-    assert edge.paths == ["/d/sft/v1/rewards"] * 2
-
-
-async def test_scorers_lists_what_the_server_says(edge: Any) -> None:
-    edge.listing = LISTING
-    with Client(edge.url) as client:
-        found = client.scorers()
-    async with AsyncClient(edge.url) as client:
-        assert await client.scorers() == found
-    assert [scorer.name for scorer in found] == ["endogenous", "logprob", "reward_model"]
-    assert found[0].model_extra == {"limits": {"max_sequence_tokens": 4096}}
 
 
 def test_deadline_travels_and_silence_past_it_is_an_exception(edge: Any, score: Any, items: Any) -> None:

@@ -32,14 +32,9 @@ PARTING_S = 1.0
 
 
 class _Service:
-    """What both clients know: where the service is and how to ask it. Raises BadArgument.
+    """What both clients know: where the service is and how to ask it.
 
-    Args:
-        base_url: of the gateway.
-        api_key: sent as `Authorization: Bearer`; never shown.
-        timeout_s: deadline of one `score` call in seconds, its retries and pauses included.
-        max_retries: tries after the first, per request.
-        max_concurrency: requests in flight at a time, over all calls on this client.
+    `max_request_items` and `max_request_bytes` are where a batch is cut into requests.
     """
 
     max_request_items: ClassVar[int] = 64
@@ -105,7 +100,16 @@ class _Service:
 
 
 class Client(_Service):
-    """Asks the service for rewards, blocking; see `_Service` for the arguments. Safe to share between threads.
+    """Asks the service for rewards, blocking. Safe to share between threads.
+
+    Args:
+        base_url: of the gateway.
+        api_key: sent as `Authorization: Bearer`; never shown.
+        timeout_s: deadline of one `score` call in seconds, its retries and pauses included.
+        max_retries: tries after the first, per request.
+        max_concurrency: requests in flight at a time, over all calls on this client.
+
+    Raises BadArgument.
 
     A call that needs several requests sends them from up to `max_concurrency` threads that live as long as the call.
     Only between two reads of the socket can it see that the deadline has passed: a reply in drips may outlast it.
@@ -187,7 +191,7 @@ class Client(_Service):
 
 
 class AsyncClient(_Service):
-    """Asks the service for rewards with `await`; see `_Service` for the arguments.
+    """Asks the service for rewards with `await`; made with the arguments of `Client`.
 
     Belongs to one event loop. Cancelling a call cancels its requests, and the server drops what still waits.
 

@@ -68,6 +68,7 @@ def test_a_minimal_request_has_the_contracts_defaults() -> None:
     credit = parsed.credit_of("rm")
     assert credit == Credit()
     assert (credit.scale, credit.shift, credit.clip, credit.kl) == (1.0, 0.0, None, None)
+    assert (credit.name, credit.beta, credit.gamma) == (None, None, None)  # set ones are refused with other rules
 
 
 @pytest.mark.parametrize(

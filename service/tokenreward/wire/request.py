@@ -1,18 +1,13 @@
-"""What travels: the request and the reply of `POST /v1/rewards`, as pydantic models, and their two binary encodings.
+"""The request: body of `POST /v1/rewards`, as strict pydantic models.
 
-It knows the shape of messages and nothing of models: whether a scorer exists or a token is in the vocabulary is for
-others to say. Arrays cross as JSON lists or as base64 of little-endian float32 (rewards) and int32 (token ids).
+It knows the shape of a request and nothing of models: whether a scorer exists or a token is in the vocabulary is for
+others to say.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-import numpy as np
-import numpy.typing as npt
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -21,23 +16,16 @@ from pydantic import (
     Field,
     FiniteFloat,
     Tag,
-    ValidationError,
     field_validator,
     model_validator,
 )
 
-from tokenreward.errors import InvalidField, MalformedBody, MalformedJson, RequestError, UnknownField, UnknownOption
+from tokenreward.errors import InvalidField, UnknownField
+from tokenreward.wire.parsing import parse
 
-NAME_PATTERN = r"^[a-z0-9_-]+$"
 CreditName = Literal["values", "last", "uniform", "attention", "discount"]
 
-_UNION_TAGS = {  # what pydantic adds to a location below a field that has several forms
-    "prompt": ("text", "messages", "ids", "packed_ids"),
-    "response": ("text", "ids", "packed_ids"),
-    "content": ("str", "list[dict[str,any]]"),
-}
 _INT32_LIMIT = 2**31
-_LONGEST_SHOWN = 24
 
 
 class Strict(BaseModel):
@@ -213,168 +201,3 @@ class RewardsRequest(Strict):
         if not isinstance(entry, dict):
             raise InvalidField("must be an object, keyed by scorer name", param=f"{field}.{name}")
         return entry
-
-
-class Reply(BaseModel):
-    """Base of all replies. A client reads what it knows: newer servers may add fields."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-
-class ErrorDetail(Reply):
-    code: str
-    message: str
-    param: str | None = None
-    retryable: bool = False
-
-
-class Token(Reply):
-    """One token that was scored. `span` is its half-open code point range in a text response (null for ids)."""
-
-    id: int
-    text: str
-    span: tuple[int, int] | None = None
-
-
-class ScorerResult(Reply):
-    """One scorer's result for one item: `rewards` is a list, or base64 of little-endian float32."""
-
-    rewards: list[float] | str | None = None
-    score: float | None = None
-    error: ErrorDetail | None = None
-    model: str | None = None
-    version: int | None = None
-
-
-class ItemReply(ScorerResult):
-    index: int
-    tokens: list[Token] | None = None
-    scorers: dict[str, ScorerResult] | None = None
-
-
-class Usage(Reply):
-    prompt_tokens: int
-    response_tokens: int
-
-
-class Timing(Reply):
-    """Seconds: waiting for the device, in the tokenizer, on the device."""
-
-    queue_s: float
-    tokenize_s: float
-    compute_s: float
-
-
-class RewardsReply(Reply):
-    """Body of a 200."""
-
-    id: str
-    scorer: str | None = None
-    model: str | None = None
-    version: int | None = None
-    items: list[ItemReply]
-    usage: Usage
-    timing: Timing
-
-
-ModelT = TypeVar("ModelT", bound=BaseModel)
-
-
-def parse_json(model: type[ModelT], body: bytes) -> ModelT:
-    """A request from the bytes of a JSON body.
-
-    Raises MalformedJson, MalformedBody (not an object), UnknownField, InvalidField.
-    """
-    try:
-        return model.model_validate_json(body)
-    except ValidationError as error:
-        raise refusal(error) from None
-
-
-def parse(model: type[ModelT], value: Mapping[str, Any], *, prefix: tuple[str, ...] = ()) -> ModelT:
-    """A request from plain objects; `prefix` is the path at which `value` stands. Raises as `parse_json`."""
-    try:
-        return model.model_validate(dict(value))
-    except ValidationError as error:
-        raise refusal(error, prefix=prefix) from None
-
-
-def refusal(
-    error: ValidationError, *, prefix: tuple[str, ...] = (), unknown: type[RequestError] = UnknownField
-) -> RequestError:
-    """The first thing wrong, as one of our errors. Never quotes text that the caller sent, only numbers and sizes."""
-    first = error.errors(include_url=False)[0]
-    where = path((*prefix, *first["loc"]))
-    kind = first["type"]
-    if kind == "json_invalid":
-        return MalformedJson(f"the body is not valid JSON: {first['msg'].removeprefix('Invalid JSON: ')}")
-    if not where and kind in ("model_type", "model_attributes_type", "dict_type"):
-        return MalformedBody(f"the body must be a JSON object, got {_shown(first['input'])}")
-    if kind == "extra_forbidden":
-        noun = "option" if unknown is UnknownOption else "field"
-        return unknown(f"unknown {noun} `{where}`", param=where)
-    if kind == "missing":
-        return InvalidField(f"`{where}` is required", param=where)
-    message = first["msg"].removeprefix("Value error, ")
-    if kind == "value_error":
-        return InvalidField(message, param=where or None)
-    if kind == "model_type":
-        message = "must be an object"  # pydantic would name our class
-    named = f"`{where}`: " if where else ""
-    return InvalidField(f"{named}{message}, got {_shown(first['input'])}", param=where or None)
-
-
-def path(location: tuple[int | str, ...]) -> str:
-    """`("items", 0, "response", "ids", 3)` as a person writes it: `items[0].response[3]`."""
-    text = ""
-    for previous, part in zip((None, *location), location, strict=False):
-        if isinstance(part, int):
-            text += f"[{part}]"
-        elif part not in _UNION_TAGS.get(str(previous), ()):
-            text += f".{part}" if text else part
-    return text
-
-
-def _shown(value: object) -> str:
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, (int, float)):
-        shown = repr(value)
-        return shown if len(shown) <= _LONGEST_SHOWN else f"a number of {len(shown)} digits"
-    for kind, name in ((str, "a string"), (list, "a list"), (dict, "an object")):
-        if isinstance(value, kind):
-            return f"{name} of length {len(value)}"
-    return type(value).__name__
-
-
-def encode_rewards(rewards: npt.NDArray[np.float32]) -> str:
-    """Base64 of little-endian float32, as in the OpenAI embeddings API."""
-    return base64.b64encode(np.ascontiguousarray(rewards, dtype="<f4").tobytes()).decode("ascii")
-
-
-def decode_rewards(value: list[float] | str) -> npt.NDArray[np.float32]:
-    """A float32 vector from either encoding. Raises ValueError if the base64 is broken."""
-    if isinstance(value, str):
-        return np.frombuffer(base64.b64decode(value, validate=True), dtype="<f4").astype(np.float32)
-    return np.asarray(value, dtype=np.float32)
-
-
-def encode_ids(ids: npt.ArrayLike) -> dict[str, str]:
-    """Token ids as `{"ids_b64": ...}`. Raises ValueError if they are not integers of 32 bits."""
-    given = np.asarray(ids)
-    narrow = given.astype("<i4", casting="unsafe") if given.dtype.kind in "iu" or not given.size else None
-    if narrow is None or (narrow != given).any():
-        raise ValueError("token ids must be integers that fit 32 bits")
-    return {"ids_b64": base64.b64encode(narrow.tobytes()).decode("ascii")}
-
-
-def decode_ids(value: list[int] | IdsB64, *, param: str) -> npt.NDArray[np.int64]:
-    """Token ids [n] from either encoding. Raises InvalidField if the base64 is broken."""
-    if not isinstance(value, IdsB64):
-        return np.asarray(value, dtype=np.int64)
-    try:
-        return np.frombuffer(base64.b64decode(value.ids_b64, validate=True), dtype="<i4").astype(np.int64)
-    except (binascii.Error, ValueError):
-        raise InvalidField(
-            f"`{param}.ids_b64` is not base64 of little-endian int32", param=f"{param}.ids_b64"
-        ) from None

@@ -1,0 +1,89 @@
+"""From bytes or plain objects to a model, and what is wrong as one of our errors.
+
+No message quotes text that the caller sent: only numbers, sizes and names of fields.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from tokenreward.errors import InvalidField, MalformedBody, MalformedJson, RequestError, UnknownField, UnknownOption
+
+_UNION_TAGS = {  # what pydantic adds to a location below a field that has several forms
+    "prompt": ("text", "messages", "ids", "packed_ids"),
+    "response": ("text", "ids", "packed_ids"),
+    "content": ("str", "list[dict[str,any]]"),
+}
+_LONGEST_SHOWN = 24
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+def parse_json(model: type[ModelT], body: bytes) -> ModelT:
+    """A request from the bytes of a JSON body.
+
+    Raises MalformedJson, MalformedBody (not an object), UnknownField, InvalidField.
+    """
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as error:
+        raise refusal(error) from None
+
+
+def parse(model: type[ModelT], value: Mapping[str, Any], *, prefix: tuple[str, ...] = ()) -> ModelT:
+    """A request from plain objects; `prefix` is the path at which `value` stands. Raises as `parse_json`."""
+    try:
+        return model.model_validate(dict(value))
+    except ValidationError as error:
+        raise refusal(error, prefix=prefix) from None
+
+
+def refusal(
+    error: ValidationError, *, prefix: tuple[str, ...] = (), unknown: type[RequestError] = UnknownField
+) -> RequestError:
+    """The first thing wrong, as one of our errors. Never quotes text that the caller sent, only numbers and sizes."""
+    first = error.errors(include_url=False)[0]
+    where = path((*prefix, *first["loc"]))
+    kind = first["type"]
+    if kind == "json_invalid":
+        return MalformedJson(f"the body is not valid JSON: {first['msg'].removeprefix('Invalid JSON: ')}")
+    if not where and kind in ("model_type", "model_attributes_type", "dict_type"):
+        return MalformedBody(f"the body must be a JSON object, got {_shown(first['input'])}")
+    if kind == "extra_forbidden":
+        noun = "option" if unknown is UnknownOption else "field"
+        return unknown(f"unknown {noun} `{where}`", param=where)
+    if kind == "missing":
+        return InvalidField(f"`{where}` is required", param=where)
+    message = first["msg"].removeprefix("Value error, ")
+    if kind == "value_error":
+        return InvalidField(message, param=where or None)
+    if kind == "model_type":
+        message = "must be an object"  # pydantic would name our class
+    named = f"`{where}`: " if where else ""
+    return InvalidField(f"{named}{message}, got {_shown(first['input'])}", param=where or None)
+
+
+def path(location: tuple[int | str, ...]) -> str:
+    """`("items", 0, "response", "ids", 3)` as a person writes it: `items[0].response[3]`."""
+    text = ""
+    for previous, part in zip((None, *location), location, strict=False):
+        if isinstance(part, int):
+            text += f"[{part}]"
+        elif part not in _UNION_TAGS.get(str(previous), ()):
+            text += f".{part}" if text else part
+    return text
+
+
+def _shown(value: object) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, (int, float)):
+        shown = repr(value)
+        return shown if len(shown) <= _LONGEST_SHOWN else f"a number of {len(shown)} digits"
+    for kind, name in ((str, "a string"), (list, "a list"), (dict, "an object")):
+        if isinstance(value, kind):
+            return f"{name} of length {len(value)}"
+    return type(value).__name__

@@ -1,0 +1,67 @@
+"""The reply: body of a 200, as pydantic models that read what they know and let newer servers add fields."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Reply(BaseModel):
+    """Base of all replies. A client reads what it knows: newer servers may add fields."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class ErrorDetail(Reply):
+    code: str
+    message: str
+    param: str | None = None
+    retryable: bool = False
+
+
+class Token(Reply):
+    """One token that was scored. `span` is its half-open code point range in a text response (null for ids)."""
+
+    id: int
+    text: str
+    span: tuple[int, int] | None = None
+
+
+class ScorerResult(Reply):
+    """One scorer's result for one item: `rewards` is a list, or base64 of little-endian float32."""
+
+    rewards: list[float] | str | None = None
+    score: float | None = None
+    error: ErrorDetail | None = None
+    model: str | None = None
+    version: int | None = None
+
+
+class ItemReply(ScorerResult):
+    index: int
+    tokens: list[Token] | None = None
+    scorers: dict[str, ScorerResult] | None = None
+
+
+class Usage(Reply):
+    prompt_tokens: int
+    response_tokens: int
+
+
+class Timing(Reply):
+    """Seconds: waiting for the device, in the tokenizer, on the device."""
+
+    queue_s: float
+    tokenize_s: float
+    compute_s: float
+
+
+class RewardsReply(Reply):
+    """Body of a 200."""
+
+    id: str
+    scorer: str | None = None
+    model: str | None = None
+    version: int | None = None
+    items: list[ItemReply]
+    usage: Usage
+    timing: Timing

@@ -118,7 +118,7 @@ def test_failure_of_one_request_stops_the_others(
 ) -> None:
     for kind in (Client, AsyncClient):
         monkeypatch.setattr(kind, "max_request_items", 1)
-        monkeypatch.setattr(kind, "retry", Retry(first_pause_s=30))
+        monkeypatch.setattr(kind, "retry", Retry(first_pause_s=60, longest_pause_s=60))
     edge.script.extend([edge.html(502), edge.says(422, "unknown_option", retryable=False), *[edge.html(502)] * 2])
     began = time.monotonic()
     with pytest.raises(ServerRefused, match="unknown_option"):

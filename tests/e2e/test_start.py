@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -45,6 +46,10 @@ def test_checkpoint_that_cannot_be_loaded_ends_it_with_the_reason(start: Any, fr
     assert "lm" in line
     assert str(tmp_path / "empty") in line
     assert "Traceback" not in service.text
+    (kept,) = [line for line in service.text.splitlines() if line.startswith("logs are kept in ")]
+    logs = Path(kept.removeprefix("logs are kept in "))
+    assert any(str(tmp_path / "empty") in file.read_text() for file in (logs / "serve").glob("replica_lm_*"))
+    shutil.rmtree(logs.parent.parent)
 
 
 def test_port_that_is_taken_is_said_at_once(start: Any, tmp_path: Path) -> None:
@@ -60,11 +65,11 @@ def test_port_that_is_taken_is_said_at_once(start: Any, tmp_path: Path) -> None:
     assert time.monotonic() - began < 15
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signal_during_the_start_stops_it(start: Any, config: Path, free_port: int, number: int) -> None:
+@pytest.mark.parametrize(("number", "line"), [(signal.SIGINT, "starting; "), (signal.SIGTERM, "loading lm, rm")])
+def test_signal_during_the_start_stops_it(start: Any, config: Path, free_port: int, number: int, line: str) -> None:
     service = start("--config", str(config), "--port", str(free_port))
-    service.wait_for("starting; ")
-    time.sleep(4)  # Ray is half way up
+    service.wait_for(line)
+    time.sleep(1)
     tree, said = service.tree(), service.text
     service.process.send_signal(number) if number == signal.SIGTERM else service.interrupt(number)
     assert service.process.wait(timeout=5) == 0

@@ -41,7 +41,9 @@ def run(args: argparse.Namespace) -> int:
     instance = Instance(settings, _say)
     on_stop_signal(lambda: _leave(instance.stop, 0))
     try:
-        instance.start()
+        instance.connect()
+        claim_signals()
+        instance.deploy()
         _say(f"ready {internal_url(settings)}")
         _say(f"try: {curl(settings)}")
         instance.watch()
@@ -69,8 +71,7 @@ def on_stop_signal(stop: Callable[[], object]) -> None:
     listening, told = os.pipe()
     os.set_blocking(told, False)
     signal.set_wakeup_fd(told, warn_on_full_buffer=False)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)
+    claim_signals()
 
     def wait() -> None:
         while os.read(listening, 1)[0] not in (signal.SIGINT, signal.SIGTERM):
@@ -78,6 +79,12 @@ def on_stop_signal(stop: Callable[[], object]) -> None:
         stop()
 
     threading.Thread(target=wait, daemon=True).start()
+
+
+def claim_signals() -> None:
+    """Have Python's own C handler take the signals, which wakes the thread; the Python handler has nothing to do."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
 
 
 def curl(settings: Settings) -> str:

@@ -27,7 +27,7 @@ from tokenreward.settings import Settings
 Say = Callable[[str], None]
 
 _OBJECT_STORE_BYTES = 512 * 2**20
-_POLL_S = 0.2
+_POLL_S = 0.5
 _SAY_AGAIN_S = 5.0
 _DEATH_S = 2.0
 
@@ -37,7 +37,7 @@ class StartFailed(RuntimeError):
 
 
 class Instance:
-    """One Ray instance and the service on it, from `start` to `stop`."""
+    """One Ray instance and the service on it: `connect`, `deploy`, `watch`, and `stop` at any time."""
 
     def __init__(self, settings: Settings, say: Say) -> None:
         self._settings = settings
@@ -50,11 +50,14 @@ class Instance:
         """Where Ray and the replicas write."""
         return self.folder / "session_latest" / "logs"
 
-    def start(self) -> None:
-        """Returns when every replica is loaded. Raises StartFailed."""
+    def connect(self) -> None:
+        """Bring up Ray. It takes the process's signal handlers for itself."""
         close_ray()
         self._say(f"starting; logs are in {self.logs} while it runs")
         self._start_ray()
+
+    def deploy(self) -> None:
+        """Bring up the service; returns when every replica is loaded. Raises StartFailed."""
         self._deploy()
         self._wait()
 

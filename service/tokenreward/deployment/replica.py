@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from fastapi import FastAPI
 from ray import serve
 
 from tokenreward.deployment.plan import rules_of
-from tokenreward.engine import Engine
 from tokenreward.ingress import Slot, build_app
 from tokenreward.metrics import Metrics, Snapshot
 from tokenreward.settings import DeploymentSettings
+
+if TYPE_CHECKING:
+    from tokenreward.engine import Engine
 
 logger = logging.getLogger("ray.serve")  # the logger that writes to the replica's own file
 
@@ -39,6 +40,11 @@ class Replica:
         await self._slot.put(await asyncio.to_thread(self._load, settings))
 
     def _load(self, settings: DeploymentSettings) -> Engine:
+        # Imported here because Ray also imports this module in a process that only builds the application.
+        import torch
+
+        from tokenreward.engine import Engine
+
         # Ray gives a replica with a fraction of a CPU one thread, and leaves torch alone otherwise.
         torch.set_num_threads(max(1, int(settings.num_cpus)))
         return Engine.load(settings, report=self._metrics.report, say=logger.info)

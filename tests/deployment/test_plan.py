@@ -1,0 +1,108 @@
+"""Ray Serve's config from settings: valid, complete, and changed only where a change may be made in place."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ray.serve.schema import ServeDeploySchema
+
+from tokenreward.cli import schema
+from tokenreward.deployment.plan import internal_url, needed_cpus, rules_of, serve_config
+from tokenreward.settings import DeploymentSettings, Settings, demo_settings, parse_settings
+
+
+def changed(settings: Settings, **fields: Any) -> Settings:
+    """The same settings with fields of the first deployment changed."""
+    first, *others = (deployment.model_dump() for deployment in settings.deployments)
+    return parse_settings({**settings.model_dump(), "deployments": [{**first, **fields}, *others]})
+
+
+def test_config_is_valid_for_ray() -> None:
+    config = ServeDeploySchema.model_validate(serve_config(demo_settings()))
+    assert {app.route_prefix for app in config.applications} == {"/", "/d/sft", "/d/rm"}
+    assert config.http_options.host == "127.0.0.1"
+
+
+def test_import_paths_lead_to_builders() -> None:
+    for application in serve_config(demo_settings())["applications"]:
+        module, _, name = application["import_path"].partition(":")
+        assert callable(getattr(importlib.import_module(module), name))
+
+
+def test_gateway_is_told_where_every_scorer_lives() -> None:
+    (gateway,) = [app for app in serve_config(demo_settings())["applications"] if app["route_prefix"] == "/"]
+    assert gateway["args"]["routes"] == {
+        "endogenous": "sft",
+        "logprob": "sft",
+        "reward_model": "rm",
+        "attention_dense": "rm",
+    }
+
+
+def test_replica_gets_back_the_settings_it_was_planned_with() -> None:
+    settings = changed(demo_settings(), dtype="bfloat16", num_cpus=2, num_replicas=3, version=7, max_batch_tokens=99)
+    planned = serve_config(settings)["applications"][1]
+    (options,) = planned["deployments"]
+    rebuilt = DeploymentSettings.model_validate(
+        {**planned["args"]["deployment"], **options["user_config"], "num_replicas": options["num_replicas"]}
+    )
+    assert rebuilt == settings.deployments[0]
+    assert options["ray_actor_options"] == {"num_cpus": 2, "num_gpus": 0}
+    assert options["max_ongoing_requests"] == settings.deployments[0].max_concurrent_requests
+
+
+@pytest.mark.parametrize(
+    "change", [{"num_replicas": 5}, {"version": 2}, {"checkpoint": "elsewhere"}, {"max_concurrent_requests": 7}]
+)
+def test_change_in_place_leaves_args_alone_so_that_no_replica_restarts(change: dict[str, Any]) -> None:
+    before, after = (serve_config(s)["applications"] for s in (demo_settings(), changed(demo_settings(), **change)))
+    assert before != after
+    restarting = ("args", "import_path", "route_prefix")
+    assert [[app[key] for key in restarting] for app in before] == [[app[key] for key in restarting] for app in after]
+    assert [app["deployments"][0]["ray_actor_options"] for app in before] == [
+        app["deployments"][0]["ray_actor_options"] for app in after
+    ]
+
+
+def test_keys_travel_as_a_file_name_and_never_as_keys(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("sesame\n")
+    settings = parse_settings({**demo_settings().model_dump(), "api_keys_file": tmp_path / "keys"})
+    config = serve_config(settings)
+    assert "sesame" not in str(config)
+    rules = rules_of(config["applications"][0]["args"])
+    assert [key.get_secret_value() for key in rules.api_keys] == ["sesame"]
+    assert "sesame" not in repr(rules)
+
+
+def test_all_replicas_fit_on_the_private_instance() -> None:
+    assert needed_cpus(changed(demo_settings(), num_replicas=3, num_cpus=0.5)) == 3  # 3 x 0.5 + 1 + 0.1
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:8000"),
+        ("0.0.0.0", "http://127.0.0.1:8000"),  # noqa: S104
+        ("::", "http://[::1]:8000"),
+        ("10.1.2.3", "http://10.1.2.3:8000"),
+    ],
+)
+def test_service_reaches_itself(host: str, url: str) -> None:
+    assert internal_url(parse_settings({**demo_settings().model_dump(), "host": host})) == url
+
+
+def test_printed_config_is_yaml_that_ray_deploys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "service.yaml"
+    file.write_text(yaml.safe_dump(demo_settings().model_dump(mode="json", exclude_defaults=True)))
+    parser = argparse.ArgumentParser()
+    schema.add_parser(parser.add_subparsers())
+    args = parser.parse_args(["schema", "--serve", str(file)])
+    assert args.run(args) == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed == serve_config(demo_settings())
+    ServeDeploySchema.model_validate(printed)

@@ -2,105 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from tokenreward_client import BadArgument, NotText, text_and_spans
+from vocabularies import BOS, EOS, KINDS, RESERVED, TOOL, byte_fallback, byte_level, unigram
 
-CORPUS = [
-    "It is 4. The answer: 2 + 2 = 4, and so on; the answer is the answer.",
-    "def add(a, b):\r\n    return a + b\r\n\t# naïve café\n",
-    "日本語の文章です。東京は日本の首都です。",
-    "مرحبا بالعالم، كيف حالك اليوم؟",
-    "👩‍👩‍👧‍👦 🎉🎉 👍🏽 🇯🇵 e\u0301 a\u0308",
-] * 4
-EOS, BOS, PAD, UNK, RESERVED, TOOL = "<|end|>", "<|bos|>", "<|pad|>", "<unk>", "<|reserved_0|>", "<tool call>"
-
-
-def wrapped(tokenizer: Tokenizer, *, unk: str | None = None) -> PreTrainedTokenizerFast:
-    # RESERVED is special to the decoder but no attribute of the tokenizer; TOOL is added, not special.
-    tokenizer.add_special_tokens([AddedToken(RESERVED, special=True)])
-    tokenizer.add_tokens([AddedToken(TOOL, normalized=False)])
-    names = {"eos_token": EOS, "bos_token": BOS, "pad_token": PAD}
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **names, **({"unk_token": unk} if unk else {})
-    )
-
-
-@cache
-def byte_level() -> PreTrainedTokenizerFast:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator(
-        CORPUS,
-        trainers.BpeTrainer(
-            vocab_size=400, special_tokens=[EOS, BOS, PAD], initial_alphabet=alphabet, show_progress=False
-        ),
-    )
-    return wrapped(tokenizer)
-
-
-@cache
-def unigram() -> PreTrainedTokenizerFast:
-    tokenizer = Tokenizer(models.Unigram())
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    tokenizer.decoder = decoders.Metaspace()
-    trainer = trainers.UnigramTrainer(
-        vocab_size=220, special_tokens=[EOS, BOS, PAD, UNK], unk_token=UNK, show_progress=False
-    )
-    tokenizer.train_from_iterator(CORPUS, trainer)
-    return wrapped(tokenizer, unk=UNK)
-
-
-@cache
-def byte_fallback(*, strip: bool) -> PreTrainedTokenizerFast:
-    """As Llama 2 (`strip`) and Gemma decode."""
-    trained = Tokenizer(models.BPE())
-    trained.pre_tokenizer = pre_tokenizers.Metaspace()
-    byte_tokens = [f"<0x{byte:02X}>" for byte in range(256)]
-    specials = [UNK, EOS, BOS, PAD]
-    trained.train_from_iterator(
-        CORPUS[:2], trainers.BpeTrainer(vocab_size=500, special_tokens=specials + byte_tokens, show_progress=False)
-    )
-    state = json.loads(trained.to_str())["model"]
-    merges = [tuple(merge) for merge in state["merges"]]
-    tokenizer = Tokenizer(
-        models.BPE(vocab=state["vocab"], merges=merges, unk_token=UNK, byte_fallback=True, fuse_unk=True)
-    )
-    tokenizer.add_special_tokens(specials)
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
-    steps: list[Any] = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    tokenizer.decoder = decoders.Sequence(steps + ([decoders.Strip(" ", 1, 0)] if strip else []))
-    return wrapped(tokenizer, unk=UNK)
-
-
-@cache
-def word_piece() -> PreTrainedTokenizerFast:
-    tokenizer = Tokenizer(models.WordPiece(unk_token=UNK))
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=True)
-    trainer = trainers.WordPieceTrainer(vocab_size=300, special_tokens=[UNK, EOS, BOS, PAD], show_progress=False)
-    tokenizer.train_from_iterator(CORPUS, trainer)
-    return wrapped(tokenizer, unk=UNK)
-
-
-KINDS = {
-    "byte_level": byte_level,
-    "unigram": unigram,
-    "llama_2": lambda: byte_fallback(strip=True),
-    "gemma": lambda: byte_fallback(strip=False),
-    "word_piece": word_piece,
-}
 PIECES = st.sampled_from(
     ["It is", " 4", "  ", "\r\n", "\t", "café", "e\u0301", "日本", "東", "مرحبا", "\u200d", "x = {1: 'a'}", "\ufffd"]
 ) | st.sampled_from(["👩‍👩‍👧‍👦", "👍🏽", "🇯🇵", "<0x41>", "▁", "##ing", "don't .", TOOL])
@@ -196,6 +108,44 @@ def test_token_that_ends_one_character_and_begins_another_owns_the_first() -> No
             return b"".join(self.convert_ids_to_tokens(ids)).decode()
 
     assert text_and_spans(Bytes(), [0, 1, 2]) == ("日本", [[0, 0], [0, 1], [1, 2]], False)
+
+
+class Opaque:
+    """A tokenizer whose token strings say nothing of their bytes; `pieces` are the bytes of ids 0, 1, ..."""
+
+    all_special_ids = ()
+
+    def __init__(self, *pieces: bytes) -> None:
+        self.pieces = pieces
+
+    def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
+        return [f"token {id_}" for id_ in ids]
+
+    def decode(self, ids: list[int], **_: Any) -> str:
+        return b"".join(self.pieces[id_] for id_ in ids).decode("utf-8", "replace")
+
+
+def test_unknown_spelling_is_read_from_the_decoding() -> None:
+    pizza = "🍕".encode()
+    tokenizer = Opaque(b"so ", pizza[:1], pizza[1:3], pizza[3:], b"!")
+    expected = [[0, 3], [3, 3], [3, 3], [3, 4], [4, 5]]
+    assert text_and_spans(tokenizer, [0, 1, 2, 3, 4]) == ("so 🍕!", expected, False)
+
+
+@pytest.mark.parametrize("ids", [[0, 1], [1, 0], [0, 1, 0]])
+def test_unknown_spelling_with_broken_characters_is_refused(ids: list[int]) -> None:
+    with pytest.raises(NotText, match=r"U\+FFFD"):
+        text_and_spans(Opaque(b"so", b"\xf0"), ids)
+
+
+@pytest.mark.parametrize("kind", ["byte_level", "unigram", "llama_2", "gemma"])
+def test_known_spelling_is_decoded_once_however_long_the_response(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = KINDS[kind]()
+    ids = encode(tokenizer, "   two spaces more, and the answer 🍕" * 5)
+    decode, calls = tokenizer.decode, []
+    monkeypatch.setattr(tokenizer, "decode", lambda ids, **more: (calls.append(ids), decode(ids, **more))[1])
+    text_and_spans(tokenizer, ids)
+    assert len([call for call in calls if len(call) > 1]) == 1
 
 
 @pytest.mark.parametrize("kind", KINDS)

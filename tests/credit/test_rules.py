@@ -81,13 +81,15 @@ def tolerance(given_rewards: np.ndarray) -> float:
     return 1e-5 * max(1.0, math.fsum(abs(float(r)) for r in given_rewards))
 
 
-@given(cases(), st.sampled_from(RULES), FRACTIONS, FRACTIONS)
+@pytest.mark.parametrize("rule", RULES)
+@given(case=cases(), beta=FRACTIONS, gamma=FRACTIONS)
 def test_every_rule_gives_what_its_formula_says(case: Case, rule: CreditName, beta: float, gamma: float) -> None:
     parameters = {"attention": {"beta": beta}, "discount": {"gamma": gamma}}.get(rule, {})
     assert close(rewards(rule, case, **parameters), oracle(rule, case, **parameters))
 
 
-@given(cases(), st.sampled_from(RULES))
+@pytest.mark.parametrize("rule", RULES)
+@given(case=cases())
 def test_without_parameters_beta_is_the_papers_and_nothing_is_discounted(case: Case, rule: CreditName) -> None:
     assert close(rewards(rule, case), oracle(rule, case, beta=0.8, gamma=1.0))
 

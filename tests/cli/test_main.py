@@ -108,12 +108,15 @@ def test_ctrl_c_while_waiting_for_stdin_ends_quietly(edge: Any) -> None:
     with subprocess.Popen(
         command, stdin=read_end, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
-        deadline = time.monotonic() + 20
-        while edge.num_listed == 0 and time.monotonic() < deadline:
-            time.sleep(0.05)
-        time.sleep(0.3)
-        process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=10)
+        try:
+            deadline = time.monotonic() + 20
+            while edge.num_listed == 0 and time.monotonic() < deadline:
+                time.sleep(0.05)
+            time.sleep(0.3)
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=10)
+        finally:
+            process.kill()
     os.close(read_end)
     os.close(write_end)
     assert process.returncode == 130

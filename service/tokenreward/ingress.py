@@ -120,14 +120,16 @@ class _Replica:
             reply = await unless_gone(request.receive, scoring)
         if asked.combine is not None:
             combine(reply["items"], asked)
-        return await _json(reply, is_large=len(body) > _IN_A_THREAD_BYTES)
+        return await _reply(reply, is_large=len(body) > _IN_A_THREAD_BYTES)
 
     async def scorers(self) -> Response:
         route = f"/d/{self._deployment}/v1/rewards"
-        return await _json({"scorers": [{**entry, "route": route} for entry in self._slot.engine.describe()]})
+        ours = {"max_body_bytes": self._rules.max_body_bytes, "max_request_items": self._rules.max_request_items}
+        entries = self._slot.engine.describe()
+        return _json({"scorers": [{**e, "route": route, "limits": {**e["limits"], **ours}} for e in entries]})
 
     async def healthz(self) -> Response:
-        return await _json({"status": "ok"})
+        return _json({"status": "ok"})
 
     async def readyz(self) -> Response:
         engine = self._slot.engine
@@ -136,7 +138,7 @@ class _Replica:
         except Exception as error:
             logger.warning("not ready: %s", error)
             raise Loading(f"`{self._deployment}` is not healthy and will be replaced") from None
-        return await _json({"status": "ready"})
+        return _json({"status": "ready"})
 
     async def metrics(self) -> Response:
         return Response(render({(self._deployment, ""): self._metrics.snapshot()}), media_type=CONTENT_TYPE)
@@ -160,9 +162,20 @@ async def _parse(body: bytes) -> RewardsRequest:
     return await asyncio.to_thread(parse_json, RewardsRequest, body)
 
 
-async def _json(content: Any, *, is_large: bool = False) -> Response:
-    body = await asyncio.to_thread(_dump, content) if is_large else _dump(content)
+async def _reply(reply: dict[str, Any], *, is_large: bool) -> Response:
+    body = await asyncio.to_thread(_dump_in_pieces, reply) if is_large else _dump(reply)
     return Response(body, media_type="application/json")
+
+
+def _dump_in_pieces(reply: dict[str, Any]) -> bytes:
+    """One item at a time: a call of orjson keeps all other threads waiting until it returns."""
+    items = [_dump(item) for item in reply["items"]]
+    rest = _dump({key: value for key, value in reply.items() if key != "items"})
+    return rest[:-1] + b',"items":[' + b",".join(items) + b"]}"
+
+
+def _json(content: dict[str, Any]) -> Response:
+    return Response(_dump(content), media_type="application/json")
 
 
 def _dump(content: Any) -> bytes:

@@ -13,7 +13,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from tokenreward.cli import schema
 from tokenreward.deployment.plan import internal_url, needed_cpus, rules_of, serve_config
-from tokenreward.settings import DeploymentSettings, Settings, demo_settings, parse_settings
+from tokenreward.settings import DeploymentSettings, Settings, demo_settings, load_settings, parse_settings
 
 
 def changed(settings: Settings, **fields: Any) -> Settings:
@@ -106,3 +106,7 @@ def test_printed_config_is_yaml_that_ray_deploys(tmp_path: Path, capsys: pytest.
     printed = yaml.safe_load(capsys.readouterr().out)
     assert printed == serve_config(demo_settings())
     ServeDeploySchema.model_validate(printed)
+
+
+def test_example_config_is_the_embedded_demo() -> None:
+    assert load_settings(Path(__file__).parents[2] / "deploy" / "demo.yaml") == demo_settings()

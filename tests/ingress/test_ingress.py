@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -73,6 +74,25 @@ async def test_scorers_are_listed_with_their_direct_route(client: httpx.AsyncCli
     entries = (await client.get("/v1/scorers")).json()["scorers"]
     assert [entry["name"] for entry in entries] == ["endogenous", "one"]
     assert {entry["route"] for entry in entries} == {"/d/lm/v1/rewards"}
+    assert entries[0]["limits"]["max_request_items"] == 8
+    assert entries[0]["limits"]["max_body_bytes"] == 20_000
+    assert entries[0]["limits"]["max_queued_tokens"] == 64
+
+
+async def test_large_reply_says_the_same_as_a_small_one(checkpoint: Path) -> None:
+    settings = {"name": "lm", "checkpoint": str(checkpoint), "task": "causal_lm", "device": "cpu"}
+    slot = Slot()
+    engine = Engine.load(DeploymentSettings.model_validate({**settings, "scorers": ({"type": "constant"},)}))
+    await slot.put(engine)
+    transport = httpx.ASGITransport(build_app("lm", slot, metrics=Metrics(), rules=RULES))
+    body = json.dumps({"scorer": "constant", "items": [ITEM] * 2})
+    async with httpx.AsyncClient(transport=transport, base_url="http://replica") as client:
+        small = (await client.post("/v1/rewards", content=body)).json()
+        large = (await client.post("/v1/rewards", content=body + " " * 300_000)).json()
+    await engine.close()
+    for reply in (small, large):
+        del reply["id"], reply["timing"]
+    assert small == large
 
 
 @pytest.mark.parametrize("given", ["caller-7", None, "x" * 129, "two words"])

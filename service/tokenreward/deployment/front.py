@@ -7,13 +7,13 @@ import logging
 from typing import Any
 
 import httpx
-from fastapi import FastAPI
 from ray import serve
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from tokenreward.deployment.plan import REPLICA, rules_of
 from tokenreward.gateway import build_app
+from tokenreward.guard import App
 from tokenreward.metrics import Snapshot
 
 _GATHER_TIMEOUT_S = 5.0
@@ -30,7 +30,7 @@ class Gateway:
         self._args = args
         self._replicas = Replicas(list(dict.fromkeys(args["routes"].values())))
 
-    def __serve_build_asgi_app__(self) -> FastAPI:
+    def __serve_build_asgi_app__(self) -> App:
         # Ray's proxy closes idle connections after 90 s; we give them up sooner, or a request meets a closed one.
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=256, keepalive_expiry=30)
         # No timeout here: each request has its own deadline.

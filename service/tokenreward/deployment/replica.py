@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from typing import TYPE_CHECKING, Any
 
-from fastapi import FastAPI
 from ray import serve
 
 from tokenreward.deployment.plan import rules_of
+from tokenreward.guard import App
 from tokenreward.ingress import Slot, build_app
 from tokenreward.metrics import Metrics, Snapshot
 from tokenreward.settings import DeploymentSettings
@@ -31,7 +32,7 @@ class Replica:
         self._metrics = Metrics()
         self._slot = Slot()
 
-    def __serve_build_asgi_app__(self) -> FastAPI:
+    def __serve_build_asgi_app__(self) -> App:
         return build_app(self._settings["name"], self._slot, metrics=self._metrics, rules=self._rules)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
@@ -40,13 +41,10 @@ class Replica:
         await self._slot.put(await asyncio.to_thread(self._load, settings))
 
     def _load(self, settings: DeploymentSettings) -> Engine:
-        # Imported here because Ray also imports this module in a process that only builds the application.
-        import torch
-
+        os.environ["OMP_NUM_THREADS"] = str(max(1, int(settings.num_cpus)))  # torch reads it when it is imported
+        # Imported here, also because Ray imports this module in a process that only builds the application.
         from tokenreward.engine import Engine
 
-        # Ray gives a replica with a fraction of a CPU one thread, and leaves torch alone otherwise.
-        torch.set_num_threads(max(1, int(settings.num_cpus)))
         return Engine.load(settings, report=self._metrics.report, say=logger.info)
 
     def check_health(self) -> None:

@@ -218,3 +218,13 @@ async def test_size_refusals_name_the_limit_and_the_value(client: httpx.AsyncCli
     too_many = (await ask(client, items=[ITEM] * 9)).json()["error"]["message"]
     assert "9 items" in too_many
     assert "limit is 8" in too_many
+
+
+async def test_declared_length_is_refused_before_the_body_is_sent(served: Any) -> None:
+    host, port = served.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(f"POST /v1/rewards HTTP/1.1\r\nHost: {host}\r\nContent-Length: 1000000000\r\n\r\n".encode())
+    status = await asyncio.wait_for(reader.readline(), 5)
+    writer.close()
+    await writer.wait_closed()
+    assert status.split()[1] == b"413"

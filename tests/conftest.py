@@ -8,6 +8,11 @@ from typing import Any
 
 import jaxtyping
 import pytest
+from hypothesis import settings
+
+# A deadline per example would measure the machine, not the code.
+settings.register_profile("tokenreward", deadline=None)
+settings.load_profile("tokenreward")
 
 # Shapes in the signatures of the numeric layers are checked in tests only. Before anything imports those layers.
 SHAPES = jaxtyping.install_import_hook(

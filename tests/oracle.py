@@ -1,4 +1,4 @@
-"""What every fast number is checked against: float64, eager attention, one sequence at a time, written from the formulas.
+"""What every fast number is checked against: float64, eager attention, one sequence at a time, from the formulas.
 
 Slow and plain on purpose. It uses transformers' own forward and nothing of the service.
 """

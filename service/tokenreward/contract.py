@@ -15,11 +15,13 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
 from pydantic import BaseModel, ConfigDict
+from pydantic_core import PydanticCustomError
 
 from tokenreward.wire import CreditName
 
 Task = Literal["causal_lm", "reward_model"]
 Gives = Literal["values", "score", "weights"]
+WITHOUT_EFFECT = "value_error.without_effect"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,9 +92,16 @@ class Signals:
 
 
 class Options(BaseModel):
-    """Base of a scorer's options: frozen, unknown ones are errors, each with a description."""
+    """Base of a scorer's options: frozen, strict, unknown ones are errors, each with a description."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+def without_effect(name: str, because: str) -> PydanticCustomError:
+    """For an option that others make idle: refused if the caller set it, dropped if it was the operator's default."""
+    return PydanticCustomError(
+        WITHOUT_EFFECT, "`{name}` has no effect with {because}", {"name": name, "because": because}
+    )
 
 
 class Scorer(ABC):

@@ -35,7 +35,7 @@ The tree:
         OutOfMemory                    out_of_memory           retryable
         ScorerFailed                   scorer_failed
 
-It does not know HTTP frameworks, and it never holds a payload: messages name a field, a limit and a value, not the text.
+It does not know HTTP frameworks and never holds a payload: messages name a field, a limit and a value, not the text.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ and no environment layer beside it.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +29,12 @@ class ScorerSettings(Frozen):
     type: str = Field(description="A file of `tokenreward/scorers/`, or `package.module:Class` of your own.")
     name: str | None = Field(default=None, pattern=NAME_PATTERN, description="Unique in the config; default: the type.")
     options: dict[str, Any] = Field(default_factory=dict, description="Defaults for requests that do not set them.")
+
+    @model_validator(mode="after")
+    def _a_path_is_no_name(self) -> ScorerSettings:
+        if self.name is None and re.fullmatch(NAME_PATTERN, self.type) is None:
+            raise ValueError(f"`name` is required: requests could not use `{self.type}` as one")
+        return self
 
     @property
     def served_name(self) -> str:
@@ -77,7 +84,9 @@ class Settings(Frozen):
     )
     max_body_bytes: int = Field(default=64 * 2**20, ge=1, description="Largest request body; past it: 413.")
     max_request_items: int = Field(default=4096, ge=1, description="Most items in one request; past it: 413.")
-    request_timeout_s: float = Field(default=300.0, gt=0, description="Deadline of a request that names none.")
+    request_timeout_s: float = Field(
+        default=300.0, gt=0, allow_inf_nan=False, description="Deadline of a request that names none."
+    )
     gateway_num_cpus: float = Field(default=0.1, ge=0, description="CPUs that Ray reserves for the gateway.")
 
     @model_validator(mode="after")

@@ -278,3 +278,25 @@ async def test_an_empty_prompt_is_an_item_error_without_bos(make_engine: Callabl
     engine = make_engine("causal_lm", ["endogenous"], checkpoint=folder)
     item = await ask(engine, "endogenous", {"prompt": ""})
     assert item["error"]["code"] == "empty_prompt"
+
+
+async def test_a_default_that_the_callers_choice_makes_idle_is_dropped_but_not_one_the_caller_sent(
+    make_engine: Callable[..., Any],
+) -> None:
+    engine = make_engine("causal_lm", [{"type": "endogenous", "options": {"alpha": 2.0}}])
+    chosen = await ask(engine, "endogenous", options={"form": "logprob"})
+    plain = await ask(make_engine("causal_lm", ["endogenous"]), "endogenous", options={"form": "logprob"})
+    np.testing.assert_allclose(chosen["rewards"], plain["rewards"], atol=1e-5)
+    with pytest.raises(errors.InvalidField, match="`alpha` has no effect"):
+        await ask(engine, "endogenous", options={"form": "logprob", "alpha": 1.0})
+    logprob = make_engine("causal_lm", [{"type": "endogenous", "options": {"form": "logprob"}}])
+    with pytest.raises(errors.InvalidField, match="`alpha` has no effect"):
+        await ask(logprob, "endogenous", options={"alpha": 1.0})
+
+
+async def test_missing_logprobs_are_found_before_the_model_runs(make_engine: Callable[..., Any]) -> None:
+    engine = make_engine("causal_lm", ["endogenous"])
+    engine._device.run = None  # would fail if it were called
+    item = await ask(engine, "endogenous", credit={"kl": {"coef": 0.1}})
+    assert item["error"]["code"] == "length_mismatch"
+    assert item["error"]["param"] == "items[0].policy_logprobs"

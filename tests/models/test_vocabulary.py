@@ -24,9 +24,11 @@ def vocabulary(**changes: object) -> Vocabulary:
 def with_bos() -> Vocabulary:
     from tokenizers.processors import TemplateProcessing
 
-    made = vocabulary()
-    made._backend.post_processor = TemplateProcessing(single="<|bos|> $A", special_tokens=[("<|bos|>", tiny.BOS_ID)])
-    return made
+    tokenizer = copy.deepcopy(tiny.tokenizer())
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|bos|> $A", special_tokens=[("<|bos|>", tiny.BOS_ID)]
+    )
+    return Vocabulary(Checkpoint(tiny.model("llama"), tokenizer, "causal_lm", torch.device("cpu")))
 
 
 TEXTS = ["It is 4.", " leading and trailing \n", "naïve café 東京 👩‍👩‍👧", "مرحبا\r\n\tتم", "a\u0301\u200d\u0000"]
@@ -130,3 +132,16 @@ def test_a_tokenizer_that_truncates_or_pads_is_told_not_to() -> None:
 def test_a_lone_surrogate_is_unsupported_text() -> None:
     with pytest.raises(UnsupportedText):
         vocabulary().response("\ud800", finished=False, param="items[0].response")
+
+
+def test_ends_cover_white_space_even_if_the_tokenizer_trims_its_offsets() -> None:
+    from tokenizers.processors import ByteLevel
+
+    tokenizer = copy.deepcopy(tiny.tokenizer())
+    tokenizer.backend_tokenizer.post_processor = ByteLevel(trim_offsets=True)
+    made = Vocabulary(Checkpoint(tiny.model("llama"), tokenizer, "causal_lm", torch.device("cpu")))
+    text = "a \n   b  "
+    trimming, plain = (v.response(text, finished=False, param="p") for v in (made, vocabulary()))
+    np.testing.assert_array_equal(trimming.ends, plain.ends)
+    assert trimming.ends is not None
+    assert trimming.ends[-1] == len(text)

@@ -37,7 +37,7 @@ class UnitSignals:
     weights: Float32[np.ndarray, " u"] | None = None
 
 
-def check(credit: Credit, *, default: CreditName, gives: frozenset[Gives]) -> CreditName:
+def check(credit: Credit, *, default: CreditName, gives: frozenset[Gives], param: str = "credit") -> CreditName:
     """The rule that a request asks for. Raises CreditNotSupported (the scorer lacks its inputs), InvalidField (a
     parameter of another rule)."""
     name = credit.name if credit.name is not None else default
@@ -45,12 +45,12 @@ def check(credit: Credit, *, default: CreditName, gives: frozenset[Gives]) -> Cr
     if missing:
         raise CreditNotSupported(
             f"credit `{name}` needs {' and '.join(sorted(missing))}, this scorer gives {' and '.join(sorted(gives))}",
-            param="credit.name",
+            param=f"{param}.name",
         )
     for parameter, owner in _ONLY_WITH.items():
         if getattr(credit, parameter) is not None and name != owner:
             raise InvalidField(
-                f"`credit.{parameter}` belongs to credit `{owner}`, not `{name}`", param=f"credit.{parameter}"
+                f"`{param}.{parameter}` belongs to credit `{owner}`, not `{name}`", param=f"{param}.{parameter}"
             )
     return name
 
@@ -91,17 +91,27 @@ def penalise(
     *,
     param: str,
 ) -> Float32[np.ndarray, " u"]:
-    """Rewards less `credit.kl`, if it is asked for. Raises LengthMismatch if log-probs are missing or of another
-    length than the units."""
+    """Rewards less `credit.kl`, if it is asked for. Raises as `check_logprobs`."""
+    check_logprobs(credit, len(rewards), policy_logprobs, ref_logprobs, param=param)
     if credit.kl is None:
         return rewards
-    arrays = []
+    policy, reference = (np.asarray(logprobs, dtype=np.float64) for logprobs in (policy_logprobs, ref_logprobs))
+    with np.errstate(over="ignore", invalid="ignore"):
+        penalty = credit.kl.coef * kl.estimate(policy - reference, credit.kl.estimator)
+        return np.where(keep, rewards - penalty, rewards).astype(np.float32)
+
+
+def check_logprobs(
+    credit: Credit,
+    num_units: int,
+    policy_logprobs: list[float] | None,
+    ref_logprobs: list[float] | None,
+    *,
+    param: str,
+) -> None:
+    """Raises LengthMismatch if `credit.kl` is asked for and log-probs are missing or not one per unit."""
     for field, logprobs in (("policy_logprobs", policy_logprobs), ("ref_logprobs", ref_logprobs)):
         given = 0 if logprobs is None else len(logprobs)
-        if given != len(rewards):
+        if credit.kl is not None and given != num_units:
             where = f"{param}.{field}"
-            raise LengthMismatch(f"`{where}`: `credit.kl` needs {len(rewards)} entries, got {given}", param=where)
-        arrays.append(np.asarray(logprobs, dtype=np.float64))
-    with np.errstate(over="ignore", invalid="ignore"):
-        penalty = credit.kl.coef * kl.estimate(arrays[0] - arrays[1], credit.kl.estimator)
-        return np.where(keep, rewards - penalty, rewards).astype(np.float32)
+            raise LengthMismatch(f"`{where}`: `credit.kl` needs {num_units} entries, got {given}", param=where)

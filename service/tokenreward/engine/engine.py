@@ -114,7 +114,6 @@ class Engine:
         results = await self._run(batch)
         self._batch_began = None
         compute_s = time.monotonic() - began
-        self._measure(batch, began, compute_s)
         for entry, result in zip(batch, results, strict=True):
             if entry.future.done():
                 continue
@@ -122,6 +121,7 @@ class Engine:
                 entry.future.set_exception(result)
             else:
                 entry.future.set_result(Outcome(result, self._num_batches, began - entry.queued_at, compute_s))
+        self._measure(batch, began, compute_s)
 
     def describe(self) -> list[dict[str, Any]]:
         """The scorers of this deployment, as `GET /v1/scorers` shows them (the route is HTTP's to add)."""

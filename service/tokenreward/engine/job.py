@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tokenreward import credit as credits
 from tokenreward.batching import Entry
 from tokenreward.contract import Needs, Outputs, Row
 from tokenreward.engine.intake import Intake, Prepared
@@ -65,6 +66,9 @@ def make_job(item: Item, index: int, plans: Sequence[Plan], intake: Intake) -> J
     seen: dict[tuple[int, int, bytes], int] = {}
     for plan in plans:
         try:
+            credits.check_logprobs(
+                plan.credit, len(prepared.scored), item.policy_logprobs, item.ref_logprobs, param=prepared.param
+            )
             asked = plan.scorer.rows(prepared.sample, plan.options)
         except ItemError as error:
             job.rows_of[plan.name] = error

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from tokenreward import credit as credits
-from tokenreward.contract import Needs, Options, Scorer
+from tokenreward.contract import WITHOUT_EFFECT, Needs, Options, Scorer
 from tokenreward.engine.verdict import Plan
 from tokenreward.errors import InvalidField, UnknownOption, UnknownScorer
 from tokenreward.scorers import UnknownScorerType, resolve
@@ -50,20 +50,30 @@ class Served:
 
     def plan(self, request: RewardsRequest) -> Plan:
         """What the request asks of this scorer. Raises RequestError: unknown or wrong options, or credit."""
-        asked = request.options_of(self.name)
-        prefix = ("options",) if request.scorer is not None else ("options", self.name)
-        try:
-            options: Options = self.scorer.Options.model_validate({**self.defaults, **asked})
-        except ValidationError as error:
-            raise refusal(error, prefix=prefix, unknown=UnknownOption) from None
+        below = "" if request.scorer is not None else f".{self.name}"
+        options = self._options(request.options_of(self.name), prefix=f"options{below}")
         credit = request.credit_of(self.name)
-        name = credits.check(credit, default=self.scorer.default_credit, gives=self.scorer.gives)
+        param = f"credit{below}"
+        name = credits.check(credit, default=self.scorer.default_credit, gives=self.scorer.gives, param=param)
         if credit.kl is not None and credit.kl.reference is not None:
             raise InvalidField(
-                "`credit.kl.reference` cannot name a scorer yet; send `ref_logprobs` with each item",
-                param="credit.kl.reference",
+                f"`{param}.kl.reference` cannot name a scorer yet; send `ref_logprobs` with each item",
+                param=f"{param}.kl.reference",
             )
         return Plan(self.name, self.scorer, options, credit, name)
+
+    def _options(self, asked: dict[str, Any], *, prefix: str) -> Options:
+        """The caller's options over the operator's; an operator's default that the caller's choice makes idle goes."""
+        merged = {**self.defaults, **asked}
+        while True:
+            try:
+                return self.scorer.Options.model_validate(merged)
+            except ValidationError as error:
+                first = error.errors()[0]
+                idle = str(first.get("ctx", {}).get("name"))
+                if first["type"] != WITHOUT_EFFECT or idle in asked:
+                    raise refusal(error, prefix=(prefix,), unknown=UnknownOption) from None
+                del merged[idle]
 
     def describe(self) -> dict[str, Any]:
         """Its entry of `GET /v1/scorers`, without what belongs to the deployment."""

@@ -78,7 +78,7 @@ def failed(error: ItemError) -> dict[str, Any]:
 
 
 def shown_tokens(prepared: Prepared, vocabulary: Vocabulary) -> list[dict[str, Any]]:
-    """The tokens that were scored. Those of a text show its characters; an appended one has an empty span at the end."""
+    """The tokens that were scored. Those of a text show its characters; an appended one has an empty span."""
     ids = prepared.sample.response_ids
     text = prepared.item.response
     if not isinstance(text, str) or prepared.ends is None:

@@ -26,7 +26,7 @@ _DYNAMIC_ROPES = ("dynamic", "longrope")
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The layout that serves, its largest difference to the model's own forward, the bound, and why it is not packed."""
+    """The layout that serves, its largest difference to the model's own forward, the bound, why it is not packed."""
 
     layout: Layout
     difference: float

@@ -6,6 +6,7 @@ ever truncated or padded. It knows no spans of the caller (alignment does) and n
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -37,11 +38,13 @@ class Vocabulary:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._tokenizer: Any = checkpoint.tokenizer
-        self._backend: Any = getattr(self._tokenizer, "backend_tokenizer", None)
+        self._backend: Any = copy.deepcopy(getattr(self._tokenizer, "backend_tokenizer", None))
         if self._backend is not None:
             # tokenizer.json may ask for either; rewards are per token, so both would be silent damage.
             self._backend.no_truncation()
             self._backend.no_padding()
+            # It adds special tokens, which we never ask for, and may trim white space off the ends of tokens.
+            self._backend.post_processor = None
         self._eos_ids = _eos_ids(checkpoint)
 
     @cached_property
@@ -78,7 +81,7 @@ class Vocabulary:
             ids = np.concatenate([[self.bos_id], ids])
         return self.prompt_from_ids(ids, param=param)
 
-    def prompt_from_ids(self, ids: Int64[np.ndarray, " p"], *, param: str) -> Int64[np.ndarray, " p"]:
+    def prompt_from_ids(self, ids: Int64[np.ndarray, " given"], *, param: str) -> Int64[np.ndarray, " p"]:
         """Ids as they are; an empty prompt becomes BOS. Raises EmptyPrompt if the model has none."""
         if len(ids):
             return ids

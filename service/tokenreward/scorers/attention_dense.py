@@ -1,5 +1,6 @@
-"""Scorer `attention_dense`: a reward model's score spread by its own attention (ABC: Chan et al. 2024, "Dense Reward for
-Free in Reinforcement Learning from Human Feedback", 2402.00782).
+"""Scorer `attention_dense`: a reward model's score spread by its own attention.
+
+ABC: Chan et al. 2024, "Dense Reward for Free in Reinforcement Learning from Human Feedback", 2402.00782.
 
 w = the last layer's attention of the pooled token over the response, mean over heads, renormalised over the unmasked
 response tokens: prompt and suffix columns are dropped, the weights sum to 1.

@@ -5,8 +5,8 @@ Found Inside Large Language Models", 2506.23235):
 
     r_t = Q(s_t, a_t) - V(s_{t+1}),   V(s) = alpha * logsumexp(Q(s, .) / alpha)
 
-so that sum_t r_t = alpha * log pi(response | prompt) + V(s_1) - V(s_{T+1}), with V = 0 past a terminal token. V is a free
-potential: a single r_t is comparable within one model only. `form: logprob` drops it: r_t = log pi(a_t | s_t).
+so that sum_t r_t = alpha * log pi(response | prompt) + V(s_1) - V(s_{T+1}), with V = 0 past a terminal token. V is a
+free potential: a single r_t is comparable within one model only. `form: logprob` drops it: r_t = log pi(a_t | s_t).
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ class Scorer(contract.Scorer):
         def _only_what_has_an_effect(self) -> Scorer.Options:
             for name in _FOREIGN[self.form]:
                 if name in self.model_fields_set:
-                    raise ValueError(f"`{name}` has no effect with form `{self.form}`")
+                    raise contract.without_effect(name, f"form `{self.form}`")
             for name in ("gamma", "clip_min"):
                 if name in self.model_fields_set and self.aggregation != "discounted_sum":
-                    raise ValueError(f"`{name}` has no effect with aggregation `{self.aggregation}`")
+                    raise contract.without_effect(name, f"aggregation `{self.aggregation}`")
             return self
 
         @property

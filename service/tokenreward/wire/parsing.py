@@ -18,6 +18,7 @@ _UNION_TAGS = {  # what pydantic adds to a location below a field that has sever
     "content": ("str", "list[dict[str,any]]"),
 }
 _LONGEST_SHOWN = 24
+_LONGEST_PATH = 200
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
@@ -46,7 +47,7 @@ def refusal(
 ) -> RequestError:
     """The first thing wrong, as one of our errors. Never quotes text that the caller sent, only numbers and sizes."""
     first = error.errors(include_url=False)[0]
-    where = path((*prefix, *first["loc"]))
+    where = path((*prefix, *first["loc"]))[:_LONGEST_PATH]
     kind = first["type"]
     if kind == "json_invalid":
         return MalformedJson(f"the body is not valid JSON: {first['msg'].removeprefix('Invalid JSON: ')}")
@@ -58,7 +59,7 @@ def refusal(
     if kind == "missing":
         return InvalidField(f"`{where}` is required", param=where)
     message = first["msg"].removeprefix("Value error, ")
-    if kind == "value_error":
+    if kind.startswith("value_error"):
         return InvalidField(message, param=where or None)
     if kind == "model_type":
         message = "must be an object"  # pydantic would name our class

@@ -118,6 +118,14 @@ class Item(Strict):
                     raise ValueError(f"`{name}` goes with a text response; token ids are scored as they are")
         return self
 
+    @model_validator(mode="after")
+    def _template_fields_need_messages(self) -> Item:
+        if not (isinstance(self.prompt, list) and self.prompt and isinstance(self.prompt[0], Message)):
+            for name in ("chat_template_kwargs", "tools"):
+                if getattr(self, name):
+                    raise ValueError(f"`{name}` goes with messages; this prompt meets no chat template")
+        return self
+
 
 class Kl(Strict):
     """KL penalty on every unit, r_t -= coef * k_t, with d = policy_logprobs - ref_logprobs (estimators of Schulman,
@@ -155,7 +163,7 @@ class RewardsRequest(Strict):
     items: Annotated[list[Item], Field(min_length=1)]
     options: dict[str, Any] = Field(default_factory=dict)
     credit: dict[str, Any] = Field(default_factory=dict)
-    combine: dict[str, FiniteFloat] | None = None
+    combine: Annotated[dict[str, FiniteFloat], Field(min_length=1)] | None = None
     encoding_format: Literal["float", "base64"] = "float"
     return_tokens: bool = False
     min_version: Annotated[int, Field(ge=0)] | None = None

@@ -228,3 +228,11 @@ async def test_declared_length_is_refused_before_the_body_is_sent(served: Any) -
     writer.close()
     await writer.wait_closed()
     assert status.split()[1] == b"413"
+
+
+@pytest.mark.parametrize("value", ["soon", "", "0", "-1", "inf", "nan"])
+async def test_deadline_must_be_a_positive_number_of_seconds(client: httpx.AsyncClient, value: str) -> None:
+    body = {"scorer": "one", "items": [ITEM]}
+    response = await client.post("/v1/rewards", json=body, headers={"x-request-timeout-seconds": value})
+    assert response.status_code == 422
+    assert response.json()["error"]["param"] == "x-request-timeout-seconds"

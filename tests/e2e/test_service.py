@@ -93,7 +93,7 @@ def test_our_refusals_pass_rays_proxy(client: httpx.Client) -> None:
 def test_our_deadline_fires_before_that_of_rays_proxy(client: httpx.Client) -> None:
     body = {"scorer": "endogenous", "items": [{"prompt": [5] * 200, "response": [6] * 250}] * 400}
     for path in ("/v1/rewards", "/d/lm/v1/rewards"):
-        late = client.post(path, json=body, headers={"x-request-timeout-seconds": "0.2"})
+        late = client.post(path, json=body, headers={"x-request-timeout-seconds": "0.5"})
         assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline_exceeded")
 
 

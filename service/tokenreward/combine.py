@@ -46,7 +46,7 @@ def combine(items: list[dict[str, Any]], request: RewardsRequest) -> None:
     for item in items:
         results = [item["scorers"][name] for name in weights]
         item["rewards"], item["score"] = None, None
-        if not results or any(result.get("error") or result.get("rewards") is None for result in results):
+        if not results or any(result["rewards"] is None for result in results):
             continue
         _add(item, results, list(weights.values()))
         if item["rewards"] is not None and request.encoding_format == "base64":

@@ -31,8 +31,8 @@ def start(launching: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
         launching.end(service)
 
 
-def config_with(tmp_path: Path, checkpoint: Path) -> str:
-    deployment = {"name": "lm", "checkpoint": str(checkpoint), "task": "causal_lm", "num_cpus": 0.5}
+def config_with(tmp_path: Path, checkpoint: Path, **settings: Any) -> str:
+    deployment = {"name": "lm", "checkpoint": str(checkpoint), "task": "causal_lm", "num_cpus": 0.5, **settings}
     file = tmp_path / "service.yaml"
     file.write_text(json.dumps({"deployments": [{**deployment, "scorers": [{"type": "endogenous"}]}]}))
     return str(file)
@@ -50,6 +50,14 @@ def test_checkpoint_that_cannot_be_loaded_ends_it_with_the_reason(start: Any, fr
     logs = Path(kept.removeprefix("logs are kept in "))
     assert any(str(tmp_path / "empty") in file.read_text() for file in (logs / "serve").glob("replica_lm_*"))
     shutil.rmtree(logs.parent.parent)
+
+
+def test_gpus_that_are_not_there_are_missed_and_not_waited_for(start: Any, free_port: int, tmp_path: Path) -> None:
+    config = config_with(tmp_path, tmp_path, num_replicas=1000, num_gpus=1)
+    service = start("--config", config, "--port", str(free_port))
+    assert service.process.wait(timeout=60) == 1
+    assert "reserve 1000 GPUs" in service.text
+    shutil.rmtree(Path(service.text.split("logs are kept in ")[1].strip()).parent.parent)
 
 
 def test_port_that_is_taken_is_said_at_once(start: Any, tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ async def test_combine_past_float32_is_an_error_and_not_infinity(front: Any) -> 
         (
             {"scorers": ["one", "two"], "credit": {"two": {"kl": {"coef": 1.0, "reference": "one"}}}},
             "invalid_field",
-            "credit.kl.reference",
+            "credit.two.kl.reference",
         ),
     ],
 )

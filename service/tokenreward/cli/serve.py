@@ -98,10 +98,13 @@ def curl(settings: Settings) -> str:
 
 
 def _leave(stop: Callable[[], None], code: int) -> int:
-    stop()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # Ray's exit hooks would wait, and complain, for processes that are gone
+    silence = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):  # Ray's C++ threads write there of processes that are gone
+        os.dup2(silence, descriptor)
+    stop()
+    os._exit(code)  # Ray's exit hooks would wait for them
 
 
 def _say(line: str) -> None:

@@ -51,10 +51,11 @@ class Instance:
         return self.folder / "session_latest" / "logs"
 
     def connect(self) -> None:
-        """Bring up Ray. It takes the process's signal handlers for itself."""
+        """Bring up Ray. It takes the process's signal handlers for itself. Raises StartFailed."""
         close_ray()
         self._say(f"starting; logs are in {self.logs} while it runs")
         self._start_ray()
+        self._refuse_missing_gpus()
 
     def deploy(self) -> None:
         """Bring up the service; returns when every replica is loaded. Raises StartFailed."""
@@ -93,6 +94,15 @@ class Instance:
             logging_level=logging.ERROR,
             _temp_dir=str(self.folder),
         )
+
+    def _refuse_missing_gpus(self) -> None:
+        """Ray would wait for them to come."""
+        import ray
+
+        wanted = sum(d.num_replicas * d.num_gpus for d in self._settings.deployments)
+        found = ray.cluster_resources().get("GPU", 0)
+        if wanted > found:
+            raise StartFailed(f"the deployments reserve {wanted:g} GPUs (`num_gpus`), this machine has {found:g}")
 
     def _deploy(self) -> None:
         from ray import serve

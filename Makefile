@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-DEV := beartype build hatchling hypothesis mypy psutil pytest pytest-asyncio ruff scikit-learn types-psutil types-pyyaml
+DEV := beartype build hatchling hypothesis mypy pytest pytest-asyncio ruff types-psutil types-pyyaml
 
 .PHONY: help serve test lint format wheel clean
 

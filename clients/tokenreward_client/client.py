@@ -9,17 +9,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import math
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
 from typing import Any, ClassVar, Self, TypeVar, Unpack, cast
 
 import httpx
 
 from tokenreward_client.batch import Asked, Batch, part_flow
-from tokenreward_client.errors import BadArgument
-from tokenreward_client.flow import GATEWAY_REWARDS, Attempts, Flow, Retry, Road, Send, Sleep, Step, Together
+from tokenreward_client.checked import checked_key, checked_timeout, checked_url
+from tokenreward_client.errors import BadArgument, DeadlineExceeded
+from tokenreward_client.flow import GATEWAY_REWARDS, TOO_LATE, Attempts, Flow, Retry, Road, Send, Sleep, Step, Together
 from tokenreward_client.items import ItemLike
 from tokenreward_client.rewards import Rewards
 from tokenreward_client.routes import Routes, ScorerInfo
@@ -50,10 +50,10 @@ class _Service:
         max_retries: int = 10,
         max_concurrency: int = 16,
     ) -> None:
-        self._base_url = _checked_url(base_url)
+        self._base_url = checked_url(base_url)
         # httpx's Headers hide the key when they are printed.
-        self._headers = httpx.Headers({} if api_key is None else {"authorization": f"Bearer {_checked_key(api_key)}"})
-        self._timeout_s = _checked_timeout(timeout_s)
+        self._headers = httpx.Headers({} if api_key is None else {"authorization": f"Bearer {checked_key(api_key)}"})
+        self._timeout_s = checked_timeout(timeout_s)
         if max_retries < 0:
             raise BadArgument(f"`max_retries` must be 0 or more, got {max_retries}", param="max_retries")
         if max_concurrency < 1:
@@ -78,7 +78,7 @@ class _Service:
     def _scoring(self, items: Iterable[ItemLike], scorer: str | None, asked: Asked) -> Flow[list[Rewards]]:
         batch = Batch(items, scorer, asked)
         timeout_s = asked.get("timeout_s")
-        whole = self._attempts(self._timeout_s if timeout_s is None else _checked_timeout(timeout_s))
+        whole = self._attempts(self._timeout_s if timeout_s is None else checked_timeout(timeout_s))
         if not batch.parcels:
             return []
         path = GATEWAY_REWARDS
@@ -89,7 +89,7 @@ class _Service:
         for part in batch.parts(max_items=self.max_request_items, max_bytes=self.max_request_bytes):
             road = Road(path, None if path == GATEWAY_REWARDS else self._routes.forget)
             flows.append(part_flow(batch, part, road, Attempts(self._retry, whole.deadline)))
-        return batch.in_order((yield Together(flows)))
+        return batch.in_order((yield Together(flows, whole.left_s)))
 
     def _listing(self) -> Flow[list[ScorerInfo]]:
         return self._routes.listing(self._attempts(self._timeout_s))
@@ -161,17 +161,17 @@ class Client(_Service):
         if isinstance(step, Sleep):
             return stop.wait(step.seconds)
         if isinstance(step, Together):
-            return self._together(step.flows, stop)
+            return self._together(step, stop)
         try:
             return self._http.send(_request(self._http, step))
         except httpx.RequestError as error:
             return error
 
-    def _together(self, flows: Sequence[Flow[Any]], stop: threading.Event) -> list[Any]:
-        if len(flows) == 1:
-            return [self._drive_in_slot(flows[0], stop)]
-        pool = ThreadPoolExecutor(min(len(flows), self._max_concurrency), thread_name_prefix="tokenreward")
-        futures = [pool.submit(self._drive_in_slot, flow, stop) for flow in flows]
+    def _together(self, step: Together, stop: threading.Event) -> list[Any]:
+        if len(step.flows) == 1:
+            return [self._drive_in_slot(step.flows[0], step.left_s, stop)]
+        pool = ThreadPoolExecutor(min(len(step.flows), self._max_concurrency), thread_name_prefix="tokenreward")
+        futures = [pool.submit(self._drive_in_slot, flow, step.left_s, stop) for flow in step.flows]
         try:
             for future in wait(futures, return_when=FIRST_EXCEPTION).done:
                 future.result()
@@ -185,9 +185,13 @@ class Client(_Service):
         finally:
             pool.shutdown(wait=False)
 
-    def _drive_in_slot(self, flow: Flow[T], stop: threading.Event) -> T:
-        with self._slots:
+    def _drive_in_slot(self, flow: Flow[T], left_s: Callable[[], float], stop: threading.Event) -> T:
+        if not self._slots.acquire(timeout=min(left_s(), threading.TIMEOUT_MAX)):
+            raise DeadlineExceeded(TOO_LATE)
+        try:
             return self._drive(flow, stop)
+        finally:
+            self._slots.release()
 
 
 class AsyncClient(_Service):
@@ -236,7 +240,7 @@ class AsyncClient(_Service):
         if isinstance(step, Sleep):
             return await asyncio.sleep(step.seconds)
         if isinstance(step, Together):
-            return await self._together(step.flows)
+            return await self._together(step)
         try:
             async with asyncio.timeout(step.timeout_s):
                 return await self._http.send(_request(self._http, step))
@@ -245,8 +249,8 @@ class AsyncClient(_Service):
         except httpx.RequestError as error:
             return error
 
-    async def _together(self, flows: Sequence[Flow[Any]]) -> list[Any]:
-        tasks = [asyncio.ensure_future(self._drive_in_slot(flow)) for flow in flows]
+    async def _together(self, step: Together) -> list[Any]:
+        tasks = [asyncio.ensure_future(self._drive_in_slot(flow, step.left_s)) for flow in step.flows]
         try:
             return await asyncio.gather(*tasks)
         except BaseException:
@@ -255,35 +259,19 @@ class AsyncClient(_Service):
             await asyncio.gather(*tasks, return_exceptions=True)
             raise
 
-    async def _drive_in_slot(self, flow: Flow[T]) -> T:
-        async with self._slots:
+    async def _drive_in_slot(self, flow: Flow[T], left_s: Callable[[], float]) -> T:
+        try:
+            async with asyncio.timeout(left_s()):
+                await self._slots.acquire()
+        except TimeoutError:
+            raise DeadlineExceeded(TOO_LATE) from None
+        try:
             return await self._drive(flow)
+        finally:
+            self._slots.release()
 
 
 def _request(http: httpx.Client | httpx.AsyncClient, step: Send) -> httpx.Request:
     timeout = httpx.Timeout(step.timeout_s, connect=min(step.timeout_s, CONNECT_TIMEOUT_S))
     method = "GET" if step.body is None else "POST"
     return http.build_request(method, step.path, content=step.body, headers=step.headers, timeout=timeout)
-
-
-def _checked_url(base_url: str) -> httpx.URL:
-    try:
-        url = httpx.URL(base_url)
-    except (httpx.InvalidURL, TypeError):
-        raise BadArgument("`base_url` is not a URL", param="base_url") from None
-    if url.scheme not in ("http", "https") or not url.host or url.query or url.fragment:
-        raise BadArgument("`base_url` must look like http://host:port, without a query", param="base_url")
-    return url
-
-
-def _checked_key(api_key: str) -> str:
-    """Never quotes the key: a message ends up in logs."""
-    if not api_key or not api_key.isascii() or not api_key.isprintable() or " " in api_key:
-        raise BadArgument("`api_key` must be printable ASCII without white space", param="api_key")
-    return api_key
-
-
-def _checked_timeout(timeout_s: float) -> float:
-    if not (math.isfinite(timeout_s) and timeout_s > 0):
-        raise BadArgument(f"`timeout_s` must be a positive number of seconds, got {timeout_s}", param="timeout_s")
-    return timeout_s

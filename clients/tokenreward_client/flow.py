@@ -22,6 +22,7 @@ from tokenreward.wire import ErrorDetail
 from tokenreward_client.errors import BadReply, ClientError, ConnectionFailed, DeadlineExceeded, ServerRefused
 
 GATEWAY_REWARDS = "/v1/rewards"
+TOO_LATE = "the deadline passed before the request could be sent"
 # Without our error body these come from a proxy: a route not yet mounted, a slow read, a rate limit.
 _PROXY_STATUSES_TO_RETRY = frozenset({404, 408, 429})
 _NEVER_RETRIED = (httpx.UnsupportedProtocol, httpx.LocalProtocolError, httpx.TooManyRedirects, httpx.DecodingError)
@@ -51,9 +52,13 @@ class Sleep:
 
 @dataclass(frozen=True, slots=True)
 class Together:
-    """Run these flows, at most `max_concurrency` at a time; the answers keep their order."""
+    """Run these flows, at most `max_concurrency` at a time; the answers keep their order.
+
+    `left_s`: the seconds that a flow may wait for its turn; raises DeadlineExceeded once there are none.
+    """
 
     flows: Sequence[Flow[Any]]
+    left_s: Callable[[], float]
 
 
 Step = Send | Sleep | Together
@@ -91,7 +96,7 @@ class Attempts:
         """Seconds left. Raises DeadlineExceeded if there are none."""
         left_s = self.deadline - self.retry.clock()
         if left_s <= 0:
-            raise DeadlineExceeded("the deadline passed before the request could be sent")
+            raise DeadlineExceeded(TOO_LATE)
         return left_s
 
     def pause(self, error: ClientError, retry_after_s: float = 0.0) -> Flow[None]:

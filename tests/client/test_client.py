@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
 
-from edge import scores
+from edge import keyed, scores
 from tokenreward.wire import IdsB64, Item, decode_ids
 from tokenreward_client import (
     AsyncClient,
@@ -191,6 +194,47 @@ def test_deadline_travels_and_silence_past_it_is_an_exception(edge: Any, score: 
     with pytest.raises(DeadlineExceeded):
         score(items(1), timeout_s=1)
     assert 0 < float(edge.seen[0][1]["x-request-timeout-seconds"]) <= 1
+
+
+@pytest.mark.parametrize("num_items", [1, 3])
+def test_deadline_counts_while_another_call_holds_the_slot(
+    edge: Any, items: Any, monkeypatch: pytest.MonkeyPatch, num_items: int
+) -> None:
+    monkeypatch.setattr(Client, "max_request_items", 1)
+    edge.delay_s = 3
+    with Client(edge.url, max_concurrency=1) as client, ThreadPoolExecutor() as threads:
+        first = threads.submit(client.score, items(1))
+        wait_until(lambda: edge.in_flight)
+        began = time.monotonic()
+        with pytest.raises(DeadlineExceeded):
+            client.score(items(num_items), timeout_s=0.3)
+        assert time.monotonic() - began < 2
+        assert scores(first.result()) == [0]
+        edge.delay_s = 0
+        assert scores(client.score(items(2))) == [0, 1]
+    assert len(edge.seen) == 3
+
+
+async def test_deadline_counts_while_another_awaited_call_holds_the_slot(edge: Any, items: Any) -> None:
+    edge.delay_s = 3
+    async with AsyncClient(edge.url, max_concurrency=1) as client:
+        first = asyncio.ensure_future(client.score(items(1)))
+        await asyncio.to_thread(wait_until, lambda: edge.in_flight)
+        began = time.monotonic()
+        with pytest.raises(DeadlineExceeded):
+            await client.score(items(1), timeout_s=0.3)
+        assert time.monotonic() - began < 2
+        assert scores(await first) == [0]
+        edge.delay_s = 0
+        assert scores(await client.score(items(1))) == [0]
+    assert len(edge.seen) == 2
+
+
+def wait_until(true: Callable[[], object]) -> None:
+    until = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < until
+        time.sleep(0.01)
 
 
 def test_server_that_is_not_there_is_a_failed_connection(edge: Any, score: Any, items: Any) -> None:

@@ -6,6 +6,7 @@ with Client("http://127.0.0.1:8000") as client:
     answers = client.score([("2+2?", "It is 4.")], scorer="endogenous")
 """
 
+from tokenreward.alignment import fingerprint
 from tokenreward_client.client import AsyncClient, Client
 from tokenreward_client.errors import (
     BadArgument,
@@ -34,5 +35,6 @@ __all__ = [
     "Rewards",
     "ScorerInfo",
     "ServerRefused",
+    "fingerprint",
     "text_and_spans",
 ]

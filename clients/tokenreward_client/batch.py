@@ -30,7 +30,9 @@ class Asked(TypedDict, total=False):
 
     `options`, `credit`: as on the wire; keyed by scorer name with `scorers`. `combine`: weights per scorer name.
     `on_error`: "raise" (default) raises ItemFailed for the first failed item, once all are done; "return" leaves the
-    error in its Rewards. `timeout_s`: deadline of this call, in place of the client's.
+    error in its Rewards. `timeout_s`: deadline of this call, in place of the client's. `fingerprint`: of the tokenizer
+    that made the items' ids, `fingerprint(tokenizer.get_vocab())`. Ids are sent only if every scorer asked lists the
+    same one; else, nothing sent, BadArgument, or the error that kept the listing away. Without it ids are trusted.
     """
 
     scorers: Sequence[str] | None
@@ -41,6 +43,7 @@ class Asked(TypedDict, total=False):
     min_version: int | None
     on_error: Literal["raise", "return"]
     timeout_s: float | None
+    fingerprint: str | None
 
 
 class Batch:
@@ -62,6 +65,7 @@ class Batch:
         except RequestError as error:
             raise BadArgument(error.message, param=error.param) from None
         self.names = request.names
+        self.fingerprint = asked.get("fingerprint") if any(parcel.has_ids for parcel in self.parcels) else None
         self.keyed = request.scorers is not None
         self.combined = request.combine is not None
         # Only the gateway asks one scorer on behalf of another.

@@ -81,6 +81,8 @@ class _Service:
         whole = self._attempts(self._timeout_s if timeout_s is None else checked_timeout(timeout_s))
         if not batch.parcels:
             return []
+        if batch.fingerprint is not None:
+            yield from self._routes.agree(batch.names, batch.fingerprint, Attempts(self._retry, whole.deadline))
         path = GATEWAY_REWARDS
         if not batch.needs_gateway:
             listing = self._attempts(min(whole.left_s(), LISTING_TIMEOUT_S), max_retries=0)

@@ -23,10 +23,12 @@ _PER_UNIT = ("spans", "mask", "policy_logprobs", "ref_logprobs")
 
 @dataclass(frozen=True, slots=True)
 class Parcel:
-    """One item as JSON, and the number of rewards it must come back with (None: the server's tokens decide)."""
+    """One item as JSON, the number of rewards it must come back with (None: the server's tokens decide), and whether
+    its prompt or response is token ids."""
 
     json: bytes
     units: int | None
+    has_ids: bool = False
 
 
 def pack(items: Iterable[ItemLike]) -> list[Parcel]:
@@ -50,8 +52,9 @@ def parcel(given: ItemLike, where: str) -> Parcel:
     except RequestError as error:
         raise BadArgument(error.message, param=error.param) from None
     units = _units(item, where)
+    has_ids = not isinstance(item.prompt, (str, list)) or not isinstance(item.response, str)
     try:
-        return Parcel(item.model_dump_json(exclude_unset=True).encode(), units)
+        return Parcel(item.model_dump_json(exclude_unset=True).encode(), units, has_ids)
     except ValueError as error:  # a lone surrogate in a text, say
         raise BadArgument(f"`{where}` cannot be written as JSON: {error}", param=where) from None
 

@@ -1,7 +1,7 @@
 """Which deployment serves which scorer: learnt from `GET /v1/scorers`, so that a request can go straight there.
 
 A second hop costs more than the whole ingress, so the gateway is the way only where no one deployment has all that is
-asked. It knows names and paths, and nothing of what a scorer computes.
+asked. It knows names, paths and tokenizers' fingerprints, and nothing of what a scorer computes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import httpx
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tokenreward.wire import NAME_PATTERN
-from tokenreward_client.errors import BadReply, ClientError
+from tokenreward_client.errors import BadArgument, BadReply, ClientError
 from tokenreward_client.flow import GATEWAY_REWARDS, Attempts, Flow, Road, answered
 
 SCORERS = "/v1/scorers"
@@ -31,6 +31,7 @@ class ScorerInfo(BaseModel):
     deployment: str | None = Field(default=None, pattern=NAME_PATTERN)
     model: str | None = None
     version: int | None = None
+    tokenizer: str | None = None
 
 
 class _Listing(BaseModel):
@@ -42,6 +43,7 @@ class Routes:
 
     def __init__(self) -> None:
         self._deployments: dict[str, str | None] | None = None
+        self._tokenizers: dict[str, str | None] = {}
         self._ask_again_at = -math.inf
 
     def listing(self, attempts: Attempts) -> Flow[list[ScorerInfo]]:
@@ -52,7 +54,23 @@ class Routes:
         except ValidationError as error:
             raise BadReply(f"{SCORERS} did not answer a list of scorers: {error.errors()[0]['msg']}") from None
         self._deployments = {scorer.name: scorer.deployment for scorer in found}
+        self._tokenizers = {scorer.name: scorer.tokenizer for scorer in found}
         return found
+
+    def agree(self, names: Sequence[str], fingerprint: str, attempts: Attempts) -> Flow[None]:
+        """Raise BadArgument unless each of these scorers lists this tokenizer. What is known is believed only where it
+        agrees; else the service is asked, raising as `listing`."""
+        if any(self._tokenizers.get(name) != fingerprint for name in names):
+            yield from self.listing(attempts)
+        for name in names:
+            if (theirs := self._tokenizers.get(name)) != fingerprint:
+                message = (
+                    f"the items' ids are of tokenizer {fingerprint!r}, but scorer {name!r} has {theirs!r}: "
+                    "send text and spans (see text_and_spans)"
+                    if theirs is not None
+                    else f"the service lists no tokenizer of scorer {name!r} to compare with {fingerprint!r}"
+                )
+                raise BadArgument(message, param="fingerprint")
 
     def road(self, names: Sequence[str], attempts: Attempts) -> Flow[str]:
         """The path for a request that names these scorers. A listing that fails is no error: the gateway will do."""
@@ -68,3 +86,4 @@ class Routes:
     def forget(self) -> None:
         """Learn again before the next call: a direct path led nowhere."""
         self._deployments = None
+        self._tokenizers = {}

@@ -22,6 +22,8 @@ from tokenreward.wire import ErrorDetail
 from tokenreward_client.errors import BadReply, ClientError, ConnectionFailed, DeadlineExceeded, ServerRefused
 
 GATEWAY_REWARDS = "/v1/rewards"
+# The deadline travels in whole milliseconds, and the server refuses 0.000.
+LEAST_LEFT_S = 0.001
 TOO_LATE = "the deadline passed before the request could be sent"
 # Without our error body these come from a proxy: a route not yet mounted, a slow read, a rate limit.
 _PROXY_STATUSES_TO_RETRY = frozenset({404, 408, 429})
@@ -93,9 +95,9 @@ class Attempts:
         self.num_retries = 0
 
     def left_s(self) -> float:
-        """Seconds left. Raises DeadlineExceeded if there are none."""
+        """Seconds left. Raises DeadlineExceeded if there is less than a millisecond."""
         left_s = self.deadline - self.retry.clock()
-        if left_s <= 0:
+        if left_s < LEAST_LEFT_S:
             raise DeadlineExceeded(TOO_LATE)
         return left_s
 

@@ -112,8 +112,15 @@ def test_server_is_told_what_remains_of_the_deadline() -> None:
     assert [send.timeout_s for send in walk.sends] == [100, 70]
 
 
-def test_deadline_that_has_passed_sends_nothing() -> None:
-    walk = Walk(timeout_s=0.0)
+def test_shortest_deadline_that_is_sent_is_a_millisecond() -> None:
+    walk = Walk(OK, timeout_s=0.0011)
+    walk.run()
+    assert walk.sends[0].headers["x-request-timeout-seconds"] == "0.001"
+
+
+@pytest.mark.parametrize("timeout_s", [0.0, 0.0004, 0.0009])
+def test_deadline_that_has_passed_sends_nothing(timeout_s: float) -> None:
+    walk = Walk(OK, timeout_s=timeout_s)
     with pytest.raises(DeadlineExceeded):
         walk.run()
     assert walk.steps == []

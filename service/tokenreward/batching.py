@@ -75,6 +75,16 @@ class Batcher(Generic[WorkT, ResultT]):
         self.queued_tokens += asked
         self._arrived.set()
 
+    def refuse_if_full(self) -> None:
+        """Raises Overloaded if nothing more fits, before anything is spent on a request."""
+        if self.queued_tokens >= self._max_queued_tokens:
+            self._drop_gone()
+        if self.queued_tokens >= self._max_queued_tokens:
+            raise Overloaded(
+                f"{self.queued_tokens} tokens wait, `max_queued_tokens` is {self._max_queued_tokens}",
+                retry_after_s=self._retry_after_s(1),
+            )
+
     async def next_batch(self) -> list[Entry[WorkT, ResultT]]:
         """Waits for work, then takes a batch of at least one entry that somebody still waits for."""
         while True:

@@ -40,6 +40,7 @@ It does not know HTTP frameworks and never holds a payload: messages name a fiel
 
 from __future__ import annotations
 
+import traceback
 from typing import ClassVar
 
 
@@ -189,3 +190,8 @@ class OutOfMemory(ItemError):
 
 class ScorerFailed(ItemError):
     code = "scorer_failed"
+
+
+def frames(error: BaseException) -> str:
+    """Type and place of an exception for the log, without its message, which may quote what the caller sent."""
+    return f"{type(error).__name__} at\n{''.join(traceback.format_tb(error.__traceback__)).rstrip()}"

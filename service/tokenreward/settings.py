@@ -72,6 +72,12 @@ class DeploymentSettings(Frozen):
     num_cpus: float = Field(default=1, ge=0, description="CPUs that Ray reserves per replica; also its threads.")
     num_gpus: float = Field(default=0, ge=0, le=1, description="GPUs that Ray reserves per replica; one at most.")
 
+    @model_validator(mode="after")
+    def _a_suffix_needs_a_pool(self) -> DeploymentSettings:
+        if self.suffix_text is not None and self.task != "reward_model":
+            raise ValueError(f"`suffix_text` has no effect with task `{self.task}`")
+        return self
+
 
 class Settings(Frozen):
     """The whole service."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from tokenreward import errors
+from tokenreward.contract import Signals
 from tokenreward.wire import RewardsRequest, parse
 
 POISON = 77
@@ -75,6 +77,8 @@ async def test_the_event_loop_answers_while_a_batch_runs(engine: Any) -> None:
         (RuntimeError("shape mismatch"), "scorer_failed", False),
         (torch.OutOfMemoryError("CUDA out of memory"), "out_of_memory", True),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "out_of_memory", True),
+        (RuntimeError("CUDA error: out of memory"), "out_of_memory", True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"), "out_of_memory", True),
     ],
 )
 async def test_only_the_culprit_of_a_failed_pass_fails(
@@ -210,7 +214,7 @@ async def test_what_is_measured_is_reported(make_engine: Callable[..., Any]) -> 
     )
     await engine.score(request([10, 11], [999]))
     totals = {(name, *labels.values()): value for name, value, labels in reported}
-    assert totals["items_total", "endogenous"] == 2
+    assert totals["items_total", "endogenous"] == 1  # the other failed
     assert totals["tokens_total", "prompt"] == 1
     assert totals["tokens_total", "response"] == 2
     assert totals["errors_total", "token_out_of_vocabulary"] == 1
@@ -227,3 +231,58 @@ async def test_ten_thousand_items_come_back_in_order(engine: Any) -> None:
     items = (await engine.score(body))["items"]
     assert [item["index"] for item in items] == list(range(10_000))
     assert all(len(item["rewards"]) == 1 + i % 3 for i, item in enumerate(items))
+
+
+async def test_a_failed_pass_has_let_go_of_its_tensors_when_the_halves_run(engine: Any) -> None:
+    alive: list[int] = []
+    tensors: list[weakref.ref[torch.Tensor]] = []
+
+    def full(rows: list[Any]) -> None:
+        alive.append(sum(tensor() is not None for tensor in tensors))
+        activations = torch.zeros(1000)
+        tensors.append(weakref.ref(activations))
+        if len(rows) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    Faulty(engine, full)
+    reply = await engine.score(request([10], [11], [12], [13]))
+    assert all(item["error"] is None for item in reply["items"])
+    assert alive == [0] * len(alive)
+
+
+async def test_a_step_that_fails_answers_its_callers_and_the_next_step_works(make_engine: Callable[..., Any]) -> None:
+    broken = True
+
+    def report(name: str, value: float = 1.0, **labels: str) -> None:
+        if broken and name == "batch_items":
+            raise ValueError("no such metric")
+
+    engine = make_engine("causal_lm", ["endogenous"], report=report, max_batch_requests=1)
+    replies = await asyncio.wait_for(asyncio.gather(*(engine.score(request([10 + i])) for i in range(3))), 20)
+    assert all(reply["items"][0]["error"] is None for reply in replies)
+    broken = False
+    assert (await engine.score(request([10])))["items"][0]["error"] is None
+
+
+@pytest.mark.parametrize("method", ["rows", "needs"])
+async def test_a_scorer_that_raises_before_the_pass_fails_its_items_only(
+    engine: Any, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    def wrong(*args: Any) -> Any:
+        raise KeyError("mine")
+
+    monkeypatch.setattr(type(engine._served["endogenous"].scorer), method, wrong)
+    body = {"scorers": ["endogenous", "constant"], "items": [{"prompt": [5], "response": [6]}]}
+    results = (await engine.score(parse(RewardsRequest, body)))["items"][0]["scorers"]
+    assert results["endogenous"]["error"]["code"] == "scorer_failed"
+    assert results["constant"]["error"] is None
+
+
+async def test_signals_of_another_length_are_an_error_not_stretched(
+    engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = Signals(score=1.0, values=np.ones(1, dtype=np.float32), kind="levels")
+    monkeypatch.setattr(type(engine._served["constant"].scorer), "score", lambda *args: short)
+    (item,) = (await engine.score(request([10, 11, 12], scorer="constant")))["items"]
+    assert item["error"]["code"] == "scorer_failed"
+    assert "[1] for 3 tokens" in item["error"]["message"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -300,3 +301,18 @@ async def test_missing_logprobs_are_found_before_the_model_runs(make_engine: Cal
     item = await ask(engine, "endogenous", credit={"kl": {"coef": 0.1}})
     assert item["error"]["code"] == "length_mismatch"
     assert item["error"]["param"] == "items[0].policy_logprobs"
+
+
+async def test_a_policy_that_stops_at_once_says_so_and_is_scored(make_engine: Callable[..., Any]) -> None:
+    engine = make_engine("causal_lm", ["endogenous"])
+    ids = await ask(engine, "endogenous", {"response": [tiny.END_ID]})
+    text = await ask(engine, "endogenous", {"response": "", "finished": True, "spans": [[0, 0]]})
+    np.testing.assert_allclose(text["rewards"], ids["rewards"], atol=1e-5)
+
+
+async def test_a_row_of_another_temperature_does_not_change_its_neighbours(make_engine: Callable[..., Any]) -> None:
+    engine = make_engine("causal_lm", ["endogenous"])
+    alone = [await ask(engine, "endogenous", options={"alpha": alpha}) for alpha in (0.5, 1.0, 2.0)]
+    together = await asyncio.gather(*(ask(engine, "endogenous", options={"alpha": a}) for a in (0.5, 1.0, 2.0)))
+    for one, other in zip(alone, together, strict=True):
+        np.testing.assert_allclose(one["rewards"], other["rewards"], atol=1e-4)

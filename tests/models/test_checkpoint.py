@@ -91,3 +91,15 @@ def test_an_unknown_demo_model_is_refused_with_the_known_ones() -> None:
 def test_cuda_without_a_gpu_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointRefused, match="`cuda`"):
         load_checkpoint(settings(tiny.save(tmp_path), device="cuda"))
+
+
+def test_weights_that_are_no_safetensors_or_of_another_shape_are_refused_by_name(tmp_path: Path) -> None:
+    folder = tiny.save(tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"] = torch.ones(7)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointRefused, match=r"another shape model\.norm\.weight"):
+        load_checkpoint(settings(folder))
+    (folder / "model.safetensors").write_bytes(b"not weights")
+    with pytest.raises(CheckpointRefused, match="cannot be loaded"):
+        load_checkpoint(settings(folder))

@@ -72,8 +72,15 @@ def test_template_kwargs_reach_the_template_but_not_our_own_arguments() -> None:
     made = vocabulary(chat_template="{{ mood }}{{ messages[0].content }}")
     ids = made.prompt_from_messages([{"role": "user", "content": "x"}], None, {"mood": "calm "}, param="p")
     assert ids.tolist() == tiny.tokenizer()("calm x", add_special_tokens=False)["input_ids"]
-    with pytest.raises(UnsupportedText, match="may not set `tokenize`"):
-        made.prompt_from_messages([{"role": "user", "content": "x"}], None, {"tokenize": True}, param="p")
+    for name in ("tokenize", "chat_template", "documents", "truncation"):
+        with pytest.raises(UnsupportedText, match=f"may not set `{name}`"):
+            made.prompt_from_messages([{"role": "user", "content": "x"}], None, {name: "{{ 1 }}"}, param="p")
+
+
+def test_a_template_that_fails_is_unsupported_text_and_its_message_is_not_quoted() -> None:
+    made = vocabulary(chat_template="{{ 1 / messages[0].content | int }}")
+    with pytest.raises(UnsupportedText, match="failed on these messages: ZeroDivisionError"):
+        made.prompt_from_messages([{"role": "user", "content": "0"}], None, {}, param="p")
 
 
 def test_messages_without_a_template_or_that_it_refuses_are_unsupported_text() -> None:

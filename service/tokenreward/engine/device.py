@@ -12,11 +12,12 @@ from collections.abc import Sequence
 import torch
 
 from tokenreward.contract import Needs, Outputs, Row
-from tokenreward.errors import InternalError, ItemError, OutOfMemory, ScorerFailed
+from tokenreward.errors import InternalError, ItemError, OutOfMemory, ScorerFailed, frames
 from tokenreward.models.probe import Layout
 
 Rows = Sequence[tuple[Row, Needs]]
 
+_FULL = ("out of memory", "alloc_failed", "can't allocate memory")
 _LOST = ("cuda error", "device-side assert", "cublas_status", "cudnn_status", "unspecified launch failure")
 
 logger = logging.getLogger(__name__)
@@ -35,36 +36,36 @@ class Device:
 
     def run(self, batch: Sequence[Rows]) -> list[list[Outputs] | ItemError]:
         """Outputs of each item's rows, or the error of that item alone. Raises DeviceLost."""
-        try:
-            return self._pass(batch)
-        except Exception as error:
-            self._raise_if_lost(error)
-            if len(batch) > 1:
-                logger.warning("a batch of %d items failed (%s); splitting it", len(batch), type(error).__name__)
-                return self._halves(batch)
-            logger.exception("an item failed alone")
-            return [_blamed(error)]
-
-    def _pass(self, batch: Sequence[Rows]) -> list[list[Outputs] | ItemError]:
-        outputs = iter(self._layout.run([row for rows in batch for row in rows]))
-        return [[next(outputs) for _ in rows] for rows in batch]
-
-    def _halves(self, batch: Sequence[Rows]) -> list[list[Outputs] | ItemError]:
+        outcome = self._attempt(batch)
+        if not isinstance(outcome, ItemError):
+            return outcome
+        # Only here, outside the except block, has the failed pass let go of its tensors.
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+        if len(batch) == 1:
+            return [outcome]
         middle = len(batch) // 2
         return self.run(batch[:middle]) + self.run(batch[middle:])
 
-    def _raise_if_lost(self, error: Exception) -> None:
-        text = str(error).lower()
-        if not isinstance(error, torch.OutOfMemoryError) and any(sign in text for sign in _LOST):
-            self.lost = DeviceLost(f"the device is lost: {type(error).__name__}")
-            raise self.lost from error
+    def _attempt(self, batch: Sequence[Rows]) -> list[list[Outputs] | ItemError] | ItemError:
+        try:
+            outputs = iter(self._layout.run([row for rows in batch for row in rows]))
+            return [[next(outputs) for _ in rows] for rows in batch]
+        except Exception as error:
+            logger.warning("a batch of %d items failed: %s", len(batch), frames(error))
+            blamed = _blamed(error)
+            if isinstance(blamed, DeviceLost):
+                self.lost = blamed
+                raise blamed from None
+            return blamed
 
 
-def _blamed(error: Exception) -> ItemError:
+def _blamed(error: Exception) -> ItemError | DeviceLost:
     if isinstance(error, ItemError):
         return error
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error).lower():
+    text = str(error).lower()
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(sign in text for sign in _FULL):
         return OutOfMemory("the device has not enough memory for this item alone")
+    if any(sign in text for sign in _LOST):
+        return DeviceLost(f"the device is lost: {type(error).__name__}")
     return ScorerFailed(f"the forward pass failed on this item: {type(error).__name__}")

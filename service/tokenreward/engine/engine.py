@@ -21,8 +21,9 @@ from tokenreward.engine.intake import Intake
 from tokenreward.engine.job import Job, Outcome, Rows, make_job, reply_item
 from tokenreward.engine.served import Served, plans
 from tokenreward.engine.verdict import Plan
-from tokenreward.errors import DeadlineExceeded, InternalError, VersionNotReached
+from tokenreward.errors import DeadlineExceeded, InternalError, VersionNotReached, frames
 from tokenreward.models.checkpoint import Checkpoint, load_checkpoint
+from tokenreward.models.pooling import compare_with_own_call
 from tokenreward.models.probe import Verdict, choose_layout
 from tokenreward.models.vocabulary import Vocabulary
 from tokenreward.settings import DeploymentSettings
@@ -83,6 +84,9 @@ class Engine:
         began = time.monotonic()
         checkpoint = load_checkpoint(settings)
         say(f"{settings.name}: weights loaded in {time.monotonic() - began:.1f} s, probing")
+        if settings.task == "reward_model":
+            own = compare_with_own_call(checkpoint, Vocabulary(checkpoint), settings.suffix_text)
+            say(f"{settings.name}: {own}")
         verdict = choose_layout(checkpoint, needs, say=lambda line: say(f"{settings.name}: {line}"))
         return cls(settings, checkpoint, verdict, report)
 
@@ -99,6 +103,7 @@ class Engine:
                 param="min_version",
             )
         asked = plans(self._served, request)
+        self._batcher.refuse_if_full()
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         try:
             async with asyncio.timeout(timeout_s):
@@ -133,7 +138,7 @@ class Engine:
             "tokenizer": self._intake.vocabulary.fingerprint,
             "layout": self._verdict.layout.name,
             "layout_reason": self._verdict.reason,
-            "probe_difference": self._verdict.difference,
+            "probe_difference": self._verdict.gap.difference,
             "limits": {
                 "max_sequence_tokens": self._intake.max_sequence_tokens,
                 "max_batch_tokens": settings.max_batch_tokens,
@@ -158,11 +163,14 @@ class Engine:
                 await self._steps
         closing = InternalError("the engine is closing")
         self._batcher.fail_all(closing)
-        for entry in self._running:
-            if not entry.future.done():
-                entry.future.set_exception(closing)
+        self._answer_running(closing)
         self._device_thread.shutdown(wait=False, cancel_futures=True)
         self._intake_threads.shutdown(wait=False, cancel_futures=True)
+
+    def _answer_running(self, error: InternalError) -> None:
+        for entry in self._running:
+            if not entry.future.done():
+                entry.future.set_exception(error)
 
     async def _score(
         self, request: RewardsRequest, asked: list[Plan], request_id: str, deadline: float | None
@@ -207,7 +215,11 @@ class Engine:
 
     async def _step_forever(self) -> None:
         while True:
-            await self.step()
+            try:
+                await self.step()
+            except Exception as error:
+                logger.error("a step failed: %s", frames(error))
+                self._answer_running(InternalError(f"the step failed: {type(error).__name__}"))
 
     async def _run(self, batch: Sequence[Entry[Rows, Outcome]]) -> Sequence[Any]:
         """Each entry's outputs or error. Nothing escapes: an engine whose steps end leaves every caller waiting."""
@@ -217,7 +229,7 @@ class Engine:
         except InternalError as error:
             return [error] * len(batch)
         except Exception as error:
-            logger.exception("a batch failed outside the model")
+            logger.error("a batch failed outside the model: %s", frames(error))
             return [InternalError(f"the batch failed: {type(error).__name__}")] * len(batch)
 
     def _reply_items(self, jobs: Sequence[Job], request: RewardsRequest, asked: list[Plan]) -> list[dict[str, Any]]:
@@ -250,7 +262,8 @@ class Engine:
 
     def _count(self, items: Sequence[dict[str, Any]], jobs: Sequence[Job], asked: Sequence[Plan]) -> None:
         for plan in asked:
-            self._report("items_total", len(items), scorer=plan.name)
+            results = [item["scorers"][plan.name] if "scorers" in item else item for item in items]
+            self._report("items_total", sum(result["error"] is None for result in results), scorer=plan.name)
         for item in items:
             for result in (item.get("scorers") or {"": item}).values():
                 if result["error"] is not None:

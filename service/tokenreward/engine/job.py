@@ -5,7 +5,6 @@ Rows that several scorers ask for are read once. A job knows its own error; it n
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,13 +13,11 @@ from tokenreward import credit as credits
 from tokenreward.batching import Entry
 from tokenreward.contract import Needs, Outputs, Row
 from tokenreward.engine.intake import Intake, Prepared
-from tokenreward.engine.verdict import Plan, failed, judge, result, shown_tokens
+from tokenreward.engine.verdict import Plan, failed, judge, result, scorer_failed, shown_tokens
 from tokenreward.errors import ItemError
 from tokenreward.wire import Item, RewardsRequest
 
 Rows = list[tuple[Row, Needs]]
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +66,13 @@ def make_job(item: Item, index: int, plans: Sequence[Plan], intake: Intake) -> J
             credits.check_logprobs(
                 plan.credit, len(prepared.scored), item.policy_logprobs, item.ref_logprobs, param=prepared.param
             )
-            asked = plan.scorer.rows(prepared.sample, plan.options)
+            asked, needs = plan.scorer.rows(prepared.sample, plan.options), plan.scorer.needs(plan.options)
         except ItemError as error:
             job.rows_of[plan.name] = error
             continue
-        needs = plan.scorer.needs(plan.options)
+        except Exception as error:
+            job.rows_of[plan.name] = scorer_failed(plan.name, error)
+            continue
         places = []
         for row in asked:
             place = seen.setdefault((row.start, row.stop, row.ids.tobytes()), len(job.rows))

@@ -95,7 +95,7 @@ def plans(served: dict[str, Served], request: RewardsRequest) -> list[Plan]:
     """What a request asks, scorer by scorer. Raises RequestError."""
     for name in request.names:
         if name not in served:
-            raise UnknownScorer(f"no scorer `{name}` here; there are {', '.join(served)}", param="scorer")
+            raise UnknownScorer(f"no scorer `{name[:64]}` here; there are {', '.join(served)}", param="scorer")
     for index, item in enumerate(request.items):
         if item.score is not None:
             raise InvalidField("`score` is read by none of these scorers", param=f"items[{index}].score")

@@ -5,6 +5,7 @@ It computes with numpy on one item at a time and knows neither batches nor the d
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,9 +17,11 @@ from tokenreward import credit as credits
 from tokenreward.alignment import last_of_units, sum_over_units
 from tokenreward.contract import Options, Outputs, Scorer, Signals
 from tokenreward.engine.intake import Prepared
-from tokenreward.errors import ItemError, NonFinite, RewardError, ScorerFailed
+from tokenreward.errors import ItemError, NonFinite, RewardError, ScorerFailed, frames
 from tokenreward.models.vocabulary import Vocabulary
 from tokenreward.wire import Credit, CreditName, encode_rewards
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,7 +42,8 @@ def judge(plan: Plan, prepared: Prepared, outputs: Sequence[Outputs]) -> tuple[F
     except RewardError:
         raise
     except Exception as error:  # a scorer's fault is its item's, not its neighbours'
-        raise ScorerFailed(f"scorer `{plan.name}` failed on this item: {type(error).__name__}") from error
+        raise scorer_failed(plan.name, error) from None
+    _check_shapes(plan, signals, num_tokens=len(prepared.owner))
     rewards, score = credits.assign(in_units(signals, prepared), plan.credit, name=plan.credit_name)
     rewards = credits.penalise(
         rewards,
@@ -52,6 +56,20 @@ def judge(plan: Plan, prepared: Prepared, outputs: Sequence[Outputs]) -> tuple[F
     if not np.isfinite(rewards).all() or (score is not None and not np.isfinite(score)):
         raise NonFinite(f"scorer `{plan.name}` gave a number that is not finite", param=prepared.param)
     return rewards, score
+
+
+def scorer_failed(name: str, error: Exception) -> ScorerFailed:
+    """The item's error for a scorer that raised; where it raised goes to the log."""
+    logger.error("scorer `%s` failed: %s", name, frames(error))
+    return ScorerFailed(f"scorer `{name}` failed on this item: {type(error).__name__}")
+
+
+def _check_shapes(plan: Plan, signals: Signals, *, num_tokens: int) -> None:
+    """A vector of another length is a scorer's fault, not something to stretch."""
+    for field in ("values", "weights"):
+        given = getattr(signals, field)
+        if given is not None and given.shape != (num_tokens,):
+            raise ScorerFailed(f"scorer `{plan.name}` gave {field} {list(given.shape)} for {num_tokens} tokens")
 
 
 def in_units(signals: Signals, prepared: Prepared) -> credits.UnitSignals:

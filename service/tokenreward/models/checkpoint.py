@@ -79,9 +79,10 @@ def load_checkpoint(settings: DeploymentSettings) -> Checkpoint:
             dtype=getattr(torch, settings.dtype),
             trust_remote_code=settings.trust_remote_code,
             use_safetensors=None if settings.allow_pickle else True,
+            ignore_mismatched_sizes=True,  # so that they are listed, and refused below by name
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:  # transformers and safetensors raise of all kinds for a file that is not right
         raise CheckpointRefused(f"`{settings.checkpoint}` cannot be loaded as {settings.task}: {error}") from error
     refuse_incomplete(settings, info)
     if settings.chat_template is not None:
@@ -116,7 +117,7 @@ def choose_device(settings: DeploymentSettings) -> torch.device:
 def refuse_incomplete(settings: DeploymentSettings, info: dict[str, object]) -> None:
     """Refuses weights that transformers would initialise at random with no more than a warning."""
     for kind, what in (("missing_keys", "does not hold"), ("mismatched_keys", "holds in another shape")):
-        keys = sorted(str(key) for key in info.get(kind) or ())  # type: ignore[attr-defined]
+        keys = sorted(key if isinstance(key, str) else key[0] for key in info.get(kind) or ())  # type: ignore[attr-defined]
         if keys:
             shown = ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
             raise CheckpointRefused(

@@ -74,16 +74,26 @@ class PackedLayout:
         asked = [index for index, (_, needs) in enumerate(work) if needs.temperatures]
         if not asked or self._head is None:
             return found
+        # Rows of a kind together: a request's odd temperature must not be computed for everybody.
+        for temperatures in {work[i][1].temperatures for i in asked}:
+            members = [i for i in asked if work[i][1].temperatures == temperatures]
+            for i, outputs in zip(members, self._head_outputs(hidden, members, work, bounds), strict=True):
+                found[i] = outputs
+        return found
+
+    def _head_outputs(
+        self, hidden: Tensor, members: list[int], work: Sequence[tuple[Row, Needs]], bounds: list[int]
+    ) -> list[tuple[np.ndarray | None, dict[float, np.ndarray]]]:
+        """Of rows that want the same temperatures."""
+        assert self._head is not None
         # Position t predicts token t + 1; the position after the last token is wanted, too (its V), without a target.
-        at = [np.arange(work[i][0].start - 1, work[i][0].stop) + bounds[i] for i in asked]
-        targets = [np.append(work[i][0].ids[work[i][0].start : work[i][0].stop], 0) for i in asked]
+        at = [np.arange(work[i][0].start - 1, work[i][0].stop) + bounds[i] for i in members]
+        targets = [np.append(work[i][0].ids[work[i][0].start : work[i][0].stop], 0) for i in members]
         rows = hidden[torch.from_numpy(np.concatenate(at)).to(hidden.device)]
         target = torch.from_numpy(np.concatenate(targets)).to(hidden.device)
-        temperatures = sorted(set().union(*(work[i][1].temperatures for i in asked)))
+        temperatures = sorted(work[members[0]][1].temperatures)
         chosen = self._head.chosen(rows, target).cpu().numpy()
         lse = self._head.logsumexp(rows, temperatures).cpu().numpy()
-        ends = np.cumsum([len(positions) for positions in at])
-        for i, start, stop in zip(asked, ends - [len(positions) for positions in at], ends, strict=True):
-            by_temperature = {t: lse[k, start:stop] for k, t in enumerate(temperatures)}
-            found[i] = (chosen[start : stop - 1], by_temperature)
-        return found
+        cuts = np.cumsum([len(positions) for positions in at])[:-1]
+        by_row = zip(np.split(chosen, cuts), np.split(lse, cuts, axis=1), strict=True)
+        return [(picked[:-1], {t: row[k] for k, t in enumerate(temperatures)}) for picked, row in by_row]

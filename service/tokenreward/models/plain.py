@@ -80,6 +80,9 @@ class PlainLayout:
         """Dynamic rotary embeddings remember the longest sequence so far; a reward must not depend on history."""
         for module in self._model.modules():
             original = getattr(module, "original_max_seq_len", None)
-            if original is not None and getattr(module, "max_seq_len_cached", original) != original:
-                module.max_seq_len_cached = original
-                module.inv_freq = module.original_inv_freq.to(self._checkpoint.device)
+            for name in [name for name in vars(module) if name.endswith("max_seq_len_cached")]:
+                prefix = name.removesuffix("max_seq_len_cached")  # a layer type, in models that have several
+                if original is not None and getattr(module, name) != original:
+                    setattr(module, name, original)
+                    frequencies = getattr(module, f"{prefix}original_inv_freq").to(self._checkpoint.device)
+                    setattr(module, f"{prefix}inv_freq", frequencies)

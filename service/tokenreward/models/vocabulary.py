@@ -7,6 +7,7 @@ ever truncated or padded. It knows no spans of the caller (alignment does) and n
 from __future__ import annotations
 
 import copy
+import inspect
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,7 +20,6 @@ from tokenreward.alignment import fingerprint
 from tokenreward.errors import EmptyPrompt, UnsupportedText
 from tokenreward.models.checkpoint import Checkpoint
 
-_OURS = ("tokenize", "add_generation_prompt", "tools", "return_dict", "return_tensors", "continue_final_message")
 _MARK = "tokenreward"
 
 
@@ -70,6 +70,13 @@ class Vocabulary:
         return int(eos) if eos is not None else None
 
     @cached_property
+    def after_end_of_turn(self) -> str:
+        """What the template writes after an assistant turn's end-of-turn; empty for most."""
+        after = self._after_assistant_turn()
+        ids, ends = self._ids(after) if after else ([], None)
+        return after[ends[0] :] if ids and ends and ids[0] == self.end_of_turn else after
+
+    @cached_property
     def terminal_ids(self) -> frozenset[int]:
         """Tokens that end a response: the generation config's EOS ids and end-of-turn."""
         return self._eos_ids | ({self.end_of_turn} if self.end_of_turn is not None else set())
@@ -98,8 +105,10 @@ class Vocabulary:
         param: str,
     ) -> Int64[np.ndarray, " p"]:
         """Messages through the chat template, with its generation prompt. Raises UnsupportedText, EmptyPrompt."""
+        # Variables of the template pass; arguments of the call do not: one of them is a whole template to run.
+        ours = inspect.signature(self._tokenizer.apply_chat_template).parameters
         for name in template_kwargs:
-            if name in _OURS:
+            if name in ours:
                 raise UnsupportedText(f"`chat_template_kwargs` may not set `{name}`", param=param)
         if not self._tokenizer.chat_template:
             raise UnsupportedText(f"`{param}`: this tokenizer has no chat template; send raw text", param=param)
@@ -107,9 +116,14 @@ class Vocabulary:
             text = self._tokenizer.apply_chat_template(
                 messages, tools=tools, add_generation_prompt=True, tokenize=False, **template_kwargs
             )
-        except (TemplateError, TypeError, KeyError, ValueError) as error:
+        except TemplateError as error:
             raise UnsupportedText(
                 f"`{param}`: the chat template refused these messages: {error}", param=param
+            ) from None
+        except Exception as error:  # a template is a program; whatever it raises is this item's fault
+            kind = type(error).__name__
+            raise UnsupportedText(
+                f"`{param}`: the chat template failed on these messages: {kind}", param=param
             ) from None
         return self.prompt_from_ids(np.asarray(self._encode(text, param=param)[0], dtype=np.int64), param=param)
 
@@ -128,6 +142,16 @@ class Vocabulary:
             ends=None if ends is None else np.maximum.accumulate(np.asarray(ends, dtype=np.int64)),
             num_appended=len(appended),
         )
+
+    def templated(self, messages: list[dict[str, Any]]) -> Int64[np.ndarray, " n"] | None:
+        """A whole conversation as the template writes it; None if there is no template or it wants something else."""
+        if not self._tokenizer.chat_template:
+            return None
+        try:
+            text = self._tokenizer.apply_chat_template(messages, tokenize=False)
+        except Exception:
+            return None
+        return np.asarray(self._ids(text)[0], dtype=np.int64)
 
     def suffix(self, text: str | None) -> Int64[np.ndarray, " s"]:
         """What a reward model's template puts after the response."""

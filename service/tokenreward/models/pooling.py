@@ -1,0 +1,62 @@
+"""Where a reward model is read, beside the plain Hugging Face call: trunk and head must be the whole model, and the
+token that we pool should be the one that the model was trained to pool.
+
+Ours is the last response token, or the end of the checkpoint's `suffix_text`. A template may put more after
+end-of-turn; a model trained with it wants that text as its suffix. This is said at load, with the figures.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from tokenreward.contract import Needs, Row
+from tokenreward.models.checkpoint import Checkpoint, CheckpointRefused
+from tokenreward.models.plain import PlainLayout
+from tokenreward.models.vocabulary import Vocabulary
+
+_QUESTION, _ANSWER = "What is the capital of France?", "It is Paris."
+
+
+def compare_with_own_call(checkpoint: Checkpoint, vocabulary: Vocabulary, suffix_text: str | None) -> str:
+    """One line on the pooled value of a short conversation, ours and the model's own.
+
+    Raises CheckpointRefused if on the same tokens they differ: then trunk and head are not all that the model does.
+    """
+    prompt, response, templated = _conversation(vocabulary)
+    ours = np.concatenate([prompt, response, vocabulary.suffix(suffix_text)])
+    mine, same = _pooled(checkpoint, ours), _own_call(checkpoint, ours)
+    bound = max(1e-5, 8 * float(torch.finfo(checkpoint.model.dtype).eps)) * max(1.0, abs(mine))
+    if abs(mine - same) > bound and ours[-1] != getattr(checkpoint.text_config, "pad_token_id", None):
+        name = type(checkpoint.model).__name__
+        raise CheckpointRefused(f"{name}: trunk and head differ from its own call by {abs(mine - same):.1e}")
+    if templated is None:
+        return f"pooled value {mine:.4g}: differs from the model's own call by {abs(mine - same):.1e}"
+    own = _own_call(checkpoint, templated)
+    line = f"pooled value of a conversation {mine:.4g}, of the model's own templated call {own:.4g}"
+    if abs(mine - own) <= bound:
+        return line
+    after = vocabulary.after_end_of_turn
+    return f"{line}: they differ; if it was trained on its template, set `suffix_text: {after!r}`" if after else line
+
+
+def _conversation(vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Prompt and response as we read them, and the whole as the template writes it (None without a template)."""
+    response = vocabulary.response(_ANSWER, finished=vocabulary.end_of_turn is not None, param="response").ids
+    messages = [{"role": "user", "content": _QUESTION}]
+    templated = vocabulary.templated([*messages, {"role": "assistant", "content": _ANSWER}])
+    if templated is None:
+        return vocabulary.prompt_from_text(_QUESTION, param="prompt"), response, None
+    return vocabulary.prompt_from_messages(messages, None, {}, param="prompt"), response, templated
+
+
+def _pooled(checkpoint: Checkpoint, ids: np.ndarray) -> float:
+    (outputs,) = PlainLayout(checkpoint).run([(Row(ids, 1, len(ids)), Needs(values=True))])
+    assert outputs.pooled is not None
+    return outputs.pooled
+
+
+@torch.inference_mode()
+def _own_call(checkpoint: Checkpoint, ids: np.ndarray) -> float:
+    logits = checkpoint.model(input_ids=torch.from_numpy(ids).to(checkpoint.device)[None]).logits[0].float()
+    return float(logits[0] if len(logits) == 1 else logits[1] - logits[0])

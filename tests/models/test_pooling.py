@@ -1,0 +1,54 @@
+"""The figure said at load: our pooled value beside the model's own call, on a templated conversation."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+import tiny
+from tokenreward.models.checkpoint import Checkpoint, CheckpointRefused
+from tokenreward.models.pooling import compare_with_own_call
+from tokenreward.models.vocabulary import Vocabulary
+
+ENDS_WITH_THE_TURN = tiny.TEMPLATE.replace("<|end|>\n", "<|end|>")
+
+
+def compare(model: object, template: str | None, suffix_text: str | None = None) -> str:
+    tokenizer = copy.deepcopy(tiny.tokenizer())
+    tokenizer.chat_template = template
+    checkpoint = Checkpoint(model, tokenizer, "reward_model", torch.device("cpu"))
+    return compare_with_own_call(checkpoint, Vocabulary(checkpoint), suffix_text)
+
+
+def test_a_template_that_ends_with_the_turn_agrees() -> None:
+    assert "differ" not in compare(tiny.model("llama", "reward_model"), ENDS_WITH_THE_TURN)
+
+
+def test_what_the_template_puts_after_the_turn_is_named_as_the_likely_suffix() -> None:
+    line = compare(tiny.model("llama", "reward_model"), tiny.TEMPLATE)
+    assert "they differ" in line
+    assert "set `suffix_text: '\\n'`" in line
+
+
+def test_with_that_suffix_they_agree() -> None:
+    assert "differ" not in compare(tiny.model("llama", "reward_model"), tiny.TEMPLATE, "\n")
+
+
+def test_without_a_template_the_same_tokens_are_compared() -> None:
+    assert "differs from the model's own call by 0.0e+00" in compare(tiny.model("llama", "reward_model"), None)
+
+
+def test_a_reward_model_that_is_more_than_trunk_and_head_is_refused_with_the_figure() -> None:
+    model = tiny.model("llama", "reward_model")
+    own = type(model).forward
+
+    def forward(self: object, *args: object, **kwargs: object) -> object:
+        output = own(self, *args, **kwargs)
+        output.logits = output.logits + 3.0
+        return output
+
+    model.forward = forward.__get__(model)
+    with pytest.raises(CheckpointRefused, match=r"differ from its own call by 3\.0e\+00"):
+        compare(model, tiny.TEMPLATE)

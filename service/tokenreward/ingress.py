@@ -46,6 +46,7 @@ def build_app(
         docs_url=None,  # its page would load scripts from elsewhere
         redoc_url=None,
         openapi_url=None,
+        redirect_slashes=False,  # it would send callers to whatever host they named
         middleware=[Middleware(Guard, rules=rules, report=metrics.report)],
         exception_handlers={HTTPException: refuse_route},
     )

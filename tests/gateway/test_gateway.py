@@ -124,6 +124,12 @@ async def test_unknown_scorer_lists_the_known_ones(front: Any) -> None:
         assert name in response.json()["error"]["message"]
 
 
+async def test_trailing_slash_is_an_unknown_route_and_no_redirect(front: Any) -> None:
+    async with front() as client:
+        response = await client.post("/v1/rewards/", json={"scorer": "one", "items": [ITEM]})
+    assert (response.status_code, response.json()["error"]["code"]) == (404, "unknown_route")
+
+
 async def test_all_scorers_are_listed_with_their_routes(front: Any) -> None:
     async with front() as client:
         entries = (await client.get("/v1/scorers")).json()["scorers"]

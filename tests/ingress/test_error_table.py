@@ -84,6 +84,11 @@ async def method_nobody_serves(client: httpx.AsyncClient, _: Any) -> httpx.Respo
     return await client.get("/v1/rewards")
 
 
+@case("unknown_route")
+async def trailing_slash(client: httpx.AsyncClient, _: Any) -> httpx.Response:
+    return await client.post("/v1/rewards/", json=TEXT_ITEM)
+
+
 @case("version_not_reached")
 async def version_of_the_future(client: httpx.AsyncClient, _: Any) -> httpx.Response:
     return await ask(client, min_version=99)

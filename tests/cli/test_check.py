@@ -28,7 +28,7 @@ def test_a_good_config_is_probed_and_its_scorers_are_named(
 ) -> None:
     assert main(["check", "--config", config(tmp_path, language_model)]) == 0
     said = capsys.readouterr().out
-    assert "packed layout: differs from the model's own forward by" in said
+    assert "packed layout: differs from the model's own forward" in said
     assert "lm: serves endogenous (endogenous), credits values, last, uniform, discount" in said
 
 

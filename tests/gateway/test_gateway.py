@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -114,6 +115,17 @@ async def test_request_wrong_for_one_deployment_is_refused_as_a_whole(
     detail = response.json()["error"]
     assert (detail["code"], detail["param"]) == (code, param)
     assert response.status_code in (404, 413, 422)
+
+
+@pytest.mark.parametrize("number", ["NaN", "1e999", "-Infinity", "1" * 40, "[" * 150 + "]" * 150])
+async def test_what_one_deployment_says_of_a_number_holds_for_two(front: Any, number: str) -> None:
+    rest = f'"items": [{json.dumps(ITEM)}], "options": {{"two": {{"value": {number}}}}}}}'
+    async with front() as client:
+        alone = await client.post("/v1/rewards", content='{"scorers": ["two"], ' + rest)
+        both = await client.post("/v1/rewards", content='{"scorers": ["one", "two"], ' + rest)
+    assert alone.status_code in (200, 422)
+    assert both.status_code == alone.status_code
+    assert both.json().get("error") == alone.json().get("error")
 
 
 async def test_unknown_scorer_lists_the_known_ones(front: Any) -> None:

@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import orjson
+from pydantic_core import from_json, to_json
 
 from tokenreward.combine import combine, has_id_units, refuse_unequal_units
-from tokenreward.errors import RequestError
+from tokenreward.errors import MalformedJson, RequestError
 from tokenreward.gateway.upstream import Answer, Passage
 from tokenreward.wire import RewardsRequest
 
@@ -27,8 +28,8 @@ async def fan_out(request: RewardsRequest, body: bytes, asked: Parts, *, passage
         request.credit_of(name)
     if request.combine is not None:
         refuse_unequal_units(request, await _fingerprints(request, asked, passage))
-    bodies = split(orjson.loads(body), asked)
-    answers = await asyncio.gather(*(_outcome(passage, name, orjson.dumps(part)) for name, part in bodies.items()))
+    bodies = split(body, asked)
+    answers = await asyncio.gather(*(_outcome(passage, name, part) for name, part in bodies.items()))
     for answer in answers:
         if isinstance(answer, Answer) and answer.status != 200:
             return answer
@@ -60,17 +61,23 @@ async def _outcome(passage: Passage, deployment: str, body: bytes) -> Answer | d
     return answer if answer.status < 500 else dict(orjson.loads(answer.body)["error"])
 
 
-def split(content: Mapping[str, Any], asked: Parts) -> dict[str, dict[str, Any]]:
-    """One body per deployment: the same items, its own scorers, options and credits."""
+def split(body: bytes, asked: Parts) -> dict[str, bytes]:
+    """One body per deployment: the same items, its own scorers, options and credits. Raises MalformedJson.
+
+    Numbers that orjson knows not (NaN, 1e999, beyond 64 bits) reach the deployments as they came: theirs to refuse.
+    """
+    try:
+        content = from_json(body)
+        parts = {deployment: _part(content, names) for deployment, names in asked.items()}
+        return {deployment: to_json(part, inf_nan_mode="constants") for deployment, part in parts.items()}
+    except ValueError as error:  # both nest less deep than the request may
+        raise MalformedJson(f"the body cannot be split: {type(error).__name__}") from None
+
+
+def _part(content: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    own = {field: _only(content[field], names) for field in ("options", "credit") if field in content}
     shared = {key: value for key, value in content.items() if key != "combine"}
-    return {
-        deployment: {
-            **shared,
-            "scorers": list(names),
-            **{field: _only(content[field], names) for field in ("options", "credit") if field in content},
-        }
-        for deployment, names in asked.items()
-    }
+    return {**shared, "scorers": list(names), **own}
 
 
 def _only(keyed: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:

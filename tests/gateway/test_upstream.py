@@ -18,6 +18,12 @@ from tokenreward.errors import Overloaded
 from web import until
 
 BODY = b'{"scorer" : "one",\n "items": [{"prompt": "a", "response": "b"}], "unknown": 1e400}'
+FOREIGN = [
+    PlainTextResponse("the proxy says no"),
+    JSONResponse({"detail": "the proxy says no"}),
+    JSONResponse(["the proxy says no"]),
+    Response(b"{", media_type="application/json"),
+]
 Answering = Callable[[Request], Awaitable[Response]]
 
 
@@ -87,21 +93,27 @@ async def test_refusal_passes_through_with_its_retry_after(edge: Any, client: An
     assert response.headers["retry-after"] == "7"
 
 
+@pytest.mark.parametrize("reply", FOREIGN, ids=["text", "object", "list", "broken"])
 @pytest.mark.parametrize(
     ("status", "expected", "code"),
     [(408, 504, "deadline_exceeded"), (404, 503, "loading"), (503, 503, "loading"), (500, 500, "internal")],
 )
 async def test_answer_that_is_not_ours_becomes_our_error(
-    edge: Any, client: Any, status: int, expected: int, code: str
+    edge: Any, client: Any, status: int, expected: int, code: str, reply: Response
 ) -> None:
     async def answer(_: Request) -> Response:
-        return PlainTextResponse("the proxy says no", status)
+        return Response(reply.body, status, media_type=reply.media_type)
 
     edge.answer = answer
     async with client() as opened:
         response = await opened.post("/v1/rewards", content=BODY)
+        two = {"scorers": ["one", "two"], "items": [{"prompt": "a", "response": "b"}]}
+        both = await opened.post("/v1/rewards", json=two)
     assert (response.status_code, response.json()["error"]["code"]) == (expected, code)
     assert response.json()["error"]["retryable"] is True
+    assert both.status_code == 200
+    for result in both.json()["items"][0]["scorers"].values():
+        assert (result["error"]["code"], result["error"]["retryable"]) == (code, True)
 
 
 async def test_deployment_that_never_answers_costs_the_deadline_and_not_more(edge: Any, client: Any) -> None:

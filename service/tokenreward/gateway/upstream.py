@@ -95,11 +95,21 @@ class Passage:
 
 
 def _ours(deployment: str, response: httpx.Response) -> Answer:
-    """The answer, if our own code made it; Ray's proxy answers in plain text."""
-    if response.headers.get("content-type", "").startswith("application/json"):
+    """The answer, if our own code made it; proxies answer in plain text, or in JSON of their own."""
+    is_json = response.headers.get("content-type", "").startswith("application/json")
+    if is_json and (response.status_code == 200 or _has_our_error(response.content)):
         passed_on = {name: response.headers[name] for name in _PASSED_ON if name in response.headers}
         return Answer(response.status_code, response.content, passed_on)
     raise _translated(deployment, response.status_code)
+
+
+def _has_our_error(body: bytes) -> bool:
+    try:
+        content = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return False
+    error = content.get("error") if isinstance(content, dict) else None
+    return isinstance(error, dict) and error.keys() >= {"code", "message", "retryable"}
 
 
 def _translated(deployment: str, status: int) -> RequestError:

@@ -18,7 +18,7 @@ import traceback
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import orjson
 from pydantic import SecretStr
@@ -32,9 +32,12 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Report = Callable[..., None]
 T = TypeVar("T")
+P = ParamSpec("P")
 
 TIMEOUT_HEADER = "x-request-timeout-seconds"
 OPEN_ROUTES = frozenset({"/healthz", "/readyz"})
+
+IN_A_THREAD_BYTES = 256 * 1024
 
 _UNCOUNTED_ROUTES = OPEN_ROUTES | {"/metrics"}
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
@@ -158,6 +161,13 @@ async def read_body(scope: Scope, receive: Receive, *, limit: int) -> bytes:
         chunks.append(chunk)
         more = message.get("more_body", False)
     return b"".join(chunks)
+
+
+async def for_size(num_bytes: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """The result of `work`, which goes to a thread if it handles so many bytes that others would wait for it."""
+    if num_bytes < IN_A_THREAD_BYTES:
+        return work(*args, **kwargs)
+    return await asyncio.to_thread(work, *args, **kwargs)
 
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:

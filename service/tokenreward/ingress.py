@@ -20,14 +20,12 @@ from starlette.middleware import Middleware
 
 from tokenreward.combine import combine, refuse_unequal_units
 from tokenreward.errors import DeadlineExceeded, Loading, TooManyItems, UnknownRoute
-from tokenreward.guard import Guard, Rules, read_body, time_limit_s, unless_gone
+from tokenreward.guard import IN_A_THREAD_BYTES, Guard, Rules, for_size, read_body, time_limit_s, unless_gone
 from tokenreward.metrics import CONTENT_TYPE, Metrics, render
 from tokenreward.wire import RewardsRequest, parse_json
 
 if TYPE_CHECKING:
     from tokenreward.engine import Engine
-
-_IN_A_THREAD_BYTES = 256 * 1024
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +107,7 @@ class _Replica:
         arrived = time.perf_counter()
         limit_s = time_limit_s(request.scope, self._rules)
         body = await read_body(request.scope, request.receive, limit=self._rules.max_body_bytes)
-        asked = await _parse(body)
+        asked = await for_size(len(body), parse_json, RewardsRequest, body)
         self._refuse_early(asked)
         if asked.combine is not None:
             refuse_unequal_units(asked, dict.fromkeys(asked.names, self._deployment))  # one deployment, one tokenizer
@@ -121,7 +119,7 @@ class _Replica:
             reply = await unless_gone(request.receive, scoring)
         if asked.combine is not None:
             combine(reply["items"], asked)
-        return await _reply(reply, is_large=len(body) > _IN_A_THREAD_BYTES)
+        return await _reply(reply, is_large=len(body) > IN_A_THREAD_BYTES)
 
     async def scorers(self) -> Response:
         route = f"/d/{self._deployment}/v1/rewards"
@@ -155,12 +153,6 @@ class _Replica:
 async def refuse_route(request: Request, _: Exception) -> Response:
     """Whatever the router refuses is a route that we do not have."""
     raise UnknownRoute(f"no such route: {request.method} here; see GET /v1/scorers for what is served")
-
-
-async def _parse(body: bytes) -> RewardsRequest:
-    if len(body) < _IN_A_THREAD_BYTES:
-        return parse_json(RewardsRequest, body)
-    return await asyncio.to_thread(parse_json, RewardsRequest, body)
 
 
 async def _reply(reply: dict[str, Any], *, is_large: bool) -> Response:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from pydantic import SecretStr
 
 from tokenreward.guard import Rules
-from tokenreward.wire import RewardsReply, decode_rewards
+from tokenreward.wire import RewardsReply, decode_rewards, parse_json
 
 ITEM: dict[str, Any] = {"prompt": "2+2?", "response": "It is 4.", "spans": [[0, 3], [3, 8]]}
 IDS: dict[str, Any] = {"prompt": [5, 6, 7], "response": [8, 9]}
@@ -126,6 +127,25 @@ async def test_what_one_deployment_says_of_a_number_holds_for_two(front: Any, nu
     assert alone.status_code in (200, 422)
     assert both.status_code == alone.status_code
     assert both.json().get("error") == alone.json().get("error")
+
+
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("names", [["one"], ["one", "two"]], ids=["forwarded", "split"])
+async def test_large_bodies_are_read_in_threads(
+    front: Any, monkeypatch: pytest.MonkeyPatch, large: bool, names: list[str]
+) -> None:
+    parsed: list[bool] = []
+
+    def watched(model: Any, body: bytes) -> Any:
+        parsed.append(threading.current_thread() is threading.main_thread())
+        return parse_json(model, body)
+
+    monkeypatch.setattr("tokenreward.gateway.parse_json", watched)
+    body = json.dumps({"scorers": names, "items": [ITEM]}) + " " * (300_000 if large else 0)
+    async with front(rules=Rules(max_body_bytes=10**6, max_request_items=8, request_timeout_s=20)) as client:
+        await client.post("/v1/rewards", content=body)
+    assert len(parsed) == len(names)
+    assert set(parsed) == {not large}
 
 
 async def test_unknown_scorer_lists_the_known_ones(front: Any) -> None:

@@ -19,7 +19,7 @@ from starlette.middleware import Middleware
 from tokenreward.errors import Loading, TooManyItems, UnknownRoute, UnknownScorer
 from tokenreward.gateway.fanout import fan_out
 from tokenreward.gateway.upstream import Answer, Gather, Passage, Upstreams
-from tokenreward.guard import Guard, Rules, headers_of, read_body, time_limit_s, unless_gone
+from tokenreward.guard import Guard, Rules, for_size, headers_of, read_body, time_limit_s, unless_gone
 from tokenreward.metrics import CONTENT_TYPE, render
 from tokenreward.wire import RewardsRequest, parse_json
 
@@ -75,7 +75,7 @@ class _Front:
     async def rewards(self, request: Request) -> Response:
         passage = self._passage(request)
         body = await read_body(request.scope, request.receive, limit=self._rules.max_body_bytes)
-        asked = self._by_deployment(_names(body))
+        asked = self._by_deployment(await for_size(len(body), _names, body))
         if len(asked) == 1:
             work = passage.post(next(iter(asked)), body)
         else:
@@ -119,7 +119,7 @@ class _Front:
     async def _fan_out(
         self, body: bytes, asked: Mapping[str, Sequence[str]], *, passage: Passage, request_id: str
     ) -> Answer:
-        request = parse_json(RewardsRequest, body)
+        request = await for_size(len(body), parse_json, RewardsRequest, body)
         limit = self._rules.max_request_items
         if len(request.items) > limit:
             raise TooManyItems(f"the request has {len(request.items)} items, the limit is {limit}", param="items")

@@ -15,6 +15,7 @@ from pydantic_core import from_json, to_json
 from tokenreward.combine import combine, has_id_units, refuse_unequal_units
 from tokenreward.errors import MalformedJson, RequestError
 from tokenreward.gateway.upstream import Answer, Passage
+from tokenreward.guard import for_size
 from tokenreward.wire import RewardsRequest
 
 Reply = dict[str, Any]
@@ -28,11 +29,19 @@ async def fan_out(request: RewardsRequest, body: bytes, asked: Parts, *, passage
         request.credit_of(name)
     if request.combine is not None:
         refuse_unequal_units(request, await _fingerprints(request, asked, passage))
-    bodies = split(body, asked)
+    bodies = await for_size(len(body), split, body, asked)
     answers = await asyncio.gather(*(_outcome(passage, name, part) for name, part in bodies.items()))
     for answer in answers:
         if isinstance(answer, Answer) and answer.status != 200:
             return answer
+    num_bytes = sum(len(answer.body) for answer in answers if isinstance(answer, Answer))
+    content = await for_size(num_bytes, _merged_body, answers, asked, request, request_id)
+    return Answer(200, content, {"content-type": "application/json"})
+
+
+def _merged_body(
+    answers: Sequence[Answer | dict[str, Any]], asked: Parts, request: RewardsRequest, request_id: str
+) -> bytes:
     replies = [
         orjson.loads(answer.body) if isinstance(answer, Answer) else failed(names, answer, len(request.items))
         for names, answer in zip(asked.values(), answers, strict=True)
@@ -40,8 +49,7 @@ async def fan_out(request: RewardsRequest, body: bytes, asked: Parts, *, passage
     reply = merge(replies, request.names, request_id=request_id)
     if request.combine is not None:
         combine(reply["items"], request)
-    content = orjson.dumps(reply, option=orjson.OPT_SERIALIZE_NUMPY)
-    return Answer(200, content, {"content-type": "application/json"})
+    return orjson.dumps(reply, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 async def _fingerprints(request: RewardsRequest, asked: Parts, passage: Passage) -> dict[str, str]:

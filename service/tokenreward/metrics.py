@@ -7,7 +7,7 @@ no HTTP and no Ray: who gathers the snapshots is for others.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -55,17 +55,18 @@ TABLE = (
     Declared("queued_tokens", "gauge", "Tokens waiting for the device."),
     Declared("model_version", "gauge", "Version of the weights being served."),
 )
+REQUESTS = TABLE[:3]  # what a process has that answers and scores nothing
 
 
 class Metrics:
     """The metrics of one process; `report` is the callback that the engine and the HTTP routes call."""
 
-    def __init__(self) -> None:
+    def __init__(self, rows: Sequence[Declared] = TABLE) -> None:
         self._registry = CollectorRegistry()
-        self._metrics = {row.name: _create(row, self._registry) for row in TABLE}
+        self._metrics = {row.name: _create(row, self._registry) for row in rows}
 
     def report(self, name: str, value: float = 1.0, **labels: str) -> None:
-        """Add to a counter, set a gauge, or observe into a histogram. Raises KeyError if the table lacks `name`."""
+        """Add to a counter, set a gauge, or observe into a histogram. Raises KeyError if its rows lack `name`."""
         metric = self._metrics[name]
         child = metric.labels(**labels) if labels else metric
         if isinstance(child, Counter):

@@ -64,7 +64,7 @@ def front(deployments: dict[str, Any]) -> Front:
             return snapshots if loaded is None else loaded
 
         async with httpx.AsyncClient(base_url=upstream, timeout=30, trust_env=False) as inner:
-            app = build_app(ROUTES, inner, gather=gather, rules=rules)
+            app = build_app(ROUTES, inner, gather=gather, rules=rules, replica="front-1")
             async with web.serving_here(app) as url, httpx.AsyncClient(base_url=url, timeout=20) as client:
                 yield client
 

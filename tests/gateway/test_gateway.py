@@ -181,6 +181,27 @@ async def test_metrics_of_all_replicas_stand_in_one_text(front: Any) -> None:
     assert text.count("# TYPE tokenreward_model_version") == 1
 
 
+async def test_refusals_of_the_front_itself_are_in_its_metrics(front: Any) -> None:
+    rules = Rules(max_body_bytes=1000, max_request_items=2, request_timeout_s=20, api_keys=(SecretStr("sesame"),))
+    two = {"scorers": ["one", "two"], "items": [ITEM]}
+    key = {"authorization": "Bearer sesame"}
+    async with front(rules=rules) as client:
+        await client.post("/v1/rewards", json=two)
+        await client.get("/nowhere", headers=key)
+        await client.post("/v1/rewards", content=b" " * 1001, headers=key)
+        await client.post("/v1/rewards", json={**two, "items": [ITEM] * 3}, headers=key)
+        await client.post("/v1/rewards", json={**two, "combine": {"nobody": 1}}, headers=key)
+        await client.post("/v1/rewards", json={**two, "scorers": ["nobody"]}, headers=key)
+        await client.post("/v1/rewards", json=two, headers=key)
+        text = (await client.get("/metrics", headers=key)).text
+    codes = ("unauthorized", "unknown_route", "body_too_large", "too_many_items", "invalid_field", "unknown_scorer")
+    for code in codes:
+        assert f'tokenreward_errors_total{{code="{code}",deployment="gateway",replica="front-1"}} 1.0' in text
+    assert 'tokenreward_requests_total{deployment="gateway",replica="front-1",status="200"} 1.0' in text
+    assert 'tokenreward_request_seconds_count{deployment="gateway",replica="front-1"} 7.0' in text
+    assert 'tokenreward_model_version{deployment="gateway"' not in text
+
+
 async def test_deployment_without_replica_is_not_ready_and_costs_only_its_own_results(front: Any) -> None:
     async with front(loaded={"lm": {"r1": []}, "rm": {}}) as client:
         ready = await client.get("/readyz")

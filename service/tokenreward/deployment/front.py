@@ -40,6 +40,7 @@ class Gateway:
             client,
             gather=self._replicas.snapshots,
             rules=rules_of(self._args),
+            replica=serve.get_replica_context().replica_tag,
         )
 
 

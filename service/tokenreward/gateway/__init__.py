@@ -20,10 +20,12 @@ from tokenreward.errors import Loading, TooManyItems, UnknownRoute, UnknownScore
 from tokenreward.gateway.fanout import fan_out
 from tokenreward.gateway.upstream import Answer, Gather, Passage, Upstreams
 from tokenreward.guard import Guard, Rules, for_size, headers_of, read_body, time_limit_s, unless_gone
-from tokenreward.metrics import CONTENT_TYPE, render
+from tokenreward.metrics import CONTENT_TYPE, REQUESTS, Metrics, render
 from tokenreward.wire import RewardsRequest, parse_json
 
 __all__ = ["build_app"]
+
+_OWN_LABEL = "gateway"
 
 
 def build_app(
@@ -32,17 +34,20 @@ def build_app(
     *,
     gather: Gather,
     rules: Rules,
+    replica: str = "",
 ) -> FastAPI:
     """The application at `/`. `routes`: the deployment of each scorer. `client`: speaks to the service's own address.
-    `gather`: the metric snapshots of each deployment's replicas that are loaded now."""
-    front = _Front(routes, client, gather=gather, rules=rules)
+    `gather`: the metric snapshots of each deployment's replicas that are loaded now.
+    `replica`: the front's own label in the metrics."""
+    own = Metrics(REQUESTS)
+    front = _Front(routes, client, gather=gather, rules=rules, own=((_OWN_LABEL, replica), own))
     app = FastAPI(
         title="tokenreward",
         docs_url=None,  # its page would load scripts from elsewhere
         redoc_url=None,
         openapi_url=None,
         redirect_slashes=False,  # it would send callers to whatever host they named
-        middleware=[Middleware(Guard, rules=rules)],
+        middleware=[Middleware(Guard, rules=rules, report=own.report)],
         exception_handlers={HTTPException: _refuse_route},
     )
     app.add_api_route("/v1/rewards", front.rewards, methods=["POST"])
@@ -65,12 +70,21 @@ class _Asked(BaseModel):
 class _Front:
     """The routes."""
 
-    def __init__(self, routes: Mapping[str, str], client: httpx.AsyncClient, *, gather: Gather, rules: Rules) -> None:
+    def __init__(
+        self,
+        routes: Mapping[str, str],
+        client: httpx.AsyncClient,
+        *,
+        gather: Gather,
+        rules: Rules,
+        own: tuple[tuple[str, str], Metrics],
+    ) -> None:
         self._routes = routes
         self._deployments = list(dict.fromkeys(routes.values()))
         self._upstreams = Upstreams(client, gather)
         self._gather = gather
         self._rules = rules
+        self._own = own
 
     async def rewards(self, request: Request) -> Response:
         passage = self._passage(request)
@@ -99,7 +113,8 @@ class _Front:
     async def metrics(self) -> Response:
         gathered = await self._gather()
         snapshots = {(name, replica): s for name, replicas in gathered.items() for replica, s in replicas.items()}
-        return Response(render(snapshots), media_type=CONTENT_TYPE)
+        labels, own = self._own
+        return Response(render({**snapshots, labels: own.snapshot()}), media_type=CONTENT_TYPE)
 
     def _passage(self, request: Request) -> Passage:
         headers = {"x-request-id": request.state.request_id}

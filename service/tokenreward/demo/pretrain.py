@@ -1,0 +1,113 @@
+"""Trains the base language model on raw documents with a plain loop.
+
+SFTTrainer would need a data set built and tokenised beforehand; here the documents are an endless fresh stream, half
+of the rows are a drill of random tokens that repeat, and a row says which of its tokens count: those that can be
+known from what came before (a document's target, a drill's repetitions). That is how a small model soon learns to
+look back and copy. Counting the facts themselves as well, which are noise by design, undid much of it. The price: the
+base model does not know how a prompt goes. Nor does it know conversations: the chat tokens stay untrained until SFT.
+"""
+
+import logging
+import math
+import random
+import time
+from collections.abc import Iterator
+
+import torch
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from tokenreward.demo.corpus import raw_document
+from tokenreward.demo.recipe import Recipe, Stage
+from tokenreward.demo.tokenizer import MAX_TOKENS, SPECIALS
+
+logger = logging.getLogger(__name__)
+
+Row = tuple[list[int], int]
+"""Token ids, and how many of them at the front are context, which does not count."""
+
+IGNORED = -100
+"""The label that torch's cross entropy leaves out."""
+DRILL_SHARE, DRILL_TOKENS, DRILL_PERIOD, MAX_PERIODS = 0.5, 96, (8, 32), 8
+FINAL_RATE = 0.05
+"""The learning rate at the end, as a share of its peak."""
+
+
+def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
+    """A language model with random weights."""
+    torch.manual_seed(recipe.weights_seed)
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=recipe.hidden_size,
+        intermediate_size=recipe.intermediate_size,
+        num_hidden_layers=recipe.num_layers,
+        num_attention_heads=recipe.num_heads,
+        num_key_value_heads=recipe.num_heads,
+        head_dim=recipe.hidden_size // recipe.num_heads,
+        max_position_embeddings=MAX_TOKENS,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return Qwen3ForCausalLM(config)
+
+
+def pretrain(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, stage: Stage) -> None:
+    """Train the model in place."""
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=stage.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, stage.num_steps))
+    started = time.monotonic()
+    for step, (ids, labels) in enumerate(_batches(tokenizer, stage)):
+        loss = _loss(model, ids, labels)
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 50 == 0 or step == stage.num_steps - 1:
+            logger.info("base %d/%d loss %.3f %.0f s", step, stage.num_steps, loss.item(), time.monotonic() - started)
+
+
+def _loss(model: Qwen3ForCausalLM, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross entropy where it counts. Padding is on the right, where causality hides it."""
+    counts = labels[:, 1:] != IGNORED
+    hidden = model.model(input_ids=ids).last_hidden_state[:, :-1][counts]
+    return torch.nn.functional.cross_entropy(model.lm_head(hidden), labels[:, 1:][counts])
+
+
+def _rate(step: int, num_steps: int) -> float:
+    warm_up = min(1.0, (step + 1) / max(1, num_steps // 15))
+    cosine = 0.5 * (1 + math.cos(math.pi * step / num_steps))
+    return warm_up * (FINAL_RATE + (1 - FINAL_RATE) * cosine)
+
+
+def _batches(tokenizer: PreTrainedTokenizerFast, stage: Stage) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    rng = random.Random(stage.seed)
+    for _ in range(stage.num_steps):
+        rows = [
+            _drill(tokenizer, rng) if rng.random() < DRILL_SHARE else _document(tokenizer, rng)
+            for _ in range(stage.batch_size)
+        ]
+        yield _tensors(rows, tokenizer.pad_token_id)
+
+
+def _document(tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> Row:
+    context, target = raw_document(rng)
+    ids: list[int] = tokenizer(context)["input_ids"]
+    return ids + tokenizer(target, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id], len(ids)
+
+
+def _drill(tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> Row:
+    period = rng.randint(*DRILL_PERIOD)
+    tokens = [rng.randrange(len(SPECIALS), len(tokenizer)) for _ in range(period)]
+    return [tokenizer.bos_token_id, *(tokens * MAX_PERIODS)[:DRILL_TOKENS]], 1 + period
+
+
+def _tensors(rows: list[Row], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    ids = torch.full((len(rows), max(len(row) for row, _ in rows)), pad_id)
+    labels = torch.full_like(ids, IGNORED)
+    for number, (row, context) in enumerate(rows):
+        ids[number, : len(row)] = torch.tensor(row)
+        labels[number, context : len(row)] = ids[number, context : len(row)]
+    return ids, labels

@@ -1,0 +1,86 @@
+"""The recipe: sizes, seeds and schedules of the demo models. It trains nothing itself."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How one model is trained: how many fresh examples, in batches of what size, at which peak learning rate."""
+
+    num_examples: int
+    batch_size: int
+    learning_rate: float
+    seed: int
+
+    @property
+    def num_steps(self) -> int:
+        """Optimiser steps in one pass over the examples; no example is seen twice."""
+        return max(1, self.num_examples // self.batch_size)
+
+    def scaled(self, share: float) -> "Stage":
+        """The same stage on a share of the examples."""
+        return replace(self, num_examples=int(self.num_examples * share))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the weights."""
+
+    num_tokenizer_texts: int = 8000
+    tokenizer_seed: int = 1
+    hidden_size: int = 128
+    intermediate_size: int = 352
+    num_layers: int = 4
+    num_heads: int = 4
+    weights_seed: int = 0
+    base: Stage = Stage(num_examples=48_000, batch_size=32, learning_rate=3e-3, seed=3)
+    sft: Stage = Stage(num_examples=6_400, batch_size=32, learning_rate=1e-3, seed=3)
+    dpo: Stage = Stage(num_examples=1_600, batch_size=32, learning_rate=2e-4, seed=4)
+    dpo_beta: float = 0.1
+    rm_whole: tuple[Stage, ...] = (
+        Stage(num_examples=9_600, batch_size=32, learning_rate=1e-3, seed=5),
+        Stage(num_examples=8_000, batch_size=16, learning_rate=1e-3, seed=6),
+    )
+    rm_detector: Stage = Stage(num_examples=6_400, batch_size=16, learning_rate=1e-3, seed=7)
+    rm_top: Stage = Stage(num_examples=4_800, batch_size=16, learning_rate=2e-3, seed=8)
+    rm_finish: tuple[Stage, ...] = (
+        Stage(num_examples=6_400, batch_size=16, learning_rate=7e-4, seed=9),
+        Stage(num_examples=6_400, batch_size=16, learning_rate=1e-3, seed=10),
+    )
+    rm_center: float = 0.01
+
+    def scaled(self, share: float) -> "Recipe":
+        """The same recipe on a share of the examples, for a rehearsal."""
+        return replace(
+            self,
+            base=self.base.scaled(share),
+            sft=self.sft.scaled(share),
+            dpo=self.dpo.scaled(share),
+            rm_whole=tuple(stage.scaled(share) for stage in self.rm_whole),
+            rm_detector=self.rm_detector.scaled(share),
+            rm_top=self.rm_top.scaled(share),
+            rm_finish=tuple(stage.scaled(share) for stage in self.rm_finish),
+        )
+
+
+def trainer_arguments(stage: Stage, folder: str) -> dict[str, Any]:
+    """The arguments that TRL's three trainers share: fp32 on the CPU, warm-up then cosine, progress on the terminal."""
+    return {
+        "output_dir": folder,
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "per_device_train_batch_size": stage.batch_size,
+        "learning_rate": stage.learning_rate,
+        "num_train_epochs": 1,
+        "warmup_steps": max(1, stage.num_steps // 20),
+        "lr_scheduler_type": "cosine",
+        "adam_beta2": 0.98,
+        "seed": stage.seed,
+        "logging_steps": max(1, stage.num_steps // 40),
+        "save_strategy": "no",
+        "report_to": "none",
+        "dataloader_pin_memory": False,
+        "max_length": None,
+    }

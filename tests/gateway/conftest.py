@@ -53,7 +53,7 @@ def deployments(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
 
 @pytest.fixture
 def front(deployments: dict[str, Any]) -> Front:
-    """Opens a client of a front: `front(upstream=URL, loaded={...}, rules=...)`."""
+    """Opens a client of a front: `front(upstream=URL, loaded={...}, rules=...)`. `front.asked`: whose readiness it asked."""
 
     @asynccontextmanager
     async def opened(
@@ -63,8 +63,13 @@ def front(deployments: dict[str, Any]) -> Front:
             snapshots = {name: {f"{name}-r1": metrics.snapshot()} for name, metrics in deployments["metrics"].items()}
             return snapshots if loaded is None else loaded
 
+        async def has_ready(deployment: str) -> bool:
+            asked.append(deployment)
+            return bool((await gather()).get(deployment))
+
+        asked = opened.asked = []  # type: ignore[attr-defined]
         async with httpx.AsyncClient(base_url=upstream, timeout=30, trust_env=False) as inner:
-            app = build_app(ROUTES, inner, gather=gather, rules=rules, replica="front-1")
+            app = build_app(ROUTES, inner, gather=gather, has_ready=has_ready, rules=rules, replica="front-1")
             async with web.serving_here(app) as url, httpx.AsyncClient(base_url=url, timeout=20) as client:
                 yield client
 

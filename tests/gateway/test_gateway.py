@@ -228,6 +228,26 @@ async def test_ready_when_every_deployment_has_a_replica(front: Any) -> None:
         assert (await client.get("/readyz")).status_code == 200
 
 
+async def test_only_the_deployment_a_request_needs_is_asked_and_once(front: Any) -> None:
+    async with front() as client:
+        for _ in range(3):
+            assert (await client.post("/v1/rewards", json={"scorer": "one", "items": [ITEM]})).status_code == 200
+        assert front.asked == ["lm"]
+        for _ in range(3):
+            assert (await client.get("/readyz")).status_code == 200
+        assert front.asked == ["lm", "rm"]
+
+
+async def test_answer_on_readiness_stands_for_a_second(front: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: dict[str, Any] = {"lm": {"r1": []}, "rm": {"r1": []}}
+    async with front(loaded=loaded) as client:
+        assert (await client.get("/readyz")).status_code == 200
+        loaded["rm"] = {}
+        assert (await client.get("/readyz")).status_code == 200
+        monkeypatch.setattr("tokenreward.gateway.upstream._READY_STANDS_S", 0.0)
+        assert (await client.get("/readyz")).status_code == 503
+
+
 async def test_key_opens_the_front_and_travels_on(front: Any) -> None:
     rules = Rules(max_body_bytes=1000, max_request_items=8, request_timeout_s=20, api_keys=(SecretStr("sesame"),))
     body = {"scorer": "one", "items": [ITEM]}

@@ -116,6 +116,23 @@ async def test_answer_that_is_not_ours_becomes_our_error(
         assert (result["error"]["code"], result["error"]["retryable"]) == (code, True)
 
 
+async def test_deployment_is_asked_again_after_it_could_not_answer(
+    edge: Any, client: Any, front: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tokenreward.gateway.upstream._READY_STANDS_S", 0.0)
+
+    statuses = iter((500, 503, 500, 500))
+
+    async def answer(_: Request) -> Response:
+        return PlainTextResponse("no replica", next(statuses))
+
+    edge.answer = answer
+    async with client() as opened:
+        for num_asked in (1, 1, 2, 2):
+            await opened.post("/v1/rewards", content=BODY)
+            assert len(front.asked) == num_asked
+
+
 async def test_deployment_that_never_answers_costs_the_deadline_and_not_more(edge: Any, client: Any) -> None:
     async def answer(request: Request) -> Response:
         while (await request.receive())["type"] != "http.disconnect":

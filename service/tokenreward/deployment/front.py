@@ -1,4 +1,4 @@
-"""The gateway as Ray Serve runs it, and the one thing it needs of Ray: the metrics of all replicas."""
+"""The gateway as Ray Serve runs it, and the one thing it needs of Ray: what all replicas say of themselves."""
 
 from __future__ import annotations
 
@@ -39,13 +39,14 @@ class Gateway:
             self._args["routes"],
             client,
             gather=self._replicas.snapshots,
+            has_ready=self._replicas.has_ready,
             rules=rules_of(self._args),
             replica=serve.get_replica_context().replica_tag,
         )
 
 
 class Replicas:
-    """Asks every running replica of every deployment for its metrics."""
+    """Asks every running replica of every deployment for its metrics, or for its health."""
 
     def __init__(self, deployments: list[str]) -> None:
         self._deployments = deployments
@@ -56,16 +57,22 @@ class Replicas:
         gathered = await asyncio.gather(*(self._ask(name) for name in self._deployments))
         return dict(zip(self._deployments, gathered, strict=True))
 
+    async def has_ready(self, deployment: str) -> bool:
+        """Whether one of its replicas is loaded and healthy."""
+        answers = await self._broadcast(deployment, "check_health")
+        return any(not isinstance(answer, BaseException) for answer in answers)
+
     async def _ask(self, deployment: str) -> dict[str, Snapshot]:
+        answers = await self._broadcast(deployment, "snapshot")
+        return dict(answer for answer in answers if not isinstance(answer, BaseException))
+
+    async def _broadcast(self, deployment: str, method: str) -> list[Any]:
+        """What each running replica returned or raised."""
         if deployment not in self._handles:
             self._handles[deployment] = serve.get_deployment_handle(REPLICA, app_name=deployment)
         try:
-            answers = (
-                await self._handles[deployment]
-                .broadcast("snapshot")
-                .results_async(timeout_s=_GATHER_TIMEOUT_S, return_exceptions=True)
-            )
+            answers = self._handles[deployment].broadcast(method)
+            return list(await answers.results_async(timeout_s=_GATHER_TIMEOUT_S, return_exceptions=True))
         except (DeploymentUnavailableError, TimeoutError) as error:
             logger.info("%s: no replica answers (%s)", deployment, type(error).__name__)
-            return {}
-        return dict(answer for answer in answers if not isinstance(answer, BaseException))
+            return []

@@ -18,7 +18,7 @@ from starlette.middleware import Middleware
 
 from tokenreward.errors import Loading, TooManyItems, UnknownRoute, UnknownScorer
 from tokenreward.gateway.fanout import fan_out
-from tokenreward.gateway.upstream import Answer, Gather, Passage, Upstreams
+from tokenreward.gateway.upstream import Answer, Gather, HasReady, Passage, Upstreams
 from tokenreward.guard import Guard, Rules, for_size, headers_of, read_body, time_limit_s, unless_gone
 from tokenreward.metrics import CONTENT_TYPE, REQUESTS, Metrics, render
 from tokenreward.wire import RewardsRequest, parse_json
@@ -33,14 +33,18 @@ def build_app(
     client: httpx.AsyncClient,
     *,
     gather: Gather,
+    has_ready: HasReady,
     rules: Rules,
     replica: str = "",
 ) -> FastAPI:
     """The application at `/`. `routes`: the deployment of each scorer. `client`: speaks to the service's own address.
     `gather`: the metric snapshots of each deployment's replicas that are loaded now.
+    `has_ready`: whether a deployment has a replica that is loaded and healthy.
     `replica`: the front's own label in the metrics."""
     own = Metrics(REQUESTS)
-    front = _Front(routes, client, gather=gather, rules=rules, own=((_OWN_LABEL, replica), own))
+    front = _Front(
+        routes, upstreams=Upstreams(client, has_ready), gather=gather, rules=rules, own=((_OWN_LABEL, replica), own)
+    )
     app = FastAPI(
         title="tokenreward",
         docs_url=None,  # its page would load scripts from elsewhere
@@ -73,15 +77,15 @@ class _Front:
     def __init__(
         self,
         routes: Mapping[str, str],
-        client: httpx.AsyncClient,
         *,
+        upstreams: Upstreams,
         gather: Gather,
         rules: Rules,
         own: tuple[tuple[str, str], Metrics],
     ) -> None:
         self._routes = routes
         self._deployments = list(dict.fromkeys(routes.values()))
-        self._upstreams = Upstreams(client, gather)
+        self._upstreams = upstreams
         self._gather = gather
         self._rules = rules
         self._own = own

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,9 @@ from tokenreward.errors import DeadlineExceeded, InternalError, Loading, Request
 from tokenreward.guard import TIMEOUT_HEADER
 
 Gather = Callable[[], Awaitable[Mapping[str, Mapping[str, Any]]]]
+HasReady = Callable[[str], Coroutine[Any, Any, bool]]
 
+_READY_STANDS_S = 1.0
 _PASSED_ON = ("content-type", "retry-after")
 
 
@@ -32,26 +34,41 @@ class Answer:
 
 
 class Upstreams:
-    """The deployments behind the front. `gather` says which have a replica loaded: those with an entry in theirs."""
+    """The deployments behind the front. `has_ready` says whether one has a replica that is loaded and healthy."""
 
-    def __init__(self, client: httpx.AsyncClient, gather: Gather) -> None:
+    def __init__(self, client: httpx.AsyncClient, has_ready: HasReady) -> None:
         self.client = client
-        self._gather = gather
-        self._seen_loaded: set[str] = set()
+        self._has_ready = has_ready
+        self._asked: dict[str, tuple[float, asyncio.Future[bool]]] = {}
+        self._trusted: set[str] = set()
+
+    async def is_ready(self, deployment: str) -> bool:
+        """Whether it has a replica that could answer; the answer stands for a second."""
+        asked_at, asking = self._asked.get(deployment, (0.0, None))
+        if asking is None or (asking.done() and time.monotonic() - asked_at > _READY_STANDS_S):
+            asking = asyncio.ensure_future(self._has_ready(deployment))
+            self._asked[deployment] = (time.monotonic(), asking)
+        return await asyncio.shield(asking)
 
     async def missing(self, deployments: Sequence[str]) -> list[str]:
-        """Those of `deployments` that have no replica loaded now."""
-        gathered = await self._gather()
-        self._seen_loaded.update(name for name, replicas in gathered.items() if replicas)
-        return [name for name in deployments if not gathered.get(name)]
+        """Those of `deployments` that have no replica ready now."""
+        ready = await asyncio.gather(*(self.is_ready(name) for name in deployments))
+        return [name for name, is_ready in zip(deployments, ready, strict=True) if not is_ready]
 
-    async def expect_loaded(self, deployment: str) -> None:
-        """Raises Loading if it was never seen with a replica and has none now.
+    async def expect_ready(self, deployment: str) -> None:
+        """Raises Loading if it has no replica ready; it is asked only until it is, and after it failed to answer.
 
         Ray's proxy holds requests for a deployment without replicas until their deadline; we answer at once instead.
         """
-        if deployment not in self._seen_loaded and await self.missing([deployment]):
+        if deployment in self._trusted:
+            return
+        if not await self.is_ready(deployment):
             raise Loading(f"`{deployment}` is loading its weights", retry_after_s=2)
+        self._trusted.add(deployment)
+
+    def distrust(self, deployment: str) -> None:
+        """It failed to answer: ask before the next request goes there."""
+        self._trusted.discard(deployment)
 
 
 class Passage:
@@ -77,7 +94,7 @@ class Passage:
         return list(orjson.loads(answer.body)["scorers"])
 
     async def _ask(self, deployment: str, method: str, path: str, *, body: bytes | None = None) -> Answer:
-        await self._upstreams.expect_loaded(deployment)
+        await self._upstreams.expect_ready(deployment)
         left_s = self._deadline - time.monotonic()
         if left_s <= 0:
             raise DeadlineExceeded("the deadline passed before the request could be forwarded")
@@ -91,7 +108,11 @@ class Passage:
             raise DeadlineExceeded(f"`{deployment}` did not answer before the deadline") from None
         except httpx.TransportError as error:
             raise InternalError(f"the connection to `{deployment}` broke ({type(error).__name__})") from None
-        return _ours(deployment, response)
+        try:
+            return _ours(deployment, response)
+        except Loading:
+            self._upstreams.distrust(deployment)
+            raise
 
 
 def _ours(deployment: str, response: httpx.Response) -> Answer:

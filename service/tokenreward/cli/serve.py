@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -93,8 +95,18 @@ def curl(settings: Settings) -> str:
 
     scorer = settings.deployments[0].scorers[0].served_name
     key = "" if settings.api_keys_file is None else f' -H "Authorization: Bearer $(head -n1 {settings.api_keys_file})"'
-    body = f'{{"scorer": "{scorer}", "items": [{{"prompt": "2 + 2 =", "response": " 4."}}]}}'
-    return f"curl {internal_url(settings)}/v1/rewards{key} -H 'Content-Type: application/json' -d '{body}'"
+    body = json.dumps({"scorer": scorer, "items": [_example(settings)]})
+    return f"curl {internal_url(settings)}/v1/rewards{key} -H 'Content-Type: application/json' -d {shlex.quote(body)}"
+
+
+def _example(settings: Settings) -> dict[str, Any]:
+    """Something to score: for the embedded models, a response from their world that gets a fact wrong."""
+    if not settings.deployments[0].checkpoint.startswith("demo:"):
+        return {"prompt": "2 + 2 =", "response": " 4."}
+    from tokenreward.demo import example_pair
+
+    pair = example_pair()
+    return {"prompt": [{"role": "user", "content": pair.prompt}], "response": pair.corrupted}
 
 
 def _leave(stop: Callable[[], None], code: int) -> int:

@@ -13,6 +13,8 @@ import numpy as np
 from tokenreward.errors import InvalidField, NonFinite, UnitsDiffer
 from tokenreward.wire import Item, RewardsRequest, decode_rewards, encode_rewards
 
+_SHOWN = 64  # characters of a name that the caller sent
+
 
 def refuse_unequal_units(request: RewardsRequest, fingerprints: Mapping[str, str]) -> None:
     """Units are equal if each item has spans, or ids that one tokenizer stands for. `fingerprints` are by scorer.
@@ -22,7 +24,7 @@ def refuse_unequal_units(request: RewardsRequest, fingerprints: Mapping[str, str
     weights = request.combine or {}
     for name in weights:
         if name not in request.names:
-            raise InvalidField(f"`combine` names `{name}`, which `scorers` does not", param="combine")
+            raise InvalidField(f"`combine` names `{name[:_SHOWN]}`, which `scorers` does not", param="combine")
     for index, item in enumerate(request.items):
         if item.spans is None and isinstance(item.response, str):
             raise UnitsDiffer(

@@ -35,6 +35,7 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 TIMEOUT_HEADER = "x-request-timeout-seconds"
+PROBE_METHODS = ["GET", "HEAD"]  # servers send no body in answer to a HEAD
 OPEN_ROUTES = frozenset({"/healthz", "/readyz"})
 
 IN_A_THREAD_BYTES = 256 * 1024
@@ -145,8 +146,8 @@ class _Reply:
 
 async def read_body(scope: Scope, receive: Receive, *, limit: int) -> bytes:
     """The whole body. Raises BodyTooLarge (declared or counted), ClientGone."""
-    declared = headers_of(scope).get("content-length", "")
-    if declared.isdigit() and int(declared) > limit:
+    declared = headers_of(scope).get("content-length", "")[:20]
+    if declared.isdecimal() and int(declared) > limit:
         raise BodyTooLarge(f"the body has {declared} bytes, the limit is {limit} (`max_body_bytes`)")
     chunks: list[bytes] = []
     num_bytes, more = 0, True

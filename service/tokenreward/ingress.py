@@ -20,7 +20,16 @@ from starlette.middleware import Middleware
 
 from tokenreward.combine import combine, refuse_unequal_units
 from tokenreward.errors import DeadlineExceeded, Loading, TooManyItems, UnknownRoute
-from tokenreward.guard import IN_A_THREAD_BYTES, Guard, Rules, for_size, read_body, time_limit_s, unless_gone
+from tokenreward.guard import (
+    IN_A_THREAD_BYTES,
+    PROBE_METHODS,
+    Guard,
+    Rules,
+    for_size,
+    read_body,
+    time_limit_s,
+    unless_gone,
+)
 from tokenreward.metrics import CONTENT_TYPE, Metrics, render
 from tokenreward.wire import RewardsRequest, parse_json
 
@@ -50,8 +59,8 @@ def build_app(
     )
     app.add_api_route("/v1/rewards", replica.rewards, methods=["POST"])
     app.add_api_route("/v1/scorers", replica.scorers, methods=["GET"])
-    app.add_api_route("/healthz", replica.healthz, methods=["GET"])
-    app.add_api_route("/readyz", replica.readyz, methods=["GET"])
+    app.add_api_route("/healthz", replica.healthz, methods=PROBE_METHODS)
+    app.add_api_route("/readyz", replica.readyz, methods=PROBE_METHODS)
     app.add_api_route("/metrics", replica.metrics, methods=["GET"])
     return app
 

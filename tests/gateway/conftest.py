@@ -53,7 +53,7 @@ def deployments(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
 
 @pytest.fixture
 def front(deployments: dict[str, Any]) -> Front:
-    """Opens a client of a front: `front(upstream=URL, loaded={...}, rules=...)`. `front.asked`: whose readiness it asked."""
+    """Opens a client of a front: `front(upstream=URL, loaded={...}, rules=...)`. `front.asked`: for readiness."""
 
     @asynccontextmanager
     async def opened(

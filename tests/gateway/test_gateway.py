@@ -162,6 +162,24 @@ async def test_trailing_slash_is_an_unknown_route_and_no_redirect(front: Any) ->
     assert (response.status_code, response.json()["error"]["code"]) == (404, "unknown_route")
 
 
+@pytest.mark.parametrize("fields", [{"scorer": "x" * 9999}, {"scorers": ["one"], "combine": {"x" * 9999: 1.0}}])
+async def test_errors_quote_no_more_of_a_name_than_is_needed(front: Any, fields: dict[str, Any]) -> None:
+    async with front() as client:
+        response = await client.post("/v1/rewards", json={"items": [ITEM], **fields})
+    message = response.json()["error"]["message"]
+    assert "`" + "x" * 64 + "`" in message
+    assert len(message) < 200
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz"])
+@pytest.mark.parametrize("loaded", [None, {}], ids=["ready", "loading"])
+async def test_probes_answer_a_head_as_a_get_without_body(front: Any, path: str, loaded: Any) -> None:
+    async with front(loaded=loaded) as client:
+        got, headed = await client.get(path), await client.head(path)
+    assert (headed.status_code, headed.content) == (got.status_code, b"")
+    assert headed.headers["content-length"] == got.headers["content-length"]
+
+
 async def test_all_scorers_are_listed_with_their_routes(front: Any) -> None:
     async with front() as client:
         entries = (await client.get("/v1/scorers")).json()["scorers"]

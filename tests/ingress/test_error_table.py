@@ -11,6 +11,7 @@ import pytest
 
 from tokenreward import errors
 from tokenreward.errors import RequestError
+from tokenreward.guard import read_body
 from web import until
 
 SECRET = "xyzzyplugh"
@@ -241,3 +242,28 @@ async def test_deadline_must_be_a_positive_number_of_seconds(client: httpx.Async
     response = await client.post("/v1/rewards", json=body, headers={"x-request-timeout-seconds": value})
     assert response.status_code == 422
     assert response.json()["error"]["param"] == "x-request-timeout-seconds"
+
+
+async def test_declared_length_that_is_no_number_is_not_believed() -> None:
+    assert await read_body(*declaring("\u00b2"), limit=10) == b"12345"  # a digit, but none that `int` reads
+
+
+async def test_declared_length_of_any_number_of_digits_is_refused() -> None:
+    with pytest.raises(errors.BodyTooLarge):
+        await read_body(*declaring("1" * 9999), limit=10)
+
+
+def declaring(length: str) -> tuple[Any, Any]:
+    """A request of five bytes that says it has `length`."""
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"12345"}
+
+    return {"headers": [(b"content-length", length.encode("latin-1"))]}, receive
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz"])
+async def test_probes_answer_a_head_as_a_get_without_body(client: httpx.AsyncClient, loading: str, path: str) -> None:
+    for url in (path, loading + path):
+        got, headed = await client.get(url), await client.head(url)
+        assert (headed.status_code, headed.content) == (got.status_code, b"")

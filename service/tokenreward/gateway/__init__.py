@@ -19,13 +19,14 @@ from starlette.middleware import Middleware
 from tokenreward.errors import Loading, TooManyItems, UnknownRoute, UnknownScorer
 from tokenreward.gateway.fanout import fan_out
 from tokenreward.gateway.upstream import Answer, Gather, HasReady, Passage, Upstreams
-from tokenreward.guard import Guard, Rules, for_size, headers_of, read_body, time_limit_s, unless_gone
+from tokenreward.guard import PROBE_METHODS, Guard, Rules, for_size, headers_of, read_body, time_limit_s, unless_gone
 from tokenreward.metrics import CONTENT_TYPE, REQUESTS, Metrics, render
 from tokenreward.wire import RewardsRequest, parse_json
 
 __all__ = ["build_app"]
 
 _OWN_LABEL = "gateway"
+_SHOWN = 64  # characters of a name that the caller sent
 
 
 def build_app(
@@ -56,8 +57,8 @@ def build_app(
     )
     app.add_api_route("/v1/rewards", front.rewards, methods=["POST"])
     app.add_api_route("/v1/scorers", front.scorers, methods=["GET"])
-    app.add_api_route("/healthz", front.healthz, methods=["GET"])
-    app.add_api_route("/readyz", front.readyz, methods=["GET"])
+    app.add_api_route("/healthz", front.healthz, methods=PROBE_METHODS)
+    app.add_api_route("/readyz", front.readyz, methods=PROBE_METHODS)
     app.add_api_route("/metrics", front.metrics, methods=["GET"])
     return app
 
@@ -131,7 +132,7 @@ class _Front:
         for name in names:
             if name not in self._routes:
                 param = "scorer" if len(names) == 1 else "scorers"
-                raise UnknownScorer(f"no scorer `{name}`; there are {', '.join(self._routes)}", param=param)
+                raise UnknownScorer(f"no scorer `{name[:_SHOWN]}`; there are {', '.join(self._routes)}", param=param)
             asked.setdefault(self._routes[name], []).append(name)
         return asked
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import time
 from collections import Counter
@@ -101,6 +102,8 @@ class Slot:
             await self._returned.wait()
         del self._num_lent[previous]
         await previous.close()
+        del previous
+        await asyncio.to_thread(gc.collect)  # engines hold themselves in cycles, and their weights with them
 
 
 class _Replica:

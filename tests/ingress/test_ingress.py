@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
+import weakref
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -197,3 +199,21 @@ async def test_request_under_way_finishes_on_the_old_weights(checkpoint: Path) -
     with pytest.raises(RuntimeError, match="shutdown"):
         old._device_thread.submit(print)
     await new.close()
+
+
+async def test_old_weights_are_freed_with_the_engine_that_had_them(checkpoint: Path) -> None:
+    base = {"name": "lm", "checkpoint": str(checkpoint), "task": "causal_lm", "device": "cpu"}
+    settings = DeploymentSettings.model_validate({**base, "scorers": ({"type": "endogenous"},)})
+    slot = Slot()
+    transport = httpx.ASGITransport(build_app("lm", slot, metrics=Metrics(), rules=RULES))
+    gc.disable()
+    try:
+        await slot.put(Engine.load(settings))
+        old = weakref.ref(slot.engine)
+        async with httpx.AsyncClient(transport=transport, base_url="http://replica") as client:
+            assert (await client.post("/v1/rewards", json=BODY)).status_code == 200
+        await slot.put(Engine.load(settings))
+        assert old() is None
+    finally:
+        gc.enable()
+    await slot.engine.close()

@@ -49,6 +49,8 @@ def test_first_lines_tell_progress_address_and_a_command_that_works(service: Any
 def test_ready_and_alive(client: httpx.Client) -> None:
     assert client.get("/healthz").status_code == 200
     assert client.get("/readyz").status_code == 200
+    assert client.head("/readyz").status_code == 200
+    assert client.post("/v1/rewards/", json={}).status_code == 404
     assert client.get("/d/lm/readyz").status_code == 200
 
 
@@ -105,6 +107,7 @@ def test_metrics_hold_every_replica_and_both_have_served(client: httpx.Client) -
     text = client.get("/metrics").text
     served = set(re.findall(r'tokenreward_items_total\{deployment="lm",replica="(\w+)",scorer="endogenous"\}', text))
     assert served == {replica for deployment, replica in found if deployment == "lm"}
+    assert re.search(r'tokenreward_requests_total\{deployment="gateway",replica="\w+",status="200"\}', text)
 
 
 def test_every_listener_is_on_loopback_or_wants_the_token(service: Any) -> None:

@@ -14,7 +14,6 @@ import logging
 import math
 import re
 import time
-import traceback
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from typing import Any, ParamSpec, TypeVar
 import orjson
 from pydantic import SecretStr
 
-from tokenreward.errors import BodyTooLarge, InternalError, InvalidField, Loading, RequestError, Unauthorized
+from tokenreward.errors import BodyTooLarge, InternalError, InvalidField, Loading, RequestError, Unauthorized, frames
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -90,7 +89,7 @@ class Guard:
         except RequestError as error:
             await reply.refuse(error)
         except Exception as error:
-            logger.error("request %s failed: %s\n%s", request_id, type(error).__name__, _where(error))
+            logger.error("request %s failed: %s", request_id, frames(error))
             await reply.refuse(InternalError("internal error; the service's log has its traceback"))
         if route_of(scope) not in _UNCOUNTED_ROUTES:
             self._count(reply, time.perf_counter() - started)
@@ -231,7 +230,3 @@ def _request_id(headers: dict[str, str]) -> str:
 
 def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode()).digest()
-
-
-def _where(error: BaseException) -> str:
-    return "".join(traceback.format_tb(error.__traceback__))

@@ -203,7 +203,8 @@ class RewardsRequest(Strict):
         for key in value:
             if key not in self.names:
                 raise UnknownField(
-                    f"`{field}` has an entry for `{key}`, which `scorers` does not name", param=f"{field}.{key}"
+                    f"`{field}` has an entry for `{key[:64]}`, which `scorers` does not name",
+                    param=f"{field}.{key[:64]}",
                 )
         entry = value.get(name, {})
         if not isinstance(entry, dict):

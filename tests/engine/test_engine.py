@@ -286,3 +286,20 @@ async def test_signals_of_another_length_are_an_error_not_stretched(
     (item,) = (await engine.score(request([10, 11, 12], scorer="constant")))["items"]
     assert item["error"]["code"] == "scorer_failed"
     assert "[1] for 3 tokens" in item["error"]["message"]
+
+
+async def test_once_a_request_has_failed_its_other_items_are_not_computed(make_engine: Callable[..., Any]) -> None:
+    engine = make_engine("causal_lm", ["endogenous"], max_batch_requests=1)
+    run, batches = engine._device.run, []
+
+    def fail_first(batch: Any) -> Any:
+        batches.append(len(batch))
+        if len(batches) == 1:
+            raise ZeroDivisionError
+        return run(batch)
+
+    engine._device.run = fail_first
+    with pytest.raises(errors.InternalError):
+        await engine.score(request([10], [11], [12], [13]))
+    assert (await engine.score(request([14])))["items"][0]["error"] is None
+    assert len(batches) <= 3  # the failed one, the new one, and at most one that had begun

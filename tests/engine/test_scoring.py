@@ -316,3 +316,14 @@ async def test_a_row_of_another_temperature_does_not_change_its_neighbours(make_
     together = await asyncio.gather(*(ask(engine, "endogenous", options={"alpha": a}) for a in (0.5, 1.0, 2.0)))
     for one, other in zip(alone, together, strict=True):
         np.testing.assert_allclose(one["rewards"], other["rewards"], atol=1e-4)
+
+
+async def test_of_levels_the_last_token_of_a_span_stands(make_engine: Callable[..., Any], exact_rm: Any) -> None:
+    engine = make_engine("reward_model", ["reward_model"])
+    tokens = await ask(engine, "reward_model", credit={"name": "values"}, return_tokens=True)
+    spans = [[0, 5], [5, len(RESPONSE)]]
+    item = await ask(engine, "reward_model", {"spans": spans}, credit={"name": "values"})
+    ends = [token["span"][1] for token in tokens["tokens"]]
+    last_of_first = max(t for t, end in enumerate(ends) if end <= 5)
+    expected = oracle.head_values(exact_rm, WHAT.ids)[len(WHAT.prompt) :][[last_of_first, -1]]
+    np.testing.assert_allclose(item["rewards"], expected, atol=1e-4)

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import dataclasses
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
 from typing import Any, ClassVar, Self, TypeVar, Unpack, cast
@@ -31,7 +32,7 @@ LISTING_TIMEOUT_S = 10.0
 PARTING_S = 1.0
 
 
-class _Service:
+class _Service(ABC):
     """What both clients know: where the service is and how to ask it.
 
     `max_request_items` and `max_request_bytes` are where a batch is cut into requests.
@@ -63,9 +64,9 @@ class _Service:
         self._routes = Routes()
         self._open()
 
+    @abstractmethod
     def _open(self) -> None:
         """Make the connection pool and the slots that bound concurrency."""
-        raise NotImplementedError
 
     def __repr__(self) -> str:
         key = ", api_key=<set>" if self._headers else ""

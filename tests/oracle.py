@@ -83,6 +83,28 @@ def last_attention_row(model: Any, ids: np.ndarray) -> np.ndarray:
     return output.attentions[-1][0, :, -1].double().mean(dim=0).numpy()
 
 
+@torch.no_grad()
+def last_layer_attention(model: Any, ids: np.ndarray) -> np.ndarray:
+    """Last layer's whole map, mean over heads [n, n], float64."""
+    output = model.base_model(input_ids=torch.from_numpy(ids)[None], use_cache=False, output_attentions=True)
+    return output.attentions[-1][0].double().mean(dim=0).numpy()
+
+
+def mean_step(attention: np.ndarray, what: Response) -> np.ndarray:
+    """What each response token gets, on average, from the queries that predicted a later one and can see it."""
+    first, found = len(what.prompt), []
+    for column in range(first, len(what.ids)):
+        seen = [attention[query, column] for query in range(column, len(what.ids) - 1) if attention[query, column] > 0]
+        found.append(float(np.mean(seen)) if seen else 0.0)
+    return np.array(found)
+
+
+def entropy(z: np.ndarray) -> np.ndarray:
+    """- sum p log p over the last axis of logits, nats, float64."""
+    log_p = z - logsumexp(z)[..., None]
+    return -(np.exp(log_p) * log_p).sum(axis=-1)
+
+
 def dense_weights(row: np.ndarray, what: Response, keep: np.ndarray) -> np.ndarray:
     """ABC's weights: the row over the unmasked response tokens, renormalised."""
     weights = row[len(what.prompt) : len(what.prompt) + len(what.response)] * keep

@@ -10,18 +10,61 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
 from pydantic import BaseModel, ConfigDict
 from pydantic_core import PydanticCustomError
 
-from tokenreward.wire import CreditName
+from tokenreward.wire import CreditName, Item
 
 Task = Literal["causal_lm", "reward_model"]
 Gives = Literal["values", "score", "weights"]
+Model = Literal["policy", "reference"]
+Reading = Literal["last", "last_step", "mean_step"]
 WITHOUT_EFFECT = "value_error.without_effect"
+
+
+@runtime_checkable
+class Words(Protocol):
+    """The checkpoint's text in both directions, for scorers whose rows are not prompt + response. Methods raise
+    ItemError that names `param`."""
+
+    def prompt_from_text(self, text: str, *, param: str) -> Int64[np.ndarray, " p"]:
+        """Raw text as a prompt, with at most one BOS in front."""
+
+    def prompt_from_messages(
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None,
+        template_kwargs: dict[str, Any],
+        *,
+        param: str,
+    ) -> Int64[np.ndarray, " p"]:
+        """Messages through the chat template, with its generation prompt."""
+
+    def pieces(self, text: str, *, param: str) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"] | None]:
+        """Ids of a text alone, without special tokens around it, and where each token's characters end."""
+
+    def text(self, ids: Int64[np.ndarray, " n"]) -> str:
+        """The text of ids, special tokens included."""
+
+    def single(self, text: str) -> int | None:
+        """The one token that this text is; None if it is none or several."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Source:
+    """Where a sample came from: the caller's item, its place in the request (`items[3]`), and the words of the model.
+
+    `ends`: where each response token's characters end, without the appended end-of-turn; None for ids.
+    """
+
+    item: Item
+    param: str
+    words: Words
+    ends: Int64[np.ndarray, " t"] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,6 +73,7 @@ class Sample:
 
     `terminal`: the last response token is a recognised end-of-turn. `keep`: False where the caller masked the token's
     unit; such tokens are read but count in no sum. `suffix_ids`: read after the response (reward models), own no entry.
+    `source`: what the caller wrote, for scorers that put it in other words; always there for an item of a request.
     """
 
     prompt_ids: Int64[np.ndarray, " p"]
@@ -37,30 +81,50 @@ class Sample:
     terminal: bool
     keep: Bool[np.ndarray, " r"]
     suffix_ids: Int64[np.ndarray, " s"] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    source: Source | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Row:
-    """One sequence for the model. Entries [start, stop) are the tokens whose outputs are wanted; the last token is the
-    pooled one, whose attention row and value head a reward model is read at."""
+    """One sequence for the model, at least one token long. Entries [start, stop), 1 <= start <= stop, are the tokens
+    whose outputs are wanted; the last token is the pooled one, whose attention row and value head a reward model is
+    read at.
+
+    `model`: which of the deployment's models reads it. `labels`: tokens whose raw logits are wanted at every position
+    that `Outputs.lse` has.
+    """
 
     ids: Int64[np.ndarray, " n"]
     start: int
     stop: int
+    model: Model = "policy"
+    labels: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """Outputs wanted of a row. `temperatures`: one logsumexp of the raw logits per temperature."""
+    """Outputs wanted of a row. `temperatures`: one logsumexp of the raw logits per temperature; `entropies`: the
+    temperatures among them at which the distribution's entropy is wanted, too. `attention`: see `Outputs`."""
 
     temperatures: frozenset[float] = frozenset()
+    entropies: frozenset[float] = frozenset()
     values: bool = False
-    attention: bool = False
+    attention: frozenset[Reading] = frozenset()
 
     def __or__(self, other: Needs) -> Needs:
         return Needs(
-            self.temperatures | other.temperatures, self.values or other.values, self.attention or other.attention
+            self.temperatures | other.temperatures,
+            self.entropies | other.entropies,
+            self.values or other.values,
+            self.attention | other.attention,
         )
+
+    @property
+    def task(self) -> Task | None:
+        """The kind of checkpoint that has these outputs; None if any has."""
+        if self.temperatures or self.entropies:
+            return "causal_lm"
+        return "reward_model" if self.values else None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,27 +132,43 @@ class Outputs:
     """What the model said of one row, r = stop - start; only what was needed is there.
 
     `chosen`: raw logit of each response token, given the tokens before it. `lse[T]`: logsumexp(logits / T) at the
-    positions that predict the response tokens and, last, at the position after them. `values`: value head at each
-    response token; `pooled`: at the row's last token. `attention`: last layer, last token's row over the n tokens,
-    mean over heads.
+    positions that predict the response tokens and, last, at the position after them; `entropy[T]`: the entropy of
+    softmax(logits / T), nats, and `logits[token]`: the raw logit of a label, at the same positions.
+    `values`: value head at the token before the response and at each response token; `pooled`: at the row's last token.
+    `attention`, last layer, mean over heads: `last` [n], the row of the last token; `last_step` [n], the row of the
+    token that predicted the last response token; `mean_step` [r], for each response token the mean over those tokens
+    that predicted a later response token and pay it any attention (0 if none does).
     """
 
     chosen: Float32[np.ndarray, " r"] | None = None
     lse: dict[float, Float32[np.ndarray, " r+1"]] = field(default_factory=dict)
-    values: Float32[np.ndarray, " r"] | None = None
+    entropy: dict[float, Float32[np.ndarray, " r+1"]] = field(default_factory=dict)
+    logits: dict[int, Float32[np.ndarray, " r+1"]] = field(default_factory=dict)
+    values: Float32[np.ndarray, " r_and_1"] | None = None
     pooled: float | None = None
-    attention: Float32[np.ndarray, " n"] | None = None
+    attention: dict[Reading, Float32[np.ndarray, " _"]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Steps:
+    """Reasoning steps of a response. `scores` [k]: one per step; `last` [k]: the response token that ends each step,
+    strictly increasing; the tokens up to it, from the end of the step before, are the step's."""
+
+    scores: Float32[np.ndarray, " k"]
+    last: Int64[np.ndarray, " k"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Signals:
     """What a scorer says of one item, fp32. `values` are *increments* (they add up over a unit) or *levels* (the last
-    token of a unit stands for it). `weights` are >= 0 and sum to 1 over the unmasked tokens."""
+    token of a unit stands for it). `weights` are >= 0 and sum to 1 over the unmasked tokens. `steps` are shown in the
+    reply beside the rewards."""
 
     score: float | None = None
     values: Float32[np.ndarray, " r"] | None = None
     kind: Literal["increments", "levels"] = "increments"
     weights: Float32[np.ndarray, " r"] | None = None
+    steps: Steps | None = None
 
 
 class Options(BaseModel):
@@ -107,12 +187,14 @@ def without_effect(name: str, because: str) -> PydanticCustomError:
 class Scorer(ABC):
     """A way to judge a response. Stateless: one instance serves all items of a deployment.
 
-    Class attributes: `Options`, its options; `task`, the kind of checkpoint it reads (None: any); `gives`, the signals
-    it may give; `default_credit`; `score_is`, one sentence that defines `score` for `GET /v1/scorers`.
+    Class attributes: `Options`, its options; `task`, the kind of checkpoint it reads (None: its options say, or any);
+    `models`, the models of a deployment that its rows go to; `gives`, the signals it may give; `default_credit`;
+    `score_is`, one sentence that defines `score` for `GET /v1/scorers`.
     """
 
     Options: ClassVar[type[Options]]
     task: ClassVar[Task | None]
+    models: ClassVar[frozenset[Model]] = frozenset({"policy"})
     gives: ClassVar[frozenset[Gives]]
     default_credit: ClassVar[CreditName]
     score_is: ClassVar[str]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -60,14 +62,33 @@ def test_packed_logits_are_as_exact_as_the_models_own_forward(architecture: str)
 def test_packed_values_and_attention_are_as_exact_as_the_models_own(architecture: str, num_labels: int) -> None:
     model = tiny.model(architecture, "reward_model", num_labels=num_labels)
     exact, items = oracle.double(model), responses()
-    needs = Needs(values=True, attention=True)
+    needs = Needs(values=True, attention=frozenset({"last"}))
     naive = PlainLayout(checkpoint(model, "reward_model")).run(work(items, needs))
     packed = PackedLayout(checkpoint(model, "reward_model")).run(work(items, needs))
     for what, fast, slow in zip(items, packed, naive, strict=True):
         values = oracle.head_values(exact, what.ids)
-        assert_as_exact_as(fast.values, slow.values, values[len(what.prompt) :])
+        assert_as_exact_as(fast.values, slow.values, values[len(what.prompt) - 1 :])
         assert abs(fast.pooled - values[-1]) <= 1e-5 * max(1.0, np.abs(values).max())
-        assert_as_exact_as(fast.attention, slow.attention, oracle.last_attention_row(exact, what.ids))
+        assert_as_exact_as(fast.attention["last"], slow.attention["last"], oracle.last_attention_row(exact, what.ids))
+
+
+@pytest.mark.parametrize("architecture", tiny.PACKED)
+def test_entropies_labels_and_steps_of_attention_are_as_exact_as_the_models_own(architecture: str) -> None:
+    model = tiny.model(architecture)
+    exact, items = oracle.double(model), responses()
+    needs = Needs(frozenset({1.0}), frozenset(TEMPERATURES), attention=frozenset({"last_step", "mean_step"}))
+    asked = [(replace(row, labels=frozenset({7, 200 + i})), needs) for i, (row, _) in enumerate(work(items, needs))]
+    naive = PlainLayout(checkpoint(model, "causal_lm")).run(asked)
+    packed = PackedLayout(checkpoint(model, "causal_lm")).run(asked)
+    for i, (what, fast, slow) in enumerate(zip(items, packed, naive, strict=True)):
+        rows = oracle.logits(exact, what.ids)[len(what.prompt) - 1 :]
+        for t in TEMPERATURES:
+            assert_as_exact_as(fast.entropy[t], slow.entropy[t], oracle.entropy(rows / t))
+        for label in (7, 200 + i):
+            assert_as_exact_as(fast.logits[label], slow.logits[label], rows[:, label])
+        attention = oracle.last_layer_attention(exact, what.ids)
+        for reading, truth in (("last_step", attention[-2]), ("mean_step", oracle.mean_step(attention, what))):
+            assert_as_exact_as(fast.attention[reading], slow.attention[reading], truth)
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "gemma2", "mistral", "gpt_oss"])

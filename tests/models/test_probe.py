@@ -13,7 +13,7 @@ from tokenreward.models.checkpoint import Checkpoint, CheckpointRefused
 from tokenreward.models.probe import Verdict, choose_layout
 
 LM_NEEDS = Needs(temperatures=frozenset({1.0}))
-RM_NEEDS = Needs(values=True, attention=True)
+RM_NEEDS = Needs(values=True, attention=frozenset({"last"}))
 
 
 def probe(model: object, task: str = "causal_lm", said: list[str] | None = None) -> Verdict:
@@ -55,8 +55,8 @@ def test_an_alibi_reward_model_gives_its_own_attention_from_the_plain_layout() -
     assert verdict.layout.name == "plain"
     ids = np.random.default_rng(1).integers(3, tiny.VOCAB_SIZE, size=30)
     (outputs,) = verdict.layout.run([(Row(ids, 10, 30), RM_NEEDS)])
-    assert np.abs(outputs.attention - oracle.last_attention_row(exact, ids)).max() < 1e-6
-    assert np.abs(outputs.values - oracle.head_values(exact, ids)[10:]).max() < 1e-4
+    assert np.abs(outputs.attention["last"] - oracle.last_attention_row(exact, ids)).max() < 1e-6
+    assert np.abs(outputs.values - oracle.head_values(exact, ids)[9:]).max() < 1e-4
 
 
 def test_dynamic_rotary_rewards_do_not_depend_on_history() -> None:
@@ -107,7 +107,7 @@ def test_in_bf16_a_uniform_attention_row_is_found(monkeypatch: pytest.MonkeyPatc
     model.score.weight.data *= 8
     assert probe(model.to(torch.bfloat16), "reward_model").layout.name == "packed"
     flat = lambda q, k, bias: torch.full((k.shape[1],), 1 / k.shape[1])  # noqa: E731
-    monkeypatch.setattr("tokenreward.models.attention.last_row", flat)
+    monkeypatch.setattr("tokenreward.models.attention_weights.last_row", flat)
     model = tiny.model("llama", "reward_model").to(torch.bfloat16)
     verdict = probe(model, "reward_model")
     assert verdict.layout.name == "plain"

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Int64
 
 from tokenreward.alignment import owners, scored_spans, tiles
-from tokenreward.contract import Sample
+from tokenreward.contract import Sample, Source
 from tokenreward.errors import EmptyResponse, LengthMismatch, SequenceTooLong, TokenOutOfVocabulary, UnsupportedText
 from tokenreward.models.vocabulary import EncodedResponse, Vocabulary
 from tokenreward.wire import Item, Message, decode_ids
@@ -53,7 +53,8 @@ class Intake:
         self._check_length(len(prompt_ids), len(response.ids), param=f"{param}.response")
         owner, scored = _units(item, response, param=param)
         terminal = int(response.ids[-1]) in self.vocabulary.terminal_ids
-        sample = Sample(prompt_ids, response.ids, terminal, keep=scored[owner], suffix_ids=self.suffix_ids)
+        source = Source(item, param, self.vocabulary, response.ends)
+        sample = Sample(prompt_ids, response.ids, terminal, scored[owner], self.suffix_ids, source)
         if not sample.keep.any():
             raise EmptyResponse(f"`{param}.mask` leaves no token to score", param=f"{param}.mask")
         return Prepared(index, item, sample, owner, scored, response.ends)

@@ -6,7 +6,7 @@ Rows that several scorers ask for are read once. A job knows its own error; it n
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tokenreward import credit as credits
@@ -60,7 +60,7 @@ def make_job(item: Item, index: int, plans: Sequence[Plan], intake: Intake) -> J
     except ItemError as error:
         job.error = error
         return job
-    seen: dict[tuple[int, int, bytes], int] = {}
+    seen: dict[tuple[str, int, int, bytes], int] = {}
     for plan in plans:
         try:
             credits.check_logprobs(
@@ -75,11 +75,12 @@ def make_job(item: Item, index: int, plans: Sequence[Plan], intake: Intake) -> J
             continue
         places = []
         for row in asked:
-            place = seen.setdefault((row.start, row.stop, row.ids.tobytes()), len(job.rows))
+            place = seen.setdefault((row.model, row.start, row.stop, row.ids.tobytes()), len(job.rows))
             if place == len(job.rows):
                 job.rows.append((row, needs))
             else:
-                job.rows[place] = (row, job.rows[place][1] | needs)
+                known, wanted = job.rows[place]
+                job.rows[place] = (replace(known, labels=known.labels | row.labels), wanted | needs)
             places.append(place)
         job.rows_of[plan.name] = places
     return job

@@ -39,8 +39,9 @@ class Served:
             raise SettingsError(f"{where}: {error}") from error
         except ValidationError as error:
             raise SettingsError(f"{where}: {refusal(error, prefix=('options',), unknown=UnknownOption)}") from error
-        if scorer.task not in (None, deployment.task):
-            raise SettingsError(f"{where}: type `{settings.type}` reads a {scorer.task}, this is a {deployment.task}")
+        task = scorer.task or scorer.needs(scorer.Options.model_validate(settings.options)).task
+        if task not in (None, deployment.task):
+            raise SettingsError(f"{where}: type `{settings.type}` reads a {task}, this is a {deployment.task}")
         return cls(settings.served_name, settings.type, scorer, settings.options)
 
     @property

@@ -1,4 +1,5 @@
-"""Attention over one row of packed segments, and the last layer's last row, through transformers' AttentionInterface.
+"""Attention over one row of packed segments, and readings of the last layer's, through transformers'
+AttentionInterface.
 
 The function registered here honours only what models pass it (scaling, grouped k/v heads, `sliding_window`, `softcap`,
 sinks as `s_aux`), so no architecture is known by name. No mask function is registered for it, on purpose: transformers
@@ -7,7 +8,7 @@ then builds none, and segments keep to themselves. It knows no tokens and no hea
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -18,8 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface
 
+from tokenreward.contract import Reading, Row
+from tokenreward.models.attention_weights import Bias, blocks, read
+
 IMPLEMENTATION = "tokenreward_segments"
-_QUERY_BLOCK = 256
 
 
 class CannotPack(RuntimeError):
@@ -30,25 +33,15 @@ class CannotPack(RuntimeError):
 class PackedRow:
     """The segments of one packed row, and what was captured while it ran.
 
-    `bounds`: segment i is tokens [bounds[i], bounds[i+1]). `wanted`: segments whose last attention row is to be kept.
-    `rows[i]`: that row [n_i], float32, mean over heads. `num_calls`: how many layers came by.
+    `bounds`: segment i is tokens [bounds[i], bounds[i+1]). `wanted`: what is to be read of which segments' attention
+    in the last layer. `found[i]`: those readings, float32. `num_calls`: how many layers came by.
     """
 
     bounds: list[int]
     num_layers: int
-    wanted: frozenset[int] = frozenset()
-    rows: dict[int, Tensor] = field(default_factory=dict)
+    wanted: Mapping[int, tuple[Row, frozenset[Reading]]] = field(default_factory=dict)
+    found: dict[int, dict[Reading, Tensor]] = field(default_factory=dict)
     num_calls: int = 0
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Bias:
-    """What shapes the scores of one layer beyond q and k."""
-
-    scaling: float
-    window: int | None
-    softcap: float | None
-    sinks: Tensor | None
 
 
 _current: ContextVar[PackedRow | None] = ContextVar("tokenreward_packed_row", default=None)
@@ -77,7 +70,7 @@ def segments_attention(
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     if row is None or attention_mask is not None or kwargs.get("position_bias") is not None or not causal:
         raise CannotPack(f"{type(module).__name__} wants a mask, a position bias or two-way attention")
-    bias = _Bias(
+    bias = Bias(
         scaling=kwargs["scaling"] if kwargs.get("scaling") is not None else query.shape[-1] ** -0.5,
         window=kwargs.get("sliding_window"),
         softcap=kwargs.get("softcap"),
@@ -90,11 +83,11 @@ def segments_attention(
         q, k, v = (tensor[:, :, start:stop] for tensor in (query, key, value))
         output[:, start:stop] = _attend(q, k, v, bias).transpose(1, 2)
         if is_last and index in row.wanted:
-            row.rows[index] = last_row(q[0, :, -1], k[0], bias)
+            row.found[index] = read(q[0], k[0], bias, *row.wanted[index])
     return output, None
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, bias: _Bias) -> Tensor:
+def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Bias) -> Tensor:
     window_bites = bias.window is not None and q.shape[2] > bias.window
     if bias.softcap is None and bias.sinks is None and not window_bites:
         return functional.scaled_dot_product_attention(
@@ -103,45 +96,12 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, bias: _Bias) -> Tensor:
     return _attend_in_blocks(q, k, v, bias)
 
 
-def _attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, bias: _Bias) -> Tensor:
+def _attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, bias: Bias) -> Tensor:
     """The same in float32 blocks of queries, for scores that SDPA cannot shape; never a [n, n] map."""
     groups = q.shape[1] // k.shape[1]
     k, v = (tensor.float().repeat_interleave(groups, dim=1) for tensor in (k, v))
-    length = q.shape[2]
-    blocks = []
-    for top in range(0, length, _QUERY_BLOCK):
-        bottom = min(top + _QUERY_BLOCK, length)
-        left = 0 if bias.window is None else max(0, top - bias.window + 1)
-        scores = _scores(q[:, :, top:bottom].float(), k[:, :, left:bottom], bias)
-        distance = torch.arange(top, bottom, device=q.device)[:, None] - torch.arange(left, bottom, device=q.device)
-        hidden = distance < 0
-        if bias.window is not None:
-            hidden = hidden | (distance >= bias.window)
-        weights = _softmax(scores.masked_fill(hidden, -torch.inf), bias.sinks)
-        blocks.append((weights @ v[:, :, left:bottom]).to(q.dtype))
-    return torch.cat(blocks, dim=2)
-
-
-def last_row(q: Tensor, k: Tensor, bias: _Bias) -> Tensor:
-    """Attention [n] of the last token over its segment, float32, mean over heads. q [heads, d], k [kv_heads, n, d]."""
-    k = k.float().repeat_interleave(q.shape[0] // k.shape[0], dim=0)
-    scores = _scores(q.float()[:, None], k, bias)
-    if bias.window is not None and scores.shape[-1] > bias.window:
-        scores[..., : -bias.window] = -torch.inf
-    return _softmax(scores[None], bias.sinks)[0].mean(dim=(0, 1))
-
-
-def _scores(q: Tensor, k: Tensor, bias: _Bias) -> Tensor:
-    scores = q @ k.transpose(-1, -2) * bias.scaling
-    return scores if bias.softcap is None else torch.tanh(scores / bias.softcap) * bias.softcap
-
-
-def _softmax(scores: Tensor, sinks: Tensor | None) -> Tensor:
-    """Over the last axis of [1, heads, q, k]; a sink takes its share and is dropped."""
-    if sinks is None:
-        return scores.softmax(dim=-1)
-    column = sinks.float().reshape(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
-    return torch.cat([scores, column], dim=-1).softmax(dim=-1)[..., :-1]
+    mixed = [(weights @ v[:, :, left:bottom]).to(q.dtype) for left, bottom, weights in blocks(q.float(), k, bias)]
+    return torch.cat(mixed, dim=2)
 
 
 AttentionInterface.register(IMPLEMENTATION, segments_attention)

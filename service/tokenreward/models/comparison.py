@@ -34,9 +34,11 @@ class Gap:
 
 def numbers(outputs: Outputs) -> dict[str, np.ndarray]:
     """Everything the model said of a row, by kind, in float64."""
-    logits = [outputs.chosen, *(outputs.lse[t] for t in sorted(outputs.lse))]
+    tables = (outputs.lse, outputs.entropy, outputs.logits)
+    logits = [outputs.chosen, *(table[key] for table in tables for key in sorted(table))]
     pooled = None if outputs.pooled is None else np.asarray([outputs.pooled])
-    kinds = {"logits": logits, "values": [outputs.values, pooled], "attention": [outputs.attention]}
+    attention = [outputs.attention[reading] for reading in sorted(outputs.attention)]
+    kinds = {"logits": logits, "values": [outputs.values, pooled], "attention": attention}
     there = {kind: [part for part in parts if part is not None] for kind, parts in kinds.items()}
     return {kind: np.concatenate(parts).astype(np.float64) for kind, parts in there.items() if parts}
 

@@ -6,6 +6,7 @@ Raises what the model raises; it does not split batches (the engine does) and kn
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,13 +38,19 @@ class PackedLayout:
         """Outputs of each row, in order. Raises CannotPack if the attention was not asked in every layer."""
         rows = [row for row, _ in work]
         bounds = np.concatenate([[0], np.cumsum([len(row.ids) for row in rows])]).tolist()
-        wanted = frozenset(index for index, (_, needs) in enumerate(work) if needs.attention)
+        wanted = {index: (row, needs.attention) for index, (row, needs) in enumerate(work) if needs.attention}
         context = PackedRow(bounds=bounds, num_layers=self._num_layers, wanted=wanted)
         hidden = self._trunk(rows, context)
         values = self._values(hidden, work, bounds)
         logits = self._logits(hidden, work, bounds)
-        attention = {index: row.cpu().numpy() for index, row in context.rows.items()}
-        return [Outputs(*logits[i], *values[i], attention=attention.get(i)) for i in range(len(work))]
+        return [
+            Outputs(
+                **logits[i],
+                **values[i],
+                attention={name: weights.cpu().numpy() for name, weights in context.found.get(i, {}).items()},
+            )
+            for i in range(len(work))
+        ]
 
     def _trunk(self, rows: Sequence[Row], context: PackedRow) -> Tensor:
         device = self._checkpoint.device
@@ -56,44 +63,56 @@ class PackedLayout:
         hidden: Tensor = output.last_hidden_state[0]
         return hidden
 
-    def _values(
-        self, hidden: Tensor, work: Sequence[tuple[Row, Needs]], bounds: list[int]
-    ) -> list[tuple[np.ndarray | None, float | None]]:
+    def _values(self, hidden: Tensor, work: Sequence[tuple[Row, Needs]], bounds: list[int]) -> list[dict[str, Any]]:
         if not any(needs.values for _, needs in work):
-            return [(None, None)] * len(work)
+            return [{}] * len(work)
         everywhere = value_of(hidden, *self._checkpoint.value_head).cpu().numpy()
-        found: list[tuple[np.ndarray | None, float | None]] = []
-        for (row, _), start, stop in zip(work, bounds, bounds[1:], strict=False):
-            found.append((everywhere[start + row.start : start + row.stop], float(everywhere[stop - 1])))
-        return found
+        return [
+            {"values": everywhere[start + row.start - 1 : start + row.stop], "pooled": float(everywhere[stop - 1])}
+            for (row, _), start, stop in zip(work, bounds, bounds[1:], strict=False)
+        ]
 
-    def _logits(
-        self, hidden: Tensor, work: Sequence[tuple[Row, Needs]], bounds: list[int]
-    ) -> list[tuple[np.ndarray | None, dict[float, np.ndarray]]]:
-        found: list[tuple[np.ndarray | None, dict[float, np.ndarray]]] = [(None, {}) for _ in work]
+    def _logits(self, hidden: Tensor, work: Sequence[tuple[Row, Needs]], bounds: list[int]) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = [{} for _ in work]
         asked = [index for index, (_, needs) in enumerate(work) if needs.temperatures]
         if not asked or self._head is None:
             return found
         # Rows of a kind together: a request's odd temperature must not be computed for everybody.
-        for temperatures in {work[i][1].temperatures for i in asked}:
-            members = [i for i in asked if work[i][1].temperatures == temperatures]
+        for kind in {(work[i][1].temperatures, work[i][1].entropies) for i in asked}:
+            members = [i for i in asked if (work[i][1].temperatures, work[i][1].entropies) == kind]
             for i, outputs in zip(members, self._head_outputs(hidden, members, work, bounds), strict=True):
                 found[i] = outputs
         return found
 
     def _head_outputs(
         self, hidden: Tensor, members: list[int], work: Sequence[tuple[Row, Needs]], bounds: list[int]
-    ) -> list[tuple[np.ndarray | None, dict[float, np.ndarray]]]:
-        """Of rows that want the same temperatures."""
+    ) -> list[dict[str, Any]]:
+        """Of rows that want the same temperatures and entropies."""
         assert self._head is not None
         # Position t predicts token t + 1; the position after the last token is wanted, too (its V), without a target.
         at = [np.arange(work[i][0].start - 1, work[i][0].stop) + bounds[i] for i in members]
-        targets = [np.append(work[i][0].ids[work[i][0].start : work[i][0].stop], 0) for i in members]
         rows = hidden[torch.from_numpy(np.concatenate(at)).to(hidden.device)]
+        targets = [np.append(work[i][0].ids[work[i][0].start : work[i][0].stop], 0) for i in members]
         target = torch.from_numpy(np.concatenate(targets)).to(hidden.device)
-        temperatures = sorted(work[members[0]][1].temperatures)
+        needs = work[members[0]][1]
+        temperatures, entropies = sorted(needs.temperatures), sorted(needs.entropies)
         chosen = self._head.chosen(rows, target).cpu().numpy()
-        lse = self._head.logsumexp(rows, temperatures).cpu().numpy()
-        cuts = np.cumsum([len(positions) for positions in at])[:-1]
-        by_row = zip(np.split(chosen, cuts), np.split(lse, cuts, axis=1), strict=True)
-        return [(picked[:-1], {t: row[k] for k, t in enumerate(temperatures)}) for picked, row in by_row]
+        lse, entropy = (found.cpu().numpy() for found in self._head.normalisers(rows, temperatures, entropies))
+        cuts = np.cumsum([0, *(len(positions) for positions in at)]).tolist()
+        return [
+            {
+                "chosen": chosen[top : below - 1],
+                "lse": {t: lse[k, top:below] for k, t in enumerate(temperatures)},
+                "entropy": {t: entropy[k, top:below] for k, t in enumerate(entropies)},
+                "logits": self._labels(rows[top:below], sorted(work[i][0].labels)),
+            }
+            for i, top, below in zip(members, cuts, cuts[1:], strict=False)
+        ]
+
+    def _labels(self, hidden: Tensor, labels: list[int]) -> dict[int, np.ndarray]:
+        """Raw logits of a row's labels, at each of its positions."""
+        assert self._head is not None
+        return {
+            label: self._head.chosen(hidden, torch.full((len(hidden),), label, device=hidden.device)).cpu().numpy()
+            for label in labels
+        }

@@ -7,14 +7,14 @@ rotary embeddings choose by the longest sequence of a call. Slow, and right for 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tokenreward.contract import Needs, Outputs, Row
+from tokenreward.contract import Needs, Outputs, Reading, Row
 from tokenreward.models.checkpoint import Checkpoint
 from tokenreward.models.head import value_of
 
@@ -44,37 +44,37 @@ class PlainLayout:
     def _one(self, row: Row, needs: Needs) -> Outputs:
         self._forget_lengths()
         ids = torch.from_numpy(row.ids).to(self._checkpoint.device)[None]
-        chosen, lse = self._logits(ids, row, needs) if needs.temperatures else (None, {})
-        values, pooled = self._values(ids, row) if needs.values else (None, None)
-        return Outputs(chosen, lse, values, pooled, self._attention(ids) if needs.attention else None)
+        logits = self._logits(ids, row, needs) if needs.temperatures else {}
+        values = self._values(ids, row) if needs.values else {}
+        return Outputs(**logits, **values, attention=self._attention(ids, row, needs) if needs.attention else {})
 
-    def _logits(self, ids: Tensor, row: Row, needs: Needs) -> tuple[np.ndarray, dict[float, np.ndarray]]:
+    def _logits(self, ids: Tensor, row: Row, needs: Needs) -> dict[str, Any]:
         num_wanted = len(row.ids) - row.start + 1
         keep = {"logits_to_keep": num_wanted} if self._keeps_rows else {}
         logits = self._model(input_ids=ids, use_cache=False, **keep).logits[0][-num_wanted:]
         logits = logits[: row.stop - row.start + 1]
         targets = ids[0, row.start : row.stop]
-        chosen = logits[:-1].gather(1, targets[:, None])[:, 0].float()
-        lse = {
-            t: torch.cat([torch.logsumexp(chunk.float() / t, dim=-1) for chunk in logits.split(_CHUNK_ROWS)])
-            for t in needs.temperatures
+        return {
+            "chosen": logits[:-1].gather(1, targets[:, None])[:, 0].float().cpu().numpy(),
+            "lse": {t: _chunked(_logsumexp, logits, t) for t in needs.temperatures},
+            "entropy": {t: _chunked(_entropy, logits, t) for t in needs.entropies},
+            "logits": {label: logits[:, label].float().cpu().numpy() for label in row.labels},
         }
-        return chosen.cpu().numpy(), {t: values.cpu().numpy() for t, values in lse.items()}
 
-    def _values(self, ids: Tensor, row: Row) -> tuple[np.ndarray, float]:
+    def _values(self, ids: Tensor, row: Row) -> dict[str, Any]:
         hidden = self._checkpoint.trunk(input_ids=ids, use_cache=False).last_hidden_state[0]
         values = value_of(hidden, *self._checkpoint.value_head).cpu().numpy()
-        return values[row.start : row.stop], float(values[-1])
+        return {"values": values[row.start - 1 : row.stop], "pooled": float(values[-1])}
 
-    def _attention(self, ids: Tensor) -> np.ndarray:
-        """The last layer's map as transformers gives it, which only its eager attention does."""
+    def _attention(self, ids: Tensor, row: Row, needs: Needs) -> dict[Reading, np.ndarray]:
+        """Of the last layer's map as transformers gives it, which only its eager attention does."""
         self._model.set_attn_implementation("eager")
         try:
             maps = self._checkpoint.trunk(input_ids=ids, use_cache=False, output_attentions=True).attentions
         finally:
             self._model.set_attn_implementation(self._implementation)
-        row: np.ndarray = maps[-1][0, :, -1].float().mean(dim=0).cpu().numpy()
-        return row
+        weights = maps[-1][0].float().mean(dim=0).cpu().numpy()
+        return {reading: _read(weights, row, reading) for reading in needs.attention}
 
     def _forget_lengths(self) -> None:
         """Dynamic rotary embeddings remember the longest sequence so far; a reward must not depend on history."""
@@ -86,3 +86,29 @@ class PlainLayout:
                     setattr(module, name, original)
                     frequencies = getattr(module, f"{prefix}original_inv_freq").to(self._checkpoint.device)
                     setattr(module, f"{prefix}inv_freq", frequencies)
+
+
+def _chunked(of: Callable[[Tensor], Tensor], logits: Tensor, temperature: float) -> np.ndarray:
+    """A function of logits / T [rows, vocabulary] that gives one number a row, in float32 and a few rows at a time."""
+    chunks = [of(chunk.float() / temperature) for chunk in logits.split(_CHUNK_ROWS)]
+    found: np.ndarray = torch.cat(chunks).cpu().numpy()
+    return found
+
+
+def _logsumexp(logits: Tensor) -> Tensor:
+    return torch.logsumexp(logits, dim=-1)
+
+
+def _entropy(logits: Tensor) -> Tensor:
+    return torch.special.entr(logits.softmax(dim=-1)).sum(dim=-1)
+
+
+def _read(weights: np.ndarray, row: Row, reading: Reading) -> np.ndarray:
+    """One reading of a whole map [n, n] (see `contract.Outputs`)."""
+    if reading == "last":
+        return weights[-1]
+    if reading == "last_step":
+        return weights[row.stop - 2]
+    steps = weights[row.start : row.stop - 1, row.start : row.stop].astype(np.float64)
+    num_seen = np.maximum((steps > 0).sum(axis=0), 1)
+    return np.asarray(steps.sum(axis=0) / num_seen, dtype=np.float32)

@@ -161,6 +161,27 @@ class Vocabulary:
         """Each token as text, for people to read; a token inside a character shows as U+FFFD."""
         return [self._tokenizer.decode([token_id]) for token_id in ids.tolist()]
 
+    def pieces(self, text: str, *, param: str) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"] | None]:
+        """Ids of a text alone, and where each token's characters end (None if the tokenizer cannot say).
+
+        Raises UnsupportedText.
+        """
+        ids, ends = self._encode(text, param=param)
+        cut = None if ends is None else np.maximum.accumulate(np.asarray(ends, dtype=np.int64))
+        return np.asarray(ids, dtype=np.int64), cut
+
+    def text(self, ids: Int64[np.ndarray, " n"]) -> str:
+        """The text of ids, special tokens included, nothing cleaned up."""
+        decoded: str = self._tokenizer.decode(
+            ids.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+        return decoded
+
+    def single(self, text: str) -> int | None:
+        """The one token that this text is; None if it is none or several."""
+        ids = self._ids(text)[0]
+        return int(ids[0]) if len(ids) == 1 else None
+
     @cached_property
     def _special_ids(self) -> frozenset[int]:
         return frozenset(self._tokenizer.all_special_ids) | frozenset(self._tokenizer.get_added_vocab().values())

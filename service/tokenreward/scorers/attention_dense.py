@@ -29,11 +29,10 @@ class Scorer(contract.Scorer):
     score_is = "value head at the pooled token (of two classes: logit[1] - logit[0])"
 
     def needs(self, options: Options) -> Needs:
-        return Needs(values=True, attention=True)
+        return Needs(values=True, attention=frozenset({"last"}))
 
     def score(self, sample: Sample, outputs: Sequence[Outputs], options: Options) -> Signals:
-        attention = outputs[0].attention
-        assert attention is not None
+        attention = outputs[0].attention["last"]
         start = len(sample.prompt_ids)
         weights = np.where(sample.keep, attention[start : start + len(sample.keep)].astype(np.float64), 0.0)
         total = weights.sum()

@@ -29,4 +29,6 @@ class Scorer(contract.Scorer):
         return Needs(values=True)
 
     def score(self, sample: Sample, outputs: Sequence[Outputs], options: Options) -> Signals:
-        return Signals(score=outputs[0].pooled, values=outputs[0].values, kind="levels")
+        values = outputs[0].values
+        assert values is not None
+        return Signals(score=outputs[0].pooled, values=values[1:], kind="levels")

@@ -11,8 +11,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tokenreward.credit import kl, penalise
-from tokenreward.errors import LengthMismatch
-from tokenreward.wire import Credit
+from tokenreward.errors import InvalidField, LengthMismatch
+from tokenreward.wire import Credit, parse
 
 Estimator = Literal["k1", "k2", "k3"]
 ESTIMATORS: tuple[Estimator, ...] = ("k1", "k2", "k3")
@@ -48,6 +48,59 @@ def test_each_estimator_is_its_formula(d: float, estimator: Estimator) -> None:
 @given(st.floats(-700, 700) | st.floats(-1e-15, 1e-15), st.sampled_from(["k2", "k3"]))
 def test_k2_and_k3_are_never_negative(d: float, estimator: Estimator) -> None:
     assert kl.estimate(np.array([d]), estimator)[0] >= 0
+
+
+def bounded(low: float, value: float, high: float) -> float:
+    return min(max(value, low), high)
+
+
+@given(st.floats(-1e4, 1e4) | st.floats(-30, 30))
+@example(-20.0)
+@example(-3.0)
+@example(13.0)
+@example(1e-8)
+def test_verls_clamp_bounds_the_exponent_and_then_k3(d: float) -> None:
+    x = bounded(-20, -d, 20)
+    expected = bounded(-10, oracle(-x, "k3"), 10)
+    estimated = float(kl.estimate(np.array([d]), "k3", "verl")[0])
+    assert abs(estimated - expected) <= 1e-15 * max(abs(x), abs(expected))
+    assert 0 <= estimated <= 10
+
+
+@given(st.floats(-1e4, 1e4, width=32) | st.floats(-12, 12, width=32), st.sampled_from(ESTIMATORS))
+@example(-2.5, "k3")
+@example(-1000.0, "k3")
+@example(4.5, "k2")
+@example(-11.0, "k1")
+def test_openrlhfs_clamp_bounds_every_estimator_in_float32(d: float, estimator: Estimator) -> None:
+    expected = bounded(-10, oracle(max(d, -500.0), estimator), 10)
+    with np.errstate(over="ignore"):
+        estimated = float(kl.estimate(np.array([d]), estimator, "openrlhf")[0])
+    assert abs(estimated - expected) <= 2e-7 * min(max(abs(d), math.expm1(min(-d, 5.0))), 20.0)
+    assert estimated == float(np.float32(estimated))
+    assert abs(estimated) <= 10
+
+
+def test_the_two_clamps_differ_where_the_policy_is_far_surer_than_the_reference() -> None:
+    far = np.array([25.0])
+    assert kl.estimate(far, "k3")[0] == pytest.approx(24.0)
+    assert kl.estimate(far, "k3", "verl")[0] == 10.0
+    assert kl.estimate(far, "k1", "openrlhf")[0] == 10.0
+    assert kl.estimate(-far, "k1", "openrlhf")[0] == -10.0
+
+
+@pytest.mark.parametrize(("clamp", "penalised"), [(None, -math.inf), ("verl", -10.0), ("openrlhf", -10.0)])
+def test_a_penalty_past_all_floats_is_bounded_only_for_whom_it_is_asked(clamp: Any, penalised: float) -> None:
+    asked = Credit.model_validate({"kl": {"coef": 1.0, "estimator": "k3", "clamp": clamp}})
+    given = penalise(np.zeros(1, np.float32), asked, np.ones(1, bool), [-1000.0], [0.0], param="i")
+    assert given.tolist() == [penalised]
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k2"])
+def test_verls_clamp_on_an_estimator_that_verl_does_not_bound_is_refused(estimator: Estimator) -> None:
+    with pytest.raises(InvalidField, match=f"`clamp` `verl` has no effect with estimator `{estimator}`") as caught:
+        parse(Credit, {"kl": {"coef": 1.0, "estimator": estimator, "clamp": "verl"}}, prefix=("credit",))
+    assert caught.value.param == "credit.kl"
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)

@@ -97,7 +97,7 @@ def penalise(
         return rewards
     policy, reference = (np.asarray(logprobs, dtype=np.float64) for logprobs in (policy_logprobs, ref_logprobs))
     with np.errstate(over="ignore", invalid="ignore"):
-        penalty = credit.kl.coef * kl.estimate(policy - reference, credit.kl.estimator)
+        penalty = credit.kl.coef * kl.estimate(policy - reference, credit.kl.estimator, credit.kl.clamp)
         return np.where(keep, rewards - penalty, rewards).astype(np.float32)
 
 

@@ -106,7 +106,9 @@ class Item(Strict):
     mask: Flags | None = Field(default=None, description="One per unit: 0 = read but not scored.")
     policy_logprobs: list[FiniteFloat] | None = Field(default=None, description="One per unit; for `credit.kl`.")
     ref_logprobs: list[FiniteFloat] | None = Field(default=None, description="One per unit; for `credit.kl`.")
-    score: FiniteFloat | None = Field(default=None, description="A score from elsewhere, for scorers that take one.")
+    score: FiniteFloat | None = Field(
+        default=None, description="A score from elsewhere: read by scorers that take one, ignored by all others."
+    )
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict, description="Passed to the chat template.")
     tools: list[dict[str, Any]] | None = Field(default=None, description="Passed to the chat template.")
 
@@ -133,7 +135,21 @@ class Kl(Strict):
 
     coef: FiniteFloat
     estimator: Literal["k1", "k2", "k3"] = "k1"
-    reference: str | None = Field(default=None, description="A language model scorer that gives `ref_logprobs`.")
+    clamp: Literal["verl", "openrlhf"] | None = Field(
+        default=None,
+        description="Whose bounds on k_t: `verl` (k3 only) has -d in +-20 and k in +-10, `openrlhf` has k in +-10, all "
+        "in float32. Default: none.",
+    )
+    reference: str | None = Field(
+        default=None,
+        description="A language model scorer that is asked for `ref_logprobs`; the front (`/v1/rewards`) does that.",
+    )
+
+    @model_validator(mode="after")
+    def _clamp_has_an_effect(self) -> Kl:
+        if self.clamp == "verl" and self.estimator != "k3":
+            raise ValueError(f"`clamp` `verl` has no effect with estimator `{self.estimator}`: verl bounds k3 only")
+        return self
 
 
 class Credit(Strict):

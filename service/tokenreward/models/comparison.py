@@ -5,8 +5,9 @@ It knows arrays only. Attention weights are at most 1 and values may be 100: one
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -34,11 +35,15 @@ class Gap:
 
 def numbers(outputs: Outputs) -> dict[str, np.ndarray]:
     """Everything the model said of a row, by kind, in float64."""
-    tables = (outputs.lse, outputs.entropy, outputs.logits)
+    tables: tuple[Mapping[Any, np.ndarray], ...] = (outputs.lse, outputs.entropy, outputs.logits)
     logits = [outputs.chosen, *(table[key] for table in tables for key in sorted(table))]
     pooled = None if outputs.pooled is None else np.asarray([outputs.pooled])
     attention = [outputs.attention[reading] for reading in sorted(outputs.attention)]
-    kinds = {"logits": logits, "values": [outputs.values, pooled], "attention": attention}
+    kinds: dict[str, Sequence[np.ndarray | None]] = {
+        "logits": logits,
+        "values": [outputs.values, pooled],
+        "attention": attention,
+    }
     there = {kind: [part for part in parts if part is not None] for kind, parts in kinds.items()}
     return {kind: np.concatenate(parts).astype(np.float64) for kind, parts in there.items() if parts}
 

@@ -90,25 +90,26 @@ class PlainLayout:
 
 def _chunked(of: Callable[[Tensor], Tensor], logits: Tensor, temperature: float) -> np.ndarray:
     """A function of logits / T [rows, vocabulary] that gives one number a row, in float32 and a few rows at a time."""
-    chunks = [of(chunk.float() / temperature) for chunk in logits.split(_CHUNK_ROWS)]
+    chunks = [of(chunk.float() / temperature) for chunk in torch.split(logits, _CHUNK_ROWS)]
     found: np.ndarray = torch.cat(chunks).cpu().numpy()
     return found
 
 
 def _logsumexp(logits: Tensor) -> Tensor:
-    return torch.logsumexp(logits, dim=-1)
+    normaliser: Tensor = torch.logsumexp(logits, dim=-1)
+    return normaliser
 
 
 def _entropy(logits: Tensor) -> Tensor:
-    return torch.special.entr(logits.softmax(dim=-1)).sum(dim=-1)
+    entropy: Tensor = torch.special.entr(logits.softmax(dim=-1)).sum(dim=-1)
+    return entropy
 
 
 def _read(weights: np.ndarray, row: Row, reading: Reading) -> np.ndarray:
     """One reading of a whole map [n, n] (see `contract.Outputs`)."""
-    if reading == "last":
-        return weights[-1]
-    if reading == "last_step":
-        return weights[row.stop - 2]
+    if reading != "mean_step":
+        one: np.ndarray = weights[-1 if reading == "last" else row.stop - 2]
+        return one
     steps = weights[row.start : row.stop - 1, row.start : row.stop].astype(np.float64)
     num_seen = np.maximum((steps > 0).sum(axis=0), 1)
     return np.asarray(steps.sum(axis=0) / num_seen, dtype=np.float32)

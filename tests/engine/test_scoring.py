@@ -221,7 +221,6 @@ async def test_the_reply_is_the_wires(make_engine: Callable[..., Any]) -> None:
         ({"credit": {"nmae": "last"}}, errors.UnknownField),
         ({"credit": {"kl": {"coef": 0.1, "reference": "sft"}}}, errors.InvalidField),
         ({"min_version": 2}, errors.VersionNotReached),
-        ({"items": [{"prompt": "x", "response": "y", "score": 1.0}]}, errors.InvalidField),
     ],
 )
 async def test_what_is_wrong_as_a_whole_is_refused_as_a_whole(
@@ -231,6 +230,22 @@ async def test_what_is_wrong_as_a_whole_is_refused_as_a_whole(
     body = {"scorer": "endogenous", "items": [{"prompt": "x", "response": "y"}], **more}
     with pytest.raises(error):
         await engine.score(parse(RewardsRequest, body))
+
+
+async def test_what_names_another_scorer_is_sent_to_the_front(make_engine: Callable[..., Any]) -> None:
+    engine = make_engine("causal_lm", ["endogenous"])
+    body = {"scorer": "endogenous", "items": [{"prompt": "x", "response": "y"}]}
+    with pytest.raises(errors.InvalidField, match="send the request to the front") as caught:
+        await engine.score(parse(RewardsRequest, {**body, "credit": {"kl": {"coef": 0.1, "reference": "sft"}}}))
+    assert caught.value.param == "credit.kl.reference"
+
+
+async def test_a_score_is_ignored_by_a_scorer_that_takes_none(make_engine: Callable[..., Any]) -> None:
+    engine = make_engine("causal_lm", ["endogenous"])
+    items = [{"prompt": "x", "response": "y"}, {"prompt": "x", "response": "y", "score": 7.0}]
+    without, given = (await engine.score(parse(RewardsRequest, {"scorer": "endogenous", "items": items})))["items"]
+    np.testing.assert_allclose(given["rewards"], without["rewards"], rtol=1e-6)
+    assert given["error"] is None
 
 
 @pytest.mark.parametrize(

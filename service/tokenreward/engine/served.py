@@ -57,10 +57,9 @@ class Served:
         param = f"credit{below}"
         name = credits.check(credit, default=self.scorer.default_credit, gives=self.scorer.gives, param=param)
         if credit.kl is not None and credit.kl.reference is not None:
-            raise InvalidField(
-                f"`{param}.kl.reference` cannot name a scorer yet; send `ref_logprobs` with each item",
-                param=f"{param}.kl.reference",
-            )
+            raise _for_the_front(f"{param}.kl.reference", "ref_logprobs")
+        if request.options_of(self.name).get("score_from") is not None:
+            raise _for_the_front(f"options{below}.score_from", "score")
         return Plan(self.name, self.scorer, options, credit, name)
 
     def _options(self, asked: dict[str, Any], *, prefix: str) -> Options:
@@ -97,7 +96,13 @@ def plans(served: dict[str, Served], request: RewardsRequest) -> list[Plan]:
     for name in request.names:
         if name not in served:
             raise UnknownScorer(f"no scorer `{name[:64]}` here; there are {', '.join(served)}", param="scorer")
-    for index, item in enumerate(request.items):
-        if item.score is not None:
-            raise InvalidField("`score` is read by none of these scorers", param=f"items[{index}].score")
     return [served[name].plan(request) for name in request.names]
+
+
+def _for_the_front(param: str, field: str) -> InvalidField:
+    """A replica asks no other: what names another scorer is filled in before the request comes here."""
+    return InvalidField(
+        f"`{param}` names another scorer: send the request to the front (/v1/rewards), which asks it and fills in "
+        f"`{field}`",
+        param=param,
+    )

@@ -60,6 +60,10 @@ class DeploymentSettings(Frozen):
     suffix_text: str | None = Field(
         default=None, description="Reward models: text read after the response; its last token is pooled."
     )
+    normalize_reward: bool | None = Field(
+        default=None,
+        description="Reward models: (value - mean) / std by config.json; default: as its `normalize_reward` says.",
+    )
     chat_template: str | None = Field(default=None, description="Jinja; replaces the tokenizer's own template.")
     max_sequence_tokens: int | None = Field(
         default=None, ge=1, description="Longest prompt + response; default: what the model's positions allow."
@@ -73,9 +77,10 @@ class DeploymentSettings(Frozen):
     num_gpus: float = Field(default=0, ge=0, le=1, description="GPUs that Ray reserves per replica; one at most.")
 
     @model_validator(mode="after")
-    def _a_suffix_needs_a_pool(self) -> DeploymentSettings:
-        if self.suffix_text is not None and self.task != "reward_model":
-            raise ValueError(f"`suffix_text` has no effect with task `{self.task}`")
+    def _a_reward_models_settings_need_one(self) -> DeploymentSettings:
+        for name in ("suffix_text", "normalize_reward"):
+            if getattr(self, name) is not None and self.task != "reward_model":
+                raise ValueError(f"`{name}` has no effect with task `{self.task}`")
         return self
 
 

@@ -1,7 +1,7 @@
 """Loads a checkpoint from a folder or the hub, and refuses what cannot be served.
 
-It knows transformers' Auto classes and no architecture by name. Pickled weights and remote code are loaded only if the
-operator's settings say so.
+It knows transformers' Auto classes and no architecture by name; a reward model's head is for `reward_model` to find.
+Pickled weights and remote code are loaded only if the operator's settings say so.
 """
 
 from __future__ import annotations
@@ -11,24 +11,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tokenreward.contract import Task
+from tokenreward.models.refusal import CheckpointRefused, refuse_incomplete
+from tokenreward.models.reward_model import load_reward_model, refuse_unreadable
+from tokenreward.models.value_head import ValueHead
 from tokenreward.settings import DeploymentSettings
+
+__all__ = ["Checkpoint", "CheckpointRefused", "choose_device", "load_checkpoint", "resolve"]
 
 DEMO_PREFIX = "demo:"
 _DEMO_WEIGHTS = Path(__file__).resolve().parents[1] / "demo" / "weights"
-_AUTO = {"causal_lm": AutoModelForCausalLM, "reward_model": AutoModelForSequenceClassification}
-
-
-class CheckpointRefused(ValueError):
-    """A checkpoint that cannot be served; the message says what is missing and what to do."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Checkpoint:
-    """A loaded model in eval mode, with its tokenizer. `trunk` is the model without its head.
+    """A loaded model in eval mode, with its tokenizer. `trunk` is the model without its head. `head_format`: how a
+    reward model's head was stored (see `head_formats`).
 
     Model and tokenizer are `Any`: transformers' Auto classes promise no types that hold for every architecture.
     """
@@ -37,6 +37,7 @@ class Checkpoint:
     tokenizer: Any
     task: Task
     device: torch.device
+    head_format: str | None = None
 
     @property
     def trunk(self) -> Any:
@@ -59,39 +60,46 @@ class Checkpoint:
         return int(limit) if limit else None
 
     @property
-    def value_head(self) -> tuple[Tensor, Tensor | None]:
-        """Weight [labels, hidden] and bias of a reward model's head."""
-        head = self.model.score
-        return head.weight, head.bias
+    def value_head(self) -> ValueHead:
+        """A reward model's head. Raises CheckpointRefused."""
+        return ValueHead.of(self.model)
 
 
 def load_checkpoint(settings: DeploymentSettings) -> Checkpoint:
     """The model and tokenizer that the settings name. Raises CheckpointRefused."""
-    source = resolve(settings.checkpoint)
-    device = choose_device(settings)
+    source, device = resolve(settings.checkpoint), choose_device(settings)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             source, revision=settings.revision, trust_remote_code=settings.trust_remote_code
         )
-        model, info = _AUTO[settings.task].from_pretrained(
-            source,
-            revision=settings.revision,
-            dtype=getattr(torch, settings.dtype),
-            trust_remote_code=settings.trust_remote_code,
-            use_safetensors=None if settings.allow_pickle else True,
-            ignore_mismatched_sizes=True,  # so that they are listed, and refused below by name
-            output_loading_info=True,
-        )
+        model, head_format = _model(source, settings)
+        model = model.eval().requires_grad_(False).to(device)
+        if settings.task == "reward_model":
+            refuse_unreadable(model, ValueHead.of(model), device)
+    except CheckpointRefused as error:
+        raise CheckpointRefused(f"`{settings.checkpoint}` cannot be served as {settings.task}: {error}") from None
     except Exception as error:  # transformers and safetensors raise of all kinds for a file that is not right
         raise CheckpointRefused(f"`{settings.checkpoint}` cannot be loaded as {settings.task}: {error}") from error
-    refuse_incomplete(settings, info)
     if settings.chat_template is not None:
         tokenizer.chat_template = settings.chat_template
-    model = model.eval().requires_grad_(False).to(device)
-    checkpoint = Checkpoint(model=model, tokenizer=tokenizer, task=settings.task, device=device)
+    return Checkpoint(model=model, tokenizer=tokenizer, task=settings.task, device=device, head_format=head_format)
+
+
+def _model(source: str, settings: DeploymentSettings) -> tuple[Any, str | None]:
+    """The model, and the format of a reward model's head."""
+    arguments = {
+        "revision": settings.revision,
+        "dtype": getattr(torch, settings.dtype),
+        "trust_remote_code": settings.trust_remote_code,
+        "use_safetensors": None if settings.allow_pickle else True,
+        "ignore_mismatched_sizes": True,  # so that they are listed, and refused by name
+        "output_loading_info": True,
+    }
     if settings.task == "reward_model":
-        _refuse_headless(settings, checkpoint)
-    return checkpoint
+        return load_reward_model(source, settings, arguments)
+    model, info = AutoModelForCausalLM.from_pretrained(source, **arguments)
+    refuse_incomplete(info)
+    return model, None
 
 
 def resolve(checkpoint: str) -> str:
@@ -112,26 +120,3 @@ def choose_device(settings: DeploymentSettings) -> torch.device:
     if settings.device == "cuda" or (settings.device == "auto" and settings.num_gpus and torch.cuda.is_available()):
         return torch.device("cuda", 0)
     return torch.device("cpu")
-
-
-def refuse_incomplete(settings: DeploymentSettings, info: dict[str, object]) -> None:
-    """Refuses weights that transformers would initialise at random with no more than a warning."""
-    for kind, what in (("missing_keys", "does not hold"), ("mismatched_keys", "holds in another shape")):
-        keys = sorted(key if isinstance(key, str) else key[0] for key in info.get(kind) or ())  # type: ignore[attr-defined]
-        if keys:
-            shown = ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
-            raise CheckpointRefused(
-                f"`{settings.checkpoint}` {what} {shown}: as a {settings.task} these weights would be random. "
-                "Check `task` and the files of the checkpoint."
-            )
-
-
-def _refuse_headless(settings: DeploymentSettings, checkpoint: Checkpoint) -> None:
-    if not isinstance(getattr(checkpoint.model, "score", None), nn.Linear):
-        raise CheckpointRefused(
-            f"`{settings.checkpoint}`: {type(checkpoint.model).__name__} has no linear head `score` over every token, "
-            "which transformers' decoder classes have; encoders that pool their first token cannot be served"
-        )
-    num_labels = checkpoint.value_head[0].shape[0]
-    if num_labels not in (1, 2):
-        raise CheckpointRefused(f"`{settings.checkpoint}` has {num_labels} labels; a reward model has 1 or 2")

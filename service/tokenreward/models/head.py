@@ -91,9 +91,3 @@ def _mean(logits: Tensor, lse: Tensor) -> Tensor:
 def _mean_of_parts(means: list[Tensor], normalisers: Tensor) -> Tensor:
     """The expectation over all columns, from each part's own and its logsumexp [parts, n]."""
     return (torch.softmax(normalisers, dim=0) * torch.stack(means)).sum(dim=0)
-
-
-def value_of(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A reward model's value [n], float32, at hidden [n, h]; of two classes, logit[1] - logit[0]."""
-    logits = torch.nn.functional.linear(hidden.float(), weight.float(), None if bias is None else bias.float())
-    return logits[:, 0] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0]

@@ -15,7 +15,7 @@ from torch import Tensor
 from tokenreward.contract import Needs, Outputs, Row
 from tokenreward.models.attention import IMPLEMENTATION, CannotPack, PackedRow, packed
 from tokenreward.models.checkpoint import Checkpoint
-from tokenreward.models.head import LanguageHead, value_of
+from tokenreward.models.head import LanguageHead
 
 
 class PackedLayout:
@@ -66,7 +66,7 @@ class PackedLayout:
     def _values(self, hidden: Tensor, work: Sequence[tuple[Row, Needs]], bounds: list[int]) -> list[dict[str, Any]]:
         if not any(needs.values for _, needs in work):
             return [{}] * len(work)
-        everywhere = value_of(hidden, *self._checkpoint.value_head).cpu().numpy()
+        everywhere = self._checkpoint.value_head.values(hidden).cpu().numpy()
         return [
             {"values": everywhere[start + row.start - 1 : start + row.stop], "pooled": float(everywhere[stop - 1])}
             for (row, _), start, stop in zip(work, bounds, bounds[1:], strict=False)

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from tokenreward.contract import Needs, Outputs, Reading, Row
 from tokenreward.models.checkpoint import Checkpoint
-from tokenreward.models.head import value_of
 
 _CHUNK_ROWS = 256
 
@@ -63,7 +62,7 @@ class PlainLayout:
 
     def _values(self, ids: Tensor, row: Row) -> dict[str, Any]:
         hidden = self._checkpoint.trunk(input_ids=ids, use_cache=False).last_hidden_state[0]
-        values = value_of(hidden, *self._checkpoint.value_head).cpu().numpy()
+        values = self._checkpoint.value_head.values(hidden).cpu().numpy()
         return {"values": values[row.start - 1 : row.stop], "pooled": float(values[-1])}
 
     def _attention(self, ids: Tensor, row: Row, needs: Needs) -> dict[Reading, np.ndarray]:

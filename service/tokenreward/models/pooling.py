@@ -23,21 +23,31 @@ def compare_with_own_call(checkpoint: Checkpoint, vocabulary: Vocabulary, suffix
 
     Raises CheckpointRefused if on the same tokens they differ: then trunk and head are not all that the model does.
     """
+    said = f"value head {checkpoint.value_head.note}"
+    said = f"{said}, stored as `{checkpoint.head_format}`" if checkpoint.head_format else said
     prompt, response, templated = _conversation(vocabulary)
     ours = np.concatenate([prompt, response, vocabulary.suffix(suffix_text)])
     mine, same = _pooled(checkpoint, ours), _own_call(checkpoint, ours)
     bound = max(1e-5, 8 * float(torch.finfo(checkpoint.model.dtype).eps)) * max(1.0, abs(mine))
-    if abs(mine - same) > bound and ours[-1] != getattr(checkpoint.text_config, "pad_token_id", None):
+    if same is not None and abs(mine - same) > bound and ours[-1] != _pad_id(checkpoint):
         name = type(checkpoint.model).__name__
         raise CheckpointRefused(f"{name}: trunk and head differ from its own call by {abs(mine - same):.1e}")
+    owner = "the model's own" if same is not None else "the same head's"  # transformers has no class with such a head
     if templated is None:
-        return f"pooled value {mine:.4g}: differs from the model's own call by {abs(mine - same):.1e}"
-    own = _own_call(checkpoint, templated)
-    line = f"pooled value of a conversation {mine:.4g}, of the model's own templated call {own:.4g}"
+        difference = "" if same is None else f": differs from the model's own call by {abs(mine - same):.1e}"
+        return f"{said}; pooled value {mine:.4g}{difference}"
+    own = _pooled(checkpoint, templated) if same is None else _own_call(checkpoint, templated)
+    assert own is not None
+    line = f"{said}; pooled value of a conversation {mine:.4g}, of {owner} templated call {own:.4g}"
     if abs(mine - own) <= bound:
         return line
     after = vocabulary.after_end_of_turn
     return f"{line}: they differ; if it was trained on its template, set `suffix_text: {after!r}`" if after else line
+
+
+def _pad_id(checkpoint: Checkpoint) -> int | None:
+    pad: int | None = getattr(checkpoint.text_config, "pad_token_id", None)
+    return pad
 
 
 def _conversation(vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
@@ -57,6 +67,11 @@ def _pooled(checkpoint: Checkpoint, ids: np.ndarray) -> float:
 
 
 @torch.inference_mode()
-def _own_call(checkpoint: Checkpoint, ids: np.ndarray) -> float:
-    logits = checkpoint.model(input_ids=torch.from_numpy(ids).to(checkpoint.device)[None]).logits[0].float()
-    return float(logits[0] if len(logits) == 1 else logits[1] - logits[0])
+def _own_call(checkpoint: Checkpoint, ids: np.ndarray) -> float | None:
+    """The value by the model's own forward, a pooled logit or the last token's; None if it has no head of its own."""
+    with torch.inference_mode():
+        output = checkpoint.model(input_ids=torch.from_numpy(ids).to(checkpoint.device)[None])
+    if getattr(output, "logits", None) is None:
+        return None
+    logits = output.logits[0] if output.logits.dim() == 3 else output.logits
+    return float(checkpoint.value_head.of_logits(logits[-1:])[0])

@@ -14,7 +14,7 @@ from tokenreward.alignment import owners, scored_spans, tiles
 from tokenreward.contract import Sample, Source
 from tokenreward.errors import EmptyResponse, LengthMismatch, SequenceTooLong, TokenOutOfVocabulary, UnsupportedText
 from tokenreward.models.vocabulary import EncodedResponse, Vocabulary
-from tokenreward.wire import Item, Message, decode_ids
+from tokenreward.wire import Item, decode_ids
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,11 +60,10 @@ class Intake:
         return Prepared(index, item, sample, owner, scored, response.ends)
 
     def _prompt(self, item: Item, *, param: str) -> Int64[np.ndarray, " p"]:
-        prompt = item.prompt
+        prompt, messages = item.prompt, item.messages
         if isinstance(prompt, str):
             return self.vocabulary.prompt_from_text(prompt, param=param)
-        if isinstance(prompt, list) and prompt and isinstance(prompt[0], Message):
-            messages = [message.model_dump(exclude_unset=True) for message in prompt if isinstance(message, Message)]
+        if messages is not None:
             return self.vocabulary.prompt_from_messages(messages, item.tools, item.chat_template_kwargs, param=param)
         return self.vocabulary.prompt_from_ids(decode_ids(prompt, param=param), param=param)  # type: ignore[arg-type]
 

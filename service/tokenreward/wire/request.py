@@ -122,11 +122,17 @@ class Item(Strict):
 
     @model_validator(mode="after")
     def _template_fields_need_messages(self) -> Item:
-        if not (isinstance(self.prompt, list) and self.prompt and isinstance(self.prompt[0], Message)):
-            for name in ("chat_template_kwargs", "tools"):
-                if getattr(self, name):
-                    raise ValueError(f"`{name}` goes with messages; this prompt meets no chat template")
+        for name in ("chat_template_kwargs", "tools"):
+            if getattr(self, name) and self.messages is None:
+                raise ValueError(f"`{name}` goes with messages; this prompt meets no chat template")
         return self
+
+    @property
+    def messages(self) -> list[dict[str, Any]] | None:
+        """The prompt's chat messages, with the keys that the caller wrote; None if the prompt is text or ids."""
+        if not (isinstance(self.prompt, list) and self.prompt and isinstance(self.prompt[0], Message)):
+            return None
+        return [message.model_dump(exclude_unset=True) for message in self.prompt if isinstance(message, Message)]
 
 
 class Kl(Strict):

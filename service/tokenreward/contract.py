@@ -53,6 +53,13 @@ class Words(Protocol):
     def single(self, text: str) -> int | None:
         """The one token that this text is; None if it is none or several."""
 
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether messages can be prompts."""
+
+    def without_special(self, text: str) -> str:
+        """The text with a line break in place of each special token that it spells, for quoting it in a prompt."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Source:
@@ -204,6 +211,10 @@ class Scorer(ABC):
         ids = np.concatenate([sample.prompt_ids, sample.response_ids, sample.suffix_ids])
         start = len(sample.prompt_ids)
         return (Row(ids=ids, start=start, stop=start + len(sample.response_ids)),)
+
+    def check(self, options: Any, words: Words) -> None:  # noqa: B027 - most have nothing to refuse
+        """Whether this checkpoint's words can serve these options, for an operator's at load; by default they can.
+        Raises ItemError."""
 
     @abstractmethod
     def needs(self, options: Any) -> Needs:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import tiny
+import vocabularies
 from tokenreward.errors import EmptyPrompt, UnsupportedText
 from tokenreward.models.checkpoint import Checkpoint
 from tokenreward.models.vocabulary import Vocabulary
@@ -152,3 +153,21 @@ def test_ends_cover_white_space_even_if_the_tokenizer_trims_its_offsets() -> Non
     np.testing.assert_array_equal(trimming.ends, plain.ends)
     assert trimming.ends is not None
     assert trimming.ends[-1] == len(text)
+
+
+@pytest.mark.parametrize("kind", ["byte_level", "unigram", "llama_2", "gemma", "word_piece"])
+def test_a_text_without_special_tokens_spells_none_even_where_one_was_cut_out_of_another(kind: str) -> None:
+    tokenizer = vocabularies.KINDS[kind]()
+    made = Vocabulary(Checkpoint(tiny.model("llama"), tokenizer, "causal_lm", torch.device("cpu")))
+    words = (vocabularies.EOS, vocabularies.BOS, vocabularies.RESERVED)
+    special = {tokenizer.convert_tokens_to_ids(word) for word in words}
+    spelled = "".join(words) + "<|e<|end|>nd|>" + "It is 4."
+    read = lambda text: set(made.response(text, finished=False, param="p").ids.tolist())  # noqa: E731
+    assert special & read(spelled) == special
+    assert special & read(made.without_special(spelled)) == set()
+    assert made.without_special("It is 4.\n< |end| > <s>") == "It is 4.\n< |end| > <s>"
+
+
+def test_a_chat_template_is_there_or_not() -> None:
+    assert vocabulary().has_chat_template
+    assert not vocabulary(chat_template=None).has_chat_template

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -181,6 +182,23 @@ class Vocabulary:
         """The one token that this text is; None if it is none or several."""
         ids = self._ids(text)[0]
         return int(ids[0]) if len(ids) == 1 else None
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether messages can be prompts."""
+        return bool(self._tokenizer.chat_template)
+
+    def without_special(self, text: str) -> str:
+        """The text with a line break in place of each special token that it spells, so that it can be quoted in a
+        prompt and end no turn of it. A line break, because without one the two sides could spell another."""
+        return self._special_words.sub("\n", text)
+
+    @cached_property
+    def _special_words(self) -> re.Pattern[str]:
+        added = self._tokenizer.added_tokens_decoder.values()
+        words = {token.content for token in added if token.special} | set(self._tokenizer.all_special_tokens)
+        longest_first = sorted(words, key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, longest_first)) if words else r"(?!)")
 
     @cached_property
     def _special_ids(self) -> frozenset[int]:

@@ -51,6 +51,7 @@ TABLE = (
     Declared("batch_padding_ratio", "histogram", "Padding over all positions computed, per batch.", buckets=_RATIO),
     Declared("computed_tokens_total", "counter", "Positions that went through the model, padding included."),
     Declared("padding_tokens_total", "counter", "Positions computed that were only padding."),
+    Declared("shared_tokens_total", "counter", "Prompt tokens not computed again, as items of a batch share them."),
     Declared("queued_items", "gauge", "Items waiting for the device."),
     Declared("queued_tokens", "gauge", "Tokens waiting for the device."),
     Declared("model_version", "gauge", "Version of the weights being served."),

@@ -226,6 +226,21 @@ async def test_what_is_measured_is_reported(make_engine: Callable[..., Any]) -> 
     assert totals["compute_seconds",] > 0
 
 
+async def test_a_prompt_that_items_share_is_computed_once_and_reported(make_engine: Callable[..., Any]) -> None:
+    totals: dict[str, float] = {}
+    engine = make_engine("causal_lm", ["endogenous"], report=lambda name, value=1.0, **_: totals.update({name: value}))
+    prompt = list(range(3, 43))
+    items = [{"prompt": prompt, "response": [50 + i, 60]} for i in range(5)]
+    together = await engine.score(parse(RewardsRequest, {"scorer": "endogenous", "items": items}))
+    assert totals["batch_tokens"] == 5 * 42
+    assert totals["computed_tokens_total"] == 40 + 5 * 2
+    assert totals["shared_tokens_total"] == 4 * 40
+    assert totals["padding_tokens_total"] == 0
+    for item, shared in zip(items, together["items"], strict=True):
+        alone = await engine.score(parse(RewardsRequest, {"scorer": "endogenous", "items": [item]}))
+        np.testing.assert_allclose(shared["rewards"], alone["items"][0]["rewards"], rtol=0, atol=1e-4)
+
+
 async def test_ten_thousand_items_come_back_in_order(engine: Any) -> None:
     body = request(*([10 + i % 50] * (1 + i % 3) for i in range(10_000)), scorer="constant")
     items = (await engine.score(body))["items"]

@@ -249,9 +249,11 @@ class Engine:
         self._report("compute_seconds", compute_s)
         self._report("batch_items", len(batch))
         self._report("batch_tokens", num_tokens)
-        self._report("batch_padding_ratio", 1 - num_tokens / num_computed)
+        num_padding = max(0, num_computed - num_tokens)
+        self._report("batch_padding_ratio", num_padding / num_computed)
         self._report("computed_tokens_total", num_computed)
-        self._report("padding_tokens_total", num_computed - num_tokens)
+        self._report("padding_tokens_total", num_padding)
+        self._report("shared_tokens_total", num_tokens + num_padding - num_computed)
         for entry in batch:
             self._report("queue_seconds", began - entry.queued_at)
         self._report_queue()

@@ -16,11 +16,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import AttentionInterface
 
 from tokenreward.contract import Reading, Row
 from tokenreward.models.attention_weights import Bias, blocks, read
+from tokenreward.models.kernels import Kernel
+from tokenreward.models.packing import Group, Packing
 
 IMPLEMENTATION = "tokenreward_segments"
 
@@ -31,13 +32,14 @@ class CannotPack(RuntimeError):
 
 @dataclass(slots=True, eq=False)
 class PackedRow:
-    """The segments of one packed row, and what was captured while it ran.
+    """A packed sequence while it runs, and what was captured of it.
 
-    `bounds`: segment i is tokens [bounds[i], bounds[i+1]). `wanted`: what is to be read of which segments' attention
-    in the last layer. `found[i]`: those readings, float32. `num_calls`: how many layers came by.
+    `wanted[i]`: what is to be read of row i's attention in the last layer. `found[i]`: those readings, float32.
+    `num_calls`: how many layers came by.
     """
 
-    bounds: list[int]
+    packing: Packing
+    kernel: Kernel
     num_layers: int
     wanted: Mapping[int, tuple[Row, frozenset[Reading]]] = field(default_factory=dict)
     found: dict[int, dict[Reading, Tensor]] = field(default_factory=dict)
@@ -60,7 +62,7 @@ def packed(row: PackedRow) -> Iterator[PackedRow]:
 def segments_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """Causal attention within each segment: query [1, heads, n, d], key and value [1, kv_heads, n, d] give
+    """Causal attention of each row on itself: query [1, heads, n, d], key and value [1, kv_heads, n, d] give
     [1, n, heads, d].
 
     Raises CannotPack for a mask, a bias or a non-causal layer, which would be dropped silently otherwise.
@@ -77,31 +79,40 @@ def segments_attention(
         sinks=kwargs.get("s_aux"),
     )
     row.num_calls += 1
-    is_last = row.num_calls == row.num_layers
-    output = query.new_empty(1, query.shape[2], query.shape[1], value.shape[-1])
-    for index, (start, stop) in enumerate(zip(row.bounds, row.bounds[1:], strict=False)):
-        q, k, v = (tensor[:, :, start:stop] for tensor in (query, key, value))
-        output[:, start:stop] = _attend(q, k, v, bias).transpose(1, 2)
-        if is_last and index in row.wanted:
-            row.found[index] = read(q[0], k[0], bias, *row.wanted[index])
-    return output, None
+    output = query.new_empty(query.shape[2], query.shape[1], value.shape[-1])
+    by_kernel = [group for group in row.packing.groups if not bias.shapes(group.longest)]
+    if by_kernel:
+        row.kernel(query, key, value, by_kernel, bias.scaling, output)
+    for group in row.packing.groups:
+        if bias.shapes(group.longest):
+            _attend_in_blocks((query, key, value), group, bias, output)
+    if row.num_calls == row.num_layers:
+        for index, (of, readings) in row.wanted.items():
+            places = torch.from_numpy(row.packing.places[index]).to(query.device)
+            row.found[index] = read(query[0][:, places], key[0][:, places], bias, of, readings)
+    return output[None], None
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Bias) -> Tensor:
-    window_bites = bias.window is not None and q.shape[2] > bias.window
-    if bias.softcap is None and bias.sinks is None and not window_bites:
-        return functional.scaled_dot_product_attention(
-            q, k, v, is_causal=True, scale=bias.scaling, enable_gqa=q.shape[1] != k.shape[1]
-        )
-    return _attend_in_blocks(q, k, v, bias)
+def _attend_in_blocks(qkv: tuple[Tensor, Tensor, Tensor], group: Group, bias: Bias, out: Tensor) -> None:
+    """Attention of one group in float32 blocks of queries, for scores that no kernel shapes; never a [n, n] map."""
+    prompt = slice(*group.prompt)
+    _attend_range(qkv, prompt, [prompt], bias, out)
+    for response in group.responses:
+        _attend_range(qkv, slice(*response), [prompt, slice(*response)], bias, out)
 
 
-def _attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, bias: Bias) -> Tensor:
-    """The same in float32 blocks of queries, for scores that SDPA cannot shape; never a [n, n] map."""
-    groups = q.shape[1] // k.shape[1]
-    k, v = (tensor.float().repeat_interleave(groups, dim=1) for tensor in (k, v))
-    mixed = [(weights @ v[:, :, left:bottom]).to(q.dtype) for left, bottom, weights in blocks(q.float(), k, bias)]
-    return torch.cat(mixed, dim=2)
+def _attend_range(
+    qkv: tuple[Tensor, Tensor, Tensor], queries: slice, keys: list[slice], bias: Bias, out: Tensor
+) -> None:
+    """The queries are the last of the keys."""
+    q = qkv[0][:, :, queries].float()
+    heads_per_key = q.shape[1] // qkv[1].shape[1]
+    k, v = (
+        torch.cat([tensor[:, :, part] for part in keys], dim=2).float().repeat_interleave(heads_per_key, dim=1)
+        for tensor in qkv[1:]
+    )
+    mixed = [weights @ v[:, :, left : left + weights.shape[-1]] for left, weights in blocks(q, k, bias)]
+    out[queries] = torch.cat(mixed, dim=2)[0].transpose(0, 1).to(out.dtype)
 
 
 AttentionInterface.register(IMPLEMENTATION, segments_attention)

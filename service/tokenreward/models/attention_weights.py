@@ -26,6 +26,11 @@ class Bias:
     softcap: float | None
     sinks: Tensor | None
 
+    def shapes(self, length: int) -> bool:
+        """Whether it is more than scale and causality for a row of this length."""
+        bites = self.window is not None and length > self.window
+        return bites or self.softcap is not None or self.sinks is not None
+
 
 def read(q: Tensor, k: Tensor, bias: Bias, row: Row, readings: Iterable[Reading]) -> dict[Reading, Tensor]:
     """The readings of one segment's attention (see `contract.Outputs`). q [heads, n, d], k [kv_heads, n, d]."""
@@ -59,7 +64,7 @@ def mean_step(q: Tensor, k: Tensor, bias: Bias, row: Row) -> Tensor:
     heads, last = q.shape[0], row.stop - 1
     k = k[:, :last].float().repeat_interleave(heads // k.shape[0], dim=0)
     total = torch.zeros(last, dtype=torch.float64, device=q.device)
-    for left, _, weights in blocks(q[None, :, :last].float(), k[None], bias, top=row.start):
+    for left, weights in blocks(q[None, :, row.start : last].float(), k[None], bias):
         total[left : left + weights.shape[-1]] += weights.mean(dim=(0, 1)).sum(dim=0, dtype=torch.float64)
     num_seen = torch.arange(last - row.start, 0, -1, device=q.device, dtype=torch.float64)
     if bias.window is not None:
@@ -68,20 +73,21 @@ def mean_step(q: Tensor, k: Tensor, bias: Bias, row: Row) -> Tensor:
     return torch.nn.functional.pad(means, (0, row.stop - row.start - len(means)))
 
 
-def blocks(q: Tensor, k: Tensor, bias: Bias, *, top: int = 0) -> Iterator[tuple[int, int, Tensor]]:
-    """Causal weights in blocks of queries from `top` on: (first key, last query, weights [1, heads, queries, keys]).
+def blocks(q: Tensor, k: Tensor, bias: Bias) -> Iterator[tuple[int, Tensor]]:
+    """Causal weights in blocks of queries: (first key, weights [1, heads, queries, keys]).
 
-    q, k [1, heads, n, d] in float32, with as many key heads as query heads.
+    q [1, heads, m, d], k [1, heads, n, d] in float32; the queries are the last m of the n tokens.
     """
-    for first in range(top, q.shape[2], _QUERY_BLOCK):
-        bottom = min(first + _QUERY_BLOCK, q.shape[2])
-        left = 0 if bias.window is None else max(0, first - bias.window + 1)
-        scores = _scores(q[:, :, first:bottom], k[:, :, left:bottom], bias)
-        distance = torch.arange(first, bottom, device=q.device)[:, None] - torch.arange(left, bottom, device=q.device)
+    past = k.shape[2] - q.shape[2]
+    for top in range(past, k.shape[2], _QUERY_BLOCK):
+        bottom = min(top + _QUERY_BLOCK, k.shape[2])
+        left = 0 if bias.window is None else max(0, top - bias.window + 1)
+        scores = _scores(q[:, :, top - past : bottom - past], k[:, :, left:bottom], bias)
+        distance = torch.arange(top, bottom, device=q.device)[:, None] - torch.arange(left, bottom, device=q.device)
         hidden = distance < 0
         if bias.window is not None:
             hidden = hidden | (distance >= bias.window)
-        yield left, bottom, _softmax(scores.masked_fill(hidden, -torch.inf), bias.sinks)
+        yield left, _softmax(scores.masked_fill(hidden, -torch.inf), bias.sinks)
 
 
 def _scores(q: Tensor, k: Tensor, bias: Bias) -> Tensor:

@@ -41,12 +41,12 @@ class LanguageHead:
         softcap = getattr(config, "final_logit_softcapping", None)
         return cls(head.weight, getattr(head, "bias", None), scale, None if softcap is None else float(softcap))
 
-    def chosen(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """Raw logits [n], float32, of token targets[i] at hidden[i]: an exact indexed dot."""
+    def chosen(self, hidden: Tensor, at: Tensor, targets: Tensor) -> Tensor:
+        """Raw logits [n], float32, of token targets[i] at hidden[at[i]]: an exact indexed dot."""
         picked = []
-        for rows in torch.split(torch.arange(len(targets), device=hidden.device), _TILE_ROWS):
-            dots = (hidden[rows].float() * self.weight[targets[rows]].float()).sum(dim=-1)
-            picked.append(self._shaped(dots if self.bias is None else dots + self.bias[targets[rows]].float()))
+        for rows, tokens in zip(torch.split(at, _TILE_ROWS), torch.split(targets, _TILE_ROWS), strict=True):
+            dots = (hidden[rows].float() * self.weight[tokens].float()).sum(dim=-1)
+            picked.append(self._shaped(dots if self.bias is None else dots + self.bias[tokens].float()))
         return torch.cat(picked) if picked else hidden.new_empty(0, dtype=torch.float32)
 
     def normalisers(self, hidden: Tensor, temperatures: list[float], entropies: list[float]) -> tuple[Tensor, Tensor]:

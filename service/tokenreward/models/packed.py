@@ -1,4 +1,5 @@
-"""The fast layout: all rows of a batch in one [1, n] row of segments, one trunk pass, heads on the wanted tokens only.
+"""The fast layout: all rows of a batch in one [1, n] sequence, each shared prompt once, one trunk pass, heads on the
+wanted tokens only.
 
 Raises what the model raises; it does not split batches (the engine does) and knows no scorers.
 """
@@ -16,6 +17,10 @@ from tokenreward.contract import Needs, Outputs, Row
 from tokenreward.models.attention import IMPLEMENTATION, CannotPack, PackedRow, packed
 from tokenreward.models.checkpoint import Checkpoint
 from tokenreward.models.head import LanguageHead
+from tokenreward.models.kernels import choose_kernel
+from tokenreward.models.packing import Packing, num_packed, pack
+
+Work = Sequence[tuple[Row, Needs]]
 
 
 class PackedLayout:
@@ -28,21 +33,21 @@ class PackedLayout:
         self._head = LanguageHead.of(checkpoint) if checkpoint.task == "causal_lm" else None
         checkpoint.model.set_attn_implementation(IMPLEMENTATION)
         self._num_layers = int(checkpoint.text_config.num_hidden_layers)
+        self._kernel, self._share = choose_kernel(checkpoint.device, checkpoint.model.dtype)
 
     def num_computed(self, rows: Sequence[Row]) -> int:
-        """Tokens that a pass over these rows computes: no padding."""
-        return sum(len(row.ids) for row in rows)
+        """Tokens that a pass over these rows computes: no padding, and a shared prompt once."""
+        return num_packed(rows, share=self._share)
 
     @torch.inference_mode()
-    def run(self, work: Sequence[tuple[Row, Needs]]) -> list[Outputs]:
+    def run(self, work: Work) -> list[Outputs]:
         """Outputs of each row, in order. Raises CannotPack if the attention was not asked in every layer."""
-        rows = [row for row, _ in work]
-        bounds = np.concatenate([[0], np.cumsum([len(row.ids) for row in rows])]).tolist()
+        packing = pack([row for row, _ in work], share=self._share)
         wanted = {index: (row, needs.attention) for index, (row, needs) in enumerate(work) if needs.attention}
-        context = PackedRow(bounds=bounds, num_layers=self._num_layers, wanted=wanted)
-        hidden = self._trunk(rows, context)
-        values = self._values(hidden, work, bounds)
-        logits = self._logits(hidden, work, bounds)
+        context = PackedRow(packing, self._kernel, self._num_layers, wanted)
+        hidden = self._trunk(context)
+        values = self._values(hidden, work, packing)
+        logits = self._logits(hidden, work, packing)
         return [
             Outputs(
                 **logits[i],
@@ -52,67 +57,75 @@ class PackedLayout:
             for i in range(len(work))
         ]
 
-    def _trunk(self, rows: Sequence[Row], context: PackedRow) -> Tensor:
-        device = self._checkpoint.device
-        ids = torch.from_numpy(np.concatenate([row.ids for row in rows])).to(device)
-        positions = torch.from_numpy(np.concatenate([np.arange(len(row.ids)) for row in rows])).to(device)
+    def _trunk(self, context: PackedRow) -> Tensor:
+        ids, positions = (self._on_device(of)[None] for of in (context.packing.ids, context.packing.positions))
         with packed(context):
-            output = self._checkpoint.trunk(input_ids=ids[None], position_ids=positions[None], use_cache=False)
+            output = self._checkpoint.trunk(input_ids=ids, position_ids=positions, use_cache=False)
         if context.num_calls != context.num_layers:
             raise CannotPack(f"{context.num_calls} of {context.num_layers} layers went through the attention interface")
         hidden: Tensor = output.last_hidden_state[0]
         return hidden
 
-    def _values(self, hidden: Tensor, work: Sequence[tuple[Row, Needs]], bounds: list[int]) -> list[dict[str, Any]]:
+    def _values(self, hidden: Tensor, work: Work, packing: Packing) -> list[dict[str, Any]]:
         if not any(needs.values for _, needs in work):
             return [{}] * len(work)
         everywhere = self._checkpoint.value_head.values(hidden).cpu().numpy()
         return [
-            {"values": everywhere[start + row.start - 1 : start + row.stop], "pooled": float(everywhere[stop - 1])}
-            for (row, _), start, stop in zip(work, bounds, bounds[1:], strict=False)
+            {"values": everywhere[places[row.start - 1 : row.stop]], "pooled": float(everywhere[places[-1]])}
+            for (row, _), places in zip(work, packing.places, strict=True)
         ]
 
-    def _logits(self, hidden: Tensor, work: Sequence[tuple[Row, Needs]], bounds: list[int]) -> list[dict[str, Any]]:
+    def _logits(self, hidden: Tensor, work: Work, packing: Packing) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = [{} for _ in work]
-        asked = [index for index, (_, needs) in enumerate(work) if needs.temperatures]
-        if not asked or self._head is None:
+        if self._head is None:
             return found
         # Rows of a kind together: a request's odd temperature must not be computed for everybody.
-        for kind in {(work[i][1].temperatures, work[i][1].entropies) for i in asked}:
-            members = [i for i in asked if (work[i][1].temperatures, work[i][1].entropies) == kind]
-            for i, outputs in zip(members, self._head_outputs(hidden, members, work, bounds), strict=True):
+        kinds: dict[tuple[frozenset[float], frozenset[float]], list[int]] = {}
+        for i, (_, needs) in enumerate(work):
+            if needs.temperatures:
+                kinds.setdefault((needs.temperatures, needs.entropies), []).append(i)
+        for (temperatures, entropies), members in kinds.items():
+            rows = [(work[i][0], packing.places[i]) for i in members]
+            for i, outputs in zip(
+                members, self._head_outputs(hidden, rows, sorted(temperatures), sorted(entropies)), strict=True
+            ):
                 found[i] = outputs
         return found
 
     def _head_outputs(
-        self, hidden: Tensor, members: list[int], work: Sequence[tuple[Row, Needs]], bounds: list[int]
+        self,
+        hidden: Tensor,
+        rows: list[tuple[Row, np.ndarray]],
+        temperatures: list[float],
+        entropies: list[float],
     ) -> list[dict[str, Any]]:
-        """Of rows that want the same temperatures and entropies."""
+        """Of rows, with their tokens' places, that want the same temperatures and entropies."""
         assert self._head is not None
         # Position t predicts token t + 1; the position after the last token is wanted, too (its V), without a target.
-        at = [np.arange(work[i][0].start - 1, work[i][0].stop) + bounds[i] for i in members]
-        rows = hidden[torch.from_numpy(np.concatenate(at)).to(hidden.device)]
-        targets = [np.append(work[i][0].ids[work[i][0].start : work[i][0].stop], 0) for i in members]
-        target = torch.from_numpy(np.concatenate(targets)).to(hidden.device)
-        needs = work[members[0]][1]
-        temperatures, entropies = sorted(needs.temperatures), sorted(needs.entropies)
-        chosen = self._head.chosen(rows, target).cpu().numpy()
-        lse, entropy = (found.cpu().numpy() for found in self._head.normalisers(rows, temperatures, entropies))
+        # The last token of a shared prompt predicts many first tokens and meets the vocabulary once.
+        at = [places[row.start - 1 : row.stop] for row, places in rows]
+        places, inverse = np.unique(np.concatenate(at), return_inverse=True)
+        states, of_row = hidden[self._on_device(places)], self._on_device(inverse)
+        targets = self._on_device(np.concatenate([np.append(row.ids[row.start : row.stop], 0) for row, _ in rows]))
+        chosen = self._head.chosen(states, of_row, targets).cpu().numpy()
+        lse, entropy = (
+            found.cpu().numpy()[:, inverse] for found in self._head.normalisers(states, temperatures, entropies)
+        )
         cuts = np.cumsum([0, *(len(positions) for positions in at)]).tolist()
         return [
             {
                 "chosen": chosen[top : below - 1],
                 "lse": {t: lse[k, top:below] for k, t in enumerate(temperatures)},
                 "entropy": {t: entropy[k, top:below] for k, t in enumerate(entropies)},
-                "logits": self._labels(rows[top:below], sorted(work[i][0].labels)),
+                "logits": self._labels(states, of_row[top:below], sorted(row.labels)),
             }
-            for i, top, below in zip(members, cuts, cuts[1:], strict=False)
+            for (row, _), top, below in zip(rows, cuts, cuts[1:], strict=False)
         ]
 
-    def _labels(self, hidden: Tensor, labels: list[int]) -> dict[int, np.ndarray]:
+    def _labels(self, hidden: Tensor, at: Tensor, labels: list[int]) -> dict[int, np.ndarray]:
         """Raw logits of a row's labels, at each of its positions."""
         assert self._head is not None
-        return {
-            label: self._head.chosen(hidden, torch.full((len(hidden),), label, device=hidden.device)).cpu().numpy()
-            for label in labels
-        }
+        return {label: self._head.chosen(hidden, at, torch.full_like(at, label)).cpu().numpy() for label in labels}
+
+    def _on_device(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(self._checkpoint.device)

@@ -12,11 +12,12 @@ import copy
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import get_args
 
 import numpy as np
 import torch
 
-from tokenreward.contract import Needs, Outputs, Row
+from tokenreward.contract import Needs, Outputs, Reading, Row
 from tokenreward.models.checkpoint import Checkpoint, CheckpointRefused
 from tokenreward.models.comparison import ByKind, Gap, differences, float32_bounds, gap, largest, numbers
 from tokenreward.models.packed import PackedLayout
@@ -25,7 +26,7 @@ from tokenreward.models.plain import PlainLayout
 Layout = PackedLayout | PlainLayout
 Work = list[tuple[Row, Needs]]
 
-_LENGTHS = (9, 41, 2, 23)
+_LENGTHS = (9, 61, 2, 23)
 _LONGEST_WINDOW = 2048
 _DYNAMIC_ROPES = ("dynamic", "longrope")
 _SHARE_OF_FREE_MEMORY = 0.5
@@ -43,6 +44,8 @@ class Verdict:
 def choose_layout(checkpoint: Checkpoint, needs: Needs, *, say: Callable[[str], None]) -> Verdict:
     """Packed if it is exact, else plain. Raises CheckpointRefused, by name and figure, if plain fails, too."""
     needs = needs | (Needs(frozenset({1.0})) if checkpoint.task == "causal_lm" else Needs(values=True))
+    if needs.attention:
+        needs = needs | Needs(attention=frozenset(get_args(Reading)))  # a request's options may choose another
     work = [(row, needs) for row in _rows(checkpoint)]
     plain = PlainLayout(checkpoint)
     implementation = checkpoint.model.config._attn_implementation
@@ -114,15 +117,21 @@ def _rows(checkpoint: Checkpoint) -> list[Row]:
     lengths = [length for length in lengths if limit is None or length <= limit]
     generator = np.random.default_rng(0)
     allowed = np.setdiff1d(np.arange(min(checkpoint.vocab_size, 50_000)), [getattr(config, "pad_token_id", None) or 0])
-    return [
+    rows = [
         Row(ids=generator.choice(allowed, size=length), start=max(1, length // 3), stop=length) for length in lengths
     ]
+    longest = max(rows, key=lambda row: len(row.ids))
+    ending = generator.choice(allowed, size=max(1, (len(longest.ids) - longest.start) // 2))
+    shared = np.concatenate([longest.ids[: longest.start], ending])
+    return [*rows, Row(ids=shared, start=longest.start, stop=len(shared))]  # a prompt that two rows share
 
 
 def _own_numbers(checkpoint: Checkpoint, plain: PlainLayout, work: Work) -> list[Outputs]:
     name = type(checkpoint.model).__name__
     try:
         own = plain.run(work)
+    except CheckpointRefused:
+        raise
     except Exception as error:
         raise CheckpointRefused(f"{name} cannot be read: {type(error).__name__}: {error}") from error
     if not all(np.isfinite(values).all() for outputs in own for values in numbers(outputs).values()):

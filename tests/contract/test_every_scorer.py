@@ -37,6 +37,7 @@ def score(name: str, language_model: Any, reward_model: Any) -> Callable[..., An
     loaded = Engine.load(deployment, say=lambda line: None)
 
     async def run(items: list[dict[str, Any]], **more: Any) -> list[dict[str, Any]]:
+        items = [{"score": -1.5, **item} for item in items]  # for scorers that spread one; others ignore it
         engine = Engine(deployment, loaded._checkpoint, loaded._verdict, lambda *args, **labels: None)
         try:
             return (await engine.score(parse(RewardsRequest, {"scorer": name, "items": items, **more})))["items"]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tokenreward.contract import Needs, Outputs, Reading, Row
 from tokenreward.models.checkpoint import Checkpoint
+from tokenreward.models.refusal import CheckpointRefused
 
 _CHUNK_ROWS = 256
 
@@ -66,12 +67,20 @@ class PlainLayout:
         return {"values": values[row.start - 1 : row.stop], "pooled": float(values[-1])}
 
     def _attention(self, ids: Tensor, row: Row, needs: Needs) -> dict[Reading, np.ndarray]:
-        """Of the last layer's map as transformers gives it, which only its eager attention does."""
+        """Of the last layer's map as transformers gives it, which only its eager attention does.
+
+        Raises CheckpointRefused if the model has none: state-space layers.
+        """
         self._model.set_attn_implementation("eager")
         try:
-            maps = self._checkpoint.trunk(input_ids=ids, use_cache=False, output_attentions=True).attentions
+            output = self._checkpoint.trunk(input_ids=ids, use_cache=False, output_attentions=True)
         finally:
             self._model.set_attn_implementation(self._implementation)
+        maps = getattr(output, "attentions", None)
+        if not maps or maps[-1] is None:
+            raise CheckpointRefused(
+                f"{type(self._model).__name__} gives no attention weights, and a scorer of this deployment reads them"
+            )
         weights = maps[-1][0].float().mean(dim=0).cpu().numpy()
         return {reading: _read(weights, row, reading) for reading in needs.attention}
 
@@ -109,6 +118,9 @@ def _read(weights: np.ndarray, row: Row, reading: Reading) -> np.ndarray:
     if reading != "mean_step":
         one: np.ndarray = weights[-1 if reading == "last" else row.stop - 2]
         return one
+    # Who pays a token anything sees all from there on, and so do the tokens in between: a zero there is rounding.
+    seen = np.logical_or.accumulate(weights[row.start :] > 0, axis=1)
+    seen = np.tril(np.logical_or.accumulate(seen[::-1], axis=0)[::-1][:, row.start : row.stop])
+    num_seen = np.maximum(seen[: row.stop - row.start - 1].sum(axis=0), 1)
     steps = weights[row.start : row.stop - 1, row.start : row.stop].astype(np.float64)
-    num_seen = np.maximum((steps > 0).sum(axis=0), 1)
     return np.asarray(steps.sum(axis=0) / num_seen, dtype=np.float32)

@@ -1,0 +1,81 @@
+"""Scorer `generation_attention`: a score that is given, spread by the attention of the language model that wrote.
+
+ABC-D and ABC-D2: Chan et al. 2024, "Dense Reward for Free in Reinforcement Learning from Human Feedback", 2402.00782.
+
+a[i, j] is what the last layer, mean over heads, pays token j while it generates token i. Then w_0 = 0 and
+w_{j+1} = mean of a[i, j] over the steps i that see token j (`abc_d`), or a[last, j] (`abc_d2`), renormalised to sum to
+1 over the unmasked response tokens. A single unmasked token has weight 1. Masked tokens are steps like any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float64
+from pydantic import Field
+
+from tokenreward import contract
+from tokenreward.contract import Needs, Outputs, Reading, Row, Sample, Signals
+from tokenreward.errors import ScorerFailed
+
+_READS: dict[str, Reading] = {"abc_d": "mean_step", "abc_d2": "last_step"}
+
+
+class Scorer(contract.Scorer):
+    """Score and weights; the credit `attention` joins them. The score is the item's own, from outside the model."""
+
+    class Options(contract.Options):
+        variant: Literal["abc_d", "abc_d2"] = Field(
+            default="abc_d", description="Attention of all generation steps, averaged, or (`abc_d2`) of the last one."
+        )
+        score_from: str | None = Field(
+            default=None,
+            description="A scorer that is asked for `score` where the item has none; the front (`/v1/rewards`) does "
+            "that.",
+        )
+
+    task = "causal_lm"
+    gives = frozenset({"score", "weights"})
+    default_credit = "attention"
+    score_is = "the item's own `score`, or what the scorer that `score_from` names says of it"
+
+    def rows(self, sample: Sample, options: Options) -> tuple[Row, ...]:
+        """Raises ScorerFailed if there is no score to spread: before the model reads anything."""
+        _given_score(sample, options)
+        return super().rows(sample, options)
+
+    def needs(self, options: Options) -> Needs:
+        return Needs(attention=frozenset({_READS[options.variant]}))
+
+    def score(self, sample: Sample, outputs: Sequence[Outputs], options: Options) -> Signals:
+        paid = outputs[0].attention[_READS[options.variant]]
+        if options.variant == "abc_d2":
+            paid = paid[len(sample.prompt_ids) : len(sample.prompt_ids) + len(sample.response_ids)]
+        # What token j is paid is written to the token after it; nobody is left to pay the last one.
+        shifted = np.concatenate([[0.0], paid[:-1].astype(np.float64)])
+        return Signals(score=_given_score(sample, options), weights=_normalised(shifted, sample).astype(np.float32))
+
+
+def _given_score(sample: Sample, options: Scorer.Options) -> float:
+    item = None if sample.source is None else sample.source.item
+    if item is not None and item.score is not None:
+        return item.score
+    if options.score_from is None:
+        what = "send `score` with the item, or name a scorer in the option `score_from` and ask the front (/v1/rewards)"
+    else:
+        what = f"send it to the front (/v1/rewards), which asks `{options.score_from[:64]}`, or send `score` with it"
+    param = None if sample.source is None else f"{sample.source.param}.score"
+    raise ScorerFailed(f"the item has no score to spread: {what}", param=param)
+
+
+def _normalised(shifted: Float64[np.ndarray, " r"], sample: Sample) -> Float64[np.ndarray, " r"]:
+    """Over the unmasked tokens. Raises ScorerFailed if they get nothing and are several."""
+    if sample.keep.sum() == 1:
+        return sample.keep.astype(np.float64)
+    weights = np.where(sample.keep, shifted, 0.0)
+    total = weights.sum()
+    if not total > 0:
+        raise ScorerFailed("no generation step pays attention to a token before an unmasked response token")
+    return np.asarray(weights / total)

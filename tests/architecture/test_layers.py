@@ -76,7 +76,7 @@ def _may_client(name: str, line: Import) -> bool:
 def _may_service(name: str, line: Import) -> bool:
     here, there = room(name), room(line.target)
     if line.top == CLIENT:
-        return here == "cli"
+        return here in ("cli", "eval")
     if here == there:
         return here != "scorers"
     return there in ("", "__version__") or (there in PLACE and here in PLACE and PLACE[here] < PLACE[there])
@@ -157,6 +157,7 @@ def test_the_check_flags_a_forbidden_import(tmp_path: Path, name: str, text: str
         ("tokenreward.scorers.margin", "from tokenreward import contract"),
         ("tokenreward.models.checkpoint", "from tokenreward.demo import checkpoint_path"),
         ("tokenreward.cli.score", "import tokenreward_client\nfrom tokenreward import __version__"),
+        ("tokenreward.eval.asking", "from tokenreward_client import AsyncClient\nfrom tokenreward.wire import Item"),
         ("tokenreward_client.flow", "from tokenreward.wire import Item\nfrom tokenreward_client import client"),
     ],
 )

@@ -17,6 +17,7 @@ from tokenreward import __version__
 COMMANDS = {
     "serve": "serve scorers over HTTP on this machine",
     "score": "score prompts and responses from a JSONL file",
+    "eval": "judge scorers of a running service on preference data",
     "check": "load a checkpoint, probe it, and say whether it can be served",
     "schema": "print the JSON schema of the settings, or Ray Serve's config",
 }

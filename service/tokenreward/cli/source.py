@@ -51,8 +51,8 @@ def asked_for(args: argparse.Namespace) -> Asked:
 
 @asynccontextmanager
 async def _service(args: argparse.Namespace, asked: Asked) -> AsyncIterator[Score]:
-    key = None if args.api_key_file is None else _key(args.api_key_file)
-    await _probe(args.url, key)
+    key = None if args.api_key_file is None else key_in(args.api_key_file)
+    await probe(args.url, key)
     client = AsyncClient(args.url, api_key=key, timeout_s=args.timeout_s, max_concurrency=args.concurrency)
 
     async def score(items: list[dict[str, Any]]) -> list[Rewards]:
@@ -62,7 +62,7 @@ async def _service(args: argparse.Namespace, asked: Asked) -> AsyncIterator[Scor
         yield score
 
 
-async def _probe(url: str, key: str | None) -> None:
+async def probe(url: str, key: str | None) -> None:
     """A service that is not there is said at once; one that is still loading is waited for later."""
     async with AsyncClient(url, api_key=key, timeout_s=_PROBE_TIMEOUT_S, max_retries=0) as client:
         try:
@@ -122,7 +122,7 @@ def _values(given: list[str], flag: str) -> dict[str, Any]:
     return values
 
 
-def _key(file: Path) -> str:
+def key_in(file: Path) -> str:
     """The first key in the file: the service's own key file will do."""
     keys = file.read_text(encoding="utf-8").split()
     if not keys:

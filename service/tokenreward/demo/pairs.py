@@ -1,0 +1,43 @@
+"""Writes held-out pairs as JSON lines: `python -m tokenreward.demo.pairs --pairs 1000 --seed 1234 > pairs.jsonl`.
+
+A line is {prompt, chosen, rejected, subset, rejected_flagged}: the faithful response, the corrupted one, the field
+that it has wrong (or `two facts`), and the half-open character ranges in which it is wrong. `--flag differing`, the
+default, flags the characters that differ from the right value; `--flag value` the whole wrong value. With the seed of
+`evaluate` the pairs are the same ones. It knows no models.
+"""
+
+import argparse
+import json
+from typing import Any
+
+from tokenreward.demo.corpus import user_turn
+from tokenreward.demo.world import Pair, sample_pairs
+
+EVALUATION_SEED = 1234
+
+
+def line(pair: Pair, flag: str = "differing") -> dict[str, Any]:
+    """One pair as it is written down."""
+    ranges = pair.differing if flag == "differing" else pair.whole_values
+    return {
+        "prompt": user_turn(pair),
+        "chosen": pair.faithful,
+        "rejected": pair.corrupted,
+        "subset": pair.errors[0].field if len(pair.errors) == 1 else "two facts",
+        "rejected_flagged": [list(item) for item in ranges],
+    }
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Print the lines."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=1000, help="held-out pairs (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=EVALUATION_SEED, help="default: %(default)s")
+    parser.add_argument("--flag", choices=("differing", "value"), default="differing", help="default: %(default)s")
+    options = parser.parse_args(arguments)
+    for pair in sample_pairs(options.pairs, options.seed, "held_out"):
+        print(json.dumps(line(pair, options.flag)))
+
+
+if __name__ == "__main__":
+    main()

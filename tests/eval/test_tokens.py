@@ -1,0 +1,86 @@
+"""Flagged units: who is flagged, who counts, areas against the count of couples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eval.given import TIMING, per_character, values, verdict_of, write
+from eval.test_auc import counted
+from tokenreward.eval import Answer, load
+from tokenreward.eval.answer import Units
+from tokenreward.eval.flags import Flags, token_figures
+
+
+def judged_rows(folder: Path, rows: list[dict[str, Any]], rewards: dict[str, list[float]]) -> dict[str, float | None]:
+    dataset = load([write(folder / "tokens.jsonl", rows)])
+    assert all(candidate.needs_units and not candidate.needs_score for candidate in dataset.candidates)
+    return values(verdict_of(dataset, lambda c: per_character(rewards[c.item["response"]], c.item["response"])))
+
+
+@pytest.mark.parametrize(
+    "said", [{"flagged": [[0, 2]]}, {"flags": [1, 1, 0, 0]}, {"flags": [True, True, False, False]}]
+)
+def test_ranges_and_character_flags_say_the_same(tmp_path: Path, said: dict[str, Any]) -> None:
+    found = judged_rows(tmp_path, [{"prompt": "p", "response": "abcd", **said}], {"abcd": [-1, 0.5, 0, 1, -50]})
+    # -1 is below both; 0.5 is below 1 only. End-of-turn, the lowest of all, is left out.
+    assert found == {"token_auc": 0.75, "token_auc_micro": 0.75}
+
+
+def test_mean_is_over_responses_and_micro_over_all_units(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "p", "response": "ab", "flagged": [[0, 1]]},
+        {"prompt": "p", "response": "cdef", "flagged": [[0, 1]]},
+        {"prompt": "p", "response": "gh", "flagged": []},
+    ]
+    rewards = {"ab": [5, 6, 0], "cdef": [1, 0, 2, 3, 0], "gh": [0, 0, 0]}
+    found = judged_rows(tmp_path, rows, rewards)
+    assert found["token_auc"] == pytest.approx((1 + 2 / 3) / 2)
+    # Flagged 5 and 1 against 6, 0, 2, 3, 0, 0: 5 is below 6; 1 below 6, 2, 3.
+    assert found["token_auc_micro"] == pytest.approx(4 / 12)
+
+
+def test_token_that_straddles_a_flagged_range_is_flagged() -> None:
+    flags = Flags(np.array([0, 0, 1, 0, 0, 0], dtype=bool))
+    units = Units(np.zeros(4, dtype=np.float32), np.array([[0, 2], [2, 4], [4, 6], [6, 6]]))
+    flagged, counts = flags.of(units)
+    assert flagged.tolist() == [False, True, False, False]
+    assert counts.tolist() == [True, True, True, False]
+
+
+def test_spans_of_the_file_are_the_units_and_all_of_them_count(tmp_path: Path) -> None:
+    row = {"prompt": "p", "response": "It is 4.", "spans": [[0, 2], [2, 5], [5, 8], [8, 8]], "flags": [0, 0, 1, 1]}
+    dataset = load([write(tmp_path / "tokens.jsonl", [row])])
+    assert dataset.candidates[0].item["spans"] == row["spans"]
+    units = Units(np.array([0, 2, 1, -1], dtype=np.float32), np.array(row["spans"]))
+    found = values(verdict_of(dataset, lambda candidate: Answer(None, units, timing=TIMING)))
+    assert found["token_auc"] == pytest.approx(3 / 4)
+
+
+RESPONSES = st.lists(
+    st.lists(st.tuples(st.booleans(), st.integers(-3, 3)), min_size=1, max_size=8), min_size=1, max_size=6
+)
+
+
+@given(RESPONSES)
+def test_areas_are_the_share_of_couples_in_order(responses: list[list[tuple[bool, int]]]) -> None:
+    made, areas, pooled = [], [], []
+    for response in responses:
+        ends = np.arange(len(response) + 1)
+        units = Units(
+            np.array([reward for _, reward in response], dtype=np.float32), np.stack([ends[:-1], ends[1:]], 1)
+        )
+        made.append((Flags(np.array([flag for flag, _ in response])), units))
+        pooled += response
+        areas.append(counted([flag for flag, _ in response], [-reward for _, reward in response]))
+    found = token_figures(made)
+    assert found.areas == [None if area is None else pytest.approx(area) for area in areas]
+    expected = counted([flag for flag, _ in pooled], [-reward for _, reward in pooled])
+    assert (found.micro and found.micro.value) == (None if expected is None else pytest.approx(expected))
+    known = [area for area in areas if area is not None]
+    assert (found.mean and found.mean.value) == (pytest.approx(np.mean(known)) if known else None)

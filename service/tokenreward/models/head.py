@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tokenreward.models.checkpoint import Checkpoint, CheckpointRefused
+from tokenreward.models.linear import Linear, plain
 
 _TILE_ROWS = 256
 _TILE_COLUMNS = 4096
@@ -27,6 +28,7 @@ class LanguageHead:
     bias: Tensor | None
     scale: float
     softcap: float | None
+    linear: Linear = plain
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> LanguageHead:
@@ -63,7 +65,7 @@ class LanguageHead:
         normalisers, means = [], []
         for left in range(0, self.weight.shape[0], _TILE_COLUMNS):
             right = left + _TILE_COLUMNS
-            logits = rows @ self.weight[left:right].float().T
+            logits = self.linear(rows, self.weight[left:right].float(), None)
             logits = self._shaped(logits if self.bias is None else logits + self.bias[left:right].float())
             scaled = {t: logits / t if t != 1 else logits for t in at}
             lse = {t: torch.logsumexp(scaled[t], dim=-1) for t in at}

@@ -7,6 +7,7 @@ Raises what the model raises; it does not split batches (the engine does) and kn
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from tokenreward.models.attention import IMPLEMENTATION, CannotPack, PackedRow, 
 from tokenreward.models.checkpoint import Checkpoint
 from tokenreward.models.head import LanguageHead
 from tokenreward.models.kernels import choose_kernel
+from tokenreward.models.linear import Linear, plain, swap
 from tokenreward.models.packing import Packing, num_packed, pack
 
 Work = Sequence[tuple[Row, Needs]]
@@ -34,6 +36,12 @@ class PackedLayout:
         checkpoint.model.set_attn_implementation(IMPLEMENTATION)
         self._num_layers = int(checkpoint.text_config.num_hidden_layers)
         self._kernel, self._share = choose_kernel(checkpoint.device, checkpoint.model.dtype)
+
+    def compute_linears_through(self, linear: Linear | None) -> None:
+        """Float32 linear layers and the language head through another operator; None gives them back torch's own."""
+        swap(self._checkpoint.model, linear)
+        if self._head is not None:
+            self._head = replace(self._head, linear=plain if linear is None else linear)
 
     def num_computed(self, rows: Sequence[Row]) -> int:
         """Tokens that a pass over these rows computes: no padding, and a shared prompt once."""

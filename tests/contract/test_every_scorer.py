@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import tiny
 from tokenreward import credit as credits
 from tokenreward.contract import Options
 from tokenreward.scorers import known_types, resolve
@@ -18,6 +19,8 @@ from tokenreward.wire import RewardsRequest, parse
 IDS = st.lists(st.integers(3, 319), min_size=1, max_size=25)
 ITEMS = st.lists(st.tuples(IDS, IDS), min_size=1, max_size=8)
 BOUND = 1e-5
+OPTIONS = {"generative": {"yes": ["Y"], "no": ["N"]}}  # the tiny tokenizer knows no whole word
+READS_TEXT = {"treg"}  # refuses a prompt of ids
 
 
 @pytest.fixture(scope="module", params=known_types())
@@ -33,10 +36,13 @@ def score(name: str, language_model: Any, reward_model: Any) -> Callable[..., An
 
     task = resolve(name).task or "causal_lm"
     folder = language_model if task == "causal_lm" else reward_model
-    deployment = DeploymentSettings(name="t", checkpoint=str(folder), task=task, scorers=[{"type": name}])
+    scorers = [{"type": name, "options": OPTIONS.get(name, {})}]
+    deployment = DeploymentSettings(name="t", checkpoint=str(folder), task=task, scorers=scorers)
     loaded = Engine.load(deployment, say=lambda line: None)
 
     async def run(items: list[dict[str, Any]], **more: Any) -> list[dict[str, Any]]:
+        if name in READS_TEXT:
+            items = [{**item, "prompt": text_of(item["prompt"])} for item in items]
         items = [{"score": -1.5, **item} for item in items]  # for scorers that spread one; others ignore it
         engine = Engine(deployment, loaded._checkpoint, loaded._verdict, lambda *args, **labels: None)
         try:
@@ -45,6 +51,10 @@ def score(name: str, language_model: Any, reward_model: Any) -> Callable[..., An
             await engine.close()
 
     return run
+
+
+def text_of(prompt: str | list[int]) -> str:
+    return prompt if isinstance(prompt, str) else str(tiny.tokenizer().decode(prompt))
 
 
 def as_items(pairs: list[tuple[list[int], list[int]]]) -> list[dict[str, Any]]:

@@ -1,4 +1,5 @@
-"""Small tokenizers of each family, trained here: byte-level BPE, Unigram, BPE with byte fallback, WordPiece."""
+"""Small tokenizers of each family, trained here: byte-level BPE, Unigram, BPE with byte fallback, WordPiece, single
+characters, bytes in plain Python; and the same with the normalisers that real ones have."""
 
 from __future__ import annotations
 
@@ -6,8 +7,8 @@ import json
 from functools import cache
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import ByT5Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 CORPUS = [
     "It is 4. The answer: 2 + 2 = 4, and so on; the answer is the answer.",
@@ -30,8 +31,10 @@ def wrapped(tokenizer: Tokenizer, *, unk: str | None = None) -> PreTrainedTokeni
 
 
 @cache
-def byte_level() -> PreTrainedTokenizerFast:
+def byte_level(normalizer: Any = None) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE())
+    if normalizer is not None:
+        tokenizer.normalizer = normalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -45,8 +48,10 @@ def byte_level() -> PreTrainedTokenizerFast:
 
 
 @cache
-def unigram() -> PreTrainedTokenizerFast:
+def unigram(normalizer: Any = None) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.Unigram())
+    if normalizer is not None:
+        tokenizer.normalizer = normalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
     trainer = trainers.UnigramTrainer(
@@ -57,8 +62,8 @@ def unigram() -> PreTrainedTokenizerFast:
 
 
 @cache
-def byte_fallback(*, strip: bool) -> PreTrainedTokenizerFast:
-    """As Llama 2 (`strip`) and Gemma decode."""
+def byte_fallback(*, strip: bool, legacy: bool = False) -> PreTrainedTokenizerFast:
+    """As Llama 2 (`strip`) and Gemma decode; `legacy` writes the spaces while it normalises."""
     trained = Tokenizer(models.BPE())
     trained.pre_tokenizer = pre_tokenizers.Metaspace()
     byte_tokens = [f"<0x{byte:02X}>" for byte in range(256)]
@@ -72,20 +77,52 @@ def byte_fallback(*, strip: bool) -> PreTrainedTokenizerFast:
         models.BPE(vocab=state["vocab"], merges=merges, unk_token=UNK, byte_fallback=True, fuse_unk=True)
     )
     tokenizer.add_special_tokens(specials)
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    if legacy:
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     steps: list[Any] = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     tokenizer.decoder = decoders.Sequence(steps + ([decoders.Strip(" ", 1, 0)] if strip else []))
     return wrapped(tokenizer, unk=UNK)
 
 
 @cache
-def word_piece() -> PreTrainedTokenizerFast:
+def word_piece(normalizer: Any = None) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.WordPiece(unk_token=UNK))
+    if normalizer is not None:
+        tokenizer.normalizer = normalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=True)
     trainer = trainers.WordPieceTrainer(vocab_size=300, special_tokens=[UNK, EOS, BOS, PAD], show_progress=False)
     tokenizer.train_from_iterator(CORPUS, trainer)
     return wrapped(tokenizer, unk=UNK)
+
+
+@cache
+def characters() -> PreTrainedTokenizerFast:
+    """A token per character of the corpus; what it does not know it leaves out without a word."""
+    known = sorted({char for text in CORPUS for char in text})
+    tokenizer = Tokenizer(models.BPE(vocab={char: index for index, char in enumerate(known)}, merges=[]))
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_special_tokens([EOS, BOS, PAD])
+    return wrapped(tokenizer)
+
+
+@cache
+def python_bytes() -> PreTrainedTokenizerBase:
+    """A token per byte, in plain Python: it has no offsets, and its decoding drops what is not valid text."""
+    tokenizer = ByT5Tokenizer(eos_token=EOS, pad_token=PAD, unk_token=UNK, extra_ids=0)
+    tokenizer.add_special_tokens({"bos_token": BOS})
+    tokenizer.add_tokens([AddedToken(RESERVED, special=True), AddedToken(TOOL, normalized=False)])
+    return tokenizer
+
+
+def _folding() -> Any:
+    return normalizers.Sequence([normalizers.NFD(), normalizers.Lowercase(), normalizers.StripAccents()])
+
+
+def _compatible() -> Any:
+    return normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")])
 
 
 KINDS = {
@@ -94,4 +131,14 @@ KINDS = {
     "llama_2": lambda: byte_fallback(strip=True),
     "gemma": lambda: byte_fallback(strip=False),
     "word_piece": word_piece,
+    "characters": characters,
+    "python_bytes": python_bytes,
+    "byte_level_nfc": lambda: byte_level(normalizers.NFC),  # as Qwen, GPT-NeoX, Command R
+    "byte_level_nfd": lambda: byte_level(normalizers.NFD),
+    "byte_level_lower": lambda: byte_level(normalizers.Lowercase),
+    "unigram_nfkc": lambda: unigram(_compatible),  # as T5
+    "unigram_folded": lambda: unigram(_folding),
+    "llama_legacy": lambda: byte_fallback(strip=True, legacy=True),
+    "bert": lambda: word_piece(normalizers.BertNormalizer),
 }
+JOIN_WITH_SPACES = ("word_piece", "bert")  # their decoding spells no token's bytes

@@ -111,11 +111,11 @@ def _completed(pieces: list[bytes], encoded: bytes) -> npt.NDArray[np.int64]:
 
 
 def _refuse_invalid(pieces: list[bytes], text: str, indices: list[int]) -> None:
-    """Raise NotText if `text` is what these bytes decode to once their errors are painted over."""
+    """Raise NotText if `text` is what these bytes decode to once their errors are painted over, or left out."""
     joined = b"".join(pieces)
     # Decoders differ in how many replacement characters a broken run becomes.
     painted = _REPLACEMENTS.sub("\ufffd", joined.decode("utf-8", "replace"))
-    if painted != _REPLACEMENTS.sub("\ufffd", text):
+    if painted != _REPLACEMENTS.sub("\ufffd", text) and joined.decode("utf-8", "ignore") != text:
         return
     try:
         joined.decode("utf-8")
@@ -186,6 +186,18 @@ def _metaspace_less_all(tokens: Sequence[str | bytes]) -> list[bytes]:
     return [pieces[0].replace(b" ", b""), *pieces[1:]] if pieces else []
 
 
+def _one_character_per_byte(tokens: Sequence[str | bytes]) -> list[bytes]:
+    """ByT5's spelling: the character U+00E4 is the byte E4."""
+    return [_one_byte_piece(token) for token in tokens]
+
+
+@lru_cache(maxsize=2**18)
+def _one_byte_piece(token: str | bytes) -> bytes:
+    if isinstance(token, bytes):
+        return token
+    return bytes([ord(token)]) if len(token) == 1 and ord(token) < 0x100 else token.encode()
+
+
 def _byte_alphabet() -> Iterator[tuple[str, int]]:
     """GPT-2's table: printable Latin-1 stands for itself, the other bytes for the characters from U+0100 on."""
     stand_in = 0x100
@@ -203,4 +215,5 @@ _SPELLINGS: tuple[Callable[[Sequence[str | bytes]], list[bytes]], ...] = (
     _metaspace,
     _metaspace_less_one,
     _metaspace_less_all,
+    _one_character_per_byte,
 )

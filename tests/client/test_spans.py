@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase
 
 from tokenreward_client import BadArgument, NotText, text_and_spans
-from vocabularies import BOS, EOS, KINDS, RESERVED, TOOL, byte_fallback, byte_level, unigram
+from vocabularies import BOS, EOS, JOIN_WITH_SPACES, KINDS, RESERVED, TOOL, byte_fallback, byte_level, unigram
 
 PIECES = st.sampled_from(
     ["It is", " 4", "  ", "\r\n", "\t", "café", "e\u0301", "日本", "東", "مرحبا", "\u200d", "x = {1: 'a'}", "\ufffd"]
@@ -19,12 +19,22 @@ PIECES = st.sampled_from(
 TEXTS = st.one_of(st.lists(PIECES, max_size=12).map("".join), st.text(max_size=30))
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return tokenizer.encode(text, add_special_tokens=False)
 
 
-def decoded(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> str:
+def decoded(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
     return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def are_valid_bytes(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> bool:
+    """Whether the single-byte tokens among these ids, special ones left out, are UTF-8."""
+    tokens = tokenizer.convert_ids_to_tokens(ids, skip_special_tokens=True)
+    try:
+        b"".join(token.encode("latin-1") if len(token) == 1 else token.encode() for token in tokens).decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def assert_tiles(spans: list[list[int]], text: str, num_ids: int) -> None:
@@ -43,7 +53,7 @@ def test_spans_tile_the_decoding_of_any_text(kind: str, text: str, specials: lis
     ids = encode(tokenizer, text)
     for position, token in specials:
         ids.insert(min(position, len(ids)), tokenizer.convert_tokens_to_ids(token))
-    if kind == "word_piece" and "\ufffd" in decoded(tokenizer, ids):
+    if kind in JOIN_WITH_SPACES and "\ufffd" in decoded(tokenizer, ids):
         with pytest.raises(NotText):
             text_and_spans(tokenizer, ids)
         return
@@ -79,11 +89,12 @@ def test_any_ids_tile_or_are_refused(kind: str, data: st.DataObject) -> None:
     try:
         text, spans, _ = text_and_spans(tokenizer, ids)
     except NotText:
-        assert "\ufffd" in decoded(tokenizer, ids)
+        assert "\ufffd" in decoded(tokenizer, ids) or (kind == "python_bytes" and not are_valid_bytes(tokenizer, ids))
         return
     except BadArgument:
         assert ids[-2:] == [tokenizer.pad_token_id] * 2
         return
+    assert kind != "python_bytes" or are_valid_bytes(tokenizer, ids)  # its decoding would hide it
     assert text == decoded(tokenizer, ids)
     assert_tiles(spans, text, len(ids))
 
@@ -138,7 +149,7 @@ def test_unknown_spelling_with_broken_characters_is_refused(ids: list[int]) -> N
         text_and_spans(Opaque(b"so", b"\xf0"), ids)
 
 
-@pytest.mark.parametrize("kind", ["byte_level", "unigram", "llama_2", "gemma"])
+@pytest.mark.parametrize("kind", ["byte_level", "unigram", "llama_2", "gemma", "characters", "python_bytes"])
 def test_known_spelling_is_decoded_once_however_long_the_response(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = KINDS[kind]()
     ids = encode(tokenizer, "   two spaces more, and the answer 🍕" * 5)
@@ -175,7 +186,7 @@ def test_no_ids_are_no_text() -> None:
     assert text_and_spans(byte_level(), []) == ("", [], False)
 
 
-@pytest.mark.parametrize("kind", ["byte_level", "llama_2", "gemma"])
+@pytest.mark.parametrize("kind", ["byte_level", "llama_2", "gemma", "python_bytes"])
 def test_response_cut_inside_a_character_raises_and_names_the_token(kind: str) -> None:
     tokenizer = KINDS[kind]()
     ids = encode(tokenizer, "so 🍕")

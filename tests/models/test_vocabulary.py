@@ -171,3 +171,27 @@ def test_a_text_without_special_tokens_spells_none_even_where_one_was_cut_out_of
 def test_a_chat_template_is_there_or_not() -> None:
     assert vocabulary().has_chat_template
     assert not vocabulary(chat_template=None).has_chat_template
+
+
+def test_a_tokenizer_that_splits_special_tokens_does_so_before_it_was_ever_called() -> None:
+    made = vocabulary(split_special_tokens=True)
+    response = made.response("a<|end|>b", finished=False, param="p")
+    assert tiny.END_ID not in response.ids
+    theirs = copy.deepcopy(tiny.tokenizer())
+    theirs.split_special_tokens = True
+    assert response.ids.tolist() == theirs("a<|end|>b", add_special_tokens=False)["input_ids"]
+
+
+def test_a_tokenizer_in_plain_python_gives_tokens_but_cannot_say_where_they_end() -> None:
+    checkpoint = Checkpoint(tiny.model("llama"), vocabularies.python_bytes(), "causal_lm", torch.device("cpu"))
+    response = Vocabulary(checkpoint).response("é", finished=True, param="p")
+    assert len(response.ids) == 3
+    assert response.num_appended == 1
+    assert response.ends is None
+
+
+def test_ends_that_cannot_be_trusted_are_none_and_the_tokens_are_there() -> None:
+    checkpoint = Checkpoint(tiny.model("llama"), vocabularies.characters(), "causal_lm", torch.device("cpu"))
+    response = Vocabulary(checkpoint).response("a\u4e01b", finished=False, param="p")
+    assert len(response.ids) == 2
+    assert response.ends is None

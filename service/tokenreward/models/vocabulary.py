@@ -20,6 +20,7 @@ from jinja2 import TemplateError
 from tokenreward.alignment import fingerprint
 from tokenreward.errors import EmptyPrompt, UnsupportedText
 from tokenreward.models.checkpoint import Checkpoint
+from tokenreward.models.offsets import Offsets
 
 _MARK = "tokenreward"
 
@@ -27,7 +28,7 @@ _MARK = "tokenreward"
 @dataclass(frozen=True, slots=True, eq=False)
 class EncodedResponse:
     """A response's tokens. `ends` [r - num_appended]: where each token's characters end (None if the tokenizer cannot
-    say); `num_appended`: tokens of end-of-turn that follow the text."""
+    say, or not truthfully); `num_appended`: tokens of end-of-turn that follow the text."""
 
     ids: Int64[np.ndarray, " r"]
     ends: Int64[np.ndarray, " t"] | None
@@ -46,7 +47,13 @@ class Vocabulary:
             self._backend.no_padding()
             # It adds special tokens, which we never ask for, and may trim white space off the ends of tokens.
             self._backend.post_processor = None
+            # transformers hands this down at its first call, which need not have come yet.
+            self._backend.encode_special_tokens = self._tokenizer.split_special_tokens
         self._eos_ids = _eos_ids(checkpoint)
+
+    @cached_property
+    def _offsets(self) -> Offsets:
+        return Offsets(self._backend)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -74,8 +81,8 @@ class Vocabulary:
     def after_end_of_turn(self) -> str:
         """What the template writes after an assistant turn's end-of-turn; empty for most."""
         after = self._after_assistant_turn()
-        ids, ends = self._ids(after) if after else ([], None)
-        return after[ends[0] :] if ids and ends and ids[0] == self.end_of_turn else after
+        ids, offsets = self._ids(after) if after else ([], None)
+        return after[offsets[0][1] :] if ids and offsets and ids[0] == self.end_of_turn else after
 
     @cached_property
     def terminal_ids(self) -> frozenset[int]:
@@ -130,7 +137,7 @@ class Vocabulary:
 
     def response(self, text: str, *, finished: bool, param: str) -> EncodedResponse:
         """A response's tokens, with end-of-turn appended if `finished`. Raises UnsupportedText."""
-        ids, ends = self._encode(text, param=param)
+        ids, offsets = self._encode(text, param=param)
         appended = []
         if finished and (not ids or ids[-1] not in self.terminal_ids):
             if self.end_of_turn is None:
@@ -140,7 +147,7 @@ class Vocabulary:
             appended = [self.end_of_turn]
         return EncodedResponse(
             ids=np.asarray(ids + appended, dtype=np.int64),
-            ends=None if ends is None else np.maximum.accumulate(np.asarray(ends, dtype=np.int64)),
+            ends=None if offsets is None else self._offsets.ends(text, offsets),
             num_appended=len(appended),
         )
 
@@ -214,17 +221,17 @@ class Vocabulary:
             return ""
         return text.rpartition(_MARK)[2]
 
-    def _encode(self, text: str, *, param: str) -> tuple[list[int], list[int] | None]:
+    def _encode(self, text: str, *, param: str) -> tuple[list[int], list[tuple[int, int]] | None]:
         try:
             return self._ids(text)
         except (TypeError, UnicodeError, OverflowError) as error:
             raise UnsupportedText(f"`{param}` cannot be tokenised: {type(error).__name__}", param=param) from None
 
-    def _ids(self, text: str) -> tuple[list[int], list[int] | None]:
+    def _ids(self, text: str) -> tuple[list[int], list[tuple[int, int]] | None]:
         if self._backend is None:
             return list(self._tokenizer.encode(text, add_special_tokens=False)), None
         encoding = self._backend.encode(text, add_special_tokens=False)
-        return list(encoding.ids), [end for _, end in encoding.offsets]
+        return list(encoding.ids), list(encoding.offsets)
 
 
 def _eos_ids(checkpoint: Checkpoint) -> frozenset[int]:

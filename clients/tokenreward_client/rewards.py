@@ -23,6 +23,8 @@ class Rewards:
     `rewards`: float32 [units], one per response token or span; None if `error` is set, or if several scorers were asked
     and not combined. `score`: the scorer's sequence-level number. `tokens`: what was scored, with `return_tokens`.
     `model` and `version` name the weights. `scorers`: the same per scorer, where `scorers=` asked for several.
+    Of a scorer that finds reasoning steps: `step_scores`, float32 [steps], and `step_ids`, int64 [units], the step
+    (from 0) that each unit ends in; None of any other.
     """
 
     rewards: npt.NDArray[np.float32] | None
@@ -32,6 +34,8 @@ class Rewards:
     version: int | None = None
     error: ErrorDetail | None = None
     scorers: Mapping[str, Rewards] | None = None
+    step_scores: npt.NDArray[np.float32] | None = None
+    step_ids: npt.NDArray[np.int64] | None = None
 
 
 def read_single(item: ItemReply, *, units: int | None, where: str) -> Rewards:
@@ -77,17 +81,37 @@ def _read(result: ScorerResult, *, units: int | None, where: str) -> Rewards:
     vector = None if result.rewards is None else _vector(result.rewards, units=units, where=where)
     if result.score is not None and not math.isfinite(result.score):
         raise BadReply(f"{where}.score is not finite")
-    return Rewards(vector, result.score, kept, result.model, result.version)
+    step_scores, step_ids = _steps(result, num_units=None if vector is None else len(vector), where=where)
+    return Rewards(
+        vector, result.score, kept, result.model, result.version, step_scores=step_scores, step_ids=step_ids
+    )
 
 
-def _vector(value: list[float] | str, *, units: int | None, where: str) -> npt.NDArray[np.float32]:
+def _steps(
+    result: ScorerResult, *, num_units: int | None, where: str
+) -> tuple[npt.NDArray[np.float32] | None, npt.NDArray[np.int64] | None]:
+    if result.step_scores is None and result.step_ids is None:
+        return None, None
+    if result.step_scores is None or result.step_ids is None:
+        raise BadReply(f"{where} has only one of step_scores and step_ids")
+    ids = np.asarray(result.step_ids, dtype=np.int64)
+    if len(ids) != num_units:
+        raise BadReply(f"{where}.step_ids has {len(ids)} entries for {num_units} rewards")
+    if (np.diff(ids, prepend=0, append=len(result.step_scores) - 1) < 0).any():
+        raise BadReply(f"{where}.step_ids do not ascend from 0 to below {len(result.step_scores)}")
+    return _vector(result.step_scores, units=None, where=where, name="step_scores"), ids
+
+
+def _vector(
+    value: list[float] | str, *, units: int | None, where: str, name: str = "rewards"
+) -> npt.NDArray[np.float32]:
     try:
         with np.errstate(over="ignore"):  # what overflows float32 is not finite, and is refused below
             vector = decode_rewards(value)
     except ValueError:
-        raise BadReply(f"{where}.rewards is not base64 of little-endian float32") from None
+        raise BadReply(f"{where}.{name} is not base64 of little-endian float32") from None
     if not np.isfinite(vector).all():
-        raise BadReply(f"{where}.rewards has {int((~np.isfinite(vector)).sum())} entries that are not finite")
+        raise BadReply(f"{where}.{name} has {int((~np.isfinite(vector)).sum())} entries that are not finite")
     if units is not None and vector.shape != (units,):
-        raise BadReply(f"{where}.rewards has {vector.size} entries, promised were {units}")
+        raise BadReply(f"{where}.{name} has {vector.size} entries, promised were {units}")
     return vector

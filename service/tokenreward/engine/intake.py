@@ -59,6 +59,20 @@ class Intake:
             raise EmptyResponse(f"`{param}.mask` leaves no token to score", param=f"{param}.mask")
         return Prepared(index, item, sample, owner, scored, response.ends)
 
+    def check_row(self, ids: Int64[np.ndarray, " n"], *, param: str) -> None:
+        """A scorer's own row fits the model, as prompt and response do. Raises SequenceTooLong, TokenOutOfVocabulary."""
+        if len(ids) and not 0 <= ids.min() <= ids.max() < self.vocab_size:
+            raise TokenOutOfVocabulary(
+                f"`{param}`: the tokenizer has tokens that the model, with ids 0 to {self.vocab_size - 1}, has not",
+                param=param,
+            )
+        if self.max_sequence_tokens is not None and len(ids) > self.max_sequence_tokens:
+            raise SequenceTooLong(
+                f"`{param}` is {len(ids)} tokens as this scorer reads it, `max_sequence_tokens` is "
+                f"{self.max_sequence_tokens}",
+                param=param,
+            )
+
     def _prompt(self, item: Item, *, param: str) -> Int64[np.ndarray, " p"]:
         prompt, messages = item.prompt, item.messages
         if isinstance(prompt, str):

@@ -67,6 +67,8 @@ def make_job(item: Item, index: int, plans: Sequence[Plan], intake: Intake) -> J
                 plan.credit, len(prepared.scored), item.policy_logprobs, item.ref_logprobs, param=prepared.param
             )
             asked, needs = plan.scorer.rows(prepared.sample, plan.options), plan.scorer.needs(plan.options)
+            for row in asked:
+                intake.check_row(row.ids, param=prepared.param)
         except ItemError as error:
             job.rows_of[plan.name] = error
             continue
@@ -108,7 +110,7 @@ def _result(job: Job, plan: Plan, encoding: str) -> dict[str, Any]:
     assert isinstance(places, list)
     assert isinstance(outputs, list)
     try:
-        rewards, score = judge(plan, job.prepared, [outputs[place] for place in places])
+        judged = judge(plan, job.prepared, [outputs[place] for place in places])
     except ItemError as error:
         return failed(error)
-    return result(rewards, score, encoding=encoding)
+    return result(judged, encoding=encoding)

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from tokenreward import credit as credits
-from tokenreward.contract import WITHOUT_EFFECT, Needs, Options, Scorer
+from tokenreward.contract import WITHOUT_EFFECT, Needs, Options, Scorer, Task
 from tokenreward.engine.verdict import Plan
 from tokenreward.errors import InvalidField, UnknownOption, UnknownScorer
 from tokenreward.scorers import UnknownScorerType, resolve
@@ -21,12 +21,13 @@ from tokenreward.wire import RewardsRequest, refusal
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Served:
-    """One named scorer with the operator's option defaults."""
+    """One named scorer with the operator's option defaults, on a deployment of one task."""
 
     name: str
     type: str
     scorer: Scorer
     defaults: dict[str, Any]
+    task: Task
 
     @classmethod
     def of(cls, settings: ScorerSettings, deployment: DeploymentSettings) -> Served:
@@ -42,7 +43,7 @@ class Served:
         task = scorer.task or scorer.needs(scorer.Options.model_validate(settings.options)).task
         if task not in (None, deployment.task):
             raise SettingsError(f"{where}: type `{settings.type}` reads a {task}, this is a {deployment.task}")
-        return cls(settings.served_name, settings.type, scorer, settings.options)
+        return cls(settings.served_name, settings.type, scorer, settings.options, deployment.task)
 
     @property
     def needs(self) -> Needs:
@@ -53,6 +54,11 @@ class Served:
         """What the request asks of this scorer. Raises RequestError: unknown or wrong options, or credit."""
         below = "" if request.scorer is not None else f".{self.name}"
         options = self._options(request.options_of(self.name), prefix=f"options{below}")
+        task = self.scorer.task or self.scorer.needs(options).task
+        if task not in (None, self.task):
+            raise InvalidField(
+                f"`options{below}`: these read a {task}, this deployment is a {self.task}", param=f"options{below}"
+            )
         credit = request.credit_of(self.name)
         param = f"credit{below}"
         name = credits.check(credit, default=self.scorer.default_credit, gives=self.scorer.gives, param=param)

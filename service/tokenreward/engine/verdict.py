@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Int64
 
 from tokenreward import credit as credits
 from tokenreward.alignment import last_of_units, sum_over_units
-from tokenreward.contract import Options, Outputs, Scorer, Signals
+from tokenreward.contract import Options, Outputs, Scorer, Signals, Steps
 from tokenreward.engine.intake import Prepared
 from tokenreward.errors import ItemError, NonFinite, RewardError, ScorerFailed, frames
 from tokenreward.models.vocabulary import Vocabulary
@@ -35,8 +35,18 @@ class Plan:
     credit_name: CreditName
 
 
-def judge(plan: Plan, prepared: Prepared, outputs: Sequence[Outputs]) -> tuple[Float32[np.ndarray, " u"], float | None]:
-    """Rewards [units] and score of one item. Raises ItemError."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Judged:
+    """One scorer's numbers for one item, in the caller's units. `steps`: their scores [k] and each unit's step [u], for
+    a scorer that gives them."""
+
+    rewards: Float32[np.ndarray, " u"]
+    score: float | None
+    steps: tuple[Float32[np.ndarray, " k"], Int64[np.ndarray, " u"]] | None = None
+
+
+def judge(plan: Plan, prepared: Prepared, outputs: Sequence[Outputs]) -> Judged:
+    """What a scorer says of one item, with credit. Raises ItemError."""
     try:
         signals = plan.scorer.score(prepared.sample, outputs, plan.options)
     except RewardError:
@@ -53,9 +63,10 @@ def judge(plan: Plan, prepared: Prepared, outputs: Sequence[Outputs]) -> tuple[F
         prepared.item.ref_logprobs,
         param=prepared.param,
     )
-    if not np.isfinite(rewards).all() or (score is not None and not np.isfinite(score)):
+    shown = signals.steps.scores if signals.steps is not None else np.zeros(0)
+    if not all(np.isfinite(numbers).all() for numbers in (rewards, shown, 0.0 if score is None else score)):
         raise NonFinite(f"scorer `{plan.name}` gave a number that is not finite", param=prepared.param)
-    return rewards, score
+    return Judged(rewards, score, None if signals.steps is None else (shown, _unit_steps(signals.steps, prepared)))
 
 
 def scorer_failed(name: str, error: Exception) -> ScorerFailed:
@@ -70,6 +81,11 @@ def _check_shapes(plan: Plan, signals: Signals, *, num_tokens: int) -> None:
         given = getattr(signals, field)
         if given is not None and given.shape != (num_tokens,):
             raise ScorerFailed(f"scorer `{plan.name}` gave {field} {list(given.shape)} for {num_tokens} tokens")
+    steps = signals.steps
+    if steps is not None:
+        ends = np.append(-1, steps.last)
+        if steps.scores.shape != steps.last.shape or ends[-1] != num_tokens - 1 or (np.diff(ends) < 1).any():
+            raise ScorerFailed(f"scorer `{plan.name}` gave steps that do not divide {num_tokens} tokens")
 
 
 def in_units(signals: Signals, prepared: Prepared) -> credits.UnitSignals:
@@ -84,10 +100,20 @@ def in_units(signals: Signals, prepared: Prepared) -> credits.UnitSignals:
     )
 
 
-def result(rewards: Float32[np.ndarray, " u"], score: float | None, *, encoding: str) -> dict[str, Any]:
-    """One scorer's result for one item."""
-    encoded = encode_rewards(rewards) if encoding == "base64" else rewards
-    return {"rewards": encoded, "score": score, "error": None}
+def _unit_steps(steps: Steps, prepared: Prepared) -> Int64[np.ndarray, " u"]:
+    """The step of each unit's last token; of a unit without tokens, the step of the token before it."""
+    unit_steps = np.zeros(len(prepared.scored), dtype=np.int64)
+    unit_steps[prepared.owner] = np.searchsorted(steps.last, np.arange(len(prepared.owner)))
+    return np.maximum.accumulate(unit_steps)
+
+
+def result(judged: Judged, *, encoding: str) -> dict[str, Any]:
+    """One scorer's result for one item. Steps are there only if the scorer gives them."""
+    encoded = encode_rewards(judged.rewards) if encoding == "base64" else judged.rewards
+    steps = {}
+    if judged.steps is not None:
+        steps = {name: array.tolist() for name, array in zip(("step_scores", "step_ids"), judged.steps, strict=True)}
+    return {"rewards": encoded, "score": judged.score, "error": None, **steps}
 
 
 def failed(error: ItemError) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """The queue of one replica: admission by tokens, and the next batch when the device is free.
 
-There is no timer: a batch is whatever waited while the device was busy, in order of arrival, up to a token budget.
-Entries whose caller has gone or whose deadline has passed are dropped before they cost anything. It knows tokens and
-futures, nothing of models; it belongs to one event loop.
+There is no timer: a batch is made of what waited while the device was busy, up to a token budget. The oldest entry is
+always in it; behind it, entries that share a prompt stand together, and what fits goes before what does not, until that
+has waited long enough. Entries whose caller has gone or whose deadline has passed are dropped before they cost
+anything. It knows tokens and futures, nothing of models; it belongs to one event loop.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -22,23 +23,37 @@ ResultT = TypeVar("ResultT")
 
 _LONGEST_RETRY_AFTER_S = 60.0
 _RATE_MEMORY = 0.8
+_LOOK_AHEAD = 256  # entries
+_PATIENCE_S = 0.5  # an entry that does not fit lets others go first for so long, and then no more
 
 
 @dataclass(eq=False, slots=True)
 class Entry(Generic[WorkT, ResultT]):
-    """One item that waits. `deadline` and `queued_at` are readings of time.monotonic, in seconds."""
+    """One item that waits. `deadline` and `queued_at` are readings of time.monotonic, in seconds.
+
+    `prompts`: keys of the prompts it reads and their tokens, which a batch computes once for all that share one.
+    """
 
     work: WorkT
     num_tokens: int
     future: asyncio.Future[ResultT]
     deadline: float | None = None
-    queued_at: float = field(default_factory=time.monotonic)
+    prompts: tuple[tuple[Hashable, int], ...] = ()
+    queued_at: float = field(default_factory=lambda: time.monotonic())
+
+    def cost(self, prompts: set[Hashable]) -> int:
+        """Tokens that it adds to a batch which has these prompts; they are added to the set."""
+        saved = 0
+        for key, num_tokens in self.prompts:
+            saved += num_tokens if key in prompts else 0
+            prompts.add(key)
+        return self.num_tokens - saved
 
 
 class Batcher(Generic[WorkT, ResultT]):
-    """First come, first served, up to `max_batch_tokens` and `max_batch_requests` at a time.
+    """The oldest first, up to `max_batch_tokens` computed tokens and `max_batch_requests` at a time.
 
-    An entry larger than the budget goes alone. `max_queued_tokens` bounds what may wait.
+    An entry larger than the budget goes alone. `max_queued_tokens` bounds what may wait, each prompt counted in full.
     """
 
     def __init__(self, *, max_batch_tokens: int, max_batch_requests: int, max_queued_tokens: int) -> None:
@@ -110,18 +125,38 @@ class Batcher(Generic[WorkT, ResultT]):
         self.queued_tokens = 0
 
     def _take(self) -> list[Entry[WorkT, ResultT]]:
-        batch: list[Entry[WorkT, ResultT]] = []
+        window = self._pop_window()
+        taken: set[int] = set()
+        prompts: set[Hashable] = set()
         num_tokens = 0
-        while self._waiting and len(batch) < self._max_batch_requests:
-            entry = self._waiting[0]
-            if batch and num_tokens + entry.num_tokens > self._max_batch_tokens and not _gone(entry):
+        for place in _prompts_together(window):
+            entry = window[place]
+            with_it = set(prompts)
+            cost = entry.cost(with_it)
+            if taken and num_tokens + cost > self._max_batch_tokens:
+                if time.monotonic() - entry.queued_at >= _PATIENCE_S:
+                    break
+                continue
+            taken.add(place)
+            prompts = with_it
+            num_tokens += cost
+            if len(taken) == self._max_batch_requests or num_tokens >= self._max_batch_tokens:
                 break
-            self._waiting.popleft()
-            self.queued_tokens -= entry.num_tokens
-            if not _gone(entry):
-                batch.append(entry)
-                num_tokens += entry.num_tokens
+        self._waiting.extendleft(window[place] for place in range(len(window) - 1, -1, -1) if place not in taken)
+        batch = [entry for place, entry in enumerate(window) if place in taken]
+        self.queued_tokens -= sum(entry.num_tokens for entry in batch)
         return batch
+
+    def _pop_window(self) -> list[Entry[WorkT, ResultT]]:
+        """The oldest entries that somebody still waits for, as far ahead as a batch looks; the gone are dropped."""
+        window: list[Entry[WorkT, ResultT]] = []
+        while self._waiting and len(window) < max(_LOOK_AHEAD, self._max_batch_requests):
+            entry = self._waiting.popleft()
+            if _gone(entry):
+                self.queued_tokens -= entry.num_tokens
+            else:
+                window.append(entry)
+        return window
 
     def _drop_gone(self) -> None:
         kept = deque(entry for entry in self._waiting if not _gone(entry))
@@ -144,3 +179,12 @@ def _gone(entry: Entry[WorkT, ResultT]) -> bool:
         entry.future.set_exception(DeadlineExceeded("the deadline passed before the item's batch began"))
         return True
     return False
+
+
+def _prompts_together(window: Sequence[Entry[WorkT, ResultT]]) -> Iterator[int]:
+    """Places in order of arrival, but an entry's prompt mates right after it."""
+    mates: dict[Hashable, list[int]] = {}
+    for place, entry in enumerate(window):
+        mates.setdefault(entry.prompts[0][0] if entry.prompts else place, []).append(place)
+    for places in mates.values():
+        yield from places

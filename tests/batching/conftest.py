@@ -32,8 +32,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture
 def entry() -> MakeEntry:
-    def make(work: str, num_tokens: int, *, deadline: float | None = None) -> Entry[str, str]:
-        return Entry(work, num_tokens, asyncio.get_running_loop().create_future(), deadline)
+    def make(
+        work: str, num_tokens: int, *, deadline: float | None = None, prompt: str | None = None, shared: int = 0
+    ) -> Entry[str, str]:
+        prompts = () if prompt is None else ((prompt, shared),)
+        return Entry(work, num_tokens, asyncio.get_running_loop().create_future(), deadline, prompts)
 
     return make
 

@@ -40,10 +40,52 @@ async def test_a_batch_may_fill_the_token_budget_to_the_last_token_and_no_furthe
     assert [await works(queue), await works(queue)] == ["ab", "c"]
 
 
-async def test_a_small_entry_never_overtakes_a_large_one(entry: MakeEntry, batcher: MakeBatcher) -> None:
+async def test_what_fits_goes_before_what_does_not_but_the_oldest_is_always_taken(
+    entry: MakeEntry, batcher: MakeBatcher
+) -> None:
     queue = batcher(tokens=10)
-    queue.submit(line(entry, a=6, b=5, c=1))
+    queue.submit(line(entry, a=6, b=5, c=1, d=6, e=3))
+    assert [await works(queue), await works(queue), await works(queue)] == ["ace", "b", "d"]
+
+
+async def test_an_entry_that_was_passed_over_long_enough_lets_nobody_before_it(
+    entry: MakeEntry, batcher: MakeBatcher, clock: Any
+) -> None:
+    queue = batcher(tokens=10)
+    queue.submit(line(entry, a=6, b=5))
+    clock.now += 0.5
+    queue.submit(line(entry, c=1))
     assert [await works(queue), await works(queue)] == ["a", "bc"]
+
+
+async def test_entries_that_share_a_prompt_stand_together_and_pay_for_it_once(
+    entry: MakeEntry, batcher: MakeBatcher
+) -> None:
+    queue = batcher(tokens=10)
+    group = [entry(work, 5, prompt="p", shared=4) for work in "ace"]
+    queue.submit([group[0], entry("b", 4, prompt="q", shared=3), group[1], entry("d", 1), group[2]])
+    assert queue.queued_tokens == 20
+    assert [await works(queue), await works(queue)] == ["acde", "b"]  # 5 + 1 + 1 for the group, 4 for b would be 11
+    assert queue.queued_tokens == 0
+
+
+async def test_a_look_ahead_is_bounded(entry: MakeEntry, batcher: MakeBatcher) -> None:
+    queue = batcher(tokens=10, requests=2, queue=10_000)
+    queue.submit([entry("a", 6), *(entry("b", 9) for _ in range(300)), entry("c", 1)])
+    assert await works(queue) == "a"
+
+
+async def test_no_entry_waits_behind_younger_ones_for_longer_than_its_place_in_the_queue(
+    entry: MakeEntry, batcher: MakeBatcher
+) -> None:
+    """Each batch takes the oldest, so a large entry goes at the latest when those before it have gone."""
+    queue = batcher(tokens=10)
+    queue.submit(line(entry, a=6, b=9))
+    order = []
+    for _ in range(2):
+        queue.submit(line(entry, x=4))
+        order.append(await works(queue))
+    assert order == ["ax", "b"]
 
 
 async def test_a_batch_holds_at_most_the_budgeted_number_of_requests(entry: MakeEntry, batcher: MakeBatcher) -> None:
@@ -58,7 +100,7 @@ async def test_an_entry_larger_than_the_budget_goes_alone(
 ) -> None:
     queue = batcher(tokens=10)
     queue.submit(line(entry, a=1, b=11, c=neighbour))
-    assert [await works(queue) for _ in range(3)] == ["a", "b", "c"]
+    assert [await works(queue) for _ in range(2)] == ["ac", "b"]
 
 
 async def test_an_entry_whose_caller_has_gone_is_dropped_and_takes_no_budget(

@@ -70,9 +70,10 @@ class Model:
         expected: list[Entry[str, str]] = []
         for entry in self.alive():
             total = sum(e.num_tokens for e in expected) + entry.num_tokens
-            if len(expected) == MAX_REQUESTS or (expected and total > MAX_TOKENS):
+            if len(expected) < MAX_REQUESTS and (not expected or total <= MAX_TOKENS):
+                expected.append(entry)
+            if sum(e.num_tokens for e in expected) >= MAX_TOKENS:
                 break
-            expected.append(entry)
         batch = asyncio.ensure_future(self.real.next_batch())
         for _turn in range(3):
             await asyncio.sleep(0)

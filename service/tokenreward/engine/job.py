@@ -5,7 +5,7 @@ Rows that several scorers ask for are read once. A job knows its own error; it n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from tokenreward.contract import Needs, Outputs, Row
 from tokenreward.engine.intake import Intake, Prepared
 from tokenreward.engine.verdict import Plan, failed, judge, result, scorer_failed, shown_tokens
 from tokenreward.errors import ItemError
+from tokenreward.models.packing import shared_key
 from tokenreward.wire import Item, RewardsRequest
 
 Rows = list[tuple[Row, Needs]]
@@ -47,6 +48,12 @@ class Job:
         return sum(len(row.ids) for row, _ in self.rows)
 
     @property
+    def prompts(self) -> tuple[tuple[Hashable, int], ...]:
+        """What a batch computes once for all jobs that read it: prompts long enough to share, with their tokens."""
+        keyed = ((row, shared_key(row)) for row, _ in self.rows)
+        return tuple(((row.model, key), row.start) for row, key in keyed if key is not None)
+
+    @property
     def outcome(self) -> Outcome:
         """Of a job whose entry is done, or that needed no pass."""
         return Outcome([]) if self.entry is None else self.entry.future.result()
@@ -67,6 +74,8 @@ def make_job(item: Item, index: int, plans: Sequence[Plan], intake: Intake) -> J
                 plan.credit, len(prepared.scored), item.policy_logprobs, item.ref_logprobs, param=prepared.param
             )
             asked, needs = plan.scorer.rows(prepared.sample, plan.options), plan.scorer.needs(plan.options)
+            if not {row.model for row in asked} <= plan.scorer.models:
+                raise ValueError("a scorer's rows go to the models that it names")  # another might not be there
             for row in asked:
                 intake.check_row(row.ids, param=prepared.param)
         except ItemError as error:

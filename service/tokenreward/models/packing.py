@@ -20,6 +20,11 @@ Range = tuple[int, int]
 _SHORTEST_SHARED = 16
 
 
+def shared_key(row: Row) -> bytes | None:
+    """Equal for rows that can share their prompt; None if it is too short to be worth it."""
+    return row.ids[: row.start].tobytes() if row.start >= _SHORTEST_SHARED else None
+
+
 @dataclass(frozen=True, slots=True)
 class Group:
     """A prompt and the responses that continue it, as token ranges of the packed sequence; the responses follow one
@@ -84,6 +89,6 @@ def _families(rows: Sequence[Row], share: bool) -> list[list[int]]:
     """Rows by shared prompt, in order of first appearance; a row whose prompt nobody shares is alone."""
     found: dict[object, list[int]] = {}
     for i, row in enumerate(rows):
-        shareable = share and row.start >= _SHORTEST_SHARED
-        found.setdefault(row.ids[: row.start].tobytes() if shareable else i, []).append(i)
+        key = shared_key(row) if share else None
+        found.setdefault(i if key is None else key, []).append(i)
     return list(found.values())

@@ -36,6 +36,7 @@ from tokenreward.eval import (
 from tokenreward.eval.page import Answered, examples_of, page
 from tokenreward.eval.record import record
 from tokenreward.eval.table import tables
+from tokenreward.eval.visible import visible
 from tokenreward_client import AsyncClient, ScorerInfo
 
 DEFAULT_CACHE = Path("tokenreward-eval-cache.jsonl")
@@ -81,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
         dataset = load(args.file, kind=args.kind, prompt_as=args.prompt_as, limit=args.limit)
         answered = asyncio.run(_evaluate(args, dataset))
     except EvalError as error:
-        raise CommandError(str(error)) from None
+        raise CommandError(visible(str(error))) from None
     rows = [row.judged for row in answered]
     if args.json is not None:
         outcome = record(dataset, rows, files=[str(file) for file in args.file])
@@ -169,7 +170,7 @@ def _exit_code(rows: Sequence[Judged]) -> int:
     if not num_failed:
         return 0
     first = next(failure for row in rows for failure in row.failures)
-    said = f"{first.where}: {first.code}: {first.message}"
+    said = visible(f"{first.where}: {first.code}: {first.message}")
     print(f"error: {num_failed} of {num_items} items have no answer; the first: {said}", file=sys.stderr)
     return 1
 

@@ -52,7 +52,7 @@ def _failures(row: Judged) -> str:
     if more > 0:
         listed.append(f"  and {more} more")
     head = f"{row.subject.label}: {len(row.failures)} of {row.num_items} items have no answer and count nowhere:"
-    return "\n".join([head, *(visible(line) for line in listed)])
+    return "\n".join(visible(line) for line in [head, *listed])
 
 
 def _aligned(lines: Sequence[Sequence[str]]) -> str:

@@ -1,0 +1,297 @@
+"""`tokenreward eval` from end to end: real HTTP, real engines where numbers matter, interruption, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from eval.given import write
+from eval.service import Known, known, replica
+from tokenreward.cli import main
+from tokenreward_client import Client
+
+SFT = [{"type": "endogenous"}, {"type": "endogenous", "name": "logprob", "options": {"form": "logprob"}}]
+
+
+@pytest.fixture(scope="session")
+def running_service() -> Iterator[Known]:
+    with known() as service:
+        yield service
+
+
+@pytest.fixture
+def service(running_service: Known) -> Known:
+    running_service.reset()
+    return running_service
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache is written where the command runs."""
+    monkeypatch.chdir(tmp_path)
+
+
+def pairs(num: int) -> Path:
+    """Chosen responses have one digit more than rejected ones, but for every tenth, which is tied."""
+    rows = [
+        {"prompt": f"q{n}", "chosen": f"c{'1' * (n + 2)}", "rejected": f"r{'2' * (n + 1 + (n % 10 == 9))}"}
+        for n in range(num)
+    ]
+    return write(Path("pairs.jsonl"), rows)
+
+
+def outcome() -> list[dict[str, Any]]:
+    kept: list[dict[str, Any]] = json.loads(Path("out.json").read_text())["scorers"]
+    return kept
+
+
+def test_demo_figures_over_http_are_those_of_the_plain_evaluation(capsys: pytest.CaptureFixture[str]) -> None:
+    """The model card's own code, one sequence at a time, against batches over HTTP."""
+    from tokenreward.demo import pairs as pairs_file
+    from tokenreward.demo.evaluate import EVALUATION_SEED, load_models, measure
+    from tokenreward.demo.world import sample_pairs
+
+    pairs_file.main(["--pairs", "60"])
+    Path("pairs.jsonl").write_text(capsys.readouterr().out)
+    with replica("demo:sft", "causal_lm", SFT) as url:
+        labelled = ["--scorer", "logprob", "--scorer", "mean=endogenous", "--options", 'mean={"aggregation": "mean"}']
+        assert main(["eval", "pairs.jsonl", "--url", url, *labelled, "--json", "out.json", "--html", "out.html"]) == 0
+    plain = measure(load_models(), sample_pairs(60, EVALUATION_SEED, "held_out"))
+    for row, name in zip(outcome(), ("logprob", "soft_bellman"), strict=True):
+        token = plain[f"token (differing): {name}"]
+        assert row["figures"]["accuracy"]["value"] == plain[f"pair: {name} mean"].mean
+        figure = row["figures"]["token_auc"]
+        assert (figure["value"], figure["low"], figure["high"]) == pytest.approx(
+            (token.mean, token.low, token.high), abs=2e-4
+        )
+        assert figure["num"] == 60
+    said = capsys.readouterr().out
+    assert "60 pairs (preference)" in said
+    assert re.search(r"^mean +1\.000 \[0\.940, 1\.000\]", said, flags=re.MULTILINE)
+    page = Path("out.html").read_text()
+    assert page.count("<u>") >= 20
+    assert "&lt;|end|&gt;" in page
+
+
+def test_scores_of_groups_are_the_services_own(language_model: Path) -> None:
+    rows = [
+        {
+            "prompt": "2 + 2 =",
+            "responses": [f"{n}{'?' * (k + 1)}" for k in range(3)],
+            "labels": [k == n % 3 for k in range(3)],
+        }
+        for n in range(12)
+    ]
+    write(Path("groups.jsonl"), rows)
+    with replica(str(language_model), "causal_lm", SFT) as url:
+        assert main(["eval", "groups.jsonl", "--url", url, "--scorer", "logprob", "--json", "out.json"]) == 0
+        with Client(url) as client:
+            items = [
+                {"prompt": [{"role": "user", "content": r["prompt"]}], "response": t}
+                for r in rows
+                for t in r["responses"]
+            ]  # type: ignore[attr-defined]
+            scores = np.array([answer.score for answer in client.score(items, "logprob")]).reshape(12, 3)
+    right = [bool(row["labels"][int(best)]) for row, best in zip(rows, scores.argmax(axis=1), strict=True)]  # type: ignore[index]
+    (row,) = outcome()
+    assert row["figures"]["top_ranked"]["value"] == pytest.approx(np.mean(right))
+    assert row["figures"]["random"]["value"] == pytest.approx(1 / 3)
+    assert row["latency"]["num_items"] == 36
+
+
+def test_item_errors_are_counted_listed_and_exit_1(language_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        {"prompt": "p", "chosen": "fine", "rejected": "also fine"},
+        {"prompt": "p", "chosen": "x", "rejected": "y" * 900},
+    ]
+    write(Path("pairs.jsonl"), rows)
+    with replica(str(language_model), "causal_lm", SFT, max_sequence_tokens=256) as url:
+        assert main(["eval", "pairs.jsonl", "--url", url, "--scorer", "logprob", "--json", "out.json"]) == 1
+    said = capsys.readouterr()
+    assert "pairs.jsonl line 2, `rejected`: sequence_too_long: " in said.out
+    assert "error: 1 of 4 items have no answer; the first: pairs.jsonl line 2" in said.err
+    (row,) = outcome()
+    assert row["counts"] == {"pairs": 2, "judged": 1, "failed": 1, "wrong": row["counts"]["wrong"], "ties": 0}
+    assert row["figures"]["accuracy"]["num"] == 1
+    assert [error["code"] for error in row["errors"]] == ["sequence_too_long"]
+
+
+def test_all_scorers_are_judged_by_default_and_ties_are_no_wins(
+    service: Known, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["eval", str(pairs(100)), "--url", service.url, "--json", "out.json"]) == 0
+    for row, name in zip(outcome(), ("known", "second"), strict=True):
+        assert (row["label"], row["version"]) == (name, 3)
+        assert row["figures"]["accuracy"]["value"] == 0.9
+        assert row["counts"] == {"pairs": 100, "judged": 100, "failed": 0, "wrong": 0, "ties": 10}
+    assert "known: 200 items to score\n" in capsys.readouterr().err
+
+
+def test_many_items_travel_in_few_requests(service: Known) -> None:
+    assert main(["eval", str(pairs(320)), "--url", service.url, "--scorer", "known", "--concurrency", "3"]) == 0
+    assert len(service.bodies) == 1 + 640 // 64
+    assert service.most_in_flight <= 3
+
+
+def test_second_run_asks_for_nothing_but_one_item_and_says_the_same(
+    service: Known, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["eval", str(pairs(50)), "--url", service.url, "--scorer", "known"]
+    assert main(asked) == 0
+    first = capsys.readouterr().out
+    service.seen.clear()
+    assert main(asked) == 0
+    said = capsys.readouterr()
+    assert said.out == first
+    assert "known: 0 items to score, 100 are in the cache" in said.err
+    assert len(service.asked) == 1
+    assert main([*asked, "--no-cache"]) == 0
+    assert len(service.asked) == 1 + 1 + 100
+    assert main([*asked, "--cache", "other.jsonl", "--credit", 'known={"name": "last"}']) == 0
+    assert service.bodies[-1]["credit"] == {"name": "last"}
+    assert Path("other.jsonl").exists()
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_run_that_is_stopped_goes_on_where_it_stopped(service: Known, how: signal.Signals) -> None:
+    service.delay_s = 0.15
+    command = [sys.executable, "-m", "tokenreward.cli", "eval", str(pairs(640)), "--url", service.url]
+    command += ["--scorer", "known", "--concurrency", "2"]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as process:
+        deadline = time.monotonic() + 30
+        while len(service.asked) < 5 * 64 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(how)
+        out, err = process.communicate(timeout=20)
+    assert process.returncode == (130 if how is signal.SIGINT else -how)
+    assert out == ""
+    assert "Traceback" not in err
+    kept = Path("tokenreward-eval-cache.jsonl").read_text().count("\n")
+    assert 64 <= kept < 1280
+    with Path("tokenreward-eval-cache.jsonl").open("a") as cache:
+        cache.write('{"key":"half a li')
+    service.reset()
+    assert main(["eval", "pairs.jsonl", "--url", service.url, "--scorer", "known", "--json", "out.json"]) == 0
+    assert len(service.asked) == 1 + 1280 - kept
+    figure = outcome()[0]["figures"]["accuracy"]
+    assert (figure["value"], figure["num"]) == (0.9, 640)
+
+
+def test_other_version_is_asked_again(service: Known) -> None:
+    asked = ["eval", str(pairs(20)), "--url", service.url, "--scorer", "known", "--json", "out.json"]
+    assert main(asked) == 0
+    service.seen.clear()
+    assert service.listing is not None
+    service.listing["scorers"][0]["version"] = 4
+    four = service.reply
+    service.reply = lambda items, **fields: four(items, **fields | {"version": 4})  # type: ignore[method-assign]
+    try:
+        assert main(asked) == 0
+    finally:
+        del service.reply  # type: ignore[method-assign]
+    assert len(service.asked) == 41
+    assert outcome()[0]["version"] == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "message"),
+    [
+        (["--scorer", "nope"], 1, "the service has no scorer `nope`; it has known, second"),
+        (["--options", "known"], 2, "--options must look like name={...} with a JSON object, got `known`"),
+        (["--options", "known=[1]"], 2, "--options must look like name={...}"),
+        (["--credit", "other={}"], 2, "--credit names `other`; judged are known, second"),
+        (["--scorer", "known", "--scorer", "known"], 2, "two scorers are labelled `known`"),
+        (["--credit", 'known={"name": "best"}'], 2, "`credit.name`"),
+        (["--html", "nowhere/out.html"], 2, "nowhere is not a directory"),
+        (["--api-key-file", "nowhere"], 1, "nowhere: No such file"),
+        (["--kind", "tokens"], 1, "pairs.jsonl line 1: `response` is required"),
+        (["--prompt-as", "raw", "--kind", "rm-bench"], 1, "line 1: `chosen` must be a list of 3 strings, got a string"),
+    ],
+)
+def test_wrong_arguments_are_one_line_and_nothing_is_scored(
+    service: Known, capsys: pytest.CaptureFixture[str], arguments: list[str], exit_code: int, message: str
+) -> None:
+    assert main(["eval", str(pairs(2)), "--url", service.url, *arguments]) == exit_code
+    said = capsys.readouterr()
+    assert message in said.err
+    assert said.err.startswith("error: ")
+    assert said.err.count("\n") == 1
+    assert len(service.asked) == 0
+    assert said.out == ""
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "x"])
+@pytest.mark.parametrize("flag", ["--limit", "--concurrency"])
+def test_numbers_that_cannot_be_are_usage_errors(flag: str, value: str) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["eval", "pairs.jsonl", flag, value])
+    assert caught.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"prompt": "q", "chosen": "a", "rejected": "b"}\n{oops', "error: bad.jsonl line 2: not valid JSON"),
+        ('{"prompt": "q", "chosen": "a"}', "error: bad.jsonl line 1: the fields (`prompt`, `chosen`) are of no known"),
+        (
+            '{"prompt": "q", "chosen": "a", "rejected": 1}',
+            "error: bad.jsonl line 1: `rejected` must be a string, got 1",
+        ),
+        ('[{"\\u001b[2J": 1}]', "error: bad.jsonl row 1: the fields (`\ufffd[2J`) are of no known kind"),
+    ],
+)
+def test_bad_file_names_line_and_field(
+    service: Known, capsys: pytest.CaptureFixture[str], content: str, message: str
+) -> None:
+    Path("bad.jsonl").write_text(content)
+    assert main(["eval", "bad.jsonl", "--url", service.url]) == 1
+    assert capsys.readouterr().err.startswith(message)
+    assert service.num_listed == 0
+
+
+def test_missing_file_and_missing_service_are_said_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", "nowhere.jsonl"]) == 1
+    assert "nowhere.jsonl: No such file or directory" in capsys.readouterr().err
+    assert main(["eval", str(pairs(1)), "--url", "http://127.0.0.1:9"]) == 1
+    assert "is the service running?" in capsys.readouterr().err
+
+
+def test_refusal_is_said_before_the_long_run(service: Known, capsys: pytest.CaptureFixture[str]) -> None:
+    service.script.extend([service.ok, service.says(422, "unknown_option", retryable=False)])
+    assert main(["eval", str(pairs(100)), "--url", service.url]) == 1
+    assert "error: unknown_option: as scripted" in capsys.readouterr().err
+    assert len(service.asked) == 2
+
+
+def test_key_travels(service: Known) -> None:
+    Path("key").write_text("sk-1\n")
+    assert main(["eval", str(pairs(1)), "--url", service.url, "--api-key-file", "key", "--scorer", "known"]) == 0
+    assert service.seen[0][1]["authorization"] == "Bearer sk-1"
+
+
+def test_rm_bench_files_of_two_domains(service: Known, capsys: pytest.CaptureFixture[str]) -> None:
+    """Chosen have 1, 2, 3 digits, rejected 0, 2, 3: the matrix is [1 0 0; 1 0 0; 1 1 0] in both domains."""
+    row = {"id": "a", "prompt": "q", "chosen": ["c1", "c11", "c111"], "rejected": ["r", "r22", "r333"]}
+    for name in ("chat_filtered.json", "safety-refuse_filtered.json"):
+        write(Path(name), [row], as_array=True)
+    files = ["chat_filtered.json", "safety-refuse_filtered.json"]
+    asked = ["--url", service.url, "--scorer", "known", "--json", "out.json", "--html", "out.html"]
+    assert main(["eval", *files, *asked]) == 0
+    (kept,) = outcome()
+    assert kept["matrices"] == {name: [[1, 0, 0], [1, 0, 0], [1, 1, 0]] for name in ("chat", "safety")}
+    assert kept["figures"]["macro"]["title"] == "macro over chat, safety"
+    assert kept["figures"]["macro"]["value"] == pytest.approx(4 / 9)
+    assert "note: math, code missing: this is not the RM-Bench average" in capsys.readouterr().out
+    assert "RM-Bench average (macro)" not in Path("out.html").read_text()

@@ -1,0 +1,277 @@
+"""The page: well-formed, needs nothing from elsewhere, shows every kind, and takes hostile text as text."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eval.given import FAILED, TIMING, per_character, subject, write
+from tokenreward.eval import Answer, Candidate, Dataset, Judged, Subject, judged, load
+from tokenreward.eval.answer import Units
+from tokenreward.eval.auc import roc_curve
+from tokenreward.eval.figure import Figure
+from tokenreward.eval.page import Answered, examples_of, page, plot
+from tokenreward.eval.page.passage import colour, passage
+from tokenreward.eval.record import record
+from tokenreward.eval.table import tables
+from tokenreward.wire import ErrorDetail
+
+VOID = {"meta", "rect", "path", "circle", "polyline"}
+TAGS = {
+    *("html", "head", "meta", "title", "style", "body", "main", "h1", "h2", "h3", "p", "div", "small", "figure"),
+    *("figcaption", "table", "thead", "tbody", "tr", "th", "td", "details", "summary", "b", "i", "u", "svg", "text"),
+    *("rect", "path", "circle", "polyline"),
+}
+HOSTILE = "\"><script src=//evil>x</script><img src=x onerror=alert(1)>' </div></style>&lt;\x1b[2J\u202e\x00"
+
+
+class Reader(HTMLParser):
+    """Fails on a tag that is not closed or not known; keeps the text and the attributes."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.seen: set[str] = set()
+        self.attributes: list[tuple[str, str | None]] = []
+        self.text = ""
+        self.feed(source)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert tag in TAGS
+        self.seen.add(tag)
+        self.attributes += attrs
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert tag in VOID
+        self.seen.add(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def read(source: str) -> Reader:
+    """The page, once it is known to load and run nothing."""
+    reader = Reader(source)
+    names = {name for name, _ in reader.attributes}
+    assert not names & {"src", "href", "srcset", "data", "action", "xlink:href"}
+    assert not any(name.startswith("on") for name in names)
+    styles = [value or "" for name, value in reader.attributes if name == "style"]
+    assert all(re.fullmatch(r"background:#[0-9a-f]{6}", style) for style in styles)
+    assert "url(" not in source
+    assert "@import" not in source
+    assert ("http-equiv", "Content-Security-Policy") in reader.attributes
+    return reader
+
+
+def score_of(text: str) -> float:
+    return float(len(text) % 7)
+
+
+def answer(candidate: Candidate) -> Answer:
+    text = candidate.item["response"]
+    if text.startswith("fail"):
+        return dataclasses.replace(FAILED, error=ErrorDetail(code="sequence_too_long", message=HOSTILE))
+    if candidate.needs_units and "spans" not in candidate.item:
+        rewards = [float(ord(char) % 5 - 2) for char in text] + [1.0]
+        return dataclasses.replace(per_character(rewards, text), score=score_of(text))
+    if candidate.needs_units:
+        spans = np.array(candidate.item["spans"])
+        return Answer(score_of(text), Units(np.ones(len(spans), dtype=np.float32), spans), timing=TIMING)
+    return Answer(score_of(text), timing=TIMING)
+
+
+def answered(dataset: Dataset, who: Subject | None = None) -> Answered:
+    row = judged(who or subject(), dataset, [answer(candidate) for candidate in dataset.candidates])
+    return Answered(row, {index: answer(candidate) for index, candidate in examples_of(row, dataset).items()})
+
+
+def styles(n: int) -> dict[str, Any]:
+    return {"chosen": [f"c{n}", "cc", "ccc"], "rejected": ["r", f"rr{n}", "rrr"]}
+
+
+KINDS: dict[str, list[dict[str, Any]]] = {
+    "rm-bench": [{"id": n, "prompt": "q", "domain": domain, **styles(n)} for n, domain in enumerate(("chat", "code"))],
+    "preference": [
+        {"prompt": "q", "chosen": "good" * n, "rejected": "bad and worse"[: n + 1], "subset": f"s{n % 3}"}
+        | ({"rejected_flagged": [[0, 1]]} if n % 2 else {})
+        for n in range(25)
+    ],
+    "best-of-n": [{"prompt": "q", "responses": ["a", "bb" * n, "c"], "labels": [1, 0, 0]} for n in range(1, 14)],
+    "tokens": [
+        {"prompt": "q", "response": "abcdef", "flagged": [[1, 3]]},
+        {"prompt": "q", "response": "abcdef", "spans": [[0, 3], [3, 6]], "flags": [0, 1]},
+        {"prompt": "q", "response": "failing", "flagged": []},
+    ],
+}
+
+
+@pytest.fixture(params=list(KINDS))
+def dataset(request: pytest.FixtureRequest, tmp_path: Path) -> Dataset:
+    return load([write(tmp_path / "data", KINDS[request.param])], kind=request.param)
+
+
+def test_page_of_every_kind_is_well_formed_and_has_every_figure(dataset: Dataset) -> None:
+    rows = [answered(dataset), answered(dataset, dataclasses.replace(subject(), label="the second"))]
+    reader = read(page(dataset, rows, title="a title"))
+    for row in rows:
+        assert row.judged.subject.label in reader.text
+        for column in row.judged.verdict.columns:
+            assert column.title in reader.text
+            assert column.figure is None or f"{column.figure.value:.3f}" in reader.text
+        for name in row.judged.verdict.groups:
+            assert name in reader.text
+        for note in row.judged.verdict.notes:
+            assert note in reader.text
+        for examples in row.judged.verdict.examples.values():
+            assert len(examples) <= 10
+            assert all(example.where in reader.text for example in examples)
+    assert reader.seen >= {"svg", "table", "details"}
+
+
+def test_page_fits_narrow_screens_and_both_modes(dataset: Dataset) -> None:
+    source = page(dataset, [answered(dataset)], title="t")
+    assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in source
+    assert "prefers-color-scheme:dark" in source
+    widths = [int(width) for width in re.findall(r'viewBox="0 0 (\d+) ', source)]
+    assert max(widths) <= 360
+
+
+def test_hostile_text_is_text_everywhere(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": HOSTILE + "P", "chosen": HOSTILE + "C", "rejected": HOSTILE + "longer", "subset": HOSTILE + "S"},
+        {
+            "prompt": [{"role": HOSTILE, "content": [{"type": HOSTILE}]}],
+            "chosen": "ok",
+            "rejected": "fail",
+            "subset": "s",
+        },
+    ]
+    dataset = load([write(tmp_path / "data", rows)])
+    who = dataclasses.replace(subject(type=HOSTILE, model=HOSTILE), label=HOSTILE + "L", options={HOSTILE: HOSTILE})
+    reader = read(page(dataset, [answered(dataset, who)], title=HOSTILE + "T"))
+    shown = HOSTILE.replace("\x1b", "\ufffd").replace("\u202e", "\ufffd").replace("\x00", "\ufffd")
+    for mark in "PCSLT":
+        assert shown + mark in reader.text
+    assert "\x1b" not in reader.text
+    printed = tables(dataset, [answered(dataset, who).judged])
+    assert "\x1b" not in printed
+    assert "\x00" not in printed
+
+
+def test_hostile_name_of_a_unit_is_text() -> None:
+    units = Units(np.array([1.0], dtype=np.float32), np.array([[0, 0]]), (HOSTILE,))
+    assert "<script" not in passage("", units, limit=1.0)
+
+
+@given(st.text(max_size=30), st.data())
+def test_passage_has_every_character_once_and_underlines_what_is_flagged(text: str, data: st.DataObject) -> None:
+    flags = np.array(data.draw(st.lists(st.booleans(), min_size=len(text), max_size=len(text))), dtype=bool)
+    cuts = sorted({0, len(text), *data.draw(st.lists(st.integers(0, len(text)), max_size=4))})
+    spans = np.array([*itertools.pairwise(cuts), (len(text), len(text))])
+    units = Units(np.zeros(len(spans), dtype=np.float32), spans, ("END",))
+    source = passage(text, units, limit=1.0, flagged=flags)
+
+    class Underlined(Reader):
+        underlined = ""
+
+        def handle_data(self, data: str) -> None:
+            super().handle_data(data)
+            if "u" in self.open:
+                self.underlined += data
+
+    reader = Underlined(source)
+    expected = [char if reader.text[place] == char else "\ufffd" for place, char in enumerate(text)]
+    assert reader.text == "".join(expected) + "END"
+    assert reader.underlined == "".join(char for char, flag in zip(expected, flags, strict=True) if flag)
+
+
+def test_colours_are_red_white_and_green() -> None:
+    assert colour(0.0) == "#ffffff"
+    assert (colour(-1.0), colour(1.0)) == ("#dd4c46", "#34a853")
+    assert colour(-7.0) == colour(-1.0)
+
+
+def test_scorer_without_any_answer_has_a_page_a_table_and_a_record(tmp_path: Path) -> None:
+    rows = [{"prompt": "q", "chosen": "fail1", "rejected": "fail2"}] * 150
+    dataset = load([write(tmp_path / "data", rows)])
+    row = answered(dataset)
+    reader = read(page(dataset, [row], title="t"))
+    assert "300 of 300 items have no answer" in reader.text
+    assert "and 200 more" in reader.text
+    printed = tables(dataset, [row.judged])
+    assert "mine    -              -        0     300" in printed
+    assert "and 295 more" in printed
+    (kept,) = record(dataset, [row.judged], files=["data"])["scorers"]
+    assert kept["figures"]["accuracy"] == {"title": "pair accuracy", "value": None}
+    assert len(kept["errors"]) == 300
+
+
+def test_record_is_json_and_has_every_figure_with_its_interval(dataset: Dataset) -> None:
+    row = answered(dataset).judged
+    kept = json.loads(json.dumps(record(dataset, [row], files=["a"]), allow_nan=False))
+    assert kept["kind"] == dataset.kind
+    (scorer,) = kept["scorers"]
+    for column in row.verdict.columns:
+        figure = scorer["figures"][column.name]
+        if column.figure is not None:
+            assert (figure["value"], figure["low"], figure["high"]) == (
+                column.figure.value,
+                column.figure.low,
+                column.figure.high,
+            )
+    assert scorer["counts"] == dict(row.verdict.counts)
+    assert scorer["latency"]["per_item_s"] == pytest.approx(0.125)
+
+
+def test_table_is_aligned_and_says_all(tmp_path: Path) -> None:
+    rows = [{"prompt": "q", "chosen": "aa", "rejected": "a", "subset": name} for name in ("x", "a longer name")]
+    dataset = load([write(tmp_path / "data", rows)])
+    both: list[Judged] = [answered(dataset, dataclasses.replace(subject(), label=name)).judged for name in ("a", "bb")]
+    text = tables(dataset, both)
+    assert text.startswith("2 pairs (preference), 95 % intervals in brackets\n\nscorer  pair accuracy ")
+    assert "bb      1.000 [0.342, 1.000]  1.000 [0.439, 1.000]  125      0     0\n" in text
+    assert "a longer name  1.000 [0.207, 1.000]  1.000 [0.207, 1.000]" in text
+
+
+def test_histogram_counts_shares_of_each_class() -> None:
+    source = plot.histogram({"chosen": np.array([0.0, 0.0, 1.0, 1.0]), "rejected": np.array([0.0])})
+    first, second = re.findall(r'class="(?:first|second)" opacity="0.6" d="M30 160([^"]*)"', source)
+    # All of `rejected` is in the first bin, the highest of all; half of `chosen` is in the first, half in the last.
+    assert second.startswith("V30.0H41.0V160.0")
+    assert first.startswith("V95.0H41.0V160.0")
+    assert first.endswith("V95.0H360.0V160Z")
+    assert "chosen (mean 0.5)" in source
+
+
+@pytest.mark.parametrize("values", [[3.0], [1e30, 1e30], [-1e-30, 1e-30], [0.0]])
+def test_histogram_of_nearly_equal_scores_is_drawn(values: list[float]) -> None:
+    Reader(plot.histogram({"chosen": np.array(values), "rejected": np.empty(0)}))
+
+
+def test_track_and_bar_and_heat_map_and_curve_are_where_they_should_be() -> None:
+    assert 'cx="80.0"' in plot.track(Figure(0.5, 0.25, 0.75, 9, "wilson"))
+    assert "M42.0 8H118.0" in plot.track(Figure(0.5, 0.25, 0.75, 9, "wilson"))
+    assert 'width="80.0"' in plot.bar(0.5, "half")
+    cells = re.findall(r'class="(first|second)"', plot.heat_map(np.array([[0.9, 0.1], [0.5, 0.4]]), "ab", "n"))
+    assert cells == ["first", "second", "first", "second"]
+    curve = roc_curve(np.array([True, False]), np.array([1.0, 0.0]))
+    assert curve is not None
+    assert 'points="30.0,240.0 30.0,20.0 250.0,20.0"' in plot.roc(curve, "n")

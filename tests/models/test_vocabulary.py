@@ -45,6 +45,14 @@ def test_response_ends_tile_the_text_and_end_of_turn_is_appended(text: str) -> N
     assert response.ends[-1] == len(text)
 
 
+@pytest.mark.parametrize("text", [*TEXTS, ""])
+def test_the_pieces_of_a_text_are_an_unfinished_responses_tokens_and_ends(text: str) -> None:
+    ids, ends = vocabulary().pieces(text, param="p")
+    response = vocabulary().response(text, finished=False, param="p")
+    np.testing.assert_array_equal(ids, response.ids)
+    np.testing.assert_array_equal(ends, response.ends)
+
+
 def test_an_unfinished_response_gets_no_end_of_turn() -> None:
     finished = vocabulary().response("It is 4.", finished=True, param="p")
     unfinished = vocabulary().response("It is 4.", finished=False, param="p")

@@ -60,7 +60,7 @@ class Intake:
         return Prepared(index, item, sample, owner, scored, response.ends)
 
     def check_row(self, ids: Int64[np.ndarray, " n"], *, param: str) -> None:
-        """A scorer's own row fits the model, as prompt and response do. Raises SequenceTooLong, TokenOutOfVocabulary."""
+        """Refuses a row of a scorer that the model cannot read. Raises SequenceTooLong, TokenOutOfVocabulary."""
         if len(ids) and not 0 <= ids.min() <= ids.max() < self.vocab_size:
             raise TokenOutOfVocabulary(
                 f"`{param}`: the tokenizer has tokens that the model, with ids 0 to {self.vocab_size - 1}, has not",

@@ -170,13 +170,12 @@ class Vocabulary:
         return [self._tokenizer.decode([token_id]) for token_id in ids.tolist()]
 
     def pieces(self, text: str, *, param: str) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"] | None]:
-        """Ids of a text alone, and where each token's characters end (None if the tokenizer cannot say).
+        """Ids of a text alone, and where each token's characters end (None as in `EncodedResponse`).
 
         Raises UnsupportedText.
         """
-        ids, ends = self._encode(text, param=param)
-        cut = None if ends is None else np.maximum.accumulate(np.asarray(ends, dtype=np.int64))
-        return np.asarray(ids, dtype=np.int64), cut
+        ids, offsets = self._encode(text, param=param)
+        return np.asarray(ids, dtype=np.int64), None if offsets is None else self._offsets.ends(text, offsets)
 
     def text(self, ids: Int64[np.ndarray, " n"]) -> str:
         """The text of ids, special tokens included, nothing cleaned up."""

@@ -203,3 +203,13 @@ def test_ends_that_cannot_be_trusted_are_none_and_the_tokens_are_there() -> None
     response = Vocabulary(checkpoint).response("a\u4e01b", finished=False, param="p")
     assert len(response.ids) == 2
     assert response.ends is None
+
+
+def test_a_text_is_a_single_token_unless_it_is_none_several_or_unknown() -> None:
+    made = vocabulary()
+    assert [made.single(text) for text in ("7", "", "77")] == [made.pieces("7", param="p")[0][0], None, None]
+    unknowing = Vocabulary(
+        Checkpoint(tiny.model("llama"), vocabularies.KINDS["word_piece"](), "causal_lm", torch.device("cpu"))
+    )
+    assert unknowing.single("answer") is not None
+    assert unknowing.single("Ω") is None

@@ -185,9 +185,9 @@ class Vocabulary:
         return decoded
 
     def single(self, text: str) -> int | None:
-        """The one token that this text is; None if it is none or several."""
+        """The one token that this text is; None if it is none, several, or unknown."""
         ids = self._ids(text)[0]
-        return int(ids[0]) if len(ids) == 1 else None
+        return int(ids[0]) if len(ids) == 1 and ids[0] != self._tokenizer.unk_token_id else None
 
     @property
     def has_chat_template(self) -> bool:

@@ -6,15 +6,19 @@ tokens and no architecture by name.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from tokenreward.contract import Reading, Row
 
-_QUERY_BLOCK = 256
+# Weights in one block: what stays in a CPU's cache is fastest there, a GPU wants few calls (64 MiB a block).
+_BLOCK_WEIGHTS = {"cpu": 2**20, "cuda": 2**24}
+_FEWEST_QUERIES = 16
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,7 +44,7 @@ def read(q: Tensor, k: Tensor, bias: Bias, row: Row, readings: Iterable[Reading]
             found[reading] = last_row(q[:, -1], k, bias)
         elif reading == "last_step":
             seen = last_row(q[:, row.stop - 2], k[:, : row.stop - 1], bias)
-            found[reading] = torch.nn.functional.pad(seen, (0, k.shape[1] - len(seen)))
+            found[reading] = functional.pad(seen, (0, k.shape[1] - len(seen)))
         else:
             found[reading] = mean_step(q, k, bias, row)
     return found
@@ -48,11 +52,8 @@ def read(q: Tensor, k: Tensor, bias: Bias, row: Row, readings: Iterable[Reading]
 
 def last_row(q: Tensor, k: Tensor, bias: Bias) -> Tensor:
     """Attention [n] of the token at the end of a segment, mean over heads. q [heads, d], k [kv_heads, n, d]."""
-    k = k.float().repeat_interleave(q.shape[0] // k.shape[0], dim=0)
-    scores = _scores(q.float()[:, None], k, bias)
-    if bias.window is not None and scores.shape[-1] > bias.window:
-        scores[..., : -bias.window] = -torch.inf
-    return _softmax(scores[None], bias.sinks)[0].mean(dim=(0, 1))
+    ((left, weights),) = blocks(q[None, :, None].float(), k[None].float(), bias)
+    return functional.pad(weights.mean(dim=(0, 1, 2)), (left, 0))
 
 
 def mean_step(q: Tensor, k: Tensor, bias: Bias, row: Row) -> Tensor:
@@ -61,38 +62,60 @@ def mean_step(q: Tensor, k: Tensor, bias: Bias, row: Row) -> Tensor:
     A mean over the tokens that can see it: those at or after it, within the window.
     q [heads, n, d], k [kv_heads, n, d].
     """
-    heads, last = q.shape[0], row.stop - 1
-    k = k[:, :last].float().repeat_interleave(heads // k.shape[0], dim=0)
-    total = torch.zeros(last, dtype=torch.float64, device=q.device)
-    for left, weights in blocks(q[None, :, row.start : last].float(), k[None], bias):
-        total[left : left + weights.shape[-1]] += weights.mean(dim=(0, 1)).sum(dim=0, dtype=torch.float64)
-    num_seen = torch.arange(last - row.start, 0, -1, device=q.device, dtype=torch.float64)
+    first, last = row.start, max(row.start, row.stop - 1)
+    total = torch.zeros(last - first, dtype=torch.float64, device=q.device)
+    for left, weights in blocks(q[None, :, first:last].float(), k[None, :, :last].float(), bias):
+        paid = weights[..., max(0, first - left) :].mean(dim=1).sum(dim=(0, 1))
+        begin = max(0, left - first)
+        total[begin : begin + len(paid)] += paid
+    num_seen = torch.arange(last - first, 0, -1, device=q.device, dtype=torch.float64)
     if bias.window is not None:
         num_seen = num_seen.clamp(max=bias.window)
-    means = (total[row.start :] / num_seen).float()
-    return torch.nn.functional.pad(means, (0, row.stop - row.start - len(means)))
+    return functional.pad((total / num_seen).float(), (0, row.stop - last))  # after the last token nobody predicts
 
 
 def blocks(q: Tensor, k: Tensor, bias: Bias) -> Iterator[tuple[int, Tensor]]:
     """Causal weights in blocks of queries: (first key, weights [1, heads, queries, keys]).
 
-    q [1, heads, m, d], k [1, heads, n, d] in float32; the queries are the last m of the n tokens.
+    q [1, heads, m, d], k [1, kv_heads, n, d] in float32; the queries are the last m of the n tokens.
     """
-    past = k.shape[2] - q.shape[2]
-    for top in range(past, k.shape[2], _QUERY_BLOCK):
-        bottom = min(top + _QUERY_BLOCK, k.shape[2])
+    num_keys = k.shape[2]
+    past = num_keys - q.shape[2]
+    step = _queries_at_once(_BLOCK_WEIGHTS[q.device.type] // q.shape[1], num_keys, bias.window)
+    for top in range(past, num_keys, step):
+        bottom = min(top + step, num_keys)
         left = 0 if bias.window is None else max(0, top - bias.window + 1)
         scores = _scores(q[:, :, top - past : bottom - past], k[:, :, left:bottom], bias)
-        distance = torch.arange(top, bottom, device=q.device)[:, None] - torch.arange(left, bottom, device=q.device)
-        hidden = distance < 0
-        if bias.window is not None:
-            hidden = hidden | (distance >= bias.window)
-        yield left, _softmax(scores.masked_fill(hidden, -torch.inf), bias.sinks)
+        _hide(scores, top, left, bias.window)
+        yield left, _softmax(scores, bias.sinks)
+
+
+def _queries_at_once(num_weights: int, num_keys: int, window: int | None) -> int:
+    """How many queries have at most so many weights together, of one head: `step` queries see `num_keys` keys, or
+    `step` and a window of them, whichever is less."""
+    step = num_weights // max(1, num_keys)
+    if window is not None:
+        step = max(step, (math.isqrt(window**2 + 4 * num_weights) - window) // 2)
+    return max(_FEWEST_QUERIES, step)
 
 
 def _scores(q: Tensor, k: Tensor, bias: Bias) -> Tensor:
-    scores = q @ k.transpose(-1, -2) * bias.scaling
+    """[1, heads, m, n]; query heads that share a key head are multiplied together."""
+    heads, kv_heads = q.shape[1], k.shape[1]
+    grouped = (q * bias.scaling).reshape(1, kv_heads, heads // kv_heads * q.shape[2], q.shape[3])
+    scores = (grouped @ k.transpose(-1, -2)).reshape(1, heads, q.shape[2], k.shape[2])
     return scores if bias.softcap is None else torch.tanh(scores / bias.softcap) * bias.softcap
+
+
+def _hide(scores: Tensor, top: int, left: int, window: int | None) -> None:
+    """In place, what a query must not see: later keys, and those before its window. Queries from `top`, keys from
+    `left` on; only the corners that hold any are touched."""
+    queries = torch.arange(top, top + scores.shape[2], device=scores.device)[:, None]
+    keys = torch.arange(left, left + scores.shape[3], device=scores.device)
+    scores[..., top - left :].masked_fill_(keys[top - left :] > queries, -torch.inf)
+    if window is not None:
+        beyond = max(0, top + scores.shape[2] - window - left)
+        scores[..., :beyond].masked_fill_(queries - keys[:beyond] >= window, -torch.inf)
 
 
 def _softmax(scores: Tensor, sinks: Tensor | None) -> Tensor:

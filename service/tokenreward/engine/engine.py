@@ -19,7 +19,7 @@ from tokenreward.contract import Needs
 from tokenreward.engine.device import Device
 from tokenreward.engine.intake import Intake
 from tokenreward.engine.job import Job, Outcome, Rows, make_job, reply_item
-from tokenreward.engine.served import Served, plans
+from tokenreward.engine.served import Served, check_words, plans
 from tokenreward.engine.verdict import Plan
 from tokenreward.errors import DeadlineExceeded, InternalError, VersionNotReached, frames
 from tokenreward.models.checkpoint import Checkpoint, load_checkpoint
@@ -83,6 +83,7 @@ class Engine:
         say(f"{settings.name}: loading {settings.checkpoint}")
         began = time.monotonic()
         checkpoint = load_checkpoint(settings)
+        check_words(settings, Vocabulary(checkpoint))
         say(f"{settings.name}: weights loaded in {time.monotonic() - began:.1f} s, probing")
         if settings.task == "reward_model":
             own = compare_with_own_call(checkpoint, Vocabulary(checkpoint), settings.suffix_text)

@@ -11,9 +11,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from tokenreward import credit as credits
-from tokenreward.contract import WITHOUT_EFFECT, Needs, Options, Scorer, Task
+from tokenreward.contract import WITHOUT_EFFECT, Needs, Options, Scorer, Task, Words
 from tokenreward.engine.verdict import Plan
-from tokenreward.errors import InvalidField, UnknownOption, UnknownScorer
+from tokenreward.errors import InvalidField, ItemError, UnknownOption, UnknownScorer
 from tokenreward.scorers import UnknownScorerType, resolve
 from tokenreward.settings import DeploymentSettings, ScorerSettings, SettingsError
 from tokenreward.wire import RewardsRequest, refusal
@@ -95,6 +95,16 @@ class Served:
             "credits": supported,
             "default_credit": self.scorer.default_credit,
         }
+
+
+def check_words(deployment: DeploymentSettings, words: Words) -> None:
+    """Raises SettingsError for options of the operator's that this checkpoint's words cannot serve."""
+    for served in (Served.of(entry, deployment) for entry in deployment.scorers):
+        try:
+            served.scorer.check(served.scorer.Options.model_validate(served.defaults), words)
+        except ItemError as error:
+            where = f"deployment `{deployment.name}`, scorer `{served.name}`"
+            raise SettingsError(f"{where}: {error.message}") from None
 
 
 def plans(served: dict[str, Served], request: RewardsRequest) -> list[Plan]:

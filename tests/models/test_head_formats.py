@@ -66,6 +66,11 @@ CASES: dict[str, Case] = {
     "score, two labels, none in config.json": (trunk_of_a_classifier, linear("score", 2, bias=False), {}),
     "score, one label, none in config.json": (trunk_of_a_classifier, linear("score", bias=False), {}),
     "score of a token classifier": (trunk_of_a_classifier, linear("score", 2, bias=True), {"num_labels": 2}),
+    "score, with a bias that the class would not have": (
+        trunk_of_a_classifier,
+        linear("score", 2, bias=True),
+        {"num_labels": 2, "token_classification_bias": False},
+    ),
     "score.mlp, PRM": (lambda model: dict(model.state_dict()), mlp("score", 2), {}),
     "score.mlp, RM": (lambda model: dict(model.state_dict()), mlp("score", 1), {}),
     "value_head": (trunk_of_a_classifier, linear("value_head", bias=False), {}),
@@ -153,7 +158,8 @@ def test_the_load_line_says_how_the_head_was_stored_and_compares_where_there_is_
     checkpoint = load(write(tmp_path, "llama", trunk(tiny.model("llama")) | head, config))
     line = compare_with_own_call(checkpoint, Vocabulary(checkpoint), None)
     assert f"stored as `{checkpoint.head_format}`" in line
-    assert ("of the model's own templated call" in line) == (checkpoint.head_format == "score")
+    has_class = checkpoint.head_format == "score" and "would not have" not in case
+    assert ("of the model's own templated call" in line) == has_class
     assert "set `suffix_text: '\\n'`" in line  # the template of the tests goes on after the turn
 
 

@@ -111,11 +111,13 @@ class Row:
 @dataclass(frozen=True, slots=True)
 class Needs:
     """Outputs wanted of a row. `temperatures`: one logsumexp of the raw logits per temperature; `entropies`: the
-    temperatures among them at which the distribution's entropy is wanted, too. `attention`: see `Outputs`."""
+    temperatures among them at which the distribution's entropy is wanted, too. `values`: the value head everywhere,
+    the pooled token included; `pooled`: there alone, which costs less. `attention`: see `Outputs`."""
 
     temperatures: frozenset[float] = frozenset()
     entropies: frozenset[float] = frozenset()
     values: bool = False
+    pooled: bool = False
     attention: frozenset[Reading] = frozenset()
 
     def __or__(self, other: Needs) -> Needs:
@@ -123,6 +125,7 @@ class Needs:
             self.temperatures | other.temperatures,
             self.entropies | other.entropies,
             self.values or other.values,
+            self.pooled or other.pooled,
             self.attention | other.attention,
         )
 
@@ -131,7 +134,7 @@ class Needs:
         """The kind of checkpoint that has these outputs; None if any has."""
         if self.temperatures or self.entropies:
             return "causal_lm"
-        return "reward_model" if self.values else None
+        return "reward_model" if self.values or self.pooled else None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -23,6 +23,8 @@ from tokenreward.models.attention_weights import Bias, blocks, read
 from tokenreward.models.kernels import Kernel
 from tokenreward.models.packing import Group, Packing
 
+QKV = tuple[Tensor, Tensor, Tensor]
+
 IMPLEMENTATION = "tokenreward_segments"
 
 
@@ -35,7 +37,8 @@ class PackedRow:
     """A packed sequence while it runs, and what was captured of it.
 
     `wanted[i]`: what is to be read of row i's attention in the last layer. `found[i]`: those readings, float32.
-    `num_calls`: how many layers came by.
+    `ends_only`: of the last layer, nothing is needed but what the last token of each row attends to. `num_calls`: how
+    many layers came by.
     """
 
     packing: Packing
@@ -43,6 +46,7 @@ class PackedRow:
     num_layers: int
     wanted: Mapping[int, tuple[Row, frozenset[Reading]]] = field(default_factory=dict)
     found: dict[int, dict[Reading, Tensor]] = field(default_factory=dict)
+    ends_only: bool = False
     num_calls: int = 0
 
 
@@ -79,38 +83,51 @@ def segments_attention(
         sinks=kwargs.get("s_aux"),
     )
     row.num_calls += 1
-    output = query.new_empty(query.shape[2], query.shape[1], value.shape[-1])
-    by_kernel = [group for group in row.packing.groups if not bias.shapes(group.longest)]
-    if by_kernel:
-        row.kernel(query, key, value, by_kernel, bias.scaling, output)
-    for group in row.packing.groups:
-        if bias.shapes(group.longest):
-            _attend_in_blocks((query, key, value), group, bias, output)
-    if row.num_calls == row.num_layers:
+    is_last = row.num_calls == row.num_layers
+    if is_last and row.ends_only:
+        output = query.new_zeros(query.shape[2], query.shape[1], value.shape[-1])
+        _attend_at_ends((query, key, value), row.packing, bias, output)
+    else:
+        output = query.new_empty(query.shape[2], query.shape[1], value.shape[-1])
+        _attend((query, key, value), row, bias, output)
+    if is_last:
         for index, (of, readings) in row.wanted.items():
             places = torch.from_numpy(row.packing.places[index]).to(query.device)
             row.found[index] = read(query[0][:, places], key[0][:, places], bias, of, readings)
     return output[None], None
 
 
-def _attend_in_blocks(qkv: tuple[Tensor, Tensor, Tensor], group: Group, bias: Bias, out: Tensor) -> None:
+def _attend(qkv: QKV, row: PackedRow, bias: Bias, out: Tensor) -> None:
+    """Every token of every group; what no kernel shapes goes in blocks."""
+    by_kernel = [group for group in row.packing.groups if not bias.shapes(group.longest)]
+    if by_kernel:
+        row.kernel(*qkv, by_kernel, bias.scaling, out)
+    for group in row.packing.groups:
+        if bias.shapes(group.longest):
+            _attend_in_blocks(qkv, group, bias, out)
+
+
+def _attend_at_ends(qkv: QKV, packing: Packing, bias: Bias, out: Tensor) -> None:
+    """The last token of each row alone."""
+    for places in packing.places:
+        at = torch.from_numpy(places).to(out.device)
+        _attend_range(qkv, at[-1:], at, bias, out)
+
+
+def _attend_in_blocks(qkv: QKV, group: Group, bias: Bias, out: Tensor) -> None:
     """Attention of one group in float32 blocks of queries, for scores that no kernel shapes; never a [n, n] map."""
-    prompt = slice(*group.prompt)
-    _attend_range(qkv, prompt, [prompt], bias, out)
+    prompt = torch.arange(*group.prompt, device=out.device)
+    _attend_range(qkv, prompt, prompt, bias, out)
     for response in group.responses:
-        _attend_range(qkv, slice(*response), [prompt, slice(*response)], bias, out)
+        own = torch.arange(*response, device=out.device)
+        _attend_range(qkv, own, torch.cat([prompt, own]), bias, out)
 
 
-def _attend_range(
-    qkv: tuple[Tensor, Tensor, Tensor], queries: slice, keys: list[slice], bias: Bias, out: Tensor
-) -> None:
-    """The queries are the last of the keys."""
+def _attend_range(qkv: QKV, queries: Tensor, keys: Tensor, bias: Bias, out: Tensor) -> None:
+    """Of places: the queries are the last of the keys."""
     q = qkv[0][:, :, queries].float()
     heads_per_key = q.shape[1] // qkv[1].shape[1]
-    k, v = (
-        torch.cat([tensor[:, :, part] for part in keys], dim=2).float().repeat_interleave(heads_per_key, dim=1)
-        for tensor in qkv[1:]
-    )
+    k, v = (tensor[:, :, keys].float().repeat_interleave(heads_per_key, dim=1) for tensor in qkv[1:])
     mixed = [weights @ v[:, :, left : left + weights.shape[-1]] for left, weights in blocks(q, k, bias)]
     out[queries] = torch.cat(mixed, dim=2)[0].transpose(0, 1).to(out.dtype)
 

@@ -45,7 +45,7 @@ class PlainLayout:
         self._forget_lengths()
         ids = torch.from_numpy(row.ids).to(self._checkpoint.device)[None]
         logits = self._logits(ids, row, needs) if needs.temperatures else {}
-        values = self._values(ids, row) if needs.values else {}
+        values = self._values(ids, row) if needs.values or needs.pooled else {}
         return Outputs(**logits, **values, attention=self._attention(ids, row, needs) if needs.attention else {})
 
     def _logits(self, ids: Tensor, row: Row, needs: Needs) -> dict[str, Any]:

@@ -81,6 +81,7 @@ def choose_layout(checkpoint: Checkpoint, needs: Needs, *, say: Callable[[str], 
     if reason is None:
         layout = PackedLayout(checkpoint)
         _quicken(layout, checkpoint, (work, truth, bounds), say=say)
+        _prune(layout, checkpoint, (work, truth, bounds), say=say)
         measured = gap(differences(layout.run(work), truth), bounds)
         say(f"packed layout: differs from the model's own forward in {measured}")
         return Verdict(layout, measured)
@@ -108,6 +109,33 @@ def _quicken(
     else:
         layout.compute_linears_through(None)
         say(f"float32 linears stay torch's own: through oneDNN they differ in {found}")
+
+
+def _prune(
+    layout: PackedLayout,
+    checkpoint: Checkpoint,
+    known: tuple[Work, list[Outputs], ByKind],
+    *,
+    say: Callable[[str], None],
+) -> None:
+    """Computes the last layer for the wanted tokens only, if it is built of the usual parts and keeps every bound."""
+    work, truth, bounds = known
+    if not layout.prune_last_layer(True):
+        return
+    tries = [(work, truth)]
+    if checkpoint.task == "reward_model":
+        ends = [(row, replace(needs, values=False, pooled=True)) for row, needs in work]
+        tries.append((ends, [replace(outputs, values=None) for outputs in truth]))
+    for asked, expected in tries:
+        try:
+            found = gap(differences(layout.run(asked), expected), bounds)
+            fault = None if found.is_within else f"differs in {found}"
+        except Exception as error:  # its parts give something else than hidden states
+            fault = f"raises {type(error).__name__}"
+        if fault is not None:
+            layout.prune_last_layer(False)
+            say(f"the last layer is computed for all tokens: for the wanted ones alone it {fault}")
+            return
 
 
 def _misfit(checkpoint: Checkpoint, work: Work, truth: list[Outputs], bounds: ByKind) -> str | None:

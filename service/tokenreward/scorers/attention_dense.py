@@ -29,7 +29,7 @@ class Scorer(contract.Scorer):
     score_is = "value head at the pooled token (of two classes: logit[1] - logit[0])"
 
     def needs(self, options: Options) -> Needs:
-        return Needs(values=True, attention=frozenset({"last"}))
+        return Needs(pooled=True, attention=frozenset({"last"}))
 
     def score(self, sample: Sample, outputs: Sequence[Outputs], options: Options) -> Signals:
         attention = outputs[0].attention["last"]

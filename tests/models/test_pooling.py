@@ -52,3 +52,10 @@ def test_a_reward_model_that_is_more_than_trunk_and_head_is_refused_with_the_fig
     model.forward = forward.__get__(model)
     with pytest.raises(CheckpointRefused, match=r"differ from its own call by 3\.0e\+00"):
         compare(model, tiny.TEMPLATE)
+
+
+def test_a_small_std_is_no_reason_to_refuse_what_rounding_explains() -> None:
+    model = tiny.model("llama", "reward_model").bfloat16()
+    raw = float(compare(model, ENDS_WITH_THE_TURN).split("conversation ")[1].split(",")[0])
+    model.config.mean, model.config.std, model.config.normalize_reward = raw, 1e-4, True
+    assert "they differ" not in compare(model, ENDS_WITH_THE_TURN)

@@ -23,26 +23,36 @@ def compare_with_own_call(checkpoint: Checkpoint, vocabulary: Vocabulary, suffix
 
     Raises CheckpointRefused if on the same tokens they differ: then trunk and head are not all that the model does.
     """
-    said = f"value head {checkpoint.value_head.note}"
-    said = f"{said}, stored as `{checkpoint.head_format}`" if checkpoint.head_format else said
     prompt, response, templated = _conversation(vocabulary)
     ours = np.concatenate([prompt, response, vocabulary.suffix(suffix_text)])
     mine, same = _pooled(checkpoint, ours), _own_call(checkpoint, ours)
-    bound = max(1e-5, 8 * float(torch.finfo(checkpoint.model.dtype).eps)) * max(1.0, abs(mine))
+    bound = _bound(checkpoint, mine)
     if same is not None and abs(mine - same) > bound and ours[-1] != _pad_id(checkpoint):
         name = type(checkpoint.model).__name__
         raise CheckpointRefused(f"{name}: trunk and head differ from its own call by {abs(mine - same):.1e}")
-    owner = "the model's own" if same is not None else "the same head's"  # transformers has no class with such a head
     if templated is None:
         difference = "" if same is None else f": differs from the model's own call by {abs(mine - same):.1e}"
-        return f"{said}; pooled value {mine:.4g}{difference}"
-    own = _pooled(checkpoint, templated) if same is None else _own_call(checkpoint, templated)
-    assert own is not None
-    line = f"{said}; pooled value of a conversation {mine:.4g}, of {owner} templated call {own:.4g}"
+        return f"{_head(checkpoint)}; pooled value {mine:.4g}{difference}"
+    own, whose = _own_call(checkpoint, templated), "the model's own"
+    if own is None:
+        own, whose = _pooled(checkpoint, templated), "the same head's"
+    line = f"{_head(checkpoint)}; pooled value of a conversation {mine:.4g}, of {whose} templated call {own:.4g}"
     if abs(mine - own) <= bound:
         return line
     after = vocabulary.after_end_of_turn
     return f"{line}: they differ; if it was trained on its template, set `suffix_text: {after!r}`" if after else line
+
+
+def _head(checkpoint: Checkpoint) -> str:
+    stored = f", stored as `{checkpoint.head_format}`" if checkpoint.head_format else ""
+    return f"value head {checkpoint.value_head.note}{stored}"
+
+
+def _bound(checkpoint: Checkpoint, value: float) -> float:
+    """What rounding in the model's dtype explains, of a label; a small std makes more of it."""
+    head = checkpoint.value_head
+    label = value * head.std + head.mean
+    return max(1e-5, 8 * float(torch.finfo(checkpoint.model.dtype).eps)) * max(1.0, abs(label)) / head.std
 
 
 def _pad_id(checkpoint: Checkpoint) -> int | None:

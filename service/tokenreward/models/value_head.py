@@ -49,7 +49,7 @@ class ValueHead:
 
     def values(self, hidden: Tensor) -> Tensor:
         """The value [n], float32, at hidden [n, h] of any dtype."""
-        found = [self.of_logits(self._logits(rows)) for rows in hidden.split(_TILE_ROWS)]
+        found = [self.of_logits(self._logits(rows)) for rows in torch.split(hidden, _TILE_ROWS)]
         return torch.cat(found) if found else hidden.new_empty(0, dtype=torch.float32)
 
     def of_logits(self, logits: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ def _shape(layers: tuple[nn.Linear, ...]) -> str:
 
 def _affine(config: Any) -> tuple[float, float, str]:
     """mean and std to apply, and what to say of them. Raises CheckpointRefused."""
-    given = {name: getattr(config, name, None) for name in ("mean", "std")}
+    given: dict[str, Any] = {name: getattr(config, name, None) for name in ("mean", "std")}
     there = {name: value for name, value in given.items() if value is not None}
     if not getattr(config, "normalize_reward", None):
         # OpenRLHF's trainer writes both into every reward model that it saves; using them is a flag of its own.

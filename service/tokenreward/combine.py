@@ -1,17 +1,18 @@
-"""The weighted sum of several scorers' rewards: `combine` of a request, over the replies' plain objects.
+"""The weighted sum of several scorers' rewards: `combine` of a request, over the replies' plain objects; and when two
+scorers' units are the same.
 
 Pure: one replica uses it on its own reply, the front on what it merged. It knows no HTTP and runs no model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from tokenreward.errors import InvalidField, NonFinite, UnitsDiffer
-from tokenreward.wire import Item, RewardsRequest, decode_rewards, encode_rewards
+from tokenreward.wire import Item, Message, RewardsRequest, decode_rewards, encode_rewards
 
 _SHOWN = 64  # characters of a name that the caller sent
 
@@ -26,20 +27,45 @@ def refuse_unequal_units(request: RewardsRequest, fingerprints: Mapping[str, str
         if name not in request.names:
             raise InvalidField(f"`combine` names `{name[:_SHOWN]}`, which `scorers` does not", param="combine")
     for index, item in enumerate(request.items):
-        if item.spans is None and isinstance(item.response, str):
+        if has_token_units(item) and not has_id_units(item):
             raise UnitsDiffer(
                 "`combine` needs equal units: give `spans`, or token ids of one tokenizer",
                 param=f"items[{index}].spans",
             )
-    if any(has_id_units(item) for item in request.items) and len({fingerprints[name] for name in weights}) > 1:
-        raise UnitsDiffer(
-            "`combine` needs equal units: these scorers' tokenizers differ, so token ids cannot be combined"
-        )
+    refuse_two_tokenizers(
+        request.items,
+        {fingerprints[name] for name in weights},
+        concerned=has_id_units,
+        message="`combine` needs equal units: these scorers' tokenizers differ, so token ids cannot be combined",
+    )
+
+
+def refuse_two_tokenizers(
+    items: Sequence[Item], fingerprints: Collection[str], *, concerned: Callable[[Item], bool], message: str
+) -> None:
+    """Raises UnitsDiffer for the first item that is `concerned` if there is more than one tokenizer."""
+    if len(set(fingerprints)) < 2:
+        return
+    for index, item in enumerate(items):
+        if concerned(item):
+            raise UnitsDiffer(message, param=f"items[{index}]")
+
+
+def has_ids(item: Item) -> bool:
+    """Whether prompt or response are token ids, which mean something to one tokenizer only."""
+    prompt = item.prompt
+    is_text = isinstance(prompt, str) or (isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], Message))
+    return has_id_units(item) or not is_text
 
 
 def has_id_units(item: Item) -> bool:
     """Whether the item's units are the token ids it came with."""
     return not isinstance(item.response, str)
+
+
+def has_token_units(item: Item) -> bool:
+    """Whether the item's units are tokens: its own ids, or what a tokenizer makes of its text."""
+    return item.spans is None
 
 
 def combine(items: list[dict[str, Any]], request: RewardsRequest) -> None:

@@ -41,6 +41,13 @@ class ScorerSettings(Frozen):
         """The name that requests use."""
         return self.name if self.name is not None else self.type
 
+    @property
+    def score_from(self) -> str | None:
+        """The scorer that is asked for the score of items that have none; of the options, the one that the front
+        reads."""
+        named = self.options.get("score_from")
+        return named if isinstance(named, str) else None
+
 
 class DeploymentSettings(Frozen):
     """One checkpoint, held once, with every scorer that reads it."""
@@ -104,6 +111,20 @@ class Settings(Frozen):
     def _names_are_unique(self) -> Settings:
         _refuse_twice("deployments", [deployment.name for deployment in self.deployments])
         _refuse_twice("scorers", [scorer.served_name for d in self.deployments for scorer in d.scorers])
+        return self
+
+    @model_validator(mode="after")
+    def _scores_come_from_scorers_that_have_their_own(self) -> Settings:
+        scorers = {scorer.served_name: scorer for d in self.deployments for scorer in d.scorers}
+        for name, scorer in scorers.items():
+            source = scorer.score_from
+            if source is None:
+                continue
+            where = f"`scorers`: `{name}`: the option `score_from` names `{source}`"
+            if source not in scorers:
+                raise ValueError(f"{where}; there are {', '.join(scorers)}")
+            if scorers[source].score_from is not None:
+                raise ValueError(f"{where}, which takes its own score from `{scorers[source].score_from}`")
         return self
 
     def api_keys(self) -> tuple[SecretStr, ...]:

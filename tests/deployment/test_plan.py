@@ -13,6 +13,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from tokenreward.cli import schema
 from tokenreward.deployment.plan import internal_url, needed_cpus, rules_of, serve_config
+from tokenreward.gateway import Route
 from tokenreward.settings import DeploymentSettings, Settings, demo_settings, load_settings, parse_settings
 
 
@@ -36,12 +37,22 @@ def test_import_paths_lead_to_builders() -> None:
 
 def test_gateway_is_told_where_every_scorer_lives() -> None:
     (gateway,) = [app for app in serve_config(demo_settings())["applications"] if app["route_prefix"] == "/"]
-    assert gateway["args"]["routes"] == {
-        "endogenous": "sft",
-        "logprob": "sft",
-        "reward_model": "rm",
-        "attention_dense": "rm",
+    assert {name: Route(**route) for name, route in gateway["args"]["routes"].items()} == {
+        "endogenous": Route("sft", "endogenous"),
+        "logprob": Route("sft", "endogenous"),
+        "reward_model": Route("rm", "reward_model"),
+        "attention_dense": Route("rm", "attention_dense"),
     }
+
+
+def test_gateway_is_told_who_asks_whom_for_a_score() -> None:
+    scorers = [
+        {"type": "endogenous"},
+        {"type": "my.own:Spread", "name": "spread", "options": {"score_from": "reward_model"}},
+    ]
+    settings = changed(demo_settings(), scorers=scorers)
+    (gateway,) = [app for app in serve_config(settings)["applications"] if app["route_prefix"] == "/"]
+    assert Route(**gateway["args"]["routes"]["spread"]) == Route("sft", "my.own:Spread", score_from="reward_model")
 
 
 def test_replica_gets_back_the_settings_it_was_planned_with() -> None:

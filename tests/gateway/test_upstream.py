@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
@@ -207,3 +209,161 @@ async def test_deployment_that_fails_now_gives_retryable_results(edge: Any, clie
     assert results["one"]["rewards"] == [1.0]
     assert results["two"]["rewards"] is None
     assert results["two"]["error"] == {"code": "c", "message": "m", "param": None, "retryable": True}
+
+
+ITEM = {"prompt": "a", "response": "bc", "spans": [[0, 1], [1, 2]], "policy_logprobs": [-1.0, -1.0]}
+KL = {"kl": {"coef": 1.0, "reference": "endogenous"}}
+LOG_PROBS = base64.b64encode(np.array([-2.0, -3.0], dtype="<f4").tobytes()).decode()
+
+
+def reply(items: list[dict[str, Any]], *, seconds: float = 0.5, **fields: Any) -> dict[str, Any]:
+    usage = dict.fromkeys(("prompt_tokens", "response_tokens"), len(items))
+    timing = dict.fromkeys(("queue_s", "tokenize_s", "compute_s"), seconds)
+    body = {"id": "x", "model": "m", "version": 1, "usage": usage, "timing": timing}
+    return {**body, "items": [{"index": i, "error": None, **item} for i, item in enumerate(items)], **fields}
+
+
+def answers(*, lm: Any, rm: Any) -> Answering:
+    """What each deployment says: a body, or a Response."""
+
+    async def answer(request: Request) -> Response:
+        said = lm if "/d/lm/" in request.url.path else rm
+        said = await said(request) if callable(said) and not isinstance(said, Response) else said
+        return said if isinstance(said, Response) else JSONResponse(said)
+
+    return answer
+
+
+async def test_what_a_reference_told_is_filled_in_and_its_stages_count_but_not_its_tokens(
+    edge: Any, client: Any
+) -> None:
+    told = reply([{"rewards": LOG_PROBS}] * 2, seconds=0.25, model="ref", version=7)
+    edge.answer = answers(lm=told, rm=reply([{"rewards": [1.0, 2.0], "score": 3.0}] * 2, scorer="two"))
+    async with client() as opened:
+        response = await opened.post("/v1/rewards", json={"scorer": "two", "items": [ITEM] * 2, "credit": KL})
+    got = response.json()
+    assert [item["rewards"] for item in got["items"]] == [[1.0, 2.0]] * 2
+    assert got["usage"] == {"prompt_tokens": 2, "response_tokens": 2}
+    assert got["timing"] == {"queue_s": 0.75, "tokenize_s": 0.75, "compute_s": 0.75}
+    assert (got["model"], got["version"]) == ("m", 1)
+    assert got["sources"] == {"endogenous": {"model": "ref", "version": 7}}
+    assert [item["ref_logprobs"] for item in json.loads(edge.bodies[1])["items"]] == [[-2.0, -3.0]] * 2
+
+
+async def test_time_that_a_reference_took_is_gone_for_the_scorer(edge: Any, client: Any) -> None:
+    async def slowly(_: Request) -> Any:
+        await asyncio.sleep(0.4)
+        return reply([{"rewards": LOG_PROBS}])
+
+    edge.answer = answers(lm=slowly, rm=reply([{"rewards": [1.0, 2.0]}]))
+    async with client() as opened:
+        body = {"scorer": "two", "items": [ITEM], "credit": KL}
+        await opened.post("/v1/rewards", json=body, headers={"x-request-timeout-seconds": "10"})
+        late = await opened.post("/v1/rewards", json=body, headers={"x-request-timeout-seconds": "0.3"})
+    first, second, *rest = (float(request.headers["x-request-timeout-seconds"]) for request in edge.requests)
+    assert 0.4 <= first - second < 5
+    assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline_exceeded")
+    assert late.json()["error"]["message"].startswith("reference `endogenous`: ")
+    assert len(rest) == 1
+
+
+NO_REPLIES = [
+    {"echo": [1.5]},
+    [1],
+    None,
+    {**reply([{"rewards": LOG_PROBS, "score": 1.0}]), "items": None},
+    {**reply([{"rewards": LOG_PROBS, "score": 1.0}]), "usage": {}},
+    {**reply([{"rewards": LOG_PROBS, "score": 1.0}]), "timing": {"queue_s": "1", "tokenize_s": [], "compute_s": 0}},
+    reply([]),
+    reply([{"rewards": LOG_PROBS, "score": 1.0}] * 2),
+    reply([{"rewards": LOG_PROBS, "index": 1}]),
+    reply([{"rewards": LOG_PROBS, "index": "0"}]),
+    reply([{"error": "text"}]),
+    reply([{"scorers": {"three": {"rewards": [1.0]}}}]),
+    reply([{"scorers": [1]}]),
+    reply([{"rewards": "!"}]),
+    reply([{"rewards": [1.0]}]),
+    reply([{}]),
+]
+
+
+@pytest.mark.parametrize("said", NO_REPLIES, ids=range(len(NO_REPLIES)))
+async def test_json_that_is_no_reply_is_an_internal_error_that_names_the_deployment(
+    edge: Any, client: Any, said: Any
+) -> None:
+    one = reply([{"scorers": {"one": {"rewards": [1.0], "score": 1.0, "error": None}}}])
+    async with client() as opened:
+        edge.answer = answers(lm=one, rm=said)
+        both = await opened.post("/v1/rewards", json={"scorers": ["one", "two"], "items": [ITEM]})
+        edge.answer = answers(lm=said, rm=reply([{"rewards": [1.0, 2.0]}]))
+        reference = await opened.post("/v1/rewards", json={"scorer": "two", "items": [ITEM], "credit": KL})
+    results = both.json()["items"][0]["scorers"]
+    assert results["one"]["rewards"] == [1.0]
+    assert (results["two"]["error"]["code"], results["two"]["error"]["retryable"]) == ("internal", True)
+    assert "`rm` answered 200 with a body that is no reply" in results["two"]["error"]["message"]
+    assert (reference.status_code, reference.json()["error"]["code"]) == (500, "internal")
+    assert "`lm` answered 200 with a body that is no reply" in reference.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("said", [{"echo": 1}, {"scorers": [{"name": "one"}]}, {"scorers": 3}, [1]], ids=repr)
+async def test_json_that_is_no_listing_is_an_internal_error_that_names_the_deployment(
+    edge: Any, client: Any, said: Any
+) -> None:
+    edge.answer = answers(lm=said, rm={"scorers": [{"name": "two", "tokenizer": "t"}]})
+    async with client() as opened:
+        listed = await opened.get("/v1/scorers")
+        body = {"scorer": "two", "items": [{"prompt": [1], "response": [2]}], "credit": KL}
+        units = await opened.post("/v1/rewards", json=body)
+    for response in (listed, units):
+        assert (response.status_code, response.json()["error"]["code"]) == (500, "internal")
+        assert "`lm` answered 200 with a body that lists no scorers" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("names", [{"scorer": "two"}, {"scorers": ["two", "one"]}], ids=["single", "keyed"])
+@pytest.mark.parametrize("status", [413, 422])
+async def test_refusal_of_a_reference_refuses_the_request_in_the_callers_words(
+    edge: Any, client: Any, names: dict[str, Any], status: int
+) -> None:
+    error = {"code": "c", "message": "`items[1].prompt` is odd", "param": "items[1].prompt", "retryable": False}
+    edge.answer = answers(lm=JSONResponse({"error": error}, status), rm=reply([]))
+    credit = KL if "scorer" in names else {"two": KL}
+    async with client() as opened:
+        response = await opened.post("/v1/rewards", json={**names, "items": [ITEM] * 2, "credit": credit})
+    assert response.status_code == status
+    assert response.json()["error"]["message"] == "reference `endogenous`: `items[1].prompt` is odd"
+    assert response.json()["error"]["param"] == "items[1].prompt"
+
+
+async def test_refusal_of_a_shortened_request_counts_the_callers_items(edge: Any, client: Any) -> None:
+    long = {"error": {"code": "sequence_too_long", "message": "`items[0].response`", "param": "items[0].response"}}
+    odd = {"code": "invalid_field", "message": "`items[1].prompt` is odd", "param": "items[1].prompt"}
+    edge.answer = answers(
+        lm=reply([{"rewards": None, **long}, {"rewards": LOG_PROBS}, {"rewards": LOG_PROBS}]),
+        rm=JSONResponse({"error": {**odd, "retryable": False}}, 422),
+    )
+    async with client() as opened:
+        response = await opened.post("/v1/rewards", json={"scorer": "two", "items": [ITEM] * 3, "credit": KL})
+    assert response.status_code == 422
+    assert response.json()["error"]["param"] == "items[2].prompt"
+    assert response.json()["error"]["message"] == "`items[2].prompt` is odd"
+
+
+async def test_caller_who_hangs_up_is_passed_on_to_the_reference(edge: Any, client: Any) -> None:
+    reached = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    async def waiting(request: Request) -> Response:
+        loop.call_soon_threadsafe(reached.set)
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        edge.hung_up = True
+        return Response()
+
+    edge.answer = answers(lm=waiting, rm=reply([]))
+    async with client() as opened:
+        body = {"scorers": ["two", "one"], "items": [ITEM], "credit": {"two": KL, "one": KL}}
+        asking = asyncio.create_task(opened.post("/v1/rewards", json=body))
+        await asyncio.wait_for(reached.wait(), 5)
+        asking.cancel()
+        await until(lambda: edge.hung_up)
+    assert len(edge.requests) == 1

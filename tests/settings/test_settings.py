@@ -146,6 +146,25 @@ def test_two_scorers_of_one_name_are_refused_across_deployments_too(content: dic
     assert refusal(content) == ["`scorers`: the name `endogenous` is used 2 times; names are unique"]
 
 
+@pytest.mark.parametrize(
+    ("source", "line"),
+    [
+        ("nobody", "names `nobody`; there are plain, spread, again"),
+        ("spread", "names `spread`, which takes its own score from `spread`"),
+        ("again", "names `again`, which takes its own score from `plain`"),
+    ],
+)
+def test_a_score_comes_from_another_scorer_that_has_one_of_its_own(source: str, line: str) -> None:
+    scorers = [
+        {"type": "endogenous", "name": "plain"},
+        {"type": "endogenous", "name": "spread", "options": {"score_from": source}},
+        {"type": "endogenous", "name": "again", "options": {"score_from": "plain"}},
+    ]
+    assert refusal(service(deployment(scorers=scorers))) == [f"`scorers`: `spread`: the option `score_from` {line}"]
+    scorers[1]["options"] = {"score_from": "plain"}
+    parse_settings(service(deployment(scorers=scorers)))
+
+
 def test_settings_are_frozen() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         parse_settings(service()).port = 80  # type: ignore[misc]

@@ -12,7 +12,7 @@ from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from tokenreward.deployment.plan import REPLICA, rules_of
-from tokenreward.gateway import build_app
+from tokenreward.gateway import Route, build_app
 from tokenreward.guard import App
 from tokenreward.metrics import Snapshot
 
@@ -28,7 +28,8 @@ class Gateway:
 
     def __init__(self, args: dict[str, Any]) -> None:
         self._args = args
-        self._replicas = Replicas(list(dict.fromkeys(args["routes"].values())))
+        self._routes = {name: Route(**route) for name, route in args["routes"].items()}
+        self._replicas = Replicas(list(dict.fromkeys(route.deployment for route in self._routes.values())))
 
     def __serve_build_asgi_app__(self) -> App:
         # Ray's proxy closes idle connections after 90 s; we give them up sooner, or a request meets a closed one.
@@ -36,7 +37,7 @@ class Gateway:
         # No timeout here: each request has its own deadline.
         client = httpx.AsyncClient(base_url=self._args["url"], limits=limits, timeout=None, trust_env=False)  # noqa: S113
         return build_app(
-            self._args["routes"],
+            self._routes,
             client,
             gather=self._replicas.snapshots,
             has_ready=self._replicas.has_ready,

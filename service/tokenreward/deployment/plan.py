@@ -10,7 +10,7 @@ import math
 from typing import Any
 
 from tokenreward.guard import Rules
-from tokenreward.settings import DeploymentSettings, Settings, read_api_keys
+from tokenreward.settings import DeploymentSettings, ScorerSettings, Settings, read_api_keys
 
 GATEWAY_APP = "Gateway"  # no deployment can have this name: theirs are lower case
 REPLICA = "Replica"
@@ -47,7 +47,7 @@ def internal_url(settings: Settings) -> str:
 
 
 def _gateway(settings: Settings) -> dict[str, Any]:
-    routes = {scorer.served_name: d.name for d in settings.deployments for scorer in d.scorers}
+    routes = {scorer.served_name: _route(scorer, d.name) for d in settings.deployments for scorer in d.scorers}
     return {
         "name": GATEWAY_APP,
         "route_prefix": "/",
@@ -61,6 +61,12 @@ def _gateway(settings: Settings) -> dict[str, Any]:
             }
         ],
     }
+
+
+def _route(scorer: ScorerSettings, deployment: str) -> dict[str, Any]:
+    """What the gateway knows of a scorer: the fields of its `Route`."""
+    route = {"deployment": deployment, "type": scorer.type}
+    return route if scorer.score_from is None else {**route, "score_from": scorer.score_from}
 
 
 def _deployment(deployment: DeploymentSettings, settings: Settings) -> dict[str, Any]:

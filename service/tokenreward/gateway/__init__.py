@@ -7,7 +7,8 @@ merged. It knows which scorer lives where, and no models; what needs Ray is inje
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from typing import Any
 
 import httpx
 import orjson
@@ -16,21 +17,22 @@ from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
-from tokenreward.errors import Loading, TooManyItems, UnknownRoute, UnknownScorer
+from tokenreward.errors import Loading, TooManyItems, UnknownRoute
 from tokenreward.gateway.fanout import fan_out
+from tokenreward.gateway.route import Route, find
+from tokenreward.gateway.sources import names_another
 from tokenreward.gateway.upstream import Answer, Gather, HasReady, Passage, Upstreams
 from tokenreward.guard import PROBE_METHODS, Guard, Rules, for_size, headers_of, read_body, time_limit_s, unless_gone
 from tokenreward.metrics import CONTENT_TYPE, REQUESTS, Metrics, render
 from tokenreward.wire import RewardsRequest, parse_json
 
-__all__ = ["build_app"]
+__all__ = ["Route", "build_app"]
 
 _OWN_LABEL = "gateway"
-_SHOWN = 64  # characters of a name that the caller sent
 
 
 def build_app(
-    routes: Mapping[str, str],
+    routes: Mapping[str, Route],
     client: httpx.AsyncClient,
     *,
     gather: Gather,
@@ -38,7 +40,7 @@ def build_app(
     rules: Rules,
     replica: str = "",
 ) -> FastAPI:
-    """The application at `/`. `routes`: the deployment of each scorer. `client`: speaks to the service's own address.
+    """The application at `/`. `routes`: where each scorer is served. `client`: speaks to the service's own address.
     `gather`: the metric snapshots of each deployment's replicas that are loaded now.
     `has_ready`: whether a deployment has a replica that is loaded and healthy.
     `replica`: the front's own label in the metrics."""
@@ -70,6 +72,22 @@ class _Asked(BaseModel):
 
     scorer: str | None = None
     scorers: list[str] | None = None
+    options: Any = None
+    credit: Any = None
+
+    @property
+    def names(self) -> list[str]:
+        """The scorers asked for."""
+        return [self.scorer] if self.scorer is not None else list(self.scorers or ())
+
+    def asks_another(self, routes: Mapping[str, Route]) -> bool:
+        """Whether a scorer that the caller did not ask for may have to be asked first."""
+        if self.scorer is not None:
+            named = names_another(self.options, self.credit)
+        else:
+            both = [field if isinstance(field, dict) else {} for field in (self.options, self.credit)]
+            named = any(names_another(*(field.get(name) for field in both)) for name in self.names)
+        return named or any(routes[name].score_from is not None for name in self.names)
 
 
 class _Front:
@@ -77,7 +95,7 @@ class _Front:
 
     def __init__(
         self,
-        routes: Mapping[str, str],
+        routes: Mapping[str, Route],
         *,
         upstreams: Upstreams,
         gather: Gather,
@@ -85,7 +103,7 @@ class _Front:
         own: tuple[tuple[str, str], Metrics],
     ) -> None:
         self._routes = routes
-        self._deployments = list(dict.fromkeys(routes.values()))
+        self._deployments = list(dict.fromkeys(route.deployment for route in routes.values()))
         self._upstreams = upstreams
         self._gather = gather
         self._rules = rules
@@ -94,11 +112,13 @@ class _Front:
     async def rewards(self, request: Request) -> Response:
         passage = self._passage(request)
         body = await read_body(request.scope, request.receive, limit=self._rules.max_body_bytes)
-        asked = self._by_deployment(await for_size(len(body), _names, body))
-        if len(asked) == 1:
-            work = passage.post(next(iter(asked)), body)
+        asked = await for_size(len(body), _asked, body)
+        param = "scorer" if len(asked.names) == 1 else "scorers"
+        deployments = {find(self._routes, name, param=param).deployment for name in asked.names}
+        if len(deployments) == 1 and not asked.asks_another(self._routes):
+            work = passage.post(deployments.pop(), body)
         else:
-            work = self._fan_out(body, asked, passage=passage, request_id=request.state.request_id)
+            work = self._fan_out(body, passage=passage, request_id=request.state.request_id)
         answer = await unless_gone(request.receive, work)
         return Response(answer.body, answer.status, headers=answer.headers)
 
@@ -127,31 +147,20 @@ class _Front:
             headers["authorization"] = key
         return Passage(self._upstreams, headers=headers, limit_s=time_limit_s(request.scope, self._rules))
 
-    def _by_deployment(self, names: Sequence[str]) -> dict[str, list[str]]:
-        asked: dict[str, list[str]] = {}
-        for name in names:
-            if name not in self._routes:
-                param = "scorer" if len(names) == 1 else "scorers"
-                raise UnknownScorer(f"no scorer `{name[:_SHOWN]}`; there are {', '.join(self._routes)}", param=param)
-            asked.setdefault(self._routes[name], []).append(name)
-        return asked
-
-    async def _fan_out(
-        self, body: bytes, asked: Mapping[str, Sequence[str]], *, passage: Passage, request_id: str
-    ) -> Answer:
+    async def _fan_out(self, body: bytes, *, passage: Passage, request_id: str) -> Answer:
         request = await for_size(len(body), parse_json, RewardsRequest, body)
         limit = self._rules.max_request_items
         if len(request.items) > limit:
             raise TooManyItems(f"the request has {len(request.items)} items, the limit is {limit}", param="items")
-        return await fan_out(request, body, asked, passage=passage, request_id=request_id)
+        return await fan_out(request, body, self._routes, passage=passage, request_id=request_id)
 
 
-def _names(body: bytes) -> list[str]:
-    """The scorers that a body asks for. Raises as `parse_json`."""
+def _asked(body: bytes) -> _Asked:
+    """What a body asks for. Raises as `parse_json`."""
     asked = parse_json(_Asked, body)
     if (asked.scorer is None) == (not asked.scorers):
-        return parse_json(RewardsRequest, body).names  # which refuses it, and says what is wrong
-    return [asked.scorer] if asked.scorer is not None else list(asked.scorers or ())
+        parse_json(RewardsRequest, body)  # which refuses it, and says what is wrong
+    return asked
 
 
 async def _refuse_route(request: Request, _: Exception) -> Response:

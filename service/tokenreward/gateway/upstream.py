@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 import orjson
+from pydantic import BaseModel
 
 from tokenreward.errors import DeadlineExceeded, InternalError, Loading, RequestError
 from tokenreward.guard import TIMEOUT_HEADER
@@ -31,6 +32,17 @@ class Answer:
     status: int
     body: bytes
     headers: dict[str, str]
+
+
+class _Entry(BaseModel):
+    name: str
+    tokenizer: str
+
+
+class _Listing(BaseModel):
+    """As much of a listing as the front itself reads."""
+
+    scorers: list[_Entry]
 
 
 class Upstreams:
@@ -91,7 +103,12 @@ class Passage:
         answer = await self._ask(deployment, "GET", "/v1/scorers")
         if answer.status != 200:
             raise InternalError(f"`{deployment}` did not list its scorers (status {answer.status})")
-        return list(orjson.loads(answer.body)["scorers"])
+        try:
+            content: dict[str, Any] = orjson.loads(answer.body)
+            _Listing.model_validate(content)
+        except ValueError:
+            raise InternalError(f"`{deployment}` answered 200 with a body that lists no scorers") from None
+        return list(content["scorers"])
 
     async def _ask(self, deployment: str, method: str, path: str, *, body: bytes | None = None) -> Answer:
         await self._upstreams.expect_ready(deployment)

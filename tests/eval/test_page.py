@@ -176,6 +176,13 @@ def test_hostile_text_is_text_everywhere(tmp_path: Path) -> None:
     assert "\x00" not in printed
 
 
+def test_hostile_domain_stays_inside_the_attributes_of_its_plot(tmp_path: Path) -> None:
+    rows = [{"id": 1, "prompt": "q", "domain": HOSTILE, **styles(1)}]
+    dataset = load([write(tmp_path / "data", rows)])
+    reader = read(page(dataset, [answered(dataset)], title="t"))
+    assert any(name == "aria-label" and value and "<script" in value for name, value in reader.attributes)
+
+
 def test_hostile_name_of_a_unit_is_text() -> None:
     units = Units(np.array([1.0], dtype=np.float32), np.array([[0, 0]]), (HOSTILE,))
     assert "<script" not in passage("", units, limit=1.0)

@@ -20,10 +20,11 @@ p.note,figcaption,small{color:var(--soft)}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums}
 th,td{padding:.3rem .7rem;text-align:left;border-bottom:1px solid var(--line);vertical-align:top}
 td small{white-space:nowrap}
+@media(max-width:600px){th,td{padding:.25rem .4rem;font-size:.9rem}}
 .plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,330px),1fr));gap:1rem}
 figure{margin:0;padding:.7rem;background:var(--panel);border-radius:6px}
 svg.plot{width:100%;max-width:480px;height:auto;font:12px system-ui,sans-serif}
-svg.track{width:160px;height:16px;vertical-align:middle}
+svg.track{width:clamp(72px,20vw,160px);height:auto;vertical-align:middle}
 svg text{fill:var(--ink)}
 .first{fill:var(--first)}.second{fill:var(--second)}
 .axis{stroke:var(--line);fill:none}.whisker{stroke:var(--first);stroke-width:2}

@@ -75,16 +75,19 @@ def histogram(classes: Mapping[str, Floats]) -> str:
 
 def heat_map(matrix: Floats, styles: Sequence[str], name: str) -> str:
     """Shares [n, n] in [0, 1] as cells, chosen down and rejected across; the further from a half, the stronger."""
-    left, top, width, height = 100, 36, 84, 40
-    body = [_word(left + width * (j + 0.5), top - 8, f"rejected {style}", "middle") for j, style in enumerate(styles)]
+    left, top, width, height = 76, 40, 92, 44
+    body = []
+    for j, style in enumerate(styles):
+        middle = left + width * (j + 0.5)
+        body += [_word(middle, top - 22, "rejected", "middle"), _word(middle, top - 8, style, "middle")]
     for i, row in enumerate(matrix.tolist()):
         y = top + height * i
-        body.append(_word(left - 8, y + 25, f"chosen {styles[i]}", "end"))
+        body += [_word(left - 8, y + 18, "chosen", "end"), _word(left - 8, y + 32, styles[i], "end")]
         for j, value in enumerate(row):
-            x, opacity = left + width * j, 0.1 + 1.6 * abs(value - 0.5)
-            size = f'width="{width - 2}" height="{height - 2}" opacity="{min(opacity, 0.9):.2f}"'
+            x, opacity = left + width * j, 0.05 + 0.9 * abs(value - 0.5)
+            size = f'width="{width - 2}" height="{height - 2}" opacity="{opacity:.2f}"'
             body.append(f'<rect class="{"first" if value >= 0.5 else "second"}" x="{x}" y="{y}" {size}/>')
-            body.append(_word(x + width / 2, y + 25, f"{value:.3f}", "middle"))
+            body.append(_word(x + width / 2, y + 26, f"{value:.3f}", "middle"))
     return _drawing(top + height * len(styles) + 4, name, "".join(body))
 
 
@@ -96,7 +99,7 @@ def roc(curve: Curve, name: str) -> str:
     words = _word(30, 256, "0") + _word(250, 256, "1", "end") + _word(26, 30, "1", "end")
     words += _word(140, 256, "false positive rate", "middle") + _word(36, 14, "true positive rate")
     frame = '<path class="axis" d="M30 20V240H250M30 240L250 20"/>'
-    return _drawing(262, name, f'{frame}<polyline class="curve" points="{points}"/>{words}')
+    return _drawing(262, name, f'{frame}<polyline class="curve" fill="none" points="{points}"/>{words}')
 
 
 def _steps(heights: Floats, style: str) -> str:

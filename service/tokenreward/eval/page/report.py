@@ -128,7 +128,7 @@ def _examples(title: str, examples: Sequence[Example], dataset: Dataset, answers
     if not examples:
         return ""
     shown = "".join(_example(example, dataset, answers) for example in examples)
-    return f"<h3>{safe(title)}: the {len(examples)} most wrong</h3>{shown}"
+    return f"<h3>{safe(title)}: the {len(examples)} worst</h3>{shown}"
 
 
 def _example(example: Example, dataset: Dataset, answers: Mapping[int, Answer]) -> str:

@@ -251,6 +251,20 @@ async def test_what_this_tokenizer_cannot_read_is_an_error_of_the_item(
     assert item["error"]["param"] == "items[0]"
 
 
+async def test_words_that_the_tokenizer_knows_and_the_model_does_not_are_an_error_of_the_item(
+    make_engine: Callable[..., Any], tmp_path: Path
+) -> None:
+    folder = tiny.save(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["Yes"])
+    tokenizer.save_pretrained(folder)
+    engine = make_engine("causal_lm", [{"type": "generative"}], checkpoint=folder)
+    items = [{"prompt": [USER], "response": RESPONSE}]
+    known, unknown = {"yes": ["Y"], **SHORT}, {"yes": ["Y", "Yes"], **SHORT}
+    assert [(await ask(engine, items, **options))[0]["error"] is None for options in (known, unknown)] == [True, False]
+    assert (await ask(engine, items, **unknown))[0]["error"]["code"] == "token_out_of_vocabulary"
+
+
 async def test_an_image_cannot_be_quoted(make_engine: Callable[..., Any]) -> None:
     content = [{"type": "text", "text": "2+2?"}, {"type": "image", "url": "x"}]
     template = tiny.TEMPLATE.replace("message.content", "message.content|string")

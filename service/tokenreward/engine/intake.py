@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Int64
 
 from tokenreward.alignment import owners, scored_spans, tiles
-from tokenreward.contract import Sample, Source
+from tokenreward.contract import Row, Sample, Source
 from tokenreward.errors import EmptyResponse, LengthMismatch, SequenceTooLong, TokenOutOfVocabulary, UnsupportedText
 from tokenreward.models.vocabulary import EncodedResponse, Vocabulary
 from tokenreward.wire import Item, decode_ids
@@ -59,16 +59,17 @@ class Intake:
             raise EmptyResponse(f"`{param}.mask` leaves no token to score", param=f"{param}.mask")
         return Prepared(index, item, sample, owner, scored, response.ends)
 
-    def check_row(self, ids: Int64[np.ndarray, " n"], *, param: str) -> None:
+    def check_row(self, row: Row, *, param: str) -> None:
         """Refuses a row of a scorer that the model cannot read. Raises SequenceTooLong, TokenOutOfVocabulary."""
-        if len(ids) and not 0 <= ids.min() <= ids.max() < self.vocab_size:
+        read = {int(row.ids.min()), int(row.ids.max()), *row.labels}
+        if not 0 <= min(read) <= max(read) < self.vocab_size:
             raise TokenOutOfVocabulary(
                 f"`{param}`: the tokenizer has tokens that the model, with ids 0 to {self.vocab_size - 1}, has not",
                 param=param,
             )
-        if self.max_sequence_tokens is not None and len(ids) > self.max_sequence_tokens:
+        if self.max_sequence_tokens is not None and len(row.ids) > self.max_sequence_tokens:
             raise SequenceTooLong(
-                f"`{param}` is {len(ids)} tokens as this scorer reads it, `max_sequence_tokens` is "
+                f"`{param}` is {len(row.ids)} tokens as this scorer reads it, `max_sequence_tokens` is "
                 f"{self.max_sequence_tokens}",
                 param=param,
             )

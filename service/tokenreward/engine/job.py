@@ -77,7 +77,7 @@ def make_job(item: Item, index: int, plans: Sequence[Plan], intake: Intake) -> J
             if not {row.model for row in asked} <= plan.scorer.models:
                 raise ValueError("a scorer's rows go to the models that it names")  # another might not be there
             for row in asked:
-                intake.check_row(row.ids, param=prepared.param)
+                intake.check_row(row, param=prepared.param)
         except ItemError as error:
             job.rows_of[plan.name] = error
             continue

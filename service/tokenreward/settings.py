@@ -56,12 +56,23 @@ class DeploymentSettings(Frozen):
     checkpoint: str = Field(
         min_length=1, description="Local folder, hub id, or `demo:base|sft|dpo|rm` for an embedded model."
     )
+    adapter: str | None = Field(
+        default=None, min_length=1, description="PEFT LoRA adapter that is put on `checkpoint`: local folder or hub id."
+    )
+    reference_checkpoint: str | None = Field(
+        default=None,
+        min_length=1,
+        description="The model that `implicit` compares with, named as `checkpoint` is. Default: `checkpoint` without "
+        "its `adapter`, for which the weights are held once.",
+    )
     version: int = Field(default=1, ge=0, description="Version of the weights, stamped on every reply.")
     task: Literal["causal_lm", "reward_model"] = Field(description="How the checkpoint is loaded.")
     scorers: tuple[ScorerSettings, ...] = Field(min_length=1, description="The scorers served on this checkpoint.")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(default="float32", description="Dtype of the trunk.")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="`auto` takes a GPU if Ray grants one.")
     revision: str | None = Field(default=None, description="Hub revision.")
+    adapter_revision: str | None = Field(default=None, description="Hub revision of `adapter`.")
+    reference_revision: str | None = Field(default=None, description="Hub revision of `reference_checkpoint`.")
     trust_remote_code: bool = Field(default=False, description="Run Python code that the checkpoint ships.")
     allow_pickle: bool = Field(default=False, description="Load `.bin` weights, which are pickles.")
     suffix_text: str | None = Field(
@@ -89,6 +100,24 @@ class DeploymentSettings(Frozen):
             if getattr(self, name) is not None and self.task != "reward_model":
                 raise ValueError(f"`{name}` has no effect with task `{self.task}`")
         return self
+
+    @model_validator(mode="after")
+    def _a_revision_is_of_something(self) -> DeploymentSettings:
+        for name, of in (("adapter_revision", "adapter"), ("reference_revision", "reference_checkpoint")):
+            if getattr(self, name) is not None and getattr(self, of) is None:
+                raise ValueError(f"`{name}` has no effect without `{of}`")
+        return self
+
+    @property
+    def model(self) -> str:
+        """The model's name in replies."""
+        return self.checkpoint if self.adapter is None else f"{self.checkpoint} + {self.adapter}"
+
+    @property
+    def reference(self) -> str | None:
+        """The name of what the model is compared with; None if there is nothing."""
+        base = None if self.adapter is None else self.checkpoint
+        return self.reference_checkpoint or base
 
 
 class Settings(Frozen):
@@ -192,7 +221,7 @@ def parse_settings(content: dict[str, Any]) -> Settings:
 
 
 def demo_settings() -> Settings:
-    """The embedded demo: one language model and one reward model, three scorer types."""
+    """The embedded demo: a language model, a DPO model with its reference, and a reward model; four scorer types."""
     lm_scorers = [
         {"type": "endogenous"},
         {"type": "endogenous", "name": "logprob", "options": {"form": "logprob"}},
@@ -202,6 +231,13 @@ def demo_settings() -> Settings:
         {
             "deployments": [
                 {"name": "sft", "checkpoint": "demo:sft", "task": "causal_lm", "scorers": lm_scorers},
+                {
+                    "name": "dpo",
+                    "checkpoint": "demo:dpo",
+                    "reference_checkpoint": "demo:sft",
+                    "task": "causal_lm",
+                    "scorers": [{"type": "implicit"}],
+                },
                 {"name": "rm", "checkpoint": "demo:rm", "task": "reward_model", "scorers": rm_scorers},
             ]
         }
@@ -216,15 +252,15 @@ def _with_absolute_paths(content: dict[str, Any], folder: Path) -> dict[str, Any
     deployments = content.get("deployments")
     if not isinstance(deployments, list):
         return content
-    return {**content, "deployments": [_with_absolute_checkpoint(entry, folder) for entry in deployments]}
+    return {**content, "deployments": [_with_absolute_folders(entry, folder) for entry in deployments]}
 
 
-def _with_absolute_checkpoint(entry: object, folder: Path) -> object:
-    if isinstance(entry, dict) and isinstance(entry.get("checkpoint"), str) and entry["checkpoint"]:
-        candidate = folder / entry["checkpoint"]
-        if candidate.is_dir():
-            return {**entry, "checkpoint": str(candidate)}
-    return entry
+def _with_absolute_folders(entry: object, folder: Path) -> object:
+    if not isinstance(entry, dict):
+        return entry
+    given = {name: entry.get(name) for name in ("checkpoint", "adapter", "reference_checkpoint")}
+    paths = {name: folder / path for name, path in given.items() if isinstance(path, str) and path}
+    return {**entry, **{name: str(path) for name, path in paths.items() if path.is_dir()}}
 
 
 def _refuse_twice(field: str, names: list[str]) -> None:

@@ -42,6 +42,7 @@ HOMES = {
     "prometheus_client": {"metrics"},
     "transformers": {"models", "demo"},
     "tokenizers": {"models", "demo"},
+    "peft": {"models"},
     "safetensors": {"models", "demo"},
     "datasets": {"demo"},
     "trl": {"demo"},

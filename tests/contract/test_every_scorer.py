@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,15 +30,23 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def score(name: str, language_model: Any, reward_model: Any) -> Callable[..., Any]:
+def second(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another language model, for a scorer that compares two."""
+    return tiny.save(tmp_path_factory.mktemp("second"), seed=1)
+
+
+@pytest.fixture(scope="module")
+def score(name: str, language_model: Any, reward_model: Any, second: Path) -> Callable[..., Any]:
     """`await score(items, **request)` on an engine that serves this scorer, shared by the module's tests."""
     from tokenreward.engine import Engine
     from tokenreward.settings import DeploymentSettings
 
-    task = resolve(name).task or "causal_lm"
+    scorer = resolve(name)
+    task = scorer.task or scorer.needs(scorer.Options(**OPTIONS.get(name, {}))).task or "causal_lm"
     folder = language_model if task == "causal_lm" else reward_model
     scorers = [{"type": name, "options": OPTIONS.get(name, {})}]
-    deployment = DeploymentSettings(name="t", checkpoint=str(folder), task=task, scorers=scorers)
+    pair = {"reference_checkpoint": str(second)} if "reference" in resolve(name).models else {}
+    deployment = DeploymentSettings(name="t", checkpoint=str(folder), task=task, scorers=scorers, **pair)
     loaded = Engine.load(deployment, say=lambda line: None)
 
     async def run(items: list[dict[str, Any]], **more: Any) -> list[dict[str, Any]]:

@@ -25,7 +25,7 @@ def changed(settings: Settings, **fields: Any) -> Settings:
 
 def test_config_is_valid_for_ray() -> None:
     config = ServeDeploySchema.model_validate(serve_config(demo_settings()))
-    assert {app.route_prefix for app in config.applications} == {"/", "/d/sft", "/d/rm"}
+    assert {app.route_prefix for app in config.applications} == {"/", "/d/sft", "/d/dpo", "/d/rm"}
     assert config.http_options.host == "127.0.0.1"
 
 
@@ -40,6 +40,7 @@ def test_gateway_is_told_where_every_scorer_lives() -> None:
     assert {name: Route(**route) for name, route in gateway["args"]["routes"].items()} == {
         "endogenous": Route("sft", "endogenous"),
         "logprob": Route("sft", "endogenous"),
+        "implicit": Route("dpo", "implicit"),
         "reward_model": Route("rm", "reward_model"),
         "attention_dense": Route("rm", "attention_dense"),
     }
@@ -91,7 +92,7 @@ def test_keys_travel_as_a_file_name_and_never_as_keys(tmp_path: Path) -> None:
 
 
 def test_all_replicas_fit_on_the_private_instance() -> None:
-    assert needed_cpus(changed(demo_settings(), num_replicas=3, num_cpus=0.5)) == 3  # 3 x 0.5 + 1 + 0.1
+    assert needed_cpus(changed(demo_settings(), num_replicas=3, num_cpus=0.5)) == 4  # 3 x 0.5 + 2 x 1 + 0.1
 
 
 @pytest.mark.parametrize(

@@ -177,11 +177,12 @@ def test_every_setting_has_a_description_that_reads_as_a_sentence(model: type[Ba
         assert field.description.endswith("."), name
 
 
-def test_the_demo_settings_survive_a_round_trip_and_name_three_types() -> None:
+def test_the_demo_settings_survive_a_round_trip_and_name_four_types() -> None:
     demo = demo_settings()
     assert parse_settings(demo.model_dump(mode="json", exclude_none=True)) == demo
     assert {scorer.type for d in demo.deployments for scorer in d.scorers} == {
         "endogenous",
+        "implicit",
         "reward_model",
         "attention_dense",
     }
@@ -235,6 +236,38 @@ def test_a_checkpoint_folder_beside_the_file_is_found_from_anywhere(
     monkeypatch.chdir(tmp_path)
     settings = load_settings(file.relative_to(tmp_path))
     assert settings.deployments[0].checkpoint == str((tmp_path / "conf" / "weights").resolve())
+
+
+def test_an_adapter_and_a_reference_beside_the_file_are_found_from_anywhere(tmp_path: Path) -> None:
+    for name in ("weights", "lora", "base"):
+        (tmp_path / name).mkdir()
+    named = {"checkpoint": "weights", "adapter": "lora", "reference_checkpoint": "base"}
+    (found,) = load_settings(write(tmp_path, service(deployment(**named)))).deployments
+    assert {name: getattr(found, name) for name in named} == {n: str(tmp_path / folder) for n, folder in named.items()}
+    (far,) = load_settings(write(tmp_path, service(deployment(adapter="org/lora")))).deployments
+    assert far.adapter == "org/lora"
+
+
+def test_a_model_is_named_with_its_adapter_and_compared_with_the_reference_or_its_base() -> None:
+    adapted = {"checkpoint": "base", "adapter": "lora"}
+    for fields, model, reference in [
+        ({"checkpoint": "base"}, "base", None),
+        ({"checkpoint": "base", "reference_checkpoint": "other"}, "base", "other"),
+        (adapted, "base + lora", "base"),
+        ({**adapted, "reference_checkpoint": "other"}, "base + lora", "other"),
+    ]:
+        (found,) = parse_settings(service(deployment(**fields))).deployments
+        assert (found.model, found.reference) == (model, reference)
+
+
+@pytest.mark.parametrize(
+    ("name", "of"), [("adapter_revision", "adapter"), ("reference_revision", "reference_checkpoint")]
+)
+def test_a_revision_of_nothing_is_refused(name: str, of: str) -> None:
+    assert refusal(service(deployment(**{name: "main"}))) == [
+        f"`deployments[0]`: Value error, `{name}` has no effect without `{of}`"
+    ]
+    parse_settings(service(deployment(**{name: "main", of: "org/model"})))
 
 
 @pytest.mark.parametrize("checkpoint", ["demo:sft", "org/model", "weights", ""])

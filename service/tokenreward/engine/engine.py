@@ -15,16 +15,16 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from tokenreward.batching import Batcher, Entry
-from tokenreward.contract import Needs
 from tokenreward.engine.device import Device
 from tokenreward.engine.intake import Intake
 from tokenreward.engine.job import Job, Outcome, Rows, make_job, reply_item
-from tokenreward.engine.served import Served, check_words, plans
+from tokenreward.engine.served import check_words, needs_of, plans, served_by
 from tokenreward.engine.verdict import Plan
 from tokenreward.errors import DeadlineExceeded, InternalError, VersionNotReached, frames
 from tokenreward.models.checkpoint import Checkpoint, load_checkpoint
+from tokenreward.models.pair import choose_layouts, with_reference
 from tokenreward.models.pooling import compare_with_own_call
-from tokenreward.models.probe import Verdict, choose_layout
+from tokenreward.models.probe import Verdict
 from tokenreward.models.vocabulary import Vocabulary
 from tokenreward.settings import DeploymentSettings
 from tokenreward.wire import RewardsRequest
@@ -47,7 +47,7 @@ class Engine:
 
     def __init__(self, settings: DeploymentSettings, checkpoint: Checkpoint, verdict: Verdict, report: Report) -> None:
         self.settings = settings
-        self._served = _served(settings)
+        self._served = served_by(settings)
         self._checkpoint = checkpoint
         self._verdict = verdict
         self._report = report
@@ -77,18 +77,18 @@ class Engine:
         cls, settings: DeploymentSettings, *, report: Report = _ignore, say: Callable[[str], None] = logger.info
     ) -> Engine:
         """Loads the checkpoint and probes it, which also warms it. Blocks. Raises SettingsError, CheckpointRefused."""
-        needs = Needs()
-        for served in _served(settings).values():
-            needs = needs | served.needs
-        say(f"{settings.name}: loading {settings.checkpoint}")
+        needs = needs_of(served_by(settings).values())
+        say(f"{settings.name}: loading {settings.model}")
         began = time.monotonic()
         checkpoint = load_checkpoint(settings)
         check_words(settings, Vocabulary(checkpoint))
+        if "reference" in needs:
+            checkpoint = with_reference(checkpoint, settings)
         say(f"{settings.name}: weights loaded in {time.monotonic() - began:.1f} s, probing")
         if settings.task == "reward_model":
             own = compare_with_own_call(checkpoint, Vocabulary(checkpoint), settings.suffix_text)
             say(f"{settings.name}: {own}")
-        verdict = choose_layout(checkpoint, needs, say=lambda line: say(f"{settings.name}: {line}"))
+        verdict = choose_layouts(checkpoint, needs, say=lambda line: say(f"{settings.name}: {line}"))
         return cls(settings, checkpoint, verdict, report)
 
     async def score(
@@ -134,7 +134,8 @@ class Engine:
         settings = self.settings
         shared = {
             "deployment": settings.name,
-            "model": settings.checkpoint,
+            "model": settings.model,
+            "reference": settings.reference if self._checkpoint.reference is not None else None,
             "version": settings.version,
             "tokenizer": self._intake.vocabulary.fingerprint,
             "layout": self._verdict.layout.name,
@@ -191,7 +192,7 @@ class Engine:
         return {
             "id": request_id,
             "scorer": request.scorer,
-            "model": self.settings.checkpoint,
+            "model": self.settings.model,
             "version": self.settings.version,
             "items": items,
             "usage": _usage(jobs),
@@ -206,7 +207,7 @@ class Engine:
         entries = []
         for job in jobs:
             if job.rows:
-                job.entry = Entry(job.rows, job.num_tokens, loop.create_future(), deadline)
+                job.entry = Entry(job.rows, job.num_tokens, loop.create_future(), deadline, job.prompts)
                 entries.append(job.entry)
         self._batcher.submit(entries)
         self._report_queue()
@@ -237,7 +238,7 @@ class Engine:
         items = [reply_item(job, request, asked, self._intake) for job in jobs]
         for item in items:
             for result in item.get("scorers", {}).values():
-                result |= {"model": self.settings.checkpoint, "version": self.settings.version}
+                result |= {"model": self.settings.model, "version": self.settings.version}
         return items
 
     async def _offload(self, function: Callable[..., ResultT], *arguments: object) -> ResultT:
@@ -273,10 +274,6 @@ class Engine:
                     self._report("errors_total", 1, code=result["error"]["code"])
         for kind, count in _usage(jobs).items():
             self._report("tokens_total", count, kind=kind.removesuffix("_tokens"))
-
-
-def _served(settings: DeploymentSettings) -> dict[str, Served]:
-    return {entry.served_name: Served.of(entry, settings) for entry in settings.scorers}
 
 
 def _usage(jobs: Sequence[Job]) -> dict[str, int]:

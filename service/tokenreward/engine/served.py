@@ -5,13 +5,14 @@ Everything that is wrong with a request as a whole is found here, before any ite
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
 
 from tokenreward import credit as credits
-from tokenreward.contract import WITHOUT_EFFECT, Needs, Options, Scorer, Task, Words
+from tokenreward.contract import WITHOUT_EFFECT, Model, Needs, Options, Scorer, Task, Words
 from tokenreward.engine.verdict import Plan
 from tokenreward.errors import InvalidField, ItemError, UnknownOption, UnknownScorer
 from tokenreward.scorers import UnknownScorerType, resolve
@@ -43,6 +44,11 @@ class Served:
         task = scorer.task or scorer.needs(scorer.Options.model_validate(settings.options)).task
         if task not in (None, deployment.task):
             raise SettingsError(f"{where}: type `{settings.type}` reads a {task}, this is a {deployment.task}")
+        if "reference" in scorer.models and deployment.reference is None:
+            raise SettingsError(
+                f"{where}: type `{settings.type}` compares the model with a reference: set `reference_checkpoint` or "
+                "`adapter`"
+            )
         return cls(settings.served_name, settings.type, scorer, settings.options, deployment.task)
 
     @property
@@ -95,6 +101,25 @@ class Served:
             "credits": supported,
             "default_credit": self.scorer.default_credit,
         }
+
+
+def served_by(deployment: DeploymentSettings) -> dict[str, Served]:
+    """The scorers of a deployment by name. Raises SettingsError."""
+    served = {entry.served_name: Served.of(entry, deployment) for entry in deployment.scorers}
+    if deployment.reference_checkpoint is not None and "reference" not in needs_of(served.values()):
+        raise SettingsError(
+            f"deployment `{deployment.name}`: `reference_checkpoint` has no effect: no scorer here reads a reference"
+        )
+    return served
+
+
+def needs_of(served: Iterable[Served]) -> dict[Model, Needs]:
+    """What all of them together need of each model that they read; the policy is there in any case."""
+    found: dict[Model, Needs] = {"policy": Needs()}
+    for each in served:
+        for model in each.scorer.models:
+            found[model] = found.get(model, Needs()) | each.needs
+    return found
 
 
 def check_words(deployment: DeploymentSettings, words: Words) -> None:

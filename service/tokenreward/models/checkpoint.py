@@ -1,6 +1,7 @@
 """Loads a checkpoint from a folder or the hub, and refuses what cannot be served.
 
-It knows transformers' Auto classes and no architecture by name; a reward model's head is for `reward_model` to find.
+It knows transformers' Auto classes and no architecture by name; a reward model's head is for `reward_model` to find,
+an adapter for `adapter`.
 Pickled weights and remote code are loaded only if the operator's settings say so.
 """
 
@@ -14,6 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tokenreward.contract import Task
+from tokenreward.models.adapter import CONFIG, Adapter, find
 from tokenreward.models.refusal import CheckpointRefused, refuse_incomplete
 from tokenreward.models.reward_model import load_reward_model, refuse_unreadable
 from tokenreward.models.value_head import ValueHead
@@ -28,7 +30,8 @@ _DEMO_WEIGHTS = Path(__file__).resolve().parents[1] / "demo" / "weights"
 @dataclass(frozen=True, slots=True, eq=False)
 class Checkpoint:
     """A loaded model in eval mode, with its tokenizer. `trunk` is the model without its head. `head_format`: how a
-    reward model's head was stored (see `head_formats`).
+    reward model's head was stored (see `head_formats`). `reference`: the other half of a pair (see `pair`); it may be
+    the same model, to be read without its adapter.
 
     Model and tokenizer are `Any`: transformers' Auto classes promise no types that hold for every architecture.
     """
@@ -38,6 +41,7 @@ class Checkpoint:
     task: Task
     device: torch.device
     head_format: str | None = None
+    reference: Checkpoint | None = None
 
     @property
     def trunk(self) -> Any:
@@ -50,14 +54,16 @@ class Checkpoint:
 
     @property
     def vocab_size(self) -> int:
-        """Ids from 0 to this, exclusive, have an embedding."""
-        return int(self.model.get_input_embeddings().weight.shape[0])
+        """Ids from 0 to this, exclusive, have an embedding, also in the reference."""
+        own = int(self.model.get_input_embeddings().weight.shape[0])
+        return own if self.reference is None else min(own, self.reference.vocab_size)
 
     @property
     def max_positions(self) -> int | None:
-        """Longest sequence that the positions allow; None if the model sets no limit."""
-        limit = getattr(self.text_config, "max_position_embeddings", None)
-        return int(limit) if limit else None
+        """Longest sequence that the positions allow, also the reference's; None if there is no limit."""
+        own = getattr(self.text_config, "max_position_embeddings", None)
+        limits = [own, None if self.reference is None else self.reference.max_positions]
+        return min((int(limit) for limit in limits if limit), default=None)
 
     @property
     def value_head(self) -> ValueHead:
@@ -69,10 +75,13 @@ def load_checkpoint(settings: DeploymentSettings) -> Checkpoint:
     """The model and tokenizer that the settings name. Raises CheckpointRefused."""
     source, device = resolve(settings.checkpoint), choose_device(settings)
     try:
+        adapter = _adapter(source, settings)
         tokenizer = AutoTokenizer.from_pretrained(
             source, revision=settings.revision, trust_remote_code=settings.trust_remote_code
         )
         model, head_format = _model(source, settings)
+        if adapter is not None:
+            adapter.add_to(model)
         model = model.eval().requires_grad_(False).to(device)
         if settings.task == "reward_model":
             refuse_unreadable(model, ValueHead.of(model), device)
@@ -100,6 +109,17 @@ def _model(source: str, settings: DeploymentSettings) -> tuple[Any, str | None]:
     model, info = AutoModelForCausalLM.from_pretrained(source, **arguments)
     refuse_incomplete(info)
     return model, None
+
+
+def _adapter(source: str, settings: DeploymentSettings) -> Adapter | None:
+    """The deployment's adapter. Raises CheckpointRefused for one that transformers would add by itself, unsaid."""
+    if find(source, CONFIG, revision=settings.revision) is not None:
+        raise CheckpointRefused(
+            f"it holds an adapter ({CONFIG}): name it as `adapter`, and as `checkpoint` its base, in another folder"
+        )
+    if settings.adapter is None:
+        return None
+    return Adapter.read(settings.adapter, revision=settings.adapter_revision, allow_pickle=settings.allow_pickle)
 
 
 def resolve(checkpoint: str) -> str:

@@ -1,0 +1,153 @@
+"""A policy and its reference on one deployment: two checkpoints, or one, read with its adapter and without.
+
+Each is probed by itself and keeps the layout that serves it; the pair sends every row to its own model and puts the
+outputs back in order. It knows no scorers. Not thread-safe: one thread runs it, because switching is on the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from tokenreward.contract import Model, Needs, Outputs, Row
+from tokenreward.models.adapter import switched_off
+from tokenreward.models.checkpoint import Checkpoint, load_checkpoint
+from tokenreward.models.linear import Linear
+from tokenreward.models.packed import PackedLayout
+from tokenreward.models.probe import Layout, Verdict, choose_layout
+from tokenreward.models.refusal import CheckpointRefused
+from tokenreward.models.vocabulary import Vocabulary
+from tokenreward.settings import DeploymentSettings
+
+Work = Sequence[tuple[Row, Needs]]
+Say = Callable[[str], None]
+
+
+class Pair:
+    """Two layouts as one."""
+
+    def __init__(self, policy: Layout, reference: Layout) -> None:
+        self._layouts: dict[Model, Layout] = {"policy": policy, "reference": reference}
+        same = policy.name == reference.name
+        self.name = policy.name if same else f"policy {policy.name}, reference {reference.name}"
+
+    def num_computed(self, rows: Sequence[Row]) -> int:
+        """Tokens that a pass over these rows computes, padding included, in both models together."""
+        return sum(
+            layout.num_computed([row for row in rows if row.model == model]) for model, layout in self._layouts.items()
+        )
+
+    def run(self, work: Work) -> list[Outputs]:
+        """Outputs of each row, in order; each model reads its rows in the order they came."""
+        found: dict[int, Outputs] = {}
+        for model, layout in self._layouts.items():
+            places = [place for place, (row, _) in enumerate(work) if row.model == model]
+            if places:
+                found.update(zip(places, layout.run([work[place] for place in places]), strict=True))
+        return [found[place] for place in range(len(work))]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Turn:
+    """One of two layouts on one model: `attention` is what its layout runs under."""
+
+    layout: Layout
+    model: Any
+    attention: str
+    with_adapter: bool
+
+    @property
+    def name(self) -> str:
+        """The layout's."""
+        return self.layout.name
+
+    def num_computed(self, rows: Sequence[Row]) -> int:
+        """The layout's."""
+        return self.layout.num_computed(rows)
+
+    def run(self, work: Work) -> list[Outputs]:
+        """The layout's outputs, of the model with or without its adapter."""
+        if self.model.config._attn_implementation != self.attention:
+            self.model.set_attn_implementation(self.attention)
+        with nullcontext() if self.with_adapter else switched_off(self.model):
+            return self.layout.run(work)
+
+
+def with_reference(checkpoint: Checkpoint, settings: DeploymentSettings) -> Checkpoint:
+    """The checkpoint, holding its reference: `reference_checkpoint`, or itself to be read without its adapter.
+
+    Raises CheckpointRefused, also for a reference whose tokens are others.
+    """
+    if settings.reference_checkpoint is None:
+        return replace(checkpoint, reference=checkpoint)
+    alone = {"adapter": None, "adapter_revision": None, "reference_checkpoint": None, "reference_revision": None}
+    named = {"checkpoint": settings.reference_checkpoint, "revision": settings.reference_revision}
+    reference = load_checkpoint(settings.model_copy(update={**alone, **named}))
+    ours, theirs = Vocabulary(checkpoint).fingerprint, Vocabulary(reference).fingerprint
+    if ours != theirs:
+        raise CheckpointRefused(
+            f"the tokenizers of `{settings.checkpoint}` ({ours}) and its reference `{settings.reference_checkpoint}` "
+            f"({theirs}) differ: their log-probabilities would be of other tokens"
+        )
+    return replace(checkpoint, reference=reference)
+
+
+def choose_layouts(checkpoint: Checkpoint, needs: Mapping[Model, Needs], *, say: Say) -> Verdict:
+    """The layout of the checkpoint, or the pair's with its reference. Raises CheckpointRefused."""
+    if checkpoint.reference is None:
+        return choose_layout(checkpoint, needs["policy"], say=say)
+    one_model = checkpoint.reference.model is checkpoint.model
+    first = (_turn if one_model else choose_layout)(checkpoint, needs["policy"], say=_named("policy", say))
+    ours = _take_linear(first.layout)
+    probe = partial(_turn, with_adapter=False) if one_model else choose_layout
+    second = probe(checkpoint.reference, needs["reference"], say=_named("reference", say))
+    theirs = _take_linear(second.layout)
+    if ours is theirs:
+        for layout in (first.layout, second.layout):
+            _give_linear(layout, ours)
+    else:
+        say("float32 linears stay torch's own, as not both of policy and reference keep their bounds through oneDNN")
+    reasons = {"policy": first.reason, "reference": second.reason}
+    reason = "; ".join(f"{name}: {reason}" for name, reason in reasons.items() if reason)
+    nearest = max((first.gap, second.gap), key=lambda gap: gap.difference / gap.bound)
+    return Verdict(Pair(first.layout, second.layout), nearest, reason or None)
+
+
+def _turn(checkpoint: Checkpoint, needs: Needs, *, say: Say, with_adapter: bool = True) -> Verdict:
+    """The verdict on the model with or without its adapter. It leaves the model's attention as it found it."""
+    model = checkpoint.model
+    before = model.config._attn_implementation
+    with nullcontext() if with_adapter else switched_off(model):
+        verdict = choose_layout(checkpoint, needs, say=say)
+    attention = model.config._attn_implementation
+    model.set_attn_implementation(before)
+    return replace(verdict, layout=Turn(verdict.layout, model, attention, with_adapter))
+
+
+def _take_linear(layout: Layout) -> Linear | None:
+    """The operator that the layout chose for float32 linears, which then are torch's own again.
+
+    It is put on the model, so one model has one; and two must have the same for equal models to give equal numbers.
+    """
+    packed = _packed(layout)
+    chosen = None if packed is None else packed.linear
+    _give_linear(layout, None)
+    return chosen
+
+
+def _give_linear(layout: Layout, linear: Linear | None) -> None:
+    packed = _packed(layout)
+    if packed is not None:
+        packed.compute_linears_through(linear)
+
+
+def _packed(layout: Layout) -> PackedLayout | None:
+    inner = layout.layout if isinstance(layout, Turn) else layout
+    return inner if isinstance(inner, PackedLayout) else None
+
+
+def _named(name: str, say: Say) -> Say:
+    return lambda line: say(f"{name}: {line}")

@@ -271,7 +271,7 @@ def test_missing_file_and_missing_service_are_said_at_once(capsys: pytest.Captur
 def test_refusal_is_said_before_the_long_run(service: Known, capsys: pytest.CaptureFixture[str]) -> None:
     service.script.extend([service.ok, service.says(422, "unknown_option", retryable=False)])
     assert main(["eval", str(pairs(100)), "--url", service.url]) == 1
-    assert "error: unknown_option: as scripted" in capsys.readouterr().err
+    assert "error: scorer `second`: unknown_option: as scripted" in capsys.readouterr().err
     assert len(service.asked) == 2
 
 

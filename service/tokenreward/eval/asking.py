@@ -15,7 +15,7 @@ from tokenreward.eval.answer import Answer, Timing, answer_of
 from tokenreward.eval.cache import Cache, key_of
 from tokenreward.eval.dataset import Candidate
 from tokenreward.eval.rows import EvalError
-from tokenreward_client import AsyncClient, ScorerInfo
+from tokenreward_client import AsyncClient, ScorerInfo, ServerRefused
 
 BATCH_ITEMS = 64
 """Items per call of the client, which is one request unless they are very long."""
@@ -68,8 +68,11 @@ def known_subject(
 
 async def try_out(run: Run, subject: Subject, candidates: Sequence[Candidate]) -> None:
     """One item, whose answer does not matter: what is refused as a whole is refused before the long run, and the
-    first request's extra seconds (connections, lazy loading) are no one's latency. Raises ClientError."""
-    await _score(run, subject, [candidates[0]])
+    first request's extra seconds (connections, lazy loading) are no one's latency. Raises EvalError, ClientError."""
+    try:
+        await _score(run, subject, [candidates[0]])
+    except ServerRefused as error:
+        raise EvalError(f"scorer `{subject.label}`: {error}") from None
 
 
 async def ask(run: Run, subject: Subject, candidates: Sequence[Candidate]) -> list[Answer]:

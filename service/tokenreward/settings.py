@@ -221,12 +221,16 @@ def parse_settings(content: dict[str, Any]) -> Settings:
 
 
 def demo_settings() -> Settings:
-    """The embedded demo: a language model, a DPO model with its reference, and a reward model; four scorer types."""
+    """The embedded demo: a language model, a DPO model with its reference, and a reward model; five scorer types."""
     lm_scorers = [
         {"type": "endogenous"},
         {"type": "endogenous", "name": "logprob", "options": {"form": "logprob"}},
     ]
-    rm_scorers = [{"type": "reward_model"}, {"type": "attention_dense"}]
+    rm_scorers = [
+        {"type": "reward_model"},
+        {"type": "attention_dense"},
+        {"type": "process", "options": {"layout": "skywork"}},
+    ]
     return parse_settings(
         {
             "deployments": [

@@ -43,6 +43,7 @@ def test_gateway_is_told_where_every_scorer_lives() -> None:
         "implicit": Route("dpo", "implicit"),
         "reward_model": Route("rm", "reward_model"),
         "attention_dense": Route("rm", "attention_dense"),
+        "process": Route("rm", "process"),
     }
 
 

@@ -177,7 +177,7 @@ def test_every_setting_has_a_description_that_reads_as_a_sentence(model: type[Ba
         assert field.description.endswith("."), name
 
 
-def test_the_demo_settings_survive_a_round_trip_and_name_four_types() -> None:
+def test_the_demo_settings_survive_a_round_trip_and_name_five_types() -> None:
     demo = demo_settings()
     assert parse_settings(demo.model_dump(mode="json", exclude_none=True)) == demo
     assert {scorer.type for d in demo.deployments for scorer in d.scorers} == {
@@ -185,6 +185,7 @@ def test_the_demo_settings_survive_a_round_trip_and_name_four_types() -> None:
         "implicit",
         "reward_model",
         "attention_dense",
+        "process",
     }
     assert all(d.checkpoint.startswith("demo:") for d in demo.deployments)
     assert demo.host == "127.0.0.1"

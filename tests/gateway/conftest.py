@@ -142,6 +142,18 @@ def sourced_front(sourced: dict[str, Any]) -> Front:
     return opener(sourced, {name: Route(**route) for name, route in planned["args"]["routes"].items()})
 
 
+@pytest.fixture(scope="session")
+def serve() -> Any:
+    """`serving`, for tests with deployments of their own."""
+    return serving
+
+
+@pytest.fixture
+def open_front() -> Any:
+    """`opener`, for the same."""
+    return opener
+
+
 def opener(deployments: dict[str, Any], routes: Mapping[str, Route]) -> Front:
     """What opens a client of a front before these replicas."""
 

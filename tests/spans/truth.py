@@ -12,12 +12,13 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from tokenizers import normalizers
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 BYTES = {char: byte for byte, char in bytes_to_unicode().items()}
 BYTE_TOKEN = re.compile("<0x(..)>")
 # Of the other kinds one cannot see which bytes a token stands for: an unknown word, a slow tokenizer.
-DEFINED = (
+KNOWN = (
     "byte_level",
     "byte_level_nfc",
     "byte_level_nfd",
@@ -30,6 +31,14 @@ DEFINED = (
     "llama_legacy",
     "characters",
 )
+
+
+def defined(kind: str, text: str) -> bool:
+    """Whether the definition says where this text's tokens end."""
+    if kind not in KNOWN or "<unk>" in text:  # an added token is no text
+        return False
+    # Of several spaces made one, any could be its last.
+    return kind != "unigram_nfkc" or "  " not in normalizers.NFKC().normalize_str(text)
 
 
 def seen(kind: str, backend: Any, text: str) -> str:

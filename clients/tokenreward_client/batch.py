@@ -5,7 +5,6 @@ It knows the two wire models and yields flows; which path a request takes and wh
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypedDict, TypeVar
 
@@ -14,13 +13,13 @@ from pydantic_core import to_json
 
 from tokenreward.errors import RequestError
 from tokenreward.wire import ErrorDetail, ItemReply, RewardsReply, RewardsRequest, ScorerResult, parse_json
+from tokenreward.wire.numbering import renumbered
 from tokenreward_client.errors import BadArgument, BadReply, ClientError, ItemFailed, ServerRefused
 from tokenreward_client.flow import Attempts, Flow, Road, answered
 from tokenreward_client.items import ItemLike, Parcel, pack
 from tokenreward_client.rewards import Rewards, first_error, read_keyed, read_single
 
 DEFAULT_SCORER = "endogenous"
-_ITEM = re.compile(r"\bitems\[(\d{1,9})\]")
 
 ResultT = TypeVar("ResultT", bound=ScorerResult)
 
@@ -59,17 +58,14 @@ class Batch:
         self._head = _head(scorer, asked)
         try:
             request = parse_json(RewardsRequest, self._body([Parcel(b'{"prompt":"","response":""}', None)]))
-            kls = [request.credit_of(name).kl for name in request.names]
-            for name in request.names:
-                request.options_of(name)
+            # Only the gateway asks one scorer on behalf of another; this is where the request names it.
+            self.names_another = _names_another(request)
         except RequestError as error:
             raise BadArgument(error.message, param=error.param) from None
         self.names = request.names
         self.fingerprint = asked.get("fingerprint") if any(parcel.has_ids for parcel in self.parcels) else None
         self.keyed = request.scorers is not None
         self.combined = request.combine is not None
-        # Only the gateway asks one scorer on behalf of another.
-        self.needs_gateway = any(kl is not None and kl.reference is not None for kl in kls)
 
     def body(self, positions: Sequence[int]) -> bytes:
         """The request for these items, in this order."""
@@ -158,10 +154,23 @@ def part_flow(batch: Batch, positions: list[int], road: Road, attempts: Attempts
             if error.retryable and all(position in answers for position in pending):
                 return answers
             if isinstance(error, ServerRefused):
-                error.args = (_named(str(error), pending),)
-                error.param = _named(error.param or "", pending) or None
+                error.args = (renumbered(str(error), pending),)
+                error.param = renumbered(error.param or "", pending) or None
             raise
     return answers
+
+
+def _names_another(request: RewardsRequest) -> str | None:
+    """Path of the first reference or score source. Raises RequestError: options or credit that the wire refuses."""
+    found = []
+    for name in request.names:
+        below = "" if request.scorer is not None else f".{name}"
+        kl, options = request.credit_of(name).kl, request.options_of(name)
+        if kl is not None and kl.reference is not None:
+            found.append(f"credit{below}.kl.reference")
+        if options.get("score_from") is not None:
+            found.append(f"options{below}.score_from")
+    return next(iter(found), None)
 
 
 def _head(scorer: str | None, asked: Asked) -> bytes:
@@ -189,17 +198,9 @@ def _renumbered(result: ResultT, positions: Sequence[int]) -> ResultT:
     if isinstance(result, ItemReply) and result.scorers is not None:
         changes["scorers"] = {name: _renumbered(each, positions) for name, each in result.scorers.items()}
     if result.error is not None:
-        message, param = (_named(text, positions) for text in (result.error.message, result.error.param or ""))
+        message, param = (renumbered(text, positions) for text in (result.error.message, result.error.param or ""))
         changes["error"] = result.error.model_copy(update={"message": message, "param": param or None})
     return result.model_copy(update=changes) if changes else result
-
-
-def _named(text: str, positions: Sequence[int]) -> str:
-    def number(match: re.Match[str]) -> str:
-        index = int(match[1])
-        return f"items[{positions[index]}]" if index < len(positions) else match[0]
-
-    return _ITEM.sub(number, text)
 
 
 def _either(first: int | None, second: int | None) -> int | None:

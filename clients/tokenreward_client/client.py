@@ -20,7 +20,7 @@ import httpx
 from tokenreward_client.batch import Asked, Batch, part_flow
 from tokenreward_client.checked import checked_key, checked_timeout, checked_url
 from tokenreward_client.errors import BadArgument, DeadlineExceeded
-from tokenreward_client.flow import GATEWAY_REWARDS, TOO_LATE, Attempts, Flow, Retry, Road, Send, Sleep, Step, Together
+from tokenreward_client.flow import TOO_LATE, Attempts, Flow, Retry, Send, Sleep, Step, Together, Turn
 from tokenreward_client.items import ItemLike
 from tokenreward_client.rewards import Rewards
 from tokenreward_client.routes import Routes, ScorerInfo
@@ -66,7 +66,7 @@ class _Service(ABC):
 
     @abstractmethod
     def _open(self) -> None:
-        """Make the connection pool and the slots that bound concurrency."""
+        """Make the connection pool, the slots that bound concurrency and the lock of a `Turn`."""
 
     def __repr__(self) -> str:
         key = ", api_key=<set>" if self._headers else ""
@@ -84,13 +84,13 @@ class _Service(ABC):
             return []
         if batch.fingerprint is not None:
             yield from self._routes.agree(batch.names, batch.fingerprint, Attempts(self._retry, whole.deadline))
-        path = GATEWAY_REWARDS
-        if not batch.needs_gateway:
+        direct = None
+        if batch.names_another is None:
             listing = self._attempts(min(whole.left_s(), LISTING_TIMEOUT_S), max_retries=0)
-            path = yield from self._routes.road(batch.names, listing)
+            direct = yield from self._routes.direct(batch.names, listing)
         flows = []
         for part in batch.parts(max_items=self.max_request_items, max_bytes=self.max_request_bytes):
-            road = Road(path, None if path == GATEWAY_REWARDS else self._routes.forget)
+            road = self._routes.road(direct)
             flows.append(part_flow(batch, part, road, Attempts(self._retry, whole.deadline)))
         return batch.in_order((yield Together(flows, whole.left_s)))
 
@@ -148,6 +148,7 @@ class Client(_Service):
     def _open(self) -> None:
         self._http = httpx.Client(**self._http_options())
         self._slots = threading.BoundedSemaphore(self._max_concurrency)
+        self._turn = threading.Lock()
 
     def _drive(self, flow: Flow[T], stop: threading.Event) -> T:
         answer: Any = None
@@ -165,6 +166,9 @@ class Client(_Service):
             return stop.wait(step.seconds)
         if isinstance(step, Together):
             return self._together(step, stop)
+        if isinstance(step, Turn):
+            is_ours = self._turn.acquire(timeout=min(step.timeout_s, threading.TIMEOUT_MAX))
+            return self._turn.release if is_ours else None
         try:
             return self._http.send(_request(self._http, step))
         except httpx.RequestError as error:
@@ -228,6 +232,7 @@ class AsyncClient(_Service):
     def _open(self) -> None:
         self._http = httpx.AsyncClient(**self._http_options())
         self._slots = asyncio.Semaphore(self._max_concurrency)
+        self._turn = asyncio.Lock()
 
     async def _drive(self, flow: Flow[T]) -> T:
         answer: Any = None
@@ -244,6 +249,8 @@ class AsyncClient(_Service):
             return await asyncio.sleep(step.seconds)
         if isinstance(step, Together):
             return await self._together(step)
+        if isinstance(step, Turn):
+            return self._turn.release if await _acquired(self._turn, step.timeout_s) else None
         try:
             async with asyncio.timeout(step.timeout_s):
                 return await self._http.send(_request(self._http, step))
@@ -263,15 +270,20 @@ class AsyncClient(_Service):
             raise
 
     async def _drive_in_slot(self, flow: Flow[T], left_s: Callable[[], float]) -> T:
-        try:
-            async with asyncio.timeout(left_s()):
-                await self._slots.acquire()
-        except TimeoutError:
-            raise DeadlineExceeded(TOO_LATE) from None
+        if not await _acquired(self._slots, left_s()):
+            raise DeadlineExceeded(TOO_LATE)
         try:
             return await self._drive(flow)
         finally:
             self._slots.release()
+
+
+async def _acquired(lock: asyncio.Lock | asyncio.Semaphore, timeout_s: float) -> bool:
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await lock.acquire()
+    except TimeoutError:
+        return False
 
 
 def _request(http: httpx.Client | httpx.AsyncClient, step: Send) -> httpx.Request:

@@ -1,8 +1,9 @@
 """What to send, when to try again and when to give up: generators that yield steps and do no I/O.
 
 A flow yields `Send` and is sent back an `httpx.Response` or the `httpx.RequestError` that came instead; it yields
-`Sleep` and is sent None; it yields `Together` and is sent the list of what the inner flows returned. The sync and the
-async client drive the same flows. It knows statuses, headers and the one error body, and nothing of rewards.
+`Sleep` and is sent None; it yields `Together` and is sent the list of what the inner flows returned; it yields `Turn`
+and is sent the function that ends it, or None if it did not come in time. The sync and the async client drive the same
+flows. It knows statuses, headers and the one error body, and nothing of rewards.
 """
 
 from __future__ import annotations
@@ -63,7 +64,14 @@ class Together:
     left_s: Callable[[], float]
 
 
-Step = Send | Sleep | Together
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Wait while another call does what needs doing once. `timeout_s`: the turn is worth nothing after that."""
+
+    timeout_s: float
+
+
+Step = Send | Sleep | Together | Turn
 Flow = Generator[Step, Any, T]
 
 

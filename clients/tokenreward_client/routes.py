@@ -6,15 +6,16 @@ asked. It knows names, paths and tokenizers' fingerprints, and nothing of what a
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import httpx
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tokenreward.wire import NAME_PATTERN
-from tokenreward_client.errors import BadArgument, BadReply, ClientError
-from tokenreward_client.flow import GATEWAY_REWARDS, Attempts, Flow, Road, answered
+from tokenreward_client.errors import BadArgument, BadReply, ClientError, DeadlineExceeded
+from tokenreward_client.flow import GATEWAY_REWARDS, TOO_LATE, Attempts, Flow, Road, Turn, answered
 
 SCORERS = "/v1/scorers"
 # A gateway that is slow to list its scorers must not slow every call.
@@ -43,6 +44,7 @@ class Routes:
 
     def __init__(self) -> None:
         self._deployments: dict[str, str | None] | None = None
+        self._num_listings = 0
         self._tokenizers: dict[str, str | None] = {}
         self._ask_again_at = -math.inf
 
@@ -53,15 +55,18 @@ class Routes:
             found = _Listing.model_validate_json(response.content).scorers
         except ValidationError as error:
             raise BadReply(f"{SCORERS} did not answer a list of scorers: {error.errors()[0]['msg']}") from None
-        self._deployments = {scorer.name: scorer.deployment for scorer in found}
+        # Only the gateway can fill in what a scorer takes from another.
+        self._deployments = {each.name: None if _asks_another(each) else each.deployment for each in found}
         self._tokenizers = {scorer.name: scorer.tokenizer for scorer in found}
+        self._num_listings += 1
         return found
 
     def agree(self, names: Sequence[str], fingerprint: str, attempts: Attempts) -> Flow[None]:
         """Raise BadArgument unless each of these scorers lists this tokenizer. What is known is believed only where it
         agrees; else the service is asked, raising as `listing`."""
         if any(self._tokenizers.get(name) != fingerprint for name in names):
-            yield from self.listing(attempts)
+            num_known = self._num_listings
+            yield from self._listed_once(attempts, lambda: self._num_listings == num_known)
         for name in names:
             if (theirs := self._tokenizers.get(name)) != fingerprint:
                 message = (
@@ -72,18 +77,47 @@ class Routes:
                 )
                 raise BadArgument(message, param="fingerprint")
 
-    def road(self, names: Sequence[str], attempts: Attempts) -> Flow[str]:
-        """The path for a request that names these scorers. A listing that fails is no error: the gateway will do."""
-        if self._deployments is None and attempts.retry.clock() >= self._ask_again_at:
-            try:
-                yield from self.listing(attempts)
-            except ClientError:
-                self._ask_again_at = attempts.retry.clock() + ASK_AGAIN_AFTER_S
+    def direct(self, names: Sequence[str], attempts: Attempts) -> Flow[str | None]:
+        """The path of the one deployment that has all these scorers; None without one, or without a listing: then the
+        gateway will do."""
+
+        def unknown() -> bool:
+            return self._deployments is None and attempts.retry.clock() >= self._ask_again_at
+
+        if unknown():
+            with contextlib.suppress(ClientError):
+                yield from self._listed_once(attempts, unknown)
         deployments = {(self._deployments or {}).get(name) for name in names}
         only = deployments.pop() if len(deployments) == 1 else None
-        return GATEWAY_REWARDS if only is None else f"/d/{only}{GATEWAY_REWARDS}"
+        return None if only is None else f"/d/{only}{GATEWAY_REWARDS}"
+
+    def road(self, direct: str | None) -> Road:
+        """The way of one request: straight, or through the gateway if there is no straight one or it leads nowhere."""
+        return Road(GATEWAY_REWARDS) if direct is None else Road(direct, self.forget)
+
+    def _listed_once(self, attempts: Attempts, is_needed: Callable[[], bool]) -> Flow[None]:
+        """One call asks; those that come meanwhile wait for its answer, and ask only if it was none for them. Raises as
+        `listing`."""
+        leave: Callable[[], None] | None = yield Turn(attempts.left_s())
+        if leave is None:
+            raise DeadlineExceeded(TOO_LATE)
+        try:
+            if is_needed():
+                yield from self.listing(attempts)
+        except ClientError:
+            self._ask_again_at = attempts.retry.clock() + ASK_AGAIN_AFTER_S
+            raise
+        finally:
+            leave()
 
     def forget(self) -> None:
         """Learn again before the next call: a direct path led nowhere."""
         self._deployments = None
         self._tokenizers = {}
+
+
+def _asks_another(scorer: ScorerInfo) -> bool:
+    """Whether its operator has it take its score from another scorer."""
+    options = (scorer.model_extra or {}).get("options")
+    option = options.get("score_from") if isinstance(options, dict) else None
+    return isinstance(option, dict) and option.get("default") is not None

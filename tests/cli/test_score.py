@@ -160,6 +160,22 @@ def test_engine_in_this_process_gives_rewards_for_text_and_spans(
     assert found[2]["error"]["code"] == "token_out_of_vocabulary"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--credit-option", 'kl={"coef": 0.1, "reference": "logprob"}'], "credit.kl.reference"),
+        (["--option", "score_from=reward_model"], "options.score_from"),
+    ],
+)
+def test_what_asks_a_second_scorer_takes_a_running_service_and_loads_no_engine(
+    edge: Any, file: Any, capsys: pytest.CaptureFixture[str], arguments: list[str], named: str
+) -> None:
+    assert main(["score", file(1), "--demo", *arguments]) == 2
+    said = capsys.readouterr().err
+    assert f"`{named}` asks a second scorer: that takes a running service" in said
+    assert "loading" not in said
+
+
 def test_scorer_that_the_config_does_not_serve_is_named(capsys: pytest.CaptureFixture[str], file: Any) -> None:
     assert main(["score", file(1), "--demo", "--scorer", "nope"]) == 2
     assert "no deployment serves `nope`; served are endogenous" in capsys.readouterr().err

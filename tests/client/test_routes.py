@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
 from edge import keyed, scores
-from tokenreward_client import (
-    AsyncClient,
-    Client,
-)
+from tokenreward_client import AsyncClient, Client
+from tokenreward_client.flow import Attempts, Retry, Send, Turn
+from tokenreward_client.routes import Routes
 
 LISTING = {
     "scorers": [
@@ -69,6 +71,90 @@ def test_kl_reference_on_another_deployment_needs_the_gateway(edge: Any, score: 
     edge.listing = LISTING
     score(items(1), scorer="reward_model", credit={"kl": {"coef": 0.1, "reference": "logprob"}})
     assert edge.paths == ["/v1/rewards"]
+
+
+@pytest.mark.parametrize("asked", [{"scorer": "endogenous"}, {"scorers": ["endogenous"]}], ids=["single", "keyed"])
+def test_score_from_another_scorer_needs_the_gateway(edge: Any, score: Any, items: Any, asked: Any) -> None:
+    edge.listing = LISTING
+    options = {"score_from": "reward_model"}
+    if "scorers" in asked:
+        options = {"endogenous": options}
+        edge.script.append(lambda body: edge.reply([keyed(0, endogenous={"rewards": [0.0, 0.0]})]))
+    score(items(1), **asked, options=options)
+    assert edge.paths == ["/v1/rewards"]
+    assert edge.num_listed == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "path"),
+    [
+        ({"score_from": {"type": "string", "default": "reward_model"}}, "/v1/rewards"),
+        ({"score_from": {"type": "string", "default": None}}, "/d/lm/v1/rewards"),
+        ({"score_from": {"type": "string"}}, "/d/lm/v1/rewards"),
+        ({"score_from": 3}, "/d/lm/v1/rewards"),
+        ({}, "/d/lm/v1/rewards"),
+        ([1], "/d/lm/v1/rewards"),
+    ],
+    ids=repr,
+)
+def test_scorer_that_its_operator_gives_another_ones_score_needs_the_gateway(
+    edge: Any, score: Any, items: Any, options: Any, path: str
+) -> None:
+    edge.listing = {"scorers": [{"name": "spread", "deployment": "lm", "options": options}]}
+    score(items(1), "spread")
+    assert edge.paths == [path]
+
+
+@pytest.mark.parametrize("listing", [LISTING, None], ids=["listed", "failing"])
+async def test_first_calls_at_once_ask_for_one_listing(edge: Any, items: Any, listing: Any) -> None:
+    edge.listing = listing
+    async with AsyncClient(edge.url) as client:
+        await asyncio.gather(*(client.score(items(1)) for _ in range(64)))
+    assert edge.num_listed == 1
+    assert set(edge.paths) == {"/v1/rewards" if listing is None else "/d/sft/v1/rewards"}
+
+
+@pytest.mark.parametrize("listing", [LISTING, None], ids=["listed", "failing"])
+def test_first_calls_of_many_threads_ask_for_one_listing(edge: Any, items: Any, listing: Any) -> None:
+    edge.listing = listing
+    together = threading.Barrier(16)
+    with Client(edge.url) as client, ThreadPoolExecutor(16) as pool:
+
+        def call() -> Any:
+            together.wait()
+            return client.score(items(1))
+
+        for future in [pool.submit(call) for _ in range(16)]:
+            future.result()
+    assert edge.num_listed == 1
+
+
+async def test_first_calls_with_a_fingerprint_ask_for_one_listing(edge: Any, items: Any) -> None:
+    edge.listing = {"scorers": [{"name": "endogenous", "deployment": "sft", "tokenizer": "t"}]}
+    ids = {"prompt": [1], "response": "r1", "spans": [[0, 1], [1, 2]]}
+    async with AsyncClient(edge.url) as client:
+        await asyncio.gather(*(client.score([ids], fingerprint="t") for _ in range(64)))
+    assert edge.num_listed == 1
+
+
+def test_call_that_ends_while_it_asks_for_the_listing_ends_its_turn() -> None:
+    ended = []
+    flow = Routes().direct(["endogenous"], Attempts(Retry(), Retry().clock() + 10))
+    assert isinstance(next(flow), Turn)
+    assert isinstance(flow.send(lambda: ended.append(True)), Send)
+    flow.close()
+    assert ended == [True]
+
+
+def test_call_whose_turn_does_not_come_in_time_goes_through_the_gateway() -> None:
+    routes = Routes()
+    flow = routes.direct(["endogenous"], Attempts(Retry(), Retry().clock() + 10))
+    turn = next(flow)
+    assert isinstance(turn, Turn)
+    assert 0 < turn.timeout_s <= 10
+    with pytest.raises(StopIteration) as stop:
+        flow.send(None)
+    assert routes.road(stop.value.value).path == "/v1/rewards"
 
 
 def test_listing_is_asked_once(edge: Any, items: Any) -> None:

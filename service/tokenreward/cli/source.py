@@ -32,9 +32,13 @@ def source(args: argparse.Namespace) -> AbstractAsyncContextManager[Score]:
     Raises CommandError, SettingsError, OSError, BadArgument.
     """
     asked = asked_for(args)
-    Batch([], args.scorer, asked)  # refuses now what would be refused for every line
+    batch = Batch([], args.scorer, asked)  # refuses now what would be refused for every line
     if not (args.demo or args.config):
         return _service(args, asked)
+    if batch.names_another is not None:
+        raise BadArgument(
+            f"`{batch.names_another}` asks a second scorer: that takes a running service", param=batch.names_another
+        )
     settings = demo_settings() if args.demo else load_settings(args.config)
     return _own_engine(_engine(_deployment(settings, args.scorer)), args, asked)
 
@@ -78,8 +82,6 @@ async def probe(url: str, key: str | None) -> None:
 async def _own_engine(engine: Engine, args: argparse.Namespace, asked: Asked) -> AsyncIterator[Score]:
     async def score(items: list[dict[str, Any]]) -> list[Rewards]:
         batch = Batch(items, args.scorer, asked)
-        if batch.needs_gateway:
-            raise BadArgument("`credit.kl.reference` asks a second scorer: that takes a running service")
         positions = range(len(items))
         reply = await engine.score(parse_json(RewardsRequest, batch.body(positions)), timeout_s=args.timeout_s)
         return batch.in_order([batch.read(reply, positions)])

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from tokenizers.processors import TemplateProcessing
 
 import oracle
@@ -89,3 +90,25 @@ def skywork(tokenizer: Any, lines: list[str]) -> tuple[list[int], list[int]]:
         ids += [*encode(line), encode("\n")[-1]]
         flags.append(len(ids) - 1)
     return ids, flags
+
+
+def save_with_two_layers(folder: Path) -> tuple[Path, Any]:
+    """As Qwen2.5-Math-PRM stores it: a trunk, and Linear, ReLU, Linear to two labels as `score.0` and `score.2`. Also
+    gives what its head makes of hidden states: p of the positive class, float64."""
+    trunk = tiny.model("llama")
+    tokenizer = with_tag()
+    trunk.resize_token_embeddings(len(tokenizer))
+    hidden = trunk.config.hidden_size
+    head = torch.nn.Sequential(torch.nn.Linear(hidden, hidden), torch.nn.ReLU(), torch.nn.Linear(hidden, 2))
+    tensors = {name: tensor for name, tensor in trunk.state_dict().items() if not name.startswith("lm_head")}
+    tensors |= {f"score.{name}": tensor.detach() for name, tensor in head.state_dict().items()}
+    save_file(tensors, folder / "model.safetensors")
+    trunk.config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    exact, wide = oracle.double(trunk), copy.deepcopy(head).double()
+
+    @torch.no_grad()
+    def positive(ids: list[int]) -> np.ndarray:
+        return wide(exact.model(input_ids=torch.tensor([ids])).last_hidden_state[0]).softmax(-1)[:, 1].numpy()
+
+    return folder, positive

@@ -30,7 +30,11 @@ RM = {
     "name": "rm",
     "task": "reward_model",
     "version": 3,
-    "scorers": [{"type": "reward_model"}, {"type": "constant", "name": "two", "options": {"value": 2.0}}],
+    "scorers": [
+        {"type": "reward_model"},
+        {"type": "constant", "name": "two", "options": {"value": 2.0}},
+        {"type": "process", "options": {"layout": "skywork"}},
+    ],
 }
 SOURCED: list[dict[str, Any]] = [
     {
@@ -62,6 +66,7 @@ ROUTES = {
     "one": Route("lm", "constant"),
     "two": Route("rm", "constant"),
     "reward_model": Route("rm", "reward_model"),
+    "process": Route("rm", "process"),
 }
 RULES = Rules(max_body_bytes=100_000, max_request_items=8, request_timeout_s=20)
 

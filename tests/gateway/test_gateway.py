@@ -187,6 +187,7 @@ async def test_all_scorers_are_listed_with_their_routes(front: Any) -> None:
         "endogenous": "/d/lm/v1/rewards",
         "one": "/d/lm/v1/rewards",
         "reward_model": "/d/rm/v1/rewards",
+        "process": "/d/rm/v1/rewards",
         "two": "/d/rm/v1/rewards",
     }
 

@@ -97,6 +97,16 @@ async def test_qwen_is_the_model_cards_conversation_read_at_every_tag(ask: Ask, 
     np.testing.assert_allclose(item["rewards"], expected, atol=1e-5)
 
 
+async def test_a_head_of_two_layers_and_two_labels_is_read_as_it_is_stored(
+    make_engine: Callable[..., Any], tmp_path: Path
+) -> None:
+    folder, positive = prm.save_with_two_layers(tmp_path)
+    ids, places = prm.qwen(AutoTokenizer.from_pretrained(folder), STEPS)
+    (item,) = await score(make_engine("reward_model", ["process"], checkpoint=folder), ITEM)
+    np.testing.assert_allclose(item["step_scores"], positive(ids)[places], atol=1e-5)
+    assert np.ptp(item["step_scores"]) > 0.01
+
+
 @pytest.mark.parametrize("own", ["Be kind.", None], ids=["own_system", "no_system"])
 async def test_a_system_message_of_their_own_or_none_at_all(ask: Ask, published: Any, own: str | None) -> None:
     told = [{"role": "system", "content": own}] if own is not None else []

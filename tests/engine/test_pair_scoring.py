@@ -16,7 +16,8 @@ import oracle
 import tiny
 from tokenreward import contract
 from tokenreward.contract import Needs, Outputs, Row, Sample, Signals
-from tokenreward.settings import SettingsError
+from tokenreward.engine import Engine
+from tokenreward.settings import DeploymentSettings, SettingsError
 from tokenreward.wire import RewardsRequest, parse
 
 WHAT = [
@@ -127,6 +128,17 @@ async def test_an_adapter_alone_is_served_to_any_scorer_without_a_second_probe(
     assert entry["layout"] == "packed"
     reply = await engine.score(parse(RewardsRequest, {"scorer": "endogenous", "items": [item(WHAT[0])]}))
     assert reply["model"] == entry["model"]
+
+
+def test_the_base_that_an_adapter_names_is_told_if_it_is_another(language_model: Path, tmp_path: Path) -> None:
+    adapter, said = lora.save(tmp_path / "adapter"), list[str]()
+    named = {"checkpoint": str(language_model), "adapter": str(adapter), "scorers": [{"type": "constant"}]}
+    settings = DeploymentSettings(name="t", task="causal_lm", **named)
+    for base, is_told in ((None, False), (str(language_model), False), ("org/base", True)):
+        lora.config(adapter, base_model_name_or_path=base)
+        said.clear()
+        Engine.load(settings, say=said.append)
+        assert any("its base is `org/base`" in line for line in said) is is_told
 
 
 class Counting:

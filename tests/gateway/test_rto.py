@@ -1,4 +1,4 @@
-"""RTO's reward (Zhong et al. 2024, 2404.18922) as the README has it: one request, two deployments, one combined vector."""
+"""RTO's reward (Zhong et al. 2024, 2404.18922) as the README has it: one request, one combined vector."""
 
 from __future__ import annotations
 

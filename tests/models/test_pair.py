@@ -181,6 +181,39 @@ def test_a_failed_pass_leaves_the_adapter_on(tmp_path: Path) -> None:
     np.testing.assert_array_equal(before.chosen, after.chosen)
 
 
+@pytest.mark.parametrize("adapted", [False, True])
+@pytest.mark.parametrize(("gains", "through"), [((2.0, 2.0), True), ((2.0, None), False), ((None, 2.0), False)])
+def test_both_compute_linears_through_one_operator_and_each_is_probed_against_its_own(
+    adapted: bool, gains: tuple[Any, Any], through: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or equal models would not give equal numbers, and one model cannot have two."""
+    swapped_when_probed: list[bool] = []
+
+    def faster(model: Any) -> float | None:
+        swapped_when_probed.append(is_swapped(model))
+        return gains[len(swapped_when_probed) - 1]
+
+    monkeypatch.setattr("tokenreward.models.probe.faster", faster)
+    folder = tiny.save(tmp_path / "base")
+    other = {"adapter": str(lora.save(tmp_path / "a"))} if adapted else {"reference_checkpoint": str(folder)}
+    pair = of_settings(folder, **other)
+    said: list[str] = []
+    verdict = choose_layouts(pair, BOTH, say=said.append)
+    assert pair.reference is not None
+    assert swapped_when_probed == [False, False]
+    assert [is_swapped(checkpoint.model) for checkpoint in (pair, pair.reference)] == [through] * 2
+    assert any("stay torch's own" in line for line in said) is not through
+    exact = {"reference": oracle.double(tiny.model("llama"))}
+    exact["policy"] = lora.merged(oracle.double(tiny.model("llama")), tmp_path / "a") if adapted else exact["reference"]
+    asked = rows(*MIXED)
+    for row, outputs in zip(asked, run(verdict, asked), strict=True):
+        assert_is(outputs, row, exact[row.model])
+
+
+def is_swapped(model: Any) -> bool:
+    return any("forward" in vars(module) for module in model.modules() if type(module) is torch.nn.Linear)
+
+
 def test_a_model_with_an_adapter_is_held_once(tmp_path: Path) -> None:
     folder, adapter = tiny.save(tmp_path / "base"), lora.save(tmp_path / "adapter", target_modules=["q_proj"])
     alone = num_bytes(load_checkpoint(settings_of(folder)).model)

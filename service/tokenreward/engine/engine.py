@@ -84,6 +84,8 @@ class Engine:
         check_words(settings, Vocabulary(checkpoint))
         if "reference" in needs:
             checkpoint = with_reference(checkpoint, settings)
+        if checkpoint.adapter_base not in (None, settings.checkpoint):
+            say(f"{settings.name}: the adapter says that its base is `{checkpoint.adapter_base}`: is it this one?")
         say(f"{settings.name}: weights loaded in {time.monotonic() - began:.1f} s, probing")
         if settings.task == "reward_model":
             own = compare_with_own_call(checkpoint, Vocabulary(checkpoint), settings.suffix_text)

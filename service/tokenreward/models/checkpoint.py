@@ -31,7 +31,7 @@ _DEMO_WEIGHTS = Path(__file__).resolve().parents[1] / "demo" / "weights"
 class Checkpoint:
     """A loaded model in eval mode, with its tokenizer. `trunk` is the model without its head. `head_format`: how a
     reward model's head was stored (see `head_formats`). `reference`: the other half of a pair (see `pair`); it may be
-    the same model, to be read without its adapter.
+    the same model, to be read without its adapter. `adapter_base`: the base that the adapter says it has.
 
     Model and tokenizer are `Any`: transformers' Auto classes promise no types that hold for every architecture.
     """
@@ -42,6 +42,7 @@ class Checkpoint:
     device: torch.device
     head_format: str | None = None
     reference: Checkpoint | None = None
+    adapter_base: str | None = None
 
     @property
     def trunk(self) -> Any:
@@ -91,7 +92,14 @@ def load_checkpoint(settings: DeploymentSettings) -> Checkpoint:
         raise CheckpointRefused(f"`{settings.checkpoint}` cannot be loaded as {settings.task}: {error}") from error
     if settings.chat_template is not None:
         tokenizer.chat_template = settings.chat_template
-    return Checkpoint(model=model, tokenizer=tokenizer, task=settings.task, device=device, head_format=head_format)
+    return Checkpoint(
+        model=model,
+        tokenizer=tokenizer,
+        task=settings.task,
+        device=device,
+        head_format=head_format,
+        adapter_base=None if adapter is None else adapter.base,
+    )
 
 
 def _model(source: str, settings: DeploymentSettings) -> tuple[Any, str | None]:

@@ -48,6 +48,16 @@ def test_every_line_has_its_rewards_in_order(edge: Any, file: Any, capsys: pytes
     assert "300 items" in said.err
 
 
+def test_a_line_has_the_steps_of_a_scorer_that_finds_them(
+    edge: Any, file: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edge.script.append(edge.changed(1, step_scores=[0.1, 0.5], step_ids=[0, 1]))
+    assert main(["score", file(2), "--url", edge.url]) == 0
+    without, entry = entries(capsys.readouterr().out)
+    assert "step_scores" not in without
+    assert (entry["step_scores"], entry["step_ids"]) == ([0.1, 0.5], [0, 1])
+
+
 def test_bad_lines_and_failed_items_are_errors_and_the_others_are_not_lost(
     edge: Any, file: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,6 +7,9 @@ import os
 import sys
 from typing import TextIO
 
+import numpy as np
+import numpy.typing as npt
+
 from tokenreward.cli.lines import Line
 from tokenreward.cli.progress import Progress
 from tokenreward.cli.show import coloured, pieces
@@ -16,7 +19,8 @@ from tokenreward_client.rewards import Rewards
 class Report:
     """Writes answers in the order it is given them.
 
-    `out` gets one JSON object per line: index, rewards, score, error. `shown` gets coloured text. Either may be None.
+    `out` gets one JSON object per line: index, rewards, score, error, and the steps of a scorer that finds them.
+    `shown` gets coloured text. Either may be None.
     """
 
     def __init__(self, out: TextIO | None, shown: TextIO | None, progress: Progress) -> None:
@@ -77,7 +81,12 @@ def said(line: Line, answer: Rewards) -> str:
 
 def json_line(line: Line, answer: Rewards) -> str:
     """One line of output. Each float32 is written with as few digits as name it."""
-    rewards = None if answer.rewards is None else [float(str(reward)) for reward in answer.rewards]
     error = None if answer.error is None else answer.error.model_dump()
-    entry = {"index": line.index, "rewards": rewards, "score": answer.score, "error": error}
+    entry = {"index": line.index, "rewards": _short(answer.rewards), "score": answer.score, "error": error}
+    if answer.step_scores is not None and answer.step_ids is not None:
+        entry |= {"step_scores": _short(answer.step_scores), "step_ids": answer.step_ids.tolist()}
     return json.dumps(entry, ensure_ascii=False) + "\n"
+
+
+def _short(numbers: npt.NDArray[np.float32] | None) -> list[float] | None:
+    return None if numbers is None else [float(str(number)) for number in numbers]

@@ -44,6 +44,13 @@ def test_a_keyed_reply_names_model_and_version_per_scorer() -> None:
     assert only.scorers["rm"].rewards == [1.0]
 
 
+def test_a_reply_names_the_sources_that_were_asked_and_most_replies_have_none() -> None:
+    body = {**json.loads(CONTRACT_EXAMPLE), "sources": {"sft": {"model": "m", "version": 2}}}
+    sources = parse_json(RewardsReply, json.dumps(body).encode()).sources
+    assert (sources["sft"].model, sources["sft"].version) == ("m", 2)
+    assert parse_json(RewardsReply, CONTRACT_EXAMPLE.encode()).sources == {}
+
+
 def test_base64_rewards_stay_text_until_they_are_decoded() -> None:
     rewards = np.array([0.1, -3.0], np.float32)
     only = reply(rewards=encode_rewards(rewards), score=None).items[0]

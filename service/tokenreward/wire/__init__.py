@@ -5,7 +5,17 @@ Arrays cross as JSON lists or as base64. This package needs pydantic and numpy a
 
 from tokenreward.wire.encoding import decode_ids, decode_rewards, encode_ids, encode_rewards
 from tokenreward.wire.parsing import parse, parse_json, path, refusal
-from tokenreward.wire.reply import ErrorDetail, ItemReply, Reply, RewardsReply, ScorerResult, Timing, Token, Usage
+from tokenreward.wire.reply import (
+    ErrorDetail,
+    ItemReply,
+    Reply,
+    RewardsReply,
+    ScorerResult,
+    Source,
+    Timing,
+    Token,
+    Usage,
+)
 from tokenreward.wire.request import Credit, CreditName, IdsB64, Item, Kl, Message, RewardsRequest, Strict
 
 NAME_PATTERN = r"^[a-z0-9_-]+$"
@@ -24,6 +34,7 @@ __all__ = [
     "RewardsReply",
     "RewardsRequest",
     "ScorerResult",
+    "Source",
     "Strict",
     "Timing",
     "Token",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class Reply(BaseModel):
@@ -61,8 +61,15 @@ class Timing(Reply):
     compute_s: float
 
 
+class Source(Reply):
+    """Whose weights a scorer that was asked on behalf of another answered with."""
+
+    model: str | None = None
+    version: int | None = None
+
+
 class RewardsReply(Reply):
-    """Body of a 200."""
+    """Body of a 200. `sources`: by name, the scorers that `credit.kl.reference` or `score_from` had the front ask."""
 
     id: str
     scorer: str | None = None
@@ -71,3 +78,4 @@ class RewardsReply(Reply):
     items: list[ItemReply]
     usage: Usage
     timing: Timing
+    sources: dict[str, Source] = Field(default_factory=dict)

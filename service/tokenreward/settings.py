@@ -221,10 +221,12 @@ def parse_settings(content: dict[str, Any]) -> Settings:
 
 
 def demo_settings() -> Settings:
-    """The embedded demo: a language model, a DPO model with its reference, and a reward model; six scorer types."""
+    """The embedded demo: a language model, a DPO model with its reference, and a reward model; eight scorer types."""
     lm_scorers = [
         {"type": "endogenous"},
         {"type": "endogenous", "name": "logprob", "options": {"form": "logprob"}},
+        {"type": "entropy"},
+        {"type": "treg"},
         {"type": "generation_attention", "options": {"score_from": "reward_model"}},
     ]
     rm_scorers = [

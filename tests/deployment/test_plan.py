@@ -40,6 +40,8 @@ def test_gateway_is_told_where_every_scorer_lives() -> None:
     assert {name: Route(**route) for name, route in gateway["args"]["routes"].items()} == {
         "endogenous": Route("sft", "endogenous"),
         "logprob": Route("sft", "endogenous"),
+        "entropy": Route("sft", "entropy"),
+        "treg": Route("sft", "treg"),
         "generation_attention": Route("sft", "generation_attention", score_from="reward_model"),
         "implicit": Route("dpo", "implicit"),
         "reward_model": Route("rm", "reward_model"),

@@ -177,11 +177,13 @@ def test_every_setting_has_a_description_that_reads_as_a_sentence(model: type[Ba
         assert field.description.endswith("."), name
 
 
-def test_the_demo_settings_survive_a_round_trip_and_name_six_types() -> None:
+def test_the_demo_settings_survive_a_round_trip_and_name_eight_types() -> None:
     demo = demo_settings()
     assert parse_settings(demo.model_dump(mode="json", exclude_none=True)) == demo
     assert {scorer.type for d in demo.deployments for scorer in d.scorers} == {
         "endogenous",
+        "entropy",
+        "treg",
         "generation_attention",
         "implicit",
         "reward_model",

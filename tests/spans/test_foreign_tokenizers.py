@@ -196,3 +196,10 @@ def test_offsets_that_cannot_be_trusted_refuse_spans_and_only_them(score: Score,
     assert not refused["error"]["retryable"]
     assert first["error"] is None
     assert last["error"] is None
+
+
+def test_an_appended_end_of_turn_shows_no_character_even_if_no_token_holds_the_last_ones(score: Score) -> None:
+    item = {"prompt": [3, 4], "response": "the  "}
+    tokens = score("bert", "endogenous", [item], return_tokens=True)[0]["tokens"]
+    assert [token["span"] for token in tokens] == [[0, 3], [5, 5]]
+    assert [token["text"] for token in tokens] == ["the", "<|end|>"]

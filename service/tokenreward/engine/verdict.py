@@ -128,8 +128,9 @@ def shown_tokens(prepared: Prepared, vocabulary: Vocabulary) -> list[dict[str, A
     if not isinstance(text, str) or prepared.ends is None:
         texts = vocabulary.texts(ids)
         return [{"id": int(i), "text": t, "span": None} for i, t in zip(ids, texts, strict=True)]
-    ends = np.concatenate([prepared.ends, np.full(len(ids) - len(prepared.ends), len(text))]).astype(int).tolist()
-    starts = [0, *ends[:-1]]
+    behind = [len(text)] * (len(ids) - len(prepared.ends))
+    inside = prepared.ends.tolist()
+    starts, ends = [*([0, *inside][: len(inside)]), *behind], inside + behind
     shown = [text[start:end] for start, end in zip(starts, ends, strict=True)]
     shown[len(prepared.ends) :] = vocabulary.texts(ids[len(prepared.ends) :])
     return [

@@ -54,6 +54,18 @@ def test_ready_and_alive(client: httpx.Client) -> None:
     assert client.get("/d/lm/readyz").status_code == 200
 
 
+def test_kl_reference_on_another_deployment_is_asked_by_the_gateway(client: httpx.Client) -> None:
+    body = {"scorer": "endogenous", "items": [ITEM], "options": {"form": "logprob"}}
+    reference = np.array(client.post("/v1/rewards", json=body).json()["items"][0]["rewards"])
+    item = {**ITEM, "policy_logprobs": [-1.0, -2.0]}
+    plain = client.post("/v1/rewards", json={"scorer": "reward_model", "items": [ITEM]}).json()["items"][0]["rewards"]
+    credit = {"kl": {"coef": 0.5, "reference": "endogenous"}}
+    reply = client.post("/v1/rewards", json={"scorer": "reward_model", "items": [item], "credit": credit}).json()
+    expected = plain - 0.5 * (np.array([-1.0, -2.0]) - reference)
+    np.testing.assert_allclose(reply["items"][0]["rewards"], expected, rtol=1e-5, atol=1e-5)
+    assert list(reply["sources"]) == ["endogenous"]
+
+
 def test_direct_route_and_gateway_give_the_same_rewards(client: httpx.Client) -> None:
     entries = client.get("/v1/scorers").json()["scorers"]
     assert {entry["name"] for entry in entries} == {"endogenous", "one", "reward_model", "two"}

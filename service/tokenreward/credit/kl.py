@@ -26,12 +26,12 @@ def estimate(
     `openrlhf`: d and k in float32, and every k in [-10, 10]. `verl`: k3 of a -d in [-20, 20], itself in [-10, 10].
     """
     if clamp == "openrlhf":
-        bounded = np.clip(_formula(difference.astype(np.float32), estimator), -_MOST, _MOST)
-        return bounded.astype(np.float64)
+        difference = difference.astype(np.float32)
     if clamp == "verl":
         assert estimator == "k3"
-        return np.clip(_formula(np.clip(difference, -_MOST_EXPONENT, _MOST_EXPONENT), "k3"), -_MOST, _MOST)
-    return _formula(difference, estimator)
+        difference = np.clip(difference, -_MOST_EXPONENT, _MOST_EXPONENT)
+    estimated = _formula(difference, estimator)
+    return estimated if clamp is None else np.asarray(np.clip(estimated, -_MOST, _MOST), dtype=np.float64)
 
 
 def _formula(difference: Float[np.ndarray, " u"], estimator: Estimator) -> Float[np.ndarray, " u"]:

@@ -83,7 +83,8 @@ class Errand:
 
     def stop(self) -> None:
         """Nothing that is still under way is waited for."""
-        for asked in (*self._listings.values(), *self._told.values()):
+        under_way: list[asyncio.Future[Any]] = [*self._listings.values(), *self._told.values()]
+        for asked in under_way:
             asked.cancel()
 
     async def _reply(self, part: Part) -> Reply:

@@ -99,14 +99,14 @@ def _filled(
 def _head(content: Content, part: Part) -> dict[str, Any]:
     """All but the items and what the front does itself."""
     head = {key: value for key, value in content.items() if key not in ("items", "combine")}
-    filled = {source.fills for source in part.sources}
+    filled: set[str] = {source.fills for source in part.sources}
     if content.get("scorers") is None:
         options, credit = _settled(content.get("options", {}), content.get("credit", {}), filled)
         return {**head, "options": options, "credit": credit}
     keyed: dict[str, dict[str, Any]] = {"options": {}, "credit": {}}
     for name in part.names:
-        given = [content.get(field, {}).get(name, {}) for field in keyed]
-        keyed["options"][name], keyed["credit"][name] = _settled(*given, filled)
+        options, credit = (content.get(field, {}).get(name, {}) for field in keyed)
+        keyed["options"][name], keyed["credit"][name] = _settled(options, credit, filled)
     return {**head, "scorers": list(part.names), **keyed}
 
 

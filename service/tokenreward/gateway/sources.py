@@ -152,7 +152,8 @@ def _asked(source: Source, item: Mapping[str, Any]) -> dict[str, Any]:
 
 def told(source: Source, reply: Mapping[str, Any], positions: Sequence[int]) -> Told:
     """What a source's reply says of the caller's items. Raises ValueError: it says nothing of the kind."""
-    values, errors = {}, {}
+    values: dict[int, Any] = {}
+    errors: dict[int, dict[str, Any]] = {}
     for position, item in zip(positions, reply["items"], strict=True):
         if item.get("error") is not None:
             errors[position] = source.restated(item["error"], positions)
@@ -168,7 +169,8 @@ def told(source: Source, reply: Mapping[str, Any], positions: Sequence[int]) -> 
 def _log_probs(encoded: object) -> list[float]:
     if not isinstance(encoded, str):
         raise ValueError("log-probs were asked for as base64")
-    return decode_rewards(encoded).tolist()
+    log_probs: list[float] = decode_rewards(encoded).tolist()
+    return log_probs
 
 
 def renumbered_error(error: Mapping[str, Any], positions: Sequence[int]) -> dict[str, Any]:

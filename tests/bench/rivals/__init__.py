@@ -1,0 +1,1 @@
+"""The honest best of each kind, written as its users would."""

@@ -70,7 +70,7 @@ def heads_first(*arguments: Any, **how: Any) -> Any:
 def attend(kernel: Any, tensors: tuple[Tensor, Tensor, Tensor], groups: tuple[Group, ...]) -> Tensor:
     q = tensors[0]
     out = torch.full((q.shape[2], q.shape[1], q.shape[3]), math.nan)
-    kernel(*tensors, groups, SCALE, out)
+    kernel(tensors, groups, SCALE, out)
     return out
 
 

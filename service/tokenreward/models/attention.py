@@ -20,10 +20,8 @@ from transformers import AttentionInterface
 
 from tokenreward.contract import Reading, Row
 from tokenreward.models.attention_weights import Bias, blocks, read
-from tokenreward.models.kernels import Kernel
+from tokenreward.models.kernels import QKV, Kernel
 from tokenreward.models.packing import Group, Packing
-
-QKV = tuple[Tensor, Tensor, Tensor]
 
 IMPLEMENTATION = "tokenreward_segments"
 
@@ -101,7 +99,7 @@ def _attend(qkv: QKV, row: PackedRow, bias: Bias, out: Tensor) -> None:
     """Every token of every group; what no kernel shapes goes in blocks."""
     by_kernel = [group for group in row.packing.groups if not bias.shapes(group.longest)]
     if by_kernel:
-        row.kernel(*qkv, by_kernel, bias.scaling, out)
+        row.kernel(qkv, by_kernel, bias.scaling, out)
     for group in row.packing.groups:
         if bias.shapes(group.longest):
             _attend_in_blocks(qkv, group, bias, out)

@@ -15,8 +15,10 @@ from torch.nn import functional
 
 from tokenreward.models.packing import Group, Range
 
-# [1, heads, n, d] queries, keys and values in; attended [n, heads, d] written to the places of the groups.
-Kernel = Callable[[Tensor, Tensor, Tensor, Sequence[Group], float, Tensor], None]
+QKV = tuple[Tensor, Tensor, Tensor]  # queries [1, heads, n, d], keys and values [1, kv_heads, n, d]
+
+# (qkv, groups, scale, out): writes what was attended, out [n, heads, d], to the places of the groups.
+Kernel = Callable[[QKV, Sequence[Group], float, Tensor], None]
 
 
 def merged(own: Tensor, own_lse: Tensor, prompt: Tensor, prompt_lse: Tensor) -> Tensor:
@@ -25,41 +27,36 @@ def merged(own: Tensor, own_lse: Tensor, prompt: Tensor, prompt_lse: Tensor) -> 
     return torch.lerp(own.float(), prompt.float(), share).to(own.dtype)
 
 
-def attend_on_cpu(q: Tensor, k: Tensor, v: Tensor, groups: Sequence[Group], scale: float, out: Tensor) -> None:
+def attend_on_cpu(qkv: QKV, groups: Sequence[Group], scale: float, out: Tensor) -> None:
     """One fused call per range."""
     for group in groups:
         start, stop = group.prompt
-        out[start:stop] = _flash(q, k, v, group.prompt, group.prompt, scale)[0]
+        out[start:stop] = _flash(qkv, group.prompt, group.prompt, scale)[0]
         if not group.responses:
             continue
         queries = first, _ = group.responses[0][0], group.responses[-1][1]
-        prompt, prompt_lse = _flash(q, k, v, queries, group.prompt, scale)
+        prompt, prompt_lse = _flash(qkv, queries, group.prompt, scale)
         for start, stop in group.responses:
-            own, own_lse = _flash(q, k, v, (start, stop), (start, stop), scale)
+            own, own_lse = _flash(qkv, (start, stop), (start, stop), scale)
             half = slice(start - first, stop - first)
             out[start:stop] = merged(own, own_lse, prompt[half], prompt_lse[half])
 
 
-def _flash(q: Tensor, k: Tensor, v: Tensor, queries: Range, keys: Range, scale: float) -> tuple[Tensor, Tensor]:
+def _flash(qkv: QKV, queries: Range, keys: Range, scale: float) -> tuple[Tensor, Tensor]:
     """Attended [m, heads, d] and lse [m, heads] of a range of queries; causal on itself, all of it on another range."""
-    attended, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        q[:, :, slice(*queries)],
-        k[:, :, slice(*keys)],
-        v[:, :, slice(*keys)],
-        0.0,
-        queries == keys,
-        scale=scale,
-    )
+    q, k, v = (tensor[:, :, slice(*part)] for tensor, part in zip(qkv, (queries, keys, keys), strict=True))
+    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    attended, lse = flash(q, k, v, 0.0, queries == keys, scale=scale)
     return attended[0].transpose(0, 1), lse[0].transpose(0, 1)
 
 
-def attend_alone(q: Tensor, k: Tensor, v: Tensor, groups: Sequence[Group], scale: float, out: Tensor) -> None:
+def attend_alone(qkv: QKV, groups: Sequence[Group], scale: float, out: Tensor) -> None:
     """Whole rows only, through torch's own choice of kernel: wherever no kernel with a logsumexp is at hand."""
     for group in groups:
         start, stop = group.prompt
-        own = [tensor[:, :, start:stop] for tensor in (q, k, v)]
+        q, k, v = (tensor[:, :, start:stop] for tensor in qkv)
         grouped = q.shape[1] != k.shape[1]
-        attended = functional.scaled_dot_product_attention(*own, is_causal=True, scale=scale, enable_gqa=grouped)
+        attended = functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=grouped)
         out[start:stop] = attended[0].transpose(0, 1)
 
 
@@ -73,13 +70,13 @@ class VarlenKernel:
         self._aux = aux
         self._plans: dict[tuple[Group, ...], _Plan] = {}
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, groups: Sequence[Group], scale: float, out: Tensor) -> None:
+    def __call__(self, qkv: QKV, groups: Sequence[Group], scale: float, out: Tensor) -> None:
         key = tuple(groups)
         plan = self._plans.get(key)
         if plan is None:
             self._plans.clear()  # of the pass before
-            plan = self._plans[key] = _Plan(groups, q.device)
-        tokens = [tensor[0].transpose(0, 1) for tensor in (q, k, v)]
+            plan = self._plans[key] = _Plan(groups, out.device)
+        tokens = [tensor[0].transpose(0, 1) for tensor in qkv]
         out[plan.ranges.tokens], own_lse = self._attend(tokens, plan.ranges, plan.ranges, scale)
         if plan.pair is None:
             return

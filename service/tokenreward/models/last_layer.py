@@ -38,7 +38,8 @@ class LastLayer:
         def forward(hidden_states: Tensor, **arguments: Any) -> Tensor:
             attended = layer.self_attn(hidden_states=layer.input_layernorm(hidden_states), **arguments)[0]
             wanted: Tensor = hidden_states[:, places] + attended[:, places]
-            return wanted + layer.mlp(layer.post_attention_layernorm(wanted))
+            added: Tensor = layer.mlp(layer.post_attention_layernorm(wanted))
+            return wanted + added
 
         layer.forward = forward
         try:

@@ -38,7 +38,7 @@ def faster(model: nn.Module) -> float | None:
 
     Takes some 50 ms of a thread.
     """
-    weights = [module.weight for module in model.modules() if _is_swappable(module)]
+    weights: list[Tensor] = [module.weight for module in model.modules() if _is_swappable(module)]  # type: ignore[misc]
     if not weights:
         return None
     weight = max(weights, key=lambda tensor: tensor.numel())

@@ -66,9 +66,9 @@ async def test_a_span_names_the_step_of_its_last_token_and_an_empty_one_the_step
         )
     )
     ends = [token["span"][1] for token in shown["items"][0]["tokens"]]
-    spans = [[0, 0], [0, ends[1]], [ends[1], ends[1]], [ends[1], ends[4]], [ends[4], len(TEXT)]]
+    spans = [[0, 0], [0, ends[1]], [ends[1], ends[4]], [ends[4], ends[4]], [ends[4], len(TEXT)]]
     item = await ask([1, 3, len(ends) - 1], [1.0, 2.0, 3.0], prompt="", response=TEXT, spans=spans)
-    assert item["step_ids"] == [0, 0, 0, 2, 2]
+    assert item["step_ids"] == [0, 0, 2, 2, 2]
     assert len(item["step_scores"]) == 3
 
 

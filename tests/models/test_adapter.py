@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 import lora
 import oracle
 import tiny
-from tokenreward.models.adapter import switched_off
+from tokenreward.models.adapter import Switch
 from tokenreward.models.checkpoint import Checkpoint, CheckpointRefused, load_checkpoint
 from tokenreward.settings import DeploymentSettings
 
@@ -46,7 +46,7 @@ def test_the_model_is_its_base_plus_the_product_of_the_adapters_matrices(archite
     assert np.abs(truth - plain).max() > 1.0
     got = oracle.logits(checkpoint.model, IDS)
     assert np.abs(got - truth).max() <= 1e-5 * np.abs(truth).max()
-    with switched_off(checkpoint.model):
+    with Switch(checkpoint.model).off():
         np.testing.assert_array_equal(oracle.logits(checkpoint.model, IDS), plain)
     np.testing.assert_array_equal(oracle.logits(checkpoint.model, IDS), got)
 
@@ -75,14 +75,25 @@ def test_what_peft_serves_is_served_the_same(options: dict[str, Any], base: Path
 def test_it_is_on_again_after_a_pass_that_raised(base: Path, adapter: Path) -> None:
     model = load(base, adapter).model
     before = oracle.logits(model, IDS)
-    with pytest.raises(IndexError), switched_off(model):
+    with pytest.raises(IndexError), Switch(model).off():
         model(input_ids=torch.tensor([[tiny.VOCAB_SIZE]]))
     np.testing.assert_array_equal(oracle.logits(model, IDS), before)
 
 
+def test_layers_that_would_stay_on_are_found_and_not_read_as_the_base(
+    base: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    model = load(base, adapter).model
+    monkeypatch.setattr(BaseTunerLayer, "disable_adapters", False)
+    with pytest.raises(RuntimeError, match="in another way"), Switch(model).off():
+        pass
+
+
 def test_nothing_is_trainable_and_nothing_drops_out(base: Path, tmp_path: Path) -> None:
     model = load(base, lora.save(tmp_path / "adapter", lora_dropout=0.5)).model
-    with switched_off(model):
+    with Switch(model).off():
         pass
     assert not any(parameter.requires_grad for parameter in model.parameters())
     assert not any(module.training for module in model.modules())
@@ -93,10 +104,20 @@ def test_nothing_is_trainable_and_nothing_drops_out(base: Path, tmp_path: Path) 
 def test_in_bf16_the_base_is_bit_for_bit_what_it_is_alone(options: dict[str, Any], base: Path, tmp_path: Path) -> None:
     model = load(base, lora.save(tmp_path / "adapter", **options), dtype="bfloat16").model
     alone = load(base, None, dtype="bfloat16").model
-    with switched_off(model):
+    with Switch(model).off():
         np.testing.assert_array_equal(oracle.logits(model, IDS), oracle.logits(alone, IDS))
     assert model(input_ids=torch.from_numpy(IDS)[None]).logits.dtype == torch.bfloat16
     assert np.abs(oracle.logits(model, IDS) - oracle.logits(alone, IDS)).max() > 1.0
+
+
+def test_the_adapter_is_in_the_trunks_dtype_but_doras_magnitudes_which_stand_for_the_bases(
+    base: Path, tmp_path: Path
+) -> None:
+    model = load(base, lora.save(tmp_path / "adapter", use_dora=True), dtype="bfloat16").model
+    dtypes = {name: parameter.dtype for name, parameter in model.named_parameters() if ".lora_" in name}
+    of_magnitudes = {dtype for name, dtype in dtypes.items() if "magnitude" in name}
+    assert of_magnitudes == {torch.float32}
+    assert {dtype for name, dtype in dtypes.items() if "magnitude" not in name} == {torch.bfloat16}
 
 
 def test_a_reward_model_takes_an_adapter(tmp_path: Path) -> None:

@@ -74,7 +74,8 @@ class Adapter:
         return cls(name, {key: config[key] for key in _READ & set(config)}, tensors, base or None)
 
     def add_to(self, model: Any) -> None:
-        """Puts the adapter on the model, in the model's dtype.
+        """Puts the adapter on the model, in the dtype of its weights; DoRA's magnitudes in float32, because they stand
+        for those of the base's weights and rounded would lose what was learned.
 
         Raises CheckpointRefused if one of its weights has no place in the model, or a place gets no weight.
         """
@@ -87,10 +88,13 @@ class Adapter:
             raise CheckpointRefused(
                 f"`adapter` `{self.name}` holds {few(others)}, weights in place of the base's. {_REMEDY}"
             )
-        tensors = {key: _in_dtype(key, self.tensors[key], model.dtype) for key in own}
+        tensors = {key: self.tensors[key] for key in own}
         try:
             inject_adapter_in_model(LoraConfig(**self.config, inference_mode=True), model, low_cpu_mem_usage=True)
             found = set_peft_model_state_dict(model, tensors, low_cpu_mem_usage=True)
+            for name, parameter in model.named_parameters():
+                if "lora_magnitude_vector" in name:
+                    parameter.data = tensors[f"base_model.model.{name.removesuffix('.default.weight')}"].float()
         except Exception as error:  # PEFT and torch raise of all kinds for modules and shapes that do not fit
             raise CheckpointRefused(f"`adapter` `{self.name}` does not fit the model: {error}") from error
         if found.unexpected_keys:
@@ -104,20 +108,29 @@ class Adapter:
             )
 
 
-@contextmanager
-def switched_off(model: Any) -> Iterator[None]:
-    """Within it the model is its base; after it, whatever happened, its adapter is on."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
+class Switch:
+    """Takes a model's adapter off around a pass. It is on before and after, whatever happens within."""
 
-    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
-    try:
-        for layer in layers:
-            layer.enable_adapters(False)
-        yield
-    finally:
-        for layer in layers:
-            layer.enable_adapters(True)
-            layer.requires_grad_(False)  # PEFT makes what it enables trainable
+    def __init__(self, model: Any) -> None:
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        self._layers: list[Any] = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Within it the model is its base. Raises RuntimeError if PEFT's layers do not say that they are off."""
+        try:
+            self._set(off=True)
+            if not all(layer.disable_adapters for layer in self._layers):
+                raise RuntimeError("this version of PEFT switches adapters off in another way")
+            yield
+        finally:
+            self._set(off=False)
+
+    def _set(self, *, off: bool) -> None:
+        # `enable_adapters` would also walk all parameters for `requires_grad`, some 50 ms in a model of 32 layers.
+        for layer in self._layers:
+            layer._disable_adapters = off
 
 
 def find(source: str, file: str, *, revision: str | None) -> Path | None:
@@ -136,11 +149,6 @@ def _is_copy(model: Any, name: str, tensor: Tensor) -> bool:
     except AttributeError:
         return False
     return weight.shape == tensor.shape and torch.equal(weight, tensor.to(weight))
-
-
-def _in_dtype(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """DoRA's magnitudes replace those of the base's weights: rounded, they would drown what was learned."""
-    return tensor.float() if "magnitude" in name else tensor.to(dtype)
 
 
 def _refuse_other_kinds(name: str, config: dict[str, Any]) -> None:

@@ -7,13 +7,13 @@ outputs back in order. It knows no scorers. Not thread-safe: one thread runs it,
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from tokenreward.contract import Model, Needs, Outputs, Row
-from tokenreward.models.adapter import switched_off
+from tokenreward.models.adapter import Switch
 from tokenreward.models.checkpoint import Checkpoint, load_checkpoint
 from tokenreward.models.linear import Linear
 from tokenreward.models.packed import PackedLayout
@@ -24,6 +24,7 @@ from tokenreward.settings import DeploymentSettings
 
 Work = Sequence[tuple[Row, Needs]]
 Say = Callable[[str], None]
+Standing = Callable[[], AbstractContextManager[None]]
 
 
 class Pair:
@@ -52,12 +53,13 @@ class Pair:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Turn:
-    """One of two layouts on one model: `attention` is what its layout runs under."""
+    """One of two layouts on one model: `attention` is what its layout runs under, `standing` what the model is within
+    while it runs."""
 
     layout: Layout
     model: Any
     attention: str
-    with_adapter: bool
+    standing: Standing
 
     @property
     def name(self) -> str:
@@ -72,7 +74,7 @@ class Turn:
         """The layout's outputs, of the model with or without its adapter."""
         if self.model.config._attn_implementation != self.attention:
             self.model.set_attn_implementation(self.attention)
-        with nullcontext() if self.with_adapter else switched_off(self.model):
+        with self.standing():
             return self.layout.run(work)
 
 
@@ -99,11 +101,13 @@ def choose_layouts(checkpoint: Checkpoint, needs: Mapping[Model, Needs], *, say:
     """The layout of the checkpoint, or the pair's with its reference. Raises CheckpointRefused."""
     if checkpoint.reference is None:
         return choose_layout(checkpoint, needs["policy"], say=say)
-    one_model = checkpoint.reference.model is checkpoint.model
-    first = (_turn if one_model else choose_layout)(checkpoint, needs["policy"], say=_named("policy", say))
+    probe = probe_reference = choose_layout
+    if checkpoint.reference.model is checkpoint.model:
+        probe = partial(_turn, standing=nullcontext)
+        probe_reference = partial(_turn, standing=Switch(checkpoint.model).off)
+    first = probe(checkpoint, needs["policy"], say=_named("policy", say))
     ours = _take_linear(first.layout)
-    probe = partial(_turn, with_adapter=False) if one_model else choose_layout
-    second = probe(checkpoint.reference, needs["reference"], say=_named("reference", say))
+    second = probe_reference(checkpoint.reference, needs["reference"], say=_named("reference", say))
     theirs = _take_linear(second.layout)
     if ours is theirs:
         for layout in (first.layout, second.layout):
@@ -116,15 +120,15 @@ def choose_layouts(checkpoint: Checkpoint, needs: Mapping[Model, Needs], *, say:
     return Verdict(Pair(first.layout, second.layout), nearest, reason or None)
 
 
-def _turn(checkpoint: Checkpoint, needs: Needs, *, say: Say, with_adapter: bool = True) -> Verdict:
+def _turn(checkpoint: Checkpoint, needs: Needs, *, standing: Standing, say: Say) -> Verdict:
     """The verdict on the model with or without its adapter. It leaves the model's attention as it found it."""
     model = checkpoint.model
     before = model.config._attn_implementation
-    with nullcontext() if with_adapter else switched_off(model):
+    with standing():
         verdict = choose_layout(checkpoint, needs, say=say)
     attention = model.config._attn_implementation
     model.set_attn_implementation(before)
-    return replace(verdict, layout=Turn(verdict.layout, model, attention, with_adapter))
+    return replace(verdict, layout=Turn(verdict.layout, model, attention, standing))
 
 
 def _take_linear(layout: Layout) -> Linear | None:

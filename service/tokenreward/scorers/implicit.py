@@ -80,7 +80,5 @@ class Scorer(contract.Scorer):
 def _log_probs(outputs: Outputs, temperature: float) -> Float64[np.ndarray, " r"]:
     """Of each response token. Both models' go through the same operations, so equal models give exactly 0."""
     assert outputs.chosen is not None
-    log_probs: Float64[np.ndarray, " r"] = outputs.chosen.astype(np.float64) / temperature - outputs.lse[temperature][
-        :-1
-    ].astype(np.float64)
-    return log_probs
+    chosen, lse = (numbers.astype(np.float64) for numbers in (outputs.chosen, outputs.lse[temperature][:-1]))
+    return np.asarray(chosen / temperature - lse)

@@ -45,7 +45,8 @@ class Offsets:
     def ends(self, text: str, offsets: Sequence[tuple[int, int]]) -> Int64[np.ndarray, " t"] | None:
         """Where each token's characters end [t], in code points; they never decrease. None if `offsets` cannot be
         trusted: they leave the text, run backwards, skip a character that counts, or hold one that does not."""
-        starts, ends = np.asarray(offsets, dtype=np.int64).reshape(-1, 2).T
+        edges = itertools.chain.from_iterable(offsets)
+        starts, ends = np.fromiter(edges, dtype=np.int64, count=2 * len(offsets)).reshape(-1, 2).T
         if (starts < 0).any() or (starts > ends).any() or (ends > len(text)).any() or (np.diff(ends) < 0).any():
             return None
         wholes = self._wholes_of(text)
@@ -56,19 +57,20 @@ class Offsets:
         for start, end in wholes:
             up[start + 1 : end] = end
             covered[start:end] = covered[start:end].any()
-        begun = {text[start] for start in starts[starts < ends]}
-        return up[ends] if self._account_for(text, covered, begun) else None
+        return up[ends] if self._account_for(text, covered, starts[starts < ends]) else None
 
-    def _account_for(self, text: str, covered: Bool[np.ndarray, " n"], begun: set[str]) -> bool:
+    def _account_for(self, text: str, covered: Bool[np.ndarray, " n"], starts: Int64[np.ndarray, " _"]) -> bool:
         """A character in no token must be white space or one that gives no token. Where the model, or the first rule
         of a character map, leaves one out, the library moves all that follows to the front: the next token then begins
         on it, or holds it."""
-        held = {text[index] for index in np.flatnonzero(covered)}
+        fates = {char: self._fate(char) for char in set(text)}
         skipped = {text[index] for index in np.flatnonzero(~covered)}
-        return (
-            all(char.isspace() or self._fate(char) is not _Fate.READ for char in skipped)
-            and all(self._fate(char) is not _Fate.UNKNOWN for char in held)
-            and all(self._fate(char) is not _Fate.NORMALISED_AWAY for char in begun)
+        if any(fates[char] is _Fate.READ and not char.isspace() for char in skipped):
+            return False
+        held = np.flatnonzero(covered) if _Fate.UNKNOWN in fates.values() else ()
+        begun = starts if _Fate.NORMALISED_AWAY in fates.values() else ()
+        return all(fates[text[index]] is not _Fate.UNKNOWN for index in held) and all(
+            fates[text[index]] is not _Fate.NORMALISED_AWAY for index in begun
         )
 
     def _find_fate(self, char: str) -> _Fate:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int64
+from jaxtyping import Bool, Float, Float32, Float64, Int64
 from pydantic import BaseModel, ConfigDict
 from pydantic_core import PydanticCustomError
 
@@ -90,6 +90,10 @@ class Sample:
     suffix_ids: Int64[np.ndarray, " s"] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     source: Source | None = None
 
+    def kept(self, values: Float[np.ndarray, " r"]) -> Float64[np.ndarray, " k"]:
+        """The unmasked tokens' values, in float64: what a score is made of."""
+        return values[self.keep].astype(np.float64)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Row:
@@ -157,6 +161,12 @@ class Outputs:
     values: Float32[np.ndarray, " r_and_1"] | None = None
     pooled: float | None = None
     attention: dict[Reading, Float32[np.ndarray, " _"]] = field(default_factory=dict)
+
+    def log_probs(self, temperature: float) -> Float64[np.ndarray, " r"]:
+        """log softmax(logits / temperature) of each response token, nats. Of rows that needed this temperature."""
+        assert self.chosen is not None
+        chosen, lse = (numbers.astype(np.float64) for numbers in (self.chosen, self.lse[temperature][:-1]))
+        return np.asarray(chosen / temperature - lse)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float64
 from pydantic import Field, model_validator
 
 from tokenreward import contract
@@ -68,32 +68,23 @@ class Scorer(contract.Scorer):
         return Needs(temperatures=frozenset({options.softness}))
 
     def score(self, sample: Sample, outputs: Sequence[Outputs], options: Options) -> Signals:
-        chosen, lse = outputs[0].chosen, outputs[0].lse[options.softness]
-        assert chosen is not None
-        values = (_soft_bellman if options.form == "soft_bellman" else _logprob)(chosen, lse, sample, options)
-        return Signals(score=_aggregate(values[sample.keep], options), values=values)
+        is_logprob = options.form == "logprob"
+        exact = outputs[0].log_probs(options.temperature) if is_logprob else _soft_bellman(outputs[0], sample, options)
+        values = exact.astype(np.float32)
+        return Signals(score=_aggregate(sample.kept(values), options), values=values)
 
 
-def _soft_bellman(
-    chosen: Float32[np.ndarray, " r"], lse: Float32[np.ndarray, " r+1"], sample: Sample, options: Scorer.Options
-) -> Float32[np.ndarray, " r"]:
-    next_value = options.alpha * lse[1:].astype(np.float64)
+def _soft_bellman(outputs: Outputs, sample: Sample, options: Scorer.Options) -> Float64[np.ndarray, " r"]:
+    assert outputs.chosen is not None
+    next_value = options.alpha * outputs.lse[options.alpha][1:].astype(np.float64)
     if options.terminal == "zero" or (options.terminal == "auto" and sample.terminal):
         next_value[-1] = 0.0
-    return np.asarray(chosen.astype(np.float64) - next_value, dtype=np.float32)
+    return np.asarray(outputs.chosen.astype(np.float64) - next_value)
 
 
-def _logprob(
-    chosen: Float32[np.ndarray, " r"], lse: Float32[np.ndarray, " r+1"], _sample: Sample, options: Scorer.Options
-) -> Float32[np.ndarray, " r"]:
-    log_probs = chosen.astype(np.float64) / options.temperature - lse[:-1].astype(np.float64)
-    return np.asarray(log_probs, dtype=np.float32)
-
-
-def _aggregate(kept: Float32[np.ndarray, " k"], options: Scorer.Options) -> float:
-    exact = kept.astype(np.float64)
+def _aggregate(kept: Float64[np.ndarray, " k"], options: Scorer.Options) -> float:
     if options.aggregation == "sum":
-        return float(exact.sum())
+        return float(kept.sum())
     if options.aggregation == "mean":
-        return float(exact.mean())
-    return float((exact * np.maximum(options.gamma ** np.arange(len(exact)), options.clip_min)).sum())
+        return float(kept.mean())
+    return float((kept * np.maximum(options.gamma ** np.arange(len(kept)), options.clip_min)).sum())

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-import numpy as np
 from pydantic import Field
 
 from tokenreward import contract
@@ -39,5 +38,5 @@ class Scorer(contract.Scorer):
 
     def score(self, sample: Sample, outputs: Sequence[Outputs], options: Options) -> Signals:
         values = outputs[0].entropy[options.temperature][:-1]
-        kept = values[sample.keep].astype(np.float64)
+        kept = sample.kept(values)
         return Signals(score=float(kept.sum() if options.aggregation == "sum" else kept.mean()), values=values)

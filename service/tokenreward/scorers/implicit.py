@@ -15,7 +15,6 @@ from dataclasses import replace
 from typing import Annotated, Literal
 
 import numpy as np
-from jaxtyping import Float64
 from pydantic import Field, FiniteFloat, model_validator
 
 from tokenreward import contract
@@ -67,18 +66,11 @@ class Scorer(contract.Scorer):
         return Needs(temperatures=frozenset({options.temperature}))
 
     def score(self, sample: Sample, outputs: Sequence[Outputs], options: Options) -> Signals:
-        policy, reference = (_log_probs(each, options.temperature) for each in outputs)
+        policy, reference = (each.log_probs(options.temperature) for each in outputs)
         exact = options.beta * (policy - reference)
         if options.token_clip is not None:
             exact = exact.clip(*options.token_clip)
         if options.last_token == "zero":  # noqa: S105 - a token of text
             exact[-1] = 0.0
         values = exact.astype(np.float32)
-        return Signals(score=float(values[sample.keep].astype(np.float64).sum()), values=values)
-
-
-def _log_probs(outputs: Outputs, temperature: float) -> Float64[np.ndarray, " r"]:
-    """Of each response token. Both models' go through the same operations, so equal models give exactly 0."""
-    assert outputs.chosen is not None
-    chosen, lse = (numbers.astype(np.float64) for numbers in (outputs.chosen, outputs.lse[temperature][:-1]))
-    return np.asarray(chosen / temperature - lse)
+        return Signals(score=float(sample.kept(values).sum()), values=values)

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Int64
 from pydantic import Field, model_validator
 
 from tokenreward import contract
@@ -66,15 +66,10 @@ class Scorer(contract.Scorer):
         return Needs(temperatures=frozenset({options.temperature}))
 
     def score(self, sample: Sample, outputs: Sequence[Outputs], options: Options) -> Signals:
-        better, worse = (_log_probs(row, options.temperature) for row in outputs)
+        better, worse = (row.log_probs(options.temperature) for row in outputs)
         # sigmoid(d) - 0.5 in the form that keeps its digits near 0, where most tokens are.
         values = np.asarray(0.5 * np.tanh((better - worse) / 2), dtype=np.float32)
-        return Signals(score=float(values[sample.keep].astype(np.float64).sum()), values=values)
-
-
-def _log_probs(outputs: Outputs, temperature: float) -> Float64[np.ndarray, " r"]:
-    assert outputs.chosen is not None
-    return outputs.chosen.astype(np.float64) / temperature - outputs.lse[temperature][:-1].astype(np.float64)
+        return Signals(score=float(sample.kept(values).sum()), values=values)
 
 
 def _prompt(source: Source, instruction: str) -> Int64[np.ndarray, " p"]:

@@ -47,14 +47,10 @@ class Judged:
 
 def judge(plan: Plan, prepared: Prepared, outputs: Sequence[Outputs]) -> Judged:
     """What a scorer says of one item, with credit. Raises ItemError."""
-    try:
-        signals = plan.scorer.score(prepared.sample, outputs, plan.options)
-    except RewardError:
-        raise
-    except Exception as error:  # a scorer's fault is its item's, not its neighbours'
-        raise scorer_failed(plan.name, error) from None
-    _check_shapes(plan, signals, num_tokens=len(prepared.owner))
-    rewards, score = credits.assign(in_units(signals, prepared), plan.credit, name=plan.credit_name)
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # inf and nan have an error of their own, below
+        signals = _signals(plan, prepared, outputs)
+        units = in_units(signals, prepared)
+    rewards, score = credits.assign(units, plan.credit, name=plan.credit_name)
     rewards = credits.penalise(
         rewards,
         plan.credit,
@@ -67,6 +63,17 @@ def judge(plan: Plan, prepared: Prepared, outputs: Sequence[Outputs]) -> Judged:
     if not all(np.isfinite(numbers).all() for numbers in (rewards, shown, 0.0 if score is None else score)):
         raise NonFinite(f"scorer `{plan.name}` gave a number that is not finite", param=prepared.param)
     return Judged(rewards, score, None if signals.steps is None else (shown, _unit_steps(signals.steps, prepared)))
+
+
+def _signals(plan: Plan, prepared: Prepared, outputs: Sequence[Outputs]) -> Signals:
+    try:
+        signals = plan.scorer.score(prepared.sample, outputs, plan.options)
+    except RewardError:
+        raise
+    except Exception as error:  # a scorer's fault is its item's, not its neighbours'
+        raise scorer_failed(plan.name, error) from None
+    _check_shapes(plan, signals, num_tokens=len(prepared.owner))
+    return signals
 
 
 def scorer_failed(name: str, error: Exception) -> ScorerFailed:

@@ -36,6 +36,6 @@ class Scorer(contract.Scorer):
         start = len(sample.prompt_ids)
         weights = np.where(sample.keep, attention[start : start + len(sample.keep)].astype(np.float64), 0.0)
         total = weights.sum()
-        if not total > 0:
+        if total == 0:
             raise ScorerFailed("the pooled token pays no attention to any unmasked response token")
         return Signals(score=outputs[0].pooled, weights=(weights / total).astype(np.float32))

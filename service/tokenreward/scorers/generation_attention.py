@@ -76,6 +76,6 @@ def _normalised(shifted: Float64[np.ndarray, " r"], sample: Sample) -> Float64[n
         return sample.keep.astype(np.float64)
     weights = np.where(sample.keep, shifted, 0.0)
     total = weights.sum()
-    if not total > 0:
+    if total == 0:
         raise ScorerFailed("no generation step pays attention to a token before an unmasked response token")
     return np.asarray(weights / total)

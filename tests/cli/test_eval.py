@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -161,32 +156,6 @@ def test_second_run_asks_for_nothing_but_one_item_and_says_the_same(
     assert main([*asked, "--cache", "other.jsonl", "--credit", 'known={"name": "last"}']) == 0
     assert service.bodies[-1]["credit"] == {"name": "last"}
     assert Path("other.jsonl").exists()
-
-
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_run_that_is_stopped_goes_on_where_it_stopped(service: Known, how: signal.Signals) -> None:
-    service.delay_s = 0.15
-    command = [sys.executable, "-m", "tokenreward.cli", "eval", str(pairs(640)), "--url", service.url]
-    command += ["--scorer", "known", "--concurrency", "2"]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as process:
-        deadline = time.monotonic() + 30
-        while len(service.asked) < 5 * 64 and time.monotonic() < deadline:
-            time.sleep(0.02)
-        process.send_signal(how)
-        out, err = process.communicate(timeout=20)
-    assert process.returncode == (130 if how is signal.SIGINT else -how)
-    assert out == ""
-    assert "Traceback" not in err
-    kept = Path("tokenreward-eval-cache.jsonl").read_text().count("\n")
-    assert 64 <= kept < 1280
-    with Path("tokenreward-eval-cache.jsonl").open("a") as cache:
-        cache.write('{"key":"half a li')
-    service.reset()
-    assert main(["eval", "pairs.jsonl", "--url", service.url, "--scorer", "known", "--json", "out.json"]) == 0
-    assert len(service.asked) == 1 + 1280 - kept
-    figure = outcome()[0]["figures"]["accuracy"]
-    assert (figure["value"], figure["num"]) == (0.9, 640)
 
 
 def test_other_version_is_asked_again(service: Known) -> None:

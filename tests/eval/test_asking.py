@@ -126,6 +126,7 @@ def test_interrupted_run_goes_on_where_it_stopped(service: Known, tmp_path: Path
         {"options": {"form": "logprob"}},
         {"credit": {"name": "last"}},
         {"tokenizer": "abc"},
+        {"reference": "other"},
         {"name": "second"},
     ],
 )
@@ -147,6 +148,37 @@ def test_change_of_the_servers_own_default_asks_again_and_of_its_route_does_not(
     default = Subject("l", ScorerInfo.model_validate({**ENTRY, "options": {"a": {"default": 2}}}))
     answers(service, candidates(3), tmp_path / "cache", default)
     assert len(service.asked) == 6
+
+
+@pytest.mark.parametrize(
+    ("options", "credit", "default"),
+    [
+        ({"score_from": "second"}, {}, None),
+        ({}, {}, "second"),
+        ({}, {"name": "last", "kl": {"coef": 0.1, "reference": "second"}}, None),
+    ],
+)
+def test_change_of_the_scorer_that_is_asked_first_asks_again(
+    options: dict[str, Any], credit: dict[str, Any], default: str | None
+) -> None:
+    def key(second_version: int) -> str:
+        entry = {**ENTRY, "options": {"score_from": {"default": default}}}
+        listed = [entry, {**ENTRY, "name": "second", "version": second_version}]
+        found = [ScorerInfo.model_validate(each) for each in listed]
+        asked = known_subject("known", "known", found, options=options, credit=credit)
+        return asked.key(candidates(1)[0])
+
+    assert key(3) == key(3)
+    assert key(3) != key(4)
+
+
+def test_change_of_a_scorer_that_is_not_asked_changes_nothing() -> None:
+    def key(second_version: int) -> str:
+        listed = [ENTRY, {**ENTRY, "name": "second", "version": second_version}]
+        found = [ScorerInfo.model_validate(each) for each in listed]
+        return known_subject("known", "known", found, options={"score_from": None}, credit={}).key(candidates(1)[0])
+
+    assert key(3) == key(4)
 
 
 def test_units_are_not_found_where_only_the_score_was_kept(service: Known, tmp_path: Path) -> None:

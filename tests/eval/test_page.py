@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eval.given import FAILED, TIMING, per_character, subject, write
-from tokenreward.eval import Answer, Candidate, Dataset, Judged, Subject, judged, load
+from tokenreward.eval import Answer, Candidate, Dataset, Subject, judged, load
 from tokenreward.eval.answer import Units
 from tokenreward.eval.auc import roc_curve
 from tokenreward.eval.figure import Figure
@@ -138,6 +138,8 @@ def test_page_of_every_kind_is_well_formed_and_has_every_figure(dataset: Dataset
             assert column.figure is None or f"{column.figure.value:.3f}" in reader.text
         for name in row.judged.verdict.groups:
             assert name in reader.text
+            assert f"{row.judged.verdict.groups_title}" in reader.text
+            assert row.judged.verdict.groups_title
         for note in row.judged.verdict.notes:
             assert note in reader.text
         for examples in row.judged.verdict.examples.values():
@@ -222,6 +224,7 @@ def test_scorer_without_any_answer_has_a_page_a_table_and_a_record(tmp_path: Pat
     row = answered(dataset)
     reader = read(page(dataset, [row], title="t"))
     assert "300 of 300 items have no answer" in reader.text
+    assert "sequence_too_long 300" in reader.text
     assert "and 200 more" in reader.text
     printed = tables(dataset, [row.judged])
     assert "mine    -              -        0     300" in printed
@@ -229,6 +232,7 @@ def test_scorer_without_any_answer_has_a_page_a_table_and_a_record(tmp_path: Pat
     (kept,) = record(dataset, [row.judged], files=["data"])["scorers"]
     assert kept["figures"]["accuracy"] == {"title": "pair accuracy", "value": None}
     assert len(kept["errors"]) == 300
+    assert kept["error_codes"] == {"sequence_too_long": 300}
 
 
 def test_record_is_json_and_has_every_figure_with_its_interval(dataset: Dataset) -> None:
@@ -246,16 +250,6 @@ def test_record_is_json_and_has_every_figure_with_its_interval(dataset: Dataset)
             )
     assert scorer["counts"] == dict(row.verdict.counts)
     assert scorer["latency"]["per_item_s"] == pytest.approx(0.125)
-
-
-def test_table_is_aligned_and_says_all(tmp_path: Path) -> None:
-    rows = [{"prompt": "q", "chosen": "aa", "rejected": "a", "subset": name} for name in ("x", "a longer name")]
-    dataset = load([write(tmp_path / "data", rows)])
-    both: list[Judged] = [answered(dataset, dataclasses.replace(subject(), label=name)).judged for name in ("a", "bb")]
-    text = tables(dataset, both)
-    assert text.startswith("2 pairs (preference), 95 % intervals in brackets\n\nscorer  pair accuracy ")
-    assert "bb      1.000 [0.342, 1.000]  1.000 [0.439, 1.000]  125      0     0\n" in text
-    assert "a longer name  1.000 [0.207, 1.000]  1.000 [0.207, 1.000]" in text
 
 
 def test_histogram_counts_shares_of_each_class() -> None:

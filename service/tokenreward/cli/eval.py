@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import shutil
 import sys
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -35,7 +36,7 @@ from tokenreward.eval import (
 )
 from tokenreward.eval.page import Answered, examples_of, page
 from tokenreward.eval.record import record
-from tokenreward.eval.table import tables
+from tokenreward.eval.table import WIDTH, tables
 from tokenreward.eval.visible import visible
 from tokenreward_client import AsyncClient, ScorerInfo
 
@@ -90,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
     if args.html is not None:
         title = f"tokenreward eval: {', '.join(file.name for file in args.file)}"
         args.html.write_text(page(dataset, answered, title=title), encoding="utf-8")
-    print(tables(dataset, rows))
+    print(tables(dataset, rows, width=_width()))
     return _exit_code(rows)
 
 
@@ -104,7 +105,15 @@ async def _evaluate(args: argparse.Namespace, dataset: Dataset) -> list[Answered
         subjects = _subjects(args, await client.scorers())
         for subject in subjects:
             await try_out(run, subject, dataset.candidates)
-        return [await _one(run, subject, dataset, with_examples=args.html is not None) for subject in subjects]
+        if len(subjects) > 1:
+            print(f"{len(subjects)} scorers: {', '.join(subject.label for subject in subjects)}", file=sys.stderr)
+        try:
+            return [await _one(run, subject, dataset, with_examples=args.html is not None) for subject in subjects]
+        except BaseException:  # Ctrl-C, too, which cancels this
+            if run.cache is not None and run.cache.num_kept:
+                said = f"{run.cache.num_kept} new answers are kept in {run.cache.file}"
+                print(f"stopped; {said}: the same command goes on from there", file=sys.stderr)
+            raise
 
 
 def _subjects(args: argparse.Namespace, listed: list[ScorerInfo]) -> list[Subject]:
@@ -156,9 +165,11 @@ async def _with_progress(run: Run, subject: Subject, candidates: Sequence[Candid
     def done(num_answered: int, num_failed: int) -> None:
         bars[0].advance(num_answered, num_answered, num_failed=num_failed)
 
-    answers = await ask(replace(run, on_start=started, on_done=done), subject, candidates)
-    for bar in bars:
-        bar.finish()
+    try:
+        answers = await ask(replace(run, on_start=started, on_done=done), subject, candidates)
+    finally:
+        for bar in bars:
+            bar.finish()
     if run.cache is not None and run.cache.num_unreadable:
         print(f"{run.cache.file}: {run.cache.num_unreadable} lines cannot be read and count as absent", file=sys.stderr)
     return answers
@@ -173,6 +184,11 @@ def _exit_code(rows: Sequence[Judged]) -> int:
     said = visible(f"{first.where}: {first.code}: {first.message}")
     print(f"error: {num_failed} of {num_items} items have no answer; the first: {said}", file=sys.stderr)
     return 1
+
+
+def _width() -> int:
+    """Of the terminal, if it is one."""
+    return shutil.get_terminal_size((WIDTH, 0)).columns if sys.stdout.isatty() else WIDTH
 
 
 def _positive(text: str) -> int:

@@ -20,24 +20,25 @@ from tokenreward_client import AsyncClient, ScorerInfo, ServerRefused
 BATCH_ITEMS = 64
 """Items per call of the client, which is one request unless they are very long."""
 
-_IDENTITY = ("type", "model", "version", "tokenizer", "score", "options", "default_credit")
+_IDENTITY = ("type", "model", "reference", "version", "tokenizer", "score", "options", "default_credit")
 """What an answer depends on, of a scorer's entry in `GET /v1/scorers`: where and how fast it is served is not."""
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A scorer under judgement and how it is asked; `label` is its row in the table."""
+    """A scorer under judgement and how it is asked; `label` is its row in the table. `others`: scorers whose answers
+    the front fills in for it."""
 
     label: str
     info: ScorerInfo
     options: Mapping[str, Any] = field(default_factory=dict)
     credit: Mapping[str, Any] = field(default_factory=dict)
+    others: Sequence[ScorerInfo] = ()
 
     def key(self, candidate: Candidate) -> str:
         """Under which the cache keeps its answer to this candidate."""
-        listed = self.info.model_dump()
-        identity = {name: listed.get(name) for name in _IDENTITY}
-        asked = [self.info.name, identity, dict(self.options), dict(self.credit)]
+        asked = [self.info.name, _identity(self.info), dict(self.options), dict(self.credit)]
+        asked += [[other.name, _identity(other)] for other in self.others]
         return key_of(asked, candidate.item, candidate.needs_units, candidate.needs_score)
 
 
@@ -60,10 +61,25 @@ def known_subject(
     label: str, name: str, listed: Sequence[ScorerInfo], *, options: Mapping[str, Any], credit: Mapping[str, Any]
 ) -> Subject:
     """The scorer of that name. Raises EvalError if the service does not list it."""
-    for info in listed:
-        if info.name == name:
-            return Subject(label, info, options, credit)
-    raise EvalError(f"the service has no scorer `{name}`; it has {', '.join(info.name for info in listed)}")
+    known = {info.name: info for info in listed}
+    if name not in known:
+        raise EvalError(f"the service has no scorer `{name}`; it has {', '.join(known)}")
+    # A name that is not known is the service's to refuse.
+    others = [known[other] for other in _asked_for(known[name], options, credit) if other in known]
+    return Subject(label, known[name], options, credit, others)
+
+
+def _identity(info: ScorerInfo) -> dict[str, Any]:
+    listed = info.model_dump()
+    return {name: listed.get(name) for name in _IDENTITY}
+
+
+def _asked_for(info: ScorerInfo, options: Mapping[str, Any], credit: Mapping[str, Any]) -> list[str]:
+    """Names of the scorers that the front asks first: for `score`, and for the KL's reference."""
+    default = ((info.model_extra or {}).get("options") or {}).get("score_from") or {}
+    source, kl = options.get("score_from", default.get("default")), credit.get("kl")
+    reference = kl.get("reference") if isinstance(kl, Mapping) else None
+    return [name for name in (source, reference) if isinstance(name, str)]
 
 
 async def try_out(run: Run, subject: Subject, candidates: Sequence[Candidate]) -> None:

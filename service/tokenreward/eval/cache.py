@@ -24,11 +24,12 @@ def key_of(*parts: Any) -> str:
 
 
 class Cache:
-    """One file. `num_unreadable` counts the lines that the last `read` could make nothing of."""
+    """One file. `num_unreadable` counts the lines that the last `read` could make nothing of, `num_kept` the answers
+    that were appended."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self.num_unreadable = 0
+        self.num_unreadable = self.num_kept = 0
 
     def read(self, wanted: Iterable[str]) -> dict[str, Answer]:
         """The answers to these keys, as far as they are there; of two the later stands. Raises OSError."""
@@ -48,7 +49,7 @@ class Cache:
 
     def append(self, answers: Mapping[str, Answer]) -> None:
         """Keep these answers, those with an error apart. Raises OSError."""
-        records = ({"key": key, **to_record(answer)} for key, answer in answers.items() if answer.error is None)
+        records = [{"key": key, **to_record(answer)} for key, answer in answers.items() if answer.error is None]
         text = "".join(json.dumps(record, separators=(",", ":")) + "\n" for record in records)
         if not text:
             return
@@ -57,6 +58,7 @@ class Cache:
             if file.tell() and not _ends_line(file):
                 text = "\n" + text
             file.write(text.encode("ascii"))
+        self.num_kept += len(records)
 
 
 def _ends_line(file: Any) -> bool:

@@ -60,13 +60,13 @@ class Preference(Dataset):
         counts = {"pairs": len(self._pairs), "judged": len(judged), "failed": len(self._pairs) - len(judged)}
         counts |= {"wrong": int((chosen < rejected).sum()), "ties": int((chosen == rejected).sum())}
         examples = {"rejected against chosen": worst([_example(pair, answers) for pair in judged])}
-        extra: dict[str, Any] = {}
+        extra: dict[str, Any] = {"groups_title": "pair accuracy by subset"}
         flagged = [pair for pair in self._pairs if pair.flags is not None]
         if flagged:
             found, areas = self._token_figures(flagged, answers)
             columns += token_columns(found)
             examples |= {"flagged tokens": areas}
-            extra = {"curve": found.curve, "curve_title": "flagged tokens found by low reward"}
+            extra |= {"curve": found.curve, "curve_title": "flagged tokens found by low reward"}
         classes = {"chosen": chosen, "rejected": rejected}
         return Verdict(columns, counts, groups=groups, classes=classes, examples=examples, **extra)
 

@@ -37,6 +37,7 @@ def _scorer(row: Judged) -> dict[str, Any]:
         "notes": list(verdict.notes),
         "latency": None if row.latency is None else asdict(row.latency),
         "num_items": row.num_items,
+        "error_codes": row.codes,
         "errors": [asdict(failure) for failure in row.failures],
     }
 

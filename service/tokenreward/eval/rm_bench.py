@@ -71,6 +71,7 @@ class RmBench(Dataset):
             self._columns(wins),
             counts | {"comparisons": _NUM**2 * len(judged), "ties": num_ties},
             groups={name: mean_of_means([_per_prompt(each)]) for name, each in wins.items()},
+            groups_title="mean of Hard, Normal and Easy by domain",
             classes=scores,
             matrices={name: each.mean(axis=0) for name, each in wins.items() if len(each)},
             examples={"rejected against chosen": worst([_example(prompt, answers) for prompt in judged])},

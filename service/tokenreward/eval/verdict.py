@@ -5,6 +5,7 @@ It is the same for all kinds of data, so that tables, JSON and the page need not
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -54,13 +55,15 @@ class Verdict:
     """What a dataset says of one scorer's answers.
 
     `columns`: the figures, the headline first. `counts`: cases by what became of them; `ties` among them if there can
-    be any. `groups`: a figure per subset or domain. `classes`: score by what it belongs to, two of them. `matrices`:
-    RM-Bench's 3 x 3 per domain. `examples`: lists of the worst cases, by what the list is called.
+    be any. `groups`: a figure per subset or domain, all of which `groups_title` names. `classes`: score by what it
+    belongs to, two of them. `matrices`: RM-Bench's 3 x 3 per domain. `examples`: lists of the worst cases, by what the
+    list is called.
     """
 
     columns: Sequence[Column]
     counts: Mapping[str, int]
     groups: Mapping[str, Figure | None] = field(default_factory=dict)
+    groups_title: str = ""
     classes: Mapping[str, Floats] = field(default_factory=dict)
     matrices: Mapping[str, Floats] = field(default_factory=dict)
     curve: Curve | None = None
@@ -92,6 +95,11 @@ class Judged:
     def ties(self) -> int | None:
         """Cases that equal scores left undecided; None where there can be none."""
         return self.verdict.counts.get("ties")
+
+    @property
+    def codes(self) -> dict[str, int]:
+        """How often each error code, the most frequent first."""
+        return dict(Counter(failure.code for failure in self.failures).most_common())
 
 
 def judged(subject: Subject, dataset: Dataset, answers: Sequence[Answer]) -> Judged:

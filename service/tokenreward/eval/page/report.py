@@ -106,7 +106,7 @@ def _scorer(dataset: Dataset, row: Answered) -> str:
         f'<div class="plots">{_plots(judged)}</div>',
     ]
     if verdict.groups:
-        parts.append(f"<h3>By group</h3>{_tracks(list(verdict.groups.items()))}")
+        parts.append(f"<h3>{safe(verdict.groups_title)}</h3>{_tracks(list(verdict.groups.items()))}")
     parts += [_examples(title, examples, dataset, row.answers) for title, examples in verdict.examples.items()]
     return "\n".join([*parts, _failures(judged)])
 
@@ -163,8 +163,9 @@ def _failures(judged: Judged) -> str:
     lines = [[safe(each.where), safe(each.code), safe(each.message)] for each in listed]
     more = len(judged.failures) - len(listed)
     note = f'<p class="note">and {more} more</p>' if more else ""
+    codes = ", ".join(f"{code} {num}" for code, num in judged.codes.items())
     head = f"<h3>{len(judged.failures)} of {judged.num_items} items have no answer and count nowhere</h3>"
-    return f"{head}{_table(['item', 'code', 'message'], lines)}{note}"
+    return f"{head}<p>{safe(codes)}</p>{_table(['item', 'code', 'message'], lines)}{note}"
 
 
 def _tracks(figures: Sequence[tuple[str, Figure | None]]) -> str:

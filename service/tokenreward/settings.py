@@ -202,7 +202,10 @@ def load_settings(file: Path) -> Settings:
         raise SettingsError(f"{file} is not YAML: {error}") from None
     if not isinstance(content, dict):
         raise SettingsError(f"{file} must hold a mapping with `deployments`")
-    return parse_settings(_with_absolute_paths(content, file.resolve().parent))
+    try:
+        return parse_settings(_with_absolute_paths(content, file.resolve().parent))
+    except SettingsError as error:
+        raise SettingsError("\n".join(f"{file}: {line}" for line in str(error).splitlines())) from None
 
 
 def parse_settings(content: dict[str, Any]) -> Settings:

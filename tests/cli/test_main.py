@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -94,6 +95,7 @@ print('HEAVY', *[name for name in ('torch', 'ray', 'transformers', 'fastapi', 'y
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert f"usage: tokenreward {name}" in done.stdout
+    assert "\n\nexamples:\n  " in done.stdout
     assert done.stdout.splitlines()[-1] == "HEAVY"
 
 
@@ -131,3 +133,15 @@ def test_reader_that_leaves_is_no_traceback(edge: Any, tmp_path: Any, item_lines
     assert done.stdout.count("\n") == 1
     assert "Traceback" not in done.stderr
     assert "Exception ignored" not in done.stderr
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_example_of_the_help_is_a_command_line_that_parses(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([name, "--help"])
+    _, _, examples = capsys.readouterr().out.partition("examples:\n")
+    lines = [line.split(f"tokenreward {name}")[1] for line in examples.splitlines() if f"tokenreward {name}" in line]
+    assert lines
+    for line in lines:
+        arguments = shlex.split(line.partition(" > ")[0])
+        assert cli._parser([name]).parse_args([name, *arguments]).run.__module__ == f"tokenreward.cli.{name}"

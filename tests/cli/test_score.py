@@ -119,6 +119,9 @@ def test_wrong_arguments_are_said_before_anything_is_sent(
 
 
 def test_service_that_is_not_there_is_said_at_once(file: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["score", file(1), "--url", "localhost:8000"]) == 2
+    said = capsys.readouterr().err
+    assert said == "error: --url must look like http://host:port, without a query, got `localhost:8000`\n"
     assert main(["score", file(1), "--url", "http://127.0.0.1:9"]) == 1
     assert "is the service running?" in capsys.readouterr().err
 

@@ -206,6 +206,10 @@ def test_a_file_that_holds_no_settings_is_refused_by_its_name(tmp_path: Path, te
 
 
 def test_a_file_that_cannot_be_read_or_is_not_utf8_is_refused_by_its_name(tmp_path: Path) -> None:
+    with pytest.raises(
+        SettingsError, match=r"serve\.yaml: `deployments` is required\n.*serve\.yaml: unknown setting `prot`"
+    ):
+        load_settings(write(tmp_path, "prot: 1"))
     with pytest.raises(SettingsError, match=r"absent\.yaml"):
         load_settings(tmp_path / "absent.yaml")
     (tmp_path / "latin.yaml").write_bytes("host: köln".encode("latin-1"))

@@ -10,7 +10,9 @@ import argparse
 import importlib
 import os
 import sys
+import textwrap
 from collections.abc import Sequence
+from typing import Any
 
 from tokenreward import __version__
 
@@ -18,7 +20,7 @@ COMMANDS = {
     "serve": "serve scorers over HTTP on this machine",
     "score": "score prompts and responses from a JSONL file",
     "eval": "judge scorers of a running service on preference data",
-    "check": "load a checkpoint, probe it, and say whether it can be served",
+    "check": "load the checkpoints of a config, probe them, and say what would be served",
     "schema": "print the JSON schema of the settings, or Ray Serve's config",
 }
 
@@ -52,9 +54,24 @@ def main(argv: list[str] | None = None) -> int:
         return exit_code
 
 
+def subcommand(subparsers: Any, name: str, *, more: str = "", examples: str) -> argparse.ArgumentParser:
+    """The parser of one command: its summary and what `more` there is to say above the arguments, examples below."""
+    summary = COMMANDS[name]
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        name,
+        help=summary,
+        description=textwrap.fill(f"{summary[0].upper()}{summary[1:]}. {more}", 78),
+        epilog=f"examples:\n{textwrap.indent(textwrap.dedent(examples).strip(), '  ')}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    return parser
+
+
 def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="tokenreward", description="Dense per-token rewards for RL of language models."
+        prog="tokenreward",
+        description="Dense per-token rewards for RL of language models.",
+        epilog="`tokenreward COMMAND --help` has the options of a command and examples.",
     )
     parser.add_argument("--version", action="version", version=f"tokenreward {__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)

@@ -7,13 +7,22 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tokenreward.cli import subcommand
 from tokenreward.settings import DeploymentSettings, demo_settings, load_settings
 
 
 def add_parser(subparsers: Any) -> None:
     """Register the subcommand."""
-    parser = subparsers.add_parser("check", help="load the checkpoints of a config, probe them, say what would serve")
-    parser.add_argument("--config", type=Path, help="YAML settings; default: the embedded demo")
+    parser = subcommand(
+        subparsers,
+        "check",
+        more="Exit code 1 if any is refused.",
+        examples="""
+            tokenreward check --config rewards.yaml
+            tokenreward check --config rewards.yaml --settings-only
+        """,
+    )
+    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML settings; default: the embedded demo")
     parser.add_argument("--settings-only", action="store_true", help="validate the file without loading any checkpoint")
     parser.set_defaults(run=run)
 

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tokenreward.cli import CommandError
+from tokenreward.cli import CommandError, subcommand
 from tokenreward.cli.progress import Progress
 from tokenreward.cli.source import key_in, probe
 from tokenreward.eval import (
@@ -45,7 +45,17 @@ DEFAULT_CACHE = Path("tokenreward-eval-cache.jsonl")
 
 def add_parser(subparsers: Any) -> None:
     """Register the subcommand."""
-    parser = subparsers.add_parser("eval", help="judge scorers of a running service on preference data")
+    parser = subcommand(
+        subparsers,
+        "eval",
+        more="Answers are kept as they come: a run that was stopped goes on where it stopped. Exit code 1 if any item "
+        "has no answer.",
+        examples="""
+            python -m tokenreward.demo.pairs --pairs 1000 > pairs.jsonl
+            tokenreward eval pairs.jsonl --scorer logprob --scorer attention_dense --html report.html
+            tokenreward eval pairs.jsonl --scorer mean=endogenous --options 'mean={"aggregation": "mean"}'
+        """,
+    )
     parser.add_argument("file", nargs="+", type=Path, help="data, all of one kind; see --kind")
     parser.add_argument("--kind", choices=list(KINDS), help="default: seen in the fields of the first row")
     parser.add_argument("--limit", type=_positive, metavar="N", help="no more than the first N rows of each file")
@@ -64,10 +74,20 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--options", action="append", default=[], metavar="LABEL={...}", help="options of one scorer")
     parser.add_argument("--credit", action="append", default=[], metavar="LABEL={...}", help="credit of one scorer")
-    parser.add_argument("--concurrency", type=_positive, default=8, help="requests in flight (default: %(default)s)")
-    parser.add_argument("--timeout-s", type=float, default=300.0, help="seconds per request (default: %(default)s)")
+    parser.add_argument(
+        "--concurrency", type=_positive, default=8, metavar="N", help="requests in flight (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--timeout-s", type=float, default=300.0, metavar="S", help="seconds per request (default: %(default)s)"
+    )
     parser.add_argument("--api-key-file", type=Path, metavar="FILE", help="file that holds the service's API key")
-    parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE, metavar="FILE", help="default: %(default)s")
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        default=DEFAULT_CACHE,
+        metavar="FILE",
+        help="where answers are kept (default: %(default)s)",
+    )
     parser.add_argument("--no-cache", action="store_true", help="ask for everything again, and keep nothing")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure and every error here")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with plots and the worst cases here")

@@ -48,6 +48,10 @@ class Report:
         num_bytes = sum(line.num_bytes for line in group)
         self._progress.advance(len(group), num_bytes, num_failed=self._num_failed - failed_before)
 
+    def clear(self) -> None:
+        """Leave the terminal's line to what is said next."""
+        self._progress.clear()
+
     def finish(self) -> int:
         """Says what failed. The exit code: 1 if any line has no rewards."""
         self._progress.finish()

@@ -8,12 +8,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tokenreward.cli import subcommand
 from tokenreward.settings import Settings, SettingsError, load_settings
 
 
 def add_parser(subparsers: Any) -> None:
     """Register the subcommand."""
-    parser = subparsers.add_parser("schema", help="print the JSON schema of the settings, or Ray Serve's config")
+    parser = subcommand(
+        subparsers,
+        "schema",
+        examples="""
+            tokenreward schema > settings.schema.json
+            tokenreward schema --serve rewards.yaml > ray.yaml
+        """,
+    )
     parser.add_argument("--serve", type=Path, metavar="FILE", help="print Ray Serve's config for these settings")
     parser.set_defaults(run=run)
 

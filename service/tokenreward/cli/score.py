@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tokenreward.cli import CommandError
+from tokenreward.cli import CommandError, subcommand
 from tokenreward.cli.lines import Line, read_groups
 from tokenreward.cli.progress import Progress
 from tokenreward.cli.report import Report
@@ -25,18 +25,37 @@ GROUP_SIZE = 64
 
 def add_parser(subparsers: Any) -> None:
     """Register the subcommand."""
-    parser = subparsers.add_parser("score", help="score prompts and responses from a JSONL file")
+    parser = subcommand(
+        subparsers,
+        "score",
+        more='A line is {"prompt": ..., "response": ...}, as an item of POST /v1/rewards; each gives a line of output, '
+        "in order. Exit code 1 if any has no rewards.",
+        examples="""
+            tokenreward score answers.jsonl --scorer attention_dense --output rewards.jsonl
+            tokenreward score answers.jsonl --scorer logprob --show
+            tokenreward score answers.jsonl --option alpha=0.5 --credit last --credit-option scale=2
+            echo '{"prompt": "2+2?", "response": "It is 4."}' | tokenreward score --demo
+        """,
+    )
     parser.add_argument("file", nargs="?", default="-", help="one item per line; default or `-`: stdin")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--url", default="http://127.0.0.1:8000", help="the running service (default: %(default)s)")
-    where.add_argument("--config", type=Path, help="score in this process, with the deployment of this YAML file")
+    where.add_argument(
+        "--config", type=Path, metavar="FILE", help="score in this process, with the deployment of this YAML file"
+    )
     where.add_argument("--demo", action="store_true", help="score in this process, with the embedded demo")
-    parser.add_argument("--scorer", default="endogenous", help="name of the scorer (default: %(default)s)")
+    parser.add_argument(
+        "--scorer", default="endogenous", metavar="NAME", help="name of the scorer (default: %(default)s)"
+    )
     parser.add_argument("--option", action="append", default=[], metavar="K=V", help="option of the scorer; repeatable")
     parser.add_argument("--credit", metavar="NAME", help="values, last, uniform, attention or discount")
     parser.add_argument("--credit-option", action="append", default=[], metavar="K=V", help="as beta=0.5; repeatable")
-    parser.add_argument("--concurrency", type=int, default=8, help="requests in flight (default: %(default)s)")
-    parser.add_argument("--timeout-s", type=float, default=300.0, help="seconds per request (default: %(default)s)")
+    parser.add_argument(
+        "--concurrency", type=int, default=8, metavar="N", help="requests in flight (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--timeout-s", type=float, default=300.0, metavar="S", help="seconds per request (default: %(default)s)"
+    )
     parser.add_argument("--api-key-file", type=Path, metavar="FILE", help="file that holds the service's API key")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write JSON lines here instead of stdout")
     parser.add_argument("--show", action="store_true", help="print each response coloured by its rewards")
@@ -54,7 +73,11 @@ def run(args: argparse.Namespace) -> int:
         if args.output is not None:
             out = files.enter_context(args.output.open("w", encoding="utf-8"))
         report = Report(out, sys.stdout if args.show else None, Progress(sys.stderr, _size(lines)))
-        asyncio.run(_score_all(lines, scoring, report, concurrency=args.concurrency))
+        try:
+            asyncio.run(_score_all(lines, scoring, report, concurrency=args.concurrency))
+        except BaseException:
+            report.clear()
+            raise
         return report.finish()
 
 

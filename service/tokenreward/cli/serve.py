@@ -14,13 +14,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tokenreward.cli import subcommand
 from tokenreward.settings import Settings, SettingsError, demo_settings, load_settings, parse_settings
 
 
 def add_parser(subparsers: Any) -> None:
     """Register the subcommand."""
-    parser = subparsers.add_parser("serve", help="serve scorers over HTTP on this machine")
-    parser.add_argument("--config", type=Path, help="YAML settings; default: the embedded demo")
+    parser = subcommand(
+        subparsers,
+        "serve",
+        more="It says when it is ready; Ctrl-C stops it.",
+        examples="""
+            tokenreward serve
+            tokenreward serve --config rewards.yaml --port 9000
+        """,
+    )
+    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML settings; default: the embedded demo")
     parser.add_argument("--host", help="address to listen on (default: the config's, 127.0.0.1)")
     parser.add_argument("--port", type=int, help="port to listen on (default: the config's, 8000)")
     parser.set_defaults(run=run)

@@ -68,7 +68,13 @@ async def _service(args: argparse.Namespace, asked: Asked) -> AsyncIterator[Scor
 
 async def probe(url: str, key: str | None) -> None:
     """A service that is not there is said at once; one that is still loading is waited for later."""
-    async with AsyncClient(url, api_key=key, timeout_s=_PROBE_TIMEOUT_S, max_retries=0) as client:
+    try:
+        probing = AsyncClient(url, api_key=key, timeout_s=_PROBE_TIMEOUT_S, max_retries=0)
+    except BadArgument as error:
+        if error.param != "base_url":
+            raise
+        raise CommandError(f"--url {str(error).removeprefix('`base_url` ')}, got `{url}`", exit_code=2) from None
+    async with probing as client:
         try:
             await client.scorers()
         except ConnectionFailed as error:

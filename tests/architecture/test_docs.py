@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from architecture.test_layers import ORDER
 from tokenreward import credit as credits
 from tokenreward import metrics
 from tokenreward.errors import ItemError, RequestError, RewardError
@@ -83,3 +84,9 @@ def test_the_request_in_the_readme_parses() -> None:
     assert bodies
     for body in bodies:
         parse_json(RewardsRequest, body.encode())
+
+
+def test_the_guide_has_the_layers_that_are_tested() -> None:
+    guide = " ".join((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split())
+    told = re.findall(r"`(cli > [^`]*)`", guide)
+    assert told == [" > ".join(", ".join(group) for group in ORDER if group != ("demo",))]

@@ -3,18 +3,19 @@
 There is no timer: a batch is made of what waited while the device was busy, up to a token budget. The oldest entry is
 always in it; behind it, entries that share a prompt stand together, and what fits goes before what does not, until that
 has waited long enough. Entries whose caller has gone or whose deadline has passed are dropped before they cost
-anything. It knows tokens and futures, nothing of models; it belongs to one event loop.
+anything. It knows tokens and futures, nothing of models; it belongs to one event loop, but any thread may take.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
+import threading
 import time
 from collections import deque
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from tokenreward.errors import DeadlineExceeded, LargerThanQueue, Overloaded
 
@@ -49,6 +50,14 @@ class Entry(Generic[WorkT, ResultT]):
             prompts.add(key)
         return self.num_tokens - saved
 
+    def fail(self, error: Exception) -> None:
+        """Answers whoever waits for it with an error, from any thread."""
+        loop = self.future.get_loop()
+        if _running_loop() is loop:
+            _settle(self.future, error)
+        else:
+            loop.call_soon_threadsafe(_settle, self.future, error)
+
 
 class Batcher(Generic[WorkT, ResultT]):
     """The oldest first, up to `max_batch_tokens` computed tokens and `max_batch_requests` at a time.
@@ -62,6 +71,7 @@ class Batcher(Generic[WorkT, ResultT]):
         self._max_queued_tokens = max_queued_tokens
         self._waiting: deque[Entry[WorkT, ResultT]] = deque()
         self._arrived = asyncio.Event()
+        self._lock = threading.Lock()  # of the two that change hands, `_waiting` and `queued_tokens`
         self._tokens_per_s: float | None = None
         self.queued_tokens = 0
 
@@ -78,37 +88,44 @@ class Batcher(Generic[WorkT, ResultT]):
                 f"the request has {asked} tokens, `max_queued_tokens` is {self._max_queued_tokens}; send it in parts",
                 param="items",
             )
-        if self.queued_tokens + asked > self._max_queued_tokens:
-            self._drop_gone()
-        if self.queued_tokens + asked > self._max_queued_tokens:
-            raise Overloaded(
-                f"{self.queued_tokens} tokens wait and {asked} more would pass "
-                f"`max_queued_tokens` {self._max_queued_tokens}",
-                retry_after_s=self._retry_after_s(asked),
-            )
-        self._waiting.extend(entries)
-        self.queued_tokens += asked
+        with self._lock:
+            if self.queued_tokens + asked > self._max_queued_tokens:
+                self._drop_gone()
+            if self.queued_tokens + asked > self._max_queued_tokens:
+                raise Overloaded(
+                    f"{self.queued_tokens} tokens wait and {asked} more would pass "
+                    f"`max_queued_tokens` {self._max_queued_tokens}",
+                    retry_after_s=self._retry_after_s(asked),
+                )
+            self._waiting.extend(entries)
+            self.queued_tokens += asked
         self._arrived.set()
 
     def refuse_if_full(self) -> None:
         """Raises Overloaded if nothing more fits, before anything is spent on a request."""
-        if self.queued_tokens >= self._max_queued_tokens:
-            self._drop_gone()
-        if self.queued_tokens >= self._max_queued_tokens:
-            raise Overloaded(
-                f"{self.queued_tokens} tokens wait, `max_queued_tokens` is {self._max_queued_tokens}",
-                retry_after_s=self._retry_after_s(1),
-            )
+        with self._lock:
+            if self.queued_tokens >= self._max_queued_tokens:
+                self._drop_gone()
+            if self.queued_tokens >= self._max_queued_tokens:
+                raise Overloaded(
+                    f"{self.queued_tokens} tokens wait, `max_queued_tokens` is {self._max_queued_tokens}",
+                    retry_after_s=self._retry_after_s(1),
+                )
 
     async def next_batch(self) -> list[Entry[WorkT, ResultT]]:
         """Waits for work, then takes a batch of at least one entry that somebody still waits for."""
         while True:
             await self._arrived.wait()
-            batch = self._take()
+            batch = self.take()
             if not self._waiting:
                 self._arrived.clear()
             if batch:
                 return batch
+
+    def take(self) -> list[Entry[WorkT, ResultT]]:
+        """The next batch, on any thread; empty if nobody waits."""
+        with self._lock:
+            return self._take()
 
     def measured(self, num_tokens: int, seconds: float) -> None:
         """Tells how fast a batch went; `Retry-After` is made of it."""
@@ -118,11 +135,11 @@ class Batcher(Generic[WorkT, ResultT]):
 
     def fail_all(self, error: Exception) -> None:
         """Answers everybody who waits with an error, and forgets them."""
-        for entry in self._waiting:
-            if not entry.future.done():
-                entry.future.set_exception(error)
-        self._waiting.clear()
-        self.queued_tokens = 0
+        with self._lock:
+            for entry in self._waiting:
+                entry.fail(error)
+            self._waiting.clear()
+            self.queued_tokens = 0
 
     def _take(self) -> list[Entry[WorkT, ResultT]]:
         window = self._pop_window()
@@ -176,9 +193,21 @@ def _gone(entry: Entry[WorkT, ResultT]) -> bool:
     if entry.future.done():
         return True
     if entry.deadline is not None and time.monotonic() >= entry.deadline:
-        entry.future.set_exception(DeadlineExceeded("the deadline passed before the item's batch began"))
+        entry.fail(DeadlineExceeded("the deadline passed before the item's batch began"))
         return True
     return False
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def _settle(future: asyncio.Future[Any], error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)
 
 
 def _prompts_together(window: Sequence[Entry[WorkT, ResultT]]) -> Iterator[int]:

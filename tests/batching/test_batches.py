@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -219,3 +220,45 @@ async def test_after_fail_all_new_work_is_taken_and_none_of_the_old(entry: MakeE
     assert isinstance(old.future.exception(), InternalError)
     queue.submit([entry("b", 1)])
     assert await works(queue) == "b"
+
+
+async def test_another_thread_takes_what_waits_and_answers_the_expired_on_their_own_loop(
+    entry: MakeEntry, batcher: MakeBatcher, clock: Any
+) -> None:
+    queue = batcher()
+    late, early = entry("a", 1, deadline=clock.now), entry("b", 1)
+    queue.submit([late, early])
+    assert await asyncio.to_thread(queue.take) == [early]
+    async with asyncio.timeout(1):
+        with pytest.raises(DeadlineExceeded):
+            await late.future
+    assert await asyncio.to_thread(queue.take) == []
+    batch = asyncio.ensure_future(works(queue))
+    await asyncio.sleep(0.01)
+    assert not batch.done()
+    queue.submit([entry("c", 1)])
+    assert await batch == "c"
+
+
+async def test_threads_that_take_while_others_submit_lose_nothing_and_take_nothing_twice(
+    entry: MakeEntry, batcher: MakeBatcher
+) -> None:
+    queue = batcher(tokens=3, queue=10**6)
+    taken: list[Entry[str, str]] = []
+    stop = threading.Event()
+
+    def take() -> None:
+        while not stop.is_set() or queue.queued_items:
+            taken.extend(queue.take())
+
+    threads = [asyncio.to_thread(take) for _ in range(2)]
+    taking = asyncio.gather(*threads)
+    entries = [entry("a", 1) for _ in range(3000)]
+    for start in range(0, 3000, 3):
+        queue.submit(entries[start : start + 3])
+        if start % 300 == 0:
+            await asyncio.sleep(0.001)
+    stop.set()
+    await taking
+    assert sorted(map(id, taken)) == sorted(map(id, entries))
+    assert queue.queued_tokens == 0

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+import web
 from tokenreward import errors
 from tokenreward.contract import Signals
 from tokenreward.wire import RewardsRequest, parse
@@ -154,6 +155,32 @@ async def test_a_deadline_is_an_error_and_work_past_it_is_not_started(engine: An
     await first
     await asyncio.sleep(0.1)
     assert layout.batches == [1]
+
+
+async def test_the_device_goes_on_while_the_event_loop_is_busy_and_late_comers_are_in_its_next_batch(
+    make_engine: Callable[..., Any],
+) -> None:
+    engine = make_engine("causal_lm", ["endogenous"], max_batch_requests=2)
+    layout = Faulty(engine, lambda rows: time.sleep(0.05))
+    scoring = [asyncio.create_task(engine.score(request([10 + i]))) for i in range(6)]
+    await web.until(lambda: engine._batcher.queued_items >= 4)
+    time.sleep(0.6)  # noqa: ASYNC251 - what a busy event loop is
+    assert sum(layout.batches) == 6
+    replies = await asyncio.gather(*scoring)
+    assert all(reply["items"][0]["error"] is None for reply in replies)
+
+
+async def test_what_expired_while_the_event_loop_was_busy_is_answered_and_not_computed(engine: Any) -> None:
+    layout = Faulty(engine, lambda rows: time.sleep(0.5))
+    first = asyncio.create_task(engine.score(request([10])))
+    await web.until(lambda: bool(layout.batches))
+    late = asyncio.create_task(engine.score(request([11]), timeout_s=0.2))
+    await web.until(lambda: engine._batcher.queued_items == 1)
+    time.sleep(1.2)  # noqa: ASYNC251
+    assert layout.batches == [1]
+    with pytest.raises(errors.DeadlineExceeded):
+        await late
+    await first
 
 
 async def test_a_full_queue_refuses_with_retry_after_and_recovers(make_engine: Callable[..., Any]) -> None:

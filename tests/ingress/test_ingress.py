@@ -128,7 +128,7 @@ async def test_hang_up_cancels_what_waits_in_the_queue(served: Any, client: http
     engine = served.engine
     with served.busy_device():
         running = asyncio.create_task(client.post("/v1/rewards", json=BODY))
-        await until(lambda: engine._batch_began is not None)
+        await until(lambda: engine._shift.began is not None)
         waiting = asyncio.create_task(client.post("/v1/rewards", json=BODY))
         await until(lambda: engine._batcher.queued_items == 1)
         queued = engine._batcher._waiting[0]
@@ -186,7 +186,7 @@ async def test_request_under_way_finishes_on_the_old_weights(checkpoint: Path) -
         loop = asyncio.get_running_loop()
         old._device_thread.submit(lambda: asyncio.run_coroutine_threadsafe(blocked.wait(), loop).result())
         under_way = asyncio.create_task(client.post("/v1/rewards", json=BODY))
-        await until(lambda: old._batch_began is not None)
+        await until(lambda: old._shift.began is not None)
         swap = asyncio.create_task(slot.put(new))
         await until(lambda: slot.engine is new)
         after = (await client.post("/v1/rewards", json=BODY)).json()

@@ -1,4 +1,4 @@
-"""The engine of one replica. A step: take what waits, run one pass on the device's thread, hand each item its outputs.
+"""The engine of one replica: items become rows, wait for the device, and come back as rewards.
 
 It knows no HTTP and no Ray; what it measures it tells to a plain callback, `report(name, value, **labels)`.
 """
@@ -19,8 +19,9 @@ from tokenreward.engine.device import Device
 from tokenreward.engine.intake import Intake
 from tokenreward.engine.job import Job, Outcome, Rows, make_job, reply_item
 from tokenreward.engine.served import check_words, needs_of, plans, served_by
+from tokenreward.engine.shift import Shift
 from tokenreward.engine.verdict import Plan
-from tokenreward.errors import DeadlineExceeded, InternalError, VersionNotReached, frames
+from tokenreward.errors import DeadlineExceeded, InternalError, VersionNotReached
 from tokenreward.models.checkpoint import Checkpoint, load_checkpoint
 from tokenreward.models.pair import choose_layouts, with_reference
 from tokenreward.models.pooling import compare_with_own_call
@@ -66,10 +67,10 @@ class Engine:
         )
         self._device_thread = ThreadPoolExecutor(1, thread_name_prefix="device")
         self._intake_threads = ThreadPoolExecutor(_NUM_INTAKE_THREADS, thread_name_prefix="intake")
-        self._steps: asyncio.Task[None] | None = None
-        self._running: list[Entry[Rows, Outcome]] = []
-        self._batch_began: float | None = None
-        self._num_batches = 0
+        self._shift = Shift(
+            self._batcher, self._device, thread=self._device_thread, layout=verdict.layout, report=report
+        )
+        self._shifts: asyncio.Task[None] | None = None
         report("model_version", settings.version)
 
     @classmethod
@@ -114,23 +115,6 @@ class Engine:
         except TimeoutError:
             raise DeadlineExceeded(f"not finished within {timeout_s:g} s") from None
 
-    async def step(self) -> None:
-        """One batch: wait for work, run it, answer everybody in it."""
-        batch = self._running = await self._batcher.next_batch()
-        self._num_batches += 1
-        began = self._batch_began = time.monotonic()
-        results = await self._run(batch)
-        self._batch_began = None
-        compute_s = time.monotonic() - began
-        for entry, result in zip(batch, results, strict=True):
-            if entry.future.done():
-                continue
-            if isinstance(result, InternalError):
-                entry.future.set_exception(result)
-            else:
-                entry.future.set_result(Outcome(result, self._num_batches, began - entry.queued_at, compute_s))
-        self._measure(batch, began, compute_s)
-
     def describe(self) -> list[dict[str, Any]]:
         """The scorers of this deployment, as `GET /v1/scorers` shows them (the route is HTTP's to add)."""
         settings = self.settings
@@ -155,26 +139,21 @@ class Engine:
         """Raises if the device is lost or a batch does not end; the replica should then be replaced."""
         if self._device.lost is not None:
             raise self._device.lost
-        began = self._batch_began
+        began = self._shift.began
         if began is not None and time.monotonic() - began > _STUCK_AFTER_S:
             raise InternalError(f"a batch has run for more than {_STUCK_AFTER_S:g} s")
 
     async def close(self) -> None:
         """Stops the steps; whoever still waits, in the queue or in a batch, is answered with an error."""
-        if self._steps is not None:
-            self._steps.cancel()
+        if self._shifts is not None:
+            self._shifts.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await self._steps
+                await self._shifts
         closing = InternalError("the engine is closing")
         self._batcher.fail_all(closing)
-        self._answer_running(closing)
+        self._shift.answer_running(closing)
         self._device_thread.shutdown(wait=False, cancel_futures=True)
         self._intake_threads.shutdown(wait=False, cancel_futures=True)
-
-    def _answer_running(self, error: InternalError) -> None:
-        for entry in self._running:
-            if not entry.future.done():
-                entry.future.set_exception(error)
 
     async def _score(
         self, request: RewardsRequest, asked: list[Plan], request_id: str, deadline: float | None
@@ -212,29 +191,11 @@ class Engine:
                 job.entry = Entry(job.rows, job.num_tokens, loop.create_future(), deadline, job.prompts)
                 entries.append(job.entry)
         self._batcher.submit(entries)
-        self._report_queue()
-        if self._steps is None or self._steps.done():
-            self._steps = loop.create_task(self._step_forever())
+        self._report("queued_items", self._batcher.queued_items)
+        self._report("queued_tokens", self._batcher.queued_tokens)
+        if self._shifts is None or self._shifts.done():
+            self._shifts = loop.create_task(self._shift.work_forever())
         return entries
-
-    async def _step_forever(self) -> None:
-        while True:
-            try:
-                await self.step()
-            except Exception as error:
-                logger.error("a step failed: %s", frames(error))
-                self._answer_running(InternalError(f"the step failed: {type(error).__name__}"))
-
-    async def _run(self, batch: Sequence[Entry[Rows, Outcome]]) -> Sequence[Any]:
-        """Each entry's outputs or error. Nothing escapes: an engine whose steps end leaves every caller waiting."""
-        loop = asyncio.get_running_loop()
-        try:
-            return await loop.run_in_executor(self._device_thread, self._device.run, [entry.work for entry in batch])
-        except InternalError as error:
-            return [error] * len(batch)
-        except Exception as error:
-            logger.error("a batch failed outside the model: %s", frames(error))
-            return [InternalError(f"the batch failed: {type(error).__name__}")] * len(batch)
 
     def _reply_items(self, jobs: Sequence[Job], request: RewardsRequest, asked: list[Plan]) -> list[dict[str, Any]]:
         items = [reply_item(job, request, asked, self._intake) for job in jobs]
@@ -245,26 +206,6 @@ class Engine:
 
     async def _offload(self, function: Callable[..., ResultT], *arguments: object) -> ResultT:
         return await asyncio.get_running_loop().run_in_executor(self._intake_threads, function, *arguments)
-
-    def _measure(self, batch: Sequence[Entry[Rows, Outcome]], began: float, compute_s: float) -> None:
-        num_tokens = sum(entry.num_tokens for entry in batch)
-        num_computed = self._verdict.layout.num_computed([row for entry in batch for row, _ in entry.work])
-        self._batcher.measured(num_tokens, compute_s)
-        self._report("compute_seconds", compute_s)
-        self._report("batch_items", len(batch))
-        self._report("batch_tokens", num_tokens)
-        num_padding = max(0, num_computed - num_tokens)
-        self._report("batch_padding_ratio", num_padding / num_computed)
-        self._report("computed_tokens_total", num_computed)
-        self._report("padding_tokens_total", num_padding)
-        self._report("shared_tokens_total", num_tokens + num_padding - num_computed)
-        for entry in batch:
-            self._report("queue_seconds", began - entry.queued_at)
-        self._report_queue()
-
-    def _report_queue(self) -> None:
-        self._report("queued_items", self._batcher.queued_items)
-        self._report("queued_tokens", self._batcher.queued_tokens)
 
     def _count(self, items: Sequence[dict[str, Any]], jobs: Sequence[Job], asked: Sequence[Plan]) -> None:
         for plan in asked:

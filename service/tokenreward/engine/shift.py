@@ -1,0 +1,132 @@
+"""A shift of the device's thread: batch after batch while somebody waits, each answered while the next one runs.
+
+The thread takes its next batch itself, at the last moment, so that late comers are in it and the device does not stand
+idle behind a busy event loop. It knows entries and outcomes, nothing of requests or scorers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Any
+
+from tokenreward.batching import Batcher, Entry
+from tokenreward.engine.device import Device
+from tokenreward.engine.job import Outcome, Rows
+from tokenreward.errors import InternalError, frames
+from tokenreward.models.probe import Layout
+
+Batch = Sequence[Entry[Rows, Outcome]]
+Report = Callable[..., None]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Done:
+    """A batch that has run: each entry's outputs or error. `began` is a reading of time.monotonic, in seconds."""
+
+    batch: Batch
+    number: int
+    results: Sequence[Any]
+    began: float
+    compute_s: float
+
+
+class Shift:
+    """Runs what waits in `batcher` on `device`. `began`: when the batch that runs now did, by time.monotonic."""
+
+    def __init__(
+        self, batcher: Batcher[Rows, Outcome], device: Device, *, thread: Executor, layout: Layout, report: Report
+    ) -> None:
+        self._batcher = batcher
+        self._device = device
+        self._thread = thread
+        self._layout = layout
+        self._report = report
+        self._running: Batch = ()
+        self._num_batches = 0
+        self.began: float | None = None
+
+    async def work_forever(self) -> None:
+        """Shift after shift. Nothing ends it but being cancelled: without it every caller would wait."""
+        while True:
+            try:
+                batch = self._running = await self._batcher.next_batch()
+                self.began = time.monotonic()  # by now: the thread may be lost, too
+                loop = asyncio.get_running_loop()
+                await loop.run_in_executor(self._thread, self._run_while_some_wait, batch, loop)
+            except Exception as error:
+                logger.error("a step failed: %s", frames(error))
+                self.answer_running(InternalError(f"the step failed: {type(error).__name__}"))
+
+    def answer_running(self, error: InternalError) -> None:
+        """Answers with an error whoever's batch runs now."""
+        _fail(self._running, error)
+
+    def _run_while_some_wait(self, batch: Batch, loop: asyncio.AbstractEventLoop) -> None:
+        """On the device's thread."""
+        while batch:
+            loop.call_soon_threadsafe(self._answer, self._step(batch))
+            batch = self._batcher.take()
+
+    def _step(self, batch: Batch) -> Done:
+        self._running = batch
+        self._num_batches += 1
+        began = self.began = time.monotonic()
+        results = self._results(batch)
+        self.began = None
+        return Done(batch, self._num_batches, results, began, time.monotonic() - began)
+
+    def _results(self, batch: Batch) -> Sequence[Any]:
+        """Each entry's outputs or error. Nothing escapes."""
+        try:
+            return self._device.run([entry.work for entry in batch])
+        except InternalError as error:
+            return [error] * len(batch)
+        except Exception as error:
+            logger.error("a batch failed outside the model: %s", frames(error))
+            return [InternalError(f"the batch failed: {type(error).__name__}")] * len(batch)
+
+    def _answer(self, done: Done) -> None:
+        """On the event loop: everybody first, then the figures."""
+        try:
+            for entry, result in zip(done.batch, done.results, strict=True):
+                if entry.future.done():
+                    continue
+                if isinstance(result, InternalError):
+                    entry.future.set_exception(result)
+                else:
+                    queue_s = done.began - entry.queued_at
+                    entry.future.set_result(Outcome(result, done.number, queue_s, done.compute_s))
+            self._measure(done)
+        except Exception as error:
+            logger.error("an answer failed: %s", frames(error))
+            _fail(done.batch, InternalError(f"the answer failed: {type(error).__name__}"))
+
+    def _measure(self, done: Done) -> None:
+        num_tokens = sum(entry.num_tokens for entry in done.batch)
+        num_computed = self._layout.num_computed([row for entry in done.batch for row, _ in entry.work])
+        num_padding = max(0, num_computed - num_tokens)
+        self._batcher.measured(num_tokens, done.compute_s)
+        self._report("compute_seconds", done.compute_s)
+        self._report("batch_items", len(done.batch))
+        self._report("batch_tokens", num_tokens)
+        self._report("batch_padding_ratio", num_padding / num_computed)
+        self._report("computed_tokens_total", num_computed)
+        self._report("padding_tokens_total", num_padding)
+        self._report("shared_tokens_total", num_tokens + num_padding - num_computed)
+        for entry in done.batch:
+            self._report("queue_seconds", done.began - entry.queued_at)
+        self._report("queued_items", self._batcher.queued_items)
+        self._report("queued_tokens", self._batcher.queued_tokens)
+
+
+def _fail(batch: Batch, error: InternalError) -> None:
+    for entry in batch:
+        if not entry.future.done():
+            entry.future.set_exception(error)

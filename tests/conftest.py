@@ -21,6 +21,12 @@ SHAPES = jaxtyping.install_import_hook(
 )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """The checker of shapes draws from `random`, also in threads of an engine that has answered, while Hypothesis
+    generates the next example: it takes that for a strategy's doing and warns."""
+    config.addinivalue_line("filterwarnings", "ignore:Do not use the `random` module inside strategies")
+
+
 @pytest.fixture(scope="session")
 def language_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny language model's folder."""

@@ -121,6 +121,18 @@ def test_an_item_is_the_same_alone_in_any_batch_and_in_any_order(
     assert_same(together[0], run(score(as_items(pairs[:1])))[0])
 
 
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(prompt=st.lists(st.integers(3, 319), min_size=40, max_size=60), responses=st.lists(IDS, min_size=2, max_size=6))
+def test_an_item_is_the_same_alone_and_among_others_of_its_prompt(
+    name: str, score: Callable[..., Any], prompt: list[int], responses: list[list[int]]
+) -> None:
+    """A prompt of this length is read once for all of them; one of them is there twice."""
+    pairs = readable(name, [(prompt, response) for response in [*responses, responses[0]]])
+    together = run(score(as_items(pairs)))
+    for item, pair in zip(together, pairs, strict=True):
+        assert_same(item, run(score(as_items([pair])))[0])
+
+
 def test_one_bad_item_fails_alone(score: Callable[..., Any]) -> None:
     items = as_items([([5], [6, 7]), ([5], [100_000]), ([5], [6, 7])])
     first, bad, last = run(score(items))

@@ -1,4 +1,4 @@
-"""The engine's figures: one thread's CPU time and peak memory, beside plain transformers on the same weights and ids."""
+"""The engine's figures: one thread's CPU time and peak memory, beside transformers on the same weights and ids."""
 
 from __future__ import annotations
 

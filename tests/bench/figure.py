@@ -1,16 +1,22 @@
-"""One line of the bench: our figure, the rival's, their ratio, and what was asked for. It knows no models."""
+"""What the bench says: a figure beside its rival's and what was asked for, a rival that was not there, a dot of a plot.
+
+It knows no models and no servers.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
+
+NAME_WIDTH = 66
 
 
 @dataclass(frozen=True)
 class Figure:
     """`ratio` is how many times better we are; it is SHORT below `target`. A `ceiling` turns that round: SHORT above.
 
-    `unit`: of `ours` and `rival`. `note`: what the reader must know to judge it.
+    `unit`: of `ours` and `rival`. `note`: what the reader must know to judge it. A target of 0 asks for nothing.
     """
 
     name: str
@@ -30,10 +36,46 @@ class Figure:
         """`name  ours  rival  ratio  target  ok|SHORT`."""
         bound = f"<={self.target:g}" if self.ceiling else f">={self.target:g}"
         numbers = f"{self.ours:>10.4g} {self.rival:>10.4g} {self.unit:<8} {self.ratio:>8.3g} {bound:>8}"
-        return f"{self.name:<58} {numbers}  {'ok' if self.ok else 'SHORT'}{'  ' + self.note if self.note else ''}"
+        verdict = "ok" if self.ok else "SHORT"
+        return f"{self.name:<{NAME_WIDTH}} {numbers}  {verdict}{'  ' + self.note if self.note else ''}"
 
     def as_json(self) -> dict[str, Any]:
         return {**asdict(self), "ok": self.ok}
 
 
-HEADER = f"{'figure':<58} {'ours':>10} {'rival':>10} {'unit':<8} {'ratio':>8} {'target':>8}"
+@dataclass(frozen=True)
+class Skipped:
+    """A figure that could not be taken, because something that is not ours is not there."""
+
+    name: str
+    reason: str
+    ok = True
+
+    def line(self) -> str:
+        return f"{self.name:<{NAME_WIDTH}} skipped: {self.reason}"
+
+    def as_json(self) -> dict[str, Any]:
+        return {"name": self.name, "skipped": self.reason}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One dot of a plot."""
+
+    plot: str
+    series: str
+    x: float
+    y: float
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+Result = Figure | Skipped | Point
+
+HEADER = f"{'figure':<{NAME_WIDTH}} {'ours':>10} {'rival':>10} {'unit':<8} {'ratio':>8} {'target':>8}"
+
+
+def exit_code(results: Iterable[Result]) -> int:
+    """1 if any figure is SHORT."""
+    return int(any(isinstance(result, Figure) and not result.ok for result in results))

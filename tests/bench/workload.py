@@ -1,13 +1,20 @@
-"""What is scored: random models of a real shape, and a fixed log-normal mix of lengths in groups that share a prompt."""
+"""What is scored: random models of a real shape, a fixed log-normal mix of lengths in groups that share a prompt."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, Qwen3Config
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+)
 
 from tokenreward.contract import Needs, Row
 from tokenreward.models.checkpoint import Checkpoint
@@ -48,6 +55,17 @@ def reward_model(vocab_size: int, **changes: Any) -> Any:
     torch.manual_seed(0)
     chosen = config(vocab_size, num_labels=1, pad_token_id=0, **changes)
     return AutoModelForSequenceClassification.from_config(chosen).eval().requires_grad_(False)
+
+
+def save(model: Any, folder: Path) -> Path:
+    """A checkpoint folder that any server loads. Ids are what is sent, so its tokenizer knows words of its own only."""
+    model.save_pretrained(folder)
+    words = ["<pad>", "<s>", "</s>", *(f"w{number}" for number in range(3, model.config.vocab_size))]
+    backend = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="</s>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+    fast.save_pretrained(folder)
+    return folder
 
 
 def checkpoint(model: Any, task: str) -> Checkpoint:

@@ -1,13 +1,15 @@
-"""What people write on transformers: padded batches, all logits, all attention maps. Eager, or SDPA on sorted lengths."""
+"""What people write on transformers: padded batches, all logits, all attention maps. Eager, or SDPA by length."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 BATCH_SIZE = 8
 
@@ -68,3 +70,31 @@ def trunk(model: Any, items: Sequence[Any], *, by_length: bool) -> int:
         model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
         computed += ids.numel()
     return computed
+
+
+class Scoring:
+    """What a server that is built on transformers computes: a padded batch through the model, SDPA, all logits.
+
+    Of a language model the soft-Bellman reward of each response token; of a reward model the score.
+    """
+
+    def __init__(self, folder: Path, task: Literal["causal_lm", "reward_model"]) -> None:
+        torch.set_num_threads(1)
+        auto = AutoModelForCausalLM if task == "causal_lm" else AutoModelForSequenceClassification
+        self._model = auto.from_pretrained(folder, attn_implementation="sdpa").eval()
+        self._per_token = task == "causal_lm"
+
+    @torch.inference_mode()
+    def rewards(self, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> list[list[float]]:
+        """Of each sequence, whose response begins at its start: one number per response token, or the one score."""
+        ids, mask = padded([np.asarray(sequence) for sequence in sequences])
+        logits = self._model(input_ids=ids, attention_mask=mask, use_cache=False).logits.float()
+        if not self._per_token:
+            return [[float(score)] for score in logits[:, 0]]
+        values = torch.logsumexp(logits, dim=-1)
+        found = []
+        for place, (sequence, start) in enumerate(zip(sequences, starts, strict=True)):
+            stop = len(sequence)
+            q = logits[place, start - 1 : stop - 1].gather(1, ids[place, start:stop, None])[:, 0]
+            found.append((q - values[place, start:stop]).tolist())
+        return found

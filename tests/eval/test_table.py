@@ -30,7 +30,7 @@ def test_table_is_aligned_and_says_all(tmp_path: Path) -> None:
     text = tables(dataset, [row(dataset, "a"), row(dataset, "bb")])
     assert text.startswith("2 pairs (preference), 95 % intervals in brackets\n\nscorer  pair accuracy ")
     assert "bb      1.000 [0.342, 1.000]  1.000 [0.439, 1.000]  125      0     0\n" in text
-    assert "\n\nms/item: wall time over items scored, with 8 requests in flight\n\n" in text
+    assert "\n\nms/item: wall time over items scored, up to 8 requests in flight\n\n" in text
     assert "\n\npair accuracy by subset:\n               a " in text
     assert "a longer name  1.000 [0.207, 1.000]  1.000 [0.207, 1.000]" in text
 

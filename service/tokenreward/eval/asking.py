@@ -37,7 +37,7 @@ class Subject:
 
     def key(self, candidate: Candidate) -> str:
         """Under which the cache keeps its answer to this candidate."""
-        asked = [self.info.name, _identity(self.info), dict(self.options), dict(self.credit)]
+        asked: list[Any] = [self.info.name, _identity(self.info), dict(self.options), dict(self.credit)]
         asked += [[other.name, _identity(other)] for other in self.others]
         return key_of(asked, candidate.item, candidate.needs_units, candidate.needs_score)
 

@@ -49,7 +49,7 @@ def _latency(rows: Sequence[Judged]) -> list[str]:
     used = sorted({each for row in rows if row.latency is not None for each in row.latency.concurrencies})
     if not used:
         return []
-    return [f"ms/item: wall time over items scored, with {' or '.join(map(str, used))} requests in flight"]
+    return [f"ms/item: wall time over items scored, up to {' or '.join(map(str, used))} requests in flight"]
 
 
 def _groups(rows: Sequence[Judged], width: int) -> str:

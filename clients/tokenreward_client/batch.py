@@ -8,16 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypedDict, TypeVar
 
-from pydantic import ValidationError
 from pydantic_core import to_json
 
 from tokenreward.errors import RequestError
-from tokenreward.wire import ErrorDetail, ItemReply, RewardsReply, RewardsRequest, ScorerResult, parse_json
+from tokenreward.wire import ErrorDetail, ItemReply, RewardsRequest, ScorerResult, parse_json
 from tokenreward.wire.numbering import renumbered
 from tokenreward_client.errors import BadArgument, BadReply, ClientError, ItemFailed, ServerRefused
 from tokenreward_client.flow import Attempts, Flow, Road, answered
-from tokenreward_client.items import ItemLike, Parcel, pack
+from tokenreward_client.items import ItemLike, pack
 from tokenreward_client.rewards import Rewards, first_error, read_keyed, read_single
+from tokenreward_client.wires import JSON, Wire, read_reply
 
 DEFAULT_SCORER = "endogenous"
 
@@ -48,16 +48,17 @@ class Asked(TypedDict, total=False):
 class Batch:
     """Items ready to travel and what was asked about them. Raises BadArgument for what the wire would refuse."""
 
-    def __init__(self, items: Iterable[ItemLike], scorer: str | None, asked: Asked) -> None:
+    def __init__(self, items: Iterable[ItemLike], scorer: str | None, asked: Asked, wire: Wire = JSON) -> None:
         for name in asked.keys() - Asked.__annotations__.keys():
             raise TypeError(f"score() got an unexpected keyword argument {name!r}")
-        self.parcels = pack(items)
+        self.wire = wire
+        self.parcels = pack(items, wire)
         self.on_error = asked.get("on_error", "raise")
         if self.on_error not in ("raise", "return"):
             raise BadArgument(f'`on_error` must be "raise" or "return", got {self.on_error!r}', param="on_error")
-        self._head = _head(scorer, asked)
+        self._head = _head(scorer, asked, wire)
         try:
-            request = parse_json(RewardsRequest, self._body([Parcel(b'{"prompt":"","response":""}', None)]))
+            request = parse_json(RewardsRequest, JSON.body(self._head, [b'{"prompt":"","response":""}']))
             # Only the gateway asks one scorer on behalf of another; this is where the request names it.
             self.names_another = _names_another(request)
         except RequestError as error:
@@ -69,10 +70,7 @@ class Batch:
 
     def body(self, positions: Sequence[int]) -> bytes:
         """The request for these items, in this order."""
-        return self._body([self.parcels[position] for position in positions])
-
-    def _body(self, parcels: Sequence[Parcel]) -> bytes:
-        return self._head[:-1] + b',"items":[' + b",".join(parcel.json for parcel in parcels) + b"]}"
+        return self.wire.body(self._head, [self.parcels[position].written for position in positions])
 
     def parts(self, *, max_items: int, max_bytes: int) -> Iterator[list[int]]:
         """Positions in order, cut into requests of about equal size; an item larger than `max_bytes` goes alone."""
@@ -82,21 +80,17 @@ class Batch:
         num_bytes = 0
         for position, parcel in enumerate(self.parcels):
             new_share = position * num_parts // num_items > (position - 1) * num_parts // num_items
-            if part and (new_share or num_bytes + len(parcel.json) > max_bytes):
+            if part and (new_share or num_bytes + len(parcel.written) > max_bytes):
                 yield part
                 part, num_bytes = [], 0
             part.append(position)
-            num_bytes += len(parcel.json)
+            num_bytes += len(parcel.written)
         if part:
             yield part
 
     def read(self, content: bytes | dict[str, Any], positions: Sequence[int]) -> dict[int, Rewards]:
         """A 200's body, or the same as an object: one answer per position asked. Raises BadReply."""
-        try:
-            validate = RewardsReply.model_validate_json if isinstance(content, bytes) else RewardsReply.model_validate
-            reply = validate(content)  # type: ignore[arg-type]  # each takes its own half of the union
-        except ValidationError as error:
-            raise BadReply(f"the reply is not a rewards reply: {error.errors()[0]['msg']}") from None
+        reply = self.wire.reply(content) if isinstance(content, bytes) else read_reply(content)
         by_index = {item.index: item for item in reply.items}
         if len(by_index) != len(reply.items) or set(by_index) != set(range(len(positions))):
             raise BadReply(f"the reply's indices are not 0 to {len(positions) - 1}, each once")
@@ -138,7 +132,7 @@ def part_flow(batch: Batch, positions: list[int], road: Road, attempts: Attempts
     pending = positions
     while pending:
         try:
-            response = yield from answered(road, batch.body(pending), attempts)
+            response = yield from answered(road, batch.body(pending), attempts, batch.wire.content_type)
             for position, rewards in batch.read(response.content, pending).items():
                 answers[position] = batch.merged(answers.get(position), rewards)
             pending = [position for position in pending if _may_improve(answers[position])]
@@ -173,7 +167,7 @@ def _names_another(request: RewardsRequest) -> str | None:
     return next(iter(found), None)
 
 
-def _head(scorer: str | None, asked: Asked) -> bytes:
+def _head(scorer: str | None, asked: Asked, wire: Wire) -> bytes:
     """The request as JSON, all but its items."""
     if scorer is not None and asked.get("scorers") is not None:
         raise BadArgument("give `scorer` or `scorers`, not both", param="scorers")
@@ -187,9 +181,11 @@ def _head(scorer: str | None, asked: Asked) -> bytes:
         if value is not None:
             head[name] = value
     try:
-        return to_json(head, inf_nan_mode="constants")
+        written = to_json(head, inf_nan_mode="constants")
+        wire.body(written, [])
     except ValueError as error:
-        raise BadArgument(f"the request cannot be written as JSON: {error}") from None
+        raise BadArgument(f"the request cannot be written as {wire.name}: {error}") from None
+    return written
 
 
 def _renumbered(result: ResultT, positions: Sequence[int]) -> ResultT:

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import httpx
 from pydantic import ValidationError
 
-from tokenreward.wire import ErrorDetail
+from tokenreward.wire import JSON_TYPE, MSGPACK_TYPE, ErrorDetail
 from tokenreward_client.errors import BadReply, ClientError, ConnectionFailed, DeadlineExceeded, ServerRefused
 
 GATEWAY_REWARDS = "/v1/rewards"
@@ -40,12 +40,13 @@ class Send:
     path: str
     body: bytes | None
     timeout_s: float
+    content_type: str = JSON_TYPE
 
     @property
     def headers(self) -> dict[str, str]:
         """The caller's deadline travels with the request, so that the server starts no work past it."""
         headers = {"x-request-timeout-seconds": f"{self.timeout_s:.3f}"}
-        return headers if self.body is None else headers | {"content-type": "application/json"}
+        return headers if self.body is None else headers | {"content-type": self.content_type}
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,13 +137,13 @@ class Road:
         return True
 
 
-def answered(road: Road, body: bytes | None, attempts: Attempts) -> Flow[httpx.Response]:
+def answered(road: Road, body: bytes | None, attempts: Attempts, content_type: str = JSON_TYPE) -> Flow[httpx.Response]:
     """Send until a 200 comes back.
 
     Raises ServerRefused, ConnectionFailed, DeadlineExceeded, BadReply.
     """
     while True:
-        answer = yield Send(road.path, body, attempts.left_s())
+        answer = yield Send(road.path, body, attempts.left_s(), content_type)
         error = failure(answer)
         if error is None:
             return answer  # type: ignore[no-any-return]  # what `yield` is sent has no static type
@@ -198,7 +199,7 @@ def _refusal(answer: httpx.Response) -> ServerRefused:
 def _detail(answer: httpx.Response) -> ErrorDetail | None:
     """The service's error body. Other software answers `{"error": {...}}` too; `retryable` tells ours."""
     try:
-        body = answer.json()
+        body = _content(answer)
     except (ValueError, RecursionError):
         return None
     error = body.get("error") if isinstance(body, dict) else None
@@ -208,6 +209,15 @@ def _detail(answer: httpx.Response) -> ErrorDetail | None:
         return ErrorDetail.model_validate(error)
     except ValidationError:
         return None
+
+
+def _content(answer: httpx.Response) -> Any:
+    """Plain objects. Only who sends msgpack is answered in it, and has its library."""
+    if not answer.headers.get("content-type", "").startswith(MSGPACK_TYPE):
+        return answer.json()
+    from tokenreward.wire.msgpack import unpack
+
+    return unpack(answer.content)
 
 
 def _origin(error: httpx.RequestError) -> str:

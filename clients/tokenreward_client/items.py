@@ -1,7 +1,7 @@
 """From what a caller holds to what travels: an Item, a dict or a (prompt, response) pair becomes a Parcel.
 
-Token ids leave as base64 of int32 whatever they came as; arrays of any library are read through `tolist`. It knows no
-HTTP and no models.
+Token ids leave as int32 whatever they came as; arrays of any library are read through `tolist`. It knows no HTTP and no
+models.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from tokenreward.errors import RequestError
-from tokenreward.wire import IdsB64, Item, decode_ids, encode_ids, parse
+from tokenreward.wire import Item, as_int32, decode_ids, parse
 from tokenreward_client.errors import BadArgument
+from tokenreward_client.wires import JSON, Wire
 
 ItemLike = Item | Mapping[str, Any] | tuple[Any, Any]
 
@@ -23,30 +24,30 @@ _PER_UNIT = ("spans", "mask", "policy_logprobs", "ref_logprobs")
 
 @dataclass(frozen=True, slots=True)
 class Parcel:
-    """One item as JSON, the number of rewards it must come back with (None: the server's tokens decide), and whether
-    its prompt or response is token ids."""
+    """One item as it travels, the number of rewards it must come back with (None: the server's tokens decide), and
+    whether its prompt or response is token ids."""
 
-    json: bytes
+    written: bytes
     units: int | None
     has_ids: bool = False
 
 
-def pack(items: Iterable[ItemLike]) -> list[Parcel]:
+def pack(items: Iterable[ItemLike], wire: Wire = JSON) -> list[Parcel]:
     """All items, in order. Raises BadArgument, naming the first item at fault."""
     if isinstance(items, (str, bytes, Mapping, Item)):
         raise BadArgument("`items` must be a list of items; put a single one in a list", param="items")
-    return [parcel(item, f"items[{index}]") for index, item in enumerate(items)]
+    return [parcel(item, f"items[{index}]", wire) for index, item in enumerate(items)]
 
 
-def parcel(given: ItemLike, where: str) -> Parcel:
+def parcel(given: ItemLike, where: str, wire: Wire = JSON) -> Parcel:
     """One item; `where` is what messages call it. Raises BadArgument."""
     fields = _fields(given, where)
     for name in ("prompt", "response"):
         if name in fields:
-            fields[name] = _packed_if_ids(fields[name], f"{where}.{name}")
+            fields[name] = _packed_if_ids(fields[name], wire, f"{where}.{name}")
     for name in _PER_UNIT:
         if fields.get(name) is not None:
-            fields[name] = _listed(fields[name])
+            fields[name] = wire.vector(name, fields[name])
     try:
         item = parse(Item, fields, prefix=(where,))
     except RequestError as error:
@@ -54,9 +55,9 @@ def parcel(given: ItemLike, where: str) -> Parcel:
     units = _units(item, where)
     has_ids = not isinstance(item.prompt, (str, list)) or not isinstance(item.response, str)
     try:
-        return Parcel(item.model_dump_json(exclude_unset=True).encode(), units, has_ids)
+        return Parcel(wire.item(item), units, has_ids)
     except ValueError as error:  # a lone surrogate in a text, say
-        raise BadArgument(f"`{where}` cannot be written as JSON: {error}", param=where) from None
+        raise BadArgument(f"`{where}` cannot be written as {wire.name}: {error}", param=where) from None
 
 
 def _fields(given: ItemLike, where: str) -> dict[str, Any]:
@@ -70,8 +71,8 @@ def _fields(given: ItemLike, where: str) -> dict[str, Any]:
     raise BadArgument(message, param=where)
 
 
-def _packed_if_ids(value: Any, where: str) -> Any:
-    """Ids of any kind as `ids_b64`; text and messages as they are."""
+def _packed_if_ids(value: Any, wire: Wire, where: str) -> Any:
+    """Ids of any kind as they travel; text and messages as they are."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     if not isinstance(value, (list, tuple)) or (value and isinstance(value[0], (Mapping, str))):
@@ -80,25 +81,16 @@ def _packed_if_ids(value: Any, where: str) -> Any:
         ids = np.asarray(value)
         if ids.ndim != 1:
             raise ValueError("they must be one flat list")
-        return encode_ids(ids)
+        return wire.ids(as_int32(ids))
     except ValueError as error:
         message = f"`{where}` must be text, messages or token ids, and these ids cannot be sent: {error}"
         raise BadArgument(message, param=where) from None
 
 
-def _listed(value: Any) -> Any:
-    """Lists for arrays and tuples: the wire's strict models take nothing else."""
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    if not isinstance(value, (list, tuple)):
-        return value
-    return [list(entry) if isinstance(entry, tuple) else entry for entry in value]
-
-
 def _units(item: Item, where: str) -> int | None:
     """Entries that the reward vector must have. Raises BadArgument if the item contradicts itself or ids are broken."""
     counts = {name: len(value) for name in _PER_UNIT if (value := getattr(item, name)) is not None}
-    if isinstance(item.response, IdsB64):
+    if not isinstance(item.response, str):
         try:
             counts["response"] = decode_ids(item.response, param=f"{where}.response").size
         except RequestError as error:

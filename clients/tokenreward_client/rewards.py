@@ -82,9 +82,7 @@ def _read(result: ScorerResult, *, units: int | None, where: str) -> Rewards:
     if result.score is not None and not math.isfinite(result.score):
         raise BadReply(f"{where}.score is not finite")
     step_scores, step_ids = _steps(result, num_units=None if vector is None else len(vector), where=where)
-    return Rewards(
-        vector, result.score, kept, result.model, result.version, step_scores=step_scores, step_ids=step_ids
-    )
+    return Rewards(vector, result.score, kept, result.model, result.version, step_scores=step_scores, step_ids=step_ids)
 
 
 def _steps(
@@ -103,13 +101,13 @@ def _steps(
 
 
 def _vector(
-    value: list[float] | str, *, units: int | None, where: str, name: str = "rewards"
+    value: list[float] | str | bytes, *, units: int | None, where: str, name: str = "rewards"
 ) -> npt.NDArray[np.float32]:
     try:
         with np.errstate(over="ignore"):  # what overflows float32 is not finite, and is refused below
             vector = decode_rewards(value)
     except ValueError:
-        raise BadReply(f"{where}.{name} is not base64 of little-endian float32") from None
+        raise BadReply(f"{where}.{name} is not little-endian float32") from None
     if not np.isfinite(vector).all():
         raise BadReply(f"{where}.{name} has {int((~np.isfinite(vector)).sum())} entries that are not finite")
     if units is not None and vector.shape != (units,):

@@ -7,7 +7,7 @@ character; a special token appended after the text belongs to the last span. It 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +28,7 @@ def fingerprint(vocab: Mapping[str, int]) -> str:
     return digest.hexdigest()[:16]
 
 
-def tiles(spans: Sequence[Sequence[int]], length: int, *, param: str) -> Ints:
+def tiles(spans: npt.ArrayLike, length: int, *, param: str) -> Ints:
     """The spans as an array [n, 2], if they tile [0, length): the first starts at 0, each starts where the last ended,
     the last ends at `length`; zero-width spans are legal. Raises SpansDoNotTile."""
     array = np.asarray(spans, dtype=np.int64).reshape(-1, 2)

@@ -19,10 +19,10 @@ from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
-import orjson
 from pydantic import SecretStr
 
 from tokenreward.errors import BodyTooLarge, InternalError, InvalidField, Loading, RequestError, Unauthorized, frames
+from tokenreward.wire.media import Media, answered_in
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -78,7 +78,7 @@ class Guard:
         headers = headers_of(scope)
         request_id = _request_id(headers)
         scope.setdefault("state", {})["request_id"] = request_id
-        reply = _Reply(send, request_id=request_id if self._echo_request_id else None)
+        reply = _Reply(send, answered_in(headers), request_id=request_id if self._echo_request_id else None)
         started = time.perf_counter()
         try:
             if not self._may_enter(route_of(scope), headers):
@@ -115,8 +115,9 @@ class Guard:
 class _Reply:
     """The sending half of one request."""
 
-    def __init__(self, send: Send, *, request_id: str | None) -> None:
+    def __init__(self, send: Send, media: Media, *, request_id: str | None) -> None:
         self._send = send
+        self._media = media
         self._request_id = request_id
         self.status: int | None = None
         self.code: str | None = None
@@ -133,8 +134,8 @@ class _Reply:
         if self.status is not None:
             return
         self.code = error.code
-        body = orjson.dumps({"error": error.detail()})
-        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        body = self._media.dump({"error": error.detail()})
+        headers = [(b"content-type", self._media.name.encode()), (b"content-length", str(len(body)).encode())]
         if error.status == Loading.status:
             headers.append((b"retry-after", str(max(1, math.ceil(error.retry_after_s or 0))).encode()))
         if error.status == Unauthorized.status:

@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-import orjson
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -27,12 +26,14 @@ from tokenreward.guard import (
     Guard,
     Rules,
     for_size,
+    headers_of,
     read_body,
     time_limit_s,
     unless_gone,
 )
 from tokenreward.metrics import CONTENT_TYPE, Metrics, render
-from tokenreward.wire import RewardsRequest, parse_json
+from tokenreward.wire import RewardsRequest
+from tokenreward.wire.media import JSON, Media, answered_in, media_of
 
 if TYPE_CHECKING:
     from tokenreward.engine import Engine
@@ -118,9 +119,14 @@ class _Replica:
     async def rewards(self, request: Request) -> Response:
         arrived = time.perf_counter()
         limit_s = time_limit_s(request.scope, self._rules)
+        headers = headers_of(request.scope)
+        media = media_of(headers)
         body = await read_body(request.scope, request.receive, limit=self._rules.max_body_bytes)
-        asked = await for_size(len(body), parse_json, RewardsRequest, body)
+        asked = await for_size(len(body), media.parse, RewardsRequest, body)
         self._refuse_early(asked)
+        answer = answered_in(headers)
+        if answer is not JSON:
+            asked = asked.model_copy(update={"encoding_format": "float"})  # base64 is JSON's: arrays go as they are
         if asked.combine is not None:
             refuse_unequal_units(asked, dict.fromkeys(asked.names, self._deployment))  # one deployment, one tokenizer
         remaining_s = limit_s - (time.perf_counter() - arrived)
@@ -131,7 +137,7 @@ class _Replica:
             reply = await unless_gone(request.receive, scoring)
         if asked.combine is not None:
             combine(reply["items"], asked)
-        return await _reply(reply, is_large=len(body) > IN_A_THREAD_BYTES)
+        return await _reply(reply, answer, is_large=len(body) > IN_A_THREAD_BYTES)
 
     async def scorers(self) -> Response:
         route = f"/d/{self._deployment}/v1/rewards"
@@ -167,21 +173,18 @@ async def refuse_route(request: Request, _: Exception) -> Response:
     raise UnknownRoute(f"no such route: {request.method} here; see GET /v1/scorers for what is served")
 
 
-async def _reply(reply: dict[str, Any], *, is_large: bool) -> Response:
-    body = await asyncio.to_thread(_dump_in_pieces, reply) if is_large else _dump(reply)
-    return Response(body, media_type="application/json")
+async def _reply(reply: dict[str, Any], media: Media, *, is_large: bool) -> Response:
+    dump = _dump_in_pieces if media is JSON and is_large else media.dump
+    body = await asyncio.to_thread(dump, reply) if is_large else dump(reply)
+    return Response(body, media_type=media.name)
 
 
 def _dump_in_pieces(reply: dict[str, Any]) -> bytes:
     """One item at a time: a call of orjson keeps all other threads waiting until it returns."""
-    items = [_dump(item) for item in reply["items"]]
-    rest = _dump({key: value for key, value in reply.items() if key != "items"})
+    items = [JSON.dump(item) for item in reply["items"]]
+    rest = JSON.dump({key: value for key, value in reply.items() if key != "items"})
     return rest[:-1] + b',"items":[' + b",".join(items) + b"]}"
 
 
 def _json(content: dict[str, Any]) -> Response:
-    return Response(_dump(content), media_type="application/json")
-
-
-def _dump(content: Any) -> bytes:
-    return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
+    return Response(JSON.dump(content), media_type=JSON.name)

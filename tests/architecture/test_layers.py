@@ -49,6 +49,8 @@ HOMES = {
     "accelerate": {"demo"},
     "torch": {"models", "engine", "demo"},
     "yaml": {"settings", "cli", "deployment"},
+    "orjson": {"wire"},
+    "msgspec": {"wire"},
     "jaxtyping": {"contract", "credit", "models", "scorers", "engine"},
 }
 

@@ -36,8 +36,8 @@ def loaded_after(statement: str, names: tuple[str, ...]) -> list[str]:
         "tokenreward_client",
     ],
 )
-def test_the_light_modules_load_nothing_heavy_and_need_no_jaxtyping_and_no_yaml(module: str) -> None:
-    assert loaded_after(f"import {module}", (*HEAVY, "jaxtyping", "yaml")) == []
+def test_the_light_modules_load_nothing_heavy_and_need_no_jaxtyping_no_yaml_and_no_codec(module: str) -> None:
+    assert loaded_after(f"import {module}", (*HEAVY, "jaxtyping", "yaml", "orjson", "msgspec")) == []
 
 
 @pytest.mark.parametrize("module", ["tokenreward.contract", "tokenreward.credit"])
@@ -46,7 +46,7 @@ def test_contract_and_credit_are_numpy_and_load_no_torch(module: str) -> None:
 
 
 def test_the_engine_and_all_scorers_import_without_the_libraries_of_the_front() -> None:
-    blocked = (*SERVING, "orjson", "tokenreward_client")
+    blocked = (*SERVING, "orjson", "msgspec", "tokenreward_client")
     block = f"sys.modules.update(dict.fromkeys({blocked!r})); "  # None makes an import raise
     every = "import importlib, pkgutil, tokenreward.engine, tokenreward.scorers as s; "
     every += "[importlib.import_module('tokenreward.scorers.' + m.name) for m in pkgutil.iter_modules(s.__path__)]"

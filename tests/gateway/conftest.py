@@ -24,6 +24,7 @@ from tokenreward.ingress import Slot
 from tokenreward.ingress import build_app as build_replica
 from tokenreward.metrics import Metrics
 from tokenreward.settings import DeploymentSettings, parse_settings
+from tokenreward.wire.media import media_of
 
 LM = {"name": "lm", "task": "causal_lm", "scorers": [{"type": "endogenous"}, {"type": "constant", "name": "one"}]}
 RM = {
@@ -90,7 +91,9 @@ def serving(*replicas: tuple[dict[str, Any], Path]) -> Iterator[dict[str, Any]]:
     async def recorded(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http" and scope["method"] == "POST":
             body = await Request(scope, receive).body()
-            asked.append((scope["path"], dict(scope["headers"]), json.loads(body)))
+            headers = dict(scope["headers"])
+            media = media_of({"content-type": headers[b"content-type"].decode()})
+            asked.append((scope["path"], headers, media.load(body)))
             messages = iter([{"type": "http.request", "body": body}])
             given = receive
 

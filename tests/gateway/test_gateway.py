@@ -11,7 +11,8 @@ import pytest
 from pydantic import SecretStr
 
 from tokenreward.guard import Rules
-from tokenreward.wire import RewardsReply, decode_rewards, parse_json
+from tokenreward.wire import RewardsReply, decode_rewards
+from tokenreward.wire.media import JSON
 
 ITEM: dict[str, Any] = {"prompt": "2+2?", "response": "It is 4.", "spans": [[0, 3], [3, 8]]}
 IDS: dict[str, Any] = {"prompt": [5, 6, 7], "response": [8, 9]}
@@ -136,11 +137,12 @@ async def test_large_bodies_are_read_in_threads(
 ) -> None:
     parsed: list[bool] = []
 
-    def watched(model: Any, body: bytes) -> Any:
-        parsed.append(threading.current_thread() is threading.main_thread())
-        return parse_json(model, body)
+    class Watched(type(JSON)):  # type: ignore[misc]
+        def parse(self, model: Any, body: bytes) -> Any:
+            parsed.append(threading.current_thread() is threading.main_thread())
+            return super().parse(model, body)
 
-    monkeypatch.setattr("tokenreward.gateway.parse_json", watched)
+    monkeypatch.setattr("tokenreward.gateway.media_of", lambda headers: Watched())
     body = json.dumps({"scorers": names, "items": [ITEM]}) + " " * (300_000 if large else 0)
     async with front(rules=Rules(max_body_bytes=10**6, max_request_items=8, request_timeout_s=20)) as client:
         await client.post("/v1/rewards", content=body)

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float32
 from tokenreward.contract import Gives
 from tokenreward.credit import affine, attention, discount, kl, last, uniform
 from tokenreward.errors import CreditNotSupported, InvalidField, LengthMismatch
-from tokenreward.wire import Credit, CreditName
+from tokenreward.wire import Credit, CreditName, Numbers
 
 NEEDS: dict[CreditName, frozenset[Gives]] = {
     "values": frozenset({"values"}),
@@ -86,8 +86,8 @@ def penalise(
     rewards: Float32[np.ndarray, " u"],
     credit: Credit,
     keep: Bool[np.ndarray, " u"],
-    policy_logprobs: list[float] | None,
-    ref_logprobs: list[float] | None,
+    policy_logprobs: Numbers | None,
+    ref_logprobs: Numbers | None,
     *,
     param: str,
 ) -> Float32[np.ndarray, " u"]:
@@ -104,8 +104,8 @@ def penalise(
 def check_logprobs(
     credit: Credit,
     num_units: int,
-    policy_logprobs: list[float] | None,
-    ref_logprobs: list[float] | None,
+    policy_logprobs: Numbers | None,
+    ref_logprobs: Numbers | None,
     *,
     param: str,
 ) -> None:

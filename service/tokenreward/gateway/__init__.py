@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import httpx
-import orjson
 from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
@@ -24,7 +23,8 @@ from tokenreward.gateway.sources import names_another
 from tokenreward.gateway.upstream import Answer, Gather, HasReady, Passage, Upstreams
 from tokenreward.guard import PROBE_METHODS, Guard, Rules, for_size, headers_of, read_body, time_limit_s, unless_gone
 from tokenreward.metrics import CONTENT_TYPE, REQUESTS, Metrics, render
-from tokenreward.wire import RewardsRequest, parse_json
+from tokenreward.wire import RewardsRequest
+from tokenreward.wire.media import JSON, Media, answered_in, media_of
 
 __all__ = ["Route", "build_app"]
 
@@ -110,9 +110,9 @@ class _Front:
         self._own = own
 
     async def rewards(self, request: Request) -> Response:
-        passage = self._passage(request)
+        passage = self._passage(request, media_of(headers_of(request.scope)))
         body = await read_body(request.scope, request.receive, limit=self._rules.max_body_bytes)
-        asked = await for_size(len(body), _asked, body)
+        asked = await for_size(len(body), _asked, passage.sends, body)
         param = "scorer" if len(asked.names) == 1 else "scorers"
         deployments = {find(self._routes, name, param=param).deployment for name in asked.names}
         if len(deployments) == 1 and not asked.asks_another(self._routes):
@@ -141,25 +141,27 @@ class _Front:
         labels, own = self._own
         return Response(render({**snapshots, labels: own.snapshot()}), media_type=CONTENT_TYPE)
 
-    def _passage(self, request: Request) -> Passage:
+    def _passage(self, request: Request, sends: Media = JSON) -> Passage:
+        given = headers_of(request.scope)
         headers = {"x-request-id": request.state.request_id}
-        if (key := headers_of(request.scope).get("authorization")) is not None:
+        if (key := given.get("authorization")) is not None:
             headers["authorization"] = key
-        return Passage(self._upstreams, headers=headers, limit_s=time_limit_s(request.scope, self._rules))
+        limit_s = time_limit_s(request.scope, self._rules)
+        return Passage(self._upstreams, headers=headers, limit_s=limit_s, sends=sends, wants=answered_in(given))
 
     async def _fan_out(self, body: bytes, *, passage: Passage, request_id: str) -> Answer:
-        request = await for_size(len(body), parse_json, RewardsRequest, body)
+        request = await for_size(len(body), passage.sends.parse, RewardsRequest, body)
         limit = self._rules.max_request_items
         if len(request.items) > limit:
             raise TooManyItems(f"the request has {len(request.items)} items, the limit is {limit}", param="items")
         return await fan_out(request, body, self._routes, passage=passage, request_id=request_id)
 
 
-def _asked(body: bytes) -> _Asked:
-    """What a body asks for. Raises as `parse_json`."""
-    asked = parse_json(_Asked, body)
+def _asked(media: Media, body: bytes) -> _Asked:
+    """What a body asks for. Raises as `Media.parse`."""
+    asked = media.parse(_Asked, body)
     if (asked.scorer is None) == (not asked.scorers):
-        parse_json(RewardsRequest, body)  # which refuses it, and says what is wrong
+        media.parse(RewardsRequest, body)  # which refuses it, and says what is wrong
     return asked
 
 
@@ -168,4 +170,4 @@ async def _refuse_route(request: Request, _: Exception) -> Response:
 
 
 def _json(content: object) -> Response:
-    return Response(orjson.dumps(content), media_type="application/json")
+    return Response(JSON.dump(content), media_type=JSON.name)

@@ -10,8 +10,6 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import orjson
-
 from tokenreward.errors import InternalError, RequestError
 from tokenreward.gateway.parts import NO_USAGE, Content, Part, Reply, completed, draft, no_reply, read_reply, written
 from tokenreward.gateway.route import Route
@@ -90,7 +88,7 @@ class Errand:
     async def _reply(self, part: Part) -> Reply:
         await self._refuse_unlike_units(part)
         answers = dict(zip(part.sources, await asyncio.gather(*map(self._tell, part.sources)), strict=True))
-        drafted = await for_size(self._num_bytes, draft, self._content, part, answers)
+        drafted = await for_size(self._num_bytes, draft, self._content, part, answers, self._passage.sends)
         keyed = self._request.scorers is not None
         if drafted.positions:
             answer = await self._passage.post(part.deployment, drafted.body)
@@ -122,7 +120,7 @@ class Errand:
         if not positions:
             return Told()
         try:
-            body = await for_size(self._num_bytes, written, asked)
+            body = await for_size(self._num_bytes, written, asked, self._passage.sends)
             answer = await self._passage.post(route.deployment, body)
         except RequestError as error:
             raise type(error)(source.says(error.message), retry_after_s=error.retry_after_s) from None
@@ -136,7 +134,7 @@ class Errand:
 
     async def _read(self, answer: Answer, deployment: str, positions: Sequence[int], names: Sequence[str]) -> Reply:
         self.num_bytes_back += len(answer.body)
-        return await for_size(len(answer.body), read_reply, answer.body, deployment, len(positions), names)
+        return await for_size(len(answer.body), read_reply, answer, deployment, len(positions), names)
 
     async def _listing(self, deployment: str) -> dict[str, str]:
         """The tokenizers of a deployment's scorers."""
@@ -147,5 +145,5 @@ class Errand:
 
 def _restated(answer: Answer, restate: Callable[[dict[str, Any]], dict[str, Any]]) -> Answer:
     """The same refusal, with its error in the words of the caller's request."""
-    error = restate(orjson.loads(answer.body)["error"])
-    return Answer(answer.status, orjson.dumps({"error": error}), answer.headers)
+    error = restate(answer.media.load(answer.body)["error"])
+    return Answer(answer.status, answer.media.dump({"error": error}), answer.headers)

@@ -10,8 +10,6 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import orjson
-
 from tokenreward.combine import combine, has_id_units, refuse_unequal_units
 from tokenreward.errors import RequestError
 from tokenreward.gateway.errand import Errand, Outcome
@@ -21,6 +19,7 @@ from tokenreward.gateway.sources import NO_TIME
 from tokenreward.gateway.upstream import Answer, Passage
 from tokenreward.guard import for_size
 from tokenreward.wire import RewardsRequest
+from tokenreward.wire.media import JSON
 
 
 async def fan_out(
@@ -28,7 +27,7 @@ async def fan_out(
 ) -> Answer:
     """The merged answer, or the first refusal. `body` is what `request` was read from. Raises RequestError."""
     parts = parts_of(request, routes)
-    content = await for_size(len(body), read_content, body)
+    content = await for_size(len(body), read_content, body, passage.sends)
     errand = Errand(request, content, routes, passage=passage, num_bytes=len(body))
     try:
         if request.combine is not None:
@@ -41,8 +40,11 @@ async def fan_out(
             if isinstance(outcome, Answer):
                 return outcome
             raise outcome
-    merged = await for_size(errand.num_bytes_back, _merged_body, request, parts, outcomes, request_id)
-    return Answer(200, merged, {"content-type": "application/json"})
+    if passage.wants is not JSON:
+        request = request.model_copy(update={"encoding_format": "float"})  # base64 is JSON's: arrays go as they are
+    merged = await for_size(errand.num_bytes_back, _merged, request, parts, outcomes)
+    body = await for_size(errand.num_bytes_back, passage.wants.dump, {**merged, "id": request_id})
+    return Answer(200, body, {"content-type": passage.wants.name})
 
 
 async def _fingerprints(request: RewardsRequest, errand: Errand) -> Mapping[str, str]:
@@ -52,19 +54,19 @@ async def _fingerprints(request: RewardsRequest, errand: Errand) -> Mapping[str,
     return dict.fromkeys(request.names, "")
 
 
-def _merged_body(request: RewardsRequest, parts: Sequence[Part], outcomes: Sequence[Outcome], request_id: str) -> bytes:
+def _merged(request: RewardsRequest, parts: Sequence[Part], outcomes: Sequence[Outcome]) -> Reply:
     replies = [_of_all(outcome, part, len(request.items)) for outcome, part in zip(outcomes, parts, strict=True)]
     merged = replies[0] if request.scorer is not None else merge(replies, request.names)
     if request.combine is not None:
         combine(merged["items"], request)
-    return orjson.dumps({**merged, "id": request_id}, option=orjson.OPT_SERIALIZE_NUMPY)
+    return merged
 
 
 def _of_all(outcome: Outcome, part: Part, num_items: int) -> Reply:
     """A part's reply; of a deployment that could not answer, its error in each result."""
     if isinstance(outcome, dict):
         return outcome
-    error = orjson.loads(outcome.body)["error"] if isinstance(outcome, Answer) else outcome.detail()
+    error = outcome.media.load(outcome.body)["error"] if isinstance(outcome, Answer) else outcome.detail()
     items = [failed_item(index, part.names, error) for index in range(num_items)]
     return {"items": items, "usage": NO_USAGE, "timing": NO_TIME, "sources": {}}
 
@@ -76,14 +78,14 @@ def merge(replies: Sequence[Reply], names: Sequence[str]) -> Reply:
         "scorer": None,
         "model": None,
         "version": None,
-        "items": [_merged(column, names) for column in zip(*(reply["items"] for reply in replies), strict=True)],
+        "items": [_merged_item(column, names) for column in zip(*(reply["items"] for reply in replies), strict=True)],
         "usage": {key: sum(reply["usage"][key] for reply in replies) for key in NO_USAGE},
         "timing": {key: max(reply["timing"][key] for reply in replies) for key in NO_TIME},
         "sources": {name: source for reply in replies for name, source in reply["sources"].items()},
     }
 
 
-def _merged(column: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:
+def _merged_item(column: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:
     results = {name: result for part in column for name, result in part["scorers"].items()}
     shown = [part["tokens"] for part in column if part.get("tokens") is not None]
     return {

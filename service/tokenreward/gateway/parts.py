@@ -10,14 +10,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
 from pydantic import BaseModel, ConfigDict
-from pydantic_core import from_json, to_json
+from pydantic_core import to_json
 
 from tokenreward.errors import InternalError, MalformedJson
 from tokenreward.gateway.route import Route
 from tokenreward.gateway.sources import NO_TIME, Source, Told, renumbered_error, sources_of
+from tokenreward.gateway.upstream import Answer
 from tokenreward.wire import ErrorDetail, RewardsRequest, Timing, Usage
+from tokenreward.wire.media import JSON, Media
 
 Content = Mapping[str, Any]
 Reply = dict[str, Any]
@@ -51,22 +52,22 @@ def parts_of(request: RewardsRequest, routes: Mapping[str, Route]) -> list[Part]
     return [Part(deployment, tuple(names), sources) for (deployment, sources), names in grouped.items()]
 
 
-def read_content(body: bytes) -> Content:
-    """The body as plain objects. Raises MalformedJson.
-
-    Numbers that orjson knows not (NaN, 1e999, beyond 64 bits) reach the deployments as they came: theirs to refuse.
-    """
+def read_content(body: bytes, media: Media) -> Content:
+    """The body as plain objects. Raises MalformedJson."""
     try:
-        content: Content = from_json(body)
+        content: Content = media.load(body)
     except ValueError as error:  # it nests less deep than the request may
         raise _cannot_be_split(error) from None
     return content
 
 
-def written(content: object) -> bytes:
-    """Plain objects as a body. Raises MalformedJson."""
+def written(content: object, media: Media) -> bytes:
+    """Plain objects as a body. Raises MalformedJson.
+
+    Numbers that orjson knows not (NaN, 1e999, beyond 64 bits) reach the deployments as they came: theirs to refuse.
+    """
     try:
-        return to_json(content, inf_nan_mode="constants")
+        return to_json(content, inf_nan_mode="constants") if media is JSON else media.dump(content)
     except ValueError as error:  # as deep as above
         raise _cannot_be_split(error) from None
 
@@ -75,7 +76,7 @@ def _cannot_be_split(error: ValueError) -> MalformedJson:
     return MalformedJson(f"the body cannot be split: {type(error).__name__}")
 
 
-def draft(content: Content, part: Part, answers: Mapping[Source, Told]) -> Draft:
+def draft(content: Content, part: Part, answers: Mapping[Source, Told], media: Media) -> Draft:
     """The part as a body of its own: its scorers, and the items that its sources told enough of. Raises
     MalformedJson."""
     errors: dict[int, dict[str, Any]] = {}
@@ -86,7 +87,7 @@ def draft(content: Content, part: Part, answers: Mapping[Source, Told]) -> Draft
     filled = items
     if part.sources:
         filled = [_filled(items[index], index, part.sources, answers) for index in positions]
-    return Draft(written({**_head(content, part), "items": filled}), positions, errors)
+    return Draft(written({**_head(content, part), "items": filled}, media), positions, errors)
 
 
 def _filled(
@@ -141,11 +142,11 @@ class _Shape(BaseModel):
     timing: Timing
 
 
-def read_reply(body: bytes, deployment: str, num_items: int, names: Sequence[str] = ()) -> Reply:
+def read_reply(answer: Answer, deployment: str, num_items: int, names: Sequence[str] = ()) -> Reply:
     """A deployment's reply about `num_items` items; `names`: the scorers that its results are keyed by. Raises
     InternalError: it is none."""
     try:
-        reply: Reply = orjson.loads(body)
+        reply: Reply = answer.media.load(answer.body)
         shape = _Shape.model_validate(reply)
     except ValueError:
         raise no_reply(deployment) from None

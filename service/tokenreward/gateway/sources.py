@@ -167,8 +167,8 @@ def told(source: Source, reply: Mapping[str, Any], positions: Sequence[int]) -> 
 
 
 def _log_probs(encoded: object) -> list[float]:
-    if not isinstance(encoded, str):
-        raise ValueError("log-probs were asked for as base64")
+    if not isinstance(encoded, (str, bytes)):
+        raise ValueError("log-probs were asked for as base64, or came as msgpack")
     log_probs: list[float] = decode_rewards(encoded).tolist()
     return log_probs
 

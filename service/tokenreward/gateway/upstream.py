@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
-import orjson
 from pydantic import BaseModel
 
 from tokenreward.errors import DeadlineExceeded, InternalError, Loading, RequestError
 from tokenreward.guard import TIMEOUT_HEADER
+from tokenreward.wire.media import JSON, MSGPACK, Media
 
 Gather = Callable[[], Awaitable[Mapping[str, Mapping[str, Any]]]]
 HasReady = Callable[[str], Coroutine[Any, Any, bool]]
@@ -32,6 +32,11 @@ class Answer:
     status: int
     body: bytes
     headers: dict[str, str]
+
+    @property
+    def media(self) -> Media:
+        """What the body is written in."""
+        return MSGPACK if self.headers["content-type"].startswith(MSGPACK.name) else JSON
 
 
 class _Entry(BaseModel):
@@ -84,11 +89,16 @@ class Upstreams:
 
 
 class Passage:
-    """One request's way to the deployments: the headers it travels with and the time it has left."""
+    """One request's way to the deployments: the headers it travels with, the time it has left, and the media in which
+    it `sends` bodies and `wants` answers."""
 
-    def __init__(self, upstreams: Upstreams, *, headers: Mapping[str, str], limit_s: float) -> None:
+    def __init__(
+        self, upstreams: Upstreams, *, headers: Mapping[str, str], limit_s: float, sends: Media, wants: Media
+    ) -> None:
         self._upstreams = upstreams
-        self._headers = dict(headers)
+        self.sends = sends
+        self.wants = wants
+        self._headers = {**headers, "accept": wants.name}
         self._deadline = time.monotonic() + limit_s
 
     async def post(self, deployment: str, body: bytes) -> Answer:
@@ -104,7 +114,7 @@ class Passage:
         if answer.status != 200:
             raise InternalError(f"`{deployment}` did not list its scorers (status {answer.status})")
         try:
-            content: dict[str, Any] = orjson.loads(answer.body)
+            content: dict[str, Any] = JSON.load(answer.body)
             _Listing.model_validate(content)
         except ValueError:
             raise InternalError(f"`{deployment}` answered 200 with a body that lists no scorers") from None
@@ -115,7 +125,7 @@ class Passage:
         left_s = self._deadline - time.monotonic()
         if left_s <= 0:
             raise DeadlineExceeded("the deadline passed before the request could be forwarded")
-        headers = {**self._headers, "content-type": "application/json", TIMEOUT_HEADER: f"{left_s:.6f}"}
+        headers = {**self._headers, "content-type": self.sends.name, TIMEOUT_HEADER: f"{left_s:.6f}"}
         try:
             async with asyncio.timeout(left_s):
                 response = await self._upstreams.client.request(
@@ -134,17 +144,18 @@ class Passage:
 
 def _ours(deployment: str, response: httpx.Response) -> Answer:
     """The answer, if our own code made it; proxies answer in plain text, or in JSON of their own."""
-    is_json = response.headers.get("content-type", "").startswith("application/json")
-    if is_json and (response.status_code == 200 or _has_our_error(response.content)):
+    if response.headers.get("content-type", "").startswith((JSON.name, MSGPACK.name)):
         passed_on = {name: response.headers[name] for name in _PASSED_ON if name in response.headers}
-        return Answer(response.status_code, response.content, passed_on)
+        answer = Answer(response.status_code, response.content, passed_on)
+        if answer.status == 200 or _has_our_error(answer):
+            return answer
     raise _translated(deployment, response.status_code)
 
 
-def _has_our_error(body: bytes) -> bool:
+def _has_our_error(answer: Answer) -> bool:
     try:
-        content = orjson.loads(body)
-    except orjson.JSONDecodeError:
+        content = answer.media.load(answer.body)
+    except ValueError:
         return False
     error = content.get("error") if isinstance(content, dict) else None
     return isinstance(error, dict) and error.keys() >= {"code", "message", "retryable"}

@@ -1,9 +1,18 @@
-"""What travels: the request, the reply, how they are parsed, and their two binary encodings.
+"""What travels: the request, the reply, how they are parsed, and their binary encodings.
 
-Arrays cross as JSON lists or as base64. This package needs pydantic and numpy and nothing else.
+Arrays cross as JSON lists, as base64, or as msgpack's `bin`. This package needs pydantic and numpy and nothing else,
+but for two modules that are imported by name: `msgpack` (msgspec) and `media` (orjson, too).
 """
 
-from tokenreward.wire.encoding import decode_ids, decode_rewards, encode_ids, encode_rewards
+from tokenreward.wire.encoding import (
+    JSON_TYPE,
+    MSGPACK_TYPE,
+    as_int32,
+    decode_ids,
+    decode_rewards,
+    encode_ids,
+    encode_rewards,
+)
 from tokenreward.wire.parsing import parse, parse_json, path, refusal
 from tokenreward.wire.reply import (
     ErrorDetail,
@@ -17,19 +26,24 @@ from tokenreward.wire.reply import (
     Usage,
 )
 from tokenreward.wire.request import Credit, CreditName, IdsB64, Item, Kl, Message, RewardsRequest, Strict
+from tokenreward.wire.vectors import IntArray, Numbers
 
 NAME_PATTERN = r"^[a-z0-9_-]+$"
 
 __all__ = [
+    "JSON_TYPE",
+    "MSGPACK_TYPE",
     "NAME_PATTERN",
     "Credit",
     "CreditName",
     "ErrorDetail",
     "IdsB64",
+    "IntArray",
     "Item",
     "ItemReply",
     "Kl",
     "Message",
+    "Numbers",
     "Reply",
     "RewardsReply",
     "RewardsRequest",
@@ -39,6 +53,7 @@ __all__ = [
     "Timing",
     "Token",
     "Usage",
+    "as_int32",
     "decode_ids",
     "decode_rewards",
     "encode_ids",

@@ -1,45 +1,77 @@
-"""The binary encodings: base64 of little-endian float32 for rewards, of little-endian int32 for token ids."""
+"""The names of the two media, and the binary encodings: little-endian float32 for rewards, int32 for token ids; in JSON
+as base64."""
 
 from __future__ import annotations
 
-import base64
 import binascii
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from tokenreward.errors import InvalidField
 from tokenreward.wire.request import IdsB64
+from tokenreward.wire.vectors import IntArray
+
+JSON_TYPE = "application/json"
+MSGPACK_TYPE = "application/msgpack"
+
+_BASE64 = TypeAdapter(bytes, config=ConfigDict(val_json_bytes="base64"))  # five times as fast as the standard library
 
 
 def encode_rewards(rewards: npt.NDArray[np.float32]) -> str:
     """Base64 of little-endian float32, as in the OpenAI embeddings API."""
-    return base64.b64encode(np.ascontiguousarray(rewards, dtype="<f4").tobytes()).decode("ascii")
+    return _base64(np.ascontiguousarray(rewards, dtype="<f4"))
 
 
-def decode_rewards(value: list[float] | str) -> npt.NDArray[np.float32]:
-    """A float32 vector from either encoding. Raises ValueError if the base64 is broken."""
+def decode_rewards(value: list[float] | str | bytes | npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """A float32 vector from a list, from base64, or from the bytes that msgpack carries. Raises ValueError if it is
+    broken."""
     if isinstance(value, str):
-        return np.frombuffer(base64.b64decode(value, validate=True), dtype="<f4").astype(np.float32)
+        value = _from_base64(value)
+    if isinstance(value, bytes):
+        # Callers may write to their rewards, which a view of bytes would not let them.
+        return np.frombuffer(bytearray(value), dtype="<f4").astype(np.float32, copy=False)
     return np.asarray(value, dtype=np.float32)
 
 
-def encode_ids(ids: npt.ArrayLike) -> dict[str, str]:
-    """Token ids as `{"ids_b64": ...}`. Raises ValueError if they are not integers of 32 bits."""
+def as_int32(ids: npt.ArrayLike) -> IntArray:
+    """Token ids as little-endian int32. Raises ValueError if they are not integers of 32 bits."""
     given = np.asarray(ids)
     narrow = given.astype("<i4", casting="unsafe") if given.dtype.kind in "iu" or not given.size else None
     if narrow is None or (narrow != given).any():
         raise ValueError("token ids must be integers that fit 32 bits")
-    return {"ids_b64": base64.b64encode(narrow.tobytes()).decode("ascii")}
+    return narrow
 
 
-def decode_ids(value: list[int] | IdsB64, *, param: str) -> npt.NDArray[np.int64]:
-    """Token ids [n] from either encoding. Raises InvalidField if the base64 is broken."""
+def encode_ids(ids: npt.ArrayLike) -> dict[str, str]:
+    """Token ids as `{"ids_b64": ...}`. Raises ValueError if they are not integers of 32 bits."""
+    return {"ids_b64": _base64(as_int32(ids))}
+
+
+def decode_ids(value: list[int] | IntArray | IdsB64, *, param: str) -> npt.NDArray[np.int64]:
+    """Token ids [n] from any encoding. Raises InvalidField if the base64 is broken."""
     if not isinstance(value, IdsB64):
         return np.asarray(value, dtype=np.int64)
     try:
-        return np.frombuffer(base64.b64decode(value.ids_b64, validate=True), dtype="<i4").astype(np.int64)
-    except (binascii.Error, ValueError):
+        return np.frombuffer(_from_base64(value.ids_b64), dtype="<i4").astype(np.int64)
+    except ValueError:
         raise InvalidField(
             f"`{param}.ids_b64` is not base64 of little-endian int32", param=f"{param}.ids_b64"
         ) from None
+
+
+def _base64(array: npt.NDArray[Any]) -> str:
+    return binascii.b2a_base64(np.ascontiguousarray(array).data, newline=False).decode("ascii")
+
+
+def _from_base64(text: str) -> bytes:
+    """Raises ValueError, which does not quote `text`."""
+    try:
+        if len(text) % 4:
+            raise ValueError("base64 comes in fours")
+        decoded: bytes = _BASE64.validate_strings(text)
+    except ValidationError:
+        raise ValueError("it is not base64") from None
+    return decoded

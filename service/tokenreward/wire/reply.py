@@ -27,13 +27,13 @@ class Token(Reply):
 
 
 class ScorerResult(Reply):
-    """One scorer's result for one item: `rewards` is a list, or base64 of little-endian float32.
+    """One scorer's result for one item: `rewards` is a list, or little-endian float32, in JSON as base64.
 
     Of a scorer that finds reasoning steps (`process`): `step_scores`, one number per step, and `step_ids`, one per
     reward: the step (from 0) that the unit's last token belongs to.
     """
 
-    rewards: list[float] | str | None = None
+    rewards: list[float] | str | bytes | None = None
     score: float | None = None
     error: ErrorDetail | None = None
     model: str | None = None

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -22,10 +22,9 @@ from pydantic import (
 
 from tokenreward.errors import InvalidField, UnknownField
 from tokenreward.wire.parsing import parse
+from tokenreward.wire.vectors import Flags, Ids, Numbers, Spans
 
 CreditName = Literal["values", "last", "uniform", "attention", "discount"]
-
-_INT32_LIMIT = 2**31
 
 
 class Strict(BaseModel):
@@ -56,16 +55,9 @@ def _form(value: object) -> str | None:
         return "packed_ids"
     if isinstance(value, list):
         return "messages" if value and isinstance(value[0], (dict, Message)) else "ids"
-    return None
+    return "ids" if isinstance(value, np.ndarray) else None
 
 
-def _flags(value: object) -> object:
-    """true and false as 1 and 0; all else is left for the strict integers to refuse."""
-    return [int(flag) if flag is True or flag is False else flag for flag in value] if type(value) is list else value
-
-
-Int32 = Annotated[int, Field(ge=-_INT32_LIMIT, lt=_INT32_LIMIT)]
-Ids = list[Int32]
 Prompt = Annotated[
     Annotated[str, Tag("text")]
     | Annotated[list[Message], Tag("messages")]
@@ -85,14 +77,13 @@ Response = Annotated[
         custom_error_message='must be a string, a list of token ids or {"ids_b64": "..."}',
     ),
 ]
-Span = Annotated[list[Int32], Field(min_length=2, max_length=2)]
-Flags = Annotated[list[Annotated[int, Field(ge=0, le=1)]], BeforeValidator(_flags)]
 
 
 class Item(Strict):
     """A prompt, the response to judge, and how the caller wants its reward cut up.
 
-    `spans`, `mask`, `policy_logprobs` and `ref_logprobs` are in units: one entry per entry of the returned vector.
+    `spans`, `mask`, `policy_logprobs` and `ref_logprobs` are in units: one entry per entry of the returned vector. They
+    and ids are lists, or arrays if the body was binary.
     """
 
     prompt: Prompt = Field(description="Raw text, chat messages, or token ids of the scorer's own vocabulary.")
@@ -100,12 +91,12 @@ class Item(Strict):
     finished: bool | None = Field(
         default=None, description="Text only: append end-of-turn (default true). Ids are scored as they are."
     )
-    spans: list[Span] | None = Field(
+    spans: Spans | None = Field(
         default=None, description="Text only: half-open code point ranges that tile the response; one reward each."
     )
     mask: Flags | None = Field(default=None, description="One per unit: 0 = read but not scored.")
-    policy_logprobs: list[FiniteFloat] | None = Field(default=None, description="One per unit; for `credit.kl`.")
-    ref_logprobs: list[FiniteFloat] | None = Field(default=None, description="One per unit; for `credit.kl`.")
+    policy_logprobs: Numbers | None = Field(default=None, description="One per unit; for `credit.kl`.")
+    ref_logprobs: Numbers | None = Field(default=None, description="One per unit; for `credit.kl`.")
     score: FiniteFloat | None = Field(
         default=None, description="A score from elsewhere: read by scorers that take one, ignored by all others."
     )

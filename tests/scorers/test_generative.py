@@ -216,6 +216,24 @@ async def test_equal_items_and_other_scorers_share_the_pass_and_change_nothing(m
     assert [result["generative"]["score"] for result in results[:2]] == pytest.approx([alone["score"]] * 2, abs=1e-4)
 
 
+async def test_two_modes_read_one_row_each_with_its_own_words(make_engine: Callable[..., Any]) -> None:
+    computed: list[float] = []
+    report = lambda name, value=1.0, **_: computed.append(value) if name == "computed_tokens_total" else None  # noqa: E731
+    margin = {"type": "generative", "name": "margin", "options": {**DEPLOYED["options"], "mode": "yes_minus_no"}}
+    engine = make_engine("causal_lm", [DEPLOYED, margin], report=report)
+
+    async def scores(*names: str) -> list[float]:
+        body = {"scorers": list(names), "items": [{"prompt": "2+2?", "response": RESPONSE}]}
+        (item,) = (await engine.score(parse(RewardsRequest, body)))["items"]
+        assert [item["scorers"][name]["error"] for name in names] == [None] * len(names)
+        return [item["scorers"][name]["score"] for name in names]
+
+    alone = await scores("generative") + await scores("margin")
+    assert await scores("generative", "margin") == pytest.approx(alone, abs=1e-5)
+    assert await scores("margin", "generative") == pytest.approx(alone[::-1], abs=1e-5)
+    assert len(set(computed)) == 1
+
+
 async def test_a_verifier_prompt_that_is_too_long_fails_that_scorer_alone(make_engine: Callable[..., Any]) -> None:
     engine = make_engine("causal_lm", [DEPLOYED, "endogenous"], max_sequence_tokens=60)
     items = [{"prompt": [USER], "response": RESPONSE}]
@@ -301,6 +319,8 @@ def test_an_operators_options_that_this_tokenizer_cannot_read_are_refused_when_i
         {"mode": "graded", "labels": ["good", "bad"]},
         {"mode": "graded", "labels": ["1", "nan"]},
         {"mode": "graded", "labels": ["1"]},
+        {"mode": "graded", "labels": [str(number) for number in range(101)]},
+        {"yes": ["Y"] * 101},
         {"mode": "graded", "values": [1, 2]},
         {"mode": "graded", "values": [1, 2, 3, 4, float("inf")]},
         {"yes": []},

@@ -31,6 +31,7 @@ from tokenreward.models.template import TemplateRefused, template
 _YES = ["Yes", " Yes", "yes", " yes", "YES", " YES"]
 _NO = ["No", " No", "no", " no", "NO", " NO"]
 _LABELS = ["1", "2", "3", "4", "5"]
+_MOST_SPELLINGS = 100  # of a list: each is tokenised, and read from the logits, by itself
 _QUOTED = "Prompt:\n{{ prompt }}\n\nResponse:\n{{ response }}\n\n"
 _QUESTION = "Is the response correct, and does it do what the prompt asks? Answer {{ yes }} or {{ no }}.\nAnswer:"
 _GRADING = "How good is the response? Give it one of these grades, from worst to best: {{ labels }}.\nGrade:"
@@ -63,10 +64,16 @@ class Scorer(contract.Scorer):
         yes: list[str] = Field(
             default=_YES,
             min_length=1,
+            max_length=_MOST_SPELLINGS,
             description="Spellings of Yes, each a single token (of the default: those that are); asked for: the first.",
         )
-        no: list[str] = Field(default=_NO, min_length=1, description="The same for No.")
-        labels: list[str] = Field(default=_LABELS, min_length=2, description="graded: grades, each a single token.")
+        no: list[str] = Field(default=_NO, min_length=1, max_length=_MOST_SPELLINGS, description="The same for No.")
+        labels: list[str] = Field(
+            default=_LABELS,
+            min_length=2,
+            max_length=_MOST_SPELLINGS,
+            description="graded: grades, each a single token.",
+        )
         values: list[FiniteFloat] | None = Field(
             default=None, description="graded: what each label is worth. Default: the number that it spells."
         )

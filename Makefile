@@ -5,8 +5,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+BENCH_STAMP := $(VENV)/.installed-bench
 
-.PHONY: help serve test lint format wheel clean
+.PHONY: help serve test lint format wheel bench clean
 
 help:
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile
@@ -33,12 +34,21 @@ wheel: $(STAMP)  ## build the wheel and the source distribution into dist/
 	@$(BIN)/python -m build --no-isolation --outdir dist . >/dev/null
 	@ls -l dist
 
+bench: $(BENCH_STAMP)  ## measure against the rivals (ARGS="service latency" names suites); needs a quiet machine
+	@echo "==> measuring; figures and plots are kept in build/bench"
+	@PYTHONPATH=tests $(BIN)/python -m bench --json build/bench/bench.json $(ARGS)
+
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || { echo "==> creating $(VENV)"; $(PYTHON) -m venv $(VENV); }
 	@echo "==> installing pinned dependencies into $(VENV) (a few minutes the first time)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar on -c constraints.txt torch
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar on -c constraints.txt -e ".[server,train,dev]"
 	@touch $(STAMP)
+
+$(BENCH_STAMP): $(STAMP)
+	@echo "==> installing the rival servers into $(VENV)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar on -c constraints.txt -e ".[bench]"
+	@touch $(BENCH_STAMP)
 
 clean:  ## remove the environment and everything that was built
 	@rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache

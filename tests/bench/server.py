@@ -31,7 +31,12 @@ _LIBC = ctypes.CDLL(None)
 
 
 class ServerFailed(RuntimeError):
-    """It did not come up; the message has the end of its log."""
+    """It did not come up: why, and how its log ends."""
+
+    def __init__(self, reason: str, log: Path) -> None:
+        tail = log.read_text(errors="replace")[-_LOG_TAIL:].strip()
+        super().__init__(f"{reason}; its log ends:\n{tail}")
+        self.brief = f"{reason}: {(tail.splitlines() or ['its log is empty'])[-1]}"
 
 
 @dataclass(frozen=True)
@@ -120,17 +125,13 @@ def _wait(server: Server, url: str, patience_s: float) -> None:
     until = time.monotonic() + patience_s
     while True:
         if server.process.poll() is not None:
-            raise ServerFailed(f"it ended with code {server.process.returncode}: {_tail(server.log)}")
+            raise ServerFailed(f"it ended with code {server.process.returncode}", server.log)
         with contextlib.suppress(httpx.HTTPError):
             if httpx.get(url, timeout=5, trust_env=False).status_code == 200:
                 return
         if time.monotonic() > until:
-            raise ServerFailed(f"not ready after {patience_s:g} s: {_tail(server.log)}")
+            raise ServerFailed(f"not ready after {patience_s:g} s", server.log)
         time.sleep(_POLL_S)
-
-
-def _tail(log: Path) -> str:
-    return log.read_text(errors="replace")[-_LOG_TAIL:].strip()
 
 
 def _cpu_seconds(process: psutil.Process) -> float:

@@ -32,6 +32,7 @@ CONCURRENCY = 64
 VOCAB_SIZE = 32_000
 AGREE = 5e-4  # of numbers up to some 15; a wrong layout is off by more than 0.1
 WARM_UP = 16  # items
+START_S = 480.0  # vLLM compiles a model when it sees it for the first time
 SCORERS: dict[str, list[dict[str, Any]]] = {
     "lm": [{"type": "endogenous"}, {"type": "endogenous", "name": "logprob", "options": {"form": "logprob"}}],
     "rm": [{"type": "reward_model"}],
@@ -107,13 +108,14 @@ def over_vllm(*, rounds: int, mode: str, num_groups: int = 12) -> Iterator[Figur
         for numbers in kinds:
             name = f"service / vLLM, {numbers}, {mode} mode"
             deployment, port = DEPLOYMENT[numbers], free_port()
-            command = vllm_cpu.command(interpreter, stage.folders[deployment], TASK[deployment], port)
+            folder = vllm_cpu.known_as(deployment, stage.folders[deployment])
+            command = vllm_cpu.command(interpreter, folder, TASK[deployment], port)
             url = f"http://127.0.0.1:{port}"
             try:
                 with _serving(stage, "vllm", command, f"{url}/health", vllm_cpu.ENV) as server:
                     yield _against(name, stage, numbers, sides.vllm(server, url, numbers), (rounds, 1.3))
             except ServerFailed as error:
-                yield Skipped(name, str(error).splitlines()[-1])
+                yield Skipped(name, error.brief)
 
 
 def added_latency(*, rounds: int, mode: str, num_groups: int = 5) -> Iterator[Figure]:
@@ -231,5 +233,6 @@ def _serving(
 ) -> Iterator[Server]:
     """A rival with one thread, as our replicas have."""
     env = {"OMP_NUM_THREADS": "1", **(env or {})}
-    with serving(command, ready_url=ready_url, log=stage.folder / f"{name}.txt", env=env) as server:
+    log = stage.folder / f"{name}.txt"
+    with serving(command, ready_url=ready_url, log=log, env=env, patience_s=START_S) as server:
         yield server

@@ -46,7 +46,7 @@ def test_the_whole_tree_is_gone_when_the_block_fails(tmp_path: Path) -> None:
 
 def test_a_server_that_ends_at_once_is_told_with_its_last_words(tmp_path: Path) -> None:
     with (
-        pytest.raises(ServerFailed, match=r"code 3: no such model"),
+        pytest.raises(ServerFailed, match="code 3; its log ends:\nno such model"),
         serving(["sh", "-c", "echo no such model; exit 3"], ready_url="http://127.0.0.1:9/", log=tmp_path / "log"),
     ):
         pass

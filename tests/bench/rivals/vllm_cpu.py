@@ -14,7 +14,6 @@ from pathlib import Path
 VERSION = "0.32.0"
 HOME = Path(os.environ.get("BENCH_VLLM_HOME", Path(tempfile.gettempdir()) / "tokenreward-bench-vllm"))
 INSTALL_S = 600.0
-START_S = 480.0  # it compiles the model when it sees it for the first time
 ENV = {
     "PYTHONPATH": "",  # ours
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # we bind, as for every server
@@ -55,6 +54,15 @@ def command(python: Path, folder: Path, task: str, port: int) -> list[str]:
     where = ["--host", "127.0.0.1", "--port", str(port), "--model", str(folder), "--served-model-name", "model"]
     how = ["--dtype", "float32", "--max-model-len", "8192", "--disable-log-stats", "--no-enable-log-requests"]
     return [str(python), "-m", "vllm.entrypoints.openai.api_server", *where, *how, *_TASK[task]]
+
+
+def known_as(name: str, folder: Path) -> Path:
+    """The same folder under a path that is the same in every run: what it compiles is kept by the model's path."""
+    link = HOME / "models" / name
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.unlink(missing_ok=True)
+    link.symlink_to(folder.resolve())
+    return link
 
 
 def _run(arguments: list[str]) -> None:

@@ -342,3 +342,66 @@ async def test_of_levels_the_last_token_of_a_span_stands(make_engine: Callable[.
     last_of_first = max(t for t, end in enumerate(ends) if end <= 5)
     expected = oracle.head_values(exact_rm, WHAT.ids)[len(WHAT.prompt) :][[last_of_first, -1]]
     np.testing.assert_allclose(item["rewards"], expected, atol=1e-4)
+
+
+async def test_a_prompt_that_the_items_of_a_request_share_is_tokenised_once(
+    make_engine: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine("causal_lm", ["endogenous"])
+    assert engine._intake.vocabulary.end_of_turn == tiny.END_ID  # which is found by tokenising, once
+    read, encode = [], engine._intake.vocabulary._ids
+    monkeypatch.setattr(engine._intake.vocabulary, "_ids", lambda text: read.append(text) or encode(text))
+    other = [{"role": "user", "content": "3+3?"}]
+    prompts = [PROMPT, PROMPT, other, "2+2?", PROMPT, "2+2?"]
+    items = [{"prompt": prompt, "response": RESPONSE + "!" * i} for i, prompt in enumerate(prompts)]
+    together = (await engine.score(parse(RewardsRequest, {"scorer": "endogenous", "items": items})))["items"]
+    assert len(read) == len(items) + 3
+    for item, result in zip(items, together, strict=True):
+        alone = (await engine.score(parse(RewardsRequest, {"scorer": "endogenous", "items": [item]})))["items"][0]
+        np.testing.assert_allclose(result["rewards"], alone["rewards"], atol=1e-4)
+
+
+async def test_prompts_of_equal_messages_under_other_template_variables_are_other_prompts(
+    make_engine: Callable[..., Any],
+) -> None:
+    template = tiny.TEMPLATE + "{{ mood or '' }}"
+    engine = make_engine("causal_lm", ["endogenous"], chat_template=template)
+    moods: list[dict[str, str]] = [{}, {"mood": "good"}, {"mood": "bad mood"}, {}]
+    items = [{"prompt": PROMPT, "response": RESPONSE, "chat_template_kwargs": mood} for mood in moods]
+    reply = await engine.score(parse(RewardsRequest, {"scorer": "endogenous", "items": items}))
+    lengths = [len(ids_of("<|user|>2+2?<|end|>\n<|assistant|>" + mood.get("mood", ""))) for mood in moods]
+    assert reply["usage"]["prompt_tokens"] == sum(lengths)
+    assert len(set(lengths)) == 3
+
+
+async def test_each_item_of_a_group_whose_prompt_is_refused_names_its_own_place(
+    make_engine: Callable[..., Any],
+) -> None:
+    engine = make_engine("causal_lm", ["endogenous"], chat_template="{{ raise_exception('no') }}")
+    items = [{"prompt": PROMPT, "response": RESPONSE}] * 3
+    reply = await engine.score(parse(RewardsRequest, {"scorer": "endogenous", "items": items}))
+    assert [item["error"]["param"] for item in reply["items"]] == [f"items[{i}].prompt" for i in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("items", "more", "light"),
+    [
+        ([{"prompt": "2+2?", "response": RESPONSE}], {}, True),
+        ([{"prompt": [5] * 100, "response": encode_ids([6] * 100)}], {}, True),
+        ([{"prompt": "2+2?", "response": RESPONSE}], {"return_tokens": True}, False),
+        ([{"prompt": "2+2?", "response": "It is 4. " * 200}], {}, False),
+        ([{"prompt": PROMPT, "response": RESPONSE}], {}, False),
+        ([{"prompt": [5], "response": [6]}] * 20, {}, False),
+    ],
+)
+async def test_only_a_light_request_is_made_ready_without_another_thread(
+    make_engine: Callable[..., Any], items: list[dict[str, Any]], more: dict[str, Any], light: bool
+) -> None:
+    engine = make_engine("causal_lm", ["endogenous"])
+    engine._intake_threads.shutdown()
+    scoring = engine.score(parse(RewardsRequest, {"scorer": "endogenous", "items": items, **more}))
+    if light:
+        assert (await scoring)["items"][0]["error"] is None
+    else:
+        with pytest.raises(RuntimeError, match="after shutdown"):
+            await scoring

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import sys
+import threading
 
 import numpy as np
 import pytest
@@ -145,9 +147,42 @@ def test_a_tokenizer_that_truncates_or_pads_is_told_not_to() -> None:
     assert response.ids.tolist() == tiny.tokenizer()("a b c d e f g h", add_special_tokens=False)["input_ids"]
 
 
-def test_a_lone_surrogate_is_unsupported_text() -> None:
+@pytest.mark.parametrize("text", ["\ud800", "\ud800" + "long " * 1000])
+def test_a_lone_surrogate_is_unsupported_text(text: str) -> None:
     with pytest.raises(UnsupportedText):
-        vocabulary().response("\ud800", finished=False, param="items[0].response")
+        vocabulary().response(text, finished=False, param="items[0].response")
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_long_text_has_the_tokens_and_ends_that_it_would_have_by_itself(text: str) -> None:
+    long = (text + " ") * (2000 // len(text))
+    response = vocabulary().response(long, finished=False, param="p")
+    alone = tiny.tokenizer().backend_tokenizer.encode(long, add_special_tokens=False)
+    assert response.ids.tolist() == alone.ids
+    assert response.ends is not None
+    assert response.ends[-1] == len(long)
+
+
+def test_other_threads_go_on_while_a_long_text_is_tokenised() -> None:
+    made, turns, done = vocabulary(), [0], threading.Event()
+
+    def turn() -> None:
+        while not done.is_set():
+            turns[0] += 1
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(30)  # nobody has to give way: a thread runs only while another lets go
+    other = threading.Thread(target=turn)
+    try:
+        other.start()
+        before = turns[0]
+        made._ids("It is 4. " * 30_000)
+        went_on = turns[0] - before
+    finally:
+        done.set()
+        sys.setswitchinterval(interval)
+        other.join()
+    assert went_on > 0
 
 
 def test_ends_cover_white_space_even_if_the_tokenizer_trims_its_offsets() -> None:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from tokenreward.batching import Batcher, Entry
 from tokenreward.engine.device import Device
 from tokenreward.engine.intake import Intake
-from tokenreward.engine.job import Job, Outcome, Rows, make_job, reply_item
+from tokenreward.engine.job import Job, Outcome, Rows, is_light, make_jobs, reply_item
 from tokenreward.engine.served import check_words, needs_of, plans, served_by
 from tokenreward.engine.shift import Shift
 from tokenreward.engine.verdict import Plan
@@ -159,7 +159,8 @@ class Engine:
         self, request: RewardsRequest, asked: list[Plan], request_id: str, deadline: float | None
     ) -> dict[str, Any]:
         began = time.monotonic()
-        jobs = await self._offload(self._make_jobs, request, asked)
+        make = self._here if is_light(request) else self._offload
+        jobs = await make(make_jobs, request, asked, self._intake)
         tokenize_s = time.monotonic() - began
         entries = self._queue(jobs, deadline)
         try:
@@ -167,7 +168,7 @@ class Engine:
         finally:
             for entry in entries:
                 entry.future.cancel()
-        items = await self._offload(self._reply_items, jobs, request, asked)
+        items = await make(self._reply_items, jobs, request, asked)
         self._count(items, jobs, asked)
         self._report("tokenize_seconds", tokenize_s)
         return {
@@ -179,9 +180,6 @@ class Engine:
             "usage": _usage(jobs),
             "timing": _timing(jobs, tokenize_s),
         }
-
-    def _make_jobs(self, request: RewardsRequest, asked: list[Plan]) -> list[Job]:
-        return [make_job(item, index, asked, self._intake) for index, item in enumerate(request.items)]
 
     def _queue(self, jobs: Sequence[Job], deadline: float | None) -> list[Entry[Rows, Outcome]]:
         loop = asyncio.get_running_loop()
@@ -203,6 +201,10 @@ class Engine:
             for result in item.get("scorers", {}).values():
                 result |= {"model": self.settings.model, "version": self.settings.version}
         return items
+
+    @staticmethod
+    async def _here(function: Callable[..., ResultT], *arguments: object) -> ResultT:
+        return function(*arguments)
 
     async def _offload(self, function: Callable[..., ResultT], *arguments: object) -> ResultT:
         return await asyncio.get_running_loop().run_in_executor(self._intake_threads, function, *arguments)

@@ -5,6 +5,8 @@ Everything that can be wrong with an item is found here, before it costs device 
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,6 +36,29 @@ class Prepared:
         return f"items[{self.index}]"
 
 
+class Prompts:
+    """Prompts of one request by what was written: the responses of a group bring the same one again and again."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, Int64[np.ndarray, " p"]] = {}
+
+    def get(self, item: Item, tokenise: Callable[[], Int64[np.ndarray, " p"]]) -> Int64[np.ndarray, " p"]:
+        """The prompt's ids, read-only if they are shared. Raises what `tokenise` raises, each time."""
+        written = _written(item)
+        if written is None:
+            return tokenise()
+        if written not in self._known:
+            ids = self._known[written] = tokenise()
+            ids.flags.writeable = False
+        return self._known[written]
+
+
+def _written(item: Item) -> str | None:
+    """All that a tokenised prompt is made of; None if it is ids, which need no tokenizer."""
+    given = item.prompt if isinstance(item.prompt, str) else item.messages
+    return None if given is None else json.dumps([given, item.tools, item.chat_template_kwargs])
+
+
 @dataclass(frozen=True, slots=True)
 class Intake:
     """Turns items into samples for one checkpoint."""
@@ -43,10 +68,11 @@ class Intake:
     max_sequence_tokens: int | None
     suffix_ids: Int64[np.ndarray, " s"]
 
-    def prepare(self, item: Item, *, index: int) -> Prepared:
-        """Raises ItemError, or InvalidField if a field cannot be decoded at all."""
+    def prepare(self, item: Item, *, index: int, prompts: Prompts) -> Prepared:
+        """`prompts` are those of the items before it. Raises ItemError, or InvalidField if a field cannot be decoded
+        at all."""
         param = f"items[{index}]"
-        prompt_ids = self._prompt(item, param=f"{param}.prompt")
+        prompt_ids = prompts.get(item, lambda: self._prompt(item, param=f"{param}.prompt"))
         response = self._response(item, param=f"{param}.response")
         for name, ids in (("prompt", prompt_ids), ("response", response.ids)):
             self._check_vocabulary(ids, param=f"{param}.{name}")

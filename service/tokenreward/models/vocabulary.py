@@ -23,6 +23,7 @@ from tokenreward.models.checkpoint import Checkpoint
 from tokenreward.models.offsets import Offsets
 
 _MARK = "tokenreward"
+_LONG_CHARACTERS = 1000  # some 0.3 ms
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -114,9 +115,8 @@ class Vocabulary:
     ) -> Int64[np.ndarray, " p"]:
         """Messages through the chat template, with its generation prompt. Raises UnsupportedText, EmptyPrompt."""
         # Variables of the template pass; arguments of the call do not: one of them is a whole template to run.
-        ours = inspect.signature(self._tokenizer.apply_chat_template).parameters
         for name in template_kwargs:
-            if name in ours:
+            if name in self._template_arguments:
                 raise UnsupportedText(f"`chat_template_kwargs` may not set `{name}`", param=param)
         if not self._tokenizer.chat_template:
             raise UnsupportedText(f"`{param}`: this tokenizer has no chat template; send raw text", param=param)
@@ -207,6 +207,10 @@ class Vocabulary:
         return re.compile("|".join(map(re.escape, longest_first)) if words else r"(?!)")
 
     @cached_property
+    def _template_arguments(self) -> frozenset[str]:
+        return frozenset(inspect.signature(self._tokenizer.apply_chat_template).parameters)
+
+    @cached_property
     def _special_ids(self) -> frozenset[int]:
         return frozenset(self._tokenizer.all_special_ids) | frozenset(self._tokenizer.get_added_vocab().values())
 
@@ -229,7 +233,10 @@ class Vocabulary:
     def _ids(self, text: str) -> tuple[list[int], list[tuple[int, int]] | None]:
         if self._backend is None:
             return list(self._tokenizer.encode(text, add_special_tokens=False)), None
-        encoding = self._backend.encode(text, add_special_tokens=False)
+        if len(text) < _LONG_CHARACTERS:
+            encoding = self._backend.encode(text, add_special_tokens=False)
+        else:  # the same, but other threads go on meanwhile: `encode` keeps Python's lock until it returns
+            (encoding,) = self._backend.encode_batch([text], add_special_tokens=False)
         return list(encoding.ids), list(encoding.offsets)
 
 

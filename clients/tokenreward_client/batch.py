@@ -101,8 +101,7 @@ class Batch:
             if self.keyed:
                 answers[position] = read_keyed(item, self.names, combined=self.combined, units=units, where=where)
             else:
-                filled = {"model": item.model or reply.model, "version": _either(item.version, reply.version)}
-                answers[position] = read_single(item.model_copy(update=filled), units=units, where=where)
+                answers[position] = read_single(item, reply, units=units, where=where)
         return answers
 
     def merged(self, old: Rewards | None, new: Rewards) -> Rewards:
@@ -197,10 +196,6 @@ def _renumbered(result: ResultT, positions: Sequence[int]) -> ResultT:
         message, param = (renumbered(text, positions) for text in (result.error.message, result.error.param or ""))
         changes["error"] = result.error.model_copy(update={"message": message, "param": param or None})
     return result.model_copy(update=changes) if changes else result
-
-
-def _either(first: int | None, second: int | None) -> int | None:
-    return first if first is not None else second
 
 
 def _better(old: Rewards | None, new: Rewards) -> Rewards:

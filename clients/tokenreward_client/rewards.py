@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from tokenreward.wire import ErrorDetail, ItemReply, ScorerResult, Token, decode_rewards
+from tokenreward.wire import ErrorDetail, ItemReply, RewardsReply, ScorerResult, Token, decode_rewards
 from tokenreward_client.errors import BadReply
 
 
@@ -38,13 +38,13 @@ class Rewards:
     step_ids: npt.NDArray[np.int64] | None = None
 
 
-def read_single(item: ItemReply, *, units: int | None, where: str) -> Rewards:
-    """The answer to a request with `scorer`. Raises BadReply."""
+def read_single(item: ItemReply, reply: RewardsReply, *, units: int | None, where: str) -> Rewards:
+    """The answer to a request with `scorer`. The reply names the weights, unless the item does. Raises BadReply."""
     if item.error is None and item.rewards is None:
         raise BadReply(f"{where} has neither rewards nor an error")
     if units is None and item.tokens is not None:
         units = len(item.tokens)
-    return _read(item, units=units, where=where)
+    return _read(item, units=units, where=where, weights=(reply.model, reply.version))
 
 
 def read_keyed(item: ItemReply, names: list[str], *, combined: bool, units: int | None, where: str) -> Rewards:
@@ -73,16 +73,20 @@ def first_error(rewards: Rewards) -> tuple[str | None, ErrorDetail] | None:
     return None
 
 
-def _read(result: ScorerResult, *, units: int | None, where: str) -> Rewards:
+def _read(
+    result: ScorerResult, *, units: int | None, where: str, weights: tuple[str | None, int | None] = (None, None)
+) -> Rewards:
+    model = result.model or weights[0]
+    version = weights[1] if result.version is None else result.version
     tokens = result.tokens if isinstance(result, ItemReply) else None
     kept = tuple(tokens) if tokens is not None else None
     if result.error is not None:
-        return Rewards(None, tokens=kept, model=result.model, version=result.version, error=result.error)
+        return Rewards(None, tokens=kept, model=model, version=version, error=result.error)
     vector = None if result.rewards is None else _vector(result.rewards, units=units, where=where)
     if result.score is not None and not math.isfinite(result.score):
         raise BadReply(f"{where}.score is not finite")
     step_scores, step_ids = _steps(result, num_units=None if vector is None else len(vector), where=where)
-    return Rewards(vector, result.score, kept, result.model, result.version, step_scores=step_scores, step_ids=step_ids)
+    return Rewards(vector, result.score, kept, model, version, step_scores=step_scores, step_ids=step_ids)
 
 
 def _steps(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from transformers.utils.logging import disable_progress_bar
 
-from bench import curves, engine, record, service
+from bench import codec, curves, engine, record, service
 from bench.figure import HEADER, Point, Result, exit_code
 from bench.plot import svg
 from bench.timing import single_threaded
@@ -27,6 +27,7 @@ ENGINE: dict[str, Suite] = {
     "prompts": engine.shared_prompts,
     "throughput": curves.throughput,
     "memory": curves.memory,
+    "codec": codec.codec,
 }
 SERVICE: dict[str, Suite] = {
     "service": service.over_offline,

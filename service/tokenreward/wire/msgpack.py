@@ -43,8 +43,11 @@ def pack(content: object) -> bytes:
 
 def _packable(value: object) -> object:
     if isinstance(value, np.ndarray):
-        little_endian = value.dtype.newbyteorder("<")
-        return np.ascontiguousarray(value, little_endian).data if little_endian in _WORDS else value.tolist()
+        dtype = value.dtype
+        if dtype is _FLOAT32 or dtype is _INT32:
+            return value.tobytes()
+        little_endian = dtype.newbyteorder("<")
+        return value.astype(little_endian).tobytes() if little_endian in _WORDS else value.tolist()
     if isinstance(value, np.generic):
         return value.item()
     raise TypeError(f"{type(value).__name__} has no place in a body")
@@ -53,7 +56,7 @@ def _packable(value: object) -> object:
 def unpack(body: bytes) -> Any:
     """Plain objects, in which `bin` is bytes. Raises ValueError, which does not quote the body."""
     try:
-        return msgspec.msgpack.decode(body, ext_hook=_refuse_extension)
+        return _DECODER.decode(body)
     except RecursionError:
         raise ValueError("it nests too deep") from None
     except UnicodeDecodeError:
@@ -66,6 +69,9 @@ def unpack(body: bytes) -> Any:
 
 def _refuse_extension(code: int, data: memoryview) -> Any:
     raise ValueError("it has an extension type")
+
+
+_DECODER = msgspec.msgpack.Decoder(ext_hook=_refuse_extension)
 
 
 def parse_msgpack(model: type[ModelT], body: bytes) -> ModelT:

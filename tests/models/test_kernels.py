@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from tokenreward.models.kernels import VarlenKernel, attend_alone, attend_on_cpu, merged
+from tokenreward.models.kernels import attend_alone, attend_on_cpu, choose_kernel, merged
 from tokenreward.models.packing import Group
 
 GROUPS = (
@@ -44,29 +43,6 @@ def truth(q: Tensor, k: Tensor, v: Tensor, groups: tuple[Group, ...]) -> Tensor:
     return (weights @ v).transpose(0, 1)
 
 
-def naive_varlen(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, *longest: int, **how: Any) -> Any:
-    """What `varlen_attn` documents, sequence by sequence; its lse [tokens, heads]."""
-    assert cu_q.dtype == cu_k.dtype == torch.int32
-    assert longest == (int(cu_q.diff().max()), int(cu_k.diff().max()))
-    assert how["enable_gqa"] == (q.shape[1] != k.shape[1])
-    outs, lses = [], []
-    for (a, b), (c, d) in zip(pairwise(cu_q), pairwise(cu_k), strict=True):
-        repeat = q.shape[1] // k.shape[1]
-        keys, values = (tensor[c:d].repeat_interleave(repeat, dim=1).transpose(0, 1) for tensor in (k, v))
-        scores = q[a:b].transpose(0, 1) @ keys.transpose(-1, -2) * how["scale"]
-        if how["window_size"] == (-1, 0):
-            scores = scores.masked_fill(torch.ones(b - a, d - c).triu(1).bool(), -torch.inf)
-        outs.append((scores.softmax(dim=-1) @ values).transpose(0, 1))
-        lses.append(scores.logsumexp(dim=-1).transpose(0, 1))
-    return torch.cat(outs), torch.cat(lses)
-
-
-def heads_first(*arguments: Any, **how: Any) -> Any:
-    """The same with the lse that flash kernels give, [heads, tokens]."""
-    attended, lse = naive_varlen(*arguments, **how)
-    return attended, lse.transpose(0, 1)
-
-
 def attend(kernel: Any, tensors: tuple[Tensor, Tensor, Tensor], groups: tuple[Group, ...]) -> Tensor:
     q = tensors[0]
     out = torch.full((q.shape[2], q.shape[1], q.shape[3]), math.nan)
@@ -75,28 +51,17 @@ def attend(kernel: Any, tensors: tuple[Tensor, Tensor, Tensor], groups: tuple[Gr
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
-@pytest.mark.parametrize(
-    "kernel", [attend_on_cpu, VarlenKernel(naive_varlen, None), VarlenKernel(heads_first, None)], ids=str
-)
-def test_shared_prompts_and_whole_rows_attend_as_one_softmax(kernel: Any, kv_heads: int) -> None:
+def test_shared_prompts_and_whole_rows_attend_as_one_softmax(kv_heads: int) -> None:
     tensors = qkv(95, kv_heads=kv_heads)
-    assert (attend(kernel, tensors, GROUPS) - truth(*tensors, GROUPS)).abs().max() < 1e-5
+    assert (attend(attend_on_cpu, tensors, GROUPS) - truth(*tensors, GROUPS)).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("kernel", [attend_on_cpu, VarlenKernel(naive_varlen, None)], ids=str)
-def test_a_kernel_leaves_the_places_of_other_groups_alone(kernel: Any) -> None:
+def test_a_kernel_leaves_the_places_of_other_groups_alone() -> None:
     tensors, some = qkv(95), (GROUPS[1], GROUPS[3])
-    out = attend(kernel, tensors, some)
+    out = attend(attend_on_cpu, tensors, some)
     assert out[:9].isnan().all()
     assert out[60].isnan().all()
     assert (out[9:60] - truth(*tensors, some)[9:60]).abs().max() < 1e-5
-
-
-def test_a_varlen_kernel_plans_anew_for_another_pass() -> None:
-    kernel = VarlenKernel(naive_varlen, None)
-    for groups in (GROUPS, GROUPS[:2], (Group((0, 95)),), GROUPS):
-        tensors = qkv(groups[-1].responses[-1][1] if groups[-1].responses else groups[-1].prompt[1])
-        assert (attend(kernel, tensors, groups) - truth(*tensors, groups)).abs().max() < 1e-5
 
 
 def test_rows_alone_attend_causally() -> None:
@@ -109,3 +74,20 @@ def test_merging_is_exact_where_one_side_has_all_the_weight() -> None:
     own, prompt = torch.ones(1, 2, 3), torch.full((1, 2, 3), 5.0)
     far = torch.tensor([[200.0, -200.0]])
     assert merged(own, torch.zeros(1, 2), prompt, far)[0, :, 0].tolist() == [5.0, 1.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_merging_rounds_once(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    own, prompt = (torch.randn(50, 4, 8, generator=generator).to(dtype) for _ in range(2))
+    own_lse, prompt_lse = (torch.randn(50, 4, generator=generator) for _ in range(2))
+    share = (prompt_lse.double() - own_lse.double()).sigmoid()[..., None]
+    exact = own.double() * (1 - share) + prompt.double() * share
+    found = merged(own, own_lse, prompt, prompt_lse)
+    assert found.dtype == dtype
+    assert ((found.double() - exact).abs() <= 0.51 * torch.finfo(dtype).eps * exact.abs() + 1e-6).all()
+
+
+def test_a_cpu_kernel_shares_prompts_and_leaves_windows_to_blocks() -> None:
+    kernel = choose_kernel(torch.device("cpu"), torch.bfloat16, 64)
+    assert (kernel.attend, kernel.shares, kernel.windows) == (attend_on_cpu, True, False)

@@ -35,8 +35,8 @@ class PackedRow:
     """A packed sequence while it runs, and what was captured of it.
 
     `wanted[i]`: what is to be read of row i's attention in the last layer. `found[i]`: those readings, float32.
-    `ends_only`: of the last layer, nothing is needed but what the last token of each row attends to. `num_calls`: how
-    many layers came by.
+    `ends_only`: of the last layer, nothing is needed but what the last token of each row attends to. `places[i]`: those
+    of row i, on the device; of the rows in `wanted`, or of all if `ends_only`. `num_calls`: how many layers came by.
     """
 
     packing: Packing
@@ -45,6 +45,7 @@ class PackedRow:
     wanted: Mapping[int, tuple[Row, frozenset[Reading]]] = field(default_factory=dict)
     found: dict[int, dict[Reading, Tensor]] = field(default_factory=dict)
     ends_only: bool = False
+    places: Mapping[int, Tensor] = field(default_factory=dict)
     num_calls: int = 0
 
 
@@ -84,31 +85,34 @@ def segments_attention(
     is_last = row.num_calls == row.num_layers
     if is_last and row.ends_only:
         output = query.new_zeros(query.shape[2], query.shape[1], value.shape[-1])
-        _attend_at_ends((query, key, value), row.packing, bias, output)
+        _attend_at_ends((query, key, value), row, bias, output)
     else:
         output = query.new_empty(query.shape[2], query.shape[1], value.shape[-1])
         _attend((query, key, value), row, bias, output)
     if is_last:
         for index, (of, readings) in row.wanted.items():
-            places = torch.from_numpy(row.packing.places[index]).to(query.device)
+            places = row.places[index]
             row.found[index] = read(query[0][:, places], key[0][:, places], bias, of, readings)
     return output[None], None
 
 
 def _attend(qkv: QKV, row: PackedRow, bias: Bias, out: Tensor) -> None:
     """Every token of every group; what no kernel shapes goes in blocks."""
-    by_kernel = [group for group in row.packing.groups if not bias.shapes(group.longest)]
+    groups = row.packing.groups
+    if row.kernel.windows and bias.softcap is None and bias.sinks is None:
+        row.kernel.attend(qkv, groups, bias.scaling, out, window=bias.window)
+        return
+    by_kernel = [group for group in groups if not bias.shapes(group.longest)]
     if by_kernel:
-        row.kernel(qkv, by_kernel, bias.scaling, out)
-    for group in row.packing.groups:
+        row.kernel.attend(qkv, groups if len(by_kernel) == len(groups) else by_kernel, bias.scaling, out)
+    for group in groups:
         if bias.shapes(group.longest):
             _attend_in_blocks(qkv, group, bias, out)
 
 
-def _attend_at_ends(qkv: QKV, packing: Packing, bias: Bias, out: Tensor) -> None:
+def _attend_at_ends(qkv: QKV, row: PackedRow, bias: Bias, out: Tensor) -> None:
     """The last token of each row alone."""
-    for places in packing.places:
-        at = torch.from_numpy(places).to(out.device)
+    for at in row.places.values():
         _attend_range(qkv, at[-1:], at, bias, out)
 
 

@@ -54,6 +54,16 @@ class Checkpoint:
         return self.model.config.get_text_config()
 
     @property
+    def head_dim(self) -> int | None:
+        """Size of an attention head; None if there is none, or if its values have another size than its queries."""
+        config = self.text_config
+        if getattr(config, "v_head_dim", None) is not None:
+            return None
+        hidden_size, num_heads = (getattr(config, name, None) for name in ("hidden_size", "num_attention_heads"))
+        own = getattr(config, "head_dim", None) or (hidden_size // num_heads if hidden_size and num_heads else None)
+        return None if own is None else int(own)
+
+    @property
     def vocab_size(self) -> int:
         """Ids from 0 to this, exclusive, have an embedding, also in the reference."""
         own = int(self.model.get_input_embeddings().weight.shape[0])

@@ -7,6 +7,7 @@ configuration; whether that is all the model's own forward does to its logits is
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,20 +16,34 @@ from torch import Tensor
 
 from tokenreward.models.checkpoint import Checkpoint, CheckpointRefused
 from tokenreward.models.linear import Linear, plain
+from tokenreward.models.reduction import LogSumExp, in_place, merged_tiles, reduced
+from tokenreward.models.tiling import Tiling
 
-_TILE_ROWS = 256
-_TILE_COLUMNS = 4096
+_CHOSEN_BYTES = {"cpu": 2**21, "cuda": 2**25}
+
+Product = Callable[[Tensor, Tensor], Tensor]
+
+
+def half_product(rows: Tensor, weight: Tensor) -> Tensor:
+    """x W^T of half-precision tensors in float32, which some devices multiply without converting either."""
+    return torch.mm(rows, weight.t(), out_dtype=torch.float32)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LanguageHead:
-    """logits = softcap * tanh(scale * (h W^T + b) / softcap), without the tanh if there is no soft-cap."""
+    """logits = softcap * tanh(scale * (h W^T + b) / softcap), without the tanh if there is no soft-cap.
+
+    `product`: multiplies rows and weights of the model's own dtype into float32; None if both are converted first and
+    then go through `linear`.
+    """
 
     weight: Tensor
     bias: Tensor | None
     scale: float
     softcap: float | None
     linear: Linear = plain
+    product: Product | None = None
+    logsumexp: LogSumExp = in_place
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> LanguageHead:
@@ -41,55 +56,74 @@ class LanguageHead:
             getattr(config, "logits_scaling", None) or 1.0
         )
         softcap = getattr(config, "final_logit_softcapping", None)
-        return cls(head.weight, getattr(head, "bias", None), scale, None if softcap is None else float(softcap))
+        is_half = head.weight.dtype in (torch.bfloat16, torch.float16)
+        return cls(
+            head.weight,
+            getattr(head, "bias", None),
+            scale,
+            None if softcap is None else float(softcap),
+            product=half_product if is_half and head.weight.device.type == "cuda" else None,
+        )
+
+    @property
+    def tile_shape(self) -> tuple[int, int]:
+        """Rows and columns of a tile of logits."""
+        tiling = self._tiling(1)
+        return tiling.rows, tiling.columns
 
     def chosen(self, hidden: Tensor, at: Tensor, targets: Tensor) -> Tensor:
         """Raw logits [n], float32, of token targets[i] at hidden[at[i]]: an exact indexed dot."""
+        num_rows = max(1, _CHOSEN_BYTES.get(hidden.device.type, 2**25) // (4 * hidden.shape[1]))
         picked = []
-        for rows, tokens in zip(torch.split(at, _TILE_ROWS), torch.split(targets, _TILE_ROWS), strict=True):
-            dots = (hidden[rows].float() * self.weight[tokens].float()).sum(dim=-1)
-            picked.append(self._shaped(dots if self.bias is None else dots + self.bias[tokens].float()))
+        for rows, tokens in zip(torch.split(at, num_rows), torch.split(targets, num_rows), strict=True):
+            dots = hidden[rows].float().mul_(self.weight[tokens]).sum(dim=-1)
+            picked.append(self._shaped(dots if self.bias is None else dots.add_(self.bias[tokens])))
         return torch.cat(picked) if picked else hidden.new_empty(0, dtype=torch.float32)
 
-    def normalisers(self, hidden: Tensor, temperatures: list[float], entropies: list[float]) -> tuple[Tensor, Tensor]:
+    def normalisers(
+        self, hidden: Tensor, at: Tensor | None, temperatures: list[float], entropies: list[float]
+    ) -> tuple[Tensor, Tensor]:
         """logsumexp(logits / T) [len(temperatures), n] and the entropy of softmax(logits / T) [len(entropies), n],
-        nats, both float32, at each row of hidden [n, h]."""
-        parts = [
-            self._tile(hidden[top : top + _TILE_ROWS].float(), temperatures, entropies)
-            for top in range(0, len(hidden), _TILE_ROWS)
-        ]
-        return torch.cat([lse for lse, _ in parts], dim=1), torch.cat([entropy for _, entropy in parts], dim=1)
+        nats, both float32, at the rows `at` [n] of hidden [m, h], or at each of them; n > 0."""
+        tiling = self._tiling(len(temperatures) + 2 * len(entropies))
+        found = []
+        num_rows = len(hidden) if at is None else len(at)
+        for top in range(0, num_rows, tiling.block):
+            block = slice(top, top + tiling.block)
+            rows = hidden[block] if at is None else hidden[at[block]]
+            partial = torch.stack(list(self._by_tile(rows, tiling, temperatures, entropies)))
+            found.append(merged_tiles(partial, len(temperatures)))
+        return torch.cat([lse for lse, _ in found], dim=1), torch.cat([entropy for _, entropy in found], dim=1)
 
-    def _tile(self, rows: Tensor, temperatures: list[float], entropies: list[float]) -> tuple[Tensor, Tensor]:
-        at = list(dict.fromkeys([*temperatures, *entropies]))
-        normalisers, means = [], []
-        for left in range(0, self.weight.shape[0], _TILE_COLUMNS):
-            right = left + _TILE_COLUMNS
-            logits = self.linear(rows, self.weight[left:right].float(), None)
-            logits = self._shaped(logits if self.bias is None else logits + self.bias[left:right].float())
-            scaled = {t: logits / t if t != 1 else logits for t in at}
-            lse = {t: torch.logsumexp(scaled[t], dim=-1) for t in at}
-            normalisers.append(torch.stack([lse[t] for t in at]))
-            means.append([_mean(scaled[t], lse[t]) for t in entropies])
-        partial = torch.stack(normalisers)
-        total = torch.logsumexp(partial, dim=0)
-        entropy = [
-            total[at.index(t)] - _mean_of_parts([mean[k] for mean in means], partial[:, at.index(t)])
-            for k, t in enumerate(entropies)
-        ]
-        return total[: len(temperatures)], torch.stack(entropy) if entropy else total[:0]
+    def _by_tile(
+        self, rows: Tensor, tiling: Tiling, temperatures: list[float], entropies: list[float]
+    ) -> Iterator[Tensor]:
+        """What is kept [k, n] of each tile of columns."""
+        for left in range(0, self.weight.shape[0], tiling.columns):
+            columns = slice(left, left + tiling.columns)
+            weight, bias = self.weight[columns], None if self.bias is None else self.bias[columns]
+            if self.product is None:
+                weight = weight.float()  # once for all rows of the block
+            yield torch.cat(
+                [
+                    reduced(self._logits(part, weight, bias), temperatures, entropies, self.logsumexp)
+                    for part in torch.split(rows, tiling.rows)
+                ],
+                dim=1,
+            )
+
+    def _logits(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        own = self.product
+        logits = self.linear(rows.float(), weight, None) if own is None else own(rows, weight)
+        return self._shaped(logits if bias is None else logits.add_(bias))
 
     def _shaped(self, logits: Tensor) -> Tensor:
-        scaled = logits * self.scale if self.scale != 1 else logits
-        return scaled if self.softcap is None else torch.tanh(scaled / self.softcap) * self.softcap
+        """In the memory of the logits."""
+        scaled = logits.mul_(self.scale) if self.scale != 1 else logits
+        return scaled if self.softcap is None else scaled.div_(self.softcap).tanh_().mul_(self.softcap)
 
-
-def _mean(logits: Tensor, lse: Tensor) -> Tensor:
-    """Expectation of the logits [n, v] under their own softmax; a logit of -inf has no part in it."""
-    weights = torch.exp(logits - lse[:, None])
-    return (weights * torch.where(weights > 0, logits, 0.0)).sum(dim=-1)
-
-
-def _mean_of_parts(means: list[Tensor], normalisers: Tensor) -> Tensor:
-    """The expectation over all columns, from each part's own and its logsumexp [parts, n]."""
-    return (torch.softmax(normalisers, dim=0) * torch.stack(means)).sum(dim=0)
+    def _tiling(self, num_results: int) -> Tiling:
+        vocab_size, hidden_size = self.weight.shape
+        converts = self.product is None and self.weight.dtype != torch.float32
+        size = vocab_size, hidden_size, self.weight.element_size()
+        return Tiling.of(self.weight.device.type, size, num_results, converts=converts)

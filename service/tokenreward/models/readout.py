@@ -1,0 +1,133 @@
+"""What the heads say of a pass's hidden states, row by row: asked on the device, fetched in one copy at the end.
+
+It knows rows, needs and places, and no layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tokenreward.contract import Needs, Reading, Row
+from tokenreward.models.head import LanguageHead
+from tokenreward.models.transfer import to_device, to_host
+from tokenreward.models.value_head import ValueHead
+
+Work = Sequence[tuple[Row, Needs]]
+Then = Callable[[list[np.ndarray]], None]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Hidden:
+    """The trunk's last hidden states [m, h], the places [m], ascending, of the packed sequence that they are of, and
+    of each row the places of its tokens there."""
+
+    states: Tensor
+    places: np.ndarray
+    of_rows: Sequence[np.ndarray]
+
+    def at(self, places: np.ndarray) -> np.ndarray:
+        """Where the states of these places are."""
+        return np.searchsorted(self.places, places)
+
+    def predicting(self, index: int, row: Row) -> np.ndarray:
+        """Where the states are that predict the row's wanted tokens, and the one after them."""
+        return self.at(self.of_rows[index][row.start - 1 : row.stop])
+
+
+@dataclass(slots=True, eq=False)
+class Readout:
+    """Outputs of the rows of a pass. `outputs[i]` is filled by `fetch`."""
+
+    work: Work
+    outputs: list[dict[str, Any]] = field(init=False)
+    _tensors: list[Tensor] = field(default_factory=list)
+    _then: list[tuple[int, Then]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.outputs = [{} for _ in self.work]
+
+    def fetch(self) -> list[dict[str, Any]]:
+        """Waits for the device."""
+        arrays = to_host(self._tensors)
+        for count, then in self._then:
+            then(arrays[:count])
+            del arrays[:count]
+        return self.outputs
+
+    def ask_values(self, head: ValueHead, hidden: Hidden) -> None:
+        """The value head. It costs little, so every row has it."""
+
+        def then(arrays: list[np.ndarray]) -> None:
+            (values,) = arrays
+            for i, (row, needs) in enumerate(self.work):
+                inside = values[hidden.predicting(i, row)] if needs.values else None
+                pooled = float(values[hidden.at(hidden.of_rows[i][-1:])][0])
+                self.outputs[i] |= {"values": inside, "pooled": pooled}
+
+        self._add([head.values(hidden.states)], then)
+
+    def ask_attention(self, found: dict[int, dict[Reading, Tensor]]) -> None:
+        """Readings of the last layer's attention."""
+        for i, readings in found.items():
+
+            def then(arrays: list[np.ndarray], i: int = i, names: tuple[Reading, ...] = tuple(readings)) -> None:
+                self.outputs[i]["attention"] = dict(zip(names, arrays, strict=True))
+
+            self._add(list(readings.values()), then)
+
+    def ask_logits(self, head: LanguageHead, hidden: Hidden) -> None:
+        """The language head, for the rows that want it."""
+        # Rows of a kind together: a request's odd temperature must not be computed for everybody.
+        kinds: dict[tuple[frozenset[float], frozenset[float]], list[int]] = {}
+        for i, (_, needs) in enumerate(self.work):
+            if needs.temperatures:
+                kinds.setdefault((needs.temperatures, needs.entropies), []).append(i)
+        for (temperatures, entropies), members in kinds.items():
+            self._ask_kind(head, hidden, members, (sorted(temperatures), sorted(entropies)))
+
+    def _ask_kind(
+        self, head: LanguageHead, hidden: Hidden, members: list[int], asked: tuple[list[float], list[float]]
+    ) -> None:
+        """Of rows that want the same temperatures and entropies."""
+        rows = [self.work[i][0] for i in members]
+        # Position t predicts token t + 1; the position after the last token is wanted, too (its V), without a target.
+        # The last token of a shared prompt predicts many first tokens and meets the vocabulary once.
+        at = [hidden.predicting(i, row) for i, row in zip(members, rows, strict=True)]
+        unique, inverse = np.unique(np.concatenate(at), return_inverse=True)
+        labels = [sorted(row.labels) for row in rows]
+        targets = [np.append(row.ids[row.start : row.stop], 0) for row in rows]
+        label_at = [np.tile(places, len(of)) for places, of in zip(at, labels, strict=True)]
+        label_targets = [np.repeat(np.array(of, np.int64), len(places)) for places, of in zip(at, labels, strict=True)]
+        all_at, all_targets, rows_of = to_device(
+            [np.concatenate([*at, *label_at]), np.concatenate([*targets, *label_targets]), unique],
+            hidden.states.device,
+        )
+        everything = len(unique) == len(hidden.places)
+        chosen = head.chosen(hidden.states, all_at, all_targets)
+        lse, entropy = head.normalisers(hidden.states, None if everything else rows_of, *asked)
+
+        def then(arrays: list[np.ndarray]) -> None:
+            cuts = np.cumsum([len(part) for part in (*at, *label_at)])[:-1]
+            pieces = np.split(arrays[0], cuts)
+            places = np.split(inverse, cuts[: len(at) - 1])
+            for k, i in enumerate(members):
+                self.outputs[i] |= {
+                    "chosen": pieces[k][:-1],
+                    "lse": {t: arrays[1][n, places[k]] for n, t in enumerate(asked[0])},
+                    "entropy": {t: arrays[2][n, places[k]] for n, t in enumerate(asked[1])},
+                    "logits": dict(
+                        zip(labels[k], pieces[len(at) + k].reshape(len(labels[k]), len(at[k])), strict=True)
+                    ),
+                }
+
+        self._add([chosen, lse, entropy], then)
+
+    def _add(self, tensors: list[Tensor], then: Then) -> None:
+        self._tensors += [tensor.to(torch.float32) for tensor in tensors]
+        self._then.append((len(tensors), then))

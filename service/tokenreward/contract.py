@@ -92,7 +92,8 @@ class Sample:
 
     def kept(self, values: Float[np.ndarray, " r"]) -> Float64[np.ndarray, " k"]:
         """The unmasked tokens' values, in float64: what a score is made of."""
-        return values[self.keep].astype(np.float64)
+        kept: Float64[np.ndarray, " k"] = values[self.keep].astype(np.float64)
+        return kept
 
 
 @dataclass(frozen=True, slots=True, eq=False)

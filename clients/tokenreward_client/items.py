@@ -73,9 +73,10 @@ def _fields(given: ItemLike, where: str) -> dict[str, Any]:
 
 def _packed_if_ids(value: Any, wire: Wire, where: str) -> Any:
     """Ids of any kind as they travel; text and messages as they are."""
-    if hasattr(value, "tolist"):
+    numbers = isinstance(value, np.ndarray) and value.ndim > 0 and value.dtype.kind in "iufb"
+    if hasattr(value, "tolist") and not numbers:
         value = value.tolist()
-    if not isinstance(value, (list, tuple)) or (value and isinstance(value[0], (Mapping, str))):
+    if not numbers and (not isinstance(value, (list, tuple)) or (value and isinstance(value[0], (Mapping, str)))):
         return value
     try:
         ids = np.asarray(value)

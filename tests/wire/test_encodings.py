@@ -50,7 +50,7 @@ def test_decoded_rewards_may_be_written_to() -> None:
     decoded[0] = 3
 
 
-@pytest.mark.parametrize("text", ["AA", "AAAA", "AAAAA", "AAAA\nAAA", "*" * 8, "é", "AAAAAAA"])
+@pytest.mark.parametrize("text", ["AA", "AAAA", "AAAAA", "AAAA\nAAA", "*" * 8, "é", "AAAAAAA", "AAAAAA", "\ud800AAA"])
 def test_broken_base64_rewards_raise_value_error(text: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - whose message is the standard library's
         decode_rewards(text)
@@ -86,7 +86,7 @@ def test_ids_of_any_integer_type_encode_alike(dtype: Any) -> None:
     assert encode_ids(np.array([0, 1, 127], dtype)) == encode_ids([0, 1, 127])
 
 
-@pytest.mark.parametrize("text", ["AA", "AAA=", "AAAAAAA=", "not base64!", "é", "AAAA AAA="])
+@pytest.mark.parametrize("text", ["AA", "AAA=", "AAAAAA", "AAAAAAA=", "not base64!", "é", "AAAA AAA="])
 def test_broken_base64_ids_are_an_invalid_field_that_quotes_nothing(text: str) -> None:
     with pytest.raises(InvalidField) as caught:
         decode_ids(IdsB64(ids_b64=text), param="items[3].response")

@@ -86,10 +86,10 @@ def test_log_probs_may_be_little_endian_float32(field: str, values: list[float])
 
 
 def test_spans_may_be_pairs_and_a_mask_flags_of_little_endian_int32() -> None:
-    taken = parsed(item(spans=int32(0, 2, 2, 5), mask=int32(1, 0)))
-    assert taken.spans.tolist() == [[0, 2], [2, 5]]
-    assert taken.mask.tolist() == [1, 0]
-    assert (len(taken.spans), len(taken.mask)) == (2, 2)
+    taken = parsed(item(spans=int32(0, 1, 2, 3, 4, 5), mask=int32(1, 0, 0)))
+    assert taken.spans.tolist() == [[0, 1], [2, 3], [4, 5]]
+    assert taken.mask.tolist() == [1, 0, 0]
+    assert (len(taken.spans), len(taken.mask)) == (3, 3)
 
 
 @pytest.mark.parametrize("field", ["prompt", "response", "spans", "mask", "policy_logprobs", "ref_logprobs"])

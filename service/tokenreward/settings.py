@@ -69,9 +69,6 @@ class DeploymentSettings(Frozen):
     task: Literal["causal_lm", "reward_model"] = Field(description="How the checkpoint is loaded.")
     scorers: tuple[ScorerSettings, ...] = Field(min_length=1, description="The scorers served on this checkpoint.")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(default="float32", description="Dtype of the trunk.")
-    compile: bool = Field(
-        default=False, description="On a GPU: fuse what is between the matrix products; loading takes a minute longer."
-    )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="`auto` takes a GPU if Ray grants one.")
     revision: str | None = Field(default=None, description="Hub revision.")
     adapter_revision: str | None = Field(default=None, description="Hub revision of `adapter`.")

@@ -31,8 +31,7 @@ _DEMO_WEIGHTS = Path(__file__).resolve().parents[1] / "demo" / "weights"
 class Checkpoint:
     """A loaded model in eval mode, with its tokenizer. `trunk` is the model without its head. `head_format`: how a
     reward model's head was stored (see `head_formats`). `reference`: the other half of a pair (see `pair`); it may be
-    the same model, to be read without its adapter. `adapter_base`: the base that the adapter says it has. `compile`:
-    whether its layers are wanted compiled.
+    the same model, to be read without its adapter. `adapter_base`: the base that the adapter says it has.
 
     Model and tokenizer are `Any`: transformers' Auto classes promise no types that hold for every architecture.
     """
@@ -44,7 +43,6 @@ class Checkpoint:
     head_format: str | None = None
     reference: Checkpoint | None = None
     adapter_base: str | None = None
-    compile: bool = False
 
     @property
     def trunk(self) -> Any:
@@ -87,8 +85,6 @@ class Checkpoint:
 def load_checkpoint(settings: DeploymentSettings) -> Checkpoint:
     """The model and tokenizer that the settings name. Raises CheckpointRefused."""
     source, device = resolve(settings.checkpoint), choose_device(settings)
-    if settings.compile and device.type != "cuda":
-        raise CheckpointRefused(f"deployment `{settings.name}`: `compile` is for a GPU, and it runs on `{device}`")
     try:
         adapter = _adapter(source, settings)
         tokenizer = AutoTokenizer.from_pretrained(
@@ -113,7 +109,6 @@ def load_checkpoint(settings: DeploymentSettings) -> Checkpoint:
         device=device,
         head_format=head_format,
         adapter_base=None if adapter is None else adapter.base,
-        compile=settings.compile,
     )
 
 

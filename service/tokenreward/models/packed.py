@@ -16,14 +16,12 @@ import torch
 from tokenreward.contract import Needs, Outputs, Row
 from tokenreward.models.attention import IMPLEMENTATION, CannotPack, PackedRow, packed
 from tokenreward.models.checkpoint import Checkpoint
-from tokenreward.models.compiled import compile_layers, uncompile
 from tokenreward.models.head import LanguageHead
 from tokenreward.models.kernels import choose_kernel
 from tokenreward.models.last_layer import LastLayer
 from tokenreward.models.linear import Linear, plain, swap
 from tokenreward.models.packing import Packing, num_packed, pack
 from tokenreward.models.readout import Hidden, Readout
-from tokenreward.models.reduction import fastest
 from tokenreward.models.transfer import to_device
 
 Work = Sequence[tuple[Row, Needs]]
@@ -63,21 +61,6 @@ class PackedLayout:
         swap(self._checkpoint.model, linear)
         if self._head is not None:
             self._head = replace(self._head, linear=plain if linear is None else linear)
-
-    def choose_logsumexp(self) -> float:
-        """Lets the language head take the faster logsumexp on this device; how many times as fast that is."""
-        if self._head is None:
-            return 1.0
-        logsumexp, gain = fastest(self._checkpoint.device, self._head.tile_shape)
-        self._head = replace(self._head, logsumexp=logsumexp)
-        return gain
-
-    def compile_layers(self, yes: bool) -> int:
-        """How many decoder layers are compiled, from their next call on."""
-        if yes:
-            return compile_layers(self._checkpoint.trunk, self._num_layers)
-        uncompile(self._checkpoint.trunk)
-        return 0
 
     def num_computed(self, rows: Sequence[Row]) -> int:
         """Tokens that a pass over these rows computes: no padding, and a shared prompt once."""

@@ -20,7 +20,6 @@ import torch
 from tokenreward.contract import Needs, Outputs, Reading, Row
 from tokenreward.models.checkpoint import Checkpoint, CheckpointRefused
 from tokenreward.models.comparison import ByKind, Gap, differences, float32_bounds, gap, largest, numbers
-from tokenreward.models.compiled import uncompile
 from tokenreward.models.linear import faster, onednn
 from tokenreward.models.packed import PackedLayout
 from tokenreward.models.plain import PlainLayout
@@ -64,8 +63,6 @@ def choose_layout(checkpoint: Checkpoint, needs: Needs, *, say: Callable[[str], 
         needs = needs | Needs(attention=frozenset(get_args(Reading)))  # a request's options may choose another
     work = [(row, needs) for row in _rows(checkpoint)]
     plain = PlainLayout(checkpoint)
-    if checkpoint.compile:
-        uncompile(checkpoint.trunk)  # by another turn on the same model
     implementation = checkpoint.model.config._attn_implementation
     naive = _own_numbers(checkpoint, plain, work)
     truth, bounds, exact = naive, _coarse_bounds(checkpoint, naive), _in_float32(checkpoint)
@@ -85,7 +82,6 @@ def choose_layout(checkpoint: Checkpoint, needs: Needs, *, say: Callable[[str], 
         layout = PackedLayout(checkpoint)
         _quicken(layout, checkpoint, (work, truth, bounds), say=say)
         _prune(layout, checkpoint, (work, truth, bounds), say=say)
-        _fuse(layout, checkpoint, (work, truth, bounds), say=say)
         measured = gap(differences(layout.run(work), truth), bounds)
         say(f"packed layout: differs from the model's own forward in {measured}")
         return Verdict(layout, measured)
@@ -140,32 +136,6 @@ def _prune(
             layout.prune_last_layer(False)
             say(f"the last layer is computed for all tokens: for the wanted ones alone it {fault}")
             return
-
-
-def _fuse(
-    layout: PackedLayout,
-    checkpoint: Checkpoint,
-    known: tuple[Work, list[Outputs], ByKind],
-    *,
-    say: Callable[[str], None],
-) -> None:
-    """On a GPU, the language head's logsumexp in the fastest way; the layers compiled if the operator wants them so and
-    every bound is kept."""
-    if checkpoint.device.type == "cuda" and (gain := layout.choose_logsumexp()) > 1:
-        say(f"the head's logsumexp is compiled: {gain:.2f} times as fast")
-    if not checkpoint.compile:
-        return
-    work, truth, bounds = known
-    num_compiled = layout.compile_layers(True)
-    fault = None if num_compiled else "the model keeps no list of them"
-    try:
-        found = gap(differences(layout.run(work), truth), bounds)
-        fault = fault if found.is_within else f"they differ in {found}"
-    except Exception as error:  # no compiler, or code that it does not take
-        fault = f"that raises {type(error).__name__}: {error}"
-    if fault is not None:
-        layout.compile_layers(False)
-    say(f"{num_compiled} decoder layers are compiled" if fault is None else f"no decoder layer is compiled: {fault}")
 
 
 def _misfit(checkpoint: Checkpoint, work: Work, truth: list[Outputs], bounds: ByKind) -> str | None:

@@ -97,11 +97,16 @@ def test_tokens_computed_are_those_of_both_models() -> None:
     assert verdict.layout.num_computed(asked) == sum(len(row.ids) for row in asked)
 
 
-def test_the_reasons_and_the_largest_gap_of_both_are_told() -> None:
+@pytest.mark.parametrize("gain", [None, 2.0])
+def test_the_reasons_and_the_largest_gap_of_both_are_told(gain: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tokenreward.models.probe.faster", lambda model: gain)
     said: list[str] = []
     verdict = choose_layouts(two(tiny.model("llama"), tiny.model("bloom", seed=1)), BOTH, say=said.append)
     assert str(verdict.reason).startswith("reference: packed raises")
-    assert [line.split(":")[0] for line in said] == ["policy", "reference"]
+    of_linears = [f"policy: float32 linears through oneDNN: {gain:.2f} times as fast as torch's own"] if gain else []
+    left = ["float32 linears stay torch's own, as not both of policy and reference keep their bounds through oneDNN"]
+    assert [line for line in said if "linears" in line] == of_linears + left * len(of_linears)
+    assert [line.split(":")[0] for line in said if "layout" in line] == ["policy", "reference"]
     assert verdict.gap.is_within
 
 

@@ -12,6 +12,7 @@ from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from tokenreward.deployment.plan import REPLICA, rules_of
+from tokenreward.deployment.process import be_responsive
 from tokenreward.gateway import Route, build_app
 from tokenreward.guard import App
 from tokenreward.metrics import Snapshot
@@ -27,6 +28,7 @@ class Gateway:
     """The front's application, with one HTTP client and one handle per deployment."""
 
     def __init__(self, args: dict[str, Any]) -> None:
+        be_responsive()
         self._args = args
         self._routes = {name: Route(**route) for name, route in args["routes"].items()}
         self._replicas = Replicas(list(dict.fromkeys(route.deployment for route in self._routes.values())))

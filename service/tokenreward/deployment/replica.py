@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
-import os
 from typing import TYPE_CHECKING, Any
 
 from ray import serve
 
 from tokenreward.deployment.plan import rules_of
+from tokenreward.deployment.process import be_responsive, compute_on, keep_what_is_loaded
 from tokenreward.guard import App
 from tokenreward.ingress import Slot, build_app
 from tokenreward.metrics import Metrics, Snapshot
@@ -27,6 +28,7 @@ class Replica:
     """One deployment's weights and their HTTP routes."""
 
     def __init__(self, args: dict[str, Any]) -> None:
+        be_responsive()
         self._settings = dict(args["deployment"])
         self._rules = rules_of(args)
         self._metrics = Metrics()
@@ -38,10 +40,13 @@ class Replica:
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Load other weights while the old ones serve, then swap."""
         settings = DeploymentSettings.model_validate({**self._settings, **user_config})
-        await self._slot.put(await asyncio.to_thread(self._load, settings))
+        engine = await asyncio.to_thread(self._load, settings)
+        gc.unfreeze()  # the old weights are in it, and must be found
+        await self._slot.put(engine)
+        await asyncio.to_thread(keep_what_is_loaded)
 
     def _load(self, settings: DeploymentSettings) -> Engine:
-        os.environ["OMP_NUM_THREADS"] = str(max(1, int(settings.num_cpus)))  # torch reads it when it is imported
+        compute_on(settings.num_cpus)
         # Imported here, also because Ray imports this module in a process that only builds the application.
         from tokenreward.engine import Engine
 

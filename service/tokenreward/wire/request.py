@@ -60,7 +60,7 @@ def _form(value: object) -> str | None:
 
 Prompt = Annotated[
     Annotated[str, Tag("text")]
-    | Annotated[list[Message], Tag("messages")]
+    | Annotated[list[Message], Field(fail_fast=True), Tag("messages")]
     | Annotated[Ids, Tag("ids")]
     | Annotated[IdsB64, Tag("packed_ids")],
     Discriminator(
@@ -101,7 +101,9 @@ class Item(Strict):
         default=None, description="A score from elsewhere: read by scorers that take one, ignored by all others."
     )
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict, description="Passed to the chat template.")
-    tools: list[dict[str, Any]] | None = Field(default=None, description="Passed to the chat template.")
+    tools: Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = Field(
+        default=None, description="Passed to the chat template."
+    )
 
     @model_validator(mode="after")
     def _text_fields_need_text(self) -> Item:
@@ -172,8 +174,8 @@ class RewardsRequest(Strict):
     keyed by scorer name."""
 
     scorer: str | None = None
-    scorers: Annotated[list[str], Field(min_length=1)] | None = None
-    items: Annotated[list[Item], Field(min_length=1)]
+    scorers: Annotated[list[str], Field(min_length=1, fail_fast=True)] | None = None
+    items: Annotated[list[Item], Field(min_length=1, fail_fast=True)]
     options: dict[str, Any] = Field(default_factory=dict)
     credit: dict[str, Any] = Field(default_factory=dict)
     combine: Annotated[dict[str, FiniteFloat], Field(min_length=1)] | None = None

@@ -71,7 +71,13 @@ Int32 = Annotated[int, Field(ge=-_INT32_LIMIT, lt=_INT32_LIMIT)]
 Span = Annotated[list[Int32], Field(min_length=2, max_length=2)]
 Flag = Annotated[int, Field(ge=0, le=1)]
 
-Ids = Annotated[list[int] | IntArray, _OrArray(list[Int32], _are_ids)]
-Spans = Annotated[list[list[int]] | IntArray, _OrArray(list[Span], _are_spans)]
-Flags = Annotated[list[int] | IntArray, _OrArray(Annotated[list[Flag], BeforeValidator(_flags)], _are_flags)]
-Numbers = Annotated[list[float] | FloatArray, _OrArray(list[FiniteFloat], _are_finite)]
+# A list is left at its first wrong entry: a report on each of millions would take gigabytes.
+_Ids = Annotated[list[Int32], Field(fail_fast=True)]
+_Spans = Annotated[list[Span], Field(fail_fast=True)]
+_Flags = Annotated[list[Flag], Field(fail_fast=True), BeforeValidator(_flags)]
+_Numbers = Annotated[list[FiniteFloat], Field(fail_fast=True)]
+
+Ids = Annotated[list[int] | IntArray, _OrArray(_Ids, _are_ids)]
+Spans = Annotated[list[list[int]] | IntArray, _OrArray(_Spans, _are_spans)]
+Flags = Annotated[list[int] | IntArray, _OrArray(_Flags, _are_flags)]
+Numbers = Annotated[list[float] | FloatArray, _OrArray(_Numbers, _are_finite)]

@@ -15,6 +15,7 @@ import numpy as np
 from bench import workload
 from bench.cores import Cores
 from bench.sides import DEPLOYMENT, TASK, Numbers
+from bench.timing import Taken
 from bench.workload import Item
 from tokenreward.contract import Needs, Outputs
 from tokenreward.models.checkpoint import load_checkpoint
@@ -35,16 +36,16 @@ class Offline:
         checkpoint = load_checkpoint(DeploymentSettings.model_validate(given))
         self._layout = choose_layout(checkpoint, self._needs, say=lambda line: None).layout
 
-    def seconds(self, items: list[Item]) -> float:
-        """Wall time of scoring them all, pinned as a replica is."""
+    def taken(self, items: list[Item]) -> Taken:
+        """Scoring them all, pinned as a replica is."""
         batches = workload.budgeted(workload.rows(items, self._needs))
         free = os.sched_getaffinity(0)
         os.sched_setaffinity(0, self._cores.compute)
         try:
-            began = time.perf_counter()
+            began, cpu_began = time.perf_counter(), time.process_time()
             for batch in batches:
                 self._layout.run(batch)
-            return time.perf_counter() - began
+            return Taken(time.perf_counter() - began, time.process_time() - cpu_began)
         finally:
             os.sched_setaffinity(0, free)
 

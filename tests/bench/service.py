@@ -25,7 +25,7 @@ from bench.offline import Both
 from bench.rivals import vllm_cpu
 from bench.server import Server, ServerFailed, free_port, python, serving
 from bench.sides import DEPLOYMENT, TASK, Numbers, Side
-from bench.timing import in_turns
+from bench.timing import Taken, in_turns
 from bench.workload import Item
 
 CONCURRENCY = 64
@@ -77,8 +77,8 @@ def over_offline(*, rounds: int, mode: str, num_groups: int = 16) -> Iterator[Fi
             side, expected = stage.ours(numbers), stage.expected(numbers)
             _warm_up(stage, side, expected)
             functions = {
-                "service": partial(_seconds, stage, side, expected),
-                "offline": partial(stage.offline.of(numbers).seconds, stage.items),
+                "service": partial(_taken, stage, side, expected),
+                "offline": partial(stage.offline.of(numbers).taken, stage.items),
             }
             name = f"service / engine offline, {numbers}, {mode} mode"
             yield _compared(name, stage, functions, rounds=rounds, target=0.9)
@@ -163,19 +163,23 @@ def _against(name: str, stage: Stage, numbers: Numbers, rival: Side, how: tuple[
     expected, both = stage.expected(numbers), {"service": stage.ours(numbers), "rival": rival}
     for side in both.values():
         _warm_up(stage, side, expected)
-    functions = {key: partial(_seconds, stage, side, expected) for key, side in both.items()}
+    functions = {key: partial(_taken, stage, side, expected) for key, side in both.items()}
     return _compared(name, stage, functions, rounds=rounds, target=target)
 
 
 def _compared(
-    name: str, stage: Stage, functions: dict[str, Callable[[], float]], *, rounds: int, target: float
+    name: str, stage: Stage, functions: dict[str, Callable[[], Taken]], *, rounds: int, target: float
 ) -> Figure:
     """Median wall time of each, as tokens per second; a shared prompt counts with every response, computed or not."""
     taken = in_turns(functions, rounds=rounds)
-    ours, rival = (median(seconds) for seconds in taken.values())
+    ours, rival = (median(each.wall_s for each in runs) for runs in taken.values())
     tokens = sum(len(item.ids) for item in stage.items)
-    spread = "; ".join(f"{key} {min(each):.3g}-{max(each):.3g} s" for key, each in taken.items())
-    return Figure(name, tokens / ours, tokens / rival, rival / ours, target, "tok/s", note=spread)
+    note = "; ".join(
+        f"{key} {min(each.wall_s for each in runs):.3g}-{max(each.wall_s for each in runs):.3g} s, "
+        f"CPU {median(each.cpu_s for each in runs):.3g} s"
+        for key, runs in taken.items()
+    )
+    return Figure(name, tokens / ours, tokens / rival, rival / ours, target, "tok/s", note=note)
 
 
 def _warm_up(stage: Stage, side: Side, expected: list[np.ndarray]) -> None:
@@ -184,10 +188,12 @@ def _warm_up(stage: Stage, side: Side, expected: list[np.ndarray]) -> None:
     side.server.pin(lambda: _check(side, stage.load(side, few).replies, few, expected), stage.cores)
 
 
-def _seconds(stage: Stage, side: Side, expected: list[np.ndarray]) -> float:
+def _taken(stage: Stage, side: Side, expected: list[np.ndarray]) -> Taken:
+    cpu_began = side.server.cpu_seconds()
     load = stage.load(side, stage.items)
+    taken = Taken(load.seconds, side.server.cpu_seconds() - cpu_began)
     _check(side, load.replies, stage.items, expected)
-    return load.seconds
+    return taken
 
 
 def _check(side: Side, replies: list[str], items: list[Item], expected: list[np.ndarray]) -> None:

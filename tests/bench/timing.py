@@ -11,18 +11,28 @@ import gc
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import TypeVar
+
+T = TypeVar("T")
 
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
-def in_turns(
-    functions: Mapping[str, Callable[[], float]], *, rounds: int, num_unmeasured: int = 0
-) -> dict[str, list[float]]:
+@dataclass(frozen=True)
+class Taken:
+    """Seconds of one run: on the wall, and of the processors, over all processes of a side."""
+
+    wall_s: float
+    cpu_s: float
+
+
+def in_turns(functions: Mapping[str, Callable[[], T]], *, rounds: int, num_unmeasured: int = 0) -> dict[str, list[T]]:
     """What each function returned in each round, A B A B ...; the first rounds only warm up."""
-    found: dict[str, list[float]] = {name: [] for name in functions}
+    found: dict[str, list[T]] = {name: [] for name in functions}
     for turn in range(num_unmeasured + rounds):
         for name, function in functions.items():
             value = function()

@@ -86,7 +86,9 @@ class DeploymentSettings(Frozen):
     max_sequence_tokens: int | None = Field(
         default=None, ge=1, description="Longest prompt + response; default: what the model's positions allow."
     )
-    max_batch_tokens: int = Field(default=4096, ge=1, description="Tokens in one forward pass.")
+    max_batch_tokens: int | None = Field(
+        default=None, ge=1, description="Tokens in one forward pass; default: 4096 on a CPU, 16384 on a GPU."
+    )
     max_batch_requests: int = Field(default=512, ge=1, description="Items in one forward pass.")
     max_queued_tokens: int = Field(default=1_000_000, ge=1, description="Tokens that may wait; past it: 503.")
     max_concurrent_requests: int = Field(default=1024, ge=1, description="Requests one replica holds at a time.")

@@ -15,6 +15,7 @@ import torch
 import web
 from tokenreward import errors
 from tokenreward.contract import Signals
+from tokenreward.engine.device import max_batch_tokens
 from tokenreward.wire import RewardsRequest, parse
 
 POISON = 77
@@ -49,6 +50,22 @@ def poisoned(rows: list[Any], error: Exception) -> None:
 @pytest.fixture
 def engine(make_engine: Callable[..., Any]) -> Any:
     return make_engine("causal_lm", ["endogenous", "constant"])
+
+
+@pytest.mark.parametrize(("given", "limit"), [({}, 4096), ({"max_batch_tokens": 6}, 6)])
+async def test_a_pass_takes_no_more_tokens_than_the_listing_says(
+    make_engine: Callable[..., Any], given: dict[str, int], limit: int
+) -> None:
+    engine = make_engine("causal_lm", ["endogenous"], **given)
+    assert [entry["limits"]["max_batch_tokens"] for entry in engine.describe()] == [limit]
+    layout = Faulty(engine, lambda rows: None)
+    await engine.score(request(*[[10 + i] for i in range(9)]))  # of two tokens each
+    assert layout.batches == ([9] if limit == 4096 else [3, 3, 3])
+
+
+def test_a_gpu_is_given_larger_passes_than_a_cpu() -> None:
+    assert max_batch_tokens(torch.device("cpu")) == 4096
+    assert max_batch_tokens(torch.device("cuda", 1)) == 16384
 
 
 async def test_items_of_concurrent_requests_share_a_batch(engine: Any) -> None:

@@ -20,7 +20,15 @@ Rows = Sequence[tuple[Row, Needs]]
 _FULL = ("out of memory", "alloc_failed", "can't allocate memory")
 _LOST = ("cuda error", "device-side assert", "cublas_status", "cudnn_status", "unspecified launch failure")
 
+# What keeps the device busy: with more, a CPU's caches miss and a GPU gains nothing.
+_MAX_BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
+
 logger = logging.getLogger(__name__)
+
+
+def max_batch_tokens(device: torch.device) -> int:
+    """Tokens of a pass, where the settings do not say."""
+    return _MAX_BATCH_TOKENS[device.type]
 
 
 class DeviceLost(InternalError):

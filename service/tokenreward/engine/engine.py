@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from tokenreward.batching import Batcher, Entry
-from tokenreward.engine.device import Device
+from tokenreward.engine.device import Device, max_batch_tokens
 from tokenreward.engine.intake import Intake
 from tokenreward.engine.job import Job, Outcome, Rows, is_light, make_jobs, reply_item
 from tokenreward.engine.served import check_words, needs_of, plans, served_by
@@ -60,8 +60,9 @@ class Engine:
             suffix_ids=vocabulary.suffix(settings.suffix_text),
         )
         self._device = Device(verdict.layout)
+        self._max_batch_tokens = settings.max_batch_tokens or max_batch_tokens(checkpoint.device)
         self._batcher: Batcher[Rows, Outcome] = Batcher(
-            max_batch_tokens=settings.max_batch_tokens,
+            max_batch_tokens=self._max_batch_tokens,
             max_batch_requests=settings.max_batch_requests,
             max_queued_tokens=settings.max_queued_tokens,
         )
@@ -129,7 +130,7 @@ class Engine:
             "probe_difference": self._verdict.gap.difference,
             "limits": {
                 "max_sequence_tokens": self._intake.max_sequence_tokens,
-                "max_batch_tokens": settings.max_batch_tokens,
+                "max_batch_tokens": self._max_batch_tokens,
                 "max_queued_tokens": settings.max_queued_tokens,
             },
         }

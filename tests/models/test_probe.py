@@ -9,7 +9,9 @@ import torch
 import oracle
 import tiny
 from tokenreward.contract import Needs, Row
+from tokenreward.models import packed
 from tokenreward.models.checkpoint import Checkpoint, CheckpointRefused
+from tokenreward.models.packed import PackedLayout
 from tokenreward.models.probe import Verdict, choose_layout
 
 LM_NEEDS = Needs(temperatures=frozenset({1.0}))
@@ -133,3 +135,26 @@ def test_without_room_for_a_float32_copy_the_coarse_bound_is_used(monkeypatch: p
     verdict = probe(tiny.model("llama").to(torch.bfloat16))
     assert verdict.layout.name == "packed"
     assert verdict.gap.bound > 1e-2
+
+
+def test_the_head_takes_the_fastest_logsumexp_of_a_gpu_and_keeps_a_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    def quick(logits: torch.Tensor) -> torch.Tensor:
+        return torch.logsumexp(logits, dim=-1)
+
+    asked: list[tuple[str, tuple[int, int]]] = []
+    monkeypatch.setattr(packed, "fastest", lambda device, shape: asked.append((device.type, shape)) or (quick, 3.0))
+    layouts = {
+        device: PackedLayout(Checkpoint(tiny.model("llama").to(device), None, "causal_lm", torch.device(device)))
+        for device in ("cpu", "meta")  # which stands for a GPU
+    }
+    assert [layout.choose_logsumexp() for layout in layouts.values()] == [1.0, 3.0]
+    assert asked == [("meta", (1024, tiny.VOCAB_SIZE))]
+    assert layouts["cpu"].note == "attention by attend_on_cpu (shares prompts), logsumexp in_place"
+    assert layouts["meta"].note == "attention by attend_alone (shares none), logsumexp quick"
+
+
+def test_a_probe_lets_the_layout_choose_its_logsumexp_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(PackedLayout, "choose_logsumexp", lambda layout: 3.0)
+    probe(tiny.model("llama"), said=said)
+    assert "the head's logsumexp is compiled: 3.00 times as fast" in said

@@ -22,6 +22,7 @@ from tokenreward.models.last_layer import LastLayer
 from tokenreward.models.linear import Linear, plain, swap
 from tokenreward.models.packing import Packing, num_packed, pack
 from tokenreward.models.readout import Hidden, Readout
+from tokenreward.models.reduction import fastest
 from tokenreward.models.transfer import to_device
 
 Work = Sequence[tuple[Row, Needs]]
@@ -34,6 +35,10 @@ def _wanted(work: Work, packing: Packing) -> np.ndarray:
         if needs.values or needs.temperatures:
             parts.append(places[row.start - 1 : row.stop])
     return np.unique(np.concatenate(parts))
+
+
+def _name(of: object) -> str:
+    return str(getattr(of, "__name__", type(of).__name__))
 
 
 class PackedLayout:
@@ -61,6 +66,24 @@ class PackedLayout:
         swap(self._checkpoint.model, linear)
         if self._head is not None:
             self._head = replace(self._head, linear=plain if linear is None else linear)
+
+    @torch.inference_mode()  # as the passes are: compiled in another mode, it would be compiled again at the first one
+    def choose_logsumexp(self) -> float:
+        """Lets the language head take the fastest logsumexp of a GPU; how many times as fast that is. A CPU's is the
+        one in place: its tiles stay in the cache, and compiling takes seconds."""
+        if self._head is None or self._checkpoint.device.type == "cpu":
+            return 1.0
+        logsumexp, gain = fastest(self._checkpoint.device, self._head.tile_shape)
+        self._head = replace(self._head, logsumexp=logsumexp)
+        return gain
+
+    @property
+    def note(self) -> str:
+        """The kernels that it runs, in words."""
+        shares = "shares prompts" if self._kernel.shares else "shares none"
+        windows = ", windows" if self._kernel.windows else ""
+        attention = f"attention by {_name(self._kernel.attend)} ({shares}{windows})"
+        return attention if self._head is None else f"{attention}, logsumexp {_name(self._head.logsumexp)}"
 
     def num_computed(self, rows: Sequence[Row]) -> int:
         """Tokens that a pass over these rows computes: no padding, and a shared prompt once."""

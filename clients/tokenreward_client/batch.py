@@ -6,15 +6,16 @@ It knows the two wire models and yields flows; which path a request takes and wh
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, TypedDict, TypeVar
 
 from pydantic_core import to_json
 
-from tokenreward.errors import RequestError
+from tokenreward.errors import Overloaded, RequestError
 from tokenreward.wire import ErrorDetail, ItemReply, RewardsRequest, ScorerResult, parse_json
 from tokenreward.wire.numbering import renumbered
 from tokenreward_client.errors import BadArgument, BadReply, ClientError, ItemFailed, ServerRefused
-from tokenreward_client.flow import Attempts, Flow, Road, answered
+from tokenreward_client.flow import Attempts, Flow, Road, Sleep, answered
 from tokenreward_client.items import ItemLike, pack
 from tokenreward_client.rewards import Rewards, first_error, read_keyed, read_single
 from tokenreward_client.wires import JSON, Wire, read_reply
@@ -131,14 +132,18 @@ def part_flow(batch: Batch, positions: list[int], road: Road, attempts: Attempts
     pending = positions
     while pending:
         try:
-            response = yield from answered(road, batch.body(pending), attempts, batch.wire.content_type)
+            response = yield from answered(road, partial(batch.body, pending), attempts, batch.wire.content_type)
             for position, rewards in batch.read(response.content, pending).items():
                 answers[position] = batch.merged(answers.get(position), rewards)
-            pending = [position for position in pending if _may_improve(answers[position])]
+            codes = {position: found for position in pending if (found := _may_improve(answers[position]))}
+            pending = list(codes)
+            is_overloaded = set().union(*codes.values()) == {Overloaded.code}
+            if not is_overloaded:
+                attempts.window.advance()
             if pending:
                 error = _item_failed(pending[0], answers[pending[0]], others=len(pending) - 1)
                 error.retryable = True
-                yield from attempts.pause(error)
+                yield Sleep(attempts.pause_s(error, is_overloaded=is_overloaded))
         except ClientError as error:
             if isinstance(error, ServerRefused) and error.status == 413 and len(pending) > 1:
                 for half in (pending[: len(pending) // 2], pending[len(pending) // 2 :]):
@@ -202,9 +207,10 @@ def _better(old: Rewards | None, new: Rewards) -> Rewards:
     return old if old is not None and old.error is None and new.error is not None else new
 
 
-def _may_improve(rewards: Rewards) -> bool:
+def _may_improve(rewards: Rewards) -> set[str]:
+    """The codes of the errors that another try may cure."""
     errors: list[ErrorDetail | None] = [rewards.error, *(result.error for result in (rewards.scorers or {}).values())]
-    return any(error is not None and error.retryable for error in errors)
+    return {error.code for error in errors if error is not None and error.retryable}
 
 
 def _item_failed(position: int, rewards: Rewards, *, others: int) -> ItemFailed:

@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
 from typing import Any, ClassVar, Self, TypeVar, Unpack, cast
 
@@ -19,11 +19,12 @@ import httpx
 
 from tokenreward_client.batch import Asked, Batch, part_flow
 from tokenreward_client.checked import checked_key, checked_timeout, checked_url
-from tokenreward_client.errors import BadArgument, DeadlineExceeded
-from tokenreward_client.flow import TOO_LATE, Attempts, Flow, Retry, Send, Sleep, Step, Together, Turn
+from tokenreward_client.errors import BadArgument
+from tokenreward_client.flow import Attempts, Flow, Retry, Send, Sleep, Step, Together, Wait
 from tokenreward_client.items import ItemLike
 from tokenreward_client.rewards import Rewards
 from tokenreward_client.routes import Routes, ScorerInfo
+from tokenreward_client.window import Window
 from tokenreward_client.wires import WireName, wire_named
 
 T = TypeVar("T")
@@ -63,13 +64,14 @@ class _Service(ABC):
             raise BadArgument(f"`max_concurrency` must be 1 or more, got {max_concurrency}", param="max_concurrency")
         self._retry = dataclasses.replace(self.retry, max_retries=max_retries)
         self._max_concurrency = max_concurrency
+        self._window = Window(max_concurrency, self._retry.clock)
         self._wire = wire_named(wire)
         self._routes = Routes()
         self._open()
 
     @abstractmethod
     def _open(self) -> None:
-        """Make the connection pool, the slots that bound concurrency and the lock of a `Turn`."""
+        """Make the connection pool."""
 
     def __repr__(self) -> str:
         key = ", api_key=<set>" if self._headers else ""
@@ -94,8 +96,8 @@ class _Service(ABC):
         flows = []
         for part in batch.parts(max_items=self.max_request_items, max_bytes=self.max_request_bytes):
             road = self._routes.road(direct)
-            flows.append(part_flow(batch, part, road, Attempts(self._retry, whole.deadline)))
-        return batch.in_order((yield Together(flows, whole.left_s)))
+            flows.append(part_flow(batch, part, road, Attempts(self._retry, whole.deadline, self._window)))
+        return batch.in_order((yield Together(flows)))
 
     def _listing(self) -> Flow[list[ScorerInfo]]:
         return self._routes.listing(self._attempts(self._timeout_s))
@@ -112,8 +114,10 @@ class Client(_Service):
         base_url: of the gateway.
         api_key: sent as `Authorization: Bearer`; never shown.
         timeout_s: deadline of one `score` call in seconds, its retries and pauses included.
-        max_retries: tries after the first, per request.
-        max_concurrency: requests in flight at a time, over all calls on this client.
+        max_retries: tries after the first, per request. Being told `overloaded` is no failure and costs
+            none: the request waits as long as the service asks, or longer, and goes again until `timeout_s` has passed.
+        max_concurrency: requests in flight at a time, over all calls on this client; fewer while the service is
+            overloaded (see `window`), and one more with each round of answers.
         wire: "json", or "msgpack", the same numbers in less time; needs msgspec (`tokenreward[msgpack]`).
 
     Raises BadArgument.
@@ -151,8 +155,6 @@ class Client(_Service):
 
     def _open(self) -> None:
         self._http = httpx.Client(**self._http_options())
-        self._slots = threading.BoundedSemaphore(self._max_concurrency)
-        self._turn = threading.Lock()
 
     def _drive(self, flow: Flow[T], stop: threading.Event) -> T:
         answer: Any = None
@@ -170,9 +172,8 @@ class Client(_Service):
             return stop.wait(step.seconds)
         if isinstance(step, Together):
             return self._together(step, stop)
-        if isinstance(step, Turn):
-            is_ours = self._turn.acquire(timeout=min(step.timeout_s, threading.TIMEOUT_MAX))
-            return self._turn.release if is_ours else None
+        if isinstance(step, Wait):
+            return bool(wait([step.ticket], min(step.timeout_s, threading.TIMEOUT_MAX)).done)
         try:
             return self._http.send(_request(self._http, step))
         except httpx.RequestError as error:
@@ -180,9 +181,9 @@ class Client(_Service):
 
     def _together(self, step: Together, stop: threading.Event) -> list[Any]:
         if len(step.flows) == 1:
-            return [self._drive_in_slot(step.flows[0], step.left_s, stop)]
+            return [self._drive(step.flows[0], stop)]
         pool = ThreadPoolExecutor(min(len(step.flows), self._max_concurrency), thread_name_prefix="tokenreward")
-        futures = [pool.submit(self._drive_in_slot, flow, step.left_s, stop) for flow in step.flows]
+        futures = [pool.submit(self._drive, flow, stop) for flow in step.flows]
         try:
             for future in wait(futures, return_when=FIRST_EXCEPTION).done:
                 future.result()
@@ -195,14 +196,6 @@ class Client(_Service):
             raise
         finally:
             pool.shutdown(wait=False)
-
-    def _drive_in_slot(self, flow: Flow[T], left_s: Callable[[], float], stop: threading.Event) -> T:
-        if not self._slots.acquire(timeout=min(left_s(), threading.TIMEOUT_MAX)):
-            raise DeadlineExceeded(TOO_LATE)
-        try:
-            return self._drive(flow, stop)
-        finally:
-            self._slots.release()
 
 
 class AsyncClient(_Service):
@@ -235,8 +228,6 @@ class AsyncClient(_Service):
 
     def _open(self) -> None:
         self._http = httpx.AsyncClient(**self._http_options())
-        self._slots = asyncio.Semaphore(self._max_concurrency)
-        self._turn = asyncio.Lock()
 
     async def _drive(self, flow: Flow[T]) -> T:
         answer: Any = None
@@ -253,8 +244,8 @@ class AsyncClient(_Service):
             return await asyncio.sleep(step.seconds)
         if isinstance(step, Together):
             return await self._together(step)
-        if isinstance(step, Turn):
-            return self._turn.release if await _acquired(self._turn, step.timeout_s) else None
+        if isinstance(step, Wait):
+            return bool((await asyncio.wait([asyncio.wrap_future(step.ticket)], timeout=step.timeout_s))[0])
         try:
             async with asyncio.timeout(step.timeout_s):
                 return await self._http.send(_request(self._http, step))
@@ -264,7 +255,7 @@ class AsyncClient(_Service):
             return error
 
     async def _together(self, step: Together) -> list[Any]:
-        tasks = [asyncio.ensure_future(self._drive_in_slot(flow, step.left_s)) for flow in step.flows]
+        tasks = [asyncio.ensure_future(self._drive(flow)) for flow in step.flows]
         try:
             return await asyncio.gather(*tasks)
         except BaseException:
@@ -272,22 +263,6 @@ class AsyncClient(_Service):
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             raise
-
-    async def _drive_in_slot(self, flow: Flow[T], left_s: Callable[[], float]) -> T:
-        if not await _acquired(self._slots, left_s()):
-            raise DeadlineExceeded(TOO_LATE)
-        try:
-            return await self._drive(flow)
-        finally:
-            self._slots.release()
-
-
-async def _acquired(lock: asyncio.Lock | asyncio.Semaphore, timeout_s: float) -> bool:
-    try:
-        async with asyncio.timeout(timeout_s):
-            return await lock.acquire()
-    except TimeoutError:
-        return False
 
 
 def _request(http: httpx.Client | httpx.AsyncClient, step: Send) -> httpx.Request:

@@ -1,9 +1,12 @@
 """What to send, when to try again and when to give up: generators that yield steps and do no I/O.
 
 A flow yields `Send` and is sent back an `httpx.Response` or the `httpx.RequestError` that came instead; it yields
-`Sleep` and is sent None; it yields `Together` and is sent the list of what the inner flows returned; it yields `Turn`
-and is sent the function that ends it, or None if it did not come in time. The sync and the async client drive the same
-flows. It knows statuses, headers and the one error body, and nothing of rewards.
+`Sleep` and is sent None; it yields `Together` and is sent the list of what the inner flows returned; it yields `Wait`
+and is sent whether the ticket came in time. The sync and the async client drive the same flows. It knows statuses,
+headers and the one error body, and nothing of rewards.
+
+`overloaded` is no failure: the service says "later". It costs no try, only time, and the client's `Window`, through
+which every request goes, lets fewer through. The deadline alone ends it.
 """
 
 from __future__ import annotations
@@ -19,12 +22,16 @@ from typing import Any, TypeVar
 import httpx
 from pydantic import ValidationError
 
+from tokenreward.errors import Overloaded
 from tokenreward.wire import JSON_TYPE, MSGPACK_TYPE, ErrorDetail
 from tokenreward_client.errors import BadReply, ClientError, ConnectionFailed, DeadlineExceeded, ServerRefused
+from tokenreward_client.window import Ticket, Window
 
 GATEWAY_REWARDS = "/v1/rewards"
 # The deadline travels in whole milliseconds, and the server refuses 0.000.
 LEAST_LEFT_S = 0.001
+# While the window is closed an answer to somebody else may open it.
+_LOOK_AGAIN_S = 0.1
 TOO_LATE = "the deadline passed before the request could be sent"
 # Without our error body these come from a proxy: a route not yet mounted, a slow read, a rate limit.
 _PROXY_STATUSES_TO_RETRY = frozenset({404, 408, 429})
@@ -56,29 +63,28 @@ class Sleep:
 
 @dataclass(frozen=True, slots=True)
 class Together:
-    """Run these flows, at most `max_concurrency` at a time; the answers keep their order.
-
-    `left_s`: the seconds that a flow may wait for its turn; raises DeadlineExceeded once there are none.
-    """
+    """Run these flows side by side; the answers keep their order."""
 
     flows: Sequence[Flow[Any]]
-    left_s: Callable[[], float]
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
-    """Wait while another call does what needs doing once. `timeout_s`: the turn is worth nothing after that."""
+class Wait:
+    """Wait for a window to let the ticket in. `timeout_s`: it is worth nothing after that."""
 
+    ticket: Ticket
     timeout_s: float
 
 
-Step = Send | Sleep | Together | Turn
+Step = Send | Sleep | Together | Wait
 Flow = Generator[Step, Any, T]
 
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """How often and how long. Pauses double from `first_pause_s` to `longest_pause_s`, less a quarter at most."""
+    """How often and how long. Pauses double from `first_pause_s` to `longest_pause_s`, less a quarter at most.
+    `max_retries` bounds the tries after failures; waiting because the service is overloaded is none.
+    """
 
     max_retries: int = 10
     first_pause_s: float = 0.5
@@ -96,12 +102,15 @@ class Retry:
 
 
 class Attempts:
-    """What is left to one request: tries and seconds until `deadline` (on the retry's clock)."""
+    """What is left to one request: tries and seconds until `deadline` (on the retry's clock), and its place in the line
+    at `window`, by default one of its own."""
 
-    def __init__(self, retry: Retry, deadline: float) -> None:
+    def __init__(self, retry: Retry, deadline: float, window: Window | None = None) -> None:
         self.retry = retry
         self.deadline = deadline
-        self.num_retries = 0
+        self.window = window if window is not None else Window(1, retry.clock)
+        self.number = self.window.number()
+        self._num_tries = self._num_retries = self._era = 0
 
     def left_s(self) -> float:
         """Seconds left. Raises DeadlineExceeded if there is less than a millisecond."""
@@ -110,15 +119,36 @@ class Attempts:
             raise DeadlineExceeded(TOO_LATE)
         return left_s
 
-    def pause(self, error: ClientError, retry_after_s: float = 0.0) -> Flow[None]:
-        """Wait for the next try. Raises `error` if it is final or no try is left; DeadlineExceeded."""
-        if not error.retryable or self.num_retries >= self.retry.max_retries:
+    def enter(self, ticket: Ticket) -> Flow[None]:
+        """Wait until the window lets the ticket in, and while it is closed, though not past half of what time is left.
+        Raises DeadlineExceeded."""
+        yield from let_in(ticket, self.left_s())
+        self._era = ticket.result()
+        self._num_tries += 1
+        latest = self.retry.clock() + self.left_s() / 2
+        while (closed_s := min(self.window.closed_s(), latest - self.retry.clock())) >= LEAST_LEFT_S:
+            yield Sleep(min(closed_s, _LOOK_AGAIN_S))
+
+    def pause_s(self, error: ClientError, retry_after_s: float = 0.0, *, is_overloaded: bool = False) -> float:
+        """Seconds until the next try. Raises `error` if it is final or no try is left; DeadlineExceeded."""
+        if is_overloaded:
+            pause_s = self.retry.pause_s(self.window.retreat(self._era), retry_after_s)
+            # What one request was told to wait is not what others need.
+            self.window.close(min(pause_s, self.retry.longest_pause_s))
+        elif not error.retryable or self._num_retries >= self.retry.max_retries:
             raise error
-        pause_s = self.retry.pause_s(self.num_retries, retry_after_s)
+        else:
+            pause_s = self.retry.pause_s(self._num_retries, retry_after_s)
+            self._num_retries += 1
         if self.retry.clock() + pause_s >= self.deadline:
-            raise DeadlineExceeded(f"gave up after {self.num_retries + 1} tries: {error}") from error
-        self.num_retries += 1
-        yield Sleep(pause_s)
+            raise DeadlineExceeded(f"gave up after {self._num_tries} tries: {error}") from error
+        return pause_s
+
+
+def let_in(ticket: Ticket, timeout_s: float) -> Flow[None]:
+    """Wait until the window lets the ticket in. Raises DeadlineExceeded."""
+    if not ticket.done() and not (yield Wait(ticket, timeout_s)):
+        raise DeadlineExceeded(TOO_LATE)
 
 
 class Road:
@@ -137,19 +167,32 @@ class Road:
         return True
 
 
-def answered(road: Road, body: bytes | None, attempts: Attempts, content_type: str = JSON_TYPE) -> Flow[httpx.Response]:
-    """Send until a 200 comes back.
+def answered(
+    road: Road, write: Callable[[], bytes] | None, attempts: Attempts, content_type: str = JSON_TYPE
+) -> Flow[httpx.Response]:
+    """Send until a 200 comes back. `write`: the body, made anew for each try; without one it is a GET.
 
     Raises ServerRefused, ConnectionFailed, DeadlineExceeded, BadReply.
     """
     while True:
-        answer = yield Send(road.path, body, attempts.left_s(), content_type)
-        error = failure(answer)
-        if error is None:
-            return answer  # type: ignore[no-any-return]  # what `yield` is sent has no static type
-        if isinstance(error, ServerRefused) and error.status == 404 and road.turn_back():
-            continue
-        yield from attempts.pause(error, retry_after_s(answer, attempts.retry.wall_clock))
+        ticket = attempts.window.ask(attempts.number)
+        try:
+            yield from attempts.enter(ticket)
+            answer = yield Send(road.path, None if write is None else write(), attempts.left_s(), content_type)
+            error = failure(answer)
+            if error is None:
+                return answer  # type: ignore[no-any-return]  # what `yield` is sent has no static type
+            if isinstance(error, ServerRefused) and error.status == 404 and road.turn_back():
+                continue
+            asked_s = retry_after_s(answer, attempts.retry.wall_clock)
+            pause_s = attempts.pause_s(error, asked_s, is_overloaded=_says_later(error))
+        finally:
+            attempts.window.leave(ticket)
+        yield Sleep(pause_s)
+
+
+def _says_later(error: ClientError) -> bool:
+    return isinstance(error, ServerRefused) and error.code == Overloaded.code and error.retryable
 
 
 def failure(answer: httpx.Response | httpx.RequestError) -> ClientError | None:

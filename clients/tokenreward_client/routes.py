@@ -14,8 +14,9 @@ import httpx
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tokenreward.wire import NAME_PATTERN
-from tokenreward_client.errors import BadArgument, BadReply, ClientError, DeadlineExceeded
-from tokenreward_client.flow import GATEWAY_REWARDS, TOO_LATE, Attempts, Flow, Road, Turn, answered
+from tokenreward_client.errors import BadArgument, BadReply, ClientError
+from tokenreward_client.flow import GATEWAY_REWARDS, Attempts, Flow, Road, answered, let_in
+from tokenreward_client.window import Window
 
 SCORERS = "/v1/scorers"
 # A gateway that is slow to list its scorers must not slow every call.
@@ -47,6 +48,7 @@ class Routes:
         self._num_listings = 0
         self._tokenizers: dict[str, str | None] = {}
         self._ask_again_at = -math.inf
+        self._turn = Window(1)
 
     def listing(self, attempts: Attempts) -> Flow[list[ScorerInfo]]:
         """Ask the service. Raises as `answered`, and BadReply."""
@@ -98,17 +100,16 @@ class Routes:
     def _listed_once(self, attempts: Attempts, is_needed: Callable[[], bool]) -> Flow[None]:
         """One call asks; those that come meanwhile wait for its answer, and ask only if it was none for them. Raises as
         `listing`."""
-        leave: Callable[[], None] | None = yield Turn(attempts.left_s())
-        if leave is None:
-            raise DeadlineExceeded(TOO_LATE)
+        ticket = self._turn.ask(self._turn.number())
         try:
+            yield from let_in(ticket, attempts.left_s())
             if is_needed():
                 yield from self.listing(attempts)
         except ClientError:
             self._ask_again_at = attempts.retry.clock() + ASK_AGAIN_AFTER_S
             raise
         finally:
-            leave()
+            self._turn.leave(ticket)
 
     def forget(self) -> None:
         """Learn again before the next call: a direct path led nowhere."""

@@ -12,6 +12,7 @@ from tokenreward_client import ConnectionFailed, DeadlineExceeded, ServerRefused
 from tokenreward_client.flow import Attempts, Retry, Road, Send, Sleep, answered, failure, retry_after_s
 
 OVERLOADED = {"error": {"code": "overloaded", "message": "m", "param": None, "retryable": True}}
+LOADING = {"error": {"code": "loading", "message": "m", "param": None, "retryable": True}}
 OK = httpx.Response(200)
 
 
@@ -33,7 +34,7 @@ class Walk:
         self.attempts = Attempts(retry, self.clock.now + timeout_s)
 
     def run(self, road: Road | None = None) -> Any:
-        flow = answered(road or Road("/v1/rewards"), b"{}", self.attempts)
+        flow = answered(road or Road("/v1/rewards"), lambda: b"{}", self.attempts)
         answer: Any = None
         try:
             while True:
@@ -127,11 +128,27 @@ def test_deadline_that_has_passed_sends_nothing(timeout_s: float) -> None:
 
 
 def test_tries_are_limited_and_the_last_error_is_raised() -> None:
-    walk = Walk(*[refused()] * 3, max_retries=2)
+    walk = Walk(*[httpx.Response(503, json=LOADING)] * 3, max_retries=2)
     with pytest.raises(ServerRefused) as caught:
         walk.run()
-    assert (caught.value.status, caught.value.code, caught.value.retryable) == (503, "overloaded", True)
+    assert (caught.value.status, caught.value.code, caught.value.retryable) == (503, "loading", True)
     assert len(walk.sends) == 3
+
+
+def test_being_overloaded_costs_no_try_and_is_waited_out_until_the_deadline() -> None:
+    walk = Walk(*[refused(**{"retry-after": "1"})] * 100, max_retries=0)
+    with pytest.raises(DeadlineExceeded, match="gave up after 16 tries: overloaded") as caught:
+        walk.run()
+    assert walk.pauses == [1, 1, 2, 4, *[8] * 11]
+    assert isinstance(caught.value.__cause__, ServerRefused)
+
+
+def test_failures_are_counted_whatever_lies_between_them() -> None:
+    fails = httpx.Response(503, json=LOADING)
+    walk = Walk(refused(), fails, refused(), fails, refused(), fails, OK, max_retries=2)
+    with pytest.raises(ServerRefused, match="loading"):
+        walk.run()
+    assert len(walk.sends) == 6
 
 
 @pytest.mark.parametrize("status", [404, 408, 429, 500, 502, 503, 504, 520])

@@ -54,7 +54,7 @@ def test_item_whose_retries_run_out_keeps_its_error_and_the_others_their_rewards
     edge: Any, score: Any, items: Any
 ) -> None:
     edge.script.append(edge.changed(1, rewards=None, score=None, error=RETRYABLE))
-    edge.script.extend([edge.says(503, "overloaded", retryable=True)] * 2)
+    edge.script.extend([edge.says(500, "internal", retryable=True)] * 2)
     answers = score(items(2), on_error="return", settings={"max_retries": 2})
     assert scores(answers) == [0, None]
     assert answers[1].error.code == "out_of_memory"

@@ -11,7 +11,7 @@ import pytest
 
 from edge import keyed, scores
 from tokenreward_client import AsyncClient, Client
-from tokenreward_client.flow import Attempts, Retry, Send, Turn
+from tokenreward_client.flow import Attempts, Retry, Send, Wait
 from tokenreward_client.routes import Routes
 
 LISTING = {
@@ -138,22 +138,26 @@ async def test_first_calls_with_a_fingerprint_ask_for_one_listing(edge: Any, ite
 
 
 def test_call_that_ends_while_it_asks_for_the_listing_ends_its_turn() -> None:
-    ended = []
-    flow = Routes().direct(["endogenous"], Attempts(Retry(), Retry().clock() + 10))
-    assert isinstance(next(flow), Turn)
-    assert isinstance(flow.send(lambda: ended.append(True)), Send)
-    flow.close()
-    assert ended == [True]
+    routes = Routes()
+    first, second = (routes.direct(["endogenous"], Attempts(Retry(), Retry().clock() + 10)) for _ in range(2))
+    assert isinstance(next(first), Send)
+    turn = next(second)
+    assert isinstance(turn, Wait)
+    assert not turn.ticket.done()
+    first.close()
+    assert turn.ticket.done()
+    assert isinstance(second.send(True), Send)
 
 
 def test_call_whose_turn_does_not_come_in_time_goes_through_the_gateway() -> None:
     routes = Routes()
-    flow = routes.direct(["endogenous"], Attempts(Retry(), Retry().clock() + 10))
+    asking, flow = (routes.direct(["endogenous"], Attempts(Retry(), Retry().clock() + 10)) for _ in range(2))
+    next(asking)
     turn = next(flow)
-    assert isinstance(turn, Turn)
+    assert isinstance(turn, Wait)
     assert 0 < turn.timeout_s <= 10
     with pytest.raises(StopIteration) as stop:
-        flow.send(None)
+        flow.send(False)
     assert routes.road(stop.value.value).path == "/v1/rewards"
 
 

@@ -1,0 +1,13 @@
+"""The environment of a cluster's nodes, as `deploy/node.env` has it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+NODE_ENV = Path(__file__).resolve().parents[1] / "deploy" / "node.env"
+
+
+def environment() -> dict[str, str]:
+    """Name and value of each line that is no comment."""
+    lines = NODE_ENV.read_text(encoding="utf-8").splitlines()
+    return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))

@@ -1,4 +1,4 @@
-"""Every variable of `deploy/node.env` is one that the installed Ray reads: a name that it no longer knows fails here."""
+"""Every variable of `deploy/node.env` is one the installed Ray reads; a name that it no longer knows fails here."""
 
 from __future__ import annotations
 

@@ -158,6 +158,12 @@ def test_second_run_asks_for_nothing_but_one_item_and_says_the_same(
     assert Path("other.jsonl").exists()
 
 
+def test_options_and_credit_of_the_only_scorer_need_no_label(service: Known) -> None:
+    asked = ["eval", str(pairs(1)), "--url", service.url, "--scorer", "known"]
+    assert main([*asked, "--options", '{"a": "x=y"}', "--credit", '{"name": "last"}']) == 0
+    assert (service.bodies[-1]["options"], service.bodies[-1]["credit"]) == ({"a": "x=y"}, {"name": "last"})
+
+
 def test_other_version_is_asked_again(service: Known) -> None:
     asked = ["eval", str(pairs(20)), "--url", service.url, "--scorer", "known", "--json", "out.json"]
     assert main(asked) == 0
@@ -178,8 +184,9 @@ def test_other_version_is_asked_again(service: Known) -> None:
     ("arguments", "exit_code", "message"),
     [
         (["--scorer", "nope"], 1, "the service has no scorer `nope`; it has known, second"),
-        (["--options", "known"], 2, "--options must look like name={...} with a JSON object, got `known`"),
-        (["--options", "known=[1]"], 2, "--options must look like name={...}"),
+        (["--options", "known"], 2, "--options must look like [LABEL=]{...}, got `known`"),
+        (["--options", "known=[1]"], 2, "--options must be a JSON object, as {...}, got `[1]`"),
+        (["--options", "{}"], 2, "--options must say whose, as LABEL={...}; judged are known, second"),
         (["--credit", "other={}"], 2, "--credit names `other`; judged are known, second"),
         (["--scorer", "known", "--scorer", "known"], 2, "two scorers are labelled `known`"),
         (["--credit", 'known={"name": "best"}'], 2, "`credit.name`"),

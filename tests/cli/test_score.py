@@ -92,8 +92,8 @@ def test_output_goes_to_a_file_and_float32_keeps_its_digits(
 def test_options_credit_and_key_travel(edge: Any, file: Any, tmp_path: Path) -> None:
     key = tmp_path / "key"
     key.write_text("sk-1\nsk-2\n")
-    asked = ["--scorer", "attention_dense", "--option", "alpha=0.5", "--option", "form=soft_bellman"]
-    credit = ["--credit", "attention", "--credit-option", "beta=0.25"]
+    asked = ["--scorer", "attention_dense", "--options", '{"alpha": 0.5, "form": "soft_bellman"}']
+    credit = ["--credit", '{"name": "attention", "beta": 0.25}']
     assert main(["score", file(1), "--url", edge.url, *asked, *credit, "--api-key-file", str(key)]) == 0
     _, headers, body = edge.seen[0]
     assert headers["authorization"] == "Bearer sk-1"
@@ -105,9 +105,10 @@ def test_options_credit_and_key_travel(edge: Any, file: Any, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--option", "alpha"], "--option must look like name=value, got `alpha`"),
-        (["--credit", "best"], "`credit.name`"),
-        (["--concurrency", "0"], "--concurrency must be 1 or more"),
+        (["--options", "alpha=1"], "--options must be a JSON object, as {...}, got `alpha=1`"),
+        (["--options", "[1]"], "--options must be a JSON object"),
+        (["--credit", "last"], "--credit must be a JSON object"),
+        (["--credit", '{"name": "best"}'], "`credit.name`"),
     ],
 )
 def test_wrong_arguments_are_said_before_anything_is_sent(
@@ -116,6 +117,20 @@ def test_wrong_arguments_are_said_before_anything_is_sent(
     assert main(["score", file(1), "--url", edge.url, *arguments]) == 2
     assert message in capsys.readouterr().err
     assert edge.seen == []
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "x"])
+def test_requests_in_flight_that_cannot_be_are_a_usage_error(file: Any, value: str) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["score", file(1), "--concurrency", value])
+    assert caught.value.code == 2
+
+
+@pytest.mark.parametrize("flag", ["--option", "--credit-option", "--max-concurrency"])
+def test_a_flag_has_one_spelling(file: Any, flag: str) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["score", file(1), flag, "1"])
+    assert caught.value.code == 2
 
 
 def test_service_that_is_not_there_is_said_at_once(file: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -176,8 +191,8 @@ def test_engine_in_this_process_gives_rewards_for_text_and_spans(
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["--credit-option", 'kl={"coef": 0.1, "reference": "logprob"}'], "credit.kl.reference"),
-        (["--option", "score_from=reward_model"], "options.score_from"),
+        (["--credit", '{"kl": {"coef": 0.1, "reference": "logprob"}}'], "credit.kl.reference"),
+        (["--options", '{"score_from": "reward_model"}'], "options.score_from"),
     ],
 )
 def test_what_asks_a_second_scorer_takes_a_running_service_and_loads_no_engine(

@@ -63,6 +63,7 @@ def subcommand(subparsers: Any, name: str, *, more: str = "", examples: str) -> 
         description=textwrap.fill(f"{summary[0].upper()}{summary[1:]}. {more}", 78),
         epilog=f"examples:\n{textwrap.indent(textwrap.dedent(examples).strip(), '  ')}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # a flag has one spelling
     )
     return parser
 

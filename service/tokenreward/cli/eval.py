@@ -10,12 +10,13 @@ import asyncio
 import json
 import shutil
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tokenreward.cli import CommandError, subcommand
+from tokenreward.cli.flags import add_service_flags, by_label, positive
 from tokenreward.cli.progress import Progress
 from tokenreward.cli.source import key_in, probe
 from tokenreward.eval import (
@@ -58,29 +59,23 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("file", nargs="+", type=Path, help="data, all of one kind; see --kind")
     parser.add_argument("--kind", choices=list(KINDS), help="default: seen in the fields of the first row")
-    parser.add_argument("--limit", type=_positive, metavar="N", help="no more than the first N rows of each file")
+    parser.add_argument("--limit", type=positive, metavar="N", help="no more than the first N rows of each file")
     parser.add_argument(
         "--prompt-as",
         choices=("user", "raw"),
         default="user",
         help="a prompt that is a string is one user message, or raw text (default: %(default)s)",
     )
-    parser.add_argument("--url", default="http://127.0.0.1:8000", help="the running service (default: %(default)s)")
+    add_service_flags(parser)
     parser.add_argument(
         "--scorer",
         action="append",
         metavar="[LABEL=]NAME",
         help="a scorer, repeatable (default: all that are served); a label lets one be judged under several options",
     )
-    parser.add_argument("--options", action="append", default=[], metavar="LABEL={...}", help="options of one scorer")
-    parser.add_argument("--credit", action="append", default=[], metavar="LABEL={...}", help="credit of one scorer")
-    parser.add_argument(
-        "--concurrency", type=_positive, default=8, metavar="N", help="requests in flight (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--timeout-s", type=float, default=300.0, metavar="S", help="seconds per request (default: %(default)s)"
-    )
-    parser.add_argument("--api-key-file", type=Path, metavar="FILE", help="file that holds the service's API key")
+    for flag in ("options", "credit"):
+        said = f"{flag} of a scorer, repeatable; the label may be left out if only one is judged"
+        parser.add_argument(f"--{flag}", action="append", default=[], metavar="[LABEL=]{...}", help=said)
     parser.add_argument(
         "--cache",
         type=Path,
@@ -144,28 +139,11 @@ def _subjects(args: argparse.Namespace, listed: list[ScorerInfo]) -> list[Subjec
         if label in names:
             raise CommandError(f"two scorers are labelled `{label}`: give one of them as LABEL=NAME", exit_code=2)
         names[label] = name or label
-    options, credit = _keyed(args.options, "--options", names), _keyed(args.credit, "--credit", names)
+    options, credit = by_label(args.options, "--options", names), by_label(args.credit, "--credit", names)
     return [
         known_subject(label, name, listed, options=options.get(label, {}), credit=credit.get(label, {}))
         for label, name in names.items()
     ]
-
-
-def _keyed(given: list[str], flag: str, labels: Collection[str]) -> dict[str, dict[str, Any]]:
-    """`LABEL={...}` arguments by label."""
-    values: dict[str, dict[str, Any]] = {}
-    for argument in given:
-        label, equals, text = argument.partition("=")
-        try:
-            value = json.loads(text)
-        except ValueError:
-            value = None
-        if not equals or not isinstance(value, dict):
-            raise CommandError(f"{flag} must look like name={{...}} with a JSON object, got `{argument}`", exit_code=2)
-        if label not in labels:
-            raise CommandError(f"{flag} names `{label}`; judged are {', '.join(labels)}", exit_code=2)
-        values[label] = value
-    return values
 
 
 async def _one(run: Run, subject: Subject, dataset: Dataset, *, with_examples: bool) -> Answered:
@@ -209,10 +187,3 @@ def _exit_code(rows: Sequence[Judged]) -> int:
 def _width() -> int:
     """Of the terminal, if it is one."""
     return shutil.get_terminal_size((WIDTH, 0)).columns if sys.stdout.isatty() else WIDTH
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, got {value}")
-    return value

@@ -12,7 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tokenreward.cli import CommandError, subcommand
+from tokenreward.cli import subcommand
+from tokenreward.cli.flags import add_service_flags
 from tokenreward.cli.lines import Line, read_groups
 from tokenreward.cli.progress import Progress
 from tokenreward.cli.report import Report
@@ -33,13 +34,13 @@ def add_parser(subparsers: Any) -> None:
         examples="""
             tokenreward score answers.jsonl --scorer attention_dense --output rewards.jsonl
             tokenreward score answers.jsonl --scorer logprob --show
-            tokenreward score answers.jsonl --option alpha=0.5 --credit last --credit-option scale=2
+            tokenreward score answers.jsonl --options '{"alpha": 0.5}' --credit '{"name": "last", "scale": 2}'
             echo '{"prompt": "2+2?", "response": "It is 4."}' | tokenreward score --demo
         """,
     )
     parser.add_argument("file", nargs="?", default="-", help="one item per line; default or `-`: stdin")
     where = parser.add_mutually_exclusive_group()
-    where.add_argument("--url", default="http://127.0.0.1:8000", help="the running service (default: %(default)s)")
+    add_service_flags(parser, url_among=where)
     where.add_argument(
         "--config", type=Path, metavar="FILE", help="score in this process, with the deployment of this YAML file"
     )
@@ -47,16 +48,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--scorer", default="endogenous", metavar="NAME", help="name of the scorer (default: %(default)s)"
     )
-    parser.add_argument("--option", action="append", default=[], metavar="K=V", help="option of the scorer; repeatable")
-    parser.add_argument("--credit", metavar="NAME", help="values, last, uniform, attention or discount")
-    parser.add_argument("--credit-option", action="append", default=[], metavar="K=V", help="as beta=0.5; repeatable")
-    parser.add_argument(
-        "--concurrency", type=int, default=8, metavar="N", help="requests in flight (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--timeout-s", type=float, default=300.0, metavar="S", help="seconds per request (default: %(default)s)"
-    )
-    parser.add_argument("--api-key-file", type=Path, metavar="FILE", help="file that holds the service's API key")
+    for flag in ("options", "credit"):
+        parser.add_argument(f"--{flag}", default="{}", metavar="{...}", help=f"{flag} of the scorer, as in a request")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write JSON lines here instead of stdout")
     parser.add_argument("--show", action="store_true", help="print each response coloured by its rewards")
     parser.set_defaults(run=run)
@@ -64,8 +57,6 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Score every line; 1 if any of them has no rewards."""
-    if args.concurrency < 1:
-        raise CommandError(f"--concurrency must be 1 or more, got {args.concurrency}", exit_code=2)
     with ExitStack() as files:
         lines = _input(args.file, files)
         scoring = source(args)

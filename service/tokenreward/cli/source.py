@@ -6,7 +6,6 @@ The engine, and torch with it, is imported only where it is asked for.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenreward.cli import CommandError
+from tokenreward.cli.flags import json_object
 from tokenreward.settings import DeploymentSettings, Settings, demo_settings, load_settings
 from tokenreward.wire import RewardsRequest, parse_json
 from tokenreward_client import AsyncClient, BadArgument, ConnectionFailed, Rewards, ServerRefused
@@ -45,12 +45,8 @@ def source(args: argparse.Namespace) -> AbstractAsyncContextManager[Score]:
 
 def asked_for(args: argparse.Namespace) -> Asked:
     """Options, credit and what else travels with every item."""
-    credit = _values(args.credit_option, "--credit-option")
-    if args.credit is not None:
-        credit["name"] = args.credit
-    return Asked(
-        options=_values(args.option, "--option"), credit=credit, return_tokens=bool(args.show), on_error="return"
-    )
+    options, credit = json_object(args.options, "--options"), json_object(args.credit, "--credit")
+    return Asked(options=options, credit=credit, return_tokens=bool(args.show), on_error="return")
 
 
 @asynccontextmanager
@@ -114,20 +110,6 @@ def _deployment(settings: Settings, scorer: str) -> DeploymentSettings:
     if scorer not in served:
         raise CommandError(f"no deployment serves `{scorer}`; served are {', '.join(served)}", exit_code=2)
     return served[scorer]
-
-
-def _values(given: list[str], flag: str) -> dict[str, Any]:
-    """`K=V` pairs; V is JSON where it can be, else a string."""
-    values: dict[str, Any] = {}
-    for pair in given:
-        name, equals, value = pair.partition("=")
-        if not (name and equals):
-            raise CommandError(f"{flag} must look like name=value, got `{pair}`", exit_code=2)
-        try:
-            values[name] = json.loads(value)
-        except json.JSONDecodeError:
-            values[name] = value
-    return values
 
 
 def key_in(file: Path) -> str:

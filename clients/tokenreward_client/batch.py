@@ -6,6 +6,7 @@ It knows the two wire models and yields flows; which path a request takes and wh
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, TypedDict, TypeVar
 
@@ -100,18 +101,21 @@ class Batch:
             item, units, where = by_index[index], self.parcels[position].units, f"items[{position}]"
             item = _renumbered(item, positions)
             if self.keyed:
-                answers[position] = read_keyed(item, self.names, combined=self.combined, units=units, where=where)
+                answer = read_keyed(item, self.names, combined=self.combined, units=units, where=where)
             else:
-                answers[position] = read_single(item, reply, units=units, where=where)
+                answer = read_single(item, reply, units=units, where=where)
+            answers[position] = replace(answer, sources=reply.sources)
         return answers
 
     def merged(self, old: Rewards | None, new: Rewards) -> Rewards:
         """A re-sent item's answer. A scorer that was fine before and failed now keeps its result, unless the results
-        are combined: a combined vector belongs to the one reply it came with."""
+        are combined, or its sources have other weights now: such vectors belong to the one reply they came with."""
         if old is None or old.scorers is None or self.combined or new.scorers is None or new.error is not None:
             return new
+        if any(old.sources[name] != new.sources[name] for name in old.sources.keys() & new.sources.keys()):
+            return new
         kept = {name: _better(old.scorers.get(name), result) for name, result in new.scorers.items()}
-        return Rewards(new.rewards, new.score, new.tokens, new.model, new.version, new.error, kept)
+        return replace(new, scorers=kept, sources={**old.sources, **new.sources})
 
     def in_order(self, parts: Iterable[Mapping[int, Rewards]]) -> list[Rewards]:
         """The answers of all parts in the caller's order. Raises ItemFailed if errors are to be raised."""

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from tokenreward.wire import ErrorDetail, ItemReply, RewardsReply, ScorerResult, Token, decode_rewards
+from tokenreward.wire import ErrorDetail, ItemReply, RewardsReply, ScorerResult, Source, Token, decode_rewards
 from tokenreward_client.errors import BadReply
 
 
@@ -24,7 +24,8 @@ class Rewards:
     and not combined. `score`: the scorer's sequence-level number. `tokens`: what was scored, with `return_tokens`.
     `model` and `version` name the weights. `scorers`: the same per scorer, where `scorers=` asked for several.
     Of a scorer that finds reasoning steps: `step_scores`, float32 [steps], and `step_ids`, int64 [units], the step
-    (from 0) that each unit ends in; None of any other.
+    (from 0) that each unit ends in; None of any other. `sources`: by name, model and version of the scorers that the
+    front asked for `credit.kl.reference` or `score_from`; empty if it asked none.
     """
 
     rewards: npt.NDArray[np.float32] | None
@@ -36,6 +37,7 @@ class Rewards:
     scorers: Mapping[str, Rewards] | None = None
     step_scores: npt.NDArray[np.float32] | None = None
     step_ids: npt.NDArray[np.int64] | None = None
+    sources: Mapping[str, Source] = field(default_factory=dict)
 
 
 def read_single(item: ItemReply, reply: RewardsReply, *, units: int | None, where: str) -> Rewards:
@@ -60,7 +62,7 @@ def read_keyed(item: ItemReply, names: list[str], *, combined: bool, units: int 
         raise BadReply(f"{where} has no combined rewards and no error")
     top = _read(item, units=units, where=where)
     each = {name: _read(result, units=units, where=f"{where}.scorers.{name}") for name, result in results.items()}
-    return Rewards(top.rewards, top.score, top.tokens, top.model, top.version, top.error, each)
+    return replace(top, scorers=each)
 
 
 def first_error(rewards: Rewards) -> tuple[str | None, ErrorDetail] | None:

@@ -133,6 +133,42 @@ def test_several_scorers_keep_their_good_results_when_an_item_is_sent_again(edge
         assert answer.scorers["b"].rewards.tolist() == [3, 4]
 
 
+@pytest.mark.parametrize("asked", [{}, {"scorers": ["a", "b"]}])
+def test_sources_name_the_weights_of_the_scorers_that_the_front_asked(
+    edge: Any, score: Any, items: Any, asked: dict[str, Any]
+) -> None:
+    sources = {"logprob": {"model": "sft", "version": 7}}
+    result = {"rewards": [1.0, 2.0], "score": 1.0}
+    first = keyed(0, a=result, b=result) if asked else {"index": 0, **result}
+    edge.script.append(lambda body: edge.reply([first], sources=sources))
+    [answer] = score(items(1), **asked)
+    assert {name: (source.model, source.version) for name, source in answer.sources.items()} == {"logprob": ("sft", 7)}
+    [answer] = score(items(1))
+    assert answer.sources == {}
+
+
+def test_an_item_that_is_sent_again_keeps_a_result_only_if_its_sources_stayed_the_same(
+    edge: Any, score: Any, items: Any
+) -> None:
+    good, later = {"rewards": [1.0, 2.0], "score": 1.0}, {"rewards": [3.0, 4.0], "score": 2.0}
+    bad = {"rewards": None, "error": RETRYABLE}
+
+    def reply(version: int, **scorers: Any) -> None:
+        sources = {"logprob": {"model": "m", "version": version}}
+        edge.script.append(lambda body: edge.reply([keyed(0, **scorers)], sources=sources))
+
+    reply(1, a=good, b=bad)
+    reply(1, a=bad, b=good)
+    [answer] = score(items(1), scorers=["a", "b"])
+    assert (len(edge.seen), answer.sources["logprob"].version) == (2, 1)
+    reply(1, a=good, b=bad)
+    reply(2, a=bad, b=good)
+    reply(2, a=later, b=good)
+    [answer] = score(items(1), scorers=["a", "b"])
+    assert (len(edge.seen), answer.sources["logprob"].version) == (5, 2)
+    assert answer.scorers["a"].rewards.tolist() == [3, 4]
+
+
 def test_combined_rewards_come_whole_from_the_reply_that_has_them(edge: Any, score: Any, items: Any) -> None:
     result = {"rewards": [1.0, 2.0], "score": 1.0}
     bad = {"rewards": None, "error": RETRYABLE}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import re
 import signal
@@ -16,12 +15,9 @@ import numpy as np
 import psutil
 import pytest
 
+from listeners import codes, is_loopback
+
 ITEM = {"prompt": "2+2?", "response": "It is 4.", "spans": [[0, 3], [3, 8]]}
-GRPC_METHODS = (
-    "/ray.serve.ASGIService/HandleRequest",  # of replicas
-    "/ray.rpc.CoreWorkerService/PushTask",
-    "/ray.rpc.NodeInfoGcsService/GetAllNodeInfo",
-)
 
 
 @pytest.fixture
@@ -134,25 +130,6 @@ def test_every_listener_is_on_loopback_or_wants_the_token(service: Any) -> None:
     answers = {(name, port): codes(port) for name, port in open_ones}
     assert all(grpc.StatusCode.UNAUTHENTICATED in found for found in answers.values()), answers
     assert not any(grpc.StatusCode.OK in found for found in answers.values()), answers
-
-
-def is_loopback(address: str) -> bool:
-    ip = ipaddress.ip_address(address)
-    mapped = getattr(ip, "ipv4_mapped", None)
-    return bool((mapped or ip).is_loopback)
-
-
-def codes(port: int) -> set[grpc.StatusCode]:
-    """How a gRPC port answers a caller without token."""
-    found = set()
-    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-        for method in GRPC_METHODS:
-            try:
-                channel.unary_unary(method)(b"", timeout=5)
-                found.add(grpc.StatusCode.OK)
-            except grpc.RpcError as error:
-                found.add(error.code())
-    return found
 
 
 def test_killed_replica_is_replaced_while_its_sibling_serves(service: Any, client: httpx.Client) -> None:

@@ -17,6 +17,7 @@ class Figure:
     """`ratio` is how many times better we are; it is SHORT below `target`. A `ceiling` turns that round: SHORT above.
 
     `unit`: of `ours` and `rival`. `note`: what the reader must know to judge it. A target of 0 asks for nothing.
+    `judged`: False in a rehearsal, whose numbers mean nothing.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Figure:
     unit: str
     ceiling: bool = False
     note: str = ""
+    judged: bool = True
 
     @property
     def ok(self) -> bool:
@@ -36,7 +38,7 @@ class Figure:
         """`name  ours  rival  ratio  target  ok|SHORT`."""
         bound = f"<={self.target:g}" if self.ceiling else f">={self.target:g}"
         numbers = f"{self.ours:>10.4g} {self.rival:>10.4g} {self.unit:<8} {self.ratio:>8.3g} {bound:>8}"
-        verdict = "ok" if self.ok else "SHORT"
+        verdict = ("ok" if self.ok else "SHORT") if self.judged else "-"
         return f"{self.name:<{NAME_WIDTH}} {numbers}  {verdict}{'  ' + self.note if self.note else ''}"
 
     def as_json(self) -> dict[str, Any]:
@@ -77,5 +79,5 @@ HEADER = f"{'figure':<{NAME_WIDTH}} {'ours':>10} {'rival':>10} {'unit':<8} {'rat
 
 
 def exit_code(results: Iterable[Result]) -> int:
-    """1 if any figure is SHORT."""
-    return int(any(isinstance(result, Figure) and not result.ok for result in results))
+    """1 if any figure that is judged is SHORT."""
+    return int(any(isinstance(result, Figure) and result.judged and not result.ok for result in results))

@@ -32,10 +32,12 @@ def kept(file: Path) -> dict[str, Any]:
     return dict(json.loads(file.read_text())) if file.exists() else {"suites": {}}
 
 
-def keep(file: Path, suite: str, results: Sequence[Result], *, rounds: int) -> None:
-    """Puts one suite's results in the place of its former ones."""
+def keep(
+    file: Path, suite: str, results: Sequence[Result], *, rounds: int, where: dict[str, Any] | None = None
+) -> None:
+    """Puts one suite's results in the place of its former ones. `where`: more that the numbers depend on."""
     content = kept(file)
-    content["machine"] = machine()
+    content["machine"] = machine() | (where or {})
     content["suites"][suite] = {
         "at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "rounds": rounds,

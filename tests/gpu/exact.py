@@ -1,0 +1,111 @@
+"""The promise on numbers, kept on the device: in bfloat16 |batched - truth| <= 2 max |alone - truth| + float32's bound,
+in float32 batched and alone equal within that bound. Truth is the same weights in float32, as transformers runs them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from bench.figure import Figure, Result
+from gpu.shapes import NORMED, WIDE, WINDOWED, Shape, build
+from gpu.stand import Stand, Work
+from tokenreward.contract import Needs, Outputs, Row
+from tokenreward.models.comparison import ByKind, differences, float32_bounds, gap
+from tokenreward.models.packed import PackedLayout
+from tokenreward.models.plain import PlainLayout
+
+LOGITS = Needs(frozenset({1.0, 0.7}), entropies=frozenset({1.0}))
+DENSE = Needs(values=True, attention=frozenset({"last", "last_step", "mean_step"}))
+ENDS = Needs(pooled=True, attention=frozenset({"last"}))
+
+
+@dataclass(frozen=True)
+class Case:
+    shape: Shape
+    task: Any
+    needs: Needs
+    what: str
+
+
+CASES = (
+    Case(WIDE, "causal_lm", LOGITS, "logits, entropy"),
+    Case(NORMED, "causal_lm", LOGITS, "logits, entropy"),
+    Case(WINDOWED, "causal_lm", LOGITS, "logits, entropy"),
+    Case(WIDE, "reward_model", DENSE, "values, attention"),
+    Case(WIDE, "reward_model", ENDS, "ends alone"),
+)
+
+
+def exact(stand: Stand) -> Iterator[Result]:
+    """Each case with rows that share nothing and with a shared prompt among them; the probe is not asked."""
+    for case in CASES:
+        stand.release()
+        yield from _case(stand, case)
+
+
+def _case(stand: Stand, case: Case) -> Iterator[Result]:
+    model = build(stand.shape(case.shape), case.task, stand.clock.device)
+    wide = stand.checkpoint(copy.deepcopy(model).float(), case.task)
+    ragged = _ragged(stand, case)
+    sets = {"mixed": ragged, "shared prompt": ragged[:3] + _shared(stand, case)}
+    truths = {name: _truth(PlainLayout(wide), work) for name, work in sets.items()}
+    half = _layout(stand.checkpoint(model, case.task), case)
+    title = f"exact {case.shape.name} {case.what}"
+    stand.say(f"{title}: {half.note}")
+    for name, work in sets.items():
+        noise = differences(_alone(half, work), truths[name])
+        bounds = {kind: 2 * noise[kind] + bound for kind, bound in float32_bounds(truths[name]).items()}
+        yield _tightest(f"{title} bf16, {name}", _both_ways(half, work, truths[name]), bounds)
+    full = _layout(wide, case)
+    for name, work in sets.items():
+        alone = _alone(full, work)
+        bounds = float32_bounds(truths[name])
+        yield _tightest(f"{title} fp32, {name}", _both_ways(full, work, alone), bounds)
+
+
+def _truth(plain: PlainLayout, work: Work) -> list[Outputs]:
+    """Of what is needed; the plain layout may know more."""
+    found = zip(plain.run(work), work, strict=True)
+    return [outputs if needs.values else replace(outputs, values=None) for outputs, (_, needs) in found]
+
+
+def _layout(checkpoint: Any, case: Case) -> PackedLayout:
+    layout = PackedLayout(checkpoint)
+    layout.choose_logsumexp()
+    layout.prune_last_layer(case.needs is ENDS)
+    return layout
+
+
+def _alone(layout: PackedLayout, work: Work) -> list[Outputs]:
+    return [layout.run([each])[0] for each in work]
+
+
+def _both_ways(layout: PackedLayout, work: Work, truth: Sequence[Outputs]) -> ByKind:
+    """The largest difference of each kind, in this order and backwards."""
+    forth, back = differences(layout.run(work), truth), differences(layout.run(work[::-1])[::-1], truth)
+    return {kind: max(forth[kind], back[kind]) for kind in forth}
+
+
+def _tightest(name: str, found: ByKind, bounds: ByKind) -> Figure:
+    near = gap(found, bounds)
+    ratio = near.difference / near.bound
+    return Figure(name, near.difference, near.bound, ratio, 1, near.kind, ceiling=True)
+
+
+def _ragged(stand: Stand, case: Case) -> Work:
+    generator = np.random.default_rng(0)
+    vocab = stand.shape(case.shape).vocab
+    ids = [generator.integers(3, vocab, size=length) for length in stand.sizes.ragged]
+    return [(Row(of, max(1, len(of) // 3), len(of)), case.needs) for of in ids]
+
+
+def _shared(stand: Stand, case: Case) -> Work:
+    generator = np.random.default_rng(1)
+    vocab = stand.shape(case.shape).vocab
+    prompt, *responses = (generator.integers(3, vocab, size=length) for length in stand.sizes.shared)
+    return [(Row(np.concatenate([prompt, of]), len(prompt), len(prompt) + len(of)), case.needs) for of in responses]

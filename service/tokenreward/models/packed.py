@@ -20,6 +20,7 @@ from tokenreward.models.head import LanguageHead
 from tokenreward.models.kernels import choose_kernel
 from tokenreward.models.last_layer import LastLayer
 from tokenreward.models.linear import Linear, plain, swap
+from tokenreward.models.mlp import split_mlps
 from tokenreward.models.packing import Packing, num_packed, pack
 from tokenreward.models.readout import Hidden, Readout
 from tokenreward.models.reduction import fastest
@@ -59,6 +60,10 @@ class PackedLayout:
         """Whether the last layer computes the wanted tokens only; False if the model has no such layer."""
         self._last_layer = LastLayer.of(self._checkpoint.trunk) if yes else None
         return self._last_layer is not None
+
+    def split_mlps(self, num_tokens: int | None) -> bool:
+        """Whether MLPs take so many tokens at a time; False if the model has none. None: all at once."""
+        return split_mlps(self._checkpoint.trunk, num_tokens)
 
     def compute_linears_through(self, linear: Linear | None) -> None:
         """Float32 linear layers and the language head through another operator; None gives them back torch's own."""

@@ -21,6 +21,7 @@ from tokenreward.contract import Needs, Outputs, Reading, Row
 from tokenreward.models.checkpoint import Checkpoint, CheckpointRefused
 from tokenreward.models.comparison import ByKind, Gap, differences, float32_bounds, gap, largest, numbers
 from tokenreward.models.linear import faster, onednn
+from tokenreward.models.mlp import PIECE
 from tokenreward.models.packed import PackedLayout
 from tokenreward.models.plain import PlainLayout
 
@@ -28,6 +29,7 @@ Work = list[tuple[Row, Needs]]
 
 _LENGTHS = (9, 61, 2, 23)
 _LONGEST_WINDOW = 2048
+_PROBED_PIECE = 7  # tokens: several pieces, and one that is smaller
 _DYNAMIC_ROPES = ("dynamic", "longrope")
 _SHARE_OF_FREE_MEMORY = 0.5
 
@@ -82,6 +84,8 @@ def choose_layout(checkpoint: Checkpoint, needs: Needs, *, say: Callable[[str], 
         layout = PackedLayout(checkpoint)
         _quicken(layout, checkpoint, (work, truth, bounds), say=say)
         _prune(layout, checkpoint, (work, truth, bounds), say=say)
+        if checkpoint.device.type == "cpu":
+            _split(layout, (work, truth, bounds), say=say)
         measured = gap(differences(layout.run(work), truth), bounds)
         say(f"packed layout: differs from the model's own forward in {measured}")
         return Verdict(layout, measured)
@@ -138,6 +142,21 @@ def _prune(
             layout.prune_last_layer(False)
             say(f"the last layer is computed for all tokens: for the wanted ones alone it {fault}")
             return
+
+
+def _split(layout: PackedLayout, known: tuple[Work, list[Outputs], ByKind], *, say: Callable[[str], None]) -> None:
+    """Has MLPs take their tokens in pieces, if that keeps every bound."""
+    work, truth, bounds = known
+    if not layout.split_mlps(_PROBED_PIECE):
+        return
+    try:
+        found = gap(differences(layout.run(work), truth), bounds)
+        fault = None if found.is_within else f"it differs in {found}"
+    except Exception as error:  # it gives something else than hidden states
+        fault = f"it raises {type(error).__name__}"
+    layout.split_mlps(PIECE if fault is None else None)
+    if fault is not None:
+        say(f"MLPs take all tokens at once: in pieces {fault}")
 
 
 def _misfit(checkpoint: Checkpoint, work: Work, truth: list[Outputs], bounds: ByKind) -> str | None:

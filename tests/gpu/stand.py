@@ -28,6 +28,10 @@ from tokenreward.models.probe import choose_layout
 Work = list[tuple[Row, Needs]]
 
 
+class NotPacked(RuntimeError):
+    """The probe refused the packed layout on this device."""
+
+
 @dataclass(frozen=True, eq=False)
 class Served:
     """A model under the layout that the probe chose for it."""
@@ -64,7 +68,10 @@ class Stand:
         print(f"  {line}", flush=True)
 
     def served(self, real: Shape, task: Any, needs: Needs) -> Served:
-        """The model and the layout that the probe chooses; those of the last call, if it asked for the same."""
+        """The model and the layout that the probe chooses; those of the last call, if it asked for the same.
+
+        Raises NotPacked: figures of a layout that is one row at a time would say nothing.
+        """
         if self._served is not None and self._served[0] == (real, task, needs):
             return self._served[1]
         self.release()
@@ -72,10 +79,12 @@ class Stand:
         self.say(f"{shape.name}: building and probing a {task}")
         checkpoint = self.checkpoint(build(shape, task, self.clock.device), task)
         built = time.monotonic()
-        layout: Any = choose_layout(checkpoint, needs, say=lambda line: self.say(f"{shape.name}: {line}")).layout
+        verdict = choose_layout(checkpoint, needs, say=lambda line: self.say(f"{shape.name}: {line}"))
         self.clock.release()  # the probe's float32 copy
-        note = getattr(layout, "note", "one row at a time, by transformers' own attention")
-        self.say(f"{shape.name}: built {built - began:.0f} s, probed {time.monotonic() - built:.0f} s; {note}")
+        if verdict.reason is not None:
+            raise NotPacked(f"{shape.name}: {verdict.reason}")
+        layout: Any = verdict.layout
+        self.say(f"{shape.name}: built {built - began:.0f} s, probed {time.monotonic() - built:.0f} s; {layout.note}")
         self._served = (real, task, needs), Served(shape, checkpoint.model, layout)
         return self._served[1]
 

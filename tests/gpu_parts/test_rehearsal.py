@@ -72,7 +72,7 @@ def test_our_side_and_the_rivals_agree(rehearsal: Any) -> None:
 
 def test_the_promise_on_numbers_is_kept_and_in_float32_by_far(rehearsal: Any) -> None:
     promised = [figure for figure in figures(rehearsal[1]) if figure["name"].startswith("exact ")]
-    assert len(promised) == 5 * 4
+    assert len(promised) == 5 * 6
     assert {figure["unit"] for figure in promised} == {"logits", "values", "attention"}
     for figure in promised:
         assert figure["ceiling"]

@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from bench.figure import Figure, Point, Result, Skipped
 from gpu import __main__ as gpu
+from gpu import shapes, throughput
 from gpu.clock import Cpu
 from gpu.sizes import TINY
-from gpu.stand import Stand
+from gpu.stand import NotPacked, Stand
 from gpu.throughput import over
+from tokenreward.models import probe
 
 GOOD = Figure("pace", 2.0, 9.0, 4.5, 4.0, "s")
 SHORT = Figure("memory", 9.0, 2.0, 4.5, 1.0, "MiB", ceiling=True)
@@ -94,12 +95,16 @@ def test_a_rival_that_does_not_fit_is_skipped_and_ours_is_taken(stand: Stand) ->
     assert isinstance(over("ours / theirs", taken["ours"], taken.get("theirs"), 2), Skipped)
 
 
-def test_a_served_model_is_kept_until_another_is_asked_for(stand: Stand, monkeypatch: Any) -> None:
-    from gpu import shapes, throughput
-
+def test_a_served_model_is_kept_until_another_is_asked_for(stand: Stand) -> None:
     first = stand.served(shapes.QWEN3_06B, "causal_lm", throughput.LOGITS)
     assert stand.served(shapes.QWEN3_06B, "causal_lm", throughput.LOGITS) is first
     assert first.layout.name == "packed"
     assert stand.served(shapes.LLAMA_8B, "causal_lm", throughput.LOGITS).shape.hidden == 32
     stand.release()
     assert stand._served is None
+
+
+def test_a_model_that_the_probe_does_not_pack_is_no_figure(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "_cannot_pack", lambda checkpoint: "not on this device")
+    with pytest.raises(NotPacked, match="Llama 8B: not on this device"):
+        stand.served(shapes.LLAMA_8B, "causal_lm", throughput.LOGITS)

@@ -1,11 +1,14 @@
 """A network and processes of our own: what runs in there is reached by nobody outside, and gone when it ends.
 
-`command(argv)` is how to run something there. In there this module is the first process: it raises loopback, keeps
-the machine's HAProxy files out of sight, starts the command, buries orphans, and takes everything with it at the end.
+`run(argv)` runs something there, `command(argv)` is its command line. In there this module is the first process: it
+raises loopback, keeps the machine's HAProxy files out of sight, starts the command, buries orphans, and takes
+everything with it at the end.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import fcntl
 import os
 import shutil
@@ -17,11 +20,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import psutil
+
 TESTS = Path(__file__).resolve().parent
 HAPROXY_FILES = Path("/tmp/haproxy-serve")  # noqa: S108 - where Ray puts them
 
 _ISOLATED = ["unshare", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
 _AS_ROOT_IN_THERE = [*_ISOLATED, "--map-root-user"]
+_PARTING_S = 30.0
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None)
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 0x1
 
 
@@ -32,6 +40,21 @@ class NotPermitted(RuntimeError):
 def command(argv: Sequence[str]) -> list[str]:
     """The command line that runs `argv` in there, and ends as it ends. Raises NotPermitted."""
     return [*_way_in(), sys.executable, str(TESTS / "namespace.py"), *argv]
+
+
+def run(argv: Sequence[str]) -> int:
+    """The exit code of `argv` in there. It ends with us, in good order if we are asked to. Raises NotPermitted."""
+    with subprocess.Popen(command(argv), preexec_fn=_killed_with_parent) as process:
+        try:
+            return process.wait()
+        except BaseException:
+            for first in psutil.Process(process.pid).children():
+                first.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_PARTING_S)
+            raise
+        finally:
+            process.kill()
 
 
 def _way_in() -> list[str]:
@@ -58,6 +81,10 @@ def main(argv: Sequence[str]) -> int:
         pid, status = os.wait()
         if pid == child.pid:
             return os.waitstatus_to_exitcode(status)
+
+
+def _killed_with_parent() -> None:
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _raise_loopback() -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+import nodes
 from bench import driver, sides, workload
 from bench.cores import Cores
 from bench.figure import Figure, Skipped
@@ -37,11 +38,8 @@ SCORERS: dict[str, list[dict[str, Any]]] = {
     "lm": [{"type": "endogenous"}, {"type": "endogenous", "name": "logprob", "options": {"form": "logprob"}}],
     "rm": [{"type": "reward_model"}],
 }
-# How the service is started. `cluster`: behind Ray's HAProxy, as on a cluster.
-MODES: dict[str, dict[str, str]] = {
-    "laptop": {},
-    "cluster": {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"},
-}
+# What `tokenreward serve` is started with. `cluster`: as a node of one, behind HAProxy.
+MODES: dict[str, dict[str, str]] = {"laptop": {}, "cluster": nodes.environment()}
 ADDED_MS = {"laptop": 8.0, "cluster": 4.0}
 SHAPE: dict[str, int] = {}  # changes to the models' shape, for trying the bench out
 

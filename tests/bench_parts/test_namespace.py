@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import psutil
 import pytest
@@ -49,6 +51,26 @@ def test_loopback_is_up_and_our_listeners_are_not_there(inside: Callable[[str], 
     answer, interfaces = done.stdout.splitlines()
     assert answer == "refused", done.stderr
     assert "'lo'" in interfaces and "eth0" not in interfaces
+
+
+@pytest.mark.usefixtures("inside")
+def test_what_runs_in_there_may_tidy_up_when_we_are_asked_to_end(tmp_path: Path) -> None:
+    tidied = tmp_path / "tidied"
+    inner = (
+        "import pathlib, signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))\n"
+        f"try: print('begun', flush=True); time.sleep(60)\nfinally: pathlib.Path({str(tidied)!r}).touch()"
+    )
+    outer = (
+        "import signal, sys, namespace; signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n"
+        f"namespace.run([sys.executable, '-c', {inner!r}])"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(namespace.TESTS)}
+    how = {"env": environment, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", outer], **how) as process:  # type: ignore[call-overload]
+        assert process.stdout.readline() == "begun\n"
+        process.terminate()
+        assert process.wait(timeout=20) == 143
+    assert tidied.exists()
 
 
 def test_all_that_it_started_ends_with_it(inside: Callable[[str], list[str]]) -> None:

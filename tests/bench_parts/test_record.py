@@ -49,14 +49,40 @@ def suites(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_suites_that_are_named_run_and_a_short_one_is_the_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
     assert bench.measure(bench.asked(["fine"])) == 0
     assert capsys.readouterr().out.splitlines()[0] == GOOD.line()
-    assert bench.measure(bench.asked(["fine", "short"])) == 1
+    assert bench.measure(bench.asked(["fine", "short", "--mode", "laptop"])) == 1
     assert capsys.readouterr().out.splitlines()[2].startswith("laptop, 3 rounds, 3 groups")
 
 
 @pytest.mark.usefixtures("suites")
 def test_rounds_mode_and_groups_reach_the_suite(capsys: pytest.CaptureFixture[str]) -> None:
-    bench.measure(bench.asked(["short", "--rounds", "7", "--mode", "cluster", "--groups", "2"]))
+    bench.measure(bench.asked(["short", "--rounds", "7", "--mode", "cluster", "--isolated", "--groups", "2"]))
     assert capsys.readouterr().out.startswith("cluster, 7 rounds, 2 groups")
+
+
+@pytest.mark.usefixtures("suites")
+def test_cluster_mode_is_asked_of_a_bench_in_a_namespace(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(argv: list[str]) -> int:
+        """The same bench in this process: what it does in there is what it was asked for."""
+        return bench.measure(bench.asked(argv[3:]))
+
+    monkeypatch.setattr(bench.namespace, "run", run)
+    file = tmp_path / "bench.json"
+    assert bench.measure(bench.asked(["fine", "short", "--groups", "2", "--json", str(file)])) == 1
+    lines = capsys.readouterr().out.splitlines()
+    short = [line.split(" groups")[0] for line in lines if "SHORT" in line]
+    assert short == ["laptop, 3 rounds, 2", "cluster, 3 rounds, 2"]
+    assert list(json.loads(file.read_text())["suites"]) == ["fine", "short, laptop mode", "short, cluster mode"]
+
+
+@pytest.mark.usefixtures("suites")
+def test_where_no_namespace_is_permitted_cluster_mode_is_skipped_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert bench.measure(bench.asked(["short", "--mode", "cluster"])) == 0
+    assert "skipped: no namespace here: there is no command `unshare`" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("suites")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import os
 import re
 import subprocess
 import sys
@@ -54,6 +56,16 @@ def test_the_modes_that_the_file_is_for_are_on() -> None:
         "assert (ray.PROXY_HEALTH_CHECK_PERIOD_S, ray.PROXY_HEALTH_CHECK_TIMEOUT_S) == (1.0, 2.0)"
     )
     subprocess.run([sys.executable, "-c", code], env={**ENVIRONMENT, "PATH": ""}, check=True)
+
+
+def test_serve_on_one_machine_leaves_them_as_they_are() -> None:
+    code = (
+        "from tokenreward.deployment.instance import close_ray; import os, json; close_ray();"
+        "print(json.dumps(dict(os.environ)))"
+    )
+    how = {"env": {**os.environ, **ENVIRONMENT}, "capture_output": True, "check": True}
+    started = subprocess.run([sys.executable, "-c", code], **how)  # type: ignore[call-overload]
+    assert ENVIRONMENT.items() <= json.loads(started.stdout).items()
 
 
 def test_a_shell_reads_what_we_read() -> None:

@@ -16,7 +16,7 @@ def test_the_mix_is_the_same_every_time() -> None:
     assert workload.describe(workload.mix(16)) == DESCRIBED
 
 
-DESCRIBED = "128 items, 16 prompts, tokens 76429 naive / 39259 computed, length median 557, longest 1201"
+DESCRIBED = "128 items, 16 prompts, tokens 96259 naive / 45131 computed, length median 667, longest 2362"
 
 
 def test_groups_of_8_share_a_prompt_and_no_response() -> None:
@@ -46,3 +46,11 @@ def test_ids_are_words_of_the_models_and_none_ends_a_turn() -> None:
     ids = np.concatenate([item.ids for item in workload.mix(4, vocab_size=400)])
     assert ids.min() >= 3
     assert ids.max() < 400
+
+
+def test_lengths_are_log_normal_in_an_order_that_pads() -> None:
+    lengths = workload.log_normal(32)
+    assert np.isclose(np.median(lengths), 267, rtol=0.05)
+    assert np.isclose(np.std(np.log(lengths)), 0.7, rtol=0.1)
+    assert max(lengths) <= 4 * 267
+    assert lengths not in (sorted(lengths), sorted(lengths, reverse=True))

@@ -8,6 +8,8 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
 from tokenreward.wire import RewardsReply, decode_rewards
 from tokenreward.wire.media import JSON, MSGPACK, Media
@@ -162,3 +164,66 @@ async def test_the_client_reads_a_refusal_over_msgpack(served: Any) -> None:
         with pytest.raises(ServerRefused) as caught:
             await client.score([TEXT], scorer="nobody")
     assert (caught.value.status, caught.value.code) == (404, "unknown_scorer")
+
+
+WHOLE = pack(
+    {
+        "scorer": "endogenous",
+        "items": [{**TEXT, "spans": np.array([[0, 2], [2, 8]], np.int32), "mask": np.ones(2, np.int32)}, PACKED],
+        "options": {"form": "logprob", "temperature": 0.5},
+        "credit": {"name": "values", "scale": 2.0},
+    }
+)
+EXT, NAN, DEEP = b"\xd4\x05a", b"\xcb\x7f\xf8" + bytes(6), b"\x91" * 300
+ODD = [
+    EXT,
+    NAN,
+    DEEP,
+    b"\xdd\xff\xff\xff\xff",
+    b"\xdf\xff\xff\xff\xff",
+    b"\xc6\xff\xff\xff\xff",
+    b"\xc1",
+    b"\x81\x01\x02",
+]
+ODD += [b"\xc0", b"\x90", b"\x80", b"\xa0", b"\xc4\x00", b"\xcf" + b"\xff" * 8, b"\xd3\x80" + bytes(7), b"\xa1\xff"]
+PLACE = st.integers(0, len(WHOLE))
+EDITS = st.lists(
+    st.tuples(PLACE, st.integers(0, 9), st.sampled_from(ODD) | st.binary(max_size=9)), min_size=1, max_size=3
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(edits=EDITS, end=st.none() | PLACE, repeats=st.sampled_from([1, 1, 1, 2]))
+@example(edits=[(0, 0, b"")], end=None, repeats=1)
+@example(edits=[(WHOLE.index(b"\xcb"), 9, NAN)], end=None, repeats=1)
+def test_a_body_that_is_cut_or_changed_anywhere_is_answered_or_refused_and_never_a_failure(
+    served: Any, edits: list[Any], end: int | None, repeats: int
+) -> None:
+    body = WHOLE
+    for place, width, put in edits:
+        body = body[:place] + put + body[place + width :]
+    body = body[:end] * repeats
+    with httpx.Client(base_url=served.url, timeout=20) as client:
+        response = client.post("/v1/rewards", content=body, headers={"content-type": MSGPACK.name})
+    assert response.headers["content-type"] == MSGPACK.name
+    content = unpack(response.content)
+    if response.status_code == 200:
+        assert isinstance(RewardsReply.model_validate(content), RewardsReply)
+        return
+    assert response.status_code in (400, 404, 413, 422)
+    assert content["error"].keys() == {"code", "message", "param", "retryable"}
+    assert content["error"]["retryable"] is False
+
+
+def doubled(key: str, first: Any, second: Any) -> bytes:
+    entries = b"".join(pack(part) for part in ("prompt", "2+2?", key, first, key, second))
+    item = b"\x83" + entries
+    return b"\x82" + pack("scorer") + pack("endogenous") + pack("items") + b"\x91" + item
+
+
+async def test_of_a_key_that_comes_twice_the_last_counts_as_in_json(client: httpx.AsyncClient) -> None:
+    as_json = b'{"scorer":"endogenous","items":[{"prompt":"2+2?","response":"It","response":"It is 4."}]}'
+    expected = await rewards(client, as_json, JSON)
+    np.testing.assert_allclose(
+        await rewards(client, doubled("response", "It", "It is 4."), MSGPACK), expected, rtol=1e-5
+    )

@@ -6,6 +6,7 @@ import sys
 import types
 
 import pytest
+from pydantic import ValidationError
 
 from tokenreward.contract import Scorer
 from tokenreward.scorers import UnknownScorerType, known_types, resolve
@@ -34,3 +35,12 @@ def test_a_third_partys_class_is_found_by_its_path(monkeypatch: pytest.MonkeyPat
         resolve("their_scorers:Missing")
     with pytest.raises(UnknownScorerType, match="cannot be imported"):
         resolve("no_such_package:Mine")
+
+
+@pytest.mark.parametrize("name", known_types())
+def test_a_list_among_the_options_is_left_at_its_first_wrong_entry_or_after_a_few(name: str) -> None:
+    """A report on each of millions of wrong entries would take gigabytes."""
+    for field in resolve(name).Options.model_fields:
+        with pytest.raises(ValidationError) as caught:
+            resolve(name).Options.model_validate({field: [object()] * 10_000})
+        assert caught.value.error_count() <= 100, field

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, FiniteFloat, field_validator, model_validator
@@ -74,7 +74,7 @@ class Scorer(contract.Scorer):
             max_length=_MOST_SPELLINGS,
             description="graded: grades, each a single token.",
         )
-        values: list[FiniteFloat] | None = Field(
+        values: Annotated[list[FiniteFloat], Field(fail_fast=True)] | None = Field(
             default=None, description="graded: what each label is worth. Default: the number that it spells."
         )
 

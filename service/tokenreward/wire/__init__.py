@@ -1,7 +1,7 @@
 """What travels: the request, the reply, how they are parsed, and their binary encodings.
 
 Arrays cross as JSON lists, as base64, or as msgpack's `bin`. This package needs pydantic and numpy and nothing else,
-but for two modules that are imported by name: `msgpack` (msgspec) and `media` (orjson, too).
+but for modules that are imported by name: `msgpack` and `plain` (msgspec), `media` (orjson, too).
 """
 
 from tokenreward.wire.encoding import (

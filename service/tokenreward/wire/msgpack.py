@@ -7,7 +7,7 @@ extension types. This module needs msgspec; the rest of the package does without
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -16,6 +16,7 @@ from pydantic import BaseModel
 
 from tokenreward.errors import InvalidField, MalformedBody
 from tokenreward.wire.parsing import parse, path
+from tokenreward.wire.plain import refuse_much_plain
 
 _INT32: np.dtype[Any] = np.dtype("<i4")
 _FLOAT32: np.dtype[Any] = np.dtype("<f4")
@@ -55,8 +56,12 @@ def _packable(value: object) -> object:
 
 def unpack(body: bytes) -> Any:
     """Plain objects, in which `bin` is bytes. Raises ValueError, which does not quote the body."""
+    return _decoded(_DECODER.decode, body)
+
+
+def _decoded(decode: Callable[[bytes], Any], body: bytes) -> Any:
     try:
-        return _DECODER.decode(body)
+        return decode(body)
     except RecursionError:
         raise ValueError("it nests too deep") from None
     except UnicodeDecodeError:
@@ -75,8 +80,9 @@ _DECODER = msgspec.msgpack.Decoder(ext_hook=_refuse_extension)
 
 
 def parse_msgpack(model: type[ModelT], body: bytes) -> ModelT:
-    """A request from the bytes of a msgpack body. Raises MalformedBody, UnknownField, InvalidField."""
+    """A request from the bytes of a msgpack body. Raises MalformedBody, BodyTooLarge, UnknownField, InvalidField."""
     try:
+        _decoded(refuse_much_plain, body)
         content = unpack(body)
     except ValueError as error:
         raise MalformedBody(f"the body is not valid msgpack: {error}") from None
@@ -86,7 +92,7 @@ def parse_msgpack(model: type[ModelT], body: bytes) -> ModelT:
 
 
 def with_arrays(content: Mapping[Any, Any]) -> dict[str, Any]:
-    """A request's plain objects, with arrays for the `bin` of its items.
+    """A request's plain objects, with arrays for the `bin` of its items, which are changed in place.
 
     Raises MalformedBody or InvalidField: they hold what JSON could not, or `bin` elsewhere.
     """
@@ -95,14 +101,14 @@ def with_arrays(content: Mapping[Any, Any]) -> dict[str, Any]:
     if type(items) is not list:
         _check(items, ("items",))
         return dict(content)
-    return {**content, "items": [_item(item, ("items", index)) for index, item in enumerate(items)]}
-
-
-def _item(item: object, where: Path) -> object:
-    if type(item) is not dict:
-        _check(item, where)
-        return item
-    return {key: _field(key, value, where) for key, value in item.items()}
+    for index, item in enumerate(items):
+        where = ("items", index)
+        if type(item) is not dict:
+            _check(item, where)
+            continue
+        for key, value in item.items():
+            item[key] = _field(key, value, where)
+    return dict(content)
 
 
 def _field(key: object, value: object, where: Path) -> object:

@@ -18,6 +18,7 @@ _UNION_TAGS = {  # what pydantic adds to a location below a field that has sever
     "content": ("str", "list[dict[str,any]]"),
 }
 _LONGEST_SHOWN = 24
+_MOST_ERRORS = 1000
 _LONGEST_PATH = 200
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -46,6 +47,9 @@ def refusal(
     error: ValidationError, *, prefix: tuple[str, ...] = (), unknown: type[RequestError] = UnknownField
 ) -> RequestError:
     """The first thing wrong, as one of our errors. Never quotes text that the caller sent, only numbers and sizes."""
+    if error.error_count() > _MOST_ERRORS:
+        # Naming the first means making objects of all, and of all that the caller sent.
+        return InvalidField(f"the request has {error.error_count()} unknown or wrong entries")
     first = error.errors(include_url=False)[0]
     where = path((*prefix, *first["loc"]))[:_LONGEST_PATH]
     kind = first["type"]

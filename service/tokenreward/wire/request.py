@@ -45,7 +45,7 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     role: str
-    content: str | list[dict[str, Any]] | None = None
+    content: str | Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = None
 
 
 def _form(value: object) -> str | None:
@@ -159,7 +159,7 @@ class Credit(Strict):
     gamma: Annotated[FiniteFloat, Field(ge=0, le=1)] | None = Field(default=None, description="Default 1.0.")
     scale: FiniteFloat = 1.0
     shift: FiniteFloat = 0.0
-    clip: Annotated[list[FiniteFloat], Field(min_length=2, max_length=2)] | None = None
+    clip: Annotated[list[FiniteFloat], Field(min_length=2, max_length=2, fail_fast=True)] | None = None
     kl: Kl | None = None
 
     @model_validator(mode="after")

@@ -34,12 +34,12 @@ def test_more_groups_begin_with_the_same_items() -> None:
 
 def test_batches_keep_the_order_and_the_budget_with_a_shared_prompt_counted_once() -> None:
     work = workload.rows(workload.mix(4), NEEDS)
-    batches = workload.budgeted(work, max_tokens=2048)
+    batches = workload.budgeted(work, max_tokens=4096)
     assert [id(row) for batch in batches for row, _ in batch] == [id(row) for row, _ in work]
     assert len(batches) > 2
     for batch in batches:
         prompts = {row.ids[: row.start].tobytes(): row.start for row, _ in batch}
-        assert sum(prompts.values()) + sum(row.stop - row.start for row, _ in batch) <= 2048
+        assert sum(prompts.values()) + sum(row.stop - row.start for row, _ in batch) <= 4096
 
 
 def test_ids_are_words_of_the_models_and_none_ends_a_turn() -> None:

@@ -131,7 +131,7 @@ class Settings(Frozen):
     api_keys_file: Path | None = Field(
         default=None, description="File with one key per line; every route but /healthz and /readyz then wants one."
     )
-    max_body_bytes: int = Field(default=64 * 2**20, ge=1, description="Largest request body; past it: 413.")
+    max_body_bytes: int = Field(default=16 * 2**20, ge=1, description="Largest request body; past it: 413.")
     max_request_items: int = Field(default=4096, ge=1, description="Most items in one request; past it: 413.")
     request_timeout_s: float = Field(
         default=300.0, gt=0, allow_inf_nan=False, description="Deadline of a request that names none."

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
+import re
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,7 +18,10 @@ from hypothesis import strategies as st
 from tokenreward.wire import RewardsReply, decode_rewards
 from tokenreward.wire.media import JSON, MSGPACK, Media
 from tokenreward.wire.msgpack import pack, unpack
-from tokenreward_client import AsyncClient, ServerRefused
+from tokenreward.wire.plain import MOST_PLAIN_BYTES
+from tokenreward_client import AsyncClient, Client, ServerRefused
+
+README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
 
 IDS: dict[str, Any] = {"prompt": [5, 6, 7], "response": [8, 90, 31]}
 PACKED = {name: np.array(ids, np.int32) for name, ids in IDS.items()}
@@ -227,3 +234,19 @@ async def test_of_a_key_that_comes_twice_the_last_counts_as_in_json(client: http
     np.testing.assert_allclose(
         await rewards(client, doubled("response", "It", "It is 4."), MSGPACK), expected, rtol=1e-5
     )
+
+
+async def test_the_readmes_example_runs_as_it_stands(client: httpx.AsyncClient, served: Any) -> None:
+    (code,) = (text for text in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL) if "msgspec" in text)
+    found: dict[str, Any] = {}
+    # One word is not the reader's: where the service is.
+    await asyncio.to_thread(exec, code.replace("http://127.0.0.1:8000", served.url), found)
+    assert found["rewards"].dtype == np.float32
+    np.testing.assert_allclose(found["rewards"], await rewards(client, BODY, JSON), rtol=1e-5)
+    assert len(found["rewards"]) == 3
+
+
+def test_the_readme_names_the_wire_that_the_client_speaks_unless_told() -> None:
+    default = inspect.signature(Client.__init__).parameters["wire"].default
+    assert f'Its default is\n`wire="{default}"`' in README
+    assert f"more than {MOST_PLAIN_BYTES // 2**20} MiB" in README

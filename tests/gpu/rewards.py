@@ -17,7 +17,7 @@ from tokenreward.contract import Needs
 
 DENSE = Needs(pooled=True, attention=frozenset({"last"}))
 POOLED = Needs(pooled=True)
-LONG_BYTES = 2e9
+LONG_BYTES = 2 * 2**30
 OF_PADDING = 0.9
 
 

@@ -71,7 +71,7 @@ def test_the_probe_has_the_mlps_of_a_model_in_pieces() -> None:
     model = tiny.model("llama")
     said: list[str] = []
     choose_layout(checkpoint(model), NEEDS, say=said.append)
-    assert all(layer.mlp.forward.args[1] == mlp.PIECE for layer in model.model.layers)
+    assert all(layer.mlp.forward.args[1] == mlp.PIECES["cpu"] for layer in model.model.layers)
     assert not [line for line in said if "MLPs" in line]
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from tokenreward.contract import Reading, Row
-from tokenreward.models.attention_weights import Bias, blocks, read
+from tokenreward.models.attention_weights import Bias, blocks, mix, read
 from tokenreward.models.kernels import QKV, Kernel
 from tokenreward.models.packing import Group, Packing
 
@@ -128,9 +128,8 @@ def _attend_in_blocks(qkv: QKV, group: Group, bias: Bias, out: Tensor) -> None:
 def _attend_range(qkv: QKV, queries: Tensor, keys: Tensor, bias: Bias, out: Tensor) -> None:
     """Of places: the queries are the last of the keys."""
     q = qkv[0][:, :, queries].float()
-    heads_per_key = q.shape[1] // qkv[1].shape[1]
-    k, v = (tensor[:, :, keys].float().repeat_interleave(heads_per_key, dim=1) for tensor in qkv[1:])
-    mixed = [weights @ v[:, :, left : left + weights.shape[-1]] for left, weights in blocks(q, k, bias)]
+    k, v = (tensor[:, :, keys].float() for tensor in qkv[1:])
+    mixed = [mix(weights, v[:, :, left : left + weights.shape[-1]]) for left, weights in blocks(q, k, bias)]
     out[queries] = torch.cat(mixed, dim=2)[0].transpose(0, 1).to(out.dtype)
 
 

@@ -90,6 +90,14 @@ def blocks(q: Tensor, k: Tensor, bias: Bias) -> Iterator[tuple[int, Tensor]]:
         yield left, _softmax(scores, bias.sinks)
 
 
+def mix(weights: Tensor, v: Tensor) -> Tensor:
+    """What weights [1, heads, m, n] make of values [1, kv_heads, n, d]: [1, heads, m, d]; of a long sequence, copies of
+    the values for each query head would be most of a layer's memory."""
+    heads, kv_heads = weights.shape[1], v.shape[1]
+    grouped = weights.reshape(1, kv_heads, heads // kv_heads * weights.shape[2], weights.shape[3])
+    return (grouped @ v).reshape(1, heads, weights.shape[2], v.shape[3])
+
+
 def _queries_at_once(num_weights: int, num_keys: int, window: int | None) -> int:
     """How many queries have at most so many weights together, of one head: `step` queries see `num_keys` keys, or
     `step` and a window of them, whichever is less."""

@@ -21,7 +21,7 @@ from tokenreward.contract import Needs, Outputs, Reading, Row
 from tokenreward.models.checkpoint import Checkpoint, CheckpointRefused
 from tokenreward.models.comparison import ByKind, Gap, differences, float32_bounds, gap, largest, numbers
 from tokenreward.models.linear import faster, onednn
-from tokenreward.models.mlp import PIECE
+from tokenreward.models.mlp import PIECES
 from tokenreward.models.packed import PackedLayout
 from tokenreward.models.plain import PlainLayout
 
@@ -84,8 +84,7 @@ def choose_layout(checkpoint: Checkpoint, needs: Needs, *, say: Callable[[str], 
         layout = PackedLayout(checkpoint)
         _quicken(layout, checkpoint, (work, truth, bounds), say=say)
         _prune(layout, checkpoint, (work, truth, bounds), say=say)
-        if checkpoint.device.type == "cpu":
-            _split(layout, (work, truth, bounds), say=say)
+        _split(layout, PIECES[checkpoint.device.type], (work, truth, bounds), say=say)
         measured = gap(differences(layout.run(work), truth), bounds)
         say(f"packed layout: differs from the model's own forward in {measured}")
         return Verdict(layout, measured)
@@ -144,8 +143,10 @@ def _prune(
             return
 
 
-def _split(layout: PackedLayout, known: tuple[Work, list[Outputs], ByKind], *, say: Callable[[str], None]) -> None:
-    """Has MLPs take their tokens in pieces, if that keeps every bound."""
+def _split(
+    layout: PackedLayout, piece: int, known: tuple[Work, list[Outputs], ByKind], *, say: Callable[[str], None]
+) -> None:
+    """Has MLPs take so many tokens at a time, if pieces keep every bound."""
     work, truth, bounds = known
     if not layout.split_mlps(_PROBED_PIECE):
         return
@@ -154,7 +155,7 @@ def _split(layout: PackedLayout, known: tuple[Work, list[Outputs], ByKind], *, s
         fault = None if found.is_within else f"it differs in {found}"
     except Exception as error:  # it gives something else than hidden states
         fault = f"it raises {type(error).__name__}"
-    layout.split_mlps(PIECE if fault is None else None)
+    layout.split_mlps(piece if fault is None else None)
     if fault is not None:
         say(f"MLPs take all tokens at once: in pieces {fault}")
 

@@ -8,6 +8,8 @@ httpx]. What came back goes to `answers.json`. It judges nothing.
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import json
 import os
 import subprocess
@@ -18,6 +20,7 @@ from typing import Any
 import httpx
 import psutil
 
+import callers
 from listeners import is_loopback, wants_the_token
 
 URL = "http://127.0.0.1:8000"
@@ -33,6 +36,7 @@ def main(folder: Path) -> None:
     )
     questions = json.loads((folder / "questions.json").read_text())
     answers: dict[str, Any] = {name: ask(*question) for name, question in questions.items()}
+    answers["callers"] = dataclasses.asdict(asyncio.run(come_and_go(folder)))
     answers["listeners"] = open_listeners()
     subprocess.run(["ray", "stop", "--grace-period", "10"], capture_output=True, check=True)
     answers["left"] = left()
@@ -48,6 +52,12 @@ def ask(method: str, path: str, arguments: dict[str, Any]) -> dict[str, Any]:
         "headers": answer.headers.multi_items(),
         "text": answer.text,
     }
+
+
+async def come_and_go(folder: Path) -> callers.Outcome:
+    key = {"authorization": f"Bearer {(folder / 'keys').read_text().strip()}"}
+    async with httpx.AsyncClient(base_url=URL, headers=key, timeout=callers.PATIENCE_S, trust_env=False) as client:
+        return await callers.come_and_go(client, "rm")
 
 
 def open_listeners() -> list[tuple[str, int, bool]]:

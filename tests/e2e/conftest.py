@@ -52,8 +52,11 @@ class Service:
 
 def launch(output: Path, arguments: Sequence[str], *, port: int = 0) -> Service:
     command = [sys.executable, "-m", "tokenreward.cli", "serve", *arguments]
+    modules = os.pathsep.join([str(Path(tiny.__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": modules, "OMP_NUM_THREADS": "7"}  # what replicas set for themselves wins
+    how = {"stderr": subprocess.STDOUT, "start_new_session": True, "text": True, "env": environment}
     with output.open("w") as sink:
-        process = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT, start_new_session=True, text=True)
+        process = subprocess.Popen(command, stdout=sink, **how)  # type: ignore[call-overload]
     return Service(process, f"http://127.0.0.1:{port}", output)
 
 
@@ -88,7 +91,8 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.save(folder / "lm")
     tiny.save(folder / "rm", task="reward_model")
     lm = [{"type": "endogenous"}, {"type": "constant", "name": "one"}]
-    rm = [{"type": "reward_model"}, {"type": "constant", "name": "two", "options": {"value": 2.0}}]
+    two = {"type": "constant", "name": "two", "options": {"value": 2.0}}
+    rm = [{"type": "reward_model"}, two, {"type": "process_facts:Scorer", "name": "facts"}]
     deployments = [
         {"name": "lm", "checkpoint": "lm", "task": "causal_lm", "num_replicas": 2, "num_cpus": 0.5, "scorers": lm},
         {"name": "rm", "checkpoint": "rm", "task": "reward_model", "num_cpus": 0.5, "scorers": rm},

@@ -73,6 +73,7 @@ QUESTIONS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "/v1/rewards",
         {"headers": {**WITH_KEY["headers"], "x-request-id": "mine-1"}, "json": {"scorer": "pi", "items": [ITEM]}},
     ),
+    "facts": ("POST", "/v1/rewards", {**WITH_KEY, "json": {"scorer": "facts", "items": [ITEM]}}),
     "metrics": ("GET", "/metrics", WITH_KEY),
     "node is healthy": ("GET", "/-/healthz", {}),
     "pod is alive": ("GET", "http://127.0.0.1:52365/api/local_raylet_healthz", {}),
@@ -95,7 +96,8 @@ def answers(folder: Path) -> dict[str, Any]:
     prepare(folder)
     path = os.pathsep.join([str(folder / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
     modules = os.pathsep.join([str(ROOT / name) for name in ("service", "clients", "tests")])
-    environment = {**os.environ, "PATH": path, "PYTHONPATH": modules, "HOME": str(folder), "RAY_TMPDIR": str(folder)}
+    ours = {"PATH": path, "PYTHONPATH": modules, "HOME": str(folder), "RAY_TMPDIR": str(folder), "OMP_NUM_THREADS": "7"}
+    environment = {**os.environ, **ours}
     try:
         inside = namespace.command([sys.executable, str(RUN), str(folder)])
     except namespace.NotPermitted as reason:
@@ -129,7 +131,7 @@ def prepare(folder: Path) -> None:
             "checkpoint": str(folder / "rm"),
             "task": "reward_model",
             "num_cpus": 0.4,
-            "scorers": [{"type": "reward_model"}],
+            "scorers": [{"type": "reward_model"}, {"type": "process_facts:Scorer", "name": "facts"}],
         },
     ]
     service = {"host": "0.0.0.0", "api_keys_file": str(folder / "keys"), "deployments": deployments}  # noqa: S104
@@ -174,6 +176,19 @@ def test_callers_without_a_key_of_ours_are_refused(answers: Any) -> None:
 def test_our_refusals_pass_haproxy(answers: Any) -> None:
     assert code(answers["wrong route"]) == (404, "unknown_route")
     assert code(answers["late"]) == (504, "deadline_exceeded")
+
+
+def test_items_of_callers_who_hung_up_are_never_computed(answers: Any) -> None:
+    outcome = answers["callers"]
+    assert set(outcome["statuses"]) == {200}
+    assert outcome["num_computed"] == outcome["num_asked"]
+
+
+def test_a_replica_computes_on_its_own_cpus_in_short_turns_and_freezes_what_is_loaded(answers: Any) -> None:
+    threads, omp_threads, turn_s, num_frozen = reply(answers["facts"])["items"][0]["rewards"]
+    assert (threads, omp_threads) == (1, 1)  # the nodes were started with OMP_NUM_THREADS=7
+    assert turn_s == pytest.approx(0.0005)
+    assert num_frozen > 100_000
 
 
 def test_request_id_comes_back_once(answers: Any) -> None:

@@ -64,7 +64,7 @@ def test_kl_reference_on_another_deployment_is_asked_by_the_gateway(client: http
 
 def test_direct_route_and_gateway_give_the_same_rewards(client: httpx.Client) -> None:
     entries = client.get("/v1/scorers").json()["scorers"]
-    assert {entry["name"] for entry in entries} == {"endogenous", "one", "reward_model", "two"}
+    assert {entry["name"] for entry in entries} == {"endogenous", "one", "reward_model", "two", "facts"}
     for entry in entries:
         body = {"scorer": entry["name"], "items": [ITEM]}
         direct, through = (client.post(path, json=body).json() for path in (entry["route"], "/v1/rewards"))

@@ -76,7 +76,8 @@ class ConnectionFailed(ClientError):
 
 
 class DeadlineExceeded(ClientError):
-    """`timeout_s` passed, or would have passed during the pause before the next try."""
+    """`timeout_s` passed, or would have passed during the pause before the next try; also where the service said
+    `overloaded` all that time, which the message and `__cause__` then tell."""
 
     retryable = True
 

@@ -19,7 +19,7 @@ from starlette.routing import Route
 
 import web
 from edge import Edge, keyed, scores
-from tokenreward_client import AsyncClient, Client, DeadlineExceeded
+from tokenreward_client import AsyncClient, Client, DeadlineExceeded, ServerRefused
 from tokenreward_client.flow import Retry
 
 NUM = 200
@@ -27,7 +27,8 @@ NUM = 200
 
 @dataclass
 class Full:
-    """Holds `room` requests for `work_s` each and refuses the others, as a replica does. `refused`: when."""
+    """Holds `room` requests for `work_s` each and refuses the others, as a replica does. `refused`: when. With
+    `is_patient` the first are held until one is refused, however slowly the others come."""
 
     room: int = 3
     work_s: float = 0.005
@@ -37,6 +38,7 @@ class Full:
     most_at_once: int = 0
     edge: Edge = field(default_factory=Edge)
     url: str = ""
+    is_patient: bool = False
 
     async def post(self, request: Request) -> Response:
         body = json.loads(await request.body())
@@ -48,6 +50,8 @@ class Full:
         self.most_at_once = max(self.most_at_once, self.held)
         try:
             await asyncio.sleep(self.work_s)
+            while self.is_patient and not self.refused:
+                await asyncio.sleep(self.work_s)
         finally:
             self.held -= 1
         self.num_answered += 1
@@ -122,11 +126,10 @@ WAYS = [
 
 @pytest.mark.parametrize("ask", WAYS, ids=lambda ask: ask.__name__)
 def test_all_get_through_a_service_with_room_for_three(full: Full, items: Any, ask: Ask) -> None:
-    began = time.monotonic()
+    began, full.is_patient = time.monotonic(), True
     assert scores(ask(full.url, items(NUM))) == list(range(NUM))
     assert full.num_answered == NUM
     assert full.most_at_once == 3
-    assert full.refused
     # Sleeping alone, each by its own clock, the callers would be refused thousands of times or leave the device idle.
     assert len(full.refused) <= 3 * NUM
     assert time.monotonic() - began < 60
@@ -173,3 +176,27 @@ def test_items_of_an_overloaded_deployment_wait_like_requests(edge: Edge, score:
     [answer] = score(items(1), scorers=["a", "b"], settings={"max_retries": 0})
     assert answer.scorers["b"].rewards.tolist() == [1, 2]
     assert len(edge.seen) == 4
+
+
+def test_a_call_that_is_cancelled_gives_its_place_back(full: Full, items: Any) -> None:
+    async def ask() -> None:
+        full.work_s = 30
+        async with AsyncClient(full.url, **{**SETTINGS, "max_concurrency": 2}) as client:
+            calls = [asyncio.ensure_future(client.score(items(2))) for _ in range(3)]
+            await web.until(lambda: full.held == 2)
+            for call in calls:
+                call.cancel()
+            await asyncio.wait(calls)
+            full.work_s, full.room = 0.005, 100
+            assert scores(await client.score(items(2))) == [0, 1]
+
+    asyncio.run(ask())
+
+
+def test_a_call_that_fails_gives_its_places_back(edge: Edge, items: Any) -> None:
+    with Client(edge.url, **{**SETTINGS, "max_concurrency": 2}) as client:
+        for _ in range(3):
+            edge.script.append(edge.says(422, "invalid_field", retryable=False))
+            with pytest.raises(ServerRefused):
+                client.score(items(1))
+        assert scores(client.score(items(5))) == list(range(5))

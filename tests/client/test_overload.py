@@ -50,7 +50,7 @@ class Full:
         self.most_at_once = max(self.most_at_once, self.held)
         try:
             await asyncio.sleep(self.work_s)
-            while self.is_patient and not self.refused:
+            while self.is_patient and not self.refused:  # noqa: ASYNC110 - nothing to wait for but time
                 await asyncio.sleep(self.work_s)
         finally:
             self.held -= 1

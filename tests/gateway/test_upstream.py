@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gc
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -82,6 +83,26 @@ async def test_bytes_pass_through_unchanged_with_id_key_and_what_is_left_of_the_
     assert request.headers["authorization"] == "Bearer k"
     assert 5 < float(request.headers["x-request-timeout-seconds"]) < 10
     assert "cookie" not in request.headers
+
+
+async def test_bodies_are_let_go_with_the_answer_and_not_with_the_next_search_for_garbage(
+    edge: Any, client: Any
+) -> None:
+    async def answer(_: Request) -> Response:
+        return JSONResponse({})
+
+    edge.answer = answer
+    gc.collect()
+    gc.disable()
+    try:
+        async with client() as opened:
+            for _ in range(3):
+                await opened.post("/v1/rewards", content=BODY)
+        forwarded = [each for each in gc.get_objects() if type(each) is httpx.Request and "/d/lm" in each.url.path]
+    finally:
+        gc.enable()
+    assert len(edge.bodies) == 3
+    assert forwarded == []
 
 
 async def test_refusal_passes_through_with_its_retry_after(edge: Any, client: Any) -> None:

@@ -135,6 +135,7 @@ class Passage:
             raise DeadlineExceeded(f"`{deployment}` did not answer before the deadline") from None
         except httpx.TransportError as error:
             raise InternalError(f"the connection to `{deployment}` broke ({type(error).__name__})") from None
+        response.stream = httpx.ByteStream(b"")  # the one it was read from holds it, and with it both bodies: a cycle
         try:
             return _ours(deployment, response)
         except Loading:

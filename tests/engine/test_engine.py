@@ -77,7 +77,7 @@ async def test_items_of_concurrent_requests_share_a_batch(engine: Any) -> None:
 
 
 async def test_the_event_loop_answers_while_a_batch_runs(engine: Any) -> None:
-    Faulty(engine, lambda rows: time.sleep(1.0))
+    Faulty(engine, lambda rows: time.sleep(2.0))
     scoring = asyncio.create_task(engine.score(request([10])))
     await asyncio.sleep(0.1)
     longest = 0.0
@@ -86,7 +86,7 @@ async def test_the_event_loop_answers_while_a_batch_runs(engine: Any) -> None:
         await asyncio.sleep(0.01)
         engine.check_health()
         longest = max(longest, time.monotonic() - began)
-    assert longest < 0.1
+    assert longest < 1.0  # a loop that waited would take the whole 2 s
 
 
 @pytest.mark.parametrize(
@@ -162,13 +162,13 @@ async def test_a_caller_who_has_gone_is_not_computed(engine: Any) -> None:
 
 
 async def test_a_deadline_is_an_error_and_work_past_it_is_not_started(engine: Any) -> None:
-    layout = Faulty(engine, lambda rows: time.sleep(0.5))
+    layout = Faulty(engine, lambda rows: time.sleep(2.0))
     first = asyncio.create_task(engine.score(request([10])))
     await asyncio.sleep(0.1)
     began = time.monotonic()
     with pytest.raises(errors.DeadlineExceeded):
         await engine.score(request([11]), timeout_s=0.15)
-    assert time.monotonic() - began < 0.35
+    assert time.monotonic() - began < 1.5
     await first
     await asyncio.sleep(0.1)
     assert layout.batches == [1]

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 import tiny
+from live import Live
 from tokenreward.contract import Needs, Row
 from tokenreward.models import attention_weights
 from tokenreward.models.attention_weights import Bias, read
@@ -148,21 +147,11 @@ def test_no_tensor_of_tokens_by_tokens_is_made(long_pass: Callable[[], object]) 
     assert 0 < largest <= LONG * LONG / 8  # the model's own layers make [tokens, 384]
 
 
-def test_memory_does_not_grow_by_a_map(long_pass: Callable[[], object]) -> None:
+def test_what_lives_at_a_time_is_less_than_a_map(long_pass: Callable[[], object]) -> None:
     a_map = NUM_HEADS * LONG * LONG * 4
-
-    def growth_of(run: Callable[[], object]) -> int:
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
-        before = resident("VmRSS")
-        run()
-        return resident("VmHWM") - before
-
-    assert growth_of(lambda: torch.ones(a_map // 4)) > 0.9 * a_map  # the measure measures
-    assert growth_of(long_pass) < a_map / 4
-
-
-def resident(field: str) -> int:
-    """Bytes of this process, by a field of its status."""
-    found = re.search(rf"^{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(), flags=re.MULTILINE)
-    assert found
-    return 1024 * int(found[1])
+    with Live() as live:
+        torch.ones(a_map // 4)
+    assert live.most == a_map  # the measure measures
+    with Live() as live:
+        long_pass()
+    assert 0 < live.most < a_map / 4

@@ -27,6 +27,7 @@ Suite = Callable[..., Iterator[Result]]
 ENGINE: dict[str, Suite] = {
     "endogenous": partial(engine.endogenous, 32_000, 2),
     "endogenous-152k": partial(engine.endogenous, 152_000, 1),
+    "bfloat16": engine.bfloat16,
     "attention": engine.attention_dense,
     "lengths": engine.mixed_lengths,
     "prompts": engine.shared_prompts,

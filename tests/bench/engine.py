@@ -105,6 +105,26 @@ def agree(sides: Sides, items: list[workload.Item], batches: Any) -> None:
             assert np.abs(outputs.lse[1.0] - v).max() < AGREE
 
 
+def bfloat16(*, rounds: int) -> Iterator[Figure]:
+    """The grouped mix with the trunk in bfloat16, over our own float32; and how far its numbers are."""
+    model = workload.language_model(32_000)
+    single = Sides(model, "causal_lm", LOGITS)
+    half = Sides(copy.deepcopy(model).bfloat16(), "causal_lm", LOGITS)
+    items = workload.mix(2)
+    batches = workload.budgeted(workload.rows(items, LOGITS))
+    runs = {"bfloat16": lambda: half.fastest(batches), "float32": lambda: single.fastest(batches)}
+    pairs = list(zip(*(run() for run in runs.values()), strict=True))
+    gaps = {
+        "Q": np.concatenate([np.abs(ours.chosen - exact.chosen) for ours, exact in pairs]),
+        "V": np.concatenate([np.abs(ours.lse[1.0] - exact.lse[1.0]) for ours, exact in pairs]),
+    }
+    note = "; ".join(f"{name} differs by {gap.mean():.2g}, at most {gap.max():.2g}" for name, gap in gaps.items())
+    taken = cpu_seconds(runs, rounds=rounds)
+    ratio = taken["float32"] / taken["bfloat16"]
+    name = "endogenous mix V=32k, bfloat16 / our fastest float32"
+    yield Figure(name, taken["bfloat16"], taken["float32"], ratio, 0, "CPU s", note=note)
+
+
 def attention_dense(*, rounds: int) -> Iterator[Figure]:
     """ABC on one response, over `output_attentions`; and over the scalar alone."""
     for length, target in ((2048, 2.3), (4096, 3.3)):

@@ -232,11 +232,11 @@ async def test_a_scorer_that_raises_fails_its_item_only(engine: Any, monkeypatch
 
 
 async def test_a_bug_outside_the_model_answers_everybody_and_the_next_batch_works(engine: Any) -> None:
-    run = engine._device.run
-    engine._device.run = lambda batch: 1 / 0
+    ask = engine._device.ask
+    engine._device.ask = lambda batch: 1 / 0
     with pytest.raises(errors.InternalError):
         await engine.score(request([10]))
-    engine._device.run = run
+    engine._device.ask = ask
     assert (await engine.score(request([10])))["items"][0]["error"] is None
 
 
@@ -349,15 +349,15 @@ async def test_signals_of_another_length_are_an_error_not_stretched(
 
 async def test_once_a_request_has_failed_its_other_items_are_not_computed(make_engine: Callable[..., Any]) -> None:
     engine = make_engine("causal_lm", ["endogenous"], max_batch_requests=1)
-    run, batches = engine._device.run, []
+    ask, batches = engine._device.ask, []
 
     def fail_first(batch: Any) -> Any:
         batches.append(len(batch))
         if len(batches) == 1:
             raise ZeroDivisionError
-        return run(batch)
+        return ask(batch)
 
-    engine._device.run = fail_first
+    engine._device.ask = fail_first
     with pytest.raises(errors.InternalError):
         await engine.score(request([10], [11], [12], [13]))
     assert (await engine.score(request([14])))["items"][0]["error"] is None

@@ -312,7 +312,7 @@ async def test_a_default_that_the_callers_choice_makes_idle_is_dropped_but_not_o
 
 async def test_missing_logprobs_are_found_before_the_model_runs(make_engine: Callable[..., Any]) -> None:
     engine = make_engine("causal_lm", ["endogenous"])
-    engine._device.run = None  # would fail if it were called
+    engine._device.ask = None  # would fail if it were called
     item = await ask(engine, "endogenous", credit={"kl": {"coef": 0.1}})
     assert item["error"]["code"] == "length_mismatch"
     assert item["error"]["param"] == "items[0].policy_logprobs"

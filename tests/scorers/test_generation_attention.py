@@ -180,7 +180,7 @@ async def test_an_item_without_a_score_fails_alone_and_says_how_to_get_one(
 
 async def test_an_item_without_a_score_costs_no_pass(make_engine: Callable[..., Any]) -> None:
     engine = make_engine("causal_lm", ["generation_attention"])
-    engine._device.run = None  # would fail if it were called
+    engine._device.ask = None  # would fail if it were called
     assert (await ask(engine, {"score": None}))["error"]["code"] == "scorer_failed"
 
 

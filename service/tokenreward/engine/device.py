@@ -7,7 +7,8 @@ the replica's health with it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 
@@ -16,6 +17,8 @@ from tokenreward.errors import InternalError, ItemError, OutOfMemory, ScorerFail
 from tokenreward.models.probe import Layout
 
 Rows = Sequence[tuple[Row, Needs]]
+Results = list[list[Outputs] | ItemError]
+Fetch = Callable[[], list[Outputs]]
 
 _FULL = ("out of memory", "alloc_failed", "can't allocate memory")
 _LOST = ("cuda error", "device-side assert", "cublas_status", "cudnn_status", "unspecified launch failure")
@@ -36,15 +39,36 @@ class DeviceLost(InternalError):
 
 
 class Device:
-    """One layout of one checkpoint, with its failures contained."""
+    """One layout of one checkpoint, with its failures contained. `runs_ahead`: it computes while its thread goes on."""
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, *, runs_ahead: bool = False) -> None:
         self._layout = layout
+        self.runs_ahead = runs_ahead
         self.lost: DeviceLost | None = None
 
-    def run(self, batch: Sequence[Rows]) -> list[list[Outputs] | ItemError]:
+    def run(self, batch: Sequence[Rows]) -> Results:
         """Outputs of each item's rows, or the error of that item alone. Raises DeviceLost."""
-        outcome = self._attempt(batch)
+        return self.ask(batch)()
+
+    def ask(self, batch: Sequence[Rows]) -> Callable[[], Results]:
+        """The same, asked: calling what is returned waits for the device, and raises DeviceLost."""
+        work = [row for rows in batch for row in rows]
+        asked: Fetch | ItemError | DeviceLost
+        try:
+            # A layout that is not asked ahead has its outputs at once; others give what fetches them.
+            asked = self._layout.launch(work) if self.runs_ahead else _given(self._layout.run(work))
+        except Exception as error:
+            asked = self._blamed(batch, error)
+        return partial(self._answer, batch, asked)
+
+    def _answer(self, batch: Sequence[Rows], asked: Fetch | ItemError | DeviceLost) -> Results:
+        outcome: Results | ItemError | DeviceLost
+        try:
+            outcome = asked if isinstance(asked, Exception) else _by_item(batch, asked())
+        except Exception as error:
+            outcome = self._blamed(batch, error)
+        if isinstance(outcome, DeviceLost):
+            raise outcome
         if not isinstance(outcome, ItemError):
             return outcome
         # Only here, outside the except block, has the failed pass let go of its tensors.
@@ -55,17 +79,21 @@ class Device:
         middle = len(batch) // 2
         return self.run(batch[:middle]) + self.run(batch[middle:])
 
-    def _attempt(self, batch: Sequence[Rows]) -> list[list[Outputs] | ItemError] | ItemError:
-        try:
-            outputs = iter(self._layout.run([row for rows in batch for row in rows]))
-            return [[next(outputs) for _ in rows] for rows in batch]
-        except Exception as error:
-            logger.warning("a batch of %d items failed: %s", len(batch), frames(error))
-            blamed = _blamed(error)
-            if isinstance(blamed, DeviceLost):
-                self.lost = blamed
-                raise blamed from None
-            return blamed
+    def _blamed(self, batch: Sequence[Rows], error: Exception) -> ItemError | DeviceLost:
+        logger.warning("a batch of %d items failed: %s", len(batch), frames(error))
+        blamed = _blamed(error)
+        if isinstance(blamed, DeviceLost):
+            self.lost = blamed
+        return blamed
+
+
+def _given(outputs: list[Outputs]) -> Fetch:
+    return lambda: outputs
+
+
+def _by_item(batch: Sequence[Rows], outputs: list[Outputs]) -> Results:
+    left = iter(outputs)
+    return [[next(left) for _ in rows] for rows in batch]
 
 
 def _blamed(error: Exception) -> ItemError | DeviceLost:

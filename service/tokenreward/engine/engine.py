@@ -59,7 +59,7 @@ class Engine:
             max_sequence_tokens=settings.max_sequence_tokens or checkpoint.max_positions,
             suffix_ids=vocabulary.suffix(settings.suffix_text),
         )
-        self._device = Device(verdict.layout)
+        self._device = Device(verdict.layout, runs_ahead=checkpoint.device.type == "cuda")
         self._max_batch_tokens = settings.max_batch_tokens or max_batch_tokens(checkpoint.device)
         self._batcher: Batcher[Rows, Outcome] = Batcher(
             max_batch_tokens=self._max_batch_tokens,

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from tokenreward.batching import Batcher, Entry
@@ -24,6 +25,16 @@ Batch = Sequence[Entry[Rows, Outcome]]
 Report = Callable[..., None]
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Step:
+    """A batch that the device was asked for; `answer` waits for it. `began`: when it was, by time.monotonic."""
+
+    batch: Batch
+    number: int
+    answer: Callable[[], Sequence[Any]]
+    began: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,6 +61,7 @@ class Shift:
         self._report = report
         self._running: Batch = ()
         self._num_batches = 0
+        self._ended = 0.0  # when the last one did
         self.began: float | None = None
 
     async def work_forever(self) -> None:
@@ -69,28 +81,38 @@ class Shift:
         _fail(self._running, error)
 
     def _run_while_some_wait(self, batch: Batch, loop: asyncio.AbstractEventLoop) -> None:
-        """On the device's thread."""
-        while batch:
-            loop.call_soon_threadsafe(self._answer, self._step(batch))
-            batch = self._batcher.take()
+        """On the device's thread. A device that runs ahead is asked for the next batch before this one's answer is
+        waited for: it packs and copies while it computes."""
+        step = self._ask(batch)
+        while step is not None:
+            ahead = self._ask(self._batcher.take(), after=step) if self._device.runs_ahead else None
+            loop.call_soon_threadsafe(self._answer, self._done(step, ahead))
+            step = ahead or self._ask(self._batcher.take())
 
-    def _step(self, batch: Batch) -> Done:
-        self._running = batch
+    def _ask(self, batch: Batch, *, after: Step | None = None) -> Step | None:
+        """None of no batch. `after`: the step that is not answered yet. Nothing escapes."""
+        if not batch:
+            return None
+        self._running = [*(() if after is None else after.batch), *batch]
         self._num_batches += 1
-        began = self.began = time.monotonic()
-        results = self._results(batch)
-        self.began = None
-        return Done(batch, self._num_batches, results, began, time.monotonic() - began)
-
-    def _results(self, batch: Batch) -> Sequence[Any]:
-        """Each entry's outputs or error. Nothing escapes."""
+        began = time.monotonic()
+        self.began = began if after is None else after.began
         try:
-            return self._device.run([entry.work for entry in batch])
-        except InternalError as error:
-            return [error] * len(batch)
+            answer: Callable[[], Sequence[Any]] = self._device.ask([entry.work for entry in batch])
         except Exception as error:
-            logger.error("a batch failed outside the model: %s", frames(error))
-            return [InternalError(f"the batch failed: {type(error).__name__}")] * len(batch)
+            answer = partial(_all, batch, error)
+        return Step(batch, self._num_batches, answer, began)
+
+    def _done(self, step: Step, ahead: Step | None) -> Done:
+        """The step, answered. Nothing escapes."""
+        began = max(step.began, self._ended)  # while the one before it ran, it waited
+        try:
+            results = step.answer()
+        except Exception as error:
+            results = _all(step.batch, error)
+        self._ended = time.monotonic()
+        self.began = None if ahead is None else self._ended
+        return Done(step.batch, step.number, results, began, self._ended - began)
 
     def _answer(self, done: Done) -> None:
         """On the event loop: everybody first, then the figures."""
@@ -124,6 +146,14 @@ class Shift:
             self._report("queue_seconds", done.began - entry.queued_at)
         self._report("queued_items", self._batcher.queued_items)
         self._report("queued_tokens", self._batcher.queued_tokens)
+
+
+def _all(batch: Batch, error: Exception) -> Sequence[Any]:
+    """The error, as everybody's answer."""
+    if not isinstance(error, InternalError):
+        logger.error("a batch failed outside the model: %s", frames(error))
+        error = InternalError(f"the batch failed: {type(error).__name__}")
+    return [error] * len(batch)
 
 
 def _fail(batch: Batch, error: InternalError) -> None:

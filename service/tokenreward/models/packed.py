@@ -6,9 +6,10 @@ Raises what the model raises; it does not split batches (the engine does) and kn
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from tokenreward.models.reduction import fastest
 from tokenreward.models.transfer import to_device
 
 Work = Sequence[tuple[Row, Needs]]
+Fetch = Callable[[], list[Outputs]]
 
 
 def _wanted(work: Work, packing: Packing) -> np.ndarray:
@@ -97,12 +99,18 @@ class PackedLayout:
     @torch.inference_mode()
     def run(self, work: Work) -> list[Outputs]:
         """Outputs of each row, in order. Raises CannotPack if the attention was not asked in every layer."""
-        readout = self.launch(work)
-        return [Outputs(**found) for found in readout.fetch()]
+        return self._fetched(self._asked(work))
 
     @torch.inference_mode()
-    def launch(self, work: Work) -> Readout:
-        """The same, asked of the device and not waited for. Raises CannotPack."""
+    def launch(self, work: Work) -> Fetch:
+        """The same, asked of the device: what is returned waits for it. Raises CannotPack."""
+        return partial(self._fetched, self._asked(work))
+
+    @torch.inference_mode()
+    def _fetched(self, readout: Readout) -> list[Outputs]:
+        return [Outputs(**found) for found in readout.fetch()]
+
+    def _asked(self, work: Work) -> Readout:
         packing = pack([row for row, _ in work], share=self._kernel.shares)
         wanted = {index: (row, needs.attention) for index, (row, needs) in enumerate(work) if needs.attention}
         context = PackedRow(packing, self._kernel, self._num_layers, wanted)

@@ -43,12 +43,26 @@ class Pair:
 
     def run(self, work: Work) -> list[Outputs]:
         """Outputs of each row, in order; each model reads its rows in the order they came."""
-        found: dict[int, Outputs] = {}
-        for model, layout in self._layouts.items():
-            places = [place for place, (row, _) in enumerate(work) if row.model == model]
-            if places:
-                found.update(zip(places, layout.run([work[place] for place in places]), strict=True))
-        return [found[place] for place in range(len(work))]
+        parts = self._parts(work)
+        return _joined([(places, self._layouts[model].run(part)) for model, places, part in parts])
+
+    def launch(self, work: Work) -> Callable[[], list[Outputs]]:
+        """The same, asked of the device: what is returned waits for it."""
+        asked = [(places, self._layouts[model].launch(part)) for model, places, part in self._parts(work)]
+        return lambda: _joined([(places, fetch()) for places, fetch in asked])
+
+    def _parts(self, work: Work) -> list[tuple[Model, list[int], Work]]:
+        """Of each model that has rows: their places, and what they are."""
+        places: dict[Model, list[int]] = {
+            model: [place for place, (row, _) in enumerate(work) if row.model == model] for model in self._layouts
+        }
+        return [(model, at, [work[place] for place in at]) for model, at in places.items() if at]
+
+
+def _joined(parts: list[tuple[list[int], list[Outputs]]]) -> list[Outputs]:
+    """In the order of their places."""
+    found = {place: outputs for places, part in parts for place, outputs in zip(places, part, strict=True)}
+    return [found[place] for place in range(len(found))]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,10 +86,18 @@ class Turn:
 
     def run(self, work: Work) -> list[Outputs]:
         """The layout's outputs, of the model with or without its adapter."""
+        with self._on():
+            return self.layout.run(work)
+
+    def launch(self, work: Work) -> Callable[[], list[Outputs]]:
+        """The same, asked of the device: what is returned waits for it, whatever the model is by then."""
+        with self._on():
+            return self.layout.launch(work)
+
+    def _on(self) -> AbstractContextManager[None]:
         if self.model.config._attn_implementation != self.attention:
             self.model.set_attn_implementation(self.attention)
-        with self.standing():
-            return self.layout.run(work)
+        return self.standing()
 
 
 def with_reference(checkpoint: Checkpoint, settings: DeploymentSettings) -> Checkpoint:

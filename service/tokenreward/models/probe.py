@@ -48,6 +48,9 @@ class Layout(Protocol):
     def run(self, work: Sequence[tuple[Row, Needs]]) -> list[Outputs]:
         """Outputs of each row, in order."""
 
+    def launch(self, work: Sequence[tuple[Row, Needs]]) -> Callable[[], list[Outputs]]:
+        """The same, asked of the device: what is returned waits for it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:

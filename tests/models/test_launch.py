@@ -1,0 +1,45 @@
+"""What every layout gives when it is asked first and fetched later: what it gives at once, in whatever order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import tiny
+from tokenreward.contract import Needs, Row
+from tokenreward.models.checkpoint import Checkpoint
+from tokenreward.models.packed import PackedLayout
+from tokenreward.models.pair import Pair
+from tokenreward.models.plain import PlainLayout
+
+NEEDS = Needs(frozenset({1.0}))
+
+
+def checkpoint(seed: int) -> Checkpoint:
+    return Checkpoint(tiny.model("llama", seed=seed), None, "causal_lm", torch.device("cpu"))
+
+
+LAYOUTS: dict[str, Any] = {
+    "packed": lambda: PackedLayout(checkpoint(0)),
+    "plain": lambda: PlainLayout(checkpoint(0)),
+    "pair": lambda: Pair(PackedLayout(checkpoint(0)), PlainLayout(checkpoint(1))),
+}
+
+
+def work(seed: int) -> list[tuple[Row, Needs]]:
+    generator = np.random.default_rng(seed)
+    rows = [Row(generator.integers(3, tiny.VOCAB_SIZE, size=n), 2, n) for n in (5, 40, 3)]
+    return [(row, NEEDS) for row in rows] + [(Row(rows[0].ids, 2, 5, model="reference"), NEEDS)]
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_fetched_later_and_out_of_order_outputs_are_those_of_run(name: str) -> None:
+    layout = LAYOUTS[name]()
+    first, second = layout.launch(work(0)), layout.launch(work(1))
+    for asked, fetch in ((work(1), second), (work(0), first)):
+        for found, expected in zip(fetch(), layout.run(asked), strict=True):
+            np.testing.assert_array_equal(found.chosen, expected.chosen)
+            np.testing.assert_array_equal(found.lse[1.0], expected.lse[1.0])

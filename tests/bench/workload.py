@@ -113,13 +113,15 @@ def rows(items: list[Item], needs: Needs) -> list[tuple[Row, Needs]]:
     return [(Row(item.ids, len(item.prompt), len(item.ids)), needs) for item in items]
 
 
-def budgeted(work: list[tuple[Row, Needs]], *, max_tokens: int = 4096) -> list[list[tuple[Row, Needs]]]:
+def budgeted(
+    work: list[tuple[Row, Needs]], *, max_tokens: int = 4096, share: bool = True
+) -> list[list[tuple[Row, Needs]]]:
     """Batches as the service makes them: prompts together, up to a budget of computed tokens."""
     batches: list[list[tuple[Row, Needs]]] = []
     used, seen = 0, set()
     for row, needs in work:
         key = row.ids[: row.start].tobytes()
-        cost = len(row.ids) - (row.start if key in seen else 0)
+        cost = len(row.ids) - (row.start if share and key in seen else 0)
         if not batches or used + cost > max_tokens:
             batches.append([])
             used, seen, cost = 0, set(), len(row.ids)

@@ -82,12 +82,12 @@ def over_offline(*, rounds: int, mode: str, num_groups: int = 16) -> Iterator[Fi
             yield _compared(name, stage, functions, rounds=rounds, target=0.9)
 
 
-def over_serve_rm(*, rounds: int, mode: str, num_groups: int = 12) -> Iterator[Figure]:
+def over_serve_rm(*, rounds: int, mode: str, num_groups: int = 12) -> Iterator[Figure | Skipped]:
     """Over a blocking server with a batch per request."""
     yield from _over_python("serve_rm", sides.serve_rm, "/health", 4.0, (rounds, mode, num_groups))
 
 
-def over_litserve(*, rounds: int, mode: str, num_groups: int = 12, batch_size: int = 8) -> Iterator[Figure]:
+def over_litserve(*, rounds: int, mode: str, num_groups: int = 12, batch_size: int = 8) -> Iterator[Figure | Skipped]:
     """Over LitServe. Of its batch sizes from 8 to 32, 8 is the fastest here: it pads least."""
     how = (rounds, mode, num_groups)
     yield from _over_python("lit_server", sides.lit_server, "/health", 3.0, how, str(batch_size))
@@ -140,8 +140,8 @@ def _over_python(
     target: float,
     how: tuple[int, str, int],
     *arguments: str,
-) -> Iterator[Figure]:
-    """A rival that is a module of ours and computes the same numbers."""
+) -> Iterator[Figure | Skipped]:
+    """A rival that is a module of ours and computes the same numbers; skipped where its library is not installed."""
     rounds, mode, num_groups = how
     with _stage(num_groups, mode) as stage:
         kinds: tuple[Numbers, ...] = ("endogenous", "reward_model")
@@ -149,10 +149,13 @@ def _over_python(
             deployment, port = DEPLOYMENT[numbers], free_port()
             where = (str(stage.folders[deployment]), TASK[deployment], str(port), *arguments)
             url = f"http://127.0.0.1:{port}"
-            with _serving(stage, module, python(f"bench.rivals.{module}", *where), url + ready) as server:
-                rival = side(server, url)
-                name = f"service / {rival.name}, {numbers}, {mode} mode"
-                yield _against(name, stage, numbers, rival, (rounds, target))
+            try:
+                with _serving(stage, module, python(f"bench.rivals.{module}", *where), url + ready) as server:
+                    rival = side(server, url)
+                    name = f"service / {rival.name}, {numbers}, {mode} mode"
+                    yield _against(name, stage, numbers, rival, (rounds, target))
+            except ServerFailed as error:
+                yield Skipped(f"service / {module}, {numbers}, {mode} mode", error.brief)
 
 
 def _against(name: str, stage: Stage, numbers: Numbers, rival: Side, how: tuple[int, float]) -> Figure:

@@ -32,7 +32,7 @@ LAYOUTS: dict[str, Any] = {
 def work(seed: int) -> list[tuple[Row, Needs]]:
     generator = np.random.default_rng(seed)
     rows = [Row(generator.integers(3, tiny.VOCAB_SIZE, size=n), 2, n) for n in (5, 40, 3)]
-    return [(row, NEEDS) for row in rows] + [(Row(rows[0].ids, 2, 5, model="reference"), NEEDS)]
+    return [(Row(rows[0].ids, 2, 5, model="reference"), NEEDS)] + [(row, NEEDS) for row in rows]
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

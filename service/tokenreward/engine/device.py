@@ -23,7 +23,7 @@ Fetch = Callable[[], list[Outputs]]
 _FULL = ("out of memory", "alloc_failed", "can't allocate memory")
 _LOST = ("cuda error", "device-side assert", "cublas_status", "cudnn_status", "unspecified launch failure")
 
-# On a CPU, passes of 4k tokens took less time per token than of 16k, which miss its caches, or of 1k and 2k, which share
+# On a CPU passes of 4k tokens took less time per token than of 16k, which miss its caches, or of 1k and 2k, which share
 # fewer prompts. For a GPU it is an estimate: enough work to hide what launching it takes.
 _MAX_BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -33,6 +34,9 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen3Config,
 )
+
+from tokenreward.contract import Needs, Row
+from tokenreward.models.checkpoint import Checkpoint
 
 VOCAB_SIZE = 320
 TEMPLATE = (
@@ -175,3 +179,14 @@ def save(folder: Path, architecture: str = "llama", task: str = "causal_lm", **o
     model(architecture, task, **options).save_pretrained(folder)
     copy.deepcopy(tokenizer()).save_pretrained(folder)
     return folder
+
+
+def checkpoint(model: Any, task: Any = "causal_lm") -> Checkpoint:
+    """The model as a checkpoint that is served on the CPU, without a tokenizer: rows are ids."""
+    return Checkpoint(model=model, tokenizer=None, task=task, device=torch.device("cpu"))
+
+
+def work(needs: Needs) -> list[tuple[Row, Needs]]:
+    """Three random rows of a prompt of two tokens."""
+    generator = np.random.default_rng(0)
+    return [(Row(generator.integers(3, VOCAB_SIZE, size=n), 2, n), needs) for n in (5, 40, 3)]

@@ -11,22 +11,12 @@ from torch import nn
 
 import oracle
 import tiny
-from tokenreward.contract import Needs, Row
+from tokenreward.contract import Needs
 from tokenreward.models import linear
-from tokenreward.models.checkpoint import Checkpoint
 from tokenreward.models.packed import PackedLayout
 from tokenreward.models.probe import choose_layout
 
 NEEDS = Needs(frozenset({1.0}))
-
-
-def checkpoint(model: nn.Module) -> Checkpoint:
-    return Checkpoint(model=model, tokenizer=None, task="causal_lm", device=torch.device("cpu"))
-
-
-def work() -> list[tuple[Row, Needs]]:
-    generator = np.random.default_rng(0)
-    return [(Row(generator.integers(3, tiny.VOCAB_SIZE, size=n), 2, n), NEEDS) for n in (5, 40, 3)]
 
 
 def swapped(model: nn.Module) -> int:
@@ -36,11 +26,11 @@ def swapped(model: nn.Module) -> int:
 @pytest.mark.parametrize("architecture", ["llama", "phi", "gemma2"])
 def test_a_model_through_onednn_is_as_exact_as_its_own_forward(architecture: str) -> None:
     model = tiny.model(architecture)
-    exact, layout = oracle.double(model), PackedLayout(checkpoint(model))
-    own = layout.run(work())
+    exact, layout = oracle.double(model), PackedLayout(tiny.checkpoint(model))
+    own = layout.run(tiny.work(NEEDS))
     layout.compute_linears_through(linear.onednn)
     assert swapped(model) > 10
-    for (row, _), fast, naive in zip(work(), layout.run(work()), own, strict=True):
+    for (row, _), fast, naive in zip(tiny.work(NEEDS), layout.run(tiny.work(NEEDS)), own, strict=True):
         rows = oracle.logits(exact, row.ids)[row.start - 1 :]
         truth = oracle.logsumexp(rows)
         bound = 1e-5 * max(1.0, float(np.abs(rows).max()))
@@ -49,12 +39,12 @@ def test_a_model_through_onednn_is_as_exact_as_its_own_forward(architecture: str
 
 def test_layers_get_their_own_forward_back() -> None:
     model = tiny.model("llama")
-    layout = PackedLayout(checkpoint(model))
-    own = layout.run(work())
+    layout = PackedLayout(tiny.checkpoint(model))
+    own = layout.run(tiny.work(NEEDS))
     layout.compute_linears_through(linear.onednn)
     layout.compute_linears_through(None)
     assert swapped(model) == 0
-    for before, after in zip(own, layout.run(work()), strict=True):
+    for before, after in zip(own, layout.run(tiny.work(NEEDS)), strict=True):
         np.testing.assert_array_equal(before.lse[1.0], after.lse[1.0])
 
 
@@ -94,7 +84,7 @@ def test_the_probe_gives_up_onednn_if_the_whole_model_differs(monkeypatch: pytes
     monkeypatch.setattr("tokenreward.models.probe.faster", lambda model: 2.0)
     monkeypatch.setattr("tokenreward.models.probe.onednn", off)
     model, said = tiny.model("llama"), []
-    verdict = choose_layout(checkpoint(model), NEEDS, say=said.append)
+    verdict = choose_layout(tiny.checkpoint(model), NEEDS, say=said.append)
     assert verdict.layout.name == "packed"
     assert swapped(model) == 0
     assert any("stay torch's own" in line for line in said)

@@ -11,22 +11,12 @@ from torch import nn
 
 import oracle
 import tiny
-from tokenreward.contract import Needs, Row
+from tokenreward.contract import Needs
 from tokenreward.models import mlp
-from tokenreward.models.checkpoint import Checkpoint
 from tokenreward.models.packed import PackedLayout
 from tokenreward.models.probe import choose_layout
 
 NEEDS = Needs(frozenset({1.0}))
-
-
-def checkpoint(model: nn.Module) -> Checkpoint:
-    return Checkpoint(model=model, tokenizer=None, task="causal_lm", device=torch.device("cpu"))
-
-
-def work() -> list[tuple[Row, Needs]]:
-    generator = np.random.default_rng(0)
-    return [(Row(generator.integers(3, tiny.VOCAB_SIZE, size=n), 2, n), NEEDS) for n in (5, 40, 3)]
 
 
 def sizes_seen(model: Any) -> list[int]:
@@ -39,10 +29,10 @@ def sizes_seen(model: Any) -> list[int]:
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "phi"])
 def test_a_model_with_its_mlps_in_pieces_is_as_exact_as_at_once(architecture: str) -> None:
     model = tiny.model(architecture)
-    exact, layout = oracle.double(model), PackedLayout(checkpoint(model))
-    own = layout.run(work())
+    exact, layout = oracle.double(model), PackedLayout(tiny.checkpoint(model))
+    own = layout.run(tiny.work(NEEDS))
     assert layout.split_mlps(7)
-    for (row, _), found, naive in zip(work(), layout.run(work()), own, strict=True):
+    for (row, _), found, naive in zip(tiny.work(NEEDS), layout.run(tiny.work(NEEDS)), own, strict=True):
         rows = oracle.logits(exact, row.ids)[row.start - 1 :]
         truth = oracle.logsumexp(rows)
         bound = 1e-5 * max(1.0, float(np.abs(rows).max()))
@@ -51,26 +41,26 @@ def test_a_model_with_its_mlps_in_pieces_is_as_exact_as_at_once(architecture: st
 
 def test_a_piece_is_never_larger_than_said_and_all_at_once_is_had_back() -> None:
     model = tiny.model("llama")
-    layout, seen = PackedLayout(checkpoint(model)), sizes_seen(model)
+    layout, seen = PackedLayout(tiny.checkpoint(model)), sizes_seen(model)
     assert layout.split_mlps(20)
-    layout.run(work())
+    layout.run(tiny.work(NEEDS))
     assert seen == [20, 20, 8]
     seen.clear()
     assert layout.split_mlps(48)
-    layout.run(work())
+    layout.run(tiny.work(NEEDS))
     assert seen == [48]
     assert layout.split_mlps(None)
     assert "forward" not in vars(model.model.layers[0].mlp)
 
 
 def test_a_model_without_such_layers_says_so() -> None:
-    assert not PackedLayout(checkpoint(tiny.model("gpt2"))).split_mlps(7)
+    assert not PackedLayout(tiny.checkpoint(tiny.model("gpt2"))).split_mlps(7)
 
 
 def test_the_probe_has_the_mlps_of_a_model_in_pieces() -> None:
     model = tiny.model("llama")
     said: list[str] = []
-    choose_layout(checkpoint(model), NEEDS, say=said.append)
+    choose_layout(tiny.checkpoint(model), NEEDS, say=said.append)
     assert all(layer.mlp.forward.args[1] == mlp.PIECES["cpu"] for layer in model.model.layers)
     assert not [line for line in said if "MLPs" in line]
 
@@ -98,7 +88,7 @@ def test_an_mlp_that_gives_more_than_hidden_states_gets_all_at_once() -> None:
 
 def assert_all_at_once(model: Any, said: str) -> None:
     lines: list[str] = []
-    verdict = choose_layout(checkpoint(model), NEEDS, say=lines.append)
+    verdict = choose_layout(tiny.checkpoint(model), NEEDS, say=lines.append)
     assert verdict.layout.name == "packed"
     assert [line for line in lines if line.startswith("MLPs take all tokens at once") and said in line]
     assert not any("forward" in vars(layer.mlp) for layer in model.model.layers)

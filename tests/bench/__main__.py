@@ -17,7 +17,7 @@ from pathlib import Path
 from transformers.utils.logging import disable_progress_bar
 
 import namespace
-from bench import codec, curves, engine, record, service
+from bench import codec, curves, engine, latency, record, service
 from bench.figure import HEADER, Point, Result, Skipped, exit_code
 from bench.plot import svg
 from bench.timing import single_threaded
@@ -37,7 +37,7 @@ ENGINE: dict[str, Suite] = {
 }
 SERVICE: dict[str, Suite] = {
     "service": service.over_offline,
-    "latency": service.added_latency,
+    "latency": latency.added,
     "serve-rm": service.over_serve_rm,
     "litserve": service.over_litserve,
     "vllm": service.over_vllm,

@@ -1,4 +1,4 @@
-"""The service's figures: over the engine offline, over other servers of the same model, and what it adds to a request.
+"""The service's figures: over the engine offline, and over other servers of the same model.
 
 Wall time, because waiting is what a service can waste; every server has one thread to compute with, on a core of its
 own, and the load comes from another.
@@ -40,7 +40,6 @@ SCORERS: dict[str, list[dict[str, Any]]] = {
 }
 # What `tokenreward serve` is started with. `cluster`: as a node of one, behind HAProxy.
 MODES: dict[str, dict[str, str]] = {"laptop": {}, "cluster": nodes.environment()}
-ADDED_MS = {"laptop": 8.0, "cluster": 4.0}
 SHAPE: dict[str, int] = {}  # changes to the models' shape, for trying the bench out
 
 
@@ -69,11 +68,11 @@ class Stage:
 
 def over_offline(*, rounds: int, mode: str, num_groups: int = 16) -> Iterator[Figure]:
     """The whole of the service over the engine alone, on the same items."""
-    with _stage(num_groups, mode) as stage:
+    with set_up(num_groups, mode) as stage:
         kinds: tuple[Numbers, ...] = ("endogenous", "reward_model")
         for numbers in kinds:
             side, expected = stage.ours(numbers), stage.expected(numbers)
-            _warm_up(stage, side, expected)
+            warm_up(stage, side, expected)
             functions = {
                 "service": partial(_taken, stage, side, expected),
                 "offline": partial(stage.offline.of(numbers).taken, stage.items),
@@ -102,7 +101,7 @@ def over_vllm(*, rounds: int, mode: str, num_groups: int = 12) -> Iterator[Figur
         for numbers in kinds:
             yield Skipped(f"service / vLLM, {numbers}, {mode} mode", str(error))
         return
-    with _stage(num_groups, mode) as stage:
+    with set_up(num_groups, mode) as stage:
         for numbers in kinds:
             name = f"service / vLLM, {numbers}, {mode} mode"
             deployment, port = DEPLOYMENT[numbers], free_port()
@@ -116,23 +115,6 @@ def over_vllm(*, rounds: int, mode: str, num_groups: int = 12) -> Iterator[Figur
                 yield Skipped(name, error.brief)
 
 
-def added_latency(*, rounds: int, mode: str, num_groups: int = 5) -> Iterator[Figure]:
-    """What a lone request takes beyond its pass through the model."""
-    del rounds  # each request is one
-    with _stage(num_groups, mode) as stage:
-        kinds: tuple[Numbers, ...] = ("endogenous", "reward_model")
-        for numbers in kinds:
-            side, expected = stage.ours(numbers), stage.expected(numbers)
-            _warm_up(stage, side, expected)
-            load = stage.load(side, stage.items, concurrency=1)
-            _check(side, load.replies, stage.items, expected)
-            compute_s = [json.loads(reply)["timing"]["compute_s"] for reply in load.replies]
-            added = [1000 * (took - inside) for took, inside in zip(load.latencies_s, compute_s, strict=True)]
-            name = f"added latency p50, concurrency 1, {numbers}, {mode} mode"
-            note = f"p90 {np.percentile(added, 90):.3g} ms, {len(added)} requests; rival is the pass itself"
-            yield Figure(name, median(added), 1000 * median(compute_s), median(added), ADDED_MS[mode], "ms", True, note)
-
-
 def _over_python(
     module: str,
     side: Callable[[Server, str], Side],
@@ -143,7 +125,7 @@ def _over_python(
 ) -> Iterator[Figure | Skipped]:
     """A rival that is a module of ours and computes the same numbers; skipped where its library is not installed."""
     rounds, mode, num_groups = how
-    with _stage(num_groups, mode) as stage:
+    with set_up(num_groups, mode) as stage:
         kinds: tuple[Numbers, ...] = ("endogenous", "reward_model")
         for numbers in kinds:
             deployment, port = DEPLOYMENT[numbers], free_port()
@@ -163,7 +145,7 @@ def _against(name: str, stage: Stage, numbers: Numbers, rival: Side, how: tuple[
     rounds, target = how
     expected, both = stage.expected(numbers), {"service": stage.ours(numbers), "rival": rival}
     for side in both.values():
-        _warm_up(stage, side, expected)
+        warm_up(stage, side, expected)
     functions = {key: partial(_taken, stage, side, expected) for key, side in both.items()}
     return _compared(name, stage, functions, rounds=rounds, target=target)
 
@@ -183,21 +165,21 @@ def _compared(
     return Figure(name, tokens / ours, tokens / rival, rival / ours, target, "tok/s", note=note)
 
 
-def _warm_up(stage: Stage, side: Side, expected: list[np.ndarray]) -> None:
+def warm_up(stage: Stage, side: Side, expected: list[np.ndarray]) -> None:
     """Some items through it, their numbers checked; then all its processes are bound to their cores."""
     few = stage.items[:WARM_UP]
-    side.server.pin(lambda: _check(side, stage.load(side, few).replies, few, expected), stage.cores)
+    side.server.pin(lambda: check(side, stage.load(side, few).replies, few, expected), stage.cores)
 
 
 def _taken(stage: Stage, side: Side, expected: list[np.ndarray]) -> Taken:
     cpu_began = side.server.cpu_seconds()
     load = stage.load(side, stage.items)
     taken = Taken(load.seconds, side.server.cpu_seconds() - cpu_began)
-    _check(side, load.replies, stage.items, expected)
+    check(side, load.replies, stage.items, expected)
     return taken
 
 
-def _check(side: Side, replies: list[str], items: list[Item], expected: list[np.ndarray]) -> None:
+def check(side: Side, replies: list[str], items: list[Item], expected: list[np.ndarray]) -> None:
     """No item is lost, and its numbers are those of the engine."""
     for place, (found, wanted) in enumerate(zip(side.numbers(replies, items), expected, strict=False)):
         if found.shape != wanted.shape or not np.abs(found - wanted).max() < AGREE:
@@ -206,7 +188,7 @@ def _check(side: Side, replies: list[str], items: list[Item], expected: list[np.
 
 
 @contextlib.contextmanager
-def _stage(num_groups: int, mode: str) -> Iterator[Stage]:
+def set_up(num_groups: int, mode: str) -> Iterator[Stage]:
     """Two checkpoint folders, and one service of ours on both; prints what is scored and how it is served."""
     items, cores = workload.mix(num_groups, vocab_size=SHAPE.get("vocab_size", VOCAB_SIZE)), Cores.here()
     print(f"  {workload.describe(items)}; {mode} mode; {cores.describe()}", flush=True)

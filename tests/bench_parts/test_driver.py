@@ -62,6 +62,23 @@ def test_a_refused_item_ends_the_load_and_is_named() -> None:
         asyncio.run(driver.drive(f"{url}/echo", bodies(6), concurrency=1))
 
 
+def test_a_lone_caller_sends_in_order_and_times_each_request() -> None:
+    echo = Echo()
+    with web.serving(echo.app) as url:
+        load = driver.drive_alone(f"{url}/echo", bodies(7))
+        with pytest.raises(driver.Lost, match="item 0: 404"):
+            driver.drive_alone(f"{url}/nowhere", bodies(2))
+    assert echo.seen == [json.loads(reply) for reply in load.replies] == list(range(7))
+    assert echo.most == 1
+    assert load.latencies_s[3] >= 0.03
+    assert sum(load.latencies_s) <= load.seconds
+
+
+def test_a_refused_item_ends_a_lone_callers_load() -> None:
+    with web.serving(Echo(refused=2).app) as url, pytest.raises(driver.Lost, match="item 2: 503"):
+        driver.drive_alone(f"{url}/echo", bodies(6))
+
+
 def test_the_load_comes_from_a_process_of_its_own() -> None:
     with web.serving(Echo().app) as url:
         load = driver.run(f"{url}/echo", bodies(5), concurrency=2, cores=frozenset(os.sched_getaffinity(0)))

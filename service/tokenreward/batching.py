@@ -1,9 +1,9 @@
-"""The queue of one replica: admission by tokens, and the next batch when the device is free.
+"""The queue of one replica: admission by tokens, and the next batch whenever the device's thread asks for one.
 
-There is no timer: a batch is made of what waited while the device was busy, up to a token budget. The oldest entry is
-always in it; behind it, entries that share a prompt stand together, and what fits goes before what does not, until that
-has waited long enough. Entries whose caller has gone or whose deadline has passed are dropped before they cost
-anything. It knows tokens and futures, nothing of models; it belongs to one event loop, but any thread may take.
+There is no timer: a batch is made of what waits at that moment, up to a token budget. The oldest entry is always in it;
+behind it, entries that share a prompt stand together, and what fits goes before what does not, until that has waited
+long enough. Entries whose caller has gone or whose deadline has passed are dropped before they cost anything. It knows
+tokens and futures, nothing of models; it belongs to one event loop, but any thread may take.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """A shift of the device's thread: batch after batch while somebody waits, each answered while the next one runs.
 
-The thread takes its next batch itself, at the last moment, so that late comers are in it and the device does not stand
-idle behind a busy event loop. It knows entries and outcomes, nothing of requests or scorers.
+The thread takes its next batch itself, so that the device does not stand idle behind a busy event loop: when this one
+has run, and so late comers are in it; or, on a device that runs ahead, as soon as this one is asked for, and whoever
+comes after that is in the one behind it. It knows entries and outcomes, nothing of requests or scorers.
 """
 
 from __future__ import annotations

@@ -234,4 +234,4 @@ def test_a_gpus_tiles_of_real_models_are_of_full_size() -> None:
 def test_a_checkpoints_head_takes_the_product_of_its_device() -> None:
     of = head(dtype=torch.bfloat16)
     assert of.product is None
-    assert replace(of, product=half_product).tile_shape == (256, 37)
+    assert replace(of, product=half_product).tile_shape == (1024, 37)

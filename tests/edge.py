@@ -33,6 +33,7 @@ class Edge:
 
     url: str = ""
     listing: dict[str, Any] | None = None
+    listing_status: int = 200
     script: deque[Answer] = field(default_factory=deque)
     num_listed: int = 0
     seen: list[tuple[str, dict[str, str], dict[str, Any]]] = field(default_factory=list)
@@ -106,7 +107,7 @@ class Edge:
 
     async def list_scorers(self, request: Request) -> Response:
         self.num_listed += 1
-        return Response("not here", 404) if self.listing is None else JSONResponse(self.listing)
+        return Response("not here", 404) if self.listing is None else JSONResponse(self.listing, self.listing_status)
 
 
 def keyed(index: int, **scorers: dict[str, Any]) -> dict[str, Any]:

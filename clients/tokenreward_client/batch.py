@@ -141,13 +141,13 @@ def part_flow(batch: Batch, positions: list[int], road: Road, attempts: Attempts
                 answers[position] = batch.merged(answers.get(position), rewards)
             codes = {position: found for position in pending if (found := _may_improve(answers[position]))}
             pending = list(codes)
-            is_overloaded = set().union(*codes.values()) == {Overloaded.code}
-            if not is_overloaded:
+            said: set[str] = set().union(*codes.values())
+            if said != {Overloaded.code}:
                 attempts.window.advance()
             if pending:
                 error = _item_failed(pending[0], answers[pending[0]], others=len(pending) - 1)
                 error.retryable = True
-                yield Sleep(attempts.pause_s(error, is_overloaded=is_overloaded))
+                yield Sleep(attempts.pause_s(error, codes=said))
         except ClientError as error:
             if isinstance(error, ServerRefused) and error.status == 413 and len(pending) > 1:
                 for half in (pending[: len(pending) // 2], pending[len(pending) // 2 :]):

@@ -114,8 +114,9 @@ class Client(_Service):
         base_url: of the gateway.
         api_key: sent as `Authorization: Bearer`; never shown.
         timeout_s: deadline of one `score` call in seconds, its retries and pauses included.
-        max_retries: tries after the first, per request. Being told `overloaded` is no failure and costs
-            none: the request waits as long as the service asks, or longer, and goes again until `timeout_s` has passed.
+        max_retries: tries after the first, per request. Being told `overloaded`, `loading` or `updating` costs none:
+            the request waits as long as the service asks, or longer, and goes again until `timeout_s` has passed. A
+            connection that is refused or breaks costs one: with the default they last for about a minute.
         max_concurrency: requests in flight at a time, over all calls on this client; fewer while the service is
             overloaded (see `window`), and one more with each round of answers.
         wire: "json", or "msgpack", the same numbers in less time; needs msgspec (`tokenreward[msgpack]`).

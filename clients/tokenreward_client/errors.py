@@ -5,7 +5,7 @@ The tree:
     ClientError
       BadArgument           also a ValueError: an argument cannot be sent; nothing was
       NotText               also a ValueError: ids that do not decode to valid text (see spans)
-      ServerRefused         the server, or a proxy before it, refused the request as a whole: status, code, param
+      ServerRefused         the server, or a proxy before it, refused it as a whole: status, code, param, request_id
       ItemFailed            one item has no reward: index, scorer, code, param
       ConnectionFailed      no answer came: the connection failed or broke          retryable
       DeadlineExceeded      `timeout_s` passed before the answer came               retryable
@@ -17,11 +17,22 @@ hold neither the API key nor the text of an item.
 
 from __future__ import annotations
 
+import copyreg
+from typing import Any
+
 
 class ClientError(Exception):
-    """Root of all errors that the client raises."""
+    """Root of all errors that the client raises. They travel between processes (pickle) with all their attributes.
+
+    `code`: one word for what went wrong, the service's where it gave one; None if nothing was sent.
+    """
 
     retryable: bool = False
+    code: str | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Not through `__init__`: an exception's `args` are only its message.
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
 
 class BadArgument(ClientError, ValueError):
@@ -44,7 +55,10 @@ class ServerRefused(ClientError):
     """The request as a whole was refused.
 
     `code` and `param` are those of the service's error body; both are None if a proxy answered in its place.
+    `request_id`: the reply's `X-Request-ID`, under which the service's log has what went wrong.
     """
+
+    request_id: str | None = None
 
     def __init__(
         self, message: str, *, status: int, code: str | None = None, param: str | None = None, retryable: bool = False
@@ -73,6 +87,7 @@ class ConnectionFailed(ClientError):
     """No answer came: the connection could not be made, broke, or stayed silent."""
 
     retryable = True
+    code = "connection_failed"
 
 
 class DeadlineExceeded(ClientError):
@@ -80,7 +95,10 @@ class DeadlineExceeded(ClientError):
     `overloaded` all that time, which the message and `__cause__` then tell."""
 
     retryable = True
+    code = "deadline_exceeded"
 
 
 class BadReply(ClientError):
     """The server answered 200 with something other than what was asked for."""
+
+    code = "bad_reply"

@@ -5,8 +5,9 @@ A flow yields `Send` and is sent back an `httpx.Response` or the `httpx.RequestE
 and is sent whether the ticket came in time. The sync and the async client drive the same flows. It knows statuses,
 headers and the one error body, and nothing of rewards.
 
-`overloaded` is no failure: the service says "later". It costs no try, only time, and the client's `Window`, through
-which every request goes, lets fewer through. The deadline alone ends it.
+`overloaded`, `loading` and `updating` are no failures: the service says "later". They cost no try, only time; the
+deadline alone ends it. When it is overloaded, the client's `Window`, through which every request goes, lets fewer
+through. A connection that cannot be made is a failure: nobody says that there will ever be one.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Generator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
@@ -22,16 +24,19 @@ from typing import Any, TypeVar
 import httpx
 from pydantic import ValidationError
 
-from tokenreward.errors import Overloaded
+from tokenreward.errors import Loading, Overloaded, Updating
 from tokenreward.wire import JSON_TYPE, MSGPACK_TYPE, ErrorDetail
 from tokenreward_client.errors import BadReply, ClientError, ConnectionFailed, DeadlineExceeded, ServerRefused
 from tokenreward_client.window import Ticket, Window
 
 GATEWAY_REWARDS = "/v1/rewards"
+REQUEST_ID = "x-request-id"
 # The deadline travels in whole milliseconds, and the server refuses 0.000.
 LEAST_LEFT_S = 0.001
 # While the window is closed an answer to somebody else may open it.
 _LOOK_AGAIN_S = 0.1
+# What the service says while it has no room or no weights yet.
+LATER = frozenset({Overloaded.code, Loading.code, Updating.code})
 TOO_LATE = "the deadline passed before the request could be sent"
 # Without our error body these come from a proxy: a route not yet mounted, a slow read, a rate limit.
 _PROXY_STATUSES_TO_RETRY = frozenset({404, 408, 429})
@@ -83,7 +88,7 @@ Flow = Generator[Step, Any, T]
 @dataclass(frozen=True, slots=True)
 class Retry:
     """How often and how long. Pauses double from `first_pause_s` to `longest_pause_s`, less a quarter at most.
-    `max_retries` bounds the tries after failures; waiting because the service is overloaded is none.
+    `max_retries` bounds the tries after failures; waiting because the service says "later" is none.
     """
 
     max_retries: int = 10
@@ -110,7 +115,7 @@ class Attempts:
         self.deadline = deadline
         self.window = window if window is not None else Window(1, retry.clock)
         self.number = self.window.number()
-        self._num_tries = self._num_retries = self._era = 0
+        self._num_tries = self._num_retries = self._num_waits = self._era = 0
 
     def left_s(self) -> float:
         """Seconds left. Raises DeadlineExceeded if there is less than a millisecond."""
@@ -129,12 +134,18 @@ class Attempts:
         while (closed_s := min(self.window.closed_s(), latest - self.retry.clock())) >= LEAST_LEFT_S:
             yield Sleep(min(closed_s, _LOOK_AGAIN_S))
 
-    def pause_s(self, error: ClientError, retry_after_s: float = 0.0, *, is_overloaded: bool = False) -> float:
-        """Seconds until the next try. Raises `error` if it is final or no try is left; DeadlineExceeded."""
-        if is_overloaded:
+    def pause_s(
+        self, error: ClientError, retry_after_s: float = 0.0, *, codes: AbstractSet[str] = frozenset()
+    ) -> float:
+        """Seconds until the next try. `codes`: all that the service said, where trying again may help. Raises `error`
+        if it is final or no try is left; DeadlineExceeded."""
+        if codes == {Overloaded.code}:
             pause_s = self.retry.pause_s(self.window.retreat(self._era), retry_after_s)
             # What one request was told to wait is not what others need.
             self.window.close(min(pause_s, self.retry.longest_pause_s))
+        elif codes and codes <= LATER:
+            pause_s = self.retry.pause_s(self._num_waits, retry_after_s)
+            self._num_waits += 1
         elif not error.retryable or self._num_retries >= self.retry.max_retries:
             raise error
         else:
@@ -185,14 +196,11 @@ def answered(
             if isinstance(error, ServerRefused) and error.status == 404 and road.turn_back():
                 continue
             asked_s = retry_after_s(answer, attempts.retry.wall_clock)
-            pause_s = attempts.pause_s(error, asked_s, is_overloaded=_says_later(error))
+            codes = {error.code} if error.code is not None and error.retryable else frozenset[str]()
+            pause_s = attempts.pause_s(error, asked_s, codes=codes)
         finally:
             attempts.window.leave(ticket)
         yield Sleep(pause_s)
-
-
-def _says_later(error: ClientError) -> bool:
-    return isinstance(error, ServerRefused) and error.code == Overloaded.code and error.retryable
 
 
 def failure(answer: httpx.Response | httpx.RequestError) -> ClientError | None:
@@ -229,14 +237,19 @@ def _timestamp(http_date: str, default: float) -> float:
 
 
 def _refusal(answer: httpx.Response) -> ServerRefused:
-    status = answer.status_code
+    status, request_id = answer.status_code, answer.headers.get(REQUEST_ID)
+    # Who is at fault for a 5xx finds it in a log.
+    traced = f" (request {request_id})" if status >= 500 and request_id else ""
     detail = _detail(answer)
     if detail is None:
         retryable = status in _PROXY_STATUSES_TO_RETRY or status >= 500
-        message = f"HTTP {status} without the service's error body: a proxy, or another service"
-        return ServerRefused(message, status=status, retryable=retryable)
-    message = f"{detail.code}: {detail.message}"
-    return ServerRefused(message, status=status, code=detail.code, param=detail.param, retryable=detail.retryable)
+        message = f"HTTP {status} without the service's error body: a proxy, or another service{traced}"
+        error = ServerRefused(message, status=status, retryable=retryable)
+    else:
+        message, retryable = f"{detail.code}: {detail.message}{traced}", detail.retryable
+        error = ServerRefused(message, status=status, code=detail.code, param=detail.param, retryable=retryable)
+    error.request_id = request_id
+    return error
 
 
 def _detail(answer: httpx.Response) -> ErrorDetail | None:

@@ -207,3 +207,15 @@ def test_what_asks_a_second_scorer_takes_a_running_service_and_loads_no_engine(
 def test_scorer_that_the_config_does_not_serve_is_named(capsys: pytest.CaptureFixture[str], file: Any) -> None:
     assert main(["score", file(1), "--demo", "--scorer", "nope"]) == 2
     assert "no deployment serves `nope`; served are endogenous" in capsys.readouterr().err
+
+
+def test_service_that_is_still_loading_is_waited_for(
+    edge: Any, file: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tokenreward.cli.source._PROBE_TIMEOUT_S", 0.3)
+    loading = {"code": "loading", "message": "m", "param": None, "retryable": True}
+    monkeypatch.setattr(edge, "listing_status", 503)
+    edge.listing = {"error": loading}
+    edge.script.append(edge.says(503, "loading", retryable=True, Retry_After="0"))
+    assert main(["score", file(1), "--url", edge.url]) == 0
+    assert entries(capsys.readouterr().out)[0]["score"] == 0.0

@@ -10,9 +10,10 @@ import pytest
 
 from tokenreward_client import ConnectionFailed, DeadlineExceeded, ServerRefused
 from tokenreward_client.flow import Attempts, Retry, Road, Send, Sleep, answered, failure, retry_after_s
+from tokenreward_client.window import Window
 
 OVERLOADED = {"error": {"code": "overloaded", "message": "m", "param": None, "retryable": True}}
-LOADING = {"error": {"code": "loading", "message": "m", "param": None, "retryable": True}}
+FAILED = {"error": {"code": "internal", "message": "m", "param": None, "retryable": True}}
 OK = httpx.Response(200)
 
 
@@ -128,10 +129,10 @@ def test_deadline_that_has_passed_sends_nothing(timeout_s: float) -> None:
 
 
 def test_tries_are_limited_and_the_last_error_is_raised() -> None:
-    walk = Walk(*[httpx.Response(503, json=LOADING)] * 3, max_retries=2)
+    walk = Walk(*[httpx.Response(500, json=FAILED)] * 3, max_retries=2)
     with pytest.raises(ServerRefused) as caught:
         walk.run()
-    assert (caught.value.status, caught.value.code, caught.value.retryable) == (503, "loading", True)
+    assert (caught.value.status, caught.value.code, caught.value.retryable) == (500, "internal", True)
     assert len(walk.sends) == 3
 
 
@@ -143,10 +144,34 @@ def test_being_overloaded_costs_no_try_and_is_waited_out_until_the_deadline() ->
     assert isinstance(caught.value.__cause__, ServerRefused)
 
 
+@pytest.mark.parametrize("code", ["loading", "updating"])
+def test_weights_on_their_way_cost_no_try_and_no_place(code: str) -> None:
+    said = {"error": {"code": code, "message": "m", "param": None, "retryable": True}}
+    wait = httpx.Response(503, json=said, headers={"retry-after": "1"})
+    walk = Walk(*[wait] * 30, OK, max_retries=0, timeout_s=300.0)
+    walk.attempts.window = Window(4, walk.clock)
+    assert walk.run() is OK
+    assert walk.pauses == [1, 1, 2, 4, *[8] * 26]
+    assert walk.attempts.window.limit == 4
+    walk = Walk(*[wait] * 30, max_retries=0)
+    with pytest.raises(DeadlineExceeded, match=f"gave up after 16 tries: {code}"):
+        walk.run()
+
+
+@pytest.mark.parametrize("codes", [{"loading", "overloaded"}, {"updating"}])
+def test_waiting_and_failing_are_counted_apart(codes: set[str]) -> None:
+    attempts = Walk(max_retries=1).attempts
+    error = ServerRefused("m", status=503, retryable=True)
+    waits = [attempts.pause_s(error, codes=codes) for _ in range(3)]
+    assert (waits, attempts.pause_s(error, codes={"out_of_memory", *codes})) == ([0.5, 1, 2], 0.5)
+    with pytest.raises(ServerRefused):
+        attempts.pause_s(error, codes={"out_of_memory", *codes})
+
+
 def test_failures_are_counted_whatever_lies_between_them() -> None:
-    fails = httpx.Response(503, json=LOADING)
+    fails = httpx.Response(500, json=FAILED)
     walk = Walk(refused(), fails, refused(), fails, refused(), fails, OK, max_retries=2)
-    with pytest.raises(ServerRefused, match="loading"):
+    with pytest.raises(ServerRefused, match="internal"):
         walk.run()
     assert len(walk.sends) == 6
 

@@ -16,7 +16,7 @@ from tokenreward.cli import CommandError
 from tokenreward.cli.flags import json_object
 from tokenreward.settings import DeploymentSettings, Settings, demo_settings, load_settings
 from tokenreward.wire import RewardsRequest, parse_json
-from tokenreward_client import AsyncClient, BadArgument, ConnectionFailed, Rewards, ServerRefused
+from tokenreward_client import AsyncClient, BadArgument, ConnectionFailed, DeadlineExceeded, Rewards, ServerRefused
 from tokenreward_client.batch import Asked, Batch
 
 if TYPE_CHECKING:
@@ -77,6 +77,9 @@ async def probe(url: str, key: str | None) -> None:
             raise CommandError(f"{error}; is the service running?") from None
         except ServerRefused as error:
             if error.status == 401:
+                raise
+        except DeadlineExceeded as error:
+            if not isinstance(error.__cause__, ServerRefused):
                 raise
 
 

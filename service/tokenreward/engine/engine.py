@@ -184,10 +184,11 @@ class Engine:
 
     def _queue(self, jobs: Sequence[Job], deadline: float | None) -> list[Entry[Rows, Outcome]]:
         loop = asyncio.get_running_loop()
+        shares = self._verdict.layout.shares
         entries = []
         for job in jobs:
             if job.rows:
-                job.entry = Entry(job.rows, job.num_tokens, loop.create_future(), deadline, job.prompts)
+                job.entry = Entry(job.rows, job.num_tokens, loop.create_future(), deadline, job.prompts if shares else ())
                 entries.append(job.entry)
         self._batcher.submit(entries)
         self._report("queued_items", self._batcher.queued_items)

@@ -92,6 +92,11 @@ class PackedLayout:
         attention = f"attention by {_name(self._kernel.attend)} ({shares}{windows})"
         return attention if self._head is None else f"{attention}, logsumexp {_name(self._head.logsumexp)}"
 
+    @property
+    def shares(self) -> bool:
+        """As its attention kernel does."""
+        return self._kernel.shares
+
     def num_computed(self, rows: Sequence[Row]) -> int:
         """Tokens that a pass over these rows computes: no padding, and a shared prompt once."""
         return num_packed(rows, share=self._kernel.shares)

@@ -34,6 +34,7 @@ class Pair:
         self._layouts: dict[Model, Layout] = {"policy": policy, "reference": reference}
         same = policy.name == reference.name
         self.name = policy.name if same else f"policy {policy.name}, reference {reference.name}"
+        self.shares = policy.shares and reference.shares
 
     def num_computed(self, rows: Sequence[Row]) -> int:
         """Tokens that a pass over these rows computes, padding included, in both models together."""
@@ -79,6 +80,11 @@ class Turn:
     def name(self) -> str:
         """The layout's."""
         return self.layout.name
+
+    @property
+    def shares(self) -> bool:
+        """As the layout does."""
+        return self.layout.shares
 
     def num_computed(self, rows: Sequence[Row]) -> int:
         """The layout's."""

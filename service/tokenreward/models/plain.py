@@ -25,6 +25,7 @@ class PlainLayout:
     """Runs rows of one checkpoint one by one, under the attention that the checkpoint was loaded with."""
 
     name = "plain"
+    shares = False
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint

@@ -42,6 +42,10 @@ class Layout(Protocol):
     def name(self) -> str:
         """As `GET /v1/scorers` shows it."""
 
+    @property
+    def shares(self) -> bool:
+        """Whether a prompt that rows of one pass have in common is computed once."""
+
     def num_computed(self, rows: Sequence[Row]) -> int:
         """Tokens that running these rows computes, padding included."""
 

@@ -1,0 +1,65 @@
+"""A pass's budget counts a prompt that items have in common once where the layout computes it once, and only there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tiny
+from tokenreward.models.kernels import Kernel, attend_alone
+from tokenreward.wire import RewardsRequest, parse
+
+NUM_PROMPT, NUM_RESPONSE, NUM_ITEMS, BUDGET = 40, 2, 6, 60
+
+
+def computed_by_pass(engine: Any) -> list[int]:
+    """Filled as passes run: the tokens that each computed."""
+    layout, passes = engine._device._layout, []
+
+    def run(work: Any) -> Any:
+        passes.append(layout.num_computed([row for row, _ in work]))
+        return layout.run(work)
+
+    engine._device._layout = type("Counted", (), {"run": staticmethod(run)})
+    return passes
+
+
+async def score_a_group(engine: Any, scorer: str) -> None:
+    prompt = list(range(3, 3 + NUM_PROMPT))
+    items = [{"prompt": prompt, "response": [50 + i, 60]} for i in range(NUM_ITEMS)]
+    reply = await engine.score(parse(RewardsRequest, {"scorer": scorer, "items": items}))
+    assert [item["error"] for item in reply["items"]] == [None] * NUM_ITEMS
+
+
+async def test_a_layout_that_shares_prompts_takes_a_group_in_one_pass(make_engine: Callable[..., Any]) -> None:
+    engine = make_engine("causal_lm", ["endogenous"], max_batch_tokens=BUDGET)
+    passes = computed_by_pass(engine)
+    await score_a_group(engine, "endogenous")
+    assert passes == [NUM_PROMPT + NUM_ITEMS * NUM_RESPONSE]
+
+
+@pytest.mark.parametrize("because", ["plain", "kernel"])
+async def test_a_layout_that_shares_none_computes_no_more_in_a_pass_than_the_budget(
+    make_engine: Callable[..., Any], tmp_path: Path, because: str
+) -> None:
+    checkpoint = tiny.save(tmp_path, "bloom" if because == "plain" else "llama")
+    engine = make_engine("causal_lm", ["endogenous"], max_batch_tokens=BUDGET, checkpoint=checkpoint)
+    if because == "kernel":
+        engine._verdict.layout._kernel = Kernel(attend_alone, shares=False)
+    passes = computed_by_pass(engine)
+    await score_a_group(engine, "endogenous")
+    assert passes == [NUM_PROMPT + NUM_RESPONSE] * NUM_ITEMS
+
+
+async def test_a_pair_of_which_one_shares_none_keeps_to_the_budget_too(
+    make_engine: Callable[..., Any], tmp_path: Path
+) -> None:
+    engine = make_engine(
+        "causal_lm", ["implicit"], max_batch_tokens=BUDGET, reference_checkpoint=str(tiny.save(tmp_path, "bloom"))
+    )
+    passes = computed_by_pass(engine)
+    await score_a_group(engine, "implicit")
+    assert passes == [2 * (NUM_PROMPT + NUM_RESPONSE)] * NUM_ITEMS  # each larger than the budget: alone

@@ -56,6 +56,7 @@ class Engine:
         self._intake = Intake(
             vocabulary=vocabulary,
             vocab_size=checkpoint.vocab_size,
+            num_labels=checkpoint.num_labels,
             max_sequence_tokens=settings.max_sequence_tokens or checkpoint.max_positions,
             suffix_ids=vocabulary.suffix(settings.suffix_text),
         )

@@ -61,10 +61,11 @@ def _written(item: Item) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Intake:
-    """Turns items into samples for one checkpoint."""
+    """Turns items into samples for one checkpoint. `vocab_size`: ids that it reads; `num_labels`: that it predicts."""
 
     vocabulary: Vocabulary
     vocab_size: int
+    num_labels: int
     max_sequence_tokens: int | None
     suffix_ids: Int64[np.ndarray, " s"]
 
@@ -74,8 +75,8 @@ class Intake:
         param = f"items[{index}]"
         prompt_ids = prompts.get(item, lambda: self._prompt(item, param=f"{param}.prompt"))
         response = self._response(item, param=f"{param}.response")
-        for name, ids in (("prompt", prompt_ids), ("response", response.ids)):
-            self._check_vocabulary(ids, param=f"{param}.{name}")
+        self._check_vocabulary(prompt_ids, self.vocab_size, param=f"{param}.prompt")
+        self._check_vocabulary(response.ids, self.num_labels, param=f"{param}.response")
         self._check_length(len(prompt_ids), len(response.ids), param=f"{param}.response")
         owner, scored = _units(item, response, param=param)
         terminal = int(response.ids[-1]) in self.vocabulary.terminal_ids
@@ -87,12 +88,13 @@ class Intake:
 
     def check_row(self, row: Row, *, param: str) -> None:
         """Refuses a row of a scorer that the model cannot read. Raises SequenceTooLong, TokenOutOfVocabulary."""
-        read = {int(row.ids.min()), int(row.ids.max()), *row.labels}
-        if not 0 <= min(read) <= max(read) < self.vocab_size:
-            raise TokenOutOfVocabulary(
-                f"`{param}`: the tokenizer has tokens that the model, with ids 0 to {self.vocab_size - 1}, has not",
-                param=param,
-            )
+        predicted = np.concatenate([row.ids[row.start : row.stop], np.array([*row.labels], dtype=np.int64)])
+        for ids, size, does in ((row.ids, self.vocab_size, "reads"), (predicted, self.num_labels, "predicts")):
+            if len(ids) and not 0 <= ids.min() <= ids.max() < size:
+                raise TokenOutOfVocabulary(
+                    f"`{param}`: the tokenizer has tokens that the model, which {does} ids 0 to {size - 1}, has not",
+                    param=param,
+                )
         if self.max_sequence_tokens is not None and len(row.ids) > self.max_sequence_tokens:
             raise SequenceTooLong(
                 f"`{param}` is {len(row.ids)} tokens as this scorer reads it, `max_sequence_tokens` is "
@@ -121,12 +123,12 @@ class Intake:
             raise EmptyResponse(f"`{param}` has no tokens", param=param)
         return response
 
-    def _check_vocabulary(self, ids: Int64[np.ndarray, " n"], *, param: str) -> None:
-        wrong = np.flatnonzero((ids < 0) | (ids >= self.vocab_size))
+    def _check_vocabulary(self, ids: Int64[np.ndarray, " n"], size: int, *, param: str) -> None:
+        wrong = np.flatnonzero((ids < 0) | (ids >= size))
         if len(wrong):
             position = int(wrong[0])
             raise TokenOutOfVocabulary(
-                f"`{param}[{position}]` is {ids[position]}, the vocabulary has ids 0 to {self.vocab_size - 1}",
+                f"`{param}[{position}]` is {ids[position]}, ids of this model are 0 to {size - 1} there",
                 param=param,
             )
 

@@ -70,6 +70,13 @@ class Checkpoint:
         return own if self.reference is None else min(own, self.reference.vocab_size)
 
     @property
+    def num_labels(self) -> int:
+        """Ids from 0 to this, exclusive, can be predicted: a language head may have fewer rows than the embedding."""
+        head = self.model.get_output_embeddings() if self.task == "causal_lm" else None
+        own = self.vocab_size if head is None else min(self.vocab_size, int(head.weight.shape[0]))
+        return own if self.reference is None else min(own, self.reference.num_labels)
+
+    @property
     def max_positions(self) -> int | None:
         """Longest sequence that the positions allow, also the reference's; None if there is no limit."""
         own = getattr(self.text_config, "max_position_embeddings", None)

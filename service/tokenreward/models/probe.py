@@ -210,7 +210,7 @@ def _rows(checkpoint: Checkpoint) -> list[Row]:
     limit = checkpoint.max_positions
     lengths = [length for length in lengths if limit is None or length <= limit]
     generator = np.random.default_rng(0)
-    allowed = np.setdiff1d(np.arange(min(checkpoint.vocab_size, 50_000)), [getattr(config, "pad_token_id", None) or 0])
+    allowed = np.setdiff1d(np.arange(min(checkpoint.num_labels, 50_000)), [getattr(config, "pad_token_id", None) or 0])
     rows = [
         Row(ids=generator.choice(allowed, size=length), start=max(1, length // 3), stop=length) for length in lengths
     ]

@@ -30,10 +30,13 @@ class Asked(TypedDict, total=False):
     """What `score` may be asked besides items and scorer.
 
     `options`, `credit`: as on the wire; keyed by scorer name with `scorers`. `combine`: weights per scorer name.
-    `on_error`: "raise" (default) raises ItemFailed for the first failed item, once all are done; "return" leaves the
-    error in its Rewards. `timeout_s`: deadline of this call, in place of the client's. `fingerprint`: of the tokenizer
-    that made the items' ids, `fingerprint(tokenizer.get_vocab())`. Ids are sent only if every scorer asked lists the
-    same one; else, nothing sent, BadArgument, or the error that kept the listing away. Without it ids are trusted.
+    `on_error`: "raise" (default) raises ItemFailed for the first failed item, once all are done, and what ends a
+    request at once. "return" leaves the error in its Rewards: the item's, or what ended its request, with the service's
+    code where it gave one, else `deadline_exceeded`, `connection_failed`, `bad_reply` or, from a proxy, `http_502` and
+    the like. Only if no item was answered is what ended the first request raised.
+    `timeout_s`: deadline of this call, in place of the client's. `fingerprint`: of the tokenizer that made the items'
+    ids, `fingerprint(tokenizer.get_vocab())`. Ids are sent only if every scorer asked lists the same one; else, nothing
+    sent, BadArgument, or the error that kept the listing away. Without it ids are trusted.
     """
 
     scorers: Sequence[str] | None
@@ -69,6 +72,7 @@ class Batch:
         self.fingerprint = asked.get("fingerprint") if any(parcel.has_ids for parcel in self.parcels) else None
         self.keyed = request.scorers is not None
         self.combined = request.combine is not None
+        self._unanswered: dict[int, ClientError] = {}
 
     def body(self, positions: Sequence[int]) -> bytes:
         """The request for these items, in this order."""
@@ -117,8 +121,23 @@ class Batch:
         kept = {name: _better(old.scorers.get(name), result) for name, result in new.scorers.items()}
         return replace(new, scorers=kept, sources={**old.sources, **new.sources})
 
+    def given_up(self, error: ClientError, positions: Iterable[int]) -> dict[int, Rewards]:
+        """The answers where none came: what ended the request. Raises it if errors are to be raised."""
+        if self.on_error == "raise":
+            raise error
+        code = f"http_{error.status}" if isinstance(error, ServerRefused) and error.code is None else error.code
+        param = error.param if isinstance(error, ServerRefused) else None
+        detail = ErrorDetail(code=code or "failed", message=str(error), param=param, retryable=error.retryable)
+        answer = Rewards(None, error=detail, scorers={} if self.keyed else None)
+        answers = dict.fromkeys(positions, answer)
+        self._unanswered |= dict.fromkeys(answers, error)
+        return answers
+
     def in_order(self, parts: Iterable[Mapping[int, Rewards]]) -> list[Rewards]:
-        """The answers of all parts in the caller's order. Raises ItemFailed if errors are to be raised."""
+        """The answers of all parts in the caller's order. Raises ItemFailed if errors are to be raised, and what ended
+        the first request if no item was answered."""
+        if self.parcels and len(self._unanswered) == len(self.parcels):
+            raise self._unanswered[0]
         by_position = {position: rewards for part in parts for position, rewards in part.items()}
         answers = [by_position[position] for position in range(len(self.parcels))]
         failed = [position for position, rewards in enumerate(answers) if first_error(rewards) is not None]
@@ -130,7 +149,8 @@ class Batch:
 def part_flow(batch: Batch, positions: list[int], road: Road, attempts: Attempts) -> Flow[dict[int, Rewards]]:
     """One request, and again for the items whose error says that a retry may help. A 413 is sent again in halves.
 
-    Once items have an answer, giving up on the rest leaves their last error in place. Raises as `answered`.
+    Once items have an answer, giving up on the rest leaves their last error in place. Raises as `answered`, unless
+    errors are to be returned.
     """
     answers: dict[int, Rewards] = {}
     pending = positions
@@ -158,7 +178,7 @@ def part_flow(batch: Batch, positions: list[int], road: Road, attempts: Attempts
             if isinstance(error, ServerRefused):
                 error.args = (renumbered(str(error), pending),)
                 error.param = renumbered(error.param or "", pending) or None
-            raise
+            return answers | batch.given_up(error, [position for position in pending if position not in answers])
     return answers
 
 

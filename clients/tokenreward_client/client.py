@@ -136,8 +136,8 @@ class Client(_Service):
 
         Items are wire Items, dicts of the same fields, or (prompt, response) pairs; ids may be lists or integer arrays.
 
-        Raises BadArgument, ItemFailed (unless `on_error="return"`), ServerRefused, ConnectionFailed, DeadlineExceeded,
-        BadReply.
+        Raises BadArgument; ItemFailed, unless `on_error="return"`; ServerRefused, ConnectionFailed, DeadlineExceeded
+        and BadReply, with `on_error="return"` only if no item was answered.
         """
         return self._drive(self._scoring(items, scorer, asked), threading.Event())
 

@@ -25,6 +25,7 @@ ResultT = TypeVar("ResultT")
 _LONGEST_RETRY_AFTER_S = 60.0
 _RATE_MEMORY = 0.8
 _LOOK_AHEAD = 256  # entries
+_SCAN_PAUSE = 20  # looking for the gone takes a twentieth of the time at most, however many are refused meanwhile
 _PATIENCE_S = 0.5  # an entry that does not fit lets others go first for so long, and then no more
 
 
@@ -73,6 +74,7 @@ class Batcher(Generic[WorkT, ResultT]):
         self._arrived = asyncio.Event()
         self._lock = threading.Lock()  # of the two that change hands, `_waiting` and `queued_tokens`
         self._tokens_per_s: float | None = None
+        self._next_scan = -math.inf  # by time.monotonic
         self.queued_tokens = 0
 
     @property
@@ -176,9 +178,16 @@ class Batcher(Generic[WorkT, ResultT]):
         return window
 
     def _drop_gone(self) -> None:
+        """Makes the room of those who have gone, unless it was looked for a moment ago: the longer a look at the whole
+        queue takes, the longer the pause after it."""
+        began = time.monotonic()
+        if began < self._next_scan:
+            return
         kept = deque(entry for entry in self._waiting if not _gone(entry))
         self._waiting = kept
         self.queued_tokens = sum(entry.num_tokens for entry in kept)
+        ended = time.monotonic()
+        self._next_scan = ended + _SCAN_PAUSE * (ended - began)
 
     def _retry_after_s(self, asked: int) -> float:
         """Until enough of the queue is worked off, at the measured rate; whole seconds, as the header wants them."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tokenreward import batching
 from tokenreward.batching import Batcher, Entry
 from tokenreward.errors import DeadlineExceeded, LargerThanQueue, Overloaded
 
@@ -122,3 +123,31 @@ async def test_the_rate_follows_the_last_batches(entry: MakeEntry, batcher: Make
     for _ in range(50):
         queue.measured(10, 1.0)
     assert await retry_after_s(queue, entry, 99) == 10.0
+
+
+async def test_of_many_who_are_refused_few_look_through_the_queue_and_the_gone_are_found_all_the_same(
+    entry: MakeEntry, batcher: MakeBatcher, clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = batcher(queue=100)
+    waiting = [entry("a", 1) for _ in range(100)]
+    queue.submit(waiting)
+    looked, gone = [], batching._gone
+
+    def slow(one: Entry[str, str]) -> bool:
+        looked.append(one)
+        clock.now += 1e-5
+        return gone(one)
+
+    monkeypatch.setattr(batching, "_gone", slow)
+    for _ in range(50):
+        clock.now += 1e-4
+        with pytest.raises(Overloaded):
+            queue.refuse_if_full()
+        with pytest.raises(Overloaded):
+            queue.submit([entry("b", 1)])
+    assert len(looked) == 100
+    waiting[7].future.cancel()
+    clock.now += 0.021  # 20 times the millisecond that looking took
+    queue.refuse_if_full()
+    queue.submit([entry("b", 1)])
+    assert (queue.queued_items, queue.queued_tokens) == (100, 100)

@@ -76,9 +76,20 @@ class Device:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if len(batch) == 1:
-            return [outcome]
+            alone = isinstance(outcome, OutOfMemory) and len(batch[0]) > 1
+            return [self._row_by_row(batch[0]) if alone else outcome]
         middle = len(batch) // 2
         return self.run(batch[:middle]) + self.run(batch[middle:])
+
+    def _row_by_row(self, rows: Rows) -> list[Outputs] | ItemError:
+        """An item whose rows do not fit in one pass, one pass each. Raises DeviceLost."""
+        outputs: list[Outputs] = []
+        for row in rows:
+            (found,) = self.run([[row]])
+            if isinstance(found, ItemError):
+                return found
+            outputs += found
+        return outputs
 
     def _blamed(self, batch: Sequence[Rows], error: Exception) -> ItemError | DeviceLost:
         logger.warning("a batch of %d items failed: %s", len(batch), frames(error))

@@ -40,13 +40,15 @@ class Step:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Done:
-    """A batch that has run: each entry's outputs or error. `began` is a reading of time.monotonic, in seconds."""
+    """A batch that has run: each entry's outputs or error. `began` is a reading of time.monotonic, in seconds;
+    `num_computed`: tokens that its pass computes, padding included."""
 
     batch: Batch
     number: int
     results: Sequence[Any]
     began: float
     compute_s: float
+    num_computed: int
 
 
 class Shift:
@@ -113,7 +115,9 @@ class Shift:
             results = _all(step.batch, error)
         self._ended = time.monotonic()
         self.began = None if ahead is None else self._ended
-        return Done(step.batch, step.number, results, began, self._ended - began)
+        # Here, not on the event loop, and after the clock has stopped: it looks at every token of the batch.
+        num_computed = self._layout.num_computed([row for entry in step.batch for row, _ in entry.work])
+        return Done(step.batch, step.number, results, began, self._ended - began, num_computed)
 
     def _answer(self, done: Done) -> None:
         """On the event loop: everybody first, then the figures."""
@@ -133,7 +137,7 @@ class Shift:
 
     def _measure(self, done: Done) -> None:
         num_tokens = sum(entry.num_tokens for entry in done.batch)
-        num_computed = self._layout.num_computed([row for entry in done.batch for row, _ in entry.work])
+        num_computed = done.num_computed
         num_padding = max(0, num_computed - num_tokens)
         self._batcher.measured(num_tokens, done.compute_s)
         self._report("compute_seconds", done.compute_s)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, GPTJConfig
 
 import tiny
-from tokenreward.models.checkpoint import CheckpointRefused, load_checkpoint, resolve
-from tokenreward.settings import DeploymentSettings
+from tokenreward.models.checkpoint import CheckpointRefused, load_checkpoint, refuse_longer, resolve
+from tokenreward.settings import DeploymentSettings, SettingsError
 
 
 def settings(folder: Path | str, task: str = "causal_lm", **more: object) -> DeploymentSettings:
@@ -29,6 +31,28 @@ def test_a_saved_model_loads_in_eval_mode_with_its_tokenizer(tmp_path: Path) -> 
     assert checkpoint.vocab_size == tiny.VOCAB_SIZE
     assert checkpoint.max_positions == 512
     assert checkpoint.tokenizer.eos_token_id == tiny.END_ID
+
+
+@pytest.mark.parametrize(
+    ("architecture", "limit"), [("gpt2", 512), ("opt", 512), ("llama", None), ("phi", None), ("bloom", None)]
+)
+def test_a_sequence_may_not_be_longer_than_a_table_of_positions(architecture: str, limit: int | None) -> None:
+    checkpoint = tiny.checkpoint(tiny.model(architecture))
+    assert checkpoint.num_tabled_positions == limit
+    refuse_longer(checkpoint, settings("x"))
+    refuse_longer(checkpoint, settings("x", max_sequence_tokens=512))
+    if limit is None:
+        refuse_longer(checkpoint, settings("x", max_sequence_tokens=513))
+        return
+    for of in (checkpoint, replace(tiny.checkpoint(tiny.model("llama")), reference=checkpoint)):
+        with pytest.raises(SettingsError, match=r"`x`: `max_sequence_tokens` is 513, the model has 512 positions"):
+            refuse_longer(of, settings("x", max_sequence_tokens=513))
+
+
+def test_a_table_of_positions_may_be_computed() -> None:
+    config = GPTJConfig(vocab_size=50, n_positions=40, n_embd=16, n_layer=1, n_head=2, rotary_dim=4)
+    checkpoint = tiny.checkpoint(AutoModelForCausalLM.from_config(config))
+    assert checkpoint.num_tabled_positions == 40
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])

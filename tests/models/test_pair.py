@@ -17,6 +17,7 @@ from tokenreward.contract import Model, Needs, Outputs, Row
 from tokenreward.models.checkpoint import Checkpoint, CheckpointRefused, load_checkpoint
 from tokenreward.models.pair import choose_layouts, with_reference
 from tokenreward.models.probe import Verdict
+from tokenreward.models.vocabulary import Vocabulary
 from tokenreward.settings import DeploymentSettings
 
 NEEDS = Needs(temperatures=frozenset({1.0}))
@@ -26,7 +27,8 @@ BOTH: dict[Model, Needs] = {"policy": NEEDS, "reference": NEEDS}
 def of_settings(folder: Path, **more: Any) -> Checkpoint:
     scorers = [{"type": "implicit"}]
     settings = DeploymentSettings(name="x", checkpoint=str(folder), task="causal_lm", scorers=scorers, **more)
-    return with_reference(load_checkpoint(settings), settings)
+    loaded = load_checkpoint(settings)
+    return with_reference(loaded, settings, Vocabulary(loaded))
 
 
 def two(policy: Any, reference: Any) -> Checkpoint:

@@ -22,7 +22,7 @@ from tokenreward.engine.served import check_words, needs_of, plans, served_by
 from tokenreward.engine.shift import Shift
 from tokenreward.engine.verdict import Plan
 from tokenreward.errors import DeadlineExceeded, InternalError, VersionNotReached
-from tokenreward.models.checkpoint import Checkpoint, load_checkpoint
+from tokenreward.models.checkpoint import Checkpoint, load_checkpoint, refuse_longer
 from tokenreward.models.pair import choose_layouts, with_reference
 from tokenreward.models.pooling import compare_with_own_call
 from tokenreward.models.probe import Verdict
@@ -46,13 +46,21 @@ def _ignore(name: str, value: float = 1.0, **labels: str) -> None:
 class Engine:
     """Scores requests on one checkpoint. Make one with `load`; use it from one event loop."""
 
-    def __init__(self, settings: DeploymentSettings, checkpoint: Checkpoint, verdict: Verdict, report: Report) -> None:
+    def __init__(
+        self,
+        settings: DeploymentSettings,
+        checkpoint: Checkpoint,
+        verdict: Verdict,
+        report: Report,
+        vocabulary: Vocabulary | None = None,
+    ) -> None:
         self.settings = settings
         self._served = served_by(settings)
         self._checkpoint = checkpoint
         self._verdict = verdict
         self._report = report
-        vocabulary = Vocabulary(checkpoint)
+        vocabulary = vocabulary or Vocabulary(checkpoint)
+        self._tokenizer = vocabulary.fingerprint  # here, as the event loop could not spare the time
         self._intake = Intake(
             vocabulary=vocabulary,
             vocab_size=checkpoint.vocab_size,
@@ -84,17 +92,19 @@ class Engine:
         say(f"{settings.name}: loading {settings.model}")
         began = time.monotonic()
         checkpoint = load_checkpoint(settings)
-        check_words(settings, Vocabulary(checkpoint))
+        vocabulary = Vocabulary(checkpoint)
+        check_words(settings, vocabulary)
         if "reference" in needs:
-            checkpoint = with_reference(checkpoint, settings)
+            checkpoint = with_reference(checkpoint, settings, vocabulary)
+        refuse_longer(checkpoint, settings)
         if checkpoint.adapter_base not in (None, settings.checkpoint):
             say(f"{settings.name}: the adapter says that its base is `{checkpoint.adapter_base}`: is it this one?")
         say(f"{settings.name}: weights loaded in {time.monotonic() - began:.1f} s, probing")
         if settings.task == "reward_model":
-            own = compare_with_own_call(checkpoint, Vocabulary(checkpoint), settings.suffix_text)
+            own = compare_with_own_call(checkpoint, vocabulary, settings.suffix_text)
             say(f"{settings.name}: {own}")
         verdict = choose_layouts(checkpoint, needs, say=lambda line: say(f"{settings.name}: {line}"))
-        return cls(settings, checkpoint, verdict, report)
+        return cls(settings, checkpoint, verdict, report, vocabulary)
 
     async def score(
         self, request: RewardsRequest, *, request_id: str | None = None, timeout_s: float | None = None
@@ -125,7 +135,7 @@ class Engine:
             "model": settings.model,
             "reference": settings.reference if self._checkpoint.reference is not None else None,
             "version": settings.version,
-            "tokenizer": self._intake.vocabulary.fingerprint,
+            "tokenizer": self._tokenizer,
             "layout": self._verdict.layout.name,
             "layout_reason": self._verdict.reason,
             "probe_difference": self._verdict.gap.difference,
@@ -189,7 +199,9 @@ class Engine:
         entries = []
         for job in jobs:
             if job.rows:
-                job.entry = Entry(job.rows, job.num_tokens, loop.create_future(), deadline, job.prompts if shares else ())
+                job.entry = Entry(
+                    job.rows, job.num_tokens, loop.create_future(), deadline, job.prompts if shares else ()
+                )
                 entries.append(job.entry)
         self._batcher.submit(entries)
         self._report("queued_items", self._batcher.queued_items)

@@ -19,11 +19,12 @@ from tokenreward.models.adapter import CONFIG, Adapter, find
 from tokenreward.models.refusal import CheckpointRefused, refuse_incomplete
 from tokenreward.models.reward_model import load_reward_model, refuse_unreadable
 from tokenreward.models.value_head import ValueHead
-from tokenreward.settings import DeploymentSettings
+from tokenreward.settings import DeploymentSettings, SettingsError
 
-__all__ = ["Checkpoint", "CheckpointRefused", "choose_device", "load_checkpoint", "resolve"]
+__all__ = ["Checkpoint", "CheckpointRefused", "choose_device", "load_checkpoint", "refuse_longer", "resolve"]
 
 DEMO_PREFIX = "demo:"
+_MOST_LEADING_POSITIONS = 8  # rows of a table before the first position's
 _DEMO_WEIGHTS = Path(__file__).resolve().parents[1] / "demo" / "weights"
 
 
@@ -82,6 +83,19 @@ class Checkpoint:
         own = getattr(self.text_config, "max_position_embeddings", None)
         limits = [own, None if self.reference is None else self.reference.max_positions]
         return min((int(limit) for limit in limits if limit), default=None)
+
+    @property
+    def num_tabled_positions(self) -> int | None:
+        """`max_positions` if they are rows of a table, learned or computed, so that a longer sequence has none to read;
+        None if they are not, as with rotary ones, which go on."""
+        own, read = self.max_positions, self.model.get_input_embeddings()
+        modules = [module for module in self.trunk.modules() if module is not read]
+        tables = [module.weight for module in modules if isinstance(module, torch.nn.Embedding)]
+        tables += [buffer for module in modules for buffer in module.buffers(recurse=False)]
+        sizes = [table.shape[0] - own for table in tables if own is not None and table.dim() == 2]
+        tabled = own if any(0 <= size <= _MOST_LEADING_POSITIONS for size in sizes) else None
+        limits = [tabled, None if self.reference is None else self.reference.num_tabled_positions]
+        return min((limit for limit in limits if limit is not None), default=None)
 
     @property
     def value_head(self) -> ValueHead:
@@ -145,6 +159,15 @@ def _adapter(source: str, settings: DeploymentSettings) -> Adapter | None:
     if settings.adapter is None:
         return None
     return Adapter.read(settings.adapter, revision=settings.adapter_revision, allow_pickle=settings.allow_pickle)
+
+
+def refuse_longer(checkpoint: Checkpoint, settings: DeploymentSettings) -> None:
+    """Raises SettingsError for a `max_sequence_tokens` that runs out of the model's positions."""
+    asked, limit = settings.max_sequence_tokens, checkpoint.num_tabled_positions
+    if asked is not None and limit is not None and asked > limit:
+        raise SettingsError(
+            f"deployment `{settings.name}`: `max_sequence_tokens` is {asked}, the model has {limit} positions"
+        )
 
 
 def resolve(checkpoint: str) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from tokenreward.alignment import fingerprint
 from tokenreward.contract import Model, Needs, Outputs, Row
 from tokenreward.models.adapter import Switch
 from tokenreward.models.checkpoint import Checkpoint, load_checkpoint
@@ -106,8 +107,9 @@ class Turn:
         return self.standing()
 
 
-def with_reference(checkpoint: Checkpoint, settings: DeploymentSettings) -> Checkpoint:
+def with_reference(checkpoint: Checkpoint, settings: DeploymentSettings, vocabulary: Vocabulary) -> Checkpoint:
     """The checkpoint, holding its reference: `reference_checkpoint`, or itself to be read without its adapter.
+    `vocabulary`: the checkpoint's.
 
     Raises CheckpointRefused, also for a reference whose tokens are others.
     """
@@ -116,7 +118,7 @@ def with_reference(checkpoint: Checkpoint, settings: DeploymentSettings) -> Chec
     alone = {"adapter": None, "adapter_revision": None, "reference_checkpoint": None, "reference_revision": None}
     named = {"checkpoint": settings.reference_checkpoint, "revision": settings.reference_revision}
     reference = load_checkpoint(settings.model_copy(update={**alone, **named}))
-    ours, theirs = Vocabulary(checkpoint).fingerprint, Vocabulary(reference).fingerprint
+    ours, theirs = vocabulary.fingerprint, fingerprint(reference.tokenizer.get_vocab())
     if ours != theirs:
         raise CheckpointRefused(
             f"the tokenizers of `{settings.checkpoint}` ({ours}) and its reference `{settings.reference_checkpoint}` "

@@ -1,13 +1,12 @@
-"""A pass asks everything of the device and waits for nothing until its end.
-
-No GPU here: `meta` stands for one. Its tensors hold nothing, so whatever must look at a value fails; and each copy
-between it and the host is seen.
+"""A pass asks everything of the device, its answer's way to the host included, and waits for nothing; whoever wants the
+answer waits for that and for nothing asked later. No GPU here: `far` plays one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import gc
+import weakref
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -15,11 +14,9 @@ import numpy as np
 import pytest
 import torch
 from torch.nn.attention.varlen import AuxRequest, varlen_attn
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 import tiny
+from far import META, watched
 from tokenreward.contract import Needs, Row
 from tokenreward.models import attention_weights, packed, transfer
 from tokenreward.models.checkpoint import Checkpoint
@@ -28,53 +25,9 @@ from tokenreward.models.kernels import Kernel
 from tokenreward.models.packed import PackedLayout
 from tokenreward.models.varlen import Flash, VarlenKernel
 
-META = torch.device("meta")
 READINGS: Any = frozenset({"last", "last_step", "mean_step"})
 LOGITS = Needs(frozenset({1.0, 0.7}), frozenset({1.0}), attention=READINGS)
 ENDS = Needs(pooled=True, attention=READINGS)
-WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "_assert_async", "is_nonzero", "equal", "item"}
-
-
-class Watch(TorchDispatchMode):
-    """Raises for what makes the host wait; counts the copies to the device."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.copies = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        kwargs = kwargs or {}
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-        assert name not in WAITS, f"{name} waits for the device"
-        if name in ("index", "index_put", "index_put_"):
-            masks = [index for index in args[1] if index is not None and index.dtype in (torch.bool, torch.uint8)]
-            assert not masks, "a mask as index waits for the device to count it"
-        out = func(*args, **kwargs)
-        devices = {tensor.device.type for tensor in tensors if tensor.dim()}
-        devices |= {leaf.device.type for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)}
-        if len(devices) > 1:
-            given = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | kwargs
-            assert "non_blocking" in given, f"{name} mixes devices"
-            assert tensors[0].device.type == "cpu", f"{name} brings a tensor to the host"
-            assert given["non_blocking"], f"{name} copies to the device and waits"
-            self.copies += 1
-        return out
-
-
-class NoLists(TorchFunctionMode):
-    """Raises for tensors made of Python's numbers, whose copy to the device no dispatch mode sees."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        assert func not in (torch.tensor, torch.as_tensor), f"{func.__name__} copies to the device and waits"
-        return func(*args, **(kwargs or {}))
-
-
-@contextmanager
-def watched() -> Iterator[Watch]:
-    watch = Watch()
-    with watch, NoLists():
-        yield watch
 
 
 def layout(monkeypatch: pytest.MonkeyPatch, architecture: str, task: Any) -> PackedLayout:
@@ -105,10 +58,11 @@ def work(needs: Needs) -> list[tuple[Row, Needs]]:
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "mistral", "gemma2", "gemma3", "gpt_oss"])
 def test_a_language_models_pass_waits_for_nothing(monkeypatch: pytest.MonkeyPatch, architecture: str) -> None:
     run = layout(monkeypatch, architecture, "causal_lm")
-    with watched() as watch:
+    with watched() as line:
         run.launch(work(LOGITS))
     of_kernel = {"gemma2": 0, "gpt_oss": 0, "mistral": 1, "gemma3": 1}.get(architecture, 2)
-    assert watch.copies == 1 + of_kernel + 1  # tokens, what the kernel needs, what the head needs
+    num_copies = 1 + of_kernel + 1  # tokens, what the kernel needs, what the head needs
+    assert line.diary == ["to device"] * num_copies + ["to host", "event 1"]
 
 
 @pytest.mark.parametrize("prune", [False, True], ids=["whole last layer", "ends alone"])
@@ -122,17 +76,52 @@ def test_a_reward_models_pass_waits_for_nothing(
         run.launch(work(ENDS))
 
 
+def test_an_answer_waits_for_its_own_copy_and_not_for_the_next_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = layout(monkeypatch, "llama", "reward_model")
+    with watched() as line:
+        first, second = run.launch(work(ENDS)), run.launch(work(ENDS)[:1])
+        asked = [line.diary.index(f"event {number}") for number in (1, 2)]
+        assert line.diary[asked[0] - 1] == line.diary[asked[1] - 1] == "to host"
+        line.diary.clear()
+        values = [[outputs.pooled for outputs in fetch()] for fetch in (first, second)]
+    assert line.diary == ["wait 1", "wait 2"]
+    assert values == [[1.0] * 4, [2.0]]
+
+
+def test_an_answer_raises_what_the_device_failed_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = layout(monkeypatch, "llama", "reward_model")
+    with watched() as line:
+        fetch = run.launch(work(ENDS))
+        line.fault = RuntimeError("CUDA error: an illegal memory access was encountered")
+        with pytest.raises(RuntimeError, match="illegal memory access"):
+            fetch()
+
+
+@pytest.mark.parametrize(("task", "needs"), [("causal_lm", LOGITS), ("reward_model", ENDS)])
+def test_states_are_let_go_of_before_the_answer_is_fetched(
+    monkeypatch: pytest.MonkeyPatch, task: Any, needs: Needs
+) -> None:
+    run, states = layout(monkeypatch, "llama", task), []
+    trunk = packed.PackedLayout._trunk
+
+    def seen(*given: Any) -> Any:
+        hidden = trunk(*given)
+        states.append(weakref.ref(hidden.states))
+        return hidden
+
+    monkeypatch.setattr(packed.PackedLayout, "_trunk", seen)
+    with watched():
+        fetch = run.launch(work(needs))
+        gc.collect()
+        assert [state() for state in states] == [None]
+        fetch()
+
+
 def test_what_a_pass_gives_comes_in_one_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     run = layout(monkeypatch, "llama", "causal_lm")
-    fetched: list[tuple[int, ...]] = []
-
-    def cpu(tensor: torch.Tensor) -> torch.Tensor:
-        fetched.append(tuple(tensor.shape))
-        return torch.zeros(tensor.shape, dtype=tensor.dtype)
-
-    monkeypatch.setattr(torch.Tensor, "cpu", cpu)
-    outputs = run.run(work(LOGITS))
-    assert len(fetched) == 1
+    with watched() as line:
+        outputs = run.run(work(LOGITS))
+    assert line.diary.count("to host") == 1
     for (row, needs), found in zip(work(LOGITS), outputs, strict=True):
         num = row.stop - row.start
         assert found.chosen is not None
@@ -161,11 +150,25 @@ def listed(x: torch.Tensor) -> None:
     torch.tensor([1, 2, 3], device=x.device)
 
 
+def unpinned(x: torch.Tensor) -> None:
+    torch.arange(3).to(x.device, non_blocking=True)
+
+
 def fetch(x: torch.Tensor) -> None:
     x.cpu()
 
 
-@pytest.mark.parametrize("fault", [item, mask, blocking, listed, fetch])
+def blocking_fetch(x: torch.Tensor) -> None:
+    torch.empty(4, pin_memory=True).copy_(x)
+
+
+def unpinned_fetch(x: torch.Tensor) -> None:
+    torch.empty(4).copy_(x, non_blocking=True)
+
+
+@pytest.mark.parametrize(
+    "fault", [item, mask, blocking, listed, unpinned, fetch, blocking_fetch, unpinned_fetch], ids=lambda of: of.__name__
+)
 def test_the_watch_can_fail(fault: Callable[[torch.Tensor], None]) -> None:
     x = torch.empty(4, device=META)
     with pytest.raises((AssertionError, NotImplementedError, RuntimeError)), watched():
@@ -175,17 +178,32 @@ def test_the_watch_can_fail(fault: Callable[[torch.Tensor], None]) -> None:
 def test_arrays_come_through_a_copy_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
     arrays = [np.arange(6).reshape(2, 3), np.empty(0, dtype=np.int64), np.array([7])]
     monkeypatch.setattr(torch.Tensor, "to", lambda tensor, device, non_blocking: tensor.clone())
-    for array, tensor in zip(arrays, transfer.to_device(arrays, META), strict=True):
+    with watched():
+        moved = transfer.to_device(arrays, META)
+    for array, tensor in zip(arrays, moved, strict=True):
         assert tensor.device.type == "cpu"  # it stands for the other device here, so as to hold numbers
         assert tensor.shape == array.shape
         np.testing.assert_array_equal(tensor.numpy(), array)
 
 
-def test_numbers_come_through_a_copy_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
-    tensors = [torch.randn(2, 3), torch.empty(0, 4), torch.randn(5)[::2]]
-    found = transfer.to_host(tensors)
+def test_numbers_come_through_copies_under_way_together_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = [[torch.randn(2, 3), torch.empty(0, 4), torch.randn(5)[::2]], [torch.randn(7)], [torch.randn(0)]]
+    near = [transfer.to_host(tensors) for tensors in parts]
     monkeypatch.setattr(transfer, "_is_on_host", lambda tensor: False)
-    for expected, first, second in zip(tensors, found, transfer.to_host(tensors), strict=True):
-        np.testing.assert_array_equal(first, expected.numpy())
-        np.testing.assert_array_equal(second, expected.numpy())
-        assert first.shape == second.shape == expected.shape
+    with watched() as line:
+        far = [transfer.to_host(tensors) for tensors in parts]
+        for place in (1, 0, 2):
+            for expected, first, second in zip(parts[place], near[place](), far[place](), strict=True):
+                np.testing.assert_array_equal(first, expected.numpy())
+                np.testing.assert_array_equal(second, expected.numpy())
+                assert first.shape == second.shape == expected.shape
+    assert line.diary == [f"{what}" for n in (1, 2, 3) for what in ("to host", f"event {n}")] + [
+        "wait 2", "wait 1", "wait 3",
+    ]  # fmt: skip
+
+
+def test_on_a_cpu_nothing_is_copied() -> None:
+    tensors = [torch.randn(2, 3), torch.randn(5)[::2]]
+    for tensor, array in zip(tensors, transfer.to_host(tensors)(), strict=True):
+        assert array.__array_interface__["data"][0] == tensor.data_ptr()
+    assert transfer.to_host([])() == []

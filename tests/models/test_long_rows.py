@@ -10,6 +10,7 @@ import torch
 from torch.nn.attention.varlen import AuxRequest, varlen_attn
 from transformers import AutoModelForSequenceClassification, LlamaConfig
 
+from far import META, watched
 from live import Live
 from tokenreward.contract import Needs, Row
 from tokenreward.models import attention_weights, packed
@@ -19,7 +20,6 @@ from tokenreward.models.mlp import PIECES
 from tokenreward.models.packed import PackedLayout
 from tokenreward.models.varlen import Flash, VarlenKernel
 
-META = torch.device("meta")
 LENGTH = 32_768
 MOST_BYTES = 2 * 2**30
 DENSE = Needs(pooled=True, attention=frozenset({"last"}))
@@ -51,7 +51,7 @@ def layout(monkeypatch: pytest.MonkeyPatch) -> PackedLayout:
 
 def peak_bytes(layout: PackedLayout, length: int = LENGTH) -> int:
     ids = np.random.default_rng(0).integers(3, 1000, size=length)
-    with Live() as live:
+    with watched(), Live() as live:
         layout.launch([(Row(ids, length // 2, length), DENSE)])
     return live.most
 

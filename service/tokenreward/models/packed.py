@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import torch
@@ -101,19 +100,15 @@ class PackedLayout:
         """Tokens that a pass over these rows computes: no padding, and a shared prompt once."""
         return num_packed(rows, share=self._kernel.shares)
 
-    @torch.inference_mode()
     def run(self, work: Work) -> list[Outputs]:
         """Outputs of each row, in order. Raises CannotPack if the attention was not asked in every layer."""
-        return self._fetched(self._asked(work))
+        return self.launch(work)()
 
     @torch.inference_mode()
     def launch(self, work: Work) -> Fetch:
         """The same, asked of the device: what is returned waits for it. Raises CannotPack."""
-        return partial(self._fetched, self._asked(work))
-
-    @torch.inference_mode()
-    def _fetched(self, readout: Readout) -> list[Outputs]:
-        return [Outputs(**found) for found in readout.fetch()]
+        arriving = self._asked(work).send()
+        return lambda: [Outputs(**found) for found in arriving()]
 
     def _asked(self, work: Work) -> Readout:
         packing = pack([row for row, _ in work], share=self._kernel.shares)

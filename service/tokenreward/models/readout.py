@@ -1,4 +1,5 @@
-"""What the heads say of a pass's hidden states, row by row: asked on the device, fetched in one copy at the end.
+"""What the heads say of a pass's hidden states, row by row: asked on the device, and sent to the host in one
+copy.
 
 It knows rows, needs and places, and no layers.
 """
@@ -7,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -42,33 +45,38 @@ class Hidden:
 
 @dataclass(slots=True, eq=False)
 class Readout:
-    """Outputs of the rows of a pass. `outputs[i]` is filled by `fetch`."""
+    """Outputs of the rows of a pass: ask, then `send`, once. It keeps no states, which would fill the device."""
 
     work: Work
-    outputs: list[dict[str, Any]] = field(init=False)
+    _outputs: list[dict[str, Any]] = field(init=False)
     _tensors: list[Tensor] = field(default_factory=list)
     _then: list[tuple[int, Then]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.outputs = [{} for _ in self.work]
+        self._outputs = [{} for _ in self.work]
 
-    def fetch(self) -> list[dict[str, Any]]:
-        """Waits for the device."""
-        arrays = to_host(self._tensors)
+    def send(self) -> Callable[[], list[dict[str, Any]]]:
+        """Sends all that was asked to the host. Calling what is returned waits for it, not for what is asked of the
+        device later, and gives each row's outputs."""
+        arriving = to_host(self._tensors)
+        self._tensors = []  # the device may have the memory for the next pass
+        return partial(self._arrived, arriving)
+
+    def _arrived(self, arriving: Callable[[], list[np.ndarray]]) -> list[dict[str, Any]]:
+        left = iter(arriving())
         for count, then in self._then:
-            then(arrays[:count])
-            del arrays[:count]
-        return self.outputs
+            then(list(islice(left, count)))
+        return self._outputs
 
     def ask_values(self, head: ValueHead, hidden: Hidden) -> None:
         """The value head. It costs little, so every row has it."""
+        inside = [hidden.predicting(i, row) if needs.values else None for i, (row, needs) in enumerate(self.work)]
+        ends = [int(hidden.at(places[-1:])[0]) for places in hidden.of_rows]
 
         def then(arrays: list[np.ndarray]) -> None:
             (values,) = arrays
-            for i, (row, needs) in enumerate(self.work):
-                inside = values[hidden.predicting(i, row)] if needs.values else None
-                pooled = float(values[hidden.at(hidden.of_rows[i][-1:])][0])
-                self.outputs[i] |= {"values": inside, "pooled": pooled}
+            for found, of, end in zip(self._outputs, inside, ends, strict=True):
+                found |= {"values": None if of is None else values[of], "pooled": float(values[end])}
 
         self._add([head.values(hidden.states)], then)
 
@@ -77,7 +85,7 @@ class Readout:
         for i, readings in found.items():
 
             def then(arrays: list[np.ndarray], i: int = i, names: tuple[Reading, ...] = tuple(readings)) -> None:
-                self.outputs[i]["attention"] = dict(zip(names, arrays, strict=True))
+                self._outputs[i]["attention"] = dict(zip(names, arrays, strict=True))
 
             self._add(list(readings.values()), then)
 
@@ -117,7 +125,7 @@ class Readout:
             pieces = np.split(arrays[0], cuts)
             places = np.split(inverse, cuts[: len(at) - 1])
             for k, i in enumerate(members):
-                self.outputs[i] |= {
+                self._outputs[i] |= {
                     "chosen": pieces[k][:-1],
                     "lse": {t: arrays[1][n, places[k]] for n, t in enumerate(asked[0])},
                     "entropy": {t: arrays[2][n, places[k]] for n, t in enumerate(asked[1])},

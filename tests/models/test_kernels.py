@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from tokenreward.models.kernels import attend_alone, attend_on_cpu, choose_kernel, merged
 from tokenreward.models.packing import Group
@@ -64,10 +65,38 @@ def test_a_kernel_leaves_the_places_of_other_groups_alone() -> None:
     assert (out[9:60] - truth(*tensors, some)[9:60]).abs().max() < 1e-5
 
 
-def test_rows_alone_attend_causally() -> None:
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_rows_alone_attend_causally(kv_heads: int) -> None:
     groups = (Group((0, 9)), Group((9, 40)))
-    tensors = qkv(40)
+    tensors = qkv(40, kv_heads=kv_heads)
     assert (attend(attend_alone, tensors, groups) - truth(*tensors, groups)).abs().max() < 1e-5
+
+
+def test_rows_alone_attend_to_values_of_another_size() -> None:
+    groups = (Group((0, 9)), Group((9, 40)))
+    q, k, v = qkv(40)
+    out = torch.full((40, 4, 6), math.nan)
+    attend_alone((q, k, v[..., :6]), groups, SCALE, out)
+    assert (out - truth(q, k, v, groups)[..., :6]).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_rows_alone_ask_what_every_fused_kernel_can_and_repeat_no_keys(
+    monkeypatch: pytest.MonkeyPatch, kv_heads: int
+) -> None:
+    tensors, asked = qkv(40, kv_heads=kv_heads), []
+    sdpa = functional.scaled_dot_product_attention
+
+    def seen(q: Tensor, k: Tensor, v: Tensor, **how: Any) -> Tensor:
+        asked.append(how)
+        assert q.shape == k.shape == v.shape  # heads told apart by number are for some kernels only
+        assert [part.data_ptr() for part in (q, k, v)] == [part.data_ptr() for part in tensors]
+        assert all(part.stride(-1) == 1 for part in (q, k, v))
+        return sdpa(q, k, v, **how)
+
+    monkeypatch.setattr(functional, "scaled_dot_product_attention", seen)
+    attend(attend_alone, tensors, (Group((0, 40)),))
+    assert asked == [{"is_causal": True, "scale": SCALE}]
 
 
 def test_merging_is_exact_where_one_side_has_all_the_weight() -> None:

@@ -274,6 +274,24 @@ def test_a_kernel_whose_windows_are_others_is_taken_without_them() -> None:
     assert not found[1]
 
 
+def refuses_windows(*arguments: Any, **how: Any) -> Any:
+    if how["window_size"][0] > 0:
+        raise RuntimeError("no windows in this build")
+    return as_documented(*arguments, **how)
+
+
+refuses_windows.__signature__ = varlen.inspect.signature(today)  # type: ignore[attr-defined]
+
+
+def test_a_kernel_that_raises_for_windows_is_taken_without_them() -> None:
+    found = tried(refuses_windows, "lse", CPU, torch.bfloat16, 16)
+    assert found is not None
+    flash, windows = found
+    assert not windows
+    tensors = qkv()
+    assert (attend(VarlenKernel(flash), tensors, GROUPS) - truth(*tensors, GROUPS)).abs().max() < 1e-5
+
+
 @pytest.mark.parametrize(("head_dim", "capability"), [(264, (9, 0)), (60, (9, 0)), (64, (7, 5))])
 def test_heads_and_devices_that_flash_attention_does_not_serve(
     monkeypatch: pytest.MonkeyPatch, head_dim: int, capability: tuple[int, int]

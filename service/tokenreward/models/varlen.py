@@ -134,11 +134,22 @@ def tried(
     for whole in (True, False):
         try:
             flash = Flash(varlen, aux, whole=whole)
-            if all(flash.is_right(device, dtype, head_dim, window) for window in ((-1, 0), (-1, -1))):
-                return flash, flash.is_right(device, dtype, head_dim, (1, 0))
+            right = all(flash.is_right(device, dtype, head_dim, window) for window in ((-1, 0), (-1, -1)))
         except Exception:  # noqa: S112 - whatever it raises means the same: not so, or not here
             continue
+        if right:
+            return flash, _does_windows(flash, device, dtype, head_dim)
     return None
+
+
+def _does_windows(flash: Flash, device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
+    heads_first = flash.heads_first
+    try:
+        return flash.is_right(device, dtype, head_dim, (1, 0))
+    except Exception:  # it means the same again, but of windows alone
+        return False
+    finally:
+        flash.heads_first = heads_first
 
 
 class VarlenKernel:

@@ -34,6 +34,7 @@ class Edge:
     url: str = ""
     listing: dict[str, Any] | None = None
     listing_status: int = 200
+    listing_delay_s: float = 0.0
     script: deque[Answer] = field(default_factory=deque)
     num_listed: int = 0
     seen: list[tuple[str, dict[str, str], dict[str, Any]]] = field(default_factory=list)
@@ -107,6 +108,7 @@ class Edge:
 
     async def list_scorers(self, request: Request) -> Response:
         self.num_listed += 1
+        await asyncio.sleep(self.listing_delay_s)
         return Response("not here", 404) if self.listing is None else JSONResponse(self.listing, self.listing_status)
 
 

@@ -8,107 +8,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
-import threading
-from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
-from typing import Any, ClassVar, Self, TypeVar, Unpack, cast
+from concurrent.futures import CancelledError
+from functools import partial
+from typing import Any, Self, TypeVar, Unpack, cast
 
 import httpx
 
-from tokenreward_client.batch import Asked, Batch, part_flow
-from tokenreward_client.checked import checked_key, checked_timeout, checked_url
-from tokenreward_client.errors import BadArgument
-from tokenreward_client.flow import Attempts, Flow, Retry, Send, Sleep, Step, Together, Wait
+from tokenreward_client.batch import Asked
+from tokenreward_client.flow import Flow, Sleep, Step, Together, Wait
 from tokenreward_client.items import ItemLike
 from tokenreward_client.rewards import Rewards
-from tokenreward_client.routes import Routes, ScorerInfo
-from tokenreward_client.window import Window
-from tokenreward_client.wires import WireName, wire_named
+from tokenreward_client.routes import ScorerInfo
+from tokenreward_client.service import Service, request
+from tokenreward_client.threads import Stop, happens_s, side_by_side
 
 T = TypeVar("T")
-CONNECT_TIMEOUT_S = 10.0
-# The listing only saves a hop: a gateway that keeps silent about it should not eat the deadline.
-LISTING_TIMEOUT_S = 10.0
-PARTING_S = 1.0
 
 
-class _Service(ABC):
-    """What both clients know: where the service is and how to ask it.
+class Client(Service):
+    """Asks the service for rewards, blocking. Safe to share between threads, and with processes that are forked off.
 
-    `max_request_items` and `max_request_bytes` are where a batch is cut into requests.
-    """
-
-    max_request_items: ClassVar[int] = 64
-    max_request_bytes: ClassVar[int] = 2**20
-    retry: ClassVar[Retry] = Retry()
-
-    def __init__(
-        self,
-        base_url: str = "http://127.0.0.1:8000",
-        *,
-        api_key: str | None = None,
-        timeout_s: float = 300.0,
-        max_retries: int = 10,
-        max_concurrency: int = 16,
-        wire: WireName = "json",
-    ) -> None:
-        self._base_url = checked_url(base_url)
-        # httpx's Headers hide the key when they are printed.
-        self._headers = httpx.Headers({} if api_key is None else {"authorization": f"Bearer {checked_key(api_key)}"})
-        self._timeout_s = checked_timeout(timeout_s)
-        if max_retries < 0:
-            raise BadArgument(f"`max_retries` must be 0 or more, got {max_retries}", param="max_retries")
-        if max_concurrency < 1:
-            raise BadArgument(f"`max_concurrency` must be 1 or more, got {max_concurrency}", param="max_concurrency")
-        self._retry = dataclasses.replace(self.retry, max_retries=max_retries)
-        self._max_concurrency = max_concurrency
-        self._window = Window(max_concurrency, self._retry.clock)
-        self._wire = wire_named(wire)
-        self._routes = Routes()
-        self._open()
-
-    @abstractmethod
-    def _open(self) -> None:
-        """Make the connection pool."""
-
-    def __repr__(self) -> str:
-        key = ", api_key=<set>" if self._headers else ""
-        return f"{type(self).__name__}({str(self._base_url.copy_with(userinfo=b''))!r}{key})"
-
-    def _attempts(self, timeout_s: float, *, max_retries: int | None = None) -> Attempts:
-        retry = self._retry if max_retries is None else dataclasses.replace(self._retry, max_retries=max_retries)
-        return Attempts(retry, retry.clock() + timeout_s)
-
-    def _scoring(self, items: Iterable[ItemLike], scorer: str | None, asked: Asked) -> Flow[list[Rewards]]:
-        batch = Batch(items, scorer, asked, self._wire)
-        timeout_s = asked.get("timeout_s")
-        whole = self._attempts(self._timeout_s if timeout_s is None else checked_timeout(timeout_s))
-        if not batch.parcels:
-            return []
-        if batch.fingerprint is not None:
-            yield from self._routes.agree(batch.names, batch.fingerprint, Attempts(self._retry, whole.deadline))
-        direct = None
-        if batch.names_another is None:
-            listing = self._attempts(min(whole.left_s(), LISTING_TIMEOUT_S), max_retries=0)
-            direct = yield from self._routes.direct(batch.names, listing)
-        flows = []
-        for part in batch.parts(max_items=self.max_request_items, max_bytes=self.max_request_bytes):
-            road = self._routes.road(direct)
-            flows.append(part_flow(batch, part, road, Attempts(self._retry, whole.deadline, self._window)))
-        return batch.in_order((yield Together(flows)))
-
-    def _listing(self) -> Flow[list[ScorerInfo]]:
-        return self._routes.listing(self._attempts(self._timeout_s))
-
-    def _http_options(self) -> dict[str, Any]:
-        limits = httpx.Limits(max_keepalive_connections=self._max_concurrency)
-        return {"base_url": self._base_url, "headers": self._headers, "limits": limits}
-
-
-class Client(_Service):
-    """Asks the service for rewards, blocking. Safe to share between threads.
+    It may be pickled: a new client of the same settings comes out. The API key is in the pickle, for all to read.
 
     Args:
         base_url: of the gateway.
@@ -139,14 +60,15 @@ class Client(_Service):
         Raises BadArgument; ItemFailed, unless `on_error="return"`; ServerRefused, ConnectionFailed, DeadlineExceeded
         and BadReply, with `on_error="return"` only if no item was answered.
         """
-        return self._drive(self._scoring(items, scorer, asked), threading.Event())
+        return self._drive(self._scoring(items, scorer, asked), Stop())
 
     def scorers(self) -> list[ScorerInfo]:
         """What the service offers. Raises ServerRefused, ConnectionFailed, DeadlineExceeded, BadReply."""
-        return self._drive(self._listing(), threading.Event())
+        return self._drive(self._listing(), Stop())
 
     def close(self) -> None:
-        self._http.close()
+        if self._is_at_home():
+            self._http.close()
 
     def __enter__(self) -> Self:
         return self
@@ -154,13 +76,14 @@ class Client(_Service):
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _open(self) -> None:
+    def _open(self) -> object:
         self._http = httpx.Client(**self._http_options())
+        return self._http
 
-    def _drive(self, flow: Flow[T], stop: threading.Event) -> T:
+    def _drive(self, flow: Flow[T], stop: Stop) -> T:
         answer: Any = None
         with contextlib.closing(flow):
-            while not stop.is_set():
+            while not stop.done():
                 try:
                     step = flow.send(answer)
                 except StopIteration as done:
@@ -168,41 +91,30 @@ class Client(_Service):
                 answer = self._perform(step, stop)
         raise CancelledError
 
-    def _perform(self, step: Step, stop: threading.Event) -> Any:
+    def _perform(self, step: Step, stop: Stop) -> Any:
         if isinstance(step, Sleep):
-            return stop.wait(step.seconds)
+            return happens_s(stop, stop, step.seconds)
         if isinstance(step, Together):
             return self._together(step, stop)
         if isinstance(step, Wait):
-            return bool(wait([step.ticket], min(step.timeout_s, threading.TIMEOUT_MAX)).done)
+            return happens_s(step.ticket, stop, step.timeout_s)
         try:
-            return self._http.send(_request(self._http, step))
+            return self._http.send(request(self._http, step))
         except httpx.RequestError as error:
             return error
 
-    def _together(self, step: Together, stop: threading.Event) -> list[Any]:
+    def _together(self, step: Together, stop: Stop) -> list[Any]:
         if len(step.flows) == 1:
             return [self._drive(step.flows[0], stop)]
-        pool = ThreadPoolExecutor(min(len(step.flows), self._max_concurrency), thread_name_prefix="tokenreward")
-        futures = [pool.submit(self._drive, flow, stop) for flow in step.flows]
-        try:
-            for future in wait(futures, return_when=FIRST_EXCEPTION).done:
-                future.result()
-            return [future.result() for future in futures]
-        except BaseException:
-            # Nothing more is sent. A request in flight cannot be called back: it gets a moment to end, no more.
-            stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
-            wait(futures, timeout=PARTING_S)
-            raise
-        finally:
-            pool.shutdown(wait=False)
+        works = [partial(self._drive, flow, stop) for flow in step.flows]
+        return side_by_side(works, stop, most=self._max_concurrency)
 
 
-class AsyncClient(_Service):
+class AsyncClient(Service):
     """Asks the service for rewards with `await`; made with the arguments of `Client`.
 
-    Belongs to one event loop. Cancelling a call cancels its requests, and the server drops what still waits.
+    Belongs to one event loop; may be pickled as `Client` may. Cancelling a call cancels its requests, and the server
+    drops what still waits.
 
         async with AsyncClient("http://127.0.0.1:8000") as client:
             answers = await client.score([("2+2?", "It is 4.")])
@@ -219,7 +131,8 @@ class AsyncClient(_Service):
         return await self._drive(self._listing())
 
     async def close(self) -> None:
-        await self._http.aclose()
+        if self._is_at_home():
+            await self._http.aclose()
 
     async def __aenter__(self) -> Self:
         return self
@@ -227,8 +140,9 @@ class AsyncClient(_Service):
     async def __aexit__(self, *exception: object) -> None:
         await self.close()
 
-    def _open(self) -> None:
+    def _open(self) -> object:
         self._http = httpx.AsyncClient(**self._http_options())
+        return self._http
 
     async def _drive(self, flow: Flow[T]) -> T:
         answer: Any = None
@@ -249,7 +163,7 @@ class AsyncClient(_Service):
             return bool((await asyncio.wait([asyncio.wrap_future(step.ticket)], timeout=step.timeout_s))[0])
         try:
             async with asyncio.timeout(step.timeout_s):
-                return await self._http.send(_request(self._http, step))
+                return await self._http.send(request(self._http, step))
         except TimeoutError:
             return httpx.ReadTimeout("the reply was not there in time")
         except httpx.RequestError as error:
@@ -264,9 +178,3 @@ class AsyncClient(_Service):
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             raise
-
-
-def _request(http: httpx.Client | httpx.AsyncClient, step: Send) -> httpx.Request:
-    timeout = httpx.Timeout(step.timeout_s, connect=min(step.timeout_s, CONNECT_TIMEOUT_S))
-    method = "GET" if step.body is None else "POST"
-    return http.build_request(method, step.path, content=step.body, headers=step.headers, timeout=timeout)

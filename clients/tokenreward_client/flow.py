@@ -2,8 +2,8 @@
 
 A flow yields `Send` and is sent back an `httpx.Response` or the `httpx.RequestError` that came instead; it yields
 `Sleep` and is sent None; it yields `Together` and is sent the list of what the inner flows returned; it yields `Wait`
-and is sent whether the ticket came in time. The sync and the async client drive the same flows. It knows statuses,
-headers and the one error body, and nothing of rewards.
+and is sent whether the ticket came in time. The sync and the async client drive the same flows. It knows nothing of
+rewards; what is wrong with an answer is for `refusal` to say.
 
 `overloaded`, `loading` and `updating` are no failures: the service says "later". They cost no try, only time; the
 deadline alone ends it. When it is overloaded, the client's `Window`, through which every request goes, lets fewer
@@ -12,25 +12,23 @@ through. A connection that cannot be made is a failure: nobody says that there w
 
 from __future__ import annotations
 
-import math
 import random
 import time
+import uuid
 from collections.abc import Callable, Generator, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import httpx
-from pydantic import ValidationError
 
 from tokenreward.errors import Loading, Overloaded, Updating
-from tokenreward.wire import JSON_TYPE, MSGPACK_TYPE, ErrorDetail
-from tokenreward_client.errors import BadReply, ClientError, ConnectionFailed, DeadlineExceeded, ServerRefused
+from tokenreward.wire import JSON_TYPE
+from tokenreward_client.errors import ClientError, DeadlineExceeded, ServerRefused
+from tokenreward_client.refusal import OUR_ID, REQUEST_ID, failure, retry_after_s
 from tokenreward_client.window import Ticket, Window
 
 GATEWAY_REWARDS = "/v1/rewards"
-REQUEST_ID = "x-request-id"
 # The deadline travels in whole milliseconds, and the server refuses 0.000.
 LEAST_LEFT_S = 0.001
 # While the window is closed an answer to somebody else may open it.
@@ -38,9 +36,6 @@ _LOOK_AGAIN_S = 0.1
 # What the service says while it has no room or no weights yet.
 LATER = frozenset({Overloaded.code, Loading.code, Updating.code})
 TOO_LATE = "the deadline passed before the request could be sent"
-# Without our error body these come from a proxy: a route not yet mounted, a slow read, a rate limit.
-_PROXY_STATUSES_TO_RETRY = frozenset({404, 408, 429})
-_NEVER_RETRIED = (httpx.UnsupportedProtocol, httpx.LocalProtocolError, httpx.TooManyRedirects, httpx.DecodingError)
 
 T = TypeVar("T")
 
@@ -53,11 +48,12 @@ class Send:
     body: bytes | None
     timeout_s: float
     content_type: str = JSON_TYPE
+    request_id: str = field(default_factory=lambda: OUR_ID + uuid.uuid4().hex)
 
     @property
     def headers(self) -> dict[str, str]:
         """The caller's deadline travels with the request, so that the server starts no work past it."""
-        headers = {"x-request-timeout-seconds": f"{self.timeout_s:.3f}"}
+        headers = {"x-request-timeout-seconds": f"{self.timeout_s:.3f}", REQUEST_ID: self.request_id}
         return headers if self.body is None else headers | {"content-type": self.content_type}
 
 
@@ -189,8 +185,9 @@ def answered(
         ticket = attempts.window.ask(attempts.number)
         try:
             yield from attempts.enter(ticket)
-            answer = yield Send(road.path, None if write is None else write(), attempts.left_s(), content_type)
-            error = failure(answer)
+            send = Send(road.path, None if write is None else write(), attempts.left_s(), content_type)
+            answer = yield send
+            error = failure(answer, None if write is None else send.request_id)
             if error is None:
                 return answer  # type: ignore[no-any-return]  # what `yield` is sent has no static type
             if isinstance(error, ServerRefused) and error.status == 404 and road.turn_back():
@@ -201,85 +198,3 @@ def answered(
         finally:
             attempts.window.leave(ticket)
         yield Sleep(pause_s)
-
-
-def failure(answer: httpx.Response | httpx.RequestError) -> ClientError | None:
-    """What is wrong with an answer, or None for a 200."""
-    if isinstance(answer, httpx.DecodingError):
-        return BadReply(f"the reply's content encoding is broken: {answer}")
-    if isinstance(answer, httpx.RequestError):
-        error = ConnectionFailed(f"no answer from {_origin(answer)}: {str(answer) or type(answer).__name__}")
-        error.retryable = not isinstance(answer, _NEVER_RETRIED)
-        return error
-    if answer.status_code == 200:
-        return None
-    return _refusal(answer)
-
-
-def retry_after_s(answer: httpx.Response | httpx.RequestError, wall_clock: Callable[[], float]) -> float:
-    """Seconds that the `Retry-After` header asks for (a number or an HTTP date); 0 without one that can be read."""
-    if isinstance(answer, httpx.RequestError) or "retry-after" not in answer.headers:
-        return 0.0
-    value = answer.headers["retry-after"]
-    try:
-        seconds = float(value)
-    except ValueError:
-        seconds = _timestamp(value, wall_clock()) - _timestamp(answer.headers.get("date", ""), wall_clock())
-    return seconds if math.isfinite(seconds) and seconds > 0 else 0.0
-
-
-def _timestamp(http_date: str, default: float) -> float:
-    """The server's own `Date` is the start of the wait where it has one: two clocks need not agree."""
-    try:
-        return parsedate_to_datetime(http_date).timestamp()
-    except (ValueError, TypeError, OverflowError):
-        return default
-
-
-def _refusal(answer: httpx.Response) -> ServerRefused:
-    status, request_id = answer.status_code, answer.headers.get(REQUEST_ID)
-    # Who is at fault for a 5xx finds it in a log.
-    traced = f" (request {request_id})" if status >= 500 and request_id else ""
-    detail = _detail(answer)
-    if detail is None:
-        retryable = status in _PROXY_STATUSES_TO_RETRY or status >= 500
-        message = f"HTTP {status} without the service's error body: a proxy, or another service{traced}"
-        error = ServerRefused(message, status=status, retryable=retryable)
-    else:
-        message, retryable = f"{detail.code}: {detail.message}{traced}", detail.retryable
-        error = ServerRefused(message, status=status, code=detail.code, param=detail.param, retryable=retryable)
-    error.request_id = request_id
-    return error
-
-
-def _detail(answer: httpx.Response) -> ErrorDetail | None:
-    """The service's error body. Other software answers `{"error": {...}}` too; `retryable` tells ours."""
-    try:
-        body = _content(answer)
-    except (ValueError, RecursionError):
-        return None
-    error = body.get("error") if isinstance(body, dict) else None
-    if not isinstance(error, dict) or not isinstance(error.get("retryable"), bool):
-        return None
-    try:
-        return ErrorDetail.model_validate(error)
-    except ValidationError:
-        return None
-
-
-def _content(answer: httpx.Response) -> Any:
-    """Plain objects. Only who sends msgpack is answered in it, and has its library."""
-    if not answer.headers.get("content-type", "").startswith(MSGPACK_TYPE):
-        return answer.json()
-    from tokenreward.wire.msgpack import unpack
-
-    return unpack(answer.content)
-
-
-def _origin(error: httpx.RequestError) -> str:
-    """Scheme, host and port: the URL's user part may hold a password."""
-    try:
-        url = error.request.url
-    except RuntimeError:  # httpx's way to say that the error came without a request
-        return "the server"
-    return f"{url.scheme}://{url.netloc.decode('ascii')}"

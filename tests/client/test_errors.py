@@ -22,7 +22,7 @@ from tokenreward_client import (
     NotText,
     ServerRefused,
 )
-from tokenreward_client.flow import failure
+from tokenreward_client.refusal import failure
 
 ERRORS = [
     ClientError("m"),

@@ -8,8 +8,9 @@ from typing import Any
 import httpx
 import pytest
 
-from tokenreward_client import ConnectionFailed, DeadlineExceeded, ServerRefused
-from tokenreward_client.flow import Attempts, Retry, Road, Send, Sleep, answered, failure, retry_after_s
+from tokenreward_client import BadReply, ConnectionFailed, DeadlineExceeded, ServerRefused
+from tokenreward_client.flow import Attempts, Retry, Road, Send, Sleep, answered
+from tokenreward_client.refusal import failure, retry_after_s
 from tokenreward_client.window import Window
 
 OVERLOADED = {"error": {"code": "overloaded", "message": "m", "param": None, "retryable": True}}
@@ -238,3 +239,36 @@ def test_404_on_the_direct_path_turns_to_the_gateway_once(json: Any) -> None:
     assert [send.path for send in walk.sends] == ["/d/rm/v1/rewards", "/v1/rewards", "/v1/rewards"]
     assert turned == [True]
     assert len(walk.pauses) == 1
+
+
+@pytest.mark.parametrize("ids", ["tokenreward-1", "tokenreward-1, tokenreward-2"])
+@pytest.mark.parametrize("status", [200, 503])
+def test_answer_to_another_request_of_ours_is_a_bad_reply(ids: str, status: int) -> None:
+    other = httpx.Response(status, headers={"x-request-id": ids})
+    with pytest.raises(BadReply, match="the reply is to request tokenreward-1, sent was tokenreward-"):
+        Walk(other, OK).run()
+
+
+@pytest.mark.parametrize("headers", [{}, {"x-request-id": "9f0c"}, {"x-request-id": "a, b"}])
+def test_answer_without_an_id_of_ours_is_believed(headers: dict[str, str]) -> None:
+    """Proxies put ids of their own in its place."""
+    answer = httpx.Response(200, headers=headers)
+    assert Walk(answer).run() is answer
+
+
+def test_every_try_has_an_id_and_its_echo_is_believed() -> None:
+    walk = Walk(refused(), None)
+    flow = answered(Road("/v1/rewards"), lambda: b"{}", walk.attempts)
+    first = next(flow)
+    assert isinstance(flow.send(refused(**{"x-request-id": first.headers["x-request-id"]})), Sleep)
+    second = flow.send(None)
+    while isinstance(second, Sleep):
+        walk.clock.now += second.seconds
+        second = flow.send(None)
+    assert second.headers["x-request-id"] != first.headers["x-request-id"]
+    for echo in ("", "else, "):
+        assert (
+            failure(httpx.Response(200, headers={"x-request-id": echo + second.request_id}), second.request_id) is None
+        )
+    with pytest.raises(StopIteration):
+        flow.send(httpx.Response(200, headers={"x-request-id": second.request_id}))

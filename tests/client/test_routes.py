@@ -178,3 +178,23 @@ async def test_scorers_lists_what_the_server_says(edge: Any) -> None:
         assert await client.scorers() == found
     assert [scorer.name for scorer in found] == ["endogenous", "logprob", "reward_model"]
     assert found[0].model_extra == {"limits": {"max_sequence_tokens": 4096}}
+
+
+@pytest.mark.parametrize(("timeout_s", "listing_s"), [(8.0, 2.0), (300.0, 10.0)])
+def test_listing_may_take_a_quarter_of_the_deadline_and_ten_seconds_at_most(timeout_s: float, listing_s: float) -> None:
+    with Client(timeout_s=timeout_s) as client:
+        asking = next(client._scoring([("p", "r")], None, {}))
+    assert isinstance(asking, Send)
+    assert asking.path == "/v1/scorers"
+    assert asking.timeout_s == pytest.approx(listing_s, abs=0.2)
+
+
+def test_silent_listing_leaves_time_for_the_request(edge: Any, items: Any) -> None:
+    edge.listing_delay_s = 1.5
+    try:
+        with Client(edge.url) as client:
+            assert scores(client.score(items(1), timeout_s=4)) == [0]
+    finally:
+        edge.listing_delay_s = 0.0
+    assert edge.paths == ["/v1/rewards"]
+    assert float(edge.seen[0][1]["x-request-timeout-seconds"]) > 2.5

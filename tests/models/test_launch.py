@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,10 @@ import torch
 
 import tiny
 from tokenreward.contract import Needs, Row
+from tokenreward.engine.device import Device
 from tokenreward.models.checkpoint import Checkpoint
 from tokenreward.models.packed import PackedLayout
-from tokenreward.models.pair import Pair
+from tokenreward.models.pair import Pair, Turn
 from tokenreward.models.plain import PlainLayout
 
 NEEDS = Needs(frozenset({1.0}))
@@ -43,3 +45,27 @@ def test_fetched_later_and_out_of_order_outputs_are_those_of_run(name: str) -> N
         for found, expected in zip(fetch(), layout.run(asked), strict=True):
             np.testing.assert_array_equal(found.chosen, expected.chosen)
             np.testing.assert_array_equal(found.lse[1.0], expected.lse[1.0])
+
+
+def turn(layout: Any) -> Turn:
+    return Turn(layout, layout._checkpoint.model, layout._checkpoint.model.config._attn_implementation, nullcontext)
+
+
+@pytest.mark.parametrize(
+    ("make", "ahead"),
+    [
+        (LAYOUTS["packed"], True),
+        (LAYOUTS["plain"], False),
+        (LAYOUTS["pair"], False),
+        (lambda: Pair(LAYOUTS["packed"](), LAYOUTS["packed"]()), True),
+        (lambda: turn(LAYOUTS["packed"]()), True),
+        (lambda: turn(LAYOUTS["plain"]()), False),
+    ],
+    ids=["packed", "plain", "half a pair", "pair", "packed in turn", "plain in turn"],
+)
+def test_only_a_layout_that_does_not_wait_is_asked_ahead_and_only_where_the_device_lets_it(
+    make: Any, ahead: bool
+) -> None:
+    layout = make()
+    assert Device(layout, runs_ahead=True).runs_ahead == ahead
+    assert not Device(layout, runs_ahead=False).runs_ahead

@@ -40,11 +40,14 @@ class DeviceLost(InternalError):
 
 
 class Device:
-    """One layout of one checkpoint, with its failures contained. `runs_ahead`: it computes while its thread goes on."""
+    """One layout of one checkpoint, with its failures contained. `runs_ahead`: it computes while its thread goes on.
+
+    A layout that waits while it is asked is not asked ahead: this batch's answer would wait for all of the next one.
+    """
 
     def __init__(self, layout: Layout, *, runs_ahead: bool = False) -> None:
         self._layout = layout
-        self.runs_ahead = runs_ahead
+        self.runs_ahead = runs_ahead and layout.runs_ahead
         self.lost: DeviceLost | None = None
 
     def run(self, batch: Sequence[Rows]) -> Results:

@@ -47,6 +47,7 @@ class PackedLayout:
     """Runs rows of one checkpoint packed. Switches the model to the segments attention for good."""
 
     name = "packed"
+    runs_ahead = True
     linear: Linear | None = None  # what float32 linears go through, if not torch's own
 
     def __init__(self, checkpoint: Checkpoint) -> None:

@@ -36,6 +36,7 @@ class Pair:
         same = policy.name == reference.name
         self.name = policy.name if same else f"policy {policy.name}, reference {reference.name}"
         self.shares = policy.shares and reference.shares
+        self.runs_ahead = policy.runs_ahead and reference.runs_ahead
 
     def num_computed(self, rows: Sequence[Row]) -> int:
         """Tokens that a pass over these rows computes, padding included, in both models together."""
@@ -86,6 +87,11 @@ class Turn:
     def shares(self) -> bool:
         """As the layout does."""
         return self.layout.shares
+
+    @property
+    def runs_ahead(self) -> bool:
+        """As the layout does."""
+        return self.layout.runs_ahead
 
     def num_computed(self, rows: Sequence[Row]) -> int:
         """The layout's."""

@@ -26,6 +26,7 @@ class PlainLayout:
 
     name = "plain"
     shares = False
+    runs_ahead = False
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint

@@ -46,6 +46,10 @@ class Layout(Protocol):
     def shares(self) -> bool:
         """Whether a prompt that rows of one pass have in common is computed once."""
 
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether `launch` asks without waiting, where the device computes while the host goes on."""
+
     def num_computed(self, rows: Sequence[Row]) -> int:
         """Tokens that running these rows computes, padding included."""
 

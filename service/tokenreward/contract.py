@@ -34,6 +34,9 @@ class Words(Protocol):
     def prompt_from_text(self, text: str, *, param: str) -> Int64[np.ndarray, " p"]:
         """Raw text as a prompt, with at most one BOS in front."""
 
+    def with_bos(self, ids: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " p"]:
+        """Ids of raw text, with at most one BOS in front."""
+
     def prompt_from_messages(
         self,
         messages: list[dict[str, Any]],
@@ -74,7 +77,7 @@ class Source:
     ends: Int64[np.ndarray, " t"] | None = None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Sample:
     """One item in the scorer's own tokens.
 

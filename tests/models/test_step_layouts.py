@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ import tiny
 import vocabularies
 from tokenreward.contract import Sample, Source
 from tokenreward.errors import EmptyResponse, UnsupportedText
+from tokenreward.models import step_layouts
 from tokenreward.models.checkpoint import Checkpoint
 from tokenreward.models.step_layouts import StepLayout, StepRow, step_row
 from tokenreward.models.vocabulary import Vocabulary
@@ -137,3 +140,27 @@ def test_a_tokenizer_without_offsets_is_refused() -> None:
 def test_white_space_alone_has_no_step(name: str) -> None:
     with pytest.raises(EmptyResponse, match="no step"):
         row_of(BYTES, name, " \n\n\t ")
+
+
+def test_a_row_is_made_once_for_each_layout_and_kept_no_longer_than_its_sample() -> None:
+    before = len(step_layouts._made)
+    sample = sample_of(BYTES, "a\nb")
+    rows = {name: step_row(sample, layout) for name, layout in LAYOUTS.items()}
+    assert all(step_row(sample, replace(layout)) is rows[name] for name, layout in LAYOUTS.items())
+    assert len({tuple(row.ids.tolist()) for row in rows.values()}) == len(LAYOUTS)
+    assert step_row(sample_of(BYTES, "a\nb"), LAYOUTS["skywork"]) is not rows["skywork"]
+    del sample, rows
+    gc.collect()
+    assert len(step_layouts._made) == before
+
+
+def test_math_shepherds_text_is_tokenised_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    words, read = words_of(prm.like_mistral()), []
+    own = words._ids
+    monkeypatch.setattr(words, "_ids", lambda text: read.append(text) or own(text))
+    sample = sample_of(words, "a\nb")
+    assert words.bos_id is not None
+    for _ in range(2):
+        ids = step_row(sample, LAYOUTS["math_shepherd"]).ids
+    assert read.count("2+2? a #\nb #") == 1
+    np.testing.assert_array_equal(ids, words.prompt_from_text("2+2? a #\nb #", param="p"))

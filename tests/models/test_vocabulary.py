@@ -248,3 +248,18 @@ def test_a_text_is_a_single_token_unless_it_is_none_several_or_unknown() -> None
     )
     assert unknowing.single("answer") is not None
     assert unknowing.single("Ω") is None
+
+
+def test_what_a_short_text_is_is_asked_of_the_tokenizer_once_and_a_long_one_is_not_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made, read = vocabulary(), []
+    own = made._ids
+    monkeypatch.setattr(made, "_ids", lambda text: read.append(text) or own(text))
+    short, long = "7", "7" * 101
+    assert {made.single(short) for _ in range(3)} == {own(short)[0][0]}
+    assert {made.single(long) for _ in range(3)} == {None}
+    assert read == [short, long, long, long]
+    for n in range(3000):
+        made.single(f"{n} ")
+    assert made._kept_single.cache_info().currsize <= 1024

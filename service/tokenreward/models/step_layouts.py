@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from jaxtyping import Int64
@@ -52,6 +53,9 @@ class StepRow:
     step_of: Int64[np.ndarray, " r"]
 
 
+_made: WeakKeyDictionary[Sample, dict[StepLayout, StepRow]] = WeakKeyDictionary()
+
+
 @dataclass(frozen=True, slots=True)
 class _Piece:
     """A stretch of the response between separators, from `start` on."""
@@ -65,7 +69,17 @@ class _Piece:
 
 
 def step_row(sample: Sample, layout: StepLayout) -> StepRow:
-    """The row that holds a sample's steps. Raises EmptyResponse if it has none, UnsupportedText, EmptyPrompt."""
+    """The row that holds a sample's steps, kept as long as the sample is: it is read, and then scored.
+
+    Raises EmptyResponse if it has none, UnsupportedText, EmptyPrompt.
+    """
+    made = _made.setdefault(sample, {})
+    if layout not in made:
+        made[layout] = _step_row(sample, layout)
+    return made[layout]
+
+
+def _step_row(sample: Sample, layout: StepLayout) -> StepRow:
     source = _source(sample)
     text, ends = _response(sample, source)
     pieces = _pieces(text, layout.separator)
@@ -187,8 +201,8 @@ def _as_one_text(
     for index, step in enumerate(steps):
         text += ("\n" if index else "") + step.text.strip() + layout.tag
         tag_ends.append(len(text))
-    ids = source.words.prompt_from_text(text, param=where)
     alone, ends = source.words.pieces(text, param=where)
+    ids = source.words.with_bos(alone)
     # Several tokens can end with the tag's last character, if they are its bytes: the last of them has read it all.
     tags = np.empty(0) if ends is None else np.searchsorted(ends, tag_ends, side="right") - 1
     if ends is None or not np.array_equal(ends[tags], tag_ends):

@@ -10,7 +10,7 @@ import copy
 import inspect
 import re
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,9 @@ from tokenreward.models.offsets import Offsets
 
 _MARK = "tokenreward"
 _LONG_CHARACTERS = 1000  # some 0.3 ms
+# Options are asked for again with every item; of what a caller makes up, no more than this is kept.
+_MOST_KEPT = 1024
+_LONGEST_KEPT = 100  # characters
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,6 +54,7 @@ class Vocabulary:
             # transformers hands this down at its first call, which need not have come yet.
             self._backend.encode_special_tokens = self._tokenizer.split_special_tokens
         self._eos_ids = _eos_ids(checkpoint)
+        self._kept_single = lru_cache(_MOST_KEPT)(self._single)
 
     @cached_property
     def _offsets(self) -> Offsets:
@@ -93,9 +97,13 @@ class Vocabulary:
     def prompt_from_text(self, text: str, *, param: str) -> Int64[np.ndarray, " p"]:
         """Raw text, with at most one BOS in front. Raises EmptyPrompt, UnsupportedText."""
         ids = np.asarray(self._encode(text, param=param)[0], dtype=np.int64)
-        if self.bos_id is not None and ids[:1].tolist() != [self.bos_id]:
-            ids = np.concatenate([[self.bos_id], ids])
-        return self.prompt_from_ids(ids, param=param)
+        return self.prompt_from_ids(self.with_bos(ids), param=param)
+
+    def with_bos(self, ids: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " p"]:
+        """Ids of raw text, with at most one BOS in front."""
+        if self.bos_id is None or ids[:1].tolist() == [self.bos_id]:
+            return ids
+        return np.concatenate([[self.bos_id], ids])
 
     def prompt_from_ids(self, ids: Int64[np.ndarray, " given"], *, param: str) -> Int64[np.ndarray, " p"]:
         """Ids as they are; an empty prompt becomes BOS. Raises EmptyPrompt if the model has none."""
@@ -186,6 +194,9 @@ class Vocabulary:
 
     def single(self, text: str) -> int | None:
         """The one token that this text is; None if it is none, several, or unknown."""
+        return self._kept_single(text) if len(text) <= _LONGEST_KEPT else self._single(text)
+
+    def _single(self, text: str) -> int | None:
         ids = self._ids(text)[0]
         return int(ids[0]) if len(ids) == 1 and ids[0] != self._tokenizer.unk_token_id else None
 

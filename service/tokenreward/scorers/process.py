@@ -117,7 +117,6 @@ class Scorer(contract.Scorer):
 
 
 def _read(sample: Sample, options: Scorer.Options) -> StepRow:
-    """Built when the row is asked for and again when it is scored: a scorer keeps nothing in between."""
     return step_row(sample, _layout(options))
 
 

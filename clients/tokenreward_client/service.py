@@ -85,7 +85,7 @@ class Service(ABC):
 
     def __reduce__(self) -> tuple[Any, ...]:
         _, _, key = self._headers.get("authorization", "").partition(" ")
-        made_with = {
+        made_with: dict[str, Any] = {
             "base_url": str(self._base_url),
             "api_key": key or None,
             "timeout_s": self._timeout_s,

@@ -164,7 +164,8 @@ class Settings(Frozen):
 
 
 def read_api_keys(file: Path | str | None) -> tuple[SecretStr, ...]:
-    """The keys in a file, one per line; empty without a file. Raises SettingsError."""
+    """The keys in a file, one per line; empty without a file. Raises SettingsError, also for a key that a caller's
+    header cannot carry: it would never match."""
     if file is None:
         return ()
     try:
@@ -173,10 +174,14 @@ def read_api_keys(file: Path | str | None) -> tuple[SecretStr, ...]:
         raise SettingsError(f"`api_keys_file`: cannot read {file}: {error.strerror}") from None
     except UnicodeError:
         raise SettingsError(f"`api_keys_file`: {file} is not UTF-8 text") from None
-    keys = tuple(SecretStr(line.strip()) for line in lines if line.strip())
+    keys = {number: line.strip() for number, line in enumerate(lines, start=1) if line.strip()}
+    for number, key in keys.items():
+        if not all("!" <= character <= "~" for character in key):  # the message does not quote it: it ends up in logs
+            message = "a key is printable ASCII without white space"
+            raise SettingsError(f"`api_keys_file`: {file}, line {number}: {message}")
     if not keys:
         raise SettingsError(f"`api_keys_file`: {file} holds no key")
-    return keys
+    return tuple(SecretStr(key) for key in keys.values())
 
 
 def load_settings(file: Path) -> Settings:

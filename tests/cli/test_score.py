@@ -91,7 +91,7 @@ def test_output_goes_to_a_file_and_float32_keeps_its_digits(
 
 def test_options_credit_and_key_travel(edge: Any, file: Any, tmp_path: Path) -> None:
     key = tmp_path / "key"
-    key.write_text("sk-1\nsk-2\n")
+    key.write_text("sk-1\nsk-2\n", encoding="utf-8-sig")
     asked = ["--scorer", "attention_dense", "--options", '{"alpha": 0.5, "form": "soft_bellman"}']
     credit = ["--credit", '{"name": "attention", "beta": 0.25}']
     assert main(["score", file(1), "--url", edge.url, *asked, *credit, "--api-key-file", str(key)]) == 0
@@ -100,6 +100,19 @@ def test_options_credit_and_key_travel(edge: Any, file: Any, tmp_path: Path) -> 
     assert body["scorer"] == "attention_dense"
     assert body["options"] == {"alpha": 0.5, "form": "soft_bellman"}
     assert body["credit"] == {"name": "attention", "beta": 0.25}
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfek\x00", b"", b"two words\n", b"s\xc3\xa9same\n"])
+def test_key_file_is_read_as_the_service_reads_its_own(
+    edge: Any, file: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes
+) -> None:
+    key = tmp_path / "key"
+    key.write_bytes(content)
+    assert main(["score", file(1), "--url", edge.url, "--api-key-file", str(key)]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: --api-key-file: ")
+    assert said.count("\n") == 1
+    assert edge.num_listed == 0
 
 
 @pytest.mark.parametrize(

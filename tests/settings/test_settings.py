@@ -321,6 +321,15 @@ def test_a_key_file_without_a_readable_key_never_opens_the_service(tmp_path: Pat
         read_api_keys(file)
 
 
+@pytest.mark.parametrize("key", ["two words", "s\u00e9same", "a\tb", "a\x7fb", "\u200bsesame"])
+def test_a_key_that_no_header_can_carry_is_refused_by_its_line_and_not_quoted(tmp_path: Path, key: str) -> None:
+    file = tmp_path / "keys"
+    file.write_text(f"first\n\n{key}\n", encoding="utf-8")
+    with pytest.raises(SettingsError, match="line 3: a key is printable ASCII without white space") as caught:
+        read_api_keys(file)
+    assert key not in str(caught.value)
+
+
 @pytest.mark.parametrize("name", ["absent", "."])
 def test_a_key_file_that_cannot_be_read_never_opens_the_service(tmp_path: Path, name: str) -> None:
     with pytest.raises(SettingsError, match="`api_keys_file`"):

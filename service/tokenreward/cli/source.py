@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from tokenreward.cli import CommandError
 from tokenreward.cli.flags import json_object
-from tokenreward.settings import DeploymentSettings, Settings, demo_settings, load_settings
+from tokenreward.settings import (
+    DeploymentSettings,
+    Settings,
+    SettingsError,
+    demo_settings,
+    load_settings,
+    read_api_keys,
+)
 from tokenreward.wire import RewardsRequest, parse_json
 from tokenreward_client import AsyncClient, BadArgument, ConnectionFailed, DeadlineExceeded, Rewards, ServerRefused
 from tokenreward_client.batch import Asked, Batch
@@ -116,11 +123,11 @@ def _deployment(settings: Settings, scorer: str) -> DeploymentSettings:
 
 
 def key_in(file: Path) -> str:
-    """The first key in the file: the service's own key file will do."""
-    keys = file.read_text(encoding="utf-8").split()
-    if not keys:
-        raise CommandError(f"{file} holds no key", exit_code=2)
-    return keys[0]
+    """The first key in the file, which is read as the service reads its own: that one will do. Raises CommandError."""
+    try:
+        return read_api_keys(file)[0].get_secret_value()
+    except SettingsError as error:
+        raise CommandError(str(error).replace("`api_keys_file`", "--api-key-file", 1)) from None
 
 
 def _say(line: str) -> None:

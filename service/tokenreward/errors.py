@@ -192,6 +192,11 @@ class ScorerFailed(ItemError):
     code = "scorer_failed"
 
 
+def shown(text: str) -> str:
+    """What a message quotes of a name or a header that a caller sent: 64 characters at most, printable ones."""
+    return "".join(character if character.isprintable() else "?" for character in text[:64])
+
+
 def frames(error: BaseException) -> str:
     """Type and place of an exception for the log, without its message, which may quote what the caller sent."""
     return f"{type(error).__name__} at\n{''.join(traceback.format_tb(error.__traceback__)).rstrip()}"

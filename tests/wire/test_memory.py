@@ -22,6 +22,7 @@ from tokenreward.wire.plain import MOST_PLAIN_BYTES
 
 MIB = 2**20
 JSON_TIMES, MSGPACK_TIMES, PACKED_TIMES = 110, 170, 3
+MUCH_JSON_TIMES = 55
 
 
 def array(entry: bytes, num_bytes: int) -> bytes:
@@ -102,6 +103,7 @@ def measure() -> None:
     """Prints, by case, the outcome and the peak in multiples of the body. Each is parsed in a fork."""
     cases = [(f"{name} as JSON", JSON, make(MIB), JSON_TIMES) for name, make in TEXT.items()]
     cases += [(f"{name} as msgpack", MSGPACK, make(MIB), MSGPACK_TIMES) for name, make in PLAIN.items()]
+    cases += [(f"much: {name} as JSON", JSON, make(16 * MIB), MUCH_JSON_TIMES) for name, make in TEXT.items()]
     cases += [(f"much: {name}", MSGPACK, make(16 * MIB), 11) for name, make in PLAIN.items()]
     cases += [(f"much: {name}", MSGPACK, make(16 * MIB), PACKED_TIMES) for name, make in VECTORS.items()]
     for name, media, body, most in cases:
@@ -132,7 +134,7 @@ def measured() -> dict[str, tuple[str, float, float]]:
 
 
 def test_every_body_is_answered_in_a_bounded_multiple_of_its_size(measured: Any) -> None:
-    assert len(measured) == len(TEXT) + 2 * len(PLAIN) + len(VECTORS)
+    assert len(measured) == 2 * len(TEXT) + 2 * len(PLAIN) + len(VECTORS)
     too_much = {name: found for name, found in measured.items() if found[1] > found[2]}
     assert too_much == {}
 
@@ -141,6 +143,13 @@ def test_much_that_is_neither_text_nor_bin_is_refused_before_it_is_read(measured
     found = {name: measured[f"much: {name}"][0] for name in PLAIN}
     assert set(found.values()) <= {"body_too_large", "invalid_field", "malformed_body"}
     assert found["ids"] == found["spans"] == found["smallest items"] == "body_too_large"
+
+
+def test_very_many_lists_and_objects_in_json_are_refused_before_they_are_read(measured: Any) -> None:
+    many = ("arrays for items", "objects for items", "spans", "tools", "options", "an unknown field", "depth")
+    found = {name: measured[f"much: {name} as JSON"] for name in many}
+    assert {outcome for outcome, _, _ in found.values()} == {"body_too_large"}
+    assert max(times for _, times, _ in found.values()) < 3
 
 
 def test_much_text_and_bin_is_taken(measured: Any) -> None:

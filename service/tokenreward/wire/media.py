@@ -14,7 +14,8 @@ import orjson
 from pydantic import BaseModel
 from pydantic_core import from_json
 
-from tokenreward.errors import MalformedBody
+from tokenreward.errors import MalformedBody, shown
+from tokenreward.wire.containers import refuse_many_containers
 from tokenreward.wire.encoding import JSON_TYPE, MSGPACK_TYPE
 from tokenreward.wire.msgpack import pack, parse_msgpack, unpack
 from tokenreward.wire.parsing import parse_json
@@ -29,7 +30,7 @@ class Media(ABC):
 
     @abstractmethod
     def parse(self, model: type[ModelT], body: bytes) -> ModelT:
-        """A request. Raises MalformedJson, MalformedBody, UnknownField, InvalidField."""
+        """A request. Raises MalformedJson, MalformedBody, BodyTooLarge, UnknownField, InvalidField."""
 
     @abstractmethod
     def load(self, body: bytes) -> Any:
@@ -44,6 +45,7 @@ class _Json(Media):
     name = JSON_TYPE
 
     def parse(self, model: type[ModelT], body: bytes) -> ModelT:
+        refuse_many_containers(body)
         return parse_json(model, body)
 
     def load(self, body: bytes) -> Any:
@@ -79,7 +81,7 @@ def media_of(headers: Mapping[str, str]) -> Media:
     if not given:
         return JSON
     if given not in _BY_TYPE:
-        raise MalformedBody(f"the content type must be `{JSON_TYPE}` or `{MSGPACK_TYPE}`")
+        raise MalformedBody(f"the content type must be `{JSON_TYPE}` or `{MSGPACK_TYPE}`, got `{shown(given)}`")
     return _BY_TYPE[given]
 
 

@@ -11,10 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from tokenreward.errors import InvalidField, NonFinite, UnitsDiffer
+from tokenreward.errors import InvalidField, NonFinite, UnitsDiffer, shown
 from tokenreward.wire import Item, Message, RewardsRequest, decode_rewards, encode_rewards
-
-_SHOWN = 64  # characters of a name that the caller sent
 
 
 def refuse_unequal_units(request: RewardsRequest, fingerprints: Mapping[str, str]) -> None:
@@ -25,7 +23,7 @@ def refuse_unequal_units(request: RewardsRequest, fingerprints: Mapping[str, str
     weights = request.combine or {}
     for name in weights:
         if name not in request.names:
-            raise InvalidField(f"`combine` names `{name[:_SHOWN]}`, which `scorers` does not", param="combine")
+            raise InvalidField(f"`combine` names `{shown(name)}`, which `scorers` does not", param="combine")
     for index, item in enumerate(request.items):
         if has_token_units(item) and not has_id_units(item):
             raise UnitsDiffer(
@@ -68,17 +66,22 @@ def has_token_units(item: Item) -> bool:
     return item.spans is None
 
 
-def combine(items: list[dict[str, Any]], request: RewardsRequest) -> None:
-    """Adds `rewards` and `score` to each keyed item; any error in what it combines leaves both null."""
+def combine(items: list[dict[str, Any]], request: RewardsRequest) -> list[str]:
+    """Adds `rewards` and `score` to each keyed item; any error in what it combines leaves both null. Returns the codes
+    of the errors that it made itself."""
     weights = request.combine or {}
+    codes = []
     for item in items:
         results = [item["scorers"][name] for name in weights]
         item["rewards"], item["score"] = None, None
         if not results or any(result["rewards"] is None for result in results):
             continue
         _add(item, results, list(weights.values()))
-        if item["rewards"] is not None and request.encoding_format == "base64":
+        if item["rewards"] is None:
+            codes.append(NonFinite.code)
+        elif request.encoding_format == "base64":
             item["rewards"] = encode_rewards(item["rewards"])
+    return codes
 
 
 def _add(item: dict[str, Any], results: list[dict[str, Any]], weights: list[float]) -> None:

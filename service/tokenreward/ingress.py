@@ -19,16 +19,19 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
 from tokenreward.combine import combine, refuse_unequal_units
-from tokenreward.errors import DeadlineExceeded, Loading, TooManyItems, UnknownRoute
+from tokenreward.errors import DeadlineExceeded, Loading
 from tokenreward.guard import (
     IN_A_THREAD_BYTES,
     PROBE_METHODS,
+    REWARDS_ROUTE,
     Guard,
+    Room,
     Rules,
     for_size,
     headers_of,
-    read_body,
+    refuse_many_items,
     time_limit_s,
+    unknown_route,
     unless_gone,
 )
 from tokenreward.metrics import CONTENT_TYPE, Metrics, render
@@ -59,7 +62,7 @@ def build_app(
         middleware=[Middleware(Guard, rules=rules, report=metrics.report)],
         exception_handlers={HTTPException: refuse_route},
     )
-    app.add_route("/v1/rewards", replica.rewards, methods=["POST"])  # not the API route: it would read what we do
+    app.add_route(REWARDS_ROUTE, replica.rewards, methods=["POST"])  # not the API route: it would read what we do
     app.add_api_route("/v1/scorers", replica.scorers, methods=["GET"])
     app.add_api_route("/healthz", replica.healthz, methods=PROBE_METHODS)
     app.add_api_route("/readyz", replica.readyz, methods=PROBE_METHODS)
@@ -115,15 +118,19 @@ class _Replica:
         self._slot = slot
         self._metrics = metrics
         self._rules = rules
+        self._room = Room()
 
     async def rewards(self, request: Request) -> Response:
         arrived = time.perf_counter()
         limit_s = time_limit_s(request.scope, self._rules)
         headers = headers_of(request.scope)
         media = media_of(headers)
-        body = await read_body(request.scope, request.receive, limit=self._rules.max_body_bytes)
-        asked = await for_size(len(body), media.parse, RewardsRequest, body)
-        self._refuse_early(asked)
+        limit = self._rules.max_body_bytes
+        async with self._room.body(request.scope, request.receive, limit=limit, within_s=limit_s) as body:
+            num_bytes = len(body)
+            asked = await for_size(num_bytes, media.parse, RewardsRequest, body)
+        del body  # scoring takes a while
+        refuse_many_items(len(asked.items), self._rules)
         answer = answered_in(headers)
         if answer is not JSON:
             asked = asked.model_copy(update={"encoding_format": "float"})  # base64 is JSON's: arrays go as they are
@@ -136,8 +143,9 @@ class _Replica:
             scoring = engine.score(asked, request_id=request.state.request_id, timeout_s=remaining_s)
             reply = await unless_gone(request.receive, scoring)
         if asked.combine is not None:
-            combine(reply["items"], asked)
-        return await _reply(reply, answer, is_large=len(body) > IN_A_THREAD_BYTES)
+            for code in combine(reply["items"], asked):
+                self._metrics.report("errors_total", code=code)
+        return await _reply(reply, answer, is_large=num_bytes > IN_A_THREAD_BYTES)
 
     async def scorers(self) -> Response:
         route = f"/d/{self._deployment}/v1/rewards"
@@ -160,17 +168,10 @@ class _Replica:
     async def metrics(self) -> Response:
         return Response(render({(self._deployment, ""): self._metrics.snapshot()}), media_type=CONTENT_TYPE)
 
-    def _refuse_early(self, asked: RewardsRequest) -> None:
-        limit = self._rules.max_request_items
-        if len(asked.items) > limit:
-            raise TooManyItems(
-                f"the request has {len(asked.items)} items, the limit is {limit} (`max_request_items`)", param="items"
-            )
-
 
 async def refuse_route(request: Request, _: Exception) -> Response:
     """Whatever the router refuses is a route that we do not have."""
-    raise UnknownRoute(f"no such route: {request.method} here; see GET /v1/scorers for what is served")
+    raise unknown_route(request.scope)
 
 
 async def _reply(reply: dict[str, Any], media: Media, *, is_large: bool) -> Response:

@@ -39,7 +39,12 @@ class Declared:
 
 TABLE = (
     Declared("requests_total", "counter", "HTTP requests answered, probes and scrapes apart.", ("status",)),
-    Declared("request_seconds", "histogram", "From the first byte of a request to its reply.", buckets=_SECONDS),
+    Declared(
+        "request_seconds",
+        "histogram",
+        "Of `/v1/rewards`: from the first byte of a request to its reply.",
+        buckets=_SECONDS,
+    ),
     Declared("errors_total", "counter", "Errors answered, of requests and of items.", ("code",)),
     Declared("items_total", "counter", "Items scored.", ("scorer",)),
     Declared("tokens_total", "counter", "Tokens of the items scored: `prompt` or `response`.", ("kind",)),

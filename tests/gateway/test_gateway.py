@@ -89,6 +89,8 @@ async def test_combine_past_float32_is_an_error_and_not_infinity(front: Any) -> 
     ("fields", "code", "param"),
     [
         ({"scorers": ["one", "nobody"]}, "unknown_scorer", "scorers"),
+        ({"scorers": ["nobody"]}, "unknown_scorer", "scorers"),
+        ({"scorer": "nobody"}, "unknown_scorer", "scorer"),
         ({"scorers": ["one", "two"], "scorer": "one"}, "invalid_field", None),
         ({"scorers": []}, "invalid_field", "scorers"),
         ({"scorers": ["one", "two"], "options": {"reward_model": {}}}, "unknown_field", "options.reward_model"),
@@ -184,7 +186,9 @@ async def test_probes_answer_a_head_as_a_get_without_body(front: Any, path: str,
 
 async def test_all_scorers_are_listed_with_their_routes(front: Any) -> None:
     async with front() as client:
-        entries = (await client.get("/v1/scorers")).json()["scorers"]
+        listing = (await client.get("/v1/scorers")).json()
+    entries = listing["scorers"]
+    assert listing["unavailable"] == []
     assert {entry["name"]: entry["route"] for entry in entries} == {
         "endogenous": "/d/lm/v1/rewards",
         "one": "/d/lm/v1/rewards",
@@ -219,7 +223,7 @@ async def test_refusals_of_the_front_itself_are_in_its_metrics(front: Any) -> No
     for code in codes:
         assert f'tokenreward_errors_total{{code="{code}",deployment="gateway",replica="front-1"}} 1.0' in text
     assert 'tokenreward_requests_total{deployment="gateway",replica="front-1",status="200"} 1.0' in text
-    assert 'tokenreward_request_seconds_count{deployment="gateway",replica="front-1"} 7.0' in text
+    assert 'tokenreward_request_seconds_count{deployment="gateway",replica="front-1"} 6.0' in text
     assert 'tokenreward_model_version{deployment="gateway"' not in text
 
 
@@ -231,7 +235,10 @@ async def test_deployment_without_replica_is_not_ready_and_costs_only_its_own_re
         body = {"scorers": ["one", "two"], "combine": {"one": 1.0, "two": 1.0}, "items": [ITEM]}
         both = await client.post("/v1/rewards", json=body)
         alive = await client.get("/healthz")
-    for refused in (ready, alone, listed):
+    assert listed.status_code == 200
+    assert listed.json()["unavailable"] == ["rm"]
+    assert {entry["deployment"] for entry in listed.json()["scorers"]} == {"lm"}
+    for refused in (ready, alone):
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "loading")
         assert refused.headers["retry-after"] == "2"
         assert "rm" in refused.json()["error"]["message"]
@@ -242,6 +249,46 @@ async def test_deployment_without_replica_is_not_ready_and_costs_only_its_own_re
     assert item["scorers"]["two"]["error"]["retryable"] is True
     assert (item["rewards"], item["score"]) == (None, None)
     assert alive.status_code == 200
+
+
+async def test_nothing_to_list_is_the_error_of_the_deployments(front: Any) -> None:
+    async with front(loaded={}) as client:
+        listed = await client.get("/v1/scorers")
+    assert (listed.status_code, listed.json()["error"]["code"]) == (503, "loading")
+
+
+async def test_errors_that_the_front_gives_to_items_are_counted_one_by_one(front: Any) -> None:
+    body = {"scorers": ["one", "two", "reward_model"], "items": [ITEM] * 2}
+    async with front(loaded={"lm": {"r1": []}, "rm": {}}) as client:
+        await client.post("/v1/rewards", json=body)
+        text = (await client.get("/metrics")).text
+    assert 'tokenreward_errors_total{code="loading",deployment="gateway",replica="front-1"} 4.0' in text
+
+
+async def test_a_sum_that_is_not_finite_is_counted(front: Any) -> None:
+    body = {"scorers": ["one", "two"], "combine": {"one": 1e300, "two": 1e300}, "items": [IDS] * 3}
+    async with front() as client:
+        await client.post("/v1/rewards", json=body)
+        text = (await client.get("/metrics")).text
+    assert 'tokenreward_errors_total{code="non_finite",deployment="gateway",replica="front-1"} 3.0' in text
+
+
+async def test_too_many_items_for_the_front_is_said_as_a_replica_says_it(front: Any, deployments: Any) -> None:
+    body: dict[str, Any] = {"scorers": ["one", "two"], "items": [ITEM] * 9}
+    async with front() as client:
+        split = (await client.post("/v1/rewards", json=body)).json()["error"]
+        url = deployments["url"] + "/d/lm/v1/rewards"
+        alone = (await client.post(url, json={**body, "scorers": ["one"]})).json()["error"]
+    assert split == alone
+    assert "the limit is 8 (`max_request_items`)" in split["message"]
+
+
+async def test_unknown_route_is_named_with_its_method(front: Any) -> None:
+    async with front() as client:
+        wrong_method = (await client.get("/v1/rewards")).json()["error"]["message"]
+        wrong_path = (await client.post("/v1/%00" + "x" * 99, json={})).json()["error"]["message"]
+    assert wrong_method.startswith("no such route: GET /v1/rewards; ")
+    assert wrong_path.startswith("no such route: POST /v1/?" + "x" * 59 + "; ")
 
 
 async def test_ready_when_every_deployment_has_a_replica(front: Any) -> None:

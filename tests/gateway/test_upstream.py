@@ -6,6 +6,7 @@ import asyncio
 import base64
 import gc
 import json
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -17,7 +18,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 import web
-from tokenreward.errors import Overloaded
+from tokenreward.errors import DeadlineExceeded, Overloaded
+from tokenreward.gateway.upstream import Passage, Upstreams
+from tokenreward.wire.media import JSON
 from web import until
 
 BODY = b'{"scorer" : "one",\n "items": [{"prompt": "a", "response": "b"}], "unknown": 1e400}'
@@ -139,21 +142,71 @@ async def test_answer_that_is_not_ours_becomes_our_error(
         assert (result["error"]["code"], result["error"]["retryable"]) == (code, True)
 
 
-async def test_deployment_is_asked_again_after_it_could_not_answer(
-    edge: Any, client: Any, front: Any, monkeypatch: pytest.MonkeyPatch
+async def hang(request: Request) -> Response:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    return Response()
+
+
+@pytest.mark.parametrize(
+    ("failure", "again"),
+    [
+        (PlainTextResponse("no replica", 500), True),
+        (PlainTextResponse("no replica", 503), True),
+        (PlainTextResponse("no replica", 404), True),
+        (PlainTextResponse("too late", 408), True),
+        ("silence", True),
+        ("no connection", True),
+        (JSONResponse({"error": Overloaded("full").detail()}, 503), False),
+        (JSONResponse({}), False),
+    ],
+    ids=["500", "503", "404", "408", "silence", "no connection", "our own 503", "200"],
+)
+async def test_deployment_is_asked_whether_it_is_ready_after_it_failed_to_answer_and_not_before(
+    edge: Any, front: Any, monkeypatch: pytest.MonkeyPatch, failure: Response | str, again: bool
 ) -> None:
     monkeypatch.setattr("tokenreward.gateway.upstream._READY_STANDS_S", 0.0)
 
-    statuses = iter((500, 503, 500, 500))
+    async def answer(request: Request) -> Response:
+        return failure if isinstance(failure, Response) else await hang(request)
 
-    async def answer(_: Request) -> Response:
-        return PlainTextResponse("no replica", next(statuses))
+    edge.answer = answer
+    url = f"http://127.0.0.1:{web.free_port()}" if failure == "no connection" else edge.url
+    async with front(url) as opened:
+        for _ in range(3):
+            await opened.post("/v1/rewards", content=BODY, headers={"x-request-timeout-seconds": "0.3"})
+        assert len(front.asked) == (3 if again else 1)
+
+
+async def test_waiting_for_word_of_readiness_is_part_of_the_deadline(edge: Any) -> None:
+    async def never(_: str) -> bool:
+        await asyncio.sleep(5)
+        return True
+
+    async with httpx.AsyncClient(base_url=edge.url) as inner:
+        passage = Passage(
+            Upstreams(inner, never), headers={"x-request-id": "mine"}, limit_s=0.2, sends=JSON, wants=JSON
+        )
+        began = time.monotonic()
+        with pytest.raises(DeadlineExceeded):
+            await passage.post("lm", BODY)
+    assert time.monotonic() - began < 2
+    assert edge.requests == []
+
+
+async def test_a_deployment_that_does_not_list_its_scorers_in_time_is_unavailable(
+    edge: Any, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tokenreward.gateway._LISTING_S", 0.3)
+    entry = {"name": "two", "tokenizer": "t"}
+
+    async def answer(request: Request) -> Response:
+        return await hang(request) if "/d/lm/" in request.url.path else JSONResponse({"scorers": [entry]})
 
     edge.answer = answer
     async with client() as opened:
-        for num_asked in (1, 1, 2, 2):
-            await opened.post("/v1/rewards", content=BODY)
-            assert len(front.asked) == num_asked
+        listed = await opened.get("/v1/scorers")
+    assert (listed.status_code, listed.json()) == (200, {"scorers": [entry], "unavailable": ["lm"]})
 
 
 async def test_deployment_that_never_answers_costs_the_deadline_and_not_more(edge: Any, client: Any) -> None:
@@ -328,16 +381,18 @@ async def test_json_that_is_no_reply_is_an_internal_error_that_names_the_deploym
 
 @pytest.mark.parametrize("said", [{"echo": 1}, {"scorers": [{"name": "one"}]}, {"scorers": 3}, [1]], ids=repr)
 async def test_json_that_is_no_listing_is_an_internal_error_that_names_the_deployment(
-    edge: Any, client: Any, said: Any
+    edge: Any, client: Any, said: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     edge.answer = answers(lm=said, rm={"scorers": [{"name": "two", "tokenizer": "t"}]})
     async with client() as opened:
         listed = await opened.get("/v1/scorers")
         body = {"scorer": "two", "items": [{"prompt": [1], "response": [2]}], "credit": KL}
         units = await opened.post("/v1/rewards", json=body)
-    for response in (listed, units):
-        assert (response.status_code, response.json()["error"]["code"]) == (500, "internal")
-        assert "`lm` answered 200 with a body that lists no scorers" in response.json()["error"]["message"]
+    message = "`lm` answered 200 with a body that lists no scorers"
+    assert (units.status_code, units.json()["error"]["code"]) == (500, "internal")
+    assert message in units.json()["error"]["message"]
+    assert (listed.status_code, listed.json()["unavailable"]) == (200, ["lm"])
+    assert message in caplog.text
 
 
 @pytest.mark.parametrize("names", [{"scorer": "two"}, {"scorers": ["two", "one"]}], ids=["single", "keyed"])

@@ -242,6 +242,20 @@ async def test_deadline_must_be_a_positive_number_of_seconds(client: httpx.Async
     response = await client.post("/v1/rewards", json=body, headers={"x-request-timeout-seconds": value})
     assert response.status_code == 422
     assert response.json()["error"]["param"] == "x-request-timeout-seconds"
+    assert response.json()["error"]["message"].endswith(f", got `{value}`")
+
+
+async def test_scorer_that_nobody_serves_is_at_fault_in_the_field_that_named_it(client: httpx.AsyncClient) -> None:
+    for fields in ({"scorer": "nobody"}, {"scorers": ["nobody"]}):
+        response = await client.post("/v1/rewards", json={"items": [ITEM], **fields})
+        assert response.json()["error"]["param"] == next(iter(fields))
+
+
+async def test_unknown_route_is_named_with_its_method(client: httpx.AsyncClient) -> None:
+    wrong_method = (await client.get("/v1/rewards")).json()["error"]["message"]
+    assert wrong_method.startswith("no such route: GET /v1/rewards; ")
+    wrong_path = (await client.post("/" + "x" * 99, json={})).json()["error"]["message"]
+    assert wrong_path.startswith("no such route: POST /" + "x" * 63 + "; ")
 
 
 async def test_declared_length_that_is_no_number_is_not_believed() -> None:

@@ -151,6 +151,9 @@ async def test_unexpected_failure_tells_neither_caller_nor_log_what_was_sent(cap
     assert response.status_code == 500
     assert response.json()["error"]["code"] == "internal"
     assert "plugh" not in response.text + caplog.text
+    request_id = response.headers["x-request-id"]
+    assert f"`{request_id}`" in response.json()["error"]["message"]
+    assert request_id in caplog.text
     assert "ValueError" in caplog.text
     assert "in score" in caplog.text
 
@@ -163,13 +166,18 @@ async def test_requests_are_counted_and_probes_are_not(served: Any, client: http
     await client.get("/healthz")
     await client.post("/v1/rewards", json=BODY)
     await client.post("/v1/rewards", content=b"{")
+    await client.get("/v1/scorers")
+    big = {"endogenous": 1e300, "one": 1e300}
+    sums = {"scorers": list(big), "combine": big, "items": [{"prompt": [5], "response": [6]}] * 2}
+    await client.post("/v1/rewards", json=sums)
     after = (await client.get("/metrics")).text
     for line, grown in {
-        'tokenreward_requests_total{deployment="lm",replica="",status="200"}': 1,
+        'tokenreward_requests_total{deployment="lm",replica="",status="200"}': 3,
         'tokenreward_requests_total{deployment="lm",replica="",status="400"}': 1,
         'tokenreward_errors_total{code="malformed_json"': 1,
-        "tokenreward_request_seconds_count": 2,
-        'tokenreward_items_total{deployment="lm",replica="",scorer="endogenous"}': 1,
+        'tokenreward_errors_total{code="non_finite"': 2,
+        "tokenreward_request_seconds_count": 3,
+        'tokenreward_items_total{deployment="lm",replica="",scorer="endogenous"}': 3,
     }.items():
         assert counted(after, line) - counted(before, line) == grown, line
 

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from tokenreward import credit as credits
 from tokenreward.contract import WITHOUT_EFFECT, Model, Needs, Options, Scorer, Task, Words
 from tokenreward.engine.verdict import Plan
-from tokenreward.errors import InvalidField, ItemError, UnknownOption, UnknownScorer
+from tokenreward.errors import InvalidField, ItemError, UnknownOption, UnknownScorer, shown
 from tokenreward.scorers import UnknownScorerType, resolve
 from tokenreward.settings import DeploymentSettings, ScorerSettings, SettingsError
 from tokenreward.wire import RewardsRequest, refusal
@@ -134,9 +134,10 @@ def check_words(deployment: DeploymentSettings, words: Words) -> None:
 
 def plans(served: dict[str, Served], request: RewardsRequest) -> list[Plan]:
     """What a request asks, scorer by scorer. Raises RequestError."""
+    param = "scorer" if request.scorer is not None else "scorers"
     for name in request.names:
         if name not in served:
-            raise UnknownScorer(f"no scorer `{name[:64]}` here; there are {', '.join(served)}", param="scorer")
+            raise UnknownScorer(f"no scorer `{shown(name)}` here; there are {', '.join(served)}", param=param)
     return [served[name].plan(request) for name in request.names]
 
 

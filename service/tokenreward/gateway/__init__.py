@@ -7,7 +7,9 @@ merged. It knows which scorer lives where, and no models; what needs Ray is inje
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import logging
+import math
+from collections.abc import Coroutine, Mapping
 from typing import Any
 
 import httpx
@@ -16,12 +18,24 @@ from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
-from tokenreward.errors import Loading, TooManyItems, UnknownRoute
+from tokenreward.errors import Loading, RequestError
 from tokenreward.gateway.fanout import fan_out
 from tokenreward.gateway.route import Route, find
 from tokenreward.gateway.sources import names_another
 from tokenreward.gateway.upstream import Answer, Gather, HasReady, Passage, Upstreams
-from tokenreward.guard import PROBE_METHODS, Guard, Rules, for_size, headers_of, read_body, time_limit_s, unless_gone
+from tokenreward.guard import (
+    PROBE_METHODS,
+    REWARDS_ROUTE,
+    Guard,
+    Room,
+    Rules,
+    for_size,
+    headers_of,
+    refuse_many_items,
+    time_limit_s,
+    unknown_route,
+    unless_gone,
+)
 from tokenreward.metrics import CONTENT_TYPE, REQUESTS, Metrics, render
 from tokenreward.wire import RewardsRequest
 from tokenreward.wire.media import JSON, Media, answered_in, media_of
@@ -29,6 +43,9 @@ from tokenreward.wire.media import JSON, Media, answered_in, media_of
 __all__ = ["Route", "build_app"]
 
 _OWN_LABEL = "gateway"
+_LISTING_S = 3.0  # that all wait for a deployment that does not list its scorers
+
+logger = logging.getLogger(__name__)
 
 
 def build_app(
@@ -57,7 +74,7 @@ def build_app(
         middleware=[Middleware(Guard, rules=rules, report=own.report)],
         exception_handlers={HTTPException: _refuse_route},
     )
-    app.add_route("/v1/rewards", front.rewards, methods=["POST"])  # not the API route: it would read what we do
+    app.add_route(REWARDS_ROUTE, front.rewards, methods=["POST"])  # not the API route: it would read what we do
     app.add_api_route("/v1/scorers", front.scorers, methods=["GET"])
     app.add_api_route("/healthz", front.healthz, methods=PROBE_METHODS)
     app.add_api_route("/readyz", front.readyz, methods=PROBE_METHODS)
@@ -108,24 +125,26 @@ class _Front:
         self._gather = gather
         self._rules = rules
         self._own = own
+        self._room = Room()
 
     async def rewards(self, request: Request) -> Response:
         passage = self._passage(request, media_of(headers_of(request.scope)))
-        body = await read_body(request.scope, request.receive, limit=self._rules.max_body_bytes)
-        asked = await for_size(len(body), _asked, passage.sends, body)
-        param = "scorer" if len(asked.names) == 1 else "scorers"
-        deployments = {find(self._routes, name, param=param).deployment for name in asked.names}
-        if len(deployments) == 1 and not asked.asks_another(self._routes):
-            work = passage.post(deployments.pop(), body)
-        else:
-            work = self._fan_out(body, passage=passage, request_id=request.state.request_id)
+        limit = self._rules.max_body_bytes
+        async with self._room.body(request.scope, request.receive, limit=limit, within_s=passage.left_s) as body:
+            work = await self._work(body, passage)
         answer = await unless_gone(request.receive, work)
         return Response(answer.body, answer.status, headers=answer.headers)
 
     async def scorers(self, request: Request) -> Response:
-        passage = self._passage(request)
-        listings = await asyncio.gather(*(passage.scorers(name) for name in self._deployments))
-        return _json({"scorers": [entry for listing in listings for entry in listing]})
+        """What the deployments list that answer soon; `unavailable` names the others. Raises why, if none answers."""
+        passage = self._passage(request, most_s=_LISTING_S)
+        listings = await asyncio.gather(*(_listing(passage, name) for name in self._deployments))
+        failures = [listing for listing in listings if isinstance(listing, RequestError)]
+        if len(failures) == len(listings):
+            raise failures[0]
+        both = list(zip(self._deployments, listings, strict=True))
+        entries = [entry for _, listing in both if isinstance(listing, list) for entry in listing]
+        return _json({"scorers": entries, "unavailable": [name for name, each in both if not isinstance(each, list)]})
 
     async def healthz(self) -> Response:
         return _json({"status": "ok"})
@@ -141,20 +160,33 @@ class _Front:
         labels, own = self._own
         return Response(render({**snapshots, labels: own.snapshot()}), media_type=CONTENT_TYPE)
 
-    def _passage(self, request: Request, sends: Media = JSON) -> Passage:
+    def _passage(self, request: Request, sends: Media = JSON, *, most_s: float = math.inf) -> Passage:
         given = headers_of(request.scope)
         headers = {"x-request-id": request.state.request_id}
         if (key := given.get("authorization")) is not None:
             headers["authorization"] = key
-        limit_s = time_limit_s(request.scope, self._rules)
+        limit_s = min(most_s, time_limit_s(request.scope, self._rules))
         return Passage(self._upstreams, headers=headers, limit_s=limit_s, sends=sends, wants=answered_in(given))
 
-    async def _fan_out(self, body: bytes, *, passage: Passage, request_id: str) -> Answer:
+    async def _work(self, body: bytes, passage: Passage) -> Coroutine[Any, Any, Answer]:
+        """What is left to do when the body is read. Raises RequestError."""
+        asked = await for_size(len(body), _asked, passage.sends, body)
+        param = "scorer" if asked.scorer is not None else "scorers"
+        deployments = {find(self._routes, name, param=param).deployment for name in asked.names}
+        if len(deployments) == 1 and not asked.asks_another(self._routes):
+            return passage.post(deployments.pop(), body)
         request = await for_size(len(body), passage.sends.parse, RewardsRequest, body)
-        limit = self._rules.max_request_items
-        if len(request.items) > limit:
-            raise TooManyItems(f"the request has {len(request.items)} items, the limit is {limit}", param="items")
-        return await fan_out(request, body, self._routes, passage=passage, request_id=request_id)
+        refuse_many_items(len(request.items), self._rules)
+        return fan_out(request, body, self._routes, passage=passage, report=self._own[1].report)
+
+
+async def _listing(passage: Passage, deployment: str) -> list[dict[str, Any]] | RequestError:
+    """Its entries, or why there are none."""
+    try:
+        return await passage.scorers(deployment)
+    except RequestError as error:
+        logger.warning("`%s` is not listed: %s", deployment, error.message)
+        return error
 
 
 def _asked(media: Media, body: bytes) -> _Asked:
@@ -166,7 +198,7 @@ def _asked(media: Media, body: bytes) -> _Asked:
 
 
 async def _refuse_route(request: Request, _: Exception) -> Response:
-    raise UnknownRoute(f"no such route: {request.method} here; see GET /v1/scorers for what is served")
+    raise unknown_route(request.scope)
 
 
 def _json(content: object) -> Response:

@@ -7,6 +7,7 @@ A deployment that cannot answer now costs only the results that need it; a reque
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,15 +18,16 @@ from tokenreward.gateway.parts import NO_USAGE, Part, Reply, failed_item, parts_
 from tokenreward.gateway.route import Route
 from tokenreward.gateway.sources import NO_TIME
 from tokenreward.gateway.upstream import Answer, Passage
-from tokenreward.guard import for_size
+from tokenreward.guard import Report, for_size
 from tokenreward.wire import RewardsRequest
 from tokenreward.wire.media import JSON
 
 
 async def fan_out(
-    request: RewardsRequest, body: bytes, routes: Mapping[str, Route], *, passage: Passage, request_id: str
+    request: RewardsRequest, body: bytes, routes: Mapping[str, Route], *, passage: Passage, report: Report
 ) -> Answer:
-    """The merged answer, or the first refusal. `body` is what `request` was read from. Raises RequestError."""
+    """The merged answer, or the first refusal. `body` is what `request` was read from; errors of items that are made
+    here are counted with `report`. Raises RequestError."""
     parts = parts_of(request, routes)
     content = await for_size(len(body), read_content, body, passage.sends)
     errand = Errand(request, content, routes, passage=passage, num_bytes=len(body))
@@ -42,8 +44,10 @@ async def fan_out(
             raise outcome
     if passage.wants is not JSON:
         request = request.model_copy(update={"encoding_format": "float"})  # base64 is JSON's: arrays go as they are
-    merged = await for_size(errand.num_bytes_back, _merged, request, parts, outcomes)
-    body = await for_size(errand.num_bytes_back, passage.wants.dump, {**merged, "id": request_id})
+    merged, codes = await for_size(errand.num_bytes_back, _merged, request, parts, outcomes)
+    for code, count in codes.items():
+        report("errors_total", count, code=code)
+    body = await for_size(errand.num_bytes_back, passage.wants.dump, {**merged, "id": passage.request_id})
     return Answer(200, body, {"content-type": passage.wants.name})
 
 
@@ -54,19 +58,32 @@ async def _fingerprints(request: RewardsRequest, errand: Errand) -> Mapping[str,
     return dict.fromkeys(request.names, "")
 
 
-def _merged(request: RewardsRequest, parts: Sequence[Part], outcomes: Sequence[Outcome]) -> Reply:
-    replies = [_of_all(outcome, part, len(request.items)) for outcome, part in zip(outcomes, parts, strict=True)]
+def _merged(
+    request: RewardsRequest, parts: Sequence[Part], outcomes: Sequence[Outcome]
+) -> tuple[Reply, Mapping[str, int]]:
+    """The merged reply, and how many errors of each code no deployment put in it."""
+    num_items, codes = len(request.items), Counter[str]()
+    replies = []
+    for part, outcome in zip(parts, outcomes, strict=True):
+        if isinstance(outcome, dict):
+            replies.append(outcome)
+            continue
+        error = _why(outcome)
+        codes[error["code"]] += num_items * len(part.names)
+        replies.append(_of_all(error, part, num_items))
     merged = replies[0] if request.scorer is not None else merge(replies, request.names)
     if request.combine is not None:
-        combine(merged["items"], request)
-    return merged
+        codes.update(combine(merged["items"], request))
+    return merged, codes
 
 
-def _of_all(outcome: Outcome, part: Part, num_items: int) -> Reply:
-    """A part's reply; of a deployment that could not answer, its error in each result."""
-    if isinstance(outcome, dict):
-        return outcome
-    error = outcome.media.load(outcome.body)["error"] if isinstance(outcome, Answer) else outcome.detail()
+def _why(outcome: Answer | RequestError) -> dict[str, Any]:
+    """The error that stands for a part's reply."""
+    return outcome.media.load(outcome.body)["error"] if isinstance(outcome, Answer) else outcome.detail()
+
+
+def _of_all(error: Mapping[str, Any], part: Part, num_items: int) -> Reply:
+    """The reply of a deployment that could not answer: its error in each result."""
     items = [failed_item(index, part.names, error) for index in range(num_items)]
     return {"items": items, "usage": NO_USAGE, "timing": NO_TIME, "sources": {}}
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tokenreward.errors import UnknownScorer
-
-_SHOWN = 64  # characters of a name that the caller sent
+from tokenreward.errors import UnknownScorer, shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,5 +20,5 @@ class Route:
 def find(routes: Mapping[str, Route], name: str, *, param: str) -> Route:
     """The route of one scorer; `param` is where the request names it. Raises UnknownScorer."""
     if name not in routes:
-        raise UnknownScorer(f"no scorer `{name[:_SHOWN]}`; there are {', '.join(routes)}", param=param)
+        raise UnknownScorer(f"no scorer `{shown(name)}`; there are {', '.join(routes)}", param=param)
     return routes[name]

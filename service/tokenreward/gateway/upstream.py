@@ -73,7 +73,7 @@ class Upstreams:
         return [name for name, is_ready in zip(deployments, ready, strict=True) if not is_ready]
 
     async def expect_ready(self, deployment: str) -> None:
-        """Raises Loading if it has no replica ready; it is asked only until it is, and after it failed to answer.
+        """Raises Loading if it has no replica ready; it is asked only until it is, and whenever it failed to answer.
 
         Ray's proxy holds requests for a deployment without replicas until their deadline; we answer at once instead.
         """
@@ -101,6 +101,16 @@ class Passage:
         self._headers = {**headers, "accept": wants.name}
         self._deadline = time.monotonic() + limit_s
 
+    @property
+    def request_id(self) -> str:
+        """What the caller's request is called."""
+        return self._headers["x-request-id"]
+
+    @property
+    def left_s(self) -> float:
+        """Seconds to the deadline."""
+        return self._deadline - time.monotonic()
+
     async def post(self, deployment: str, body: bytes) -> Answer:
         """The deployment's answer to `POST /v1/rewards`; its refusals are answers too.
 
@@ -121,36 +131,38 @@ class Passage:
         return list(content["scorers"])
 
     async def _ask(self, deployment: str, method: str, path: str, *, body: bytes | None = None) -> Answer:
-        await self._upstreams.expect_ready(deployment)
-        left_s = self._deadline - time.monotonic()
+        left_s = self.left_s
         if left_s <= 0:
             raise DeadlineExceeded("the deadline passed before the request could be forwarded")
-        headers = {**self._headers, "content-type": self.sends.name, TIMEOUT_HEADER: f"{left_s:.6f}"}
         try:
             async with asyncio.timeout(left_s):
+                await self._upstreams.expect_ready(deployment)
+                headers = {**self._headers, "content-type": self.sends.name, TIMEOUT_HEADER: f"{self.left_s:.6f}"}
                 response = await self._upstreams.client.request(
                     method, f"/d/{deployment}{path}", content=body, headers=headers
                 )
         except TimeoutError:
+            self._upstreams.distrust(deployment)
             raise DeadlineExceeded(f"`{deployment}` did not answer before the deadline") from None
         except httpx.TransportError as error:
+            self._upstreams.distrust(deployment)
             raise InternalError(f"the connection to `{deployment}` broke ({type(error).__name__})") from None
         response.stream = httpx.ByteStream(b"")  # the one it was read from holds it, and with it both bodies: a cycle
-        try:
-            return _ours(deployment, response)
-        except Loading:
+        answer = _ours(response)
+        if answer is None:
             self._upstreams.distrust(deployment)
-            raise
+            raise _translated(deployment, response.status_code)
+        return answer
 
 
-def _ours(deployment: str, response: httpx.Response) -> Answer:
+def _ours(response: httpx.Response) -> Answer | None:
     """The answer, if our own code made it; proxies answer in plain text, or in JSON of their own."""
     if response.headers.get("content-type", "").startswith((JSON.name, MSGPACK.name)):
         passed_on = {name: response.headers[name] for name in _PASSED_ON if name in response.headers}
         answer = Answer(response.status_code, response.content, passed_on)
         if answer.status == 200 or _has_our_error(answer):
             return answer
-    raise _translated(deployment, response.status_code)
+    return None
 
 
 def _has_our_error(answer: Answer) -> bool:

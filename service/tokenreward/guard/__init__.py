@@ -15,29 +15,59 @@ import math
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import SecretStr
 
-from tokenreward.errors import BodyTooLarge, InternalError, InvalidField, Loading, RequestError, Unauthorized, frames
+from tokenreward.errors import (
+    InternalError,
+    InvalidField,
+    Loading,
+    RequestError,
+    TooManyItems,
+    Unauthorized,
+    frames,
+    shown,
+)
+from tokenreward.guard.body import IN_A_THREAD_BYTES, Room, for_size, read_body
+from tokenreward.guard.scope import ClientGone, Message, Receive, Scope, Send, headers_of, route_of, unknown_route
 from tokenreward.wire.media import Media, answered_in
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
+__all__ = [
+    "IN_A_THREAD_BYTES",
+    "OPEN_ROUTES",
+    "PROBE_METHODS",
+    "REWARDS_ROUTE",
+    "TIMEOUT_HEADER",
+    "App",
+    "ClientGone",
+    "Guard",
+    "Message",
+    "Receive",
+    "Report",
+    "Room",
+    "Rules",
+    "Scope",
+    "Send",
+    "for_size",
+    "headers_of",
+    "read_body",
+    "refuse_many_items",
+    "time_limit_s",
+    "unknown_route",
+    "unless_gone",
+]
+
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Report = Callable[..., None]
 T = TypeVar("T")
-P = ParamSpec("P")
 
 TIMEOUT_HEADER = "x-request-timeout-seconds"
 PROBE_METHODS = ["GET", "HEAD"]  # servers send no body in answer to a HEAD
+REWARDS_ROUTE = "/v1/rewards"
 OPEN_ROUTES = frozenset({"/healthz", "/readyz"})
-
-IN_A_THREAD_BYTES = 256 * 1024
 
 _UNCOUNTED_ROUTES = OPEN_ROUTES | {"/metrics"}
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
@@ -45,10 +75,6 @@ _ANSWERING_S = 0.03  # between two Ray processes and the caller; measured at 10 
 _MOST_MARGIN_S = 0.25
 
 logger = logging.getLogger(__name__)
-
-
-class ClientGone(Exception):
-    """The caller hung up; whatever was under way for it is cancelled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +116,10 @@ class Guard:
             await reply.refuse(error)
         except Exception as error:
             logger.error("request %s failed: %s", request_id, frames(error))
-            await reply.refuse(InternalError("internal error; the service's log has its traceback"))
+            message = f"internal error; the service's log has its traceback under the request id `{request_id}`"
+            await reply.refuse(InternalError(message))
         if route_of(scope) not in _UNCOUNTED_ROUTES:
-            self._count(reply, time.perf_counter() - started)
+            self._count(route_of(scope), reply, time.perf_counter() - started)
 
     def _may_enter(self, route: str, headers: dict[str, str]) -> bool:
         if not self._digests or route in OPEN_ROUTES:
@@ -103,11 +130,12 @@ class Guard:
         matches = [hmac.compare_digest(given, known) for known in self._digests]
         return scheme.lower() == "bearer" and any(matches)
 
-    def _count(self, reply: _Reply, seconds: float) -> None:
+    def _count(self, route: str, reply: _Reply, seconds: float) -> None:
         if self._report is None:
             return
         self._report("requests_total", status=str(reply.status))
-        self._report("request_seconds", seconds)
+        if route == REWARDS_ROUTE:
+            self._report("request_seconds", seconds)
         if reply.code is not None:
             self._report("errors_total", code=reply.code)
 
@@ -142,33 +170,6 @@ class _Reply:
             headers.append((b"www-authenticate", b"Bearer"))
         await self.send({"type": "http.response.start", "status": error.status, "headers": headers})
         await self.send({"type": "http.response.body", "body": body})
-
-
-async def read_body(scope: Scope, receive: Receive, *, limit: int) -> bytes:
-    """The whole body. Raises BodyTooLarge (declared or counted), ClientGone."""
-    declared = headers_of(scope).get("content-length", "")[:20]
-    if declared.isdecimal() and int(declared) > limit:
-        raise BodyTooLarge(f"the body has {declared} bytes, the limit is {limit} (`max_body_bytes`)")
-    chunks: list[bytes] = []
-    num_bytes, more = 0, True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientGone
-        chunk = message.get("body", b"")
-        num_bytes += len(chunk)
-        if num_bytes > limit:
-            raise BodyTooLarge(f"the body has {num_bytes} bytes or more, the limit is {limit} (`max_body_bytes`)")
-        chunks.append(chunk)
-        more = message.get("more_body", False)
-    return b"".join(chunks)
-
-
-async def for_size(num_bytes: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """The result of `work`, which goes to a thread if it handles so many bytes that others would wait for it."""
-    if num_bytes < IN_A_THREAD_BYTES:
-        return work(*args, **kwargs)
-    return await asyncio.to_thread(work, *args, **kwargs)
 
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
@@ -209,23 +210,20 @@ def _positive(text: str) -> float:
     except ValueError:
         seconds = math.nan
     if not (0 < seconds < math.inf):
-        raise InvalidField(f"the header `{TIMEOUT_HEADER}` must be a positive number of seconds", param=TIMEOUT_HEADER)
+        raise InvalidField(
+            f"the header `{TIMEOUT_HEADER}` must be a positive number of seconds, got `{shown(text)}`",
+            param=TIMEOUT_HEADER,
+        )
     return seconds
 
 
-def headers_of(scope: Scope) -> dict[str, str]:
-    """Header values by lower-case name, read once a request."""
-    state: dict[str, Any] = scope.setdefault("state", {})
-    if "headers" not in state:
-        state["headers"] = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-    found: dict[str, str] = state["headers"]
-    return found
-
-
-def route_of(scope: Scope) -> str:
-    """The path below the place where the application is mounted."""
-    path, root = str(scope["path"]), str(scope.get("root_path", ""))
-    return path.removeprefix(root) if root and path.startswith(root) else path
+def refuse_many_items(num_items: int, rules: Rules) -> None:
+    """Raises TooManyItems."""
+    limit = rules.max_request_items
+    if num_items > limit:
+        raise TooManyItems(
+            f"the request has {num_items} items, the limit is {limit} (`max_request_items`)", param="items"
+        )
 
 
 def _request_id(headers: dict[str, str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,56 @@ def test_output_goes_to_a_file_and_float32_keeps_its_digits(
     assert main(["score", file(1), "--url", edge.url, "--output", str(out)]) == 0
     assert capsys.readouterr().out == ""
     assert '"rewards": [0.1, 0.33333334]' in out.read_text()
+
+
+@pytest.mark.parametrize("alias", ["same", "link", "hard link", "stdin"])
+def test_output_that_is_the_input_is_refused_and_nothing_is_lost(
+    edge: Any, file: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], alias: str
+) -> None:
+    items = file(2)
+    before, out = Path(items).read_text(), tmp_path / "out.jsonl"
+    if alias == "link":
+        out.symlink_to(items)
+    elif alias == "hard link":
+        out.hardlink_to(items)
+    else:
+        out = Path(items)
+    command = ["score", items, "--url", edge.url, "--output", str(out)]
+    if alias == "stdin":
+        command.remove(items)
+        with Path(items).open("rb") as stdin:
+            done = subprocess.run(
+                [sys.executable, "-m", "tokenreward.cli", *command], stdin=stdin, capture_output=True, text=True
+            )
+        code, said = done.returncode, done.stderr
+    else:
+        code, said = main(command), capsys.readouterr().err
+    assert (code, said) == (2, f"error: --output {out} is the file that is read: name another\n")
+    assert Path(items).read_text() == before
+    assert edge.num_listed == 0
+
+
+def test_output_is_kept_where_no_service_answers(file: Any, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    out.write_text("yesterday's\n")
+    assert main(["score", file(1), "--url", "http://127.0.0.1:9", "--output", str(out)]) == 1
+    assert out.read_text() == "yesterday's\n"
+
+
+def test_output_of_a_run_that_dies_has_the_lines_until_then(edge: Any, file: Any, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    out.write_text("yesterday's\n")
+    edge.script.extend([edge.ok, edge.says(422, "unknown_option", retryable=False)])
+    assert main(["score", file(128), "--url", edge.url, "--concurrency", "1", "--output", str(out)]) == 1
+    assert [entry["index"] for entry in entries(out.read_text())] == list(range(64))
+
+
+def test_output_of_no_lines_is_empty(edge: Any, tmp_path: Path) -> None:
+    (tmp_path / "none.jsonl").touch()
+    out = tmp_path / "out.jsonl"
+    out.write_text("yesterday's\n")
+    assert main(["score", str(tmp_path / "none.jsonl"), "--url", edge.url, "--output", str(out)]) == 0
+    assert out.read_text() == ""
 
 
 def test_options_credit_and_key_travel(edge: Any, file: Any, tmp_path: Path) -> None:

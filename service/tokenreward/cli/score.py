@@ -7,12 +7,13 @@ import asyncio
 import os
 import stat
 import sys
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, ExitStack, aclosing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tokenreward.cli import subcommand
+from tokenreward.cli import CommandError, subcommand
 from tokenreward.cli.flags import add_service_flags
 from tokenreward.cli.lines import Line, read_groups
 from tokenreward.cli.progress import Progress
@@ -50,7 +51,13 @@ def add_parser(subparsers: Any) -> None:
     )
     for flag in ("options", "credit"):
         parser.add_argument(f"--{flag}", default="{}", metavar="{...}", help=f"{flag} of the scorer, as in a request")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write JSON lines here instead of stdout")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="write JSON lines here instead of stdout, over what the file held, once the service has answered or the "
+        "models are loaded; if the run dies, the lines until then are in it",
+    )
     parser.add_argument("--show", action="store_true", help="print each response coloured by its rewards")
     parser.set_defaults(run=run)
 
@@ -59,30 +66,41 @@ def run(args: argparse.Namespace) -> int:
     """Score every line; 1 if any of them has no rewards."""
     with ExitStack() as files:
         lines = _input(args.file, files)
-        scoring = source(args)
-        out = None if args.show else sys.stdout
         if args.output is not None:
-            out = files.enter_context(args.output.open("w", encoding="utf-8"))
-        report = Report(out, sys.stdout if args.show else None, Progress(sys.stderr, _size(lines)))
-        try:
-            asyncio.run(_score_all(lines, scoring, report, concurrency=args.concurrency))
-        except BaseException:
-            report.clear()
-            raise
-        return report.finish()
+            _refuse_input(args.output, lines)
+        scoring = source(args)
+
+        def report() -> Report:
+            out = None if args.show else sys.stdout
+            if args.output is not None:
+                out = files.enter_context(args.output.open("w", encoding="utf-8"))
+            return Report(out, sys.stdout if args.show else None, Progress(sys.stderr, _size(lines)))
+
+        return asyncio.run(_score_all(lines, scoring, report, concurrency=args.concurrency))
 
 
 async def _score_all(
-    lines: BinaryIO, scoring: AbstractAsyncContextManager[Score], report: Report, *, concurrency: int
-) -> None:
+    lines: BinaryIO,
+    scoring: AbstractAsyncContextManager[Score],
+    begin: Callable[[], Report],
+    *,
+    concurrency: int,
+) -> int:
+    """The exit code. `begin` empties the output: only once there is somebody to answer."""
     async with scoring as score:
+        report = begin()
 
         async def answers(group: list[Line]) -> list[Rewards]:
             return await _answers(group, score)
 
-        async with aclosing(in_order(read_groups(lines, GROUP_SIZE), answers, concurrency=concurrency)) as scored:
-            async for group, rewards in scored:
-                report.take(group, rewards)
+        try:
+            async with aclosing(in_order(read_groups(lines, GROUP_SIZE), answers, concurrency=concurrency)) as scored:
+                async for group, rewards in scored:
+                    report.take(group, rewards)
+        except BaseException:
+            report.clear()
+            raise
+    return report.finish()
 
 
 async def _answers(group: list[Line], score: Score) -> list[Rewards]:
@@ -106,6 +124,13 @@ def _input(name: str, files: ExitStack) -> BinaryIO:
     stream = open(0, "rb", closefd=False) if name == "-" else Path(name).open("rb")  # noqa: SIM115
     # Closing a pipe would wait for a read that may never end; the exit of the process closes it.
     return files.enter_context(stream) if stat.S_ISREG(os.fstat(stream.fileno()).st_mode) else stream
+
+
+def _refuse_input(output: Path, lines: BinaryIO) -> None:
+    """Writing where we read would lose what is not read yet. Raises CommandError."""
+    status = os.fstat(lines.fileno())
+    if stat.S_ISREG(status.st_mode) and output.exists() and os.path.samestat(status, output.stat()):
+        raise CommandError(f"--output {output} is the file that is read: name another", exit_code=2)
 
 
 def _size(stream: BinaryIO) -> int | None:

@@ -103,15 +103,16 @@ class Batcher(Generic[WorkT, ResultT]):
             self.queued_tokens += asked
         self._arrived.set()
 
-    def refuse_if_full(self) -> None:
-        """Raises Overloaded if nothing more fits, before anything is spent on a request."""
+    def refuse_if_full(self, num_coming: int = 0) -> None:
+        """Raises Overloaded if nothing more fits, before anything is spent on a request. `num_coming`: tokens at least
+        of those who are let in already and not in the queue yet."""
         with self._lock:
-            if self.queued_tokens >= self._max_queued_tokens:
+            if self.queued_tokens + num_coming >= self._max_queued_tokens:
                 self._drop_gone()
-            if self.queued_tokens >= self._max_queued_tokens:
+            if self.queued_tokens + num_coming >= self._max_queued_tokens:
                 raise Overloaded(
-                    f"{self.queued_tokens} tokens wait, `max_queued_tokens` is {self._max_queued_tokens}",
-                    retry_after_s=self._retry_after_s(1),
+                    f"{self.queued_tokens + num_coming} tokens wait, `max_queued_tokens` is {self._max_queued_tokens}",
+                    retry_after_s=self._retry_after_s(num_coming + 1),
                 )
 
     async def next_batch(self) -> list[Entry[WorkT, ResultT]]:

@@ -10,14 +10,14 @@ import contextlib
 import logging
 import time
 import uuid
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from tokenreward.batching import Batcher, Entry
 from tokenreward.engine.device import Device, max_batch_tokens
 from tokenreward.engine.intake import Intake
-from tokenreward.engine.job import Job, Outcome, Rows, is_light, make_jobs, reply_item
+from tokenreward.engine.job import Job, Outcome, Rows, is_light, make_jobs, num_tokens_at_least, reply_item
 from tokenreward.engine.served import check_words, needs_of, plans, served_by
 from tokenreward.engine.shift import Shift
 from tokenreward.engine.verdict import Plan
@@ -77,6 +77,10 @@ class Engine:
         )
         self._device_thread = ThreadPoolExecutor(1, thread_name_prefix="device")
         self._intake_threads = ThreadPoolExecutor(_NUM_INTAKE_THREADS, thread_name_prefix="intake")
+        # What has been computed does not wait behind what is yet to be tokenised.
+        self._reply_thread = ThreadPoolExecutor(1, thread_name_prefix="reply")
+        self._tokens_in_intake = 0  # at least
+        self._closed = False
         self._shift = Shift(
             self._batcher, self._device, thread=self._device_thread, layout=verdict.layout, report=report
         )
@@ -119,7 +123,7 @@ class Engine:
                 param="min_version",
             )
         asked = plans(self._served, request)
-        self._batcher.refuse_if_full()
+        self._batcher.refuse_if_full(self._tokens_in_intake)
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         try:
             async with asyncio.timeout(timeout_s):
@@ -156,23 +160,26 @@ class Engine:
             raise InternalError(f"a batch has run for more than {_STUCK_AFTER_S:g} s")
 
     async def close(self) -> None:
-        """Stops the steps; whoever still waits, in the queue or in a batch, is answered with an error."""
+        """Stops the steps; whoever still waits, for a thread, in the queue or in a batch, is answered with an error."""
+        self._closed = True
         if self._shifts is not None:
             self._shifts.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._shifts
-        closing = InternalError("the engine is closing")
+        closing = _closing()
         self._batcher.fail_all(closing)
         self._shift.answer_running(closing)
         self._device_thread.shutdown(wait=False, cancel_futures=True)
         self._intake_threads.shutdown(wait=False, cancel_futures=True)
+        self._reply_thread.shutdown(wait=False, cancel_futures=True)
 
     async def _score(
         self, request: RewardsRequest, asked: list[Plan], request_id: str, deadline: float | None
     ) -> dict[str, Any]:
         began = time.monotonic()
-        make = self._here if is_light(request) else self._offload
-        jobs = await make(make_jobs, request, asked, self._intake)
+        light = is_light(request, asked)
+        with self._in_intake(request):
+            jobs = await self._made(None if light else self._intake_threads, make_jobs, request, asked, self._intake)
         tokenize_s = time.monotonic() - began
         entries = self._queue(jobs, deadline)
         try:
@@ -180,7 +187,7 @@ class Engine:
         finally:
             for entry in entries:
                 entry.future.cancel()
-        items = await make(self._reply_items, jobs, request, asked)
+        items = await self._made(None if light else self._reply_thread, self._reply_items, jobs, request, asked)
         self._count(items, jobs, asked)
         self._report("tokenize_seconds", tokenize_s)
         return {
@@ -194,6 +201,8 @@ class Engine:
         }
 
     def _queue(self, jobs: Sequence[Job], deadline: float | None) -> list[Entry[Rows, Outcome]]:
+        if self._closed:  # since its jobs were asked for
+            raise _closing()
         loop = asyncio.get_running_loop()
         shares = self._verdict.layout.shares
         entries = []
@@ -217,12 +226,29 @@ class Engine:
                 result |= {"model": self.settings.model, "version": self.settings.version}
         return items
 
-    @staticmethod
-    async def _here(function: Callable[..., ResultT], *arguments: object) -> ResultT:
-        return function(*arguments)
+    @contextlib.contextmanager
+    def _in_intake(self, request: RewardsRequest) -> Iterator[None]:
+        """Meanwhile the request counts for those who come after it as if it waited in the queue."""
+        num_tokens = num_tokens_at_least(request)
+        self._tokens_in_intake += num_tokens
+        try:
+            yield
+        finally:
+            self._tokens_in_intake -= num_tokens
 
-    async def _offload(self, function: Callable[..., ResultT], *arguments: object) -> ResultT:
-        return await asyncio.get_running_loop().run_in_executor(self._intake_threads, function, *arguments)
+    async def _made(self, threads: Executor | None, function: Callable[..., ResultT], *arguments: object) -> ResultT:
+        """What the function gives, on a thread or right here. Raises InternalError if the engine takes threads away."""
+        if threads is None:
+            return function(*arguments)
+        if self._closed:
+            raise _closing()
+        try:
+            return await asyncio.get_running_loop().run_in_executor(threads, function, *arguments)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self._closed and task is not None and not task.cancelling():
+                raise _closing() from None
+            raise
 
     def _count(self, items: Sequence[dict[str, Any]], jobs: Sequence[Job], asked: Sequence[Plan]) -> None:
         for plan in asked:
@@ -234,6 +260,10 @@ class Engine:
                     self._report("errors_total", 1, code=result["error"]["code"])
         for kind, count in _usage(jobs).items():
             self._report("tokens_total", count, kind=kind.removesuffix("_tokens"))
+
+
+def _closing() -> InternalError:
+    return InternalError("the engine is closing")
 
 
 def _usage(jobs: Sequence[Job]) -> dict[str, int]:

@@ -16,13 +16,18 @@ from tokenreward.engine.intake import Intake, Prepared, Prompts
 from tokenreward.engine.verdict import Plan, failed, judge, result, scorer_failed, shown_tokens
 from tokenreward.errors import ItemError
 from tokenreward.models.packing import shared_key
-from tokenreward.wire import IdsB64, Item, RewardsRequest
+from tokenreward.wire import IdsB64, Item, Message, RewardsRequest
 
 Rows = list[tuple[Row, Needs]]
 
 # In characters, of which the tokenizer reads a thousand in some 0.3 ms: an item's own cost, and a thread's.
 _ITEM = 250
 _LIGHT = 1500
+
+# In characters: options that name modes fit, and no template that shows an item more than a few times.
+_SHORT_OPTIONS = 32
+
+_CHARACTERS_OF_A_TOKEN = 8  # more than are in one of almost any text
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,15 +68,30 @@ class Job:
         return Outcome([]) if self.entry is None else self.entry.future.result()
 
 
-def is_light(request: RewardsRequest) -> bool:
-    """Whether its jobs and its reply are made sooner than another thread is told of them and has told the result."""
+def is_light(request: RewardsRequest, plans: Sequence[Plan]) -> bool:
+    """Whether its jobs and its reply are made sooner than another thread is told of them and has told the result.
+
+    Texts among the options that somebody chose, request or operator, are read with every item, or show it many times.
+    """
     items = request.items
     if request.return_tokens or len(items) * _ITEM > _LIGHT or any(item.messages is not None for item in items):
+        return False
+    chosen = (getattr(plan.options, name) for plan in plans for name in plan.options.model_fields_set)
+    if sum(len(str(value)) for value in chosen) > _SHORT_OPTIONS:
         return False
     return sum(_ITEM + _length(item.prompt) + _length(item.response) for item in items) <= _LIGHT
 
 
+def num_tokens_at_least(request: RewardsRequest) -> int:
+    """What its items count for until they are tokenised: one token each, or so few that hardly any text has fewer."""
+    lengths = (_length(item.prompt) + _length(item.response) for item in request.items)
+    return sum(max(1, length // _CHARACTERS_OF_A_TOKEN) for length in lengths)
+
+
 def _length(part: Any) -> int:
+    """Characters of a text, of its messages' contents or of packed ids; of a list, its ids."""
+    if isinstance(part, list) and part and isinstance(part[0], Message):
+        return sum(len(message.content or ()) for message in part)
     return len(part.ids_b64 if isinstance(part, IdsB64) else part)
 
 
@@ -98,6 +118,8 @@ def _make_job(item: Item, index: int, plans: Sequence[Plan], intake: Intake, pro
             asked, needs = plan.scorer.rows(prepared.sample, plan.options), plan.scorer.needs(plan.options)
             if not {row.model for row in asked} <= plan.scorer.models:
                 raise ValueError("a scorer's rows go to the models that it names")  # another might not be there
+            if not isinstance(needs, Needs):
+                raise TypeError("a scorer says what it needs as Needs")  # other scorers' are joined with them
             for row in asked:
                 intake.check_row(row, param=prepared.param)
         except ItemError as error:

@@ -17,7 +17,7 @@ from tokenreward import credit as credits
 from tokenreward.alignment import last_of_units, sum_over_units
 from tokenreward.contract import Options, Outputs, Scorer, Signals, Steps
 from tokenreward.engine.intake import Prepared
-from tokenreward.errors import ItemError, NonFinite, RewardError, ScorerFailed, frames
+from tokenreward.errors import ItemError, NonFinite, ScorerFailed, frames
 from tokenreward.models.vocabulary import Vocabulary
 from tokenreward.wire import Credit, CreditName, encode_rewards
 
@@ -46,9 +46,20 @@ class Judged:
 
 
 def judge(plan: Plan, prepared: Prepared, outputs: Sequence[Outputs]) -> Judged:
-    """What a scorer says of one item, with credit. Raises ItemError."""
+    """What a scorer says of one item, with credit. Raises ItemError: whatever goes wrong on the way is the fault of
+    what the scorer gave, and so its item's, not its neighbours'."""
+    try:
+        return _judged(plan, prepared, outputs)
+    except ItemError:
+        raise
+    except Exception as error:
+        raise scorer_failed(plan.name, error) from None
+
+
+def _judged(plan: Plan, prepared: Prepared, outputs: Sequence[Outputs]) -> Judged:
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # inf and nan have an error of their own, below
-        signals = _signals(plan, prepared, outputs)
+        signals = plan.scorer.score(prepared.sample, outputs, plan.options)
+        _check(plan, signals, num_tokens=len(prepared.owner))
         units = in_units(signals, prepared)
     rewards, score = credits.assign(units, plan.credit, name=plan.credit_name)
     rewards = credits.penalise(
@@ -65,25 +76,19 @@ def judge(plan: Plan, prepared: Prepared, outputs: Sequence[Outputs]) -> Judged:
     return Judged(rewards, score, None if signals.steps is None else (shown, _unit_steps(signals.steps, prepared)))
 
 
-def _signals(plan: Plan, prepared: Prepared, outputs: Sequence[Outputs]) -> Signals:
-    try:
-        signals = plan.scorer.score(prepared.sample, outputs, plan.options)
-    except RewardError:
-        raise
-    except Exception as error:  # a scorer's fault is its item's, not its neighbours'
-        raise scorer_failed(plan.name, error) from None
-    _check_shapes(plan, signals, num_tokens=len(prepared.owner))
-    return signals
-
-
 def scorer_failed(name: str, error: Exception) -> ScorerFailed:
     """The item's error for a scorer that raised; where it raised goes to the log."""
     logger.error("scorer `%s` failed: %s", name, frames(error))
     return ScorerFailed(f"scorer `{name}` failed on this item: {type(error).__name__}")
 
 
-def _check_shapes(plan: Plan, signals: Signals, *, num_tokens: int) -> None:
-    """A vector of another length is a scorer's fault, not something to stretch."""
+def _check(plan: Plan, signals: Signals, *, num_tokens: int) -> None:
+    """A missing signal or a vector of another length is a scorer's fault, not something to make up or stretch."""
+    if not isinstance(signals, Signals):
+        raise ScorerFailed(f"scorer `{plan.name}` gave {type(signals).__name__}, not Signals")
+    for field in sorted(credits.NEEDS[plan.credit_name]):
+        if getattr(signals, field) is None:
+            raise ScorerFailed(f"scorer `{plan.name}` gave no {field}, which credit `{plan.credit_name}` is made of")
     for field in ("values", "weights"):
         given = getattr(signals, field)
         if given is not None and given.shape != (num_tokens,):
@@ -101,7 +106,7 @@ def in_units(signals: Signals, prepared: Prepared) -> credits.UnitSignals:
     into = sum_over_units if signals.kind == "increments" else last_of_units
     return credits.UnitSignals(
         keep=prepared.scored,
-        score=signals.score,
+        score=None if signals.score is None else float(signals.score),  # a library's own number goes into no reply
         values=None if signals.values is None else into(signals.values, prepared.owner, num_units),
         weights=None if signals.weights is None else sum_over_units(signals.weights, prepared.owner, num_units),
     )

@@ -17,6 +17,7 @@ import torch
 
 from bench import record
 from bench.figure import HEADER, Figure, Point, Result, exit_code
+from gpu.ahead import ahead, alone
 from gpu.busy import profile, waits
 from gpu.clock import Cpu, Gpu
 from gpu.exact import exact
@@ -36,10 +37,12 @@ FIGURES: dict[str, Callable[[Stand], Iterator[Result]]] = {
     "endogenous-8b": partial(endogenous, real=LLAMA_8B, wanted=33_000),
     "prompts": prompts,
     "profile": profile,
+    "ahead": ahead,
     "waits": waits,
     "attention": attention,
     "long": long,
     "lengths": lengths,
+    "alone": alone,
 }
 
 

@@ -57,7 +57,7 @@ class Layout(Protocol):
         """Outputs of each row, in order."""
 
     def launch(self, work: Sequence[tuple[Row, Needs]]) -> Callable[[], list[Outputs]]:
-        """The same, asked of the device: what is returned waits for it."""
+        """The same, asked of the device: what is returned waits for it, and for nothing that is asked later."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,70 @@
+"""A late answer shows, and a mixed-up one: a thread that works off passes in order plays the device."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gpu import ahead
+from gpu.stand import Stand
+from tokenreward.contract import Outputs
+
+PASS_S = 0.05
+
+
+class Line:
+    """Asked for passes, and fetched as soon as they have ended; or, `late`, behind all that has been asked for."""
+
+    def __init__(self, *, late: bool) -> None:
+        self._device = ThreadPoolExecutor(1)
+        self._late = late
+
+    def launch(self, work: Any) -> Callable[[], Any]:
+        asked = self._device.submit(time.sleep, PASS_S)
+        return (lambda: self._device.submit(int).result()) if self._late else asked.result
+
+    def close(self) -> None:
+        self._device.shutdown()
+
+
+@pytest.fixture(params=[False, True], ids=["in time", "late"])
+def line(request: pytest.FixtureRequest) -> Iterator[Line]:
+    made = Line(late=request.param)
+    yield made
+    made.close()
+
+
+def test_an_answer_behind_the_next_pass_is_seen(stand: Stand, line: Line) -> None:
+    first, both = ahead.first_and_both(stand, line, [])
+    assert both >= 2 * PASS_S
+    assert (first / both <= ahead.FIRST) == (not line._late)
+
+
+class Mixing:
+    """Gives what was asked last, whoever fetches."""
+
+    def __init__(self) -> None:
+        self._last = 0.0
+
+    def run(self, work: Any) -> list[Outputs]:
+        return [Outputs(chosen=np.full(3, float(len(work)), np.float32)) for _ in work]
+
+    def launch(self, work: Any) -> Callable[[], list[Outputs]]:
+        self._last = float(len(work))
+        return lambda: [Outputs(chosen=np.full(3, self._last, np.float32)) for _ in work]
+
+
+class Right(Mixing):
+    def launch(self, work: Any) -> Callable[[], list[Outputs]]:
+        return lambda: self.run(work)
+
+
+def test_an_answer_that_is_another_passes_is_seen() -> None:
+    works: list[Any] = [[None] * 3, [None] * 2, [None]]
+    assert ahead.furthest(Right(), works) == 0
+    assert ahead.furthest(Mixing(), works) == 2

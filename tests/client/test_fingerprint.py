@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from edge import keyed
+from eval.service import replica
 from tokenreward_client import BadArgument, Client, ServerRefused, fingerprint
 
 OURS, THEIRS = fingerprint({"a": 0, "b": 1}), fingerprint({"b": 0, "a": 1})
@@ -74,3 +76,18 @@ def test_known_listing_is_used_but_not_to_refuse(edge: Any) -> None:
             edge.script.append(lambda body: edge.reply([{"index": 0, **RESULT}]))
             client.score([IDS], fingerprint=OURS)
     assert edge.num_listed == 2
+
+
+def test_a_real_service_takes_ids_of_its_own_tokenizer_and_gets_no_others(language_model: Path) -> None:
+    """As the README has it."""
+    from transformers import AutoTokenizer
+
+    policy_tokenizer = AutoTokenizer.from_pretrained(language_model)
+    item = {"prompt": [7, 8], "response": [5, 6]}
+    with replica(str(language_model), "causal_lm", [{"type": "endogenous"}]) as url, Client(url) as client:
+        [answer] = client.score([item], fingerprint=fingerprint(policy_tokenizer.get_vocab()))
+        assert answer.rewards is not None
+        assert len(answer.rewards) == 2
+        policy_tokenizer.add_tokens(["<extra>"])
+        with pytest.raises(BadArgument, match="endogenous"):
+            client.score([item], fingerprint=fingerprint(policy_tokenizer.get_vocab()))

@@ -68,10 +68,10 @@ def attend_alone(qkv: QKV, groups: Sequence[Group], scale: float, out: Tensor) -
         q, k, v = (tensor[0, :, start:stop] for tensor in qkv)
         # Of torch's fused kernels the one for float32 on a GPU does not know grouped heads, and without it there is a
         # map [heads, n, n]. So each key head is a batch of its own, seen by its queries' heads without being repeated.
-        q = q.unflatten(0, (k.shape[0], -1))
+        q = q.view(k.shape[0], q.shape[0] // k.shape[0], *q.shape[1:])
         k, v = (tensor[:, None].expand(-1, q.shape[1], -1, -1) for tensor in (k, v))
-        attended = functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
-        out[start:stop].unflatten(1, q.shape[:2]).copy_(attended.permute(2, 0, 1, 3))
+        attended = functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale).permute(2, 0, 1, 3)
+        out[start:stop].view(attended.shape).copy_(attended)
 
 
 def choose_kernel(device: torch.device, dtype: torch.dtype, head_dim: int | None) -> Kernel:

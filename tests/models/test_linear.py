@@ -74,8 +74,11 @@ def test_an_operator_that_is_absent_or_wrong_is_not_used(monkeypatch: pytest.Mon
             raise AttributeError("no such operator")
         return linear.plain(x, weight, bias) + 1e-3
 
+    assert linear.agrees(nn.Linear(64, 64))
+    assert not linear.agrees(nn.Linear(64, 64).half())
     monkeypatch.setattr(linear, "onednn", broken)
     monkeypatch.setattr(linear, "_WORTH", 0.0)
+    assert not linear.agrees(nn.Linear(64, 64))
     assert linear.faster(nn.Linear(64, 64)) is None
 
 

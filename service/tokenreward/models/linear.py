@@ -38,21 +38,22 @@ def faster(model: nn.Module) -> float | None:
 
     Takes some 50 ms of a thread.
     """
-    weights: list[Tensor] = [module.weight for module in model.modules() if _is_swappable(module)]  # type: ignore[misc]
-    if not weights:
+    if not agrees(model):
         return None
-    weight = max(weights, key=lambda tensor: tensor.numel())
-    x = torch.randn(_NUM_ROWS, weight.shape[1], generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        gain = _gain(*_largest(model))
+    return gain if gain >= _WORTH else None
+
+
+def agrees(model: nn.Module) -> bool:
+    """Whether oneDNN is there and equal on the model's largest float32 layer, however fast; False if it has none."""
     try:
         with torch.inference_mode():
+            x, weight = _largest(model)
             ours, theirs = onednn(x, weight, None), plain(x, weight, None)
-            bound = 1e-5 * max(1.0, float(theirs.abs().max()))
-            if not float((ours - theirs).abs().max()) <= bound:
-                return None
-            gain = _gain(x, weight)
-    except Exception:  # whatever it raises means the same: this torch or this CPU has no such operator
-        return None
-    return gain if gain >= _WORTH else None
+            return float((ours - theirs).abs().max()) <= 1e-5 * max(1.0, float(theirs.abs().max()))
+    except Exception:  # whatever it raises means the same: this torch or this CPU has no such operator, or no layer
+        return False
 
 
 def swap(model: nn.Module, linear: Linear | None) -> None:
@@ -62,6 +63,13 @@ def swap(model: nn.Module, linear: Linear | None) -> None:
             vars(module).pop("forward", None)
             if linear is not None:
                 module.forward = _through(linear, module)
+
+
+def _largest(model: nn.Module) -> tuple[Tensor, Tensor]:
+    """Rows to multiply, and the weight of the largest layer. Raises ValueError if there is none."""
+    weights: list[Tensor] = [module.weight for module in model.modules() if _is_swappable(module)]  # type: ignore[misc]
+    weight = max(weights, key=lambda tensor: tensor.numel())
+    return torch.randn(_NUM_ROWS, weight.shape[1], generator=torch.Generator().manual_seed(0)), weight
 
 
 def _through(linear: Linear, module: Any) -> Callable[[Tensor], Tensor]:

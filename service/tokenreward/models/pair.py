@@ -16,7 +16,7 @@ from tokenreward.alignment import fingerprint
 from tokenreward.contract import Model, Needs, Outputs, Row
 from tokenreward.models.adapter import Switch
 from tokenreward.models.checkpoint import Checkpoint, load_checkpoint
-from tokenreward.models.linear import Linear
+from tokenreward.models.linear import Linear, agrees
 from tokenreward.models.packed import PackedLayout
 from tokenreward.models.probe import Layout, Verdict, choose_layout
 from tokenreward.models.refusal import CheckpointRefused
@@ -143,25 +143,36 @@ def choose_layouts(checkpoint: Checkpoint, needs: Mapping[Model, Needs], *, say:
         probe_reference = partial(_turn, standing=Switch(checkpoint.model).off)
     first = probe(checkpoint, needs["policy"], say=_named("policy", say))
     ours = _take_linear(first.layout)
-    second = probe_reference(checkpoint.reference, needs["reference"], say=_named("reference", say))
+    second = probe_reference(
+        checkpoint.reference,
+        needs["reference"],
+        say=_named("reference", say),
+        through_onednn=ours is not None and agrees(checkpoint.reference.model),
+    )
     theirs = _take_linear(second.layout)
     if ours is theirs:
         for layout in (first.layout, second.layout):
             _give_linear(layout, ours)
-    else:
-        say("float32 linears stay torch's own, as not both of policy and reference keep their bounds through oneDNN")
+    elif first.measure is not None:
+        first = replace(first, gap=first.measure(first.layout))
+        say(
+            "policy: float32 linears are torch's own after all, as the reference's cannot go through oneDNN, too: the "
+            f"packed layout differs in {first.gap}"
+        )
     reasons = {"policy": first.reason, "reference": second.reason}
     reason = "; ".join(f"{name}: {reason}" for name, reason in reasons.items() if reason)
     nearest = max((first.gap, second.gap), key=lambda gap: gap.difference / gap.bound)
     return Verdict(Pair(first.layout, second.layout), nearest, reason or None)
 
 
-def _turn(checkpoint: Checkpoint, needs: Needs, *, standing: Standing, say: Say) -> Verdict:
+def _turn(
+    checkpoint: Checkpoint, needs: Needs, *, standing: Standing, say: Say, through_onednn: bool | None = None
+) -> Verdict:
     """The verdict on the model with or without its adapter. It leaves the model's attention as it found it."""
     model = checkpoint.model
     before = model.config._attn_implementation
     with standing():
-        verdict = choose_layout(checkpoint, needs, say=say)
+        verdict = choose_layout(checkpoint, needs, say=say, through_onednn=through_onednn)
     attention = model.config._attn_implementation
     model.set_attn_implementation(before)
     return replace(verdict, layout=Turn(verdict.layout, model, attention, standing))

@@ -12,6 +12,7 @@ import copy
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol, get_args, runtime_checkable
 
 import numpy as np
@@ -62,15 +63,22 @@ class Layout(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The layout that serves, how far it is from the model's own forward, and why it is not packed."""
+    """The layout that serves, how far it is from the model's own forward, and why it is not packed. `measure`: how far
+    a layout is now, once it was changed."""
 
     layout: Layout
     gap: Gap
     reason: str | None = None
+    measure: Callable[[Layout], Gap] | None = None
 
 
-def choose_layout(checkpoint: Checkpoint, needs: Needs, *, say: Callable[[str], None]) -> Verdict:
-    """Packed if it is exact, else plain. Raises CheckpointRefused, by name and figure, if plain fails, too."""
+def choose_layout(
+    checkpoint: Checkpoint, needs: Needs, *, say: Callable[[str], None], through_onednn: bool | None = None
+) -> Verdict:
+    """Packed if it is exact, else plain. Raises CheckpointRefused, by name and figure, if plain fails, too.
+
+    `through_onednn`: whether float32 linears may go there; None: if they are faster there.
+    """
     needs = needs | (Needs(frozenset({1.0})) if checkpoint.task == "causal_lm" else Needs(values=True))
     if needs.attention:
         needs = needs | Needs(attention=frozenset(get_args(Reading)))  # a request's options may choose another
@@ -92,16 +100,21 @@ def choose_layout(checkpoint: Checkpoint, needs: Needs, *, say: Callable[[str], 
     elif exact is None:
         reason = reason or _misfit(checkpoint, work, truth, bounds)
     if reason is None:
-        layout = PackedLayout(checkpoint)
-        _quicken(layout, checkpoint, (work, truth, bounds), say=say)
-        _prune(layout, checkpoint, (work, truth, bounds), say=say)
-        _split(layout, PIECES[checkpoint.device.type], (work, truth, bounds), say=say)
-        measured = gap(differences(layout.run(work), truth), bounds)
+        layout, known = PackedLayout(checkpoint), (work, truth, bounds)
+        _quicken(layout, checkpoint, known, say=say, through_onednn=through_onednn)
+        _prune(layout, checkpoint, known, say=say)
+        _split(layout, PIECES[checkpoint.device.type], known, say=say)
+        measured = _measure(known, layout)
         say(f"packed layout: differs from the model's own forward in {measured}")
-        return Verdict(layout, measured)
+        return Verdict(layout, measured, measure=partial(_measure, known))
     checkpoint.model.set_attn_implementation(implementation)
     say(f"plain layout, one row at a time: {reason}")
     return Verdict(plain, gap(differences(naive, truth), bounds), reason)
+
+
+def _measure(known: tuple[Work, list[Outputs], ByKind], layout: Layout) -> Gap:
+    work, truth, bounds = known
+    return gap(differences(layout.run(work), truth), bounds)
 
 
 def _quicken(
@@ -110,18 +123,19 @@ def _quicken(
     known: tuple[Work, list[Outputs], ByKind],
     *,
     say: Callable[[str], None],
+    through_onednn: bool | None,
 ) -> None:
     """Takes the fastest logsumexp; computes float32 linears through oneDNN if that is faster and keeps every bound."""
     if (compiled := layout.choose_logsumexp()) > 1:
         say(f"the head's logsumexp is compiled: {compiled:.2f} times as fast")
-    work, truth, bounds = known
-    gain = faster(checkpoint.model)
-    if gain is None:
+    gain = faster(checkpoint.model) if through_onednn is None else None
+    if not (gain or through_onednn):
         return
     layout.compute_linears_through(onednn)
-    found = gap(differences(layout.run(work), truth), bounds)
+    found = _measure(known, layout)
     if found.is_within:
-        say(f"float32 linears through oneDNN: {gain:.2f} times as fast as torch's own")
+        how = f": {gain:.2f} times as fast as torch's own" if gain else ""
+        say(f"float32 linears through oneDNN{how}")
     else:
         layout.compute_linears_through(None)
         say(f"float32 linears stay torch's own: through oneDNN they differ in {found}")

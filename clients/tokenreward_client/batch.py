@@ -108,7 +108,7 @@ class Batch:
                 answer = read_keyed(item, self.names, combined=self.combined, units=units, where=where)
             else:
                 answer = read_single(item, reply, units=units, where=where)
-            answers[position] = replace(answer, sources=reply.sources)
+            answers[position] = replace(answer, sources=reply.sources, request_id=reply.id)
         return answers
 
     def merged(self, old: Rewards | None, new: Rewards) -> Rewards:

@@ -25,7 +25,8 @@ class Rewards:
     `model` and `version` name the weights. `scorers`: the same per scorer, where `scorers=` asked for several.
     Of a scorer that finds reasoning steps: `step_scores`, float32 [steps], and `step_ids`, int64 [units], the step
     (from 0) that each unit ends in; None of any other. `sources`: by name, model and version of the scorers that the
-    front asked for `credit.kl.reference` or `score_from`; empty if it asked none.
+    front asked for `credit.kl.reference` or `score_from`; empty if it asked none. `request_id`: under which the
+    service's log has the request; None where no answer came.
     """
 
     rewards: npt.NDArray[np.float32] | None
@@ -38,6 +39,7 @@ class Rewards:
     step_scores: npt.NDArray[np.float32] | None = None
     step_ids: npt.NDArray[np.int64] | None = None
     sources: Mapping[str, Source] = field(default_factory=dict)
+    request_id: str | None = None
 
 
 def read_single(item: ItemReply, reply: RewardsReply, *, units: int | None, where: str) -> Rewards:

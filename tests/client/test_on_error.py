@@ -50,6 +50,7 @@ def test_what_ends_one_request_is_its_items_error_and_the_others_go_on(
     assert scores(found) == [0, 1, None, None, 4, 5]
     for answer in found[2:4]:
         assert answer.rewards is None
+        assert answer.request_id is None
         assert (answer.error.code, answer.error.retryable) == (code, retryable)
     if trouble == "refused":
         assert found[3].error.param == "items[2].mask"

@@ -48,6 +48,7 @@ def test_item_error_can_be_returned_and_is_never_a_zero(edge: Any, score: Any, i
     assert scores(answers) == [0, None, 2]
     assert answers[1].rewards is None
     assert answers[1].error.code == "sequence_too_long"
+    assert {answer.request_id for answer in answers} == {"x"}
 
 
 def test_item_whose_retries_run_out_keeps_its_error_and_the_others_their_rewards(

@@ -237,6 +237,10 @@ class Scorer(ABC):
     def needs(self, options: Any) -> Needs:
         """The outputs wanted of each row."""
 
+    def needs_without_values(self, options: Any) -> Needs:
+        """The same where the credit asked for reads no values of tokens; by default as many."""
+        return self.needs(options)
+
     @abstractmethod
     def score(self, sample: Sample, outputs: Sequence[Outputs], options: Any) -> Signals:
         """The signals of one item, from the outputs of its rows. Raises ItemError."""

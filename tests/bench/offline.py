@@ -22,23 +22,29 @@ from tokenreward.models.checkpoint import load_checkpoint
 from tokenreward.models.probe import choose_layout
 from tokenreward.settings import DeploymentSettings
 
-NEEDS = {"lm": Needs(frozenset({1.0})), "rm": Needs(values=True)}
+PROBED = {"lm": Needs(frozenset({1.0})), "rm": Needs(values=True)}
+NEEDS: dict[Numbers, Needs] = {
+    "endogenous": Needs(frozenset({1.0})),
+    "logprob": Needs(frozenset({1.0})),
+    "reward_model": Needs(pooled=True),
+    "values": Needs(values=True),
+}
 
 
 class Offline:
     """One checkpoint folder, in this process, on the core and with the number of threads that a replica has."""
 
     def __init__(self, folder: Path, deployment: str, cores: Cores) -> None:
-        self._needs, self._cores = NEEDS[deployment], cores
+        self._cores = cores
         task: Any = TASK[deployment]
         scorer = {"type": "endogenous" if task == "causal_lm" else "reward_model"}
         given = {"name": deployment, "checkpoint": str(folder), "task": task, "scorers": [scorer]}
         checkpoint = load_checkpoint(DeploymentSettings.model_validate(given))
-        self._layout = choose_layout(checkpoint, self._needs, say=lambda line: None).layout
+        self._layout = choose_layout(checkpoint, PROBED[deployment], say=lambda line: None).layout
 
-    def taken(self, items: list[Item]) -> Taken:
+    def taken(self, items: list[Item], numbers: Numbers) -> Taken:
         """Scoring them all, pinned as a replica is."""
-        batches = workload.budgeted(workload.rows(items, self._needs))
+        batches = workload.budgeted(workload.rows(items, NEEDS[numbers]))
         free = os.sched_getaffinity(0)
         os.sched_setaffinity(0, self._cores.compute)
         try:
@@ -51,7 +57,7 @@ class Offline:
 
     def numbers(self, items: list[Item], numbers: Numbers) -> list[np.ndarray]:
         """One vector per item."""
-        batches = workload.budgeted(workload.rows(items, self._needs))
+        batches = workload.budgeted(workload.rows(items, NEEDS[numbers]))
         return [_vector(outputs, numbers) for batch in batches for outputs in self._layout.run(batch)]
 
 

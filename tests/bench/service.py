@@ -75,7 +75,7 @@ def over_offline(*, rounds: int, mode: str, num_groups: int = 16) -> Iterator[Fi
             warm_up(stage, side, expected)
             functions = {
                 "service": partial(_taken, stage, side, expected),
-                "offline": partial(stage.offline.of(numbers).taken, stage.items),
+                "offline": partial(stage.offline.of(numbers).taken, stage.items, numbers),
             }
             name = f"service / engine offline, {numbers}, {mode} mode"
             yield _compared(name, stage, functions, rounds=rounds, target=0.9)

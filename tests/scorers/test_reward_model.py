@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification
 
 import oracle
 import tiny
-from tokenreward.contract import Outputs, Sample
+from tokenreward.contract import Needs, Outputs, Sample
 from tokenreward.scorers.reward_model import Scorer
 from tokenreward.wire import RewardsRequest, parse
 
@@ -139,3 +139,27 @@ def test_increments_sum_to_the_score_less_the_prompts(values: list[float], poole
     assert signals.values.shape == (num_tokens,)
     total = float(signals.values.astype(np.float64).sum())
     assert abs(total - (pooled - np.float32(values[0]))) <= 1e-5 * max(1.0, float(np.abs(signals.values).sum()))
+
+
+@pytest.mark.parametrize("suffix", [None, SUFFIX])
+@pytest.mark.parametrize("options", [{}, RED])
+async def test_a_credit_of_the_score_alone_has_the_head_read_at_the_pooled_token_alone(
+    make_engine: Callable[..., Any], prefixes: Callable[..., np.ndarray], suffix: str | None, options: dict[str, Any]
+) -> None:
+    engine = make_engine("reward_model", ["reward_model"], suffix_text=suffix)
+    read: list[Needs] = []
+    ask = engine._device.ask
+
+    def watched(batch: Any) -> Any:
+        read.extend(needs for work in batch for _, needs in work)
+        return ask(batch)
+
+    engine._device.ask = watched
+    exact = prefixes(suffix_ids(suffix))
+    for credit, needs in ((VALUES, Needs(values=True)), ({"name": "last"}, Needs(pooled=True))):
+        body = {"scorer": "reward_model", "items": [{"prompt": PROMPT, "response": RESPONSE}], "credit": credit}
+        (item,) = (await engine.score(parse(RewardsRequest, body | {"options": options})))["items"]
+        assert read.pop() == needs
+        assert item["score"] == pytest.approx(exact[-1], abs=1e-5 * max(1.0, float(np.abs(exact).max())))
+    assert item["rewards"][-1] == pytest.approx(item["score"])
+    assert not item["rewards"][:-1].any()

@@ -115,7 +115,7 @@ def _make_job(item: Item, index: int, plans: Sequence[Plan], intake: Intake, pro
             credits.check_logprobs(
                 plan.credit, len(prepared.scored), item.policy_logprobs, item.ref_logprobs, param=prepared.param
             )
-            asked, needs = plan.scorer.rows(prepared.sample, plan.options), plan.scorer.needs(plan.options)
+            asked, needs = plan.scorer.rows(prepared.sample, plan.options), plan.needs
             if not {row.model for row in asked} <= plan.scorer.models:
                 raise ValueError("a scorer's rows go to the models that it names")  # another might not be there
             if not isinstance(needs, Needs):

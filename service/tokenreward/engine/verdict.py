@@ -15,7 +15,7 @@ from jaxtyping import Float32, Int64
 
 from tokenreward import credit as credits
 from tokenreward.alignment import last_of_units, sum_over_units
-from tokenreward.contract import Options, Outputs, Scorer, Signals, Steps
+from tokenreward.contract import Needs, Options, Outputs, Scorer, Signals, Steps
 from tokenreward.engine.intake import Prepared
 from tokenreward.errors import ItemError, NonFinite, ScorerFailed, frames
 from tokenreward.models.vocabulary import Vocabulary
@@ -33,6 +33,13 @@ class Plan:
     options: Options
     credit: Credit
     credit_name: CreditName
+
+    @property
+    def needs(self) -> Needs:
+        """The outputs of the model that this credit can use."""
+        reads_values = "values" in credits.NEEDS[self.credit_name]
+        ask = self.scorer.needs if reads_values else self.scorer.needs_without_values
+        return ask(self.options)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -43,10 +43,14 @@ class Scorer(contract.Scorer):
     def needs(self, options: Options) -> Needs:
         return Needs(values=True)
 
+    def needs_without_values(self, options: Options) -> Needs:
+        return Needs(pooled=True)
+
     def score(self, sample: Sample, outputs: Sequence[Outputs], options: Options) -> Signals:
         values, pooled = outputs[0].values, outputs[0].pooled
-        assert values is not None
         assert pooled is not None
+        if values is None:
+            return Signals(score=pooled)
         if options.red:
             return Signals(score=pooled, values=_increments(values, pooled), kind="increments")
         return Signals(score=pooled, values=values[1:], kind="levels")

@@ -12,6 +12,7 @@ import pytest
 
 from tokenreward import errors
 from tokenreward.engine import engine as module
+from tokenreward.engine.intake import Intake
 from tokenreward.engine.job import make_jobs, num_tokens_at_least
 from tokenreward.wire import RewardsRequest, encode_ids, parse
 from web import until
@@ -181,3 +182,29 @@ async def test_a_request_with_texts_among_its_options_is_not_made_ready_on_the_e
     monkeypatch.setattr(module, "make_jobs", noted)
     await engine.score(parse(RewardsRequest, {"scorer": scorer, "items": [LIGHT], "options": options}))
     assert [thread is threading.current_thread() for thread in threads] == [light]
+
+
+@pytest.mark.parametrize("timeout_s", [None, 0.3])
+async def test_items_of_a_caller_who_is_gone_or_too_late_are_not_tokenised_any_more(
+    make_engine: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, timeout_s: float | None
+) -> None:
+    engine = make_engine("causal_lm", ["endogenous"])
+    begun, ended = threading.Event(), threading.Event()
+    prepared: list[int] = []
+
+    def prepare(self: Intake, item: Any, *, index: int, prompts: Any) -> Any:
+        prepared.append(index)
+        begun.set()
+        assert ended.wait(30)
+        raise errors.EmptyResponse("", param="")
+
+    monkeypatch.setattr(Intake, "prepare", prepare)
+    asking = asyncio.create_task(engine.score(request(10), timeout_s=timeout_s))
+    await until(begun.is_set)
+    if timeout_s is None:
+        asking.cancel()
+    with pytest.raises(asyncio.CancelledError if timeout_s is None else errors.DeadlineExceeded):
+        await asking
+    ended.set()
+    await asyncio.to_thread(engine._intake_threads.shutdown)
+    assert prepared == [0]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -178,8 +179,9 @@ class Engine:
     ) -> dict[str, Any]:
         began = time.monotonic()
         light = is_light(request, asked)
-        with self._in_intake(request):
-            jobs = await self._made(None if light else self._intake_threads, make_jobs, request, asked, self._intake)
+        with self._in_intake(request) as over:
+            threads = None if light else self._intake_threads
+            jobs = await self._made(threads, make_jobs, request, asked, self._intake, over.is_set)
         tokenize_s = time.monotonic() - began
         entries = self._queue(jobs, deadline)
         try:
@@ -227,13 +229,16 @@ class Engine:
         return items
 
     @contextlib.contextmanager
-    def _in_intake(self, request: RewardsRequest) -> Iterator[None]:
-        """Meanwhile the request counts for those who come after it as if it waited in the queue."""
+    def _in_intake(self, request: RewardsRequest) -> Iterator[threading.Event]:
+        """Meanwhile the request counts for those who come after it as if it waited in the queue. The event is set when
+        it is over, also because the caller hung up or the deadline passed: cancelling reaches no thread."""
         num_tokens = num_tokens_at_least(request)
         self._tokens_in_intake += num_tokens
+        over = threading.Event()
         try:
-            yield
+            yield over
         finally:
+            over.set()
             self._tokens_in_intake -= num_tokens
 
     async def _made(self, threads: Executor | None, function: Callable[..., ResultT], *arguments: object) -> ResultT:

@@ -5,8 +5,9 @@ Rows that several scorers ask for are read once. A job knows its own error; it n
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from typing import Any
 
 from tokenreward import credit as credits
@@ -95,10 +96,11 @@ def _length(part: Any) -> int:
     return len(part.ids_b64 if isinstance(part, IdsB64) else part)
 
 
-def make_jobs(request: RewardsRequest, plans: Sequence[Plan], intake: Intake) -> list[Job]:
-    """A job for each item."""
+def make_jobs(request: RewardsRequest, plans: Sequence[Plan], intake: Intake, is_over: Callable[[], bool]) -> list[Job]:
+    """A job for each item; those left once it `is_over` are not made, as nobody waits for them."""
     prompts = Prompts()
-    return [_make_job(item, index, plans, intake, prompts) for index, item in enumerate(request.items)]
+    left = takewhile(lambda _: not is_over(), enumerate(request.items))
+    return [_make_job(item, index, plans, intake, prompts) for index, item in left]
 
 
 def _make_job(item: Item, index: int, plans: Sequence[Plan], intake: Intake, prompts: Prompts) -> Job:

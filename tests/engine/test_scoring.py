@@ -349,8 +349,8 @@ async def test_a_prompt_that_the_items_of_a_request_share_is_tokenised_once(
 ) -> None:
     engine = make_engine("causal_lm", ["endogenous"])
     assert engine._intake.vocabulary.end_of_turn == tiny.END_ID  # which is found by tokenising, once
-    read, encode = [], engine._intake.vocabulary._ids
-    monkeypatch.setattr(engine._intake.vocabulary, "_ids", lambda text: read.append(text) or encode(text))
+    read, encode = [], engine._intake.vocabulary._read
+    monkeypatch.setattr(engine._intake.vocabulary, "_read", lambda text: read.append(text) or encode(text))
     other = [{"role": "user", "content": "3+3?"}]
     prompts = [PROMPT, PROMPT, other, "2+2?", PROMPT, "2+2?"]
     items = [{"prompt": prompt, "response": RESPONSE + "!" * i} for i, prompt in enumerate(prompts)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 import threading
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import torch
 
 import tiny
 import vocabularies
-from tokenreward.errors import EmptyPrompt, UnsupportedText
+from tokenreward.errors import EmptyPrompt, SequenceTooLong, UnsupportedText
 from tokenreward.models.checkpoint import Checkpoint
 from tokenreward.models.vocabulary import Vocabulary
 
@@ -254,12 +255,29 @@ def test_what_a_short_text_is_is_asked_of_the_tokenizer_once_and_a_long_one_is_n
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     made, read = vocabulary(), []
-    own = made._ids
-    monkeypatch.setattr(made, "_ids", lambda text: read.append(text) or own(text))
+    own = made._read
+    monkeypatch.setattr(made, "_read", lambda text: read.append(text) or own(text))
     short, long = "7", "7" * 101
-    assert {made.single(short) for _ in range(3)} == {own(short)[0][0]}
+    assert {made.single(short) for _ in range(3)} == {own(short).ids[0]}
     assert {made.single(long) for _ in range(3)} == {None}
     assert read == [short, long, long, long]
     for n in range(3000):
         made.single(f"{n} ")
     assert made._kept_single.cache_info().currsize <= 1024
+
+
+def test_a_text_of_more_tokens_than_a_sequence_has_is_refused_before_lists_are_made_of_it() -> None:
+    text, most = "It is 4. " * 400, 200
+    checkpoint = Checkpoint(tiny.model("llama"), tiny.tokenizer(), "causal_lm", torch.device("cpu"))
+    num_tokens = len(Vocabulary(checkpoint).pieces(text, param="p")[0])
+    exactly = Vocabulary(checkpoint, num_tokens)
+    assert len(exactly.response(text, finished=False, param="p").ids) == num_tokens
+    with pytest.raises(SequenceTooLong, match=f"`p` is {num_tokens} tokens, `max_sequence_tokens` is {most}"):
+        Vocabulary(checkpoint, most).prompt_from_text(text, param="p")
+    tracemalloc.start()
+    try:
+        with pytest.raises(SequenceTooLong):
+            Vocabulary(checkpoint, most).response(text, finished=True, param="p")
+        assert tracemalloc.get_traced_memory()[1] < 8 * num_tokens
+    finally:
+        tracemalloc.stop()

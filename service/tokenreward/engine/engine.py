@@ -60,13 +60,14 @@ class Engine:
         self._checkpoint = checkpoint
         self._verdict = verdict
         self._report = report
-        vocabulary = vocabulary or Vocabulary(checkpoint)
+        most_tokens = settings.max_sequence_tokens or checkpoint.max_positions
+        vocabulary = vocabulary or Vocabulary(checkpoint, most_tokens)
         self._tokenizer = vocabulary.fingerprint  # here, as the event loop could not spare the time
         self._intake = Intake(
             vocabulary=vocabulary,
             vocab_size=checkpoint.vocab_size,
             num_labels=checkpoint.num_labels,
-            max_sequence_tokens=settings.max_sequence_tokens or checkpoint.max_positions,
+            max_sequence_tokens=most_tokens,
             suffix_ids=vocabulary.suffix(settings.suffix_text),
         )
         self._device = Device(verdict.layout, runs_ahead=checkpoint.device.type == "cuda")
@@ -97,7 +98,7 @@ class Engine:
         say(f"{settings.name}: loading {settings.model}")
         began = time.monotonic()
         checkpoint = load_checkpoint(settings)
-        vocabulary = Vocabulary(checkpoint)
+        vocabulary = Vocabulary(checkpoint, settings.max_sequence_tokens or checkpoint.max_positions)
         check_words(settings, vocabulary)
         if "reference" in needs:
             checkpoint = with_reference(checkpoint, settings, vocabulary)

@@ -18,7 +18,7 @@ from jaxtyping import Int64
 from jinja2 import TemplateError
 
 from tokenreward.alignment import fingerprint
-from tokenreward.errors import EmptyPrompt, UnsupportedText
+from tokenreward.errors import EmptyPrompt, SequenceTooLong, UnsupportedText
 from tokenreward.models.checkpoint import Checkpoint
 from tokenreward.models.offsets import Offsets
 
@@ -40,9 +40,10 @@ class EncodedResponse:
 
 
 class Vocabulary:
-    """Text to tokens, the way the checkpoint wants them."""
+    """Text to tokens, the way the checkpoint wants them. `most_tokens`: of a text that somebody sends, if bounded."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, most_tokens: int | None = None) -> None:
+        self._most_tokens = most_tokens
         self._tokenizer: Any = checkpoint.tokenizer
         self._backend: Any = copy.deepcopy(getattr(self._tokenizer, "backend_tokenizer", None))
         if self._backend is not None:
@@ -95,7 +96,7 @@ class Vocabulary:
         return self._eos_ids | ({self.end_of_turn} if self.end_of_turn is not None else set())
 
     def prompt_from_text(self, text: str, *, param: str) -> Int64[np.ndarray, " p"]:
-        """Raw text, with at most one BOS in front. Raises EmptyPrompt, UnsupportedText."""
+        """Raw text, with at most one BOS in front. Raises EmptyPrompt, UnsupportedText, SequenceTooLong."""
         ids = np.asarray(self._encode(text, param=param)[0], dtype=np.int64)
         return self.prompt_from_ids(self.with_bos(ids), param=param)
 
@@ -121,7 +122,8 @@ class Vocabulary:
         *,
         param: str,
     ) -> Int64[np.ndarray, " p"]:
-        """Messages through the chat template, with its generation prompt. Raises UnsupportedText, EmptyPrompt."""
+        """Messages through the chat template, with its generation prompt. Raises UnsupportedText, EmptyPrompt,
+        SequenceTooLong."""
         # Variables of the template pass; arguments of the call do not: one of them is a whole template to run.
         for name in template_kwargs:
             if name in self._template_arguments:
@@ -144,7 +146,7 @@ class Vocabulary:
         return self.prompt_from_ids(np.asarray(self._encode(text, param=param)[0], dtype=np.int64), param=param)
 
     def response(self, text: str, *, finished: bool, param: str) -> EncodedResponse:
-        """A response's tokens, with end-of-turn appended if `finished`. Raises UnsupportedText."""
+        """A response's tokens, with end-of-turn appended if `finished`. Raises UnsupportedText, SequenceTooLong."""
         ids, offsets = self._encode(text, param=param)
         appended = []
         if finished and (not ids or ids[-1] not in self.terminal_ids):
@@ -180,7 +182,7 @@ class Vocabulary:
     def pieces(self, text: str, *, param: str) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"] | None]:
         """Ids of a text alone, and where each token's characters end (None as in `EncodedResponse`).
 
-        Raises UnsupportedText.
+        Raises UnsupportedText, SequenceTooLong.
         """
         ids, offsets = self._encode(text, param=param)
         return np.asarray(ids, dtype=np.int64), None if offsets is None else self._offsets.ends(text, offsets)
@@ -237,18 +239,32 @@ class Vocabulary:
 
     def _encode(self, text: str, *, param: str) -> tuple[list[int], list[tuple[int, int]] | None]:
         try:
-            return self._ids(text)
+            encoding = self._read(text)
         except (TypeError, UnicodeError, OverflowError) as error:
             raise UnsupportedText(f"`{param}` cannot be tokenised: {type(error).__name__}", param=param) from None
+        if self._most_tokens is not None and len(encoding) > self._most_tokens:
+            # Before lists are made of it, which take hundreds of bytes for each token.
+            raise SequenceTooLong(
+                f"`{param}` is {len(encoding)} tokens, `max_sequence_tokens` is {self._most_tokens}", param=param
+            )
+        return _listed(encoding)
 
     def _ids(self, text: str) -> tuple[list[int], list[tuple[int, int]] | None]:
+        return _listed(self._read(text))
+
+    def _read(self, text: str) -> Any:
+        """The backend's encoding; the ids, of a tokenizer that has no backend."""
         if self._backend is None:
-            return list(self._tokenizer.encode(text, add_special_tokens=False)), None
+            return self._tokenizer.encode(text, add_special_tokens=False)
         if len(text) < _LONG_CHARACTERS:
-            encoding = self._backend.encode(text, add_special_tokens=False)
-        else:  # the same, but other threads go on meanwhile: `encode` keeps Python's lock until it returns
-            (encoding,) = self._backend.encode_batch([text], add_special_tokens=False)
-        return list(encoding.ids), list(encoding.offsets)
+            return self._backend.encode(text, add_special_tokens=False)
+        # The same, but other threads go on meanwhile: `encode` keeps Python's lock until it returns.
+        return self._backend.encode_batch([text], add_special_tokens=False)[0]
+
+
+def _listed(encoding: Any) -> tuple[list[int], list[tuple[int, int]] | None]:
+    """Ids and offsets, which ids alone have not."""
+    return (list(encoding.ids), list(encoding.offsets)) if hasattr(encoding, "offsets") else (list(encoding), None)
 
 
 def _eos_ids(checkpoint: Checkpoint) -> frozenset[int]:

@@ -14,7 +14,7 @@ import httpx
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tokenreward.wire import NAME_PATTERN
-from tokenreward_client.errors import BadArgument, BadReply, ClientError
+from tokenreward_client.errors import BadArgument, BadReply, ClientError, ServerRefused
 from tokenreward_client.flow import GATEWAY_REWARDS, Attempts, Flow, Road, answered, let_in
 from tokenreward_client.window import Window
 
@@ -38,6 +38,7 @@ class ScorerInfo(BaseModel):
 
 class _Listing(BaseModel):
     scorers: list[ScorerInfo]
+    unavailable: list[str] = []
 
 
 class Routes:
@@ -47,6 +48,7 @@ class Routes:
         self._deployments: dict[str, str | None] | None = None
         self._num_listings = 0
         self._tokenizers: dict[str, str | None] = {}
+        self._unlisted: list[str] = []  # deployments that did not say what they serve
         self._ask_again_at = -math.inf
         self._turn = Window(1)
 
@@ -54,9 +56,12 @@ class Routes:
         """Ask the service. Raises as `answered`, and BadReply."""
         response: httpx.Response = yield from answered(Road(SCORERS), None, attempts)
         try:
-            found = _Listing.model_validate_json(response.content).scorers
+            listing = _Listing.model_validate_json(response.content)
         except ValidationError as error:
             raise BadReply(f"{SCORERS} did not answer a list of scorers: {error.errors()[0]['msg']}") from None
+        found, self._unlisted = listing.scorers, listing.unavailable
+        if self._unlisted:
+            self._ask_again_at = attempts.retry.clock() + ASK_AGAIN_AFTER_S
         # Only the gateway can fill in what a scorer takes from another.
         self._deployments = {each.name: None if _asks_another(each) else each.deployment for each in found}
         self._tokenizers = {scorer.name: scorer.tokenizer for scorer in found}
@@ -64,12 +69,20 @@ class Routes:
         return found
 
     def agree(self, names: Sequence[str], fingerprint: str, attempts: Attempts) -> Flow[None]:
-        """Raise BadArgument unless each of these scorers lists this tokenizer. What is known is believed only where it
-        agrees; else the service is asked, raising as `listing`."""
+        """Raise BadArgument unless each of these scorers lists this tokenizer, ServerRefused if its deployment may be
+        one that did not list any. What is known is believed only where it agrees; else the service is asked, raising
+        as `listing`."""
         if any(self._tokenizers.get(name) != fingerprint for name in names):
             num_known = self._num_listings
             yield from self._listed_once(attempts, lambda: self._num_listings == num_known)
         for name in names:
+            if self._may_come(name):
+                raise ServerRefused(
+                    f"scorer {name!r} is not listed, and {', '.join(self._unlisted)} did not answer",
+                    status=503,
+                    code="loading",
+                    retryable=True,
+                )
             if (theirs := self._tokenizers.get(name)) != fingerprint:
                 message = (
                     f"the items' ids are of tokenizer {fingerprint!r}, but scorer {name!r} has {theirs!r}: "
@@ -84,7 +97,8 @@ class Routes:
         gateway will do."""
 
         def unknown() -> bool:
-            return self._deployments is None and attempts.retry.clock() >= self._ask_again_at
+            some = self._deployments is None or any(map(self._may_come, names))
+            return some and attempts.retry.clock() >= self._ask_again_at
 
         if unknown():
             with contextlib.suppress(ClientError):
@@ -96,6 +110,10 @@ class Routes:
     def road(self, direct: str | None) -> Road:
         """The way of one request: straight, or through the gateway if there is no straight one or it leads nowhere."""
         return Road(GATEWAY_REWARDS) if direct is None else Road(direct, self.forget)
+
+    def _may_come(self, name: str) -> bool:
+        """Whether a deployment that did not answer may have this scorer."""
+        return bool(self._unlisted) and name not in (self._deployments or {})
 
     def _listed_once(self, attempts: Attempts, is_needed: Callable[[], bool]) -> Flow[None]:
         """One call asks; those that come meanwhile wait for its answer, and ask only if it was none for them. Raises as

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from edge import keyed, scores
-from tokenreward_client import AsyncClient, Client
+from tokenreward_client import AsyncClient, Client, ServerRefused
 from tokenreward_client.flow import Attempts, Retry, Send, Wait
 from tokenreward_client.routes import Routes
 
@@ -44,6 +44,36 @@ def test_request_goes_straight_to_the_deployment(
     edge.listing = LISTING
     score(items(1), **asked)
     assert edge.paths == [path]
+
+
+PARTIAL = {"scorers": LISTING["scorers"][:2], "unavailable": ["rm"]}
+
+
+def test_a_scorer_that_a_listing_had_to_leave_out_goes_through_the_gateway_and_is_looked_for_again(
+    edge: Any, items: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edge.listing = PARTIAL
+    with Client(edge.url) as client:
+        for _ in range(2):
+            client.score(items(1), scorer="reward_model")
+        assert (edge.paths, edge.num_listed) == (["/v1/rewards"] * 2, 1)
+        monkeypatch.setattr("tokenreward_client.routes.ASK_AGAIN_AFTER_S", 0.0)
+        client.scorers()
+        edge.listing = LISTING
+        client.score(items(1), scorer="reward_model")
+        client.score(items(1), scorer="reward_model")
+    assert (edge.paths[2:], edge.num_listed) == (["/d/rm/v1/rewards"] * 2, 3)
+
+
+def test_ids_for_a_scorer_that_a_listing_had_to_leave_out_may_be_sent_later(edge: Any) -> None:
+    edge.listing = PARTIAL
+    with (
+        Client(edge.url) as client,
+        pytest.raises(ServerRefused, match="'reward_model' is not listed, and rm") as caught,
+    ):
+        client.score([{"prompt": [5], "response": [6, 7]}], scorer="reward_model", fingerprint="abc")
+    assert (caught.value.status, caught.value.code, caught.value.retryable) == (503, "loading", True)
+    assert not edge.paths
 
 
 @pytest.mark.parametrize(

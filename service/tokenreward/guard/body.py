@@ -1,4 +1,4 @@
-"""Reading bodies: how large one may be, how many bytes at a time, and on which thread they are parsed.
+"""Reading bodies: how large one may be, how many bytes are parsed at a time, and on which thread.
 
 It knows bytes and nothing of what they say.
 """
@@ -22,7 +22,9 @@ ROOM_BYTES = 64 * 2**20
 
 async def read_body(scope: Scope, receive: Receive, *, limit: int) -> bytes:
     """The whole body. Raises BodyTooLarge (declared or counted), ClientGone."""
-    _declared_bytes(scope, limit=limit)
+    declared = headers_of(scope).get("content-length", "")[:20]
+    if declared.isdecimal() and int(declared) > limit:
+        raise BodyTooLarge(f"the body has {declared} bytes, the limit is {limit} (`max_body_bytes`)")
     chunks: list[bytes] = []
     num_bytes, more = 0, True
     while more:
@@ -38,20 +40,11 @@ async def read_body(scope: Scope, receive: Receive, *, limit: int) -> bytes:
     return b"".join(chunks)
 
 
-def _declared_bytes(scope: Scope, *, limit: int) -> int:
-    """The body's size as its header has it, or `limit`. Raises BodyTooLarge."""
-    declared = headers_of(scope).get("content-length", "")[:20]
-    if not declared.isdecimal():
-        return limit
-    if int(declared) > limit:
-        raise BodyTooLarge(f"the body has {declared} bytes, the limit is {limit} (`max_body_bytes`)")
-    return int(declared)
-
-
 class Room:
-    """How many bytes of bodies a process reads and parses at a time: parsed, a body takes many times its size.
+    """How many bytes of bodies a process parses at a time: parsed, a body takes many times its size.
 
-    Who finds no room waits, first come first served, and its body with the sender; one larger than the room goes alone.
+    Who finds no room waits, first come first served; a body larger than the room goes alone. Only bodies that are
+    there take any, or callers who send slowly would hold up all others.
     """
 
     def __init__(self, num_bytes: int | None = None) -> None:
@@ -63,20 +56,19 @@ class Room:
     async def body(self, scope: Scope, receive: Receive, *, limit: int, within_s: float) -> AsyncIterator[bytes]:
         """The whole body, which has its room until the block ends.
 
-        Raises BodyTooLarge, ClientGone, DeadlineExceeded: `within_s` went by before it was there.
+        Raises BodyTooLarge, ClientGone, DeadlineExceeded: `within_s` went by before it was there and had room.
         """
-        wanted, taken = _declared_bytes(scope, limit=limit), 0
         try:
-            try:
-                async with asyncio.timeout(within_s):
-                    taken = await self._take(min(wanted, self._most))
-                    body = await read_body(scope, receive, limit=limit)
-            except TimeoutError:
-                raise DeadlineExceeded("the deadline passed before the request was read") from None
-            taken -= self._give_back(max(0, taken - len(body)))  # of a size that was not declared
+            async with asyncio.timeout(within_s):
+                body = await read_body(scope, receive, limit=limit)
+                taken = await self._take(min(len(body), self._most))
+        except TimeoutError:
+            raise DeadlineExceeded("the deadline passed before the request was read") from None
+        try:
             yield body
         finally:
-            self._give_back(taken)
+            self._free += taken
+            self._freed.set()
 
     async def _take(self, num_bytes: int) -> int:
         async with self._turn:
@@ -84,11 +76,6 @@ class Room:
                 self._freed.clear()
                 await self._freed.wait()
             self._free -= num_bytes
-        return num_bytes
-
-    def _give_back(self, num_bytes: int) -> int:
-        self._free += num_bytes
-        self._freed.set()
         return num_bytes
 
 

@@ -57,7 +57,8 @@ def score(name: str, language_model: Any, reward_model: Any, second: Path) -> Ca
         if name in READS_TEXT:
             items = [{**item, "prompt": text_of(item["prompt"])} for item in items]
         items = [{"score": -1.5, **item} for item in items]  # for scorers that spread one; others ignore it
-        engine = Engine(deployment, loaded._checkpoint, loaded._verdict, lambda *args, **labels: None)
+        words = loaded._intake.vocabulary
+        engine = Engine(deployment, loaded._checkpoint, loaded._verdict, lambda *args, **labels: None, words)
         try:
             return (await engine.score(parse(RewardsRequest, {"scorer": name, "items": items, **more})))["items"]
         finally:

@@ -16,6 +16,7 @@ from tokenreward.engine import Engine
 from tokenreward.engine.served import needs_of, served_by
 from tokenreward.models.checkpoint import load_checkpoint
 from tokenreward.models.pair import choose_layouts
+from tokenreward.models.vocabulary import Vocabulary
 from tokenreward.settings import DeploymentSettings
 from tokenreward.wire import RewardsRequest, parse
 
@@ -39,7 +40,7 @@ def engine(tmp_path: Path) -> Engine:
     wide = torch.nn.Embedding.from_pretrained(torch.cat([own, own[:MORE]]))
     checkpoint.model.set_input_embeddings(wide)
     verdict = choose_layouts(checkpoint, needs_of(served_by(settings).values()), say=lambda line: None)
-    return Engine(settings, checkpoint, verdict, lambda *args, **labels: None)
+    return Engine(settings, checkpoint, verdict, lambda *args, **labels: None, Vocabulary(checkpoint))
 
 
 async def ask(engine: Engine, scorer: str, item: dict[str, Any], **options: Any) -> dict[str, Any]:

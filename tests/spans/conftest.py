@@ -58,7 +58,8 @@ def score(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Items]:
 
     async def run(ready: Engine, body: dict[str, Any]) -> Items:
         # An engine belongs to one event loop; the checkpoint does not.
-        engine = Engine(ready.settings, ready._checkpoint, ready._verdict, lambda *args, **labels: None)
+        words = ready._intake.vocabulary
+        engine = Engine(ready.settings, ready._checkpoint, ready._verdict, lambda *args, **labels: None, words)
         try:
             return (await engine.score(parse(RewardsRequest, body)))["items"]
         finally:

@@ -53,21 +53,19 @@ class Engine:
         checkpoint: Checkpoint,
         verdict: Verdict,
         report: Report,
-        vocabulary: Vocabulary | None = None,
+        vocabulary: Vocabulary,
     ) -> None:
         self.settings = settings
         self._served = served_by(settings)
         self._checkpoint = checkpoint
         self._verdict = verdict
         self._report = report
-        most_tokens = settings.max_sequence_tokens or checkpoint.max_positions
-        vocabulary = vocabulary or Vocabulary(checkpoint, most_tokens)
         self._tokenizer = vocabulary.fingerprint  # here, as the event loop could not spare the time
         self._intake = Intake(
             vocabulary=vocabulary,
             vocab_size=checkpoint.vocab_size,
             num_labels=checkpoint.num_labels,
-            max_sequence_tokens=most_tokens,
+            max_sequence_tokens=settings.max_sequence_tokens or checkpoint.max_positions,
             suffix_ids=vocabulary.suffix(settings.suffix_text),
         )
         self._device = Device(verdict.layout, runs_ahead=checkpoint.device.type == "cuda")

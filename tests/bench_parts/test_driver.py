@@ -22,12 +22,14 @@ class Echo:
     def __init__(self, refused: int | None = None) -> None:
         self.most = self._now = 0
         self.seen: list[int] = []
+        self.agents: set[str] = set()
         self._refused = refused
         self.app = Starlette(routes=[Route("/echo", self.echo, methods=["POST"])])
 
     async def echo(self, request: Request) -> JSONResponse:
         number = await request.json()
         self.seen.append(number)
+        self.agents.add(request.headers.get("user-agent", ""))
         self._now += 1
         self.most = max(self.most, self._now)
         await asyncio.sleep(0.01 if number % 3 else 0.03)
@@ -85,3 +87,11 @@ def test_the_load_comes_from_a_process_of_its_own() -> None:
         assert [json.loads(reply) for reply in load.replies] == list(range(5))
         with pytest.raises(driver.Lost, match="item 0: 404"):
             driver.run(f"{url}/nowhere", bodies(1), concurrency=1, cores=frozenset(os.sched_getaffinity(0)))
+
+
+@pytest.mark.parametrize(("concurrency", "agent"), [(1, ""), (2, "python-httpx")])
+def test_a_lone_caller_goes_without_httpx(concurrency: int, agent: str) -> None:
+    echo = Echo()
+    with web.serving(echo.app) as url:
+        driver.run(f"{url}/echo", bodies(3), concurrency=concurrency, cores=frozenset(os.sched_getaffinity(0)))
+    assert [found.partition("/")[0] for found in echo.agents] == [agent]

@@ -1,6 +1,6 @@
 """The load: a closed loop of one-item POSTs, the same for every server, in a process of its own.
 
-Many at a time go over httpx. A lone caller is timed to fractions of a millisecond, of which httpx alone takes 3 after a
+Many at a time go over httpx. A lone caller is timed to fractions of a millisecond, of which httpx takes 1 to 4 after a
 pause, so it is the standard library's client on one connection.
 
 `python -m bench.driver` reads a plan from stdin and writes what came back to stdout, both JSON. It knows no formats:

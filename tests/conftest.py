@@ -10,27 +10,39 @@ import jaxtyping
 import pytest
 from hypothesis import settings
 
+import fakes.shapes  # noqa: F401 - the import hook below finds it as an attribute of `fakes`
+
 # A deadline per example would measure the machine, not the code.
 settings.register_profile("tokenreward", deadline=None)
 settings.load_profile("tokenreward")
 
-# Shapes in the signatures of the numeric layers are checked in tests only. Before anything imports those layers.
+# Shapes in the signatures of the numeric layers are checked in tests only. Before anything imports
+# those layers.
 SHAPES = jaxtyping.install_import_hook(
-    ["tokenreward.contract", "tokenreward.credit", "tokenreward.models", "tokenreward.scorers", "tokenreward.engine"],
-    "shapes.check",
+    [
+        "tokenreward.contract",
+        "tokenreward.credit",
+        "tokenreward.text",
+        "tokenreward.forward",
+        "tokenreward.scorers",
+        "tokenreward.engine",
+    ],
+    "fakes.shapes.check",
 )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """The checker of shapes draws from `random`, also in threads of an engine that has answered, while Hypothesis
-    generates the next example: it takes that for a strategy's doing and warns."""
-    config.addinivalue_line("filterwarnings", "ignore:Do not use the `random` module inside strategies")
+    """The checker of shapes draws from `random`, also in threads of an engine that has answered,
+    while Hypothesis generates the next example: it takes that for a strategy's doing and warns."""
+    config.addinivalue_line(
+        "filterwarnings", "ignore:Do not use the `random` module inside strategies"
+    )
 
 
 @pytest.fixture(scope="session")
 def language_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny language model's folder."""
-    import tiny
+    from fakes import tiny
 
     return tiny.save(tmp_path_factory.mktemp("lm"))
 
@@ -38,7 +50,7 @@ def language_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def reward_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny reward model's folder."""
-    import tiny
+    from fakes import tiny
 
     return tiny.save(tmp_path_factory.mktemp("rm"), task="reward_model")
 
@@ -55,14 +67,17 @@ def quiet_progress_bars() -> Iterator[None]:
 
 @pytest.fixture
 def make_engine(language_model: Path, reward_model: Path) -> Callable[..., Any]:
-    """An engine on one of the tiny checkpoints: `make_engine("causal_lm", ["endogenous"], **settings)`."""
+    """An engine on one of the tiny checkpoints: `make_engine("causal_lm", ["endogenous"],
+    **settings)`."""
     from tokenreward.engine import Engine
     from tokenreward.settings import DeploymentSettings
 
     def make(task: str, scorers: list[Any], *, report: Any = None, **settings: Any) -> Engine:
         entries = [{"type": entry} if isinstance(entry, str) else entry for entry in scorers]
         folder = settings.pop("checkpoint", language_model if task == "causal_lm" else reward_model)
-        chosen = DeploymentSettings(name="test", checkpoint=str(folder), task=task, scorers=entries, **settings)
+        chosen = DeploymentSettings(
+            name="test", checkpoint=str(folder), task=task, scorers=entries, **settings
+        )
         options = {} if report is None else {"report": report}
         return Engine.load(chosen, say=lambda line: None, **options)
 

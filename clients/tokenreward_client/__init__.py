@@ -1,4 +1,5 @@
-"""The client of tokenreward: per-token rewards over HTTP, with httpx, pydantic and numpy and nothing heavy.
+"""The client of tokenreward: per-token rewards over HTTP, with httpx, pydantic and numpy and
+nothing heavy.
 
 from tokenreward_client import Client
 
@@ -18,8 +19,8 @@ from tokenreward_client.errors import (
     NotText,
     ServerRefused,
 )
+from tokenreward_client.listing import ScorerInfo
 from tokenreward_client.rewards import Rewards
-from tokenreward_client.routes import ScorerInfo
 from tokenreward_client.spans import text_and_spans
 
 __all__ = [

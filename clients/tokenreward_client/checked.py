@@ -15,7 +15,9 @@ def checked_url(base_url: str) -> httpx.URL:
     except (httpx.InvalidURL, TypeError):
         raise BadArgument("`base_url` is not a URL", param="base_url") from None
     if url.scheme not in ("http", "https") or not url.host or url.query or url.fragment:
-        raise BadArgument("`base_url` must look like http://host:port, without a query", param="base_url")
+        raise BadArgument(
+            "`base_url` must look like http://host:port, without a query", param="base_url"
+        )
     return url
 
 
@@ -28,5 +30,7 @@ def checked_key(api_key: str) -> str:
 
 def checked_timeout(timeout_s: float) -> float:
     if not (math.isfinite(timeout_s) and timeout_s > 0):
-        raise BadArgument(f"`timeout_s` must be a positive number of seconds, got {timeout_s}", param="timeout_s")
+        raise BadArgument(
+            f"`timeout_s` must be a positive number of seconds, got {timeout_s}", param="timeout_s"
+        )
     return timeout_s

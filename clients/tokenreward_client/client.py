@@ -1,7 +1,7 @@
 """Client and AsyncClient: the two drivers that run the flows over httpx, and nothing else.
 
-They know sockets, threads, tasks and clocks. What is sent, what is retried and what counts as an answer is decided in
-`flow` and `batch`, once for both.
+They know sockets, threads, tasks and clocks. What is sent, what is retried and what counts as an
+answer is decided in `flow` and `batch`, once for both.
 """
 
 from __future__ import annotations
@@ -15,21 +15,23 @@ from typing import Any, Self, TypeVar, Unpack, cast
 
 import httpx
 
-from tokenreward_client.batch import Asked
+from tokenreward_client.call import Asked
 from tokenreward_client.flow import Flow, Sleep, Step, Together, Wait
 from tokenreward_client.items import ItemLike
+from tokenreward_client.listing import ScorerInfo
 from tokenreward_client.rewards import Rewards
-from tokenreward_client.routes import ScorerInfo
-from tokenreward_client.service import Service, request
+from tokenreward_client.session import Service, request
 from tokenreward_client.threads import Stop, happens_s, side_by_side
 
 T = TypeVar("T")
 
 
 class Client(Service):
-    """Asks the service for rewards, blocking. Safe to share between threads, and with processes that are forked off.
+    """Asks the service for rewards, blocking. Safe to share between threads, and with processes
+    that are forked off.
 
-    It may be pickled: a new client of the same settings comes out. The API key is in the pickle, for all to read.
+    It may be pickled: a new client of the same settings comes out. The API key is in the pickle,
+    for all to read.
 
     Args:
         base_url: of the gateway.
@@ -44,26 +46,32 @@ class Client(Service):
 
     Raises BadArgument.
 
-    A call that needs several requests sends them from up to `max_concurrency` threads that live as long as the call.
-    Only between two reads of the socket can it see that the deadline has passed: a reply in drips may outlast it.
+    A call that needs several requests sends them from up to `max_concurrency` threads that live as
+    long as the call. Only between two reads of the socket can it see that the deadline has passed:
+    a reply in drips may outlast it.
 
         with Client("http://127.0.0.1:8000") as client:
             for answer in client.score([("2+2?", "It is 4.")]):
                 print(answer.rewards, answer.score)
     """
 
-    def score(self, items: Iterable[ItemLike], scorer: str | None = None, **asked: Unpack[Asked]) -> list[Rewards]:
-        """One Rewards per item, in the caller's order; `scorer` is `endogenous` unless named, `asked` as in Asked.
+    def score(
+        self, items: Iterable[ItemLike], scorer: str | None = None, **asked: Unpack[Asked]
+    ) -> list[Rewards]:
+        """One Rewards per item, in the caller's order; `scorer` is `endogenous` unless named,
+        `asked` as in Asked.
 
-        Items are wire Items, dicts of the same fields, or (prompt, response) pairs; ids may be lists or integer arrays.
+        Items are wire Items, dicts of the same fields, or (prompt, response) pairs; ids may be
+        lists or integer arrays.
 
-        Raises BadArgument; ItemFailed, unless `on_error="return"`; ServerRefused, ConnectionFailed, DeadlineExceeded
-        and BadReply, with `on_error="return"` only if no item was answered.
+        Raises BadArgument; ItemFailed, unless `on_error="return"`; ServerRefused, ConnectionFailed,
+        DeadlineExceeded and BadReply, with `on_error="return"` only if no item was answered.
         """
         return self._drive(self._scoring(items, scorer, asked), Stop())
 
     def scorers(self) -> list[ScorerInfo]:
-        """What the service offers. Raises ServerRefused, ConnectionFailed, DeadlineExceeded, BadReply."""
+        """What the service offers. Raises ServerRefused, ConnectionFailed, DeadlineExceeded,
+        BadReply."""
         return self._drive(self._listing(), Stop())
 
     def close(self) -> None:
@@ -113,8 +121,8 @@ class Client(Service):
 class AsyncClient(Service):
     """Asks the service for rewards with `await`; made with the arguments of `Client`.
 
-    Belongs to one event loop; may be pickled as `Client` may. Cancelling a call cancels its requests, and the server
-    drops what still waits.
+    Belongs to one event loop; may be pickled as `Client` may. Cancelling a call cancels its
+    requests, and the server drops what still waits.
 
         async with AsyncClient("http://127.0.0.1:8000") as client:
             answers = await client.score([("2+2?", "It is 4.")])
@@ -160,7 +168,9 @@ class AsyncClient(Service):
         if isinstance(step, Together):
             return await self._together(step)
         if isinstance(step, Wait):
-            return bool((await asyncio.wait([asyncio.wrap_future(step.ticket)], timeout=step.timeout_s))[0])
+            return bool(
+                (await asyncio.wait([asyncio.wrap_future(step.ticket)], timeout=step.timeout_s))[0]
+            )
         try:
             async with asyncio.timeout(step.timeout_s):
                 return await self._http.send(request(self._http, step))

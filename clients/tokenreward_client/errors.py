@@ -11,8 +11,8 @@ The tree:
       DeadlineExceeded      `timeout_s` passed before the answer came               retryable
       BadReply              a 200 that does not keep its promises: lengths, indices, finite numbers
 
-Retryable errors are raised only once the client's own retries are used up. It does not know HTTP, and its messages
-hold neither the API key nor the text of an item.
+Retryable errors are raised only once the client's own retries are used up. It does not know HTTP,
+and its messages hold neither the API key nor the text of an item.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from typing import Any
 
 
 class ClientError(Exception):
-    """Root of all errors that the client raises. They travel between processes (pickle) with all their attributes.
+    """Root of all errors that the client raises. They travel between processes (pickle) with all
+    their attributes.
 
     `code`: one word for what went wrong, the service's where it gave one; None if nothing was sent.
     """
@@ -44,7 +45,8 @@ class BadArgument(ClientError, ValueError):
 
 
 class NotText(ClientError, ValueError):
-    """Token ids that do not decode to valid text. `index` is the first token at fault, if one can be named."""
+    """Token ids that do not decode to valid text. `index` is the first token at fault, if one can
+    be named."""
 
     def __init__(self, message: str, *, index: int | None = None) -> None:
         super().__init__(message)
@@ -54,14 +56,21 @@ class NotText(ClientError, ValueError):
 class ServerRefused(ClientError):
     """The request as a whole was refused.
 
-    `code` and `param` are those of the service's error body; both are None if a proxy answered in its place.
-    `request_id`: the reply's `X-Request-ID`, under which the service's log has what went wrong.
+    `code` and `param` are those of the service's error body; both are None if a proxy answered in
+    its place. `request_id`: the reply's `X-Request-ID`, under which the service's log has what went
+    wrong.
     """
 
     request_id: str | None = None
 
     def __init__(
-        self, message: str, *, status: int, code: str | None = None, param: str | None = None, retryable: bool = False
+        self,
+        message: str,
+        *,
+        status: int,
+        code: str | None = None,
+        param: str | None = None,
+        retryable: bool = False,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -71,10 +80,17 @@ class ServerRefused(ClientError):
 
 
 class ItemFailed(ClientError):
-    """One item has no reward. `index` counts the caller's items; `scorer` is None if only one was asked."""
+    """One item has no reward. `index` counts the caller's items; `scorer` is None if only one was
+    asked."""
 
     def __init__(
-        self, message: str, *, index: int, code: str, param: str | None = None, scorer: str | None = None
+        self,
+        message: str,
+        *,
+        index: int,
+        code: str,
+        param: str | None = None,
+        scorer: str | None = None,
     ) -> None:
         super().__init__(message)
         self.index = index
@@ -91,8 +107,8 @@ class ConnectionFailed(ClientError):
 
 
 class DeadlineExceeded(ClientError):
-    """`timeout_s` passed, or would have passed during the pause before the next try; also where the service said
-    `overloaded` all that time, which the message and `__cause__` then tell."""
+    """`timeout_s` passed, or would have passed during the pause before the next try; also where the
+    service said `overloaded` all that time, which the message and `__cause__` then tell."""
 
     retryable = True
     code = "deadline_exceeded"

@@ -1,13 +1,15 @@
 """What to send, when to try again and when to give up: generators that yield steps and do no I/O.
 
-A flow yields `Send` and is sent back an `httpx.Response` or the `httpx.RequestError` that came instead; it yields
-`Sleep` and is sent None; it yields `Together` and is sent the list of what the inner flows returned; it yields `Wait`
-and is sent whether the ticket came in time. The sync and the async client drive the same flows. It knows nothing of
-rewards; what is wrong with an answer is for `refusal` to say.
+A flow yields `Send` and is sent back an `httpx.Response` or the `httpx.RequestError` that came
+instead; it yields `Sleep` and is sent None; it yields `Together` and is sent the list of what the
+inner flows returned; it yields `Wait` and is sent whether the ticket came in time. The sync and the
+async client drive the same flows. It knows nothing of rewards; what is wrong with an answer is for
+`refusal` to say.
 
-`overloaded`, `loading` and `updating` are no failures: the service says "later". They cost no try, only time; the
-deadline alone ends it. When it is overloaded, the client's `Window`, through which every request goes, lets fewer
-through. A connection that cannot be made is a failure: nobody says that there will ever be one.
+`overloaded`, `loading` and `updating` are no failures: the service says "later". They cost no try,
+only time; the deadline alone ends it. When it is overloaded, the client's `Window`, through which
+every request goes, lets fewer through. A connection that cannot be made is a failure: nobody says
+that there will ever be one.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ import httpx
 from tokenreward.errors import Loading, Overloaded, Updating
 from tokenreward.wire import JSON_TYPE
 from tokenreward_client.errors import ClientError, DeadlineExceeded, ServerRefused
-from tokenreward_client.refusal import OUR_ID, REQUEST_ID, failure, retry_after_s
+from tokenreward_client.response import OUR_ID, REQUEST_ID, failure, retry_after_s
 from tokenreward_client.window import Ticket, Window
 
 GATEWAY_REWARDS = "/v1/rewards"
@@ -42,7 +44,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Send one request; a body makes it a POST. `timeout_s`: the answer is worth nothing after that."""
+    """Send one request; a body makes it a POST. `timeout_s`: the answer is worth nothing after
+    that."""
 
     path: str
     body: bytes | None
@@ -52,8 +55,12 @@ class Send:
 
     @property
     def headers(self) -> dict[str, str]:
-        """The caller's deadline travels with the request, so that the server starts no work past it."""
-        headers = {"x-request-timeout-seconds": f"{self.timeout_s:.3f}", REQUEST_ID: self.request_id}
+        """The caller's deadline travels with the request, so that the server starts no work past
+        it."""
+        headers = {
+            "x-request-timeout-seconds": f"{self.timeout_s:.3f}",
+            REQUEST_ID: self.request_id,
+        }
         return headers if self.body is None else headers | {"content-type": self.content_type}
 
 
@@ -83,8 +90,9 @@ Flow = Generator[Step, Any, T]
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """How often and how long. Pauses double from `first_pause_s` to `longest_pause_s`, less a quarter at most.
-    `max_retries` bounds the tries after failures; waiting because the service says "later" is none.
+    """How often and how long. Pauses double from `first_pause_s` to `longest_pause_s`, less a
+    quarter at most. `max_retries` bounds the tries after failures; waiting because the service says
+    "later" is none.
     """
 
     max_retries: int = 10
@@ -95,16 +103,18 @@ class Retry:
     random: Callable[[], float] = random.random
 
     def pause_s(self, num_retries: int, retry_after_s: float) -> float:
-        """Seconds before retry number `num_retries` (from 0); never less than the server asked for."""
+        """Seconds before retry number `num_retries` (from 0); never less than the server asked
+        for."""
         backoff_s = min(self.longest_pause_s, self.first_pause_s * 2.0 ** min(num_retries, 30))
         jitter = self.random()
-        # A Retry-After is stretched, not shortened: callers refused together should not come back together.
+        # A Retry-After is stretched, not shortened: callers refused together should not come back
+        # together.
         return max(backoff_s * (1 - jitter / 4), retry_after_s * (1 + jitter / 10))
 
 
 class Attempts:
-    """What is left to one request: tries and seconds until `deadline` (on the retry's clock), and its place in the line
-    at `window`, by default one of its own."""
+    """What is left to one request: tries and seconds until `deadline` (on the retry's clock), and
+    its place in the line at `window`, by default one of its own."""
 
     def __init__(self, retry: Retry, deadline: float, window: Window | None = None) -> None:
         self.retry = retry
@@ -121,20 +131,26 @@ class Attempts:
         return left_s
 
     def enter(self, ticket: Ticket) -> Flow[None]:
-        """Wait until the window lets the ticket in, and while it is closed, though not past half of what time is left.
-        Raises DeadlineExceeded."""
+        """Wait until the window lets the ticket in, and while it is closed, though not past half of
+        what time is left. Raises DeadlineExceeded."""
         yield from let_in(ticket, self.left_s())
         self._era = ticket.result()
         self._num_tries += 1
         latest = self.retry.clock() + self.left_s() / 2
-        while (closed_s := min(self.window.closed_s(), latest - self.retry.clock())) >= LEAST_LEFT_S:
+        while (
+            closed_s := min(self.window.closed_s(), latest - self.retry.clock())
+        ) >= LEAST_LEFT_S:
             yield Sleep(min(closed_s, _LOOK_AGAIN_S))
 
     def pause_s(
-        self, error: ClientError, retry_after_s: float = 0.0, *, codes: AbstractSet[str] = frozenset()
+        self,
+        error: ClientError,
+        retry_after_s: float = 0.0,
+        *,
+        codes: AbstractSet[str] = frozenset(),
     ) -> float:
-        """Seconds until the next try. `codes`: all that the service said, where trying again may help. Raises `error`
-        if it is final or no try is left; DeadlineExceeded."""
+        """Seconds until the next try. `codes`: all that the service said, where trying again may
+        help. Raises `error` if it is final or no try is left; DeadlineExceeded."""
         if codes == {Overloaded.code}:
             pause_s = self.retry.pause_s(self.window.retreat(self._era), retry_after_s)
             # What one request was told to wait is not what others need.
@@ -159,7 +175,8 @@ def let_in(ticket: Ticket, timeout_s: float) -> Flow[None]:
 
 
 class Road:
-    """The path that a request takes. `detour` is called, once, when the direct path turns out to lead nowhere."""
+    """The path that a request takes. `detour` is called, once, when the direct path turns out to
+    lead nowhere."""
 
     def __init__(self, path: str, detour: Callable[[], None] | None = None) -> None:
         self.path = path
@@ -177,7 +194,8 @@ class Road:
 def answered(
     road: Road, write: Callable[[], bytes] | None, attempts: Attempts, content_type: str = JSON_TYPE
 ) -> Flow[httpx.Response]:
-    """Send until a 200 comes back. `write`: the body, made anew for each try; without one it is a GET.
+    """Send until a 200 comes back. `write`: the body, made anew for each try; without one it is a
+    GET.
 
     Raises ServerRefused, ConnectionFailed, DeadlineExceeded, BadReply.
     """
@@ -185,7 +203,9 @@ def answered(
         ticket = attempts.window.ask(attempts.number)
         try:
             yield from attempts.enter(ticket)
-            send = Send(road.path, None if write is None else write(), attempts.left_s(), content_type)
+            send = Send(
+                road.path, None if write is None else write(), attempts.left_s(), content_type
+            )
             answer = yield send
             error = failure(answer, None if write is None else send.request_id)
             if error is None:

@@ -1,7 +1,8 @@
-"""From what a caller holds to what travels: an Item, a dict or a (prompt, response) pair becomes a Parcel.
+"""From what a caller holds to what travels: an Item, a dict or a (prompt, response) pair becomes a
+Parcel.
 
-Token ids leave as int32 whatever they came as; arrays of any library are read through `tolist`. It knows no HTTP and no
-models.
+Token ids leave as int32 whatever they came as; arrays of any library are read through `tolist`. It
+knows no HTTP and no models.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 from tokenreward.errors import RequestError
 from tokenreward.wire import Item, as_int32, decode_ids, parse
 from tokenreward_client.errors import BadArgument
-from tokenreward_client.wires import JSON, Wire
+from tokenreward_client.media import JSON, Wire
 
 ItemLike = Item | Mapping[str, Any] | tuple[Any, Any]
 
@@ -24,8 +25,8 @@ _PER_UNIT = ("spans", "mask", "policy_logprobs", "ref_logprobs")
 
 @dataclass(frozen=True, slots=True)
 class Parcel:
-    """One item as it travels, the number of rewards it must come back with (None: the server's tokens decide), and
-    whether its prompt or response is token ids."""
+    """One item as it travels, the number of rewards it must come back with (None: the server's
+    tokens decide), and whether its prompt or response is token ids."""
 
     written: bytes
     units: int | None
@@ -35,7 +36,9 @@ class Parcel:
 def pack(items: Iterable[ItemLike], wire: Wire = JSON) -> list[Parcel]:
     """All items, in order. Raises BadArgument, naming the first item at fault."""
     if isinstance(items, (str, bytes, Mapping, Item)):
-        raise BadArgument("`items` must be a list of items; put a single one in a list", param="items")
+        raise BadArgument(
+            "`items` must be a list of items; put a single one in a list", param="items"
+        )
     return [parcel(item, f"items[{index}]", wire) for index, item in enumerate(items)]
 
 
@@ -57,7 +60,9 @@ def parcel(given: ItemLike, where: str, wire: Wire = JSON) -> Parcel:
     try:
         return Parcel(wire.item(item), units, has_ids)
     except ValueError as error:  # a lone surrogate in a text, say
-        raise BadArgument(f"`{where}` cannot be written as {wire.name}: {error}", param=where) from None
+        raise BadArgument(
+            f"`{where}` cannot be written as {wire.name}: {error}", param=where
+        ) from None
 
 
 def _fields(given: ItemLike, where: str) -> dict[str, Any]:
@@ -67,7 +72,10 @@ def _fields(given: ItemLike, where: str) -> dict[str, Any]:
         return dict(given)
     if isinstance(given, (tuple, list)) and len(given) == 2:
         return {"prompt": given[0], "response": given[1]}
-    message = f"`{where}` must be an Item, a dict or a (prompt, response) pair, got {type(given).__name__}"
+    message = (
+        f"`{where}` must be an Item, a dict or a (prompt, response) pair, got "
+        f"{type(given).__name__}"
+    )
     raise BadArgument(message, param=where)
 
 
@@ -76,7 +84,9 @@ def _packed_if_ids(value: Any, wire: Wire, where: str) -> Any:
     numbers = isinstance(value, np.ndarray) and value.ndim > 0 and value.dtype.kind in "iufb"
     if hasattr(value, "tolist") and not numbers:
         value = value.tolist()
-    if not numbers and (not isinstance(value, (list, tuple)) or (value and isinstance(value[0], (Mapping, str)))):
+    if not numbers and (
+        not isinstance(value, (list, tuple)) or (value and isinstance(value[0], (Mapping, str)))
+    ):
         return value
     try:
         ids = np.asarray(value)
@@ -84,12 +94,15 @@ def _packed_if_ids(value: Any, wire: Wire, where: str) -> Any:
             raise ValueError("they must be one flat list")
         return wire.ids(as_int32(ids))
     except ValueError as error:
-        message = f"`{where}` must be text, messages or token ids, and these ids cannot be sent: {error}"
+        message = (
+            f"`{where}` must be text, messages or token ids, and these ids cannot be sent: {error}"
+        )
         raise BadArgument(message, param=where) from None
 
 
 def _units(item: Item, where: str) -> int | None:
-    """Entries that the reward vector must have. Raises BadArgument if the item contradicts itself or ids are broken."""
+    """Entries that the reward vector must have. Raises BadArgument if the item contradicts itself
+    or ids are broken."""
     counts = {name: len(value) for name in _PER_UNIT if (value := getattr(item, name)) is not None}
     if not isinstance(item.response, str):
         try:
@@ -98,5 +111,8 @@ def _units(item: Item, where: str) -> int | None:
             raise BadArgument(error.message, param=error.param) from None
     if len(set(counts.values())) > 1:
         listed = ", ".join(f"{name} {count}" for name, count in counts.items())
-        raise BadArgument(f"`{where}`: one entry per unit is needed, but the lengths differ: {listed}", param=where)
+        raise BadArgument(
+            f"`{where}`: one entry per unit is needed, but the lengths differ: {listed}",
+            param=where,
+        )
     return next(iter(counts.values()), None)

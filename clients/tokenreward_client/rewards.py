@@ -1,6 +1,7 @@
 """What a caller gets per item: Rewards, read from the wire and checked against what was promised.
 
-It knows no HTTP. A vector that is not finite or not of the promised length is an error here, never repaired.
+It knows no HTTP. A vector that is not finite or not of the promised length is an error here, never
+repaired.
 """
 
 from __future__ import annotations
@@ -12,7 +13,15 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
-from tokenreward.wire import ErrorDetail, ItemReply, RewardsReply, ScorerResult, Source, Token, decode_rewards
+from tokenreward.wire import (
+    ErrorDetail,
+    ItemReply,
+    RewardsReply,
+    ScorerResult,
+    Source,
+    Token,
+    decode_rewards,
+)
 from tokenreward_client.errors import BadReply
 
 
@@ -20,13 +29,14 @@ from tokenreward_client.errors import BadReply
 class Rewards:
     """One item's answer.
 
-    `rewards`: float32 [units], one per response token or span; None if `error` is set, or if several scorers were asked
-    and not combined. `score`: the scorer's sequence-level number. `tokens`: what was scored, with `return_tokens`.
-    `model` and `version` name the weights. `scorers`: the same per scorer, where `scorers=` asked for several.
-    Of a scorer that finds reasoning steps: `step_scores`, float32 [steps], and `step_ids`, int64 [units], the step
-    (from 0) that each unit ends in; None of any other. `sources`: by name, model and version of the scorers that the
-    front asked for `credit.kl.reference` or `score_from`; empty if it asked none. `request_id`: under which the
-    service's log has the request; None where no answer came.
+    `rewards`: float32 [units], one per response token or span; None if `error` is set, or if
+    several scorers were asked and not combined. `score`: the scorer's sequence-level number.
+    `tokens`: what was scored, with `return_tokens`. `model` and `version` name the weights.
+    `scorers`: the same per scorer, where `scorers=` asked for several. Of a scorer that finds
+    reasoning steps: `step_scores`, float32 [steps], and `step_ids`, int64 [units], the step (from
+    0) that each unit ends in; None of any other. `sources`: by name, model and version of the
+    scorers that the front asked for `credit.kl.reference` or `score_from`; empty if it asked none.
+    `request_id`: under which the service's log has the request; None where no answer came.
     """
 
     rewards: npt.NDArray[np.float32] | None
@@ -43,7 +53,8 @@ class Rewards:
 
 
 def read_single(item: ItemReply, reply: RewardsReply, *, units: int | None, where: str) -> Rewards:
-    """The answer to a request with `scorer`. The reply names the weights, unless the item does. Raises BadReply."""
+    """The answer to a request with `scorer`. The reply names the weights, unless the item does.
+    Raises BadReply."""
     if item.error is None and item.rewards is None:
         raise BadReply(f"{where} has neither rewards nor an error")
     if units is None and item.tokens is not None:
@@ -51,8 +62,11 @@ def read_single(item: ItemReply, reply: RewardsReply, *, units: int | None, wher
     return _read(item, units=units, where=where, weights=(reply.model, reply.version))
 
 
-def read_keyed(item: ItemReply, names: list[str], *, combined: bool, units: int | None, where: str) -> Rewards:
-    """The answer to a request with `scorers`; `combined`: weighted rewards were asked for. Raises BadReply."""
+def read_keyed(
+    item: ItemReply, names: list[str], *, combined: bool, units: int | None, where: str
+) -> Rewards:
+    """The answer to a request with `scorers`; `combined`: weighted rewards were asked for. Raises
+    BadReply."""
     results = item.scorers or {}
     if item.error is None and set(results) != set(names):
         raise BadReply(f"{where} answers for scorers {sorted(results)}, asked were {sorted(names)}")
@@ -63,7 +77,10 @@ def read_keyed(item: ItemReply, names: list[str], *, combined: bool, units: int 
     if combined and not failed and item.rewards is None:
         raise BadReply(f"{where} has no combined rewards and no error")
     top = _read(item, units=units, where=where)
-    each = {name: _read(result, units=units, where=f"{where}.scorers.{name}") for name, result in results.items()}
+    each = {
+        name: _read(result, units=units, where=f"{where}.scorers.{name}")
+        for name, result in results.items()
+    }
     return replace(top, scorers=each)
 
 
@@ -78,7 +95,11 @@ def first_error(rewards: Rewards) -> tuple[str | None, ErrorDetail] | None:
 
 
 def _read(
-    result: ScorerResult, *, units: int | None, where: str, weights: tuple[str | None, int | None] = (None, None)
+    result: ScorerResult,
+    *,
+    units: int | None,
+    where: str,
+    weights: tuple[str | None, int | None] = (None, None),
 ) -> Rewards:
     model = result.model or weights[0]
     version = weights[1] if result.version is None else result.version
@@ -89,8 +110,12 @@ def _read(
     vector = None if result.rewards is None else _vector(result.rewards, units=units, where=where)
     if result.score is not None and not math.isfinite(result.score):
         raise BadReply(f"{where}.score is not finite")
-    step_scores, step_ids = _steps(result, num_units=None if vector is None else len(vector), where=where)
-    return Rewards(vector, result.score, kept, model, version, step_scores=step_scores, step_ids=step_ids)
+    step_scores, step_ids = _steps(
+        result, num_units=None if vector is None else len(vector), where=where
+    )
+    return Rewards(
+        vector, result.score, kept, model, version, step_scores=step_scores, step_ids=step_ids
+    )
 
 
 def _steps(
@@ -112,12 +137,16 @@ def _vector(
     value: list[float] | str | bytes, *, units: int | None, where: str, name: str = "rewards"
 ) -> npt.NDArray[np.float32]:
     try:
-        with np.errstate(over="ignore"):  # what overflows float32 is not finite, and is refused below
+        with np.errstate(
+            over="ignore"
+        ):  # what overflows float32 is not finite, and is refused below
             vector = decode_rewards(value)
     except ValueError:
         raise BadReply(f"{where}.{name} is not little-endian float32") from None
     if not np.isfinite(vector).all():
-        raise BadReply(f"{where}.{name} has {int((~np.isfinite(vector)).sum())} entries that are not finite")
+        raise BadReply(
+            f"{where}.{name} has {int((~np.isfinite(vector)).sum())} entries that are not finite"
+        )
     if units is not None and vector.shape != (units,):
         raise BadReply(f"{where}.{name} has {vector.size} entries, promised were {units}")
     return vector

@@ -1,8 +1,10 @@
-"""A trainer's token ids as text + spans, so that a server that never saw the trainer's tokenizer can reward each token.
+"""A trainer's token ids as text + spans, so that a server that never saw the trainer's tokenizer
+can reward each token.
 
-The tokenizer is any object with the few methods of a Hugging Face one that `Detokenizer` lists; none is imported. How
-it writes bytes into token strings is not asked but found out: each known spelling is tried, and one is believed only if
-the bytes it gives are exactly the tokenizer's own decoding. It knows no HTTP.
+The tokenizer is any object with the few methods of a Hugging Face one that `Detokenizer` lists;
+none is imported. How it writes bytes into token strings is not asked but found out: each known
+spelling is tried, and one is believed only if the bytes it gives are exactly the tokenizer's own
+decoding. It knows no HTTP.
 """
 
 from __future__ import annotations
@@ -23,31 +25,36 @@ _METASPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 
 
 class Detokenizer(Protocol):
-    """What is used of a tokenizer. Read too, where they exist: `added_tokens_decoder` and the ids of
-    eos, bos, unk and pad."""
+    """What is used of a tokenizer. Read too, where they exist: `added_tokens_decoder` and the ids
+    of eos, bos, unk and pad."""
 
     @property
     def all_special_ids(self) -> Sequence[int]: ...
     def convert_ids_to_tokens(self, ids: list[int]) -> Sequence[str | bytes | None]: ...
-    def decode(self, token_ids: list[int], *, skip_special_tokens: bool = ..., **kwargs: Any) -> str: ...
+    def decode(
+        self, token_ids: list[int], *, skip_special_tokens: bool = ..., **kwargs: Any
+    ) -> str: ...
 
 
 def text_and_spans(
     tokenizer: Detokenizer, ids: Any, *, end_ids: Collection[int] | None = None
 ) -> tuple[str, list[list[int]], bool]:
-    """The text of `ids`, one half-open code point range per id, and whether the response ends with end-of-turn.
+    """The text of `ids`, one half-open code point range per id, and whether the response ends with
+    end-of-turn.
 
-    The ranges tile the text: each starts where the last ended. A character belongs to the token that completes it, so a
-    token that only holds earlier bytes of one has a zero-width span, as a special token has. `finished` is True if the
-    last id is special: the server then appends its own end-of-turn, which that last, zero-width span owns. `end_ids`
-    says which ids end a turn; by default any special one but bos and unk.
+    The ranges tile the text: each starts where the last ended. A character belongs to the token
+    that completes it, so a token that only holds earlier bytes of one has a zero-width span, as a
+    special token has. `finished` is True if the last id is special: the server then appends its own
+    end-of-turn, which that last, zero-width span owns. `end_ids` says which ids end a turn; by
+    default any special one but bos and unk.
 
-    `ids` is a list or an integer array, without padding. The text is `decode(ids, skip_special_tokens=True,
-    clean_up_tokenization_spaces=False)`, character by character. Send the three as an item's `response`, `spans` and
-    `finished`.
+    `ids` is a list or an integer array, without padding. The text is `decode(ids,
+    skip_special_tokens=True, clean_up_tokenization_spaces=False)`, character by character. Send the
+    three as an item's `response`, `spans` and `finished`.
 
-    Raises NotText: the ids are not valid text (a response cut inside a character, for one), an id is not in the
-    vocabulary, or the tokenizer's decoding cannot be told apart by token. BadArgument: `ids` end in padding.
+    Raises NotText: the ids are not valid text (a response cut inside a character, for one), an id
+    is not in the vocabulary, or the tokenizer's decoding cannot be told apart by token.
+    BadArgument: `ids` end in padding.
     """
     ids = [int(id_) for id_ in (ids.tolist() if hasattr(ids, "tolist") else ids)]
     pad = getattr(tokenizer, "pad_token_id", None)
@@ -68,8 +75,9 @@ def _decode(tokenizer: Detokenizer, ids: list[int]) -> str:
 
 
 def _special(tokenizer: Detokenizer, ids: list[int]) -> set[int]:
-    """The ids that decoding leaves out. `all_special_ids` misses the reserved ones of some vocabularies, and an added
-    token that is called special there may yet be decoded; so decoding has the last word."""
+    """The ids that decoding leaves out. `all_special_ids` misses the reserved ones of some
+    vocabularies, and an added token that is called special there may yet be decoded; so decoding
+    has the last word."""
     added = getattr(tokenizer, "added_tokens_decoder", {})
     marked = {id_ for id_, token in added.items() if getattr(token, "special", False)}
     candidates = (marked | set(tokenizer.all_special_ids)) & set(ids)
@@ -81,11 +89,17 @@ def _ends_turn(tokenizer: Detokenizer, id_: int, end_ids: Collection[int] | None
         return id_ in end_ids
     if id_ == getattr(tokenizer, "eos_token_id", None):
         return True
-    return id_ not in (getattr(tokenizer, "bos_token_id", None), getattr(tokenizer, "unk_token_id", None))
+    return id_ not in (
+        getattr(tokenizer, "bos_token_id", None),
+        getattr(tokenizer, "unk_token_id", None),
+    )
 
 
-def _widths(tokenizer: Detokenizer, ids: list[int], indices: list[int], text: str) -> npt.NDArray[np.int64]:
-    """Characters [n] that each of these ids completes; they sum to len(text). `indices`: where the caller has them."""
+def _widths(
+    tokenizer: Detokenizer, ids: list[int], indices: list[int], text: str
+) -> npt.NDArray[np.int64]:
+    """Characters [n] that each of these ids completes; they sum to len(text). `indices`: where the
+    caller has them."""
     tokens = tokenizer.convert_ids_to_tokens(ids)
     for token, index in zip(tokens, indices, strict=True):
         if token is None:
@@ -111,7 +125,8 @@ def _completed(pieces: list[bytes], encoded: bytes) -> npt.NDArray[np.int64]:
 
 
 def _refuse_invalid(pieces: list[bytes], text: str, indices: list[int]) -> None:
-    """Raise NotText if `text` is what these bytes decode to once their errors are painted over, or left out."""
+    """Raise NotText if `text` is what these bytes decode to once their errors are painted over, or
+    left out."""
     joined = b"".join(pieces)
     # Decoders differ in how many replacement characters a broken run becomes.
     painted = _REPLACEMENTS.sub("\ufffd", joined.decode("utf-8", "replace"))
@@ -120,18 +135,29 @@ def _refuse_invalid(pieces: list[bytes], text: str, indices: list[int]) -> None:
     try:
         joined.decode("utf-8")
     except UnicodeDecodeError as error:
-        index = indices[int(np.searchsorted(np.cumsum([len(piece) for piece in pieces]), error.start, side="right"))]
+        index = indices[
+            int(
+                np.searchsorted(
+                    np.cumsum([len(piece) for piece in pieces]), error.start, side="right"
+                )
+            )
+        ]
         message = (
-            f"the ids do not decode to valid text: ids[{index}] holds bytes of a character that is never completed"
+            f"the ids do not decode to valid text: ids[{index}] holds bytes of a character that "
+            "is never completed"
         )
         raise NotText(message, index=index) from None
 
 
 def _widths_by_decoding(tokenizer: Detokenizer, ids: list[int], text: str) -> npt.NDArray[np.int64]:
-    """For decoders that no spelling fits (WordPiece joins with spaces): what each id adds to the decoding of the ids
-    just before it. Ids that add no whole character leave it to the one that completes it."""
+    """For decoders that no spelling fits (WordPiece joins with spaces): what each id adds to the
+    decoding of the ids just before it. Ids that add no whole character leave it to the one that
+    completes it."""
     if "\ufffd" in text:
-        raise NotText("the decoded text holds U+FFFD, which this tokenizer also writes for ids that are not valid text")
+        raise NotText(
+            "the decoded text holds U+FFFD, which this tokenizer also writes for ids that are not "
+            "valid text"
+        )
     widths = np.zeros(len(ids), dtype=np.int64)
     said, start, read = [], 0, 0
     for end in range(1, len(ids) + 1):
@@ -142,12 +168,16 @@ def _widths_by_decoding(tokenizer: Detokenizer, ids: list[int], text: str) -> np
         widths[end - 1] = len(said[-1])
         start, read = read, end
     if "".join(said) != text:
-        raise NotText("this tokenizer's decoding cannot be told apart by token: it rewrites text across tokens")
+        raise NotText(
+            "this tokenizer's decoding cannot be told apart by token: it rewrites text across "
+            "tokens"
+        )
     return widths
 
 
 def _byte_level(tokens: Sequence[str | bytes]) -> list[bytes]:
-    """GPT-2's spelling: one printable character per byte. A token with any other character stands for itself."""
+    """GPT-2's spelling: one printable character per byte. A token with any other character stands
+    for itself."""
     return [_byte_level_piece(token) for token in tokens]
 
 
@@ -199,7 +229,8 @@ def _one_byte_piece(token: str | bytes) -> bytes:
 
 
 def _byte_alphabet() -> Iterator[tuple[str, int]]:
-    """GPT-2's table: printable Latin-1 stands for itself, the other bytes for the characters from U+0100 on."""
+    """GPT-2's table: printable Latin-1 stands for itself, the other bytes for the characters from
+    U+0100 on."""
     stand_in = 0x100
     for byte in range(0x100):
         if 0x21 <= byte <= 0x7E or (0xA1 <= byte <= 0xFF and byte != 0xAD):

@@ -1,7 +1,7 @@
 """Work side by side on threads that keep no process alive. It knows nothing of what the work is.
 
-The threads of `concurrent.futures` are joined when Python exits: a request without an answer would hold up Ctrl-C until
-its deadline. These are daemons.
+The threads of `concurrent.futures` are joined when Python exits: a request without an answer would
+hold up Ctrl-C until its deadline. These are daemons.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def happens_s(future: Future[Any], stop: Stop, timeout_s: float) -> bool:
 
 
 def side_by_side(works: Sequence[Callable[[], T]], stop: Stop, *, most: int) -> list[T]:
-    """The results in order, of at most so many at a time. Raises the first error, once `stop` is done and whoever ends
-    within a second has ended."""
+    """The results in order, of at most so many at a time. Raises the first error, once `stop` is
+    done and whoever ends within a second has ended."""
     futures: list[Future[T]] = [Future() for _ in works]
     waiting = deque(zip(works, futures, strict=True))
 
@@ -44,7 +44,10 @@ def side_by_side(works: Sequence[Callable[[], T]], stop: Stop, *, most: int) -> 
                 future.set_exception(error)
 
     num = min(len(works), most)
-    threads = [threading.Thread(target=run, name=f"tokenreward-{number}", daemon=True) for number in range(num)]
+    threads = [
+        threading.Thread(target=run, name=f"tokenreward-{number}", daemon=True)
+        for number in range(num)
+    ]
     try:
         for thread in threads:
             thread.start()
@@ -52,7 +55,8 @@ def side_by_side(works: Sequence[Callable[[], T]], stop: Stop, *, most: int) -> 
             future.result()
         return [future.result() for future in futures]
     except BaseException:
-        # Nothing more is sent. A request in flight cannot be called back: it gets a moment to end, no more.
+        # Nothing more is sent. A request in flight cannot be called back: it gets a moment to end,
+        # no more.
         stop.set_result(None)
         until = time.monotonic() + PARTING_S
         for thread in threads:

@@ -1,10 +1,12 @@
 """How many requests a client has in flight: fewer when the service is full, more while it answers.
 
-Additive increase, multiplicative decrease (Chiu and Jain, "Analysis of the increase and decrease algorithms", 1989; in
-TCP: Jacobson, "Congestion avoidance and control", 1988): a round of answers adds one, being told `overloaded` halves.
-What is refused together counts once. Whoever asked first goes first, however often it was refused.
+Additive increase, multiplicative decrease (Chiu and Jain, "Analysis of the increase and decrease
+algorithms", 1989; in TCP: Jacobson, "Congestion avoidance and control", 1988): a round of answers
+adds one, being told `overloaded` halves. What is refused together counts once. Whoever asked first
+goes first, however often it was refused.
 
-It knows counts and clocks. It sends nothing and never waits; any thread and any event loop may wait for a ticket.
+It knows counts and clocks. It sends nothing and never waits; any thread and any event loop may wait
+for a ticket.
 """
 
 from __future__ import annotations
@@ -46,7 +48,8 @@ class Window:
         return next(self._numbers)
 
     def ask(self, number: int) -> Ticket:
-        """Stand in the line. The ticket is to be given back with `leave`, whatever becomes of it."""
+        """Stand in the line. The ticket is to be given back with `leave`, whatever becomes of
+        it."""
         ticket: Ticket = Future()
         with self._lock:
             heapq.heappush(self._waiting, (number, next(self._numbers), ticket))
@@ -69,8 +72,8 @@ class Window:
             self._let_in()
 
     def retreat(self, era: int) -> int:
-        """`overloaded` came to who was let in with this result; it has not left yet. Returns how many retreats came
-        before this one without an answer between."""
+        """`overloaded` came to who was let in with this result; it has not left yet. Returns how
+        many retreats came before this one without an answer between."""
         with self._lock:
             if era == self._era:
                 self._era += 1
@@ -81,7 +84,8 @@ class Window:
             return max(0, self._num_retreats - 1)
 
     def close(self, seconds: float) -> None:
-        """Nobody should send until then, or until an answer comes: all that is known is that there is no room."""
+        """Nobody should send until then, or until an answer comes: all that is known is that there
+        is no room."""
         self._opens_at = max(self._opens_at, self._clock() + seconds)
 
     def closed_s(self) -> float:

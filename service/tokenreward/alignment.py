@@ -1,7 +1,9 @@
-"""Tokens, characters and the caller's units: who owns which token, and how token numbers become unit numbers.
+"""Tokens, characters and the caller's units: who owns which token, and how token numbers become
+unit numbers.
 
-Units are the response's tokens, or spans of its text that tile it. A token belongs to the span that holds its last
-character; a special token appended after the text belongs to the last span. It knows numpy and nothing of models.
+Units are the response's tokens, or spans of its text that tile it. A token belongs to the span that
+holds its last character; a special token appended after the text belongs to the last span. It knows
+numpy and nothing of models.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ Bools = npt.NDArray[np.bool_]
 
 
 def fingerprint(vocab: Mapping[str, int]) -> str:
-    """Names a vocabulary: equal fingerprints mean that equal ids are equal tokens (`tokenizer.get_vocab()`)."""
+    """Names a vocabulary: equal fingerprints mean that equal ids are equal tokens
+    (`tokenizer.get_vocab()`)."""
     digest = hashlib.sha256()
     for token, token_id in sorted(vocab.items(), key=lambda entry: (entry[1], entry[0])):
         # The length stands before the token: a token may hold any separator that one could choose.
@@ -29,23 +32,28 @@ def fingerprint(vocab: Mapping[str, int]) -> str:
 
 
 def tiles(spans: npt.ArrayLike, length: int, *, param: str) -> Ints:
-    """The spans as an array [n, 2], if they tile [0, length): the first starts at 0, each starts where the last ended,
-    the last ends at `length`; zero-width spans are legal. Raises SpansDoNotTile."""
+    """The spans as an array [n, 2], if they tile [0, length): the first starts at 0, each starts
+    where the last ended, the last ends at `length`; zero-width spans are legal. Raises
+    SpansDoNotTile."""
     array = np.asarray(spans, dtype=np.int64).reshape(-1, 2)
     if not len(array):
-        raise SpansDoNotTile(f"`{param}` is empty but the response has {length} characters", param=param)
+        raise SpansDoNotTile(
+            f"`{param}` is empty but the response has {length} characters", param=param
+        )
     expected = np.concatenate([[0], array[:-1, 1]])
     wrong = np.flatnonzero((array[:, 0] != expected) | (array[:, 1] < array[:, 0]))
     if len(wrong):
         index = int(wrong[0])
         start, end = array[index].tolist()
         raise SpansDoNotTile(
-            f"`{param}[{index}]` is [{start}, {end}] but must start at {expected[index]} and not end before it",
+            f"`{param}[{index}]` is [{start}, {end}] but must start at {expected[index]} and not "
+            "end before it",
             param=f"{param}[{index}]",
         )
     if array[-1, 1] != length:
         raise SpansDoNotTile(
-            f"`{param}` ends at {array[-1, 1]} but the response has {length} characters (Unicode code points)",
+            f"`{param}` ends at {array[-1, 1]} but the response has {length} characters (Unicode "
+            "code points)",
             param=f"{param}[{len(array) - 1}]",
         )
     return array
@@ -54,17 +62,20 @@ def tiles(spans: npt.ArrayLike, length: int, *, param: str) -> Ints:
 def owners(ends: Ints, spans: Ints, *, num_appended: int = 0) -> Ints:
     """Index of the span that owns each token [r + num_appended].
 
-    `ends` [r]: where each token's characters end. `num_appended` tokens stand after the text and go to the last span.
+    `ends` [r]: where each token's characters end. `num_appended` tokens stand after the text and go
+    to the last span.
     """
     last_character = np.maximum(ends - 1, 0)
     inside = np.searchsorted(spans[:, 1], last_character, side="right")
-    # A token without characters at the very end of the text (an end-of-text marker) goes to the last span, too.
+    # A token without characters at the very end of the text (an end-of-text marker) goes to the
+    # last span, too.
     inside = np.minimum(inside, len(spans) - 1)
     return np.concatenate([inside, np.full(num_appended, len(spans) - 1)]).astype(np.int64)
 
 
 def scored_spans(spans: Ints, *, finished: bool) -> Bools:
-    """Which spans [n] can carry reward: not the zero-width ones, but a final one does if end-of-turn was appended."""
+    """Which spans [n] can carry reward: not the zero-width ones, but a final one does if
+    end-of-turn was appended."""
     scored: Bools = spans[:, 1] > spans[:, 0]
     if finished:
         scored[-1] = True
@@ -73,11 +84,16 @@ def scored_spans(spans: Ints, *, finished: bool) -> Bools:
 
 def sum_over_units(values: Floats, owner: Ints, num_units: int) -> Floats:
     """Unit sums [num_units] of token values [r], added in float64. For increments and weights."""
-    return np.bincount(owner, weights=values.astype(np.float64), minlength=num_units).astype(np.float32)
+    return np.bincount(owner, weights=values.astype(np.float64), minlength=num_units).astype(
+        np.float32
+    )
 
 
 def last_of_units(values: Floats, owner: Ints, num_units: int) -> Floats:
-    """The value [num_units] at each unit's last token; 0 for a unit that owns no token. For levels."""
+    """The value [num_units] at each unit's last token; 0 for a unit that owns no token. For
+    levels."""
     units = np.zeros(num_units, dtype=np.float32)
-    units[owner] = values  # owners never decrease, and of repeated indices the last assignment stays
+    units[owner] = (
+        values  # owners never decrease, and of repeated indices the last assignment stays
+    )
     return units

@@ -1,9 +1,11 @@
-"""The queue of one replica: admission by tokens, and the next batch whenever the device's thread asks for one.
+"""The queue of one replica: admission by tokens, and the next batch whenever the device's thread
+asks for one.
 
-There is no timer: a batch is made of what waits at that moment, up to a token budget. The oldest entry is always in it;
-behind it, entries that share a prompt stand together, and what fits goes before what does not, until that has waited
-long enough. Entries whose caller has gone or whose deadline has passed are dropped before they cost anything. It knows
-tokens and futures, nothing of models; it belongs to one event loop, but any thread may take.
+There is no timer: a batch is made of what waits at that moment, up to a token budget. The oldest
+entry is always in it; behind it, entries that share a prompt stand together, and what fits goes
+before what does not, until that has waited long enough. Entries whose caller has gone or whose
+deadline has passed are dropped before they cost anything. It knows tokens and futures, nothing of
+models; it belongs to one event loop, but any thread may take.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ ResultT = TypeVar("ResultT")
 _LONGEST_RETRY_AFTER_S = 60.0
 _RATE_MEMORY = 0.8
 _LOOK_AHEAD = 256  # entries
-_SCAN_PAUSE = 20  # looking for the gone takes a twentieth of the time at most, however many are refused meanwhile
+# looking for the gone takes a twentieth of the time at most, however many are refused meanwhile
+_SCAN_PAUSE = 20
 _PATIENCE_S = 0.5  # an entry that does not fit lets others go first for so long, and then no more
 
 
@@ -33,7 +36,8 @@ _PATIENCE_S = 0.5  # an entry that does not fit lets others go first for so long
 class Entry(Generic[WorkT, ResultT]):
     """One item that waits. `deadline` and `queued_at` are readings of time.monotonic, in seconds.
 
-    `prompts`: keys of the prompts it reads and their tokens, which a batch computes once for all that share one.
+    `prompts`: keys of the prompts it reads and their tokens, which a batch computes once for all
+    that share one.
     """
 
     work: WorkT
@@ -61,18 +65,24 @@ class Entry(Generic[WorkT, ResultT]):
 
 
 class Batcher(Generic[WorkT, ResultT]):
-    """The oldest first, up to `max_batch_tokens` computed tokens and `max_batch_requests` at a time.
+    """The oldest first, up to `max_batch_tokens` computed tokens and `max_batch_requests` at a
+    time.
 
-    An entry larger than the budget goes alone. `max_queued_tokens` bounds what may wait, each prompt counted in full.
+    An entry larger than the budget goes alone. `max_queued_tokens` bounds what may wait, each
+    prompt counted in full.
     """
 
-    def __init__(self, *, max_batch_tokens: int, max_batch_requests: int, max_queued_tokens: int) -> None:
+    def __init__(
+        self, *, max_batch_tokens: int, max_batch_requests: int, max_queued_tokens: int
+    ) -> None:
         self._max_batch_tokens = max_batch_tokens
         self._max_batch_requests = max_batch_requests
         self._max_queued_tokens = max_queued_tokens
         self._waiting: deque[Entry[WorkT, ResultT]] = deque()
         self._arrived = asyncio.Event()
-        self._lock = threading.Lock()  # of the two that change hands, `_waiting` and `queued_tokens`
+        self._lock = (
+            threading.Lock()
+        )  # of the two that change hands, `_waiting` and `queued_tokens`
         self._tokens_per_s: float | None = None
         self._next_scan = -math.inf  # by time.monotonic
         self.queued_tokens = 0
@@ -87,7 +97,8 @@ class Batcher(Generic[WorkT, ResultT]):
         asked = sum(entry.num_tokens for entry in entries)
         if asked > self._max_queued_tokens:
             raise LargerThanQueue(
-                f"the request has {asked} tokens, `max_queued_tokens` is {self._max_queued_tokens}; send it in parts",
+                f"the request has {asked} tokens, `max_queued_tokens` is "
+                f"{self._max_queued_tokens}; send it in parts",
                 param="items",
             )
         with self._lock:
@@ -104,19 +115,21 @@ class Batcher(Generic[WorkT, ResultT]):
         self._arrived.set()
 
     def refuse_if_full(self, num_coming: int = 0) -> None:
-        """Raises Overloaded if nothing more fits, before anything is spent on a request. `num_coming`: tokens at least
-        of those who are let in already and not in the queue yet."""
+        """Raises Overloaded if nothing more fits, before anything is spent on a request.
+        `num_coming`: tokens at least of those who are let in already and not in the queue yet."""
         with self._lock:
             if self.queued_tokens + num_coming >= self._max_queued_tokens:
                 self._drop_gone()
             if self.queued_tokens + num_coming >= self._max_queued_tokens:
                 raise Overloaded(
-                    f"{self.queued_tokens + num_coming} tokens wait, `max_queued_tokens` is {self._max_queued_tokens}",
+                    f"{self.queued_tokens + num_coming} tokens wait, `max_queued_tokens` is "
+                    f"{self._max_queued_tokens}",
                     retry_after_s=self._retry_after_s(num_coming + 1),
                 )
 
     async def next_batch(self) -> list[Entry[WorkT, ResultT]]:
-        """Waits for work, then takes a batch of at least one entry that somebody still waits for."""
+        """Waits for work, then takes a batch of at least one entry that somebody still waits
+        for."""
         while True:
             await self._arrived.wait()
             batch = self.take()
@@ -162,13 +175,16 @@ class Batcher(Generic[WorkT, ResultT]):
             num_tokens += cost
             if len(taken) == self._max_batch_requests or num_tokens >= self._max_batch_tokens:
                 break
-        self._waiting.extendleft(window[place] for place in range(len(window) - 1, -1, -1) if place not in taken)
+        self._waiting.extendleft(
+            window[place] for place in range(len(window) - 1, -1, -1) if place not in taken
+        )
         batch = [entry for place, entry in enumerate(window) if place in taken]
         self.queued_tokens -= sum(entry.num_tokens for entry in batch)
         return batch
 
     def _pop_window(self) -> list[Entry[WorkT, ResultT]]:
-        """The oldest entries that somebody still waits for, as far ahead as a batch looks; the gone are dropped."""
+        """The oldest entries that somebody still waits for, as far ahead as a batch looks; the gone
+        are dropped."""
         window: list[Entry[WorkT, ResultT]] = []
         while self._waiting and len(window) < max(_LOOK_AHEAD, self._max_batch_requests):
             entry = self._waiting.popleft()
@@ -179,8 +195,8 @@ class Batcher(Generic[WorkT, ResultT]):
         return window
 
     def _drop_gone(self) -> None:
-        """Makes the room of those who have gone, unless it was looked for a moment ago: the longer a look at the whole
-        queue takes, the longer the pause after it."""
+        """Makes the room of those who have gone, unless it was looked for a moment ago: the longer
+        a look at the whole queue takes, the longer the pause after it."""
         began = time.monotonic()
         if began < self._next_scan:
             return
@@ -191,7 +207,8 @@ class Batcher(Generic[WorkT, ResultT]):
         self._next_scan = ended + _SCAN_PAUSE * (ended - began)
 
     def _retry_after_s(self, asked: int) -> float:
-        """Until enough of the queue is worked off, at the measured rate; whole seconds, as the header wants them."""
+        """Until enough of the queue is worked off, at the measured rate; whole seconds, as the
+        header wants them."""
         if not self._tokens_per_s:
             return 1.0
         too_many = self.queued_tokens + asked - self._max_queued_tokens

@@ -1,7 +1,8 @@
-"""The weighted sum of several scorers' rewards: `combine` of a request, over the replies' plain objects; and when two
-scorers' units are the same.
+"""The weighted sum of several scorers' rewards: `combine` of a request, over the replies' plain
+objects; and when two scorers' units are the same.
 
-Pure: one replica uses it on its own reply, the front on what it merged. It knows no HTTP and runs no model.
+Pure: one replica uses it on its own reply, the front on what it merged. It knows no HTTP and runs
+no model.
 """
 
 from __future__ import annotations
@@ -16,14 +17,17 @@ from tokenreward.wire import Item, Message, RewardsRequest, decode_rewards, enco
 
 
 def refuse_unequal_units(request: RewardsRequest, fingerprints: Mapping[str, str]) -> None:
-    """Units are equal if each item has spans, or ids that one tokenizer stands for. `fingerprints` are by scorer.
+    """Units are equal if each item has spans, or ids that one tokenizer stands for. `fingerprints`
+    are by scorer.
 
     Raises InvalidField (a name that `scorers` lacks), UnitsDiffer.
     """
     weights = request.combine or {}
     for name in weights:
         if name not in request.names:
-            raise InvalidField(f"`combine` names `{shown(name)}`, which `scorers` does not", param="combine")
+            raise InvalidField(
+                f"`combine` names `{shown(name)}`, which `scorers` does not", param="combine"
+            )
     for index, item in enumerate(request.items):
         if has_token_units(item) and not has_id_units(item):
             raise UnitsDiffer(
@@ -34,14 +38,22 @@ def refuse_unequal_units(request: RewardsRequest, fingerprints: Mapping[str, str
         request.items,
         {fingerprints[name] for name in weights},
         concerned=has_id_units,
-        message="`combine` needs equal units: these scorers' tokenizers differ, so token ids cannot be combined",
+        message=(
+            "`combine` needs equal units: these scorers' tokenizers differ, so token ids cannot "
+            "be combined"
+        ),
     )
 
 
 def refuse_two_tokenizers(
-    items: Sequence[Item], fingerprints: Collection[str], *, concerned: Callable[[Item], bool], message: str
+    items: Sequence[Item],
+    fingerprints: Collection[str],
+    *,
+    concerned: Callable[[Item], bool],
+    message: str,
 ) -> None:
-    """Raises UnitsDiffer for the first item that is `concerned` if there is more than one tokenizer."""
+    """Raises UnitsDiffer for the first item that is `concerned` if there is more than one
+    tokenizer."""
     if len(set(fingerprints)) < 2:
         return
     for index, item in enumerate(items):
@@ -52,7 +64,9 @@ def refuse_two_tokenizers(
 def has_ids(item: Item) -> bool:
     """Whether prompt or response are token ids, which mean something to one tokenizer only."""
     prompt = item.prompt
-    is_text = isinstance(prompt, str) or (isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], Message))
+    is_text = isinstance(prompt, str) or (
+        isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], Message)
+    )
     return has_id_units(item) or not is_text
 
 
@@ -67,8 +81,8 @@ def has_token_units(item: Item) -> bool:
 
 
 def combine(items: list[dict[str, Any]], request: RewardsRequest) -> list[str]:
-    """Adds `rewards` and `score` to each keyed item; any error in what it combines leaves both null. Returns the codes
-    of the errors that it made itself."""
+    """Adds `rewards` and `score` to each keyed item; any error in what it combines leaves both
+    null. Returns the codes of the errors that it made itself."""
     weights = request.combine or {}
     codes = []
     for item in items:
@@ -88,7 +102,9 @@ def _add(item: dict[str, Any], results: list[dict[str, Any]], weights: list[floa
     rewards = [decode_rewards(result["rewards"]).astype(np.float64) for result in results]
     scores = [result.get("score") for result in results]
     with np.errstate(over="ignore", invalid="ignore"):
-        total = np.sum([weight * vector for weight, vector in zip(weights, rewards, strict=True)], axis=0)
+        total = np.sum(
+            [weight * vector for weight, vector in zip(weights, rewards, strict=True)], axis=0
+        )
         vector = np.asarray(total, dtype=np.float32)
     score = None if None in scores else float(np.dot(weights, np.asarray(scores, dtype=np.float64)))
     if not np.isfinite(vector).all() or (score is not None and not np.isfinite(score)):

@@ -1,8 +1,9 @@
 """What a scorer gets, gives and is: Sample and the model outputs of its rows in, Signals out.
 
-A scorer is one class in one file of `scorers/`. It says which token rows its model must read (`rows`) and which outputs
-it needs of them (`needs`); the engine unions both over all items of a batch and runs one pass. It knows no batches, no
-HTTP, no units of the caller: alignment and credit come after it.
+A scorer is one class in one file of `scorers/`. It says which token rows its model must read
+(`rows`) and which outputs it needs of them (`needs`); the engine unions both over all items of a
+batch and runs one pass. It knows no batches, no HTTP, no units of the caller: alignment and credit
+come after it.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ WITHOUT_EFFECT = "value_error.without_effect"
 
 
 @runtime_checkable
-class Words(Protocol):
-    """The checkpoint's text in both directions, for scorers whose rows are not prompt + response. Methods raise
-    ItemError that names `param`."""
+class TokenizerView(Protocol):
+    """The checkpoint's text in both directions, for scorers whose rows are not prompt + response.
+    Methods raise ItemError that names `param`."""
 
     def prompt_from_text(self, text: str, *, param: str) -> Int64[np.ndarray, " p"]:
         """Raw text as a prompt, with at most one BOS in front."""
@@ -47,8 +48,11 @@ class Words(Protocol):
     ) -> Int64[np.ndarray, " p"]:
         """Messages through the chat template, with its generation prompt."""
 
-    def pieces(self, text: str, *, param: str) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"] | None]:
-        """Ids of a text alone, without special tokens around it, and where each token's characters end."""
+    def pieces(
+        self, text: str, *, param: str
+    ) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"] | None]:
+        """Ids of a text alone, without special tokens around it, and where each token's characters
+        end."""
 
     def text(self, ids: Int64[np.ndarray, " n"]) -> str:
         """The text of ids, special tokens included."""
@@ -61,19 +65,22 @@ class Words(Protocol):
         """Whether messages can be prompts."""
 
     def without_special(self, text: str) -> str:
-        """The text with a line break in place of each special token that it spells, for quoting it in a prompt."""
+        """The text with a line break in place of each special token that it spells, for quoting it
+        in a prompt."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Source:
-    """Where a sample came from: the caller's item, its place in the request (`items[3]`), and the words of the model.
+    """Where a sample came from: the caller's item, its place in the request (`items[3]`), and the
+    words of the model.
 
-    `ends`: where each response token's characters end, without the appended end-of-turn; None for ids.
+    `ends`: where each response token's characters end, without the appended end-of-turn; None for
+    ids.
     """
 
     item: Item
     param: str
-    words: Words
+    words: TokenizerView
     ends: Int64[np.ndarray, " t"] | None = None
 
 
@@ -81,9 +88,10 @@ class Source:
 class Sample:
     """One item in the scorer's own tokens.
 
-    `terminal`: the last response token is a recognised end-of-turn. `keep`: False where the caller masked the token's
-    unit; such tokens are read but count in no sum. `suffix_ids`: read after the response (reward models), own no entry.
-    `source`: what the caller wrote, for scorers that put it in other words; always there for an item of a request.
+    `terminal`: the last response token is a recognised end-of-turn. `keep`: False where the caller
+    masked the token's unit; such tokens are read but count in no sum. `suffix_ids`: read after the
+    response (reward models), own no entry. `source`: what the caller wrote, for scorers that put it
+    in other words; always there for an item of a request.
     """
 
     prompt_ids: Int64[np.ndarray, " p"]
@@ -101,12 +109,12 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Row:
-    """One sequence for the model, at least one token long. Entries [start, stop), 1 <= start <= stop, are the tokens
-    whose outputs are wanted; the last token is the pooled one, whose attention row and value head a reward model is
-    read at.
+    """One sequence for the model, at least one token long. Entries [start, stop), 1 <= start <=
+    stop, are the tokens whose outputs are wanted; the last token is the pooled one, whose attention
+    row and value head a reward model is read at.
 
-    `model`: which of the deployment's models reads it. `labels`: tokens whose raw logits are wanted at every position
-    that `Outputs.lse` has.
+    `model`: which of the deployment's models reads it. `labels`: tokens whose raw logits are wanted
+    at every position that `Outputs.lse` has.
     """
 
     ids: Int64[np.ndarray, " n"]
@@ -118,9 +126,10 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """Outputs wanted of a row. `temperatures`: one logsumexp of the raw logits per temperature; `entropies`: the
-    temperatures among them at which the distribution's entropy is wanted, too. `values`: the value head everywhere,
-    the pooled token included; `pooled`: there alone, which costs less. `attention`: see `Outputs`."""
+    """Outputs wanted of a row. `temperatures`: one logsumexp of the raw logits per temperature;
+    `entropies`: the temperatures among them at which the distribution's entropy is wanted, too.
+    `values`: the value head everywhere, the pooled token included; `pooled`: there alone, which
+    costs less. `attention`: see `Outputs`."""
 
     temperatures: frozenset[float] = frozenset()
     entropies: frozenset[float] = frozenset()
@@ -149,13 +158,15 @@ class Needs:
 class Outputs:
     """What the model said of one row, r = stop - start; only what was needed is there.
 
-    `chosen`: raw logit of each response token, given the tokens before it. `lse[T]`: logsumexp(logits / T) at the
-    positions that predict the response tokens and, last, at the position after them; `entropy[T]`: the entropy of
-    softmax(logits / T), nats, and `logits[token]`: the raw logit of a label, at the same positions.
-    `values`: value head at the token before the response and at each response token; `pooled`: at the row's last token.
-    `attention`, last layer, mean over heads: `last` [n], the row of the last token; `last_step` [n], the row of the
-    token that predicted the last response token; `mean_step` [r], for each response token the mean over those tokens
-    that predicted a later response token and pay it any attention (0 if none does).
+    `chosen`: raw logit of each response token, given the tokens before it. `lse[T]`:
+    logsumexp(logits / T) at the positions that predict the response tokens and, last, at the
+    position after them; `entropy[T]`: the entropy of softmax(logits / T), nats, and
+    `logits[token]`: the raw logit of a label, at the same positions. `values`: value head at the
+    token before the response and at each response token; `pooled`: at the row's last token.
+    `attention`, last layer, mean over heads: `last` [n], the row of the last token; `last_step`
+    [n], the row of the token that predicted the last response token; `mean_step` [r], for each
+    response token the mean over those tokens that predicted a later response token and pay it any
+    attention (0 if none does).
     """
 
     chosen: Float32[np.ndarray, " r"] | None = None
@@ -167,16 +178,20 @@ class Outputs:
     attention: dict[Reading, Float32[np.ndarray, " _"]] = field(default_factory=dict)
 
     def log_probs(self, temperature: float) -> Float64[np.ndarray, " r"]:
-        """log softmax(logits / temperature) of each response token, nats. Of rows that needed this temperature."""
+        """log softmax(logits / temperature) of each response token, nats. Of rows that needed this
+        temperature."""
         assert self.chosen is not None
-        chosen, lse = (numbers.astype(np.float64) for numbers in (self.chosen, self.lse[temperature][:-1]))
+        chosen, lse = (
+            numbers.astype(np.float64) for numbers in (self.chosen, self.lse[temperature][:-1])
+        )
         return np.asarray(chosen / temperature - lse)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Steps:
-    """Reasoning steps of a response. `scores` [k]: one per step; `last` [k]: the response token that ends each step,
-    strictly increasing; the tokens up to it, from the end of the step before, are the step's."""
+    """Reasoning steps of a response. `scores` [k]: one per step; `last` [k]: the response token
+    that ends each step, strictly increasing; the tokens up to it, from the end of the step before,
+    are the step's."""
 
     scores: Float32[np.ndarray, " k"]
     last: Int64[np.ndarray, " k"]
@@ -184,9 +199,9 @@ class Steps:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Signals:
-    """What a scorer says of one item, fp32. `values` are *increments* (they add up over a unit) or *levels* (the last
-    token of a unit stands for it). `weights` are >= 0 and sum to 1 over the unmasked tokens. `steps` are shown in the
-    reply beside the rewards."""
+    """What a scorer says of one item, fp32. `values` are *increments* (they add up over a unit) or
+    *levels* (the last token of a unit stands for it). `weights` are >= 0 and sum to 1 over the
+    unmasked tokens. `steps` are shown in the reply beside the rewards."""
 
     score: float | None = None
     values: Float32[np.ndarray, " r"] | None = None
@@ -196,13 +211,15 @@ class Signals:
 
 
 class Options(BaseModel):
-    """Base of a scorer's options: frozen, strict, unknown ones are errors, each with a description."""
+    """Base of a scorer's options: frozen, strict, unknown ones are errors, each with a
+    description."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 def without_effect(name: str, because: str) -> PydanticCustomError:
-    """For an option that others make idle: refused if the caller set it, dropped if it was the operator's default."""
+    """For an option that others make idle: refused if the caller set it, dropped if it was the
+    operator's default."""
     return PydanticCustomError(
         WITHOUT_EFFECT, "`{name}` has no effect with {because}", {"name": name, "because": because}
     )
@@ -211,9 +228,10 @@ def without_effect(name: str, because: str) -> PydanticCustomError:
 class Scorer(ABC):
     """A way to judge a response. Stateless: one instance serves all items of a deployment.
 
-    Class attributes: `Options`, its options; `task`, the kind of checkpoint it reads (None: its options say, or any);
-    `models`, the models of a deployment that its rows go to; `gives`, the signals it may give; `default_credit`;
-    `score_is`, one sentence that defines `score` for `GET /v1/scorers`.
+    Class attributes: `Options`, its options; `task`, the kind of checkpoint it reads (None: its
+    options say, or any); `models`, the models of a deployment that its rows go to; `gives`, the
+    signals it may give; `default_credit`; `score_is`, one sentence that defines `score` for `GET
+    /v1/scorers`.
     """
 
     Options: ClassVar[type[Options]]
@@ -229,9 +247,9 @@ class Scorer(ABC):
         start = len(sample.prompt_ids)
         return (Row(ids=ids, start=start, stop=start + len(sample.response_ids)),)
 
-    def check(self, options: Any, words: Words) -> None:  # noqa: B027 - most have nothing to refuse
-        """Whether this checkpoint's words can serve these options, for an operator's at load; by default they can.
-        Raises ItemError."""
+    def check(self, options: Any, words: TokenizerView) -> None:  # noqa: B027 - most have nothing to refuse
+        """Whether this checkpoint's words can serve these options, for an operator's at load; by
+        default they can. Raises ItemError."""
 
     @abstractmethod
     def needs(self, options: Any) -> Needs:

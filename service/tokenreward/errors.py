@@ -1,4 +1,5 @@
-"""Every error the service can answer with: what it means, its HTTP status, its code, and whether a retry may help.
+"""Every error the service can answer with: what it means, its HTTP status, its code, and whether a
+retry may help.
 
 The tree:
 
@@ -35,7 +36,8 @@ The tree:
         OutOfMemory                    out_of_memory           retryable
         ScorerFailed                   scorer_failed
 
-It does not know HTTP frameworks and never holds a payload: messages name a field, a limit and a value, not the text.
+It does not know HTTP frameworks and never holds a payload: messages name a field, a limit and a
+value, not the text.
 """
 
 from __future__ import annotations
@@ -47,14 +49,17 @@ from typing import ClassVar
 class RewardError(Exception):
     """Root of all errors that the service answers with.
 
-    `param` is the path of the field at fault, for example `items[0].response`; `retry_after_s` is a hint in seconds.
+    `param` is the path of the field at fault, for example `items[0].response`; `retry_after_s` is a
+    hint in seconds.
     """
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal"
     retryable: ClassVar[bool] = False
 
-    def __init__(self, message: str, *, param: str | None = None, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self, message: str, *, param: str | None = None, retry_after_s: float | None = None
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.param = param
@@ -62,7 +67,12 @@ class RewardError(Exception):
 
     def detail(self) -> dict[str, object]:
         """The one error body, as it stands under `error` at the top level and in an item."""
-        return {"code": self.code, "message": self.message, "param": self.param, "retryable": self.retryable}
+        return {
+            "code": self.code,
+            "message": self.message,
+            "param": self.param,
+            "retryable": self.retryable,
+        }
 
 
 class RequestError(RewardError):
@@ -193,10 +203,14 @@ class ScorerFailed(ItemError):
 
 
 def shown(text: str) -> str:
-    """What a message quotes of a name or a header that a caller sent: 64 characters at most, printable ones."""
+    """What a message quotes of a name or a header that a caller sent: 64 characters at most,
+    printable ones."""
     return "".join(character if character.isprintable() else "?" for character in text[:64])
 
 
 def frames(error: BaseException) -> str:
-    """Type and place of an exception for the log, without its message, which may quote what the caller sent."""
-    return f"{type(error).__name__} at\n{''.join(traceback.format_tb(error.__traceback__)).rstrip()}"
+    """Type and place of an exception for the log, without its message, which may quote what the
+    caller sent."""
+    return (
+        f"{type(error).__name__} at\n{''.join(traceback.format_tb(error.__traceback__)).rstrip()}"
+    )

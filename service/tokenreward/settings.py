@@ -1,7 +1,8 @@
-"""What an operator may set: frozen models, unknown keys are errors, each field's description is its documentation.
+"""What an operator may set: frozen models, unknown keys are errors, each field's description is its
+documentation.
 
-It knows YAML and nothing of models: a checkpoint is a string until someone loads it. There is one spelling per setting
-and no environment layer beside it.
+It knows YAML and nothing of models: a checkpoint is a string until someone loads it. There is one
+spelling per setting and no environment layer beside it.
 """
 
 from __future__ import annotations
@@ -26,9 +27,15 @@ class Frozen(BaseModel):
 class ScorerSettings(Frozen):
     """One named scorer on a deployment."""
 
-    type: str = Field(description="A file of `tokenreward/scorers/`, or `package.module:Class` of your own.")
-    name: str | None = Field(default=None, pattern=NAME_PATTERN, description="Unique in the config; default: the type.")
-    options: dict[str, Any] = Field(default_factory=dict, description="Defaults for requests that do not set them.")
+    type: str = Field(
+        description="A file of `tokenreward/scorers/`, or `package.module:Class` of your own."
+    )
+    name: str | None = Field(
+        default=None, pattern=NAME_PATTERN, description="Unique in the config; default: the type."
+    )
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="Defaults for requests that do not set them."
+    )
 
     @model_validator(mode="after")
     def _a_path_is_no_name(self) -> ScorerSettings:
@@ -43,8 +50,8 @@ class ScorerSettings(Frozen):
 
     @property
     def score_from(self) -> str | None:
-        """The scorer that is asked for the score of items that have none; of the options, the one that the front
-        reads."""
+        """The scorer that is asked for the score of items that have none; of the options, the one
+        that the front reads."""
         named = self.options.get("score_from")
         return named if isinstance(named, str) else None
 
@@ -52,12 +59,17 @@ class ScorerSettings(Frozen):
 class DeploymentSettings(Frozen):
     """One checkpoint, held once, with every scorer that reads it."""
 
-    name: str = Field(pattern=NAME_PATTERN, description="Route: the deployment answers at `/d/{name}`.")
+    name: str = Field(
+        pattern=NAME_PATTERN, description="Route: the deployment answers at `/d/{name}`."
+    )
     checkpoint: str = Field(
-        min_length=1, description="Local folder, hub id, or `demo:base|sft|dpo|rm` for an embedded model."
+        min_length=1,
+        description="Local folder, hub id, or `demo:base|sft|dpo|rm` for an embedded model.",
     )
     adapter: str | None = Field(
-        default=None, min_length=1, description="PEFT LoRA adapter that is put on `checkpoint`: local folder or hub id."
+        default=None,
+        min_length=1,
+        description="PEFT LoRA adapter that is put on `checkpoint`: local folder or hub id.",
     )
     reference_checkpoint: str | None = Field(
         default=None,
@@ -65,36 +77,66 @@ class DeploymentSettings(Frozen):
         description="The model that `implicit` compares with, named as `checkpoint` is. Default: `checkpoint` without "
         "its `adapter`, for which the weights are held once.",
     )
-    version: int = Field(default=1, ge=0, description="Version of the weights, stamped on every reply.")
+    version: int = Field(
+        default=1, ge=0, description="Version of the weights, stamped on every reply."
+    )
     task: Literal["causal_lm", "reward_model"] = Field(description="How the checkpoint is loaded.")
-    scorers: tuple[ScorerSettings, ...] = Field(min_length=1, description="The scorers served on this checkpoint.")
-    dtype: Literal["float32", "bfloat16", "float16"] = Field(default="float32", description="Dtype of the trunk.")
-    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="`auto` takes a GPU if Ray grants one.")
+    scorers: tuple[ScorerSettings, ...] = Field(
+        min_length=1, description="The scorers served on this checkpoint."
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        default="float32", description="Dtype of the trunk."
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="`auto` takes a GPU if Ray grants one."
+    )
     revision: str | None = Field(default=None, description="Hub revision.")
     adapter_revision: str | None = Field(default=None, description="Hub revision of `adapter`.")
-    reference_revision: str | None = Field(default=None, description="Hub revision of `reference_checkpoint`.")
-    trust_remote_code: bool = Field(default=False, description="Run Python code that the checkpoint ships.")
+    reference_revision: str | None = Field(
+        default=None, description="Hub revision of `reference_checkpoint`."
+    )
+    trust_remote_code: bool = Field(
+        default=False, description="Run Python code that the checkpoint ships."
+    )
     allow_pickle: bool = Field(default=False, description="Load `.bin` weights, which are pickles.")
     suffix_text: str | None = Field(
-        default=None, description="Reward models: text read after the response; its last token is pooled."
+        default=None,
+        description="Reward models: text read after the response; its last token is pooled.",
     )
     normalize_reward: bool | None = Field(
         default=None,
-        description="Reward models: (value - mean) / std by config.json; default: as its `normalize_reward` says.",
+        description=(
+            "Reward models: (value - mean) / std by config.json; default: as its "
+            "`normalize_reward` says."
+        ),
     )
-    chat_template: str | None = Field(default=None, description="Jinja; replaces the tokenizer's own template.")
+    chat_template: str | None = Field(
+        default=None, description="Jinja; replaces the tokenizer's own template."
+    )
     max_sequence_tokens: int | None = Field(
-        default=None, ge=1, description="Longest prompt + response; default: what the model's positions allow."
+        default=None,
+        ge=1,
+        description="Longest prompt + response; default: what the model's positions allow.",
     )
     max_batch_tokens: int | None = Field(
-        default=None, ge=1, description="Tokens in one forward pass; default: 4096 on a CPU, 16384 on a GPU."
+        default=None,
+        ge=1,
+        description="Tokens in one forward pass; default: 4096 on a CPU, 16384 on a GPU.",
     )
     max_batch_requests: int = Field(default=512, ge=1, description="Items in one forward pass.")
-    max_queued_tokens: int = Field(default=1_000_000, ge=1, description="Tokens that may wait; past it: 503.")
-    max_concurrent_requests: int = Field(default=1024, ge=1, description="Requests one replica holds at a time.")
+    max_queued_tokens: int = Field(
+        default=1_000_000, ge=1, description="Tokens that may wait; past it: 503."
+    )
+    max_concurrent_requests: int = Field(
+        default=1024, ge=1, description="Requests one replica holds at a time."
+    )
     num_replicas: int = Field(default=1, ge=1, description="Replicas of this deployment.")
-    num_cpus: float = Field(default=1, ge=0, description="CPUs that Ray reserves per replica; also its threads.")
-    num_gpus: float = Field(default=0, ge=0, le=1, description="GPUs that Ray reserves per replica; one at most.")
+    num_cpus: float = Field(
+        default=1, ge=0, description="CPUs that Ray reserves per replica; also its threads."
+    )
+    num_gpus: float = Field(
+        default=0, ge=0, le=1, description="GPUs that Ray reserves per replica; one at most."
+    )
 
     @model_validator(mode="after")
     def _a_reward_models_settings_need_one(self) -> DeploymentSettings:
@@ -105,7 +147,10 @@ class DeploymentSettings(Frozen):
 
     @model_validator(mode="after")
     def _a_revision_is_of_something(self) -> DeploymentSettings:
-        for name, of in (("adapter_revision", "adapter"), ("reference_revision", "reference_checkpoint")):
+        for name, of in (
+            ("adapter_revision", "adapter"),
+            ("reference_revision", "reference_checkpoint"),
+        ):
             if getattr(self, name) is not None and getattr(self, of) is None:
                 raise ValueError(f"`{name}` has no effect without `{of}`")
         return self
@@ -125,23 +170,39 @@ class DeploymentSettings(Frozen):
 class Settings(Frozen):
     """The whole service."""
 
-    deployments: tuple[DeploymentSettings, ...] = Field(min_length=1, description="One entry per checkpoint.")
+    deployments: tuple[DeploymentSettings, ...] = Field(
+        min_length=1, description="One entry per checkpoint."
+    )
     host: str = Field(default="127.0.0.1", description="Address that HTTP listens on.")
     port: int = Field(default=8000, ge=1, le=65535, description="Port that HTTP listens on.")
     api_keys_file: Path | None = Field(
-        default=None, description="File with one key per line; every route but /healthz and /readyz then wants one."
+        default=None,
+        description=(
+            "File with one key per line; every route but /healthz and /readyz then wants one."
+        ),
     )
-    max_body_bytes: int = Field(default=16 * 2**20, ge=1, description="Largest request body; past it: 413.")
-    max_request_items: int = Field(default=4096, ge=1, description="Most items in one request; past it: 413.")
+    max_body_bytes: int = Field(
+        default=16 * 2**20, ge=1, description="Largest request body; past it: 413."
+    )
+    max_request_items: int = Field(
+        default=4096, ge=1, description="Most items in one request; past it: 413."
+    )
     request_timeout_s: float = Field(
-        default=300.0, gt=0, allow_inf_nan=False, description="Deadline of a request that names none."
+        default=300.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Deadline of a request that names none.",
     )
-    gateway_num_cpus: float = Field(default=0.1, ge=0, description="CPUs that Ray reserves for the gateway.")
+    gateway_num_cpus: float = Field(
+        default=0.1, ge=0, description="CPUs that Ray reserves for the gateway."
+    )
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Settings:
         _refuse_twice("deployments", [deployment.name for deployment in self.deployments])
-        _refuse_twice("scorers", [scorer.served_name for d in self.deployments for scorer in d.scorers])
+        _refuse_twice(
+            "scorers", [scorer.served_name for d in self.deployments for scorer in d.scorers]
+        )
         return self
 
     @model_validator(mode="after")
@@ -155,7 +216,9 @@ class Settings(Frozen):
             if source not in scorers:
                 raise ValueError(f"{where}; there are {', '.join(scorers)}")
             if scorers[source].score_from is not None:
-                raise ValueError(f"{where}, which takes its own score from `{scorers[source].score_from}`")
+                raise ValueError(
+                    f"{where}, which takes its own score from `{scorers[source].score_from}`"
+                )
         return self
 
     def api_keys(self) -> tuple[SecretStr, ...]:
@@ -164,19 +227,23 @@ class Settings(Frozen):
 
 
 def read_api_keys(file: Path | str | None) -> tuple[SecretStr, ...]:
-    """The keys in a file, one per line; empty without a file. Raises SettingsError, also for a key that a caller's
-    header cannot carry: it would never match."""
+    """The keys in a file, one per line; empty without a file. Raises SettingsError, also for a key
+    that a caller's header cannot carry: it would never match."""
     if file is None:
         return ()
     try:
-        lines = Path(file).read_text(encoding="utf-8-sig").splitlines()  # some editors put a mark in front
+        lines = (
+            Path(file).read_text(encoding="utf-8-sig").splitlines()
+        )  # some editors put a mark in front
     except OSError as error:
         raise SettingsError(f"`api_keys_file`: cannot read {file}: {error.strerror}") from None
     except UnicodeError:
         raise SettingsError(f"`api_keys_file`: {file} is not UTF-8 text") from None
     keys = {number: line.strip() for number, line in enumerate(lines, start=1) if line.strip()}
     for number, key in keys.items():
-        if not all("!" <= character <= "~" for character in key):  # the message does not quote it: it ends up in logs
+        if not all(
+            "!" <= character <= "~" for character in key
+        ):  # the message does not quote it: it ends up in logs
             message = "a key is printable ASCII without white space"
             raise SettingsError(f"`api_keys_file`: {file}, line {number}: {message}")
     if not keys:
@@ -185,7 +252,8 @@ def read_api_keys(file: Path | str | None) -> tuple[SecretStr, ...]:
 
 
 def load_settings(file: Path) -> Settings:
-    """Settings from one YAML file; relative paths in it are relative to it. Raises SettingsError."""
+    """Settings from one YAML file; relative paths in it are relative to it. Raises
+    SettingsError."""
     import yaml  # the server's dependency: a client that imports this module does not need it
 
     class OnceEach(yaml.SafeLoader):
@@ -195,7 +263,9 @@ def load_settings(file: Path) -> Settings:
             seen: set[str] = set()
             for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
                 if key.value in seen:
-                    raise yaml.MarkedYAMLError(problem=f"`{key.value}` is set twice", problem_mark=key.start_mark)
+                    raise yaml.MarkedYAMLError(
+                        problem=f"`{key.value}` is set twice", problem_mark=key.start_mark
+                    )
                 seen.add(key.value)
             return super().construct_mapping(node, deep)
 
@@ -212,7 +282,9 @@ def load_settings(file: Path) -> Settings:
     try:
         return parse_settings(_with_absolute_paths(content, file.resolve().parent))
     except SettingsError as error:
-        raise SettingsError("\n".join(f"{file}: {line}" for line in str(error).splitlines())) from None
+        raise SettingsError(
+            "\n".join(f"{file}: {line}" for line in str(error).splitlines())
+        ) from None
 
 
 def parse_settings(content: dict[str, Any]) -> Settings:
@@ -221,17 +293,21 @@ def parse_settings(content: dict[str, Any]) -> Settings:
         return Settings.model_validate(content)
     except ValidationError as error:
         problems = error.errors()
-        wrong_inside = {problem["loc"][:depth] for problem in problems for depth in range(len(problem["loc"]))}
+        wrong_inside = {
+            problem["loc"][:depth] for problem in problems for depth in range(len(problem["loc"]))
+        }
         lines = [
             _line(path(problem["loc"]), problem["type"], problem["msg"])
             for problem in problems
-            if problem["type"] != "too_short" or problem["loc"] not in wrong_inside  # it counts valid entries only
+            if problem["type"] != "too_short"
+            or problem["loc"] not in wrong_inside  # it counts valid entries only
         ]
         raise SettingsError("\n".join(lines)) from None
 
 
 def demo_settings() -> Settings:
-    """The embedded demo: a language model, a DPO model with its reference, and a reward model; eight scorer types."""
+    """The embedded demo: a language model, a DPO model with its reference, and a reward model;
+    eight scorer types."""
     lm_scorers = [
         {"type": "endogenous"},
         {"type": "endogenous", "name": "logprob", "options": {"form": "logprob"}},
@@ -247,7 +323,12 @@ def demo_settings() -> Settings:
     return parse_settings(
         {
             "deployments": [
-                {"name": "sft", "checkpoint": "demo:sft", "task": "causal_lm", "scorers": lm_scorers},
+                {
+                    "name": "sft",
+                    "checkpoint": "demo:sft",
+                    "task": "causal_lm",
+                    "scorers": lm_scorers,
+                },
                 {
                     "name": "dpo",
                     "checkpoint": "demo:dpo",
@@ -255,21 +336,30 @@ def demo_settings() -> Settings:
                     "task": "causal_lm",
                     "scorers": [{"type": "implicit"}],
                 },
-                {"name": "rm", "checkpoint": "demo:rm", "task": "reward_model", "scorers": rm_scorers},
+                {
+                    "name": "rm",
+                    "checkpoint": "demo:rm",
+                    "task": "reward_model",
+                    "scorers": rm_scorers,
+                },
             ]
         }
     )
 
 
 def _with_absolute_paths(content: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """A checkpoint that is a folder beside the config, or a key file, keeps its meaning wherever it is read."""
+    """A checkpoint that is a folder beside the config, or a key file, keeps its meaning wherever it
+    is read."""
     keys = content.get("api_keys_file")
     if isinstance(keys, str):
         content = {**content, "api_keys_file": str(folder / keys)}
     deployments = content.get("deployments")
     if not isinstance(deployments, list):
         return content
-    return {**content, "deployments": [_with_absolute_folders(entry, folder) for entry in deployments]}
+    return {
+        **content,
+        "deployments": [_with_absolute_folders(entry, folder) for entry in deployments],
+    }
 
 
 def _with_absolute_folders(entry: object, folder: Path) -> object:
@@ -283,7 +373,9 @@ def _with_absolute_folders(entry: object, folder: Path) -> object:
 def _refuse_twice(field: str, names: list[str]) -> None:
     for name in names:
         if names.count(name) > 1:
-            raise ValueError(f"`{field}`: the name `{name}` is used {names.count(name)} times; names are unique")
+            raise ValueError(
+                f"`{field}`: the name `{name}` is used {names.count(name)} times; names are unique"
+            )
 
 
 def _line(where: str, kind: str, message: str) -> str:

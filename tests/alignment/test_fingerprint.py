@@ -27,7 +27,9 @@ def test_different_vocabularies_differ(one: dict[str, int], other: dict[str, int
 
 
 @given(VOCABULARIES.filter(bool), st.data())
-def test_one_more_one_less_or_one_moved_token_shows(vocab: dict[str, int], data: st.DataObject) -> None:
+def test_one_more_one_less_or_one_moved_token_shows(
+    vocab: dict[str, int], data: st.DataObject
+) -> None:
     token = data.draw(st.sampled_from(sorted(vocab)))
     moved = {**vocab, token: vocab[token] + 1}
     less = {key: value for key, value in vocab.items() if key != token}
@@ -43,7 +45,9 @@ def test_tokens_that_hold_separators_and_digits_are_told_apart() -> None:
 
 def test_it_is_short_lower_case_hex_that_never_changes_between_runs() -> None:
     assert re.fullmatch("[0-9a-f]{16}", fingerprint({}))
-    assert fingerprint({"a": 0, "b": 1}) == "4789c0d271fd2f2e"  # client and server may be of different releases
+    assert (
+        fingerprint({"a": 0, "b": 1}) == "4789c0d271fd2f2e"
+    )  # client and server may be of different releases
 
 
 def test_tokens_that_are_no_valid_unicode_have_a_fingerprint() -> None:

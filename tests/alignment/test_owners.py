@@ -1,4 +1,5 @@
-"""Who owns a token: the span that holds its last character; end-of-turn belongs to the last span."""
+"""Who owns a token: the span that holds its last character; end-of-turn belongs to the last
+span."""
 
 from __future__ import annotations
 
@@ -36,7 +37,9 @@ def owner_of_character(spans: list[list[int]]) -> dict[int, int]:
 
 
 @given(texts())
-def test_a_token_belongs_to_the_span_of_its_last_character(text: tuple[list[int], list[list[int]]]) -> None:
+def test_a_token_belongs_to_the_span_of_its_last_character(
+    text: tuple[list[int], list[list[int]]],
+) -> None:
     ends, spans = text
     holder = owner_of_character(spans)
     for end, owner in zip(ends, owners(*arrays(ends, spans)), strict=True):
@@ -45,7 +48,9 @@ def test_a_token_belongs_to_the_span_of_its_last_character(text: tuple[list[int]
 
 
 @given(texts(), st.integers(0, 3))
-def test_zero_width_spans_own_no_text_token(text: tuple[list[int], list[list[int]]], appended: int) -> None:
+def test_zero_width_spans_own_no_text_token(
+    text: tuple[list[int], list[list[int]]], appended: int
+) -> None:
     ends, spans = text
     owner = owners(*arrays(ends, spans), num_appended=appended)
     assert all(spans[index][1] > spans[index][0] for index in owner[: len(ends)])
@@ -62,7 +67,9 @@ def test_appended_tokens_belong_to_the_last_span_even_if_it_is_empty(
 
 
 @given(texts(), st.integers(0, 3))
-def test_owners_never_decrease_and_are_spans(text: tuple[list[int], list[list[int]]], appended: int) -> None:
+def test_owners_never_decrease_and_are_spans(
+    text: tuple[list[int], list[list[int]]], appended: int
+) -> None:
     ends, spans = text
     owner = owners(*arrays(ends, spans), num_appended=appended)
     assert owner.dtype == np.int64
@@ -78,9 +85,9 @@ def test_a_non_empty_span_without_a_token_is_one_that_a_token_straddles_past(
     ends, spans = text
     owned = set(owners(*arrays(ends, spans)).tolist())
     for index, (start, end) in enumerate(spans):
-        assert (index in owned) == any(start < token_end <= end for token_end in ends if token_end) or (
-            0 in ends and start == 0
-        )
+        assert (index in owned) == any(
+            start < token_end <= end for token_end in ends if token_end
+        ) or (0 in ends and start == 0)
 
 
 @pytest.mark.parametrize(

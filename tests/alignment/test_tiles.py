@@ -1,5 +1,5 @@
-"""Spans must tile the response, exactly: the first starts at 0, each starts where the last ended, the last ends at the
-length. Anything else is refused with the index of the first span at fault."""
+"""Spans must tile the response, exactly: the first starts at 0, each starts where the last ended,
+the last ends at the length. Anything else is refused with the index of the first span at fault."""
 
 from __future__ import annotations
 
@@ -75,7 +75,9 @@ def test_a_tiling_with_a_span_dropped_doubled_or_moved_is_refused_unless_it_stil
     assert caught.value.param == f"spans[{fault}]"
 
 
-@given(st.lists(st.lists(st.integers(-2, 6), min_size=2, max_size=2), max_size=4), st.integers(0, 6))
+@given(
+    st.lists(st.lists(st.integers(-2, 6), min_size=2, max_size=2), max_size=4), st.integers(0, 6)
+)
 def test_any_spans_are_accepted_exactly_if_they_tile(spans: Spans, length: int) -> None:
     if spans and first_fault(spans, length) is None:
         assert tiles(spans, length, param="spans").tolist() == spans
@@ -93,7 +95,9 @@ def test_no_spans_at_all_tile_nothing(length: int) -> None:
 
 @pytest.mark.parametrize("length", [7, 9])
 def test_spans_of_another_length_than_the_text_are_refused_with_both_lengths(length: int) -> None:
-    with pytest.raises(SpansDoNotTile, match=rf"ends at 8 .*{length} characters \(Unicode code points\)"):
+    with pytest.raises(
+        SpansDoNotTile, match=rf"ends at 8 .*{length} characters \(Unicode code points\)"
+    ):
         tiles([[0, 2], [2, 8]], length, param="spans")
 
 

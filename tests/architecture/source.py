@@ -1,4 +1,5 @@
-"""The project's source as these tests read it: which files there are, and what each imports. Parses, never imports."""
+"""The project's source as these tests read it: which files there are, and what each imports.
+Parses, never imports."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ class Module:
 
 @dataclass(frozen=True)
 class Import:
-    """`target` is the longest dotted name that could be a module; `for_types`: under `if TYPE_CHECKING`."""
+    """`target` is the longest dotted name that could be a module; `for_types`: under `if
+    TYPE_CHECKING`."""
 
     target: str
     line: int
@@ -62,7 +64,9 @@ def imports(module: Module) -> list[Import]:
             found += [Import(alias.name, node.lineno, for_types) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             origin = _origin(module, node)
-            found += [Import(f"{origin}.{alias.name}", node.lineno, for_types) for alias in node.names]
+            found += [
+                Import(f"{origin}.{alias.name}", node.lineno, for_types) for alias in node.names
+            ]
     return found
 
 

@@ -1,4 +1,5 @@
-"""The README is true: every setting, metric, scorer type, option, credit and error stands in it as the code has it."""
+"""The README is true: every setting, metric, scorer type, option, credit and error stands in it as
+the code has it."""
 
 from __future__ import annotations
 
@@ -27,7 +28,11 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 def shown_default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
-    default = field.default if field.default is not PydanticUndefined else field.get_default(call_default_factory=True)
+    default = (
+        field.default
+        if field.default is not PydanticUndefined
+        else field.get_default(call_default_factory=True)
+    )
     return f"`{json.dumps(default)}`"
 
 
@@ -69,7 +74,14 @@ def test_every_credit_is_there() -> None:
 
 def test_every_error_code_is_there_with_its_status() -> None:
     for error in {*leaves(RequestError), *leaves(ItemError)}:
-        line = next((line for line in README.splitlines() if line.startswith("|") and f"`{error.code}`" in line), "")
+        line = next(
+            (
+                line
+                for line in README.splitlines()
+                if line.startswith("|") and f"`{error.code}`" in line
+            ),
+            "",
+        )
         assert line.startswith(f"| {error.status} |"), error.code
 
 

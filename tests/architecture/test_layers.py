@@ -1,4 +1,5 @@
-"""A module imports only what stands to its right in the order of the contract, and each heavy library has one home."""
+"""A module imports only what stands to its right in the order of the contract, and each heavy
+library has one home."""
 
 from __future__ import annotations
 
@@ -13,13 +14,15 @@ from architecture.source import Import, Module, imports, modules
 ORDER = (
     ("cli",),
     ("deployment",),
-    ("gateway", "ingress", "eval"),
-    ("guard", "combine"),
+    ("http",),
+    ("eval",),
     ("metrics",),
     ("engine",),
-    ("scorers",),
-    ("models",),
+    ("scorers", "forward"),
+    ("checkpoints",),
+    ("text",),
     ("credit",),
+    ("combine",),
     ("batching",),
     ("contract",),
     ("alignment",),
@@ -33,32 +36,32 @@ CLIENT, SERVICE = "tokenreward_client", "tokenreward"
 CLIENT_MAY_IMPORT = {"alignment", "wire", "errors"}
 CLIENT_LIBRARIES = {"httpx", "numpy", "pydantic", "pydantic_core", SERVICE, CLIENT}
 
-HTTP = {"gateway", "ingress"}
+HTTP = {"http"}
 HOMES = {
     "ray": {"deployment"},
     "fastapi": HTTP,
     "starlette": HTTP,
     "uvicorn": set(),
     "prometheus_client": {"metrics"},
-    "transformers": {"models", "demo"},
-    "tokenizers": {"models", "demo"},
-    "peft": {"models"},
-    "safetensors": {"models", "demo"},
+    "transformers": {"checkpoints", "forward", "text", "demo"},
+    "tokenizers": {"text", "demo"},
+    "peft": {"checkpoints"},
+    "safetensors": {"checkpoints", "demo"},
     "datasets": {"demo"},
     "trl": {"demo"},
     "accelerate": {"demo"},
-    "torch": {"models", "engine", "demo"},
+    "torch": {"checkpoints", "forward", "engine", "demo"},
     "yaml": {"settings", "cli", "deployment"},
     "orjson": {"wire"},
     "msgspec": {"wire"},
-    "jaxtyping": {"contract", "credit", "models", "scorers", "engine"},
+    "jaxtyping": {"contract", "credit", "text", "forward", "scorers", "engine"},
 }
 
 MODULES = modules()
 
 
 def room(name: str) -> str:
-    """`tokenreward.models.head` lives in `models`; the bare package lives in ``."""
+    """`tokenreward.forward.language_head` lives in `forward`; the bare package lives in ``."""
     return f"{name}..".split(".")[1]
 
 
@@ -81,12 +84,20 @@ def _may_service(name: str, line: Import) -> bool:
     if line.top == CLIENT:
         return here in ("cli", "eval")
     if here == there:
-        return here != "scorers"
-    return there in ("", "__version__") or (there in PLACE and here in PLACE and PLACE[here] < PLACE[there])
+        return here != "scorers" or _is_prompt(name) or _is_prompt(line.target)
+    return there in ("", "__version__") or (
+        there in PLACE and here in PLACE and PLACE[here] < PLACE[there]
+    )
+
+
+def _is_prompt(name: str) -> bool:
+    """The prompts that scorers write are no scorers."""
+    return name.startswith("tokenreward.scorers._prompts")
 
 
 def homeless(module: Module) -> list[str]:
-    """Imports of heavy libraries outside their homes. Those for type checkers alone load nothing and are free."""
+    """Imports of heavy libraries outside their homes. Those for type checkers alone load nothing
+    and are free."""
     here = room(module.name) if module.name.split(".")[0] == SERVICE else CLIENT
     return [
         f"{module.path.name}:{line.line} {module.name} imports {line.top}"
@@ -132,17 +143,17 @@ def written(folder: Path, name: str, text: str) -> Module:
         ("tokenreward.wire", "from tokenreward import settings"),
         ("tokenreward.alignment", "def late():\n    from tokenreward.batching import Batcher"),
         ("tokenreward.batching", "from .engine import Engine"),
-        ("tokenreward.credit.kl", "from ..models import head"),
-        ("tokenreward.contract", "if TYPE_CHECKING:\n    from tokenreward.models import probe"),
+        ("tokenreward.credit.kl", "from ..forward import plain"),
+        ("tokenreward.contract", "if TYPE_CHECKING:\n    from tokenreward.forward import probe"),
         ("tokenreward.scorers.margin", "from tokenreward.scorers.reward_model import Scorer"),
         ("tokenreward.scorers.margin", "from tokenreward.scorers import reward_model"),
         ("tokenreward.scorers.margin", "from . import reward_model"),
-        ("tokenreward.gateway.fanout", "from tokenreward import ingress"),
-        ("tokenreward.combine", "from tokenreward.guard import Guard"),
+        ("tokenreward.http.fanout", "from tokenreward import ingress"),
+        ("tokenreward.combine", "from tokenreward.http.guard import Guard"),
         ("tokenreward.engine.step", "from tokenreward.metrics import Metrics"),
         ("tokenreward.engine.step", "import tokenreward_client"),
         ("tokenreward.demo.train", "from tokenreward.wire import Item"),
-        ("tokenreward.models.load", "from tokenreward.unheard import of"),
+        ("tokenreward.forward.load", "from tokenreward.unheard import of"),
         ("tokenreward_client.flow", "from tokenreward.settings import Settings"),
         ("tokenreward_client.flow", "from tokenreward.contract import Sample"),
     ],
@@ -155,13 +166,22 @@ def test_the_check_flags_a_forbidden_import(tmp_path: Path, name: str, text: str
     ("name", "text"),
     [
         ("tokenreward.wire", "from tokenreward.errors import InvalidField"),
-        ("tokenreward.models.head", "from tokenreward.models.checkpoint import Checkpoint"),
-        ("tokenreward.models.head", "from . import checkpoint"),
+        (
+            "tokenreward.forward.language_head",
+            "from tokenreward.checkpoints.checkpoint import Checkpoint",
+        ),
+        ("tokenreward.forward.language_head", "from . import checkpoint"),
         ("tokenreward.scorers.margin", "from tokenreward import contract"),
-        ("tokenreward.models.checkpoint", "from tokenreward.demo import checkpoint_path"),
+        ("tokenreward.checkpoints.checkpoint", "from tokenreward.demo import checkpoint_path"),
         ("tokenreward.cli.score", "import tokenreward_client\nfrom tokenreward import __version__"),
-        ("tokenreward.eval.asking", "from tokenreward_client import AsyncClient\nfrom tokenreward.wire import Item"),
-        ("tokenreward_client.flow", "from tokenreward.wire import Item\nfrom tokenreward_client import client"),
+        (
+            "tokenreward.eval.asking",
+            "from tokenreward_client import AsyncClient\nfrom tokenreward.wire import Item",
+        ),
+        (
+            "tokenreward_client.flow",
+            "from tokenreward.wire import Item\nfrom tokenreward_client import client",
+        ),
     ],
 )
 def test_the_check_lets_an_allowed_import_pass(tmp_path: Path, name: str, text: str) -> None:
@@ -171,16 +191,22 @@ def test_the_check_lets_an_allowed_import_pass(tmp_path: Path, name: str, text: 
 @pytest.mark.parametrize(
     ("name", "text", "flagged"),
     [
-        ("tokenreward.ingress", "from ray import serve", 1),
+        ("tokenreward.http.replica", "from ray import serve", 1),
         ("tokenreward.alignment", "def late():\n    import torch.nn", 1),
         ("tokenreward.wire", "from yaml import safe_load", 1),
         ("tokenreward.scorers.margin", "import torch", 1),
         ("tokenreward_client.trl", "from transformers import Trainer", 1),
         ("tokenreward_client.trl", "if TYPE_CHECKING:\n    from transformers import Trainer", 0),
-        ("tokenreward_client.trl", "if TYPE_CHECKING:\n    pass\nelse:\n    import transformers", 1),
-        ("tokenreward.deployment.front", "from ray import serve", 0),
-        ("tokenreward.models.head", "import torch", 0),
+        (
+            "tokenreward_client.trl",
+            "if TYPE_CHECKING:\n    pass\nelse:\n    import transformers",
+            1,
+        ),
+        ("tokenreward.deployment.gateway", "from ray import serve", 0),
+        ("tokenreward.forward.language_head", "import torch", 0),
     ],
 )
-def test_the_check_of_homes_flags_a_heavy_import_abroad(tmp_path: Path, name: str, text: str, flagged: int) -> None:
+def test_the_check_of_homes_flags_a_heavy_import_abroad(
+    tmp_path: Path, name: str, text: str, flagged: int
+) -> None:
     assert len(homeless(written(tmp_path, name, text))) == flagged

@@ -1,4 +1,5 @@
-"""What a trainer's process imports is light, and the engine imports without what only the server's front needs."""
+"""What a trainer's process imports is light, and the engine imports without what only the server's
+front needs."""
 
 from __future__ import annotations
 
@@ -36,8 +37,12 @@ def loaded_after(statement: str, names: tuple[str, ...]) -> list[str]:
         "tokenreward_client",
     ],
 )
-def test_the_light_modules_load_nothing_heavy_and_need_no_jaxtyping_no_yaml_and_no_codec(module: str) -> None:
-    assert loaded_after(f"import {module}", (*HEAVY, "jaxtyping", "yaml", "orjson", "msgspec")) == []
+def test_the_light_modules_load_nothing_heavy_and_need_no_jaxtyping_no_yaml_and_no_codec(
+    module: str,
+) -> None:
+    assert (
+        loaded_after(f"import {module}", (*HEAVY, "jaxtyping", "yaml", "orjson", "msgspec")) == []
+    )
 
 
 @pytest.mark.parametrize("module", ["tokenreward.contract", "tokenreward.credit"])
@@ -49,13 +54,19 @@ def test_the_engine_and_all_scorers_import_without_the_libraries_of_the_front() 
     blocked = (*SERVING, "orjson", "msgspec", "tokenreward_client")
     block = f"sys.modules.update(dict.fromkeys({blocked!r})); "  # None makes an import raise
     every = "import importlib, pkgutil, tokenreward.engine, tokenreward.scorers as s; "
-    every += "[importlib.import_module('tokenreward.scorers.' + m.name) for m in pkgutil.iter_modules(s.__path__)]"
+    every += (
+        "[importlib.import_module('tokenreward.scorers.' + m.name) for m in "
+        "pkgutil.iter_modules(s.__path__)]"
+    )
     done = run(block + every)
     assert done.returncode == 0, done.stderr
 
 
 def test_the_check_sees_what_is_loaded() -> None:
-    assert loaded_after("import tokenreward.wire, yaml, starlette", (*HEAVY, "yaml")) == ["starlette", "yaml"]
+    assert loaded_after("import tokenreward.wire, yaml, starlette", (*HEAVY, "yaml")) == [
+        "starlette",
+        "yaml",
+    ]
 
 
 def test_a_blocked_library_cannot_be_imported() -> None:

@@ -1,4 +1,5 @@
-"""Entries and a batcher whose limits a test chooses. A test's clock moves only when the test moves it."""
+"""Entries and a batcher whose limits a test chooses. A test's clock moves only when the test moves
+it."""
 
 from __future__ import annotations
 
@@ -33,10 +34,17 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 @pytest.fixture
 def entry() -> MakeEntry:
     def make(
-        work: str, num_tokens: int, *, deadline: float | None = None, prompt: str | None = None, shared: int = 0
+        work: str,
+        num_tokens: int,
+        *,
+        deadline: float | None = None,
+        prompt: str | None = None,
+        shared: int = 0,
     ) -> Entry[str, str]:
         prompts = () if prompt is None else ((prompt, shared),)
-        return Entry(work, num_tokens, asyncio.get_running_loop().create_future(), deadline, prompts)
+        return Entry(
+            work, num_tokens, asyncio.get_running_loop().create_future(), deadline, prompts
+        )
 
     return make
 
@@ -44,6 +52,8 @@ def entry() -> MakeEntry:
 @pytest.fixture
 def batcher() -> MakeBatcher:
     def make(*, tokens: int = 10, requests: int = 100, queue: int = 1000) -> Batcher[str, str]:
-        return Batcher(max_batch_tokens=tokens, max_batch_requests=requests, max_queued_tokens=queue)
+        return Batcher(
+            max_batch_tokens=tokens, max_batch_requests=requests, max_queued_tokens=queue
+        )
 
     return make

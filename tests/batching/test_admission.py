@@ -1,4 +1,5 @@
-"""Who is let in: requests as a whole, by tokens; whoever is not leaves the queue as it was and hears when to return."""
+"""Who is let in: requests as a whole, by tokens; whoever is not leaves the queue as it was and
+hears when to return."""
 
 from __future__ import annotations
 
@@ -15,7 +16,9 @@ MakeEntry = Callable[..., Entry[str, str]]
 MakeBatcher = Callable[..., Batcher[str, str]]
 
 
-async def test_a_request_may_fill_the_queue_to_the_last_token(entry: MakeEntry, batcher: MakeBatcher) -> None:
+async def test_a_request_may_fill_the_queue_to_the_last_token(
+    entry: MakeEntry, batcher: MakeBatcher
+) -> None:
     queue = batcher(queue=10)
     queue.submit([entry("a", 4), entry("b", 6)])
     assert (queue.queued_items, queue.queued_tokens) == (2, 10)
@@ -27,7 +30,11 @@ async def test_a_request_that_no_empty_queue_could_hold_is_larger_than_queue(
     queue = batcher(queue=10)
     with pytest.raises(LargerThanQueue, match=r"11 tokens.*`max_queued_tokens` is 10") as caught:
         queue.submit([entry("a", 4), entry("b", 7)])
-    assert (caught.value.param, caught.value.retryable, caught.value.retry_after_s) == ("items", False, None)
+    assert (caught.value.param, caught.value.retryable, caught.value.retry_after_s) == (
+        "items",
+        False,
+        None,
+    )
     assert (queue.queued_items, queue.queued_tokens) == (0, 0)
 
 
@@ -73,7 +80,9 @@ async def retry_after_s(queue: Batcher[str, str], entry: MakeEntry, asked: int) 
     return caught.value.retry_after_s
 
 
-async def test_before_anything_was_measured_retry_after_is_a_second(entry: MakeEntry, batcher: MakeBatcher) -> None:
+async def test_before_anything_was_measured_retry_after_is_a_second(
+    entry: MakeEntry, batcher: MakeBatcher
+) -> None:
     queue = batcher(queue=100)
     queue.submit([entry("a", 100)])
     assert await retry_after_s(queue, entry, 100) == 1.0
@@ -92,14 +101,18 @@ async def test_retry_after_is_the_time_to_work_off_what_is_too_much(
     assert await retry_after_s(queue, entry, asked) == expected
 
 
-async def test_only_what_does_not_fit_counts_towards_retry_after(entry: MakeEntry, batcher: MakeBatcher) -> None:
+async def test_only_what_does_not_fit_counts_towards_retry_after(
+    entry: MakeEntry, batcher: MakeBatcher
+) -> None:
     queue = batcher(queue=100)
     queue.submit([entry("a", 70)])
     queue.measured(10, 1.0)
     assert await retry_after_s(queue, entry, 50) == 2.0
 
 
-async def test_retry_after_is_never_more_than_a_minute(entry: MakeEntry, batcher: MakeBatcher) -> None:
+async def test_retry_after_is_never_more_than_a_minute(
+    entry: MakeEntry, batcher: MakeBatcher
+) -> None:
     queue = batcher(queue=100)
     queue.submit([entry("a", 100)])
     queue.measured(1, 1e6)

@@ -1,4 +1,5 @@
-"""What is in the next batch: whatever waits, in order of arrival, up to a budget, and only what somebody waits for."""
+"""What is in the next batch: whatever waits, in order of arrival, up to a budget, and only what
+somebody waits for."""
 
 from __future__ import annotations
 
@@ -26,7 +27,9 @@ def line(entry: MakeEntry, **num_tokens: int) -> list[Entry[str, str]]:
     return [entry(work, size) for work, size in num_tokens.items()]
 
 
-async def test_what_waits_leaves_in_one_batch_in_order_of_arrival(entry: MakeEntry, batcher: MakeBatcher) -> None:
+async def test_what_waits_leaves_in_one_batch_in_order_of_arrival(
+    entry: MakeEntry, batcher: MakeBatcher
+) -> None:
     queue = batcher()
     queue.submit(line(entry, a=1, b=2))
     queue.submit(line(entry, c=3))
@@ -66,7 +69,10 @@ async def test_entries_that_share_a_prompt_stand_together_and_pay_for_it_once(
     group = [entry(work, 5, prompt="p", shared=4) for work in "ace"]
     queue.submit([group[0], entry("b", 4, prompt="q", shared=3), group[1], entry("d", 1), group[2]])
     assert queue.queued_tokens == 20
-    assert [await works(queue), await works(queue)] == ["acde", "b"]  # 5 + 1 + 1 for the group, 4 for b would be 11
+    assert [await works(queue), await works(queue)] == [
+        "acde",
+        "b",
+    ]  # 5 + 1 + 1 for the group, 4 for b would be 11
     assert queue.queued_tokens == 0
 
 
@@ -79,7 +85,8 @@ async def test_a_look_ahead_is_bounded(entry: MakeEntry, batcher: MakeBatcher) -
 async def test_no_entry_waits_behind_younger_ones_for_longer_than_its_place_in_the_queue(
     entry: MakeEntry, batcher: MakeBatcher
 ) -> None:
-    """Each batch takes the oldest, so a large entry goes at the latest when those before it have gone."""
+    """Each batch takes the oldest, so a large entry goes at the latest when those before it have
+    gone."""
     queue = batcher(tokens=10)
     queue.submit(line(entry, a=6, b=9))
     order = []
@@ -89,7 +96,9 @@ async def test_no_entry_waits_behind_younger_ones_for_longer_than_its_place_in_t
     assert order == ["ax", "b"]
 
 
-async def test_a_batch_holds_at_most_the_budgeted_number_of_requests(entry: MakeEntry, batcher: MakeBatcher) -> None:
+async def test_a_batch_holds_at_most_the_budgeted_number_of_requests(
+    entry: MakeEntry, batcher: MakeBatcher
+) -> None:
     queue = batcher(requests=2)
     queue.submit(line(entry, a=1, b=1, c=1, d=1, e=1))
     assert [await works(queue) for _ in range(3)] == ["ab", "cd", "e"]
@@ -137,7 +146,9 @@ async def test_an_expired_entry_is_answered_and_not_computed(
     assert not early.future.done()
 
 
-async def test_an_entry_without_a_deadline_waits_for_ever(entry: MakeEntry, batcher: MakeBatcher, clock: Any) -> None:
+async def test_an_entry_without_a_deadline_waits_for_ever(
+    entry: MakeEntry, batcher: MakeBatcher, clock: Any
+) -> None:
     queue = batcher()
     queue.submit([entry("a", 1)])
     clock.now += 1e9
@@ -182,7 +193,9 @@ async def test_work_that_arrives_while_the_device_is_idle_is_taken_at_once(
     assert await batch == "a"
 
 
-async def test_work_that_arrives_while_a_batch_runs_is_the_next_batch(entry: MakeEntry, batcher: MakeBatcher) -> None:
+async def test_work_that_arrives_while_a_batch_runs_is_the_next_batch(
+    entry: MakeEntry, batcher: MakeBatcher
+) -> None:
     queue = batcher()
     queue.submit(line(entry, a=1))
     assert await works(queue) == "a"
@@ -191,7 +204,9 @@ async def test_work_that_arrives_while_a_batch_runs_is_the_next_batch(entry: Mak
     assert await works(queue) == "bc"
 
 
-async def test_a_wait_that_is_cancelled_loses_nothing(entry: MakeEntry, batcher: MakeBatcher) -> None:
+async def test_a_wait_that_is_cancelled_loses_nothing(
+    entry: MakeEntry, batcher: MakeBatcher
+) -> None:
     queue = batcher()
     waiting = asyncio.ensure_future(queue.next_batch())
     await asyncio.sleep(0)
@@ -200,7 +215,9 @@ async def test_a_wait_that_is_cancelled_loses_nothing(entry: MakeEntry, batcher:
     assert await works(queue) == "a"
 
 
-async def test_fail_all_answers_everybody_who_waits_and_forgets_them(entry: MakeEntry, batcher: MakeBatcher) -> None:
+async def test_fail_all_answers_everybody_who_waits_and_forgets_them(
+    entry: MakeEntry, batcher: MakeBatcher
+) -> None:
     queue = batcher()
     entries = line(entry, a=1, b=2, c=3)
     queue.submit(entries)
@@ -212,7 +229,9 @@ async def test_fail_all_answers_everybody_who_waits_and_forgets_them(entry: Make
     assert (queue.queued_items, queue.queued_tokens) == (0, 0)
 
 
-async def test_after_fail_all_new_work_is_taken_and_none_of_the_old(entry: MakeEntry, batcher: MakeBatcher) -> None:
+async def test_after_fail_all_new_work_is_taken_and_none_of_the_old(
+    entry: MakeEntry, batcher: MakeBatcher
+) -> None:
     queue = batcher()
     old = entry("a", 1)
     queue.submit([old])

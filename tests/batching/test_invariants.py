@@ -1,4 +1,5 @@
-"""Whatever happens to a queue, in whatever order: its counts are right, nothing is lost, nothing comes twice."""
+"""Whatever happens to a queue, in whatever order: its counts are right, nothing is lost, nothing
+comes twice."""
 
 from __future__ import annotations
 
@@ -47,7 +48,9 @@ class Model:
         assert self.real.queued_tokens <= MAX_QUEUED
 
     def alive(self) -> list[Entry[str, str]]:
-        return [e for e in self.waiting if not e.future.done() and (e.deadline or 0) > self.clock.now]
+        return [
+            e for e in self.waiting if not e.future.done() and (e.deadline or 0) > self.clock.now
+        ]
 
     async def submit(self, sizes: list[int]) -> None:
         loop = asyncio.get_running_loop()

@@ -1,7 +1,9 @@
-"""`make bench`: runs the figures asked for (default: all), prints a line each, exits 1 if any is SHORT.
+"""`make bench`: runs the figures asked for (default: all), prints a line each, exits 1 if any is
+SHORT.
 
-The service is measured in two modes. In cluster mode HAProxy's statistics ports ask nobody for a key, so everything of
-that mode runs again as a bench of its own, in a network namespace where nobody else is.
+The service is measured in two modes. In cluster mode HAProxy's statistics ports ask nobody for a
+key, so everything of that mode runs again as a bench of its own, in a network namespace where
+nobody else is.
 """
 
 from __future__ import annotations
@@ -16,11 +18,11 @@ from pathlib import Path
 
 from transformers.utils.logging import disable_progress_bar
 
-import namespace
 from bench import codec, curves, engine, latency, record, service
 from bench.figure import HEADER, Point, Result, Skipped, exit_code
 from bench.plot import svg
 from bench.timing import single_threaded
+from fakes import namespace
 
 Suite = Callable[..., Iterator[Result]]
 
@@ -50,17 +52,23 @@ ROUNDS = {**dict.fromkeys(ENGINE, 5), **dict.fromkeys(SERVICE, 3), "throughput":
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit code."""
     options = asked(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that every server is stopped then, too
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(143)
+    )  # so that every server is stopped then, too
     single_threaded()
     disable_progress_bar()
     if not options.isolated:
         found = record.machine()
-        print(f"{found['cpu']}, {found['cores']} cores, torch {found['torch']}; engine: one thread, CPU time\n{HEADER}")
+        print(
+            f"{found['cpu']}, {found['cores']} cores, torch {found['torch']}; engine: one thread, "
+            f"CPU time\n{HEADER}"
+        )
     return measure(options)
 
 
 def measure(options: argparse.Namespace) -> int:
-    """One line per figure, as soon as it is there; what is to be kept is kept suite by suite. Returns the exit code."""
+    """One line per figure, as soon as it is there; what is to be kept is kept suite by suite.
+    Returns the exit code."""
     code = 0
     for name in options.suites or SUITES:
         for mode in MODES[options.mode] if name in SERVICE else [None]:
@@ -74,13 +82,24 @@ def measure(options: argparse.Namespace) -> int:
 def asked(argv: list[str] | None) -> argparse.Namespace:
     """The command line, read."""
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
-    parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"of {', '.join(SUITES)}; default: all")
-    parser.add_argument("--rounds", type=int, help="measured rounds of each figure (default 5; where servers run 3)")
     parser.add_argument(
-        "--mode", choices=list(MODES), default="both", help="how our service is started (default: both)"
+        "suites", nargs="*", metavar="SUITE", help=f"of {', '.join(SUITES)}; default: all"
     )
-    parser.add_argument("--isolated", action="store_true", help=argparse.SUPPRESS)  # in a namespace already
-    parser.add_argument("--groups", type=int, help="groups of 8 items that the servers score (default: the suite's)")
+    parser.add_argument(
+        "--rounds", type=int, help="measured rounds of each figure (default 5; where servers run 3)"
+    )
+    parser.add_argument(
+        "--mode",
+        choices=list(MODES),
+        default="both",
+        help="how our service is started (default: both)",
+    )
+    parser.add_argument(
+        "--isolated", action="store_true", help=argparse.SUPPRESS
+    )  # in a namespace already
+    parser.add_argument(
+        "--groups", type=int, help="groups of 8 items that the servers score (default: the suite's)"
+    )
     parser.add_argument("--json", type=Path, help="keep the figures here, and the plots beside it")
     options = parser.parse_args(argv)
     if unknown := set(options.suites) - set(SUITES):
@@ -91,7 +110,11 @@ def asked(argv: list[str] | None) -> argparse.Namespace:
 def _run(name: str, mode: str | None, options: argparse.Namespace) -> int:
     """One suite, in one mode if it has modes."""
     rounds = options.rounds or ROUNDS[name]
-    how = {} if mode is None else {"mode": mode} | ({"num_groups": options.groups} if options.groups else {})
+    how = (
+        {}
+        if mode is None
+        else {"mode": mode} | ({"num_groups": options.groups} if options.groups else {})
+    )
     began, results = time.monotonic(), []
     for result in SUITES[name](rounds=rounds, **how):
         results.append(result)
@@ -107,9 +130,15 @@ def _run_isolated(name: str, options: argparse.Namespace) -> int:
     """One suite in cluster mode, by a bench in a namespace; it prints and keeps for itself."""
     given = {"--rounds": options.rounds, "--groups": options.groups, "--json": options.json}
     arguments = [word for flag, value in given.items() if value for word in (flag, str(value))]
-    print(f"  {name}, cluster mode: in a network namespace of its own, where nobody else reaches HAProxy", flush=True)
+    print(
+        f"  {name}, cluster mode: in a network namespace of its own, where nobody else reaches "
+        "HAProxy",
+        flush=True,
+    )
     try:
-        return namespace.run([sys.executable, "-m", "bench", name, "--mode", "cluster", "--isolated", *arguments])
+        return namespace.run(
+            [sys.executable, "-m", "bench", name, "--mode", "cluster", "--isolated", *arguments]
+        )
     except namespace.NotPermitted as reason:
         skipped = Skipped(f"{name}, cluster mode", f"no namespace here: {reason}")
     print(skipped.line(), flush=True)

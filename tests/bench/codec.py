@@ -1,7 +1,8 @@
-"""The wire's figures: one reply of 64 vectors of 1,024 float32, written and read again, beside lists in stdlib JSON.
+"""The wire's figures: one reply of 64 vectors of 1,024 float32, written and read again, beside
+lists in stdlib JSON.
 
-What is timed is a body from float32 arrays and float32 arrays from the body: the service's own writing, the client's
-own reading. No HTTP, no models.
+What is timed is a body from float32 arrays and float32 arrays from the body: the service's own
+writing, the client's own reading. No HTTP, no models.
 """
 
 from __future__ import annotations
@@ -18,37 +19,63 @@ from bench.figure import Figure
 from bench.timing import in_turns
 from tokenreward.wire import decode_rewards, encode_rewards
 from tokenreward.wire.media import JSON, MSGPACK, Media
-from tokenreward_client.batch import Batch
-from tokenreward_client.wires import WireName, wire_named
+from tokenreward_client.call import Batch
+from tokenreward_client.media import WireName, wire_named
 
 NUM_VECTORS, LENGTH = 64, 1024
 TARGETS: dict[WireName, int] = {"json": 40, "msgpack": 500}
 MEDIA: dict[WireName, Media] = {"json": JSON, "msgpack": MSGPACK}
 NAMES = {"json": "base64 in JSON", "msgpack": "msgpack"}
-TIMES = {"lists": 1, "json": 10, "msgpack": 50}  # a measured slice takes milliseconds, however fast a call is
-SLICES = 4  # per round; what is moved here fits a cache, and a neighbour's turn empties it: so the best slice counts
+TIMES = {
+    "lists": 1,
+    "json": 10,
+    "msgpack": 50,
+}  # a measured slice takes milliseconds, however fast a call is
+# per round; what is moved here fits a cache, and a neighbour's turn empties it: so the best slice
+# counts
+SLICES = 4
 
 Reply = dict[str, Any]
 Vectors = list[np.ndarray]
 
 
 def codec(*, rounds: int) -> Iterator[Figure]:
-    """Both encodings: the bytes and arrays alone, and with all that the client checks of a reply."""
+    """Both encodings: the bytes and arrays alone, and with all that the client checks of a
+    reply."""
     reply = a_reply()
     agree(reply)
     work = {"lists": lambda: lists(reply)}
     for name in TARGETS:
         work[name] = lambda name=name: ours(name, reply)  # type: ignore[misc]
-        batch = Batch([{"prompt": "", "response": np.arange(LENGTH)}] * NUM_VECTORS, "rm", {}, wire_named(name))
+        batch = Batch(
+            [{"prompt": "", "response": np.arange(LENGTH)}] * NUM_VECTORS,
+            "rm",
+            {},
+            wire_named(name),
+        )
         work[f"{name}, checked"] = lambda name=name, batch=batch: checked(name, batch, reply)  # type: ignore[misc]
-    clocked = {name: partial(milliseconds, function, TIMES[name.split(",")[0]]) for name, function in work.items()}
+    clocked = {
+        name: partial(milliseconds, function, TIMES[name.split(",")[0]])
+        for name, function in work.items()
+    }
     taken = in_turns(clocked, rounds=SLICES * rounds, num_unmeasured=1)
     best = {name: min(each) for name, each in taken.items()}
     for name, target in TARGETS.items():
         for suffix, bound in (("", target), (", checked", 0)):
             mine = best[name + suffix]
-            title = f"{NUM_VECTORS * LENGTH:,} rewards, {NAMES[name]}{' and checks' if suffix else ''} / lists in json"
-            yield Figure(title, mine, best["lists"], best["lists"] / mine, bound, "CPU ms", note="best of all rounds")
+            title = (
+                f"{NUM_VECTORS * LENGTH:,} rewards, "
+                f"{NAMES[name]}{' and checks' if suffix else ''} / lists in json"
+            )
+            yield Figure(
+                title,
+                mine,
+                best["lists"],
+                best["lists"] / mine,
+                bound,
+                "CPU ms",
+                note="best of all rounds",
+            )
 
 
 def a_reply() -> Reply:
@@ -56,12 +83,22 @@ def a_reply() -> Reply:
     generator = np.random.default_rng(0)
     vectors = generator.normal(size=(NUM_VECTORS, LENGTH)).astype(np.float32)
     items = [
-        {"index": index, "rewards": vector, "score": float(vector.sum()), "error": None, "tokens": None}
+        {
+            "index": index,
+            "rewards": vector,
+            "score": float(vector.sum()),
+            "error": None,
+            "tokens": None,
+        }
         for index, vector in enumerate(vectors)
     ]
     head = {"id": "0" * 32, "scorer": "rm", "model": "a-model", "version": 1, "items": items}
     timing = {"queue_s": 0.001, "tokenize_s": 0.0, "compute_s": 0.012}
-    return {**head, "usage": {"prompt_tokens": 64, "response_tokens": NUM_VECTORS * LENGTH}, "timing": timing}
+    return {
+        **head,
+        "usage": {"prompt_tokens": 64, "response_tokens": NUM_VECTORS * LENGTH},
+        "timing": timing,
+    }
 
 
 def lists(reply: Reply) -> Vectors:
@@ -85,7 +122,12 @@ def checked(name: WireName, batch: Batch, reply: Reply) -> Vectors:
 def written(name: WireName, reply: Reply) -> bytes:
     """As the engine and the ingress do."""
     if name == "json":
-        reply = {**reply, "items": [{**item, "rewards": encode_rewards(item["rewards"])} for item in reply["items"]]}
+        reply = {
+            **reply,
+            "items": [
+                {**item, "rewards": encode_rewards(item["rewards"])} for item in reply["items"]
+            ],
+        }
     return MEDIA[name].dump(reply)
 
 

@@ -1,4 +1,5 @@
-"""Who runs where: the process that computes on one core, everything else on the others, on both sides alike."""
+"""Who runs where: the process that computes on one core, everything else on the others, on both
+sides alike."""
 
 from __future__ import annotations
 
@@ -27,7 +28,10 @@ class Cores:
     def describe(self) -> str:
         if self.compute == self.rest:
             return "one core for everything"
-        return f"the process that computes on core {_listed(self.compute)}, all else on {_listed(self.rest)}"
+        return (
+            f"the process that computes on core {_listed(self.compute)}, all else on "
+            f"{_listed(self.rest)}"
+        )
 
 
 def pin(pid: int, cores: frozenset[int]) -> None:

@@ -1,4 +1,5 @@
-"""What the plots show: tokens per second by length, peak memory by length and vocabulary. Nothing is asked of them."""
+"""What the plots show: tokens per second by length, peak memory by length and vocabulary. Nothing
+is asked of them."""
 
 from __future__ import annotations
 
@@ -17,9 +18,13 @@ VOCABULARIES = (32_000, 152_000)
 TOKENS = 4096  # of one measured call
 PLOTS = {
     "throughput": Words(
-        "Endogenous rewards: throughput, one CPU thread", "tokens per sequence", "tokens per CPU second"
+        "Endogenous rewards: throughput, one CPU thread",
+        "tokens per sequence",
+        "tokens per CPU second",
     ),
-    "memory": Words("Endogenous rewards of one sequence: peak memory", "tokens", "MiB above the model"),
+    "memory": Words(
+        "Endogenous rewards of one sequence: peak memory", "tokens", "MiB above the model"
+    ),
 }
 
 
@@ -33,8 +38,12 @@ def throughput(*, rounds: int) -> Iterator[Figure | Point]:
             {
                 "ours": lambda batches=batches: sides.fastest(batches),
                 "ours, public operators": lambda batches=batches: sides.public(batches),
-                "HF sdpa": lambda items=items: sides.sdpa(huggingface.endogenous, items, by_length=True),
-                "HF eager": lambda items=items: sides.eager(huggingface.endogenous, items, by_length=True),
+                "HF sdpa": lambda items=items: sides.sdpa(
+                    huggingface.endogenous, items, by_length=True
+                ),
+                "HF eager": lambda items=items: sides.eager(
+                    huggingface.endogenous, items, by_length=True
+                ),
             },
             rounds=rounds,
         )
@@ -43,7 +52,9 @@ def throughput(*, rounds: int) -> Iterator[Figure | Point]:
             yield Point("throughput", name, length, rate)
         for rival in ("HF sdpa", "HF eager"):
             ratio = rates["ours"] / rates[rival]
-            yield Figure(f"throughput T={length} / {rival}", rates["ours"], rates[rival], ratio, 0, "tok/s")
+            yield Figure(
+                f"throughput T={length} / {rival}", rates["ours"], rates[rival], ratio, 0, "tok/s"
+            )
 
 
 def memory(*, rounds: int) -> Iterator[Figure | Point]:
@@ -58,7 +69,9 @@ def memory(*, rounds: int) -> Iterator[Figure | Point]:
                 yield Point("memory", f"{name}, {small}", length, peak)
             for rival in ("HF sdpa", "HF eager"):
                 ratio = mib[rival] / mib["ours"]
-                yield Figure(f"memory T={length} {small} / {rival}", mib["ours"], mib[rival], ratio, 0, "MiB")
+                yield Figure(
+                    f"memory T={length} {small} / {rival}", mib["ours"], mib[rival], ratio, 0, "MiB"
+                )
 
 
 def _peaks(sides: Sides, items: list[workload.Item]) -> dict[str, float]:

@@ -1,10 +1,10 @@
 """The load: a closed loop of one-item POSTs, the same for every server, in a process of its own.
 
-Many at a time go over httpx. A lone caller is timed to fractions of a millisecond, of which httpx takes 1 to 4 after a
-pause, so it is the standard library's client on one connection.
+Many at a time go over httpx. A lone caller is timed to fractions of a millisecond, of which httpx
+takes 1 to 4 after a pause, so it is the standard library's client on one connection.
 
-`python -m bench.driver` reads a plan from stdin and writes what came back to stdout, both JSON. It knows no formats:
-bodies are bytes that somebody else made, replies are read by somebody else.
+`python -m bench.driver` reads a plan from stdin and writes what came back to stdout, both JSON. It
+knows no formats: bodies are bytes that somebody else made, replies are read by somebody else.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class Lost(RuntimeError):
 
 @dataclass(frozen=True)
 class Load:
-    """Replies in the order of the items; `seconds` from the first item's sending to the last one's reply."""
+    """Replies in the order of the items; `seconds` from the first item's sending to the last one's
+    reply."""
 
     seconds: float
     latencies_s: list[float]
@@ -67,7 +68,9 @@ def drive_alone(url: str, bodies: Sequence[str]) -> Load:
     """Sends them in order, each when the one before it is answered. Raises Lost."""
     where = urlsplit(url)
     latencies_s, replies = [], []
-    with contextlib.closing(http.client.HTTPConnection(where.netloc, timeout=TIMEOUT_S)) as connection:
+    with contextlib.closing(
+        http.client.HTTPConnection(where.netloc, timeout=TIMEOUT_S)
+    ) as connection:
         connection.connect()
         started = time.perf_counter()
         for index, body in enumerate(bodies):
@@ -88,7 +91,11 @@ def run(url: str, bodies: Sequence[str], *, concurrency: int, cores: frozenset[i
     how = {"input": json.dumps(plan), "env": environment(), "capture_output": True, "text": True}
     done = subprocess.run(python("bench.driver"), **how)
     if done.returncode:
-        raise Lost(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"code {done.returncode}")
+        raise Lost(
+            done.stderr.strip().splitlines()[-1]
+            if done.stderr.strip()
+            else f"code {done.returncode}"
+        )
     return Load(**json.loads(done.stdout))
 
 
@@ -96,7 +103,11 @@ def main() -> None:
     plan = json.load(sys.stdin)
     os.sched_setaffinity(0, plan["cores"])
     url, bodies, concurrency = plan["url"], plan["bodies"], plan["concurrency"]
-    load = drive_alone(url, bodies) if concurrency == 1 else asyncio.run(drive(url, bodies, concurrency=concurrency))
+    load = (
+        drive_alone(url, bodies)
+        if concurrency == 1
+        else asyncio.run(drive(url, bodies, concurrency=concurrency))
+    )
     json.dump(asdict(load), sys.stdout)
 
 

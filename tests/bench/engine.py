@@ -1,4 +1,5 @@
-"""The engine's figures: one thread's CPU time and peak memory, beside transformers on the same weights and ids."""
+"""The engine's figures: one thread's CPU time and peak memory, beside transformers on the same
+weights and ids."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from bench.floor import Product, floor_s, products
 from bench.rivals import huggingface
 from bench.timing import cpu_seconds, peak_bytes
 from tokenreward.contract import Needs
-from tokenreward.models.linear import onednn, plain
+from tokenreward.forward.linear import onednn, plain
 
 LOGITS = Needs(frozenset({1.0}))
 POOLED = Needs(pooled=True)
@@ -62,7 +63,8 @@ class Sides:
 
 
 def endogenous(vocab_size: int, num_groups: int, *, rounds: int) -> Iterator[Figure]:
-    """The grouped mix: over eager and over sorted sdpa, with public and with the fastest exact linears; memory."""
+    """The grouped mix: over eager and over sorted sdpa, with public and with the fastest exact
+    linears; memory."""
     large = vocab_size > 100_000
     sides = Sides(workload.language_model(vocab_size), "causal_lm", LOGITS)
     items = workload.mix(num_groups, vocab_size=vocab_size)
@@ -86,7 +88,10 @@ def endogenous(vocab_size: int, num_groups: int, *, rounds: int) -> Iterator[Fig
         for (mode, floor), target in zip(floors.items(), bounds, strict=True):
             name = f"endogenous mix V={vocab_size // 1000}k, {mode} linears / HF {rival}"
             rate = sum(product.flops for product in wanted) / floor / 1e9
-            note = f"matmuls alone {floor:.3g} s at {rate:.0f} GFLOP/s: ratio {taken[rival] / floor:.3g} at most"
+            note = (
+                f"matmuls alone {floor:.3g} s at {rate:.0f} GFLOP/s: ratio "
+                f"{taken[rival] / floor:.3g} at most"
+            )
             ratio = taken[rival] / taken[mode]
             yield Figure(name, taken[mode], taken[rival], ratio, target, "CPU s", note=note)
     if large:
@@ -97,10 +102,13 @@ def endogenous(vocab_size: int, num_groups: int, *, rounds: int) -> Iterator[Fig
 
 
 def _products(config: Any, items: list[workload.Item]) -> list[Product]:
-    """What no way to score these items exactly can leave out: each prompt once, responses, a head row per number."""
+    """What no way to score these items exactly can leave out: each prompt once, responses, a head
+    row per number."""
     prompts = {item.prompt.tobytes(): len(item.prompt) for item in items}
     responses = sum(len(item.response) for item in items)
-    return products(config, num_tokens=sum(prompts.values()) + responses, num_scored=len(prompts) + responses)
+    return products(
+        config, num_tokens=sum(prompts.values()) + responses, num_scored=len(prompts) + responses
+    )
 
 
 def agree(sides: Sides, items: list[workload.Item], batches: Any) -> None:
@@ -110,13 +118,16 @@ def agree(sides: Sides, items: list[workload.Item], batches: Any) -> None:
     assert len(order) == len(items)
     for run in (sides.public, sides.fastest):
         ours = run(batches)
-        for (q, v), outputs in zip(sides.eager(huggingface.endogenous, few, by_length=False), ours, strict=False):
+        for (q, v), outputs in zip(
+            sides.eager(huggingface.endogenous, few, by_length=False), ours, strict=False
+        ):
             assert np.abs(outputs.chosen - q).max() < AGREE
             assert np.abs(outputs.lse[1.0] - v).max() < AGREE
 
 
 def bfloat16(*, rounds: int) -> Iterator[Figure]:
-    """The grouped mix with the trunk in bfloat16, over our own float32; and how far its numbers are."""
+    """The grouped mix with the trunk in bfloat16, over our own float32; and how far its numbers
+    are."""
     model = workload.language_model(32_000)
     single = Sides(model, "causal_lm", LOGITS)
     half = Sides(copy.deepcopy(model).bfloat16(), "causal_lm", LOGITS)
@@ -128,7 +139,9 @@ def bfloat16(*, rounds: int) -> Iterator[Figure]:
         "Q": np.concatenate([np.abs(ours.chosen - exact.chosen) for ours, exact in pairs]),
         "V": np.concatenate([np.abs(ours.lse[1.0] - exact.lse[1.0]) for ours, exact in pairs]),
     }
-    note = "; ".join(f"{name} differs by {gap.mean():.2g}, at most {gap.max():.2g}" for name, gap in gaps.items())
+    note = "; ".join(
+        f"{name} differs by {gap.mean():.2g}, at most {gap.max():.2g}" for name, gap in gaps.items()
+    )
     taken = cpu_seconds(runs, rounds=rounds)
     ratio = taken["float32"] / taken["bfloat16"]
     name = "endogenous mix V=32k, bfloat16 / our fastest float32"
@@ -141,20 +154,27 @@ def attention_dense(*, rounds: int) -> Iterator[Figure]:
         sides = Sides(workload.reward_model(32_000), "reward_model", DENSE | Needs(values=True))
         items = workload.alone([length])
         dense, scalar = ([workload.rows(items, needs)] for needs in (DENSE, POOLED))
-        (score, weights), (ours,) = sides.eager(huggingface.attention_dense, items)[0], sides.public(dense)
+        (score, weights), (ours,) = (
+            sides.eager(huggingface.attention_dense, items)[0],
+            sides.public(dense),
+        )
         row = ours.attention["last"][len(items[0].prompt) :]
         assert abs(score - ours.pooled) < AGREE
         assert np.abs(row / row.sum() - weights).max() < 1e-6
         taken = cpu_seconds(
             {
-                "eager": lambda sides=sides, items=items: sides.eager(huggingface.attention_dense, items),
+                "eager": lambda sides=sides, items=items: sides.eager(
+                    huggingface.attention_dense, items
+                ),
                 "dense": lambda sides=sides, dense=dense: sides.public(dense),
                 "scalar": lambda sides=sides, scalar=scalar: sides.public(scalar),
             },
             rounds=rounds,
         )
         name = f"attention_dense T={length} / HF output_attentions"
-        yield Figure(name, taken["dense"], taken["eager"], taken["eager"] / taken["dense"], target, "CPU s")
+        yield Figure(
+            name, taken["dense"], taken["eager"], taken["eager"] / taken["dense"], target, "CPU s"
+        )
         cost = taken["dense"] / taken["scalar"]
         name = f"attention_dense T={length}, its cost over our scalar"
         yield Figure(name, taken["dense"], taken["scalar"], cost, 1.07, "CPU s", ceiling=True)
@@ -176,16 +196,21 @@ def mixed_lengths(*, rounds: int) -> Iterator[Figure]:
     )
     for order, target in (("arrival", 2.4), ("sorted", 0.0)):
         name = f"mixed lengths, packed / HF sdpa padded, {order} order"
-        yield Figure(name, taken["packed"], taken[order], taken[order] / taken["packed"], target, "CPU s")
+        yield Figure(
+            name, taken["packed"], taken[order], taken[order] / taken["packed"], target, "CPU s"
+        )
     computed = sum(sides.layout.num_computed([row for row, _ in batch]) for batch in batches)
     padding = computed - sum(len(item.ids) for item in items)
-    rival = sides.sdpa(huggingface.trunk, items, by_length=True) - sum(len(item.ids) for item in items)
+    rival = sides.sdpa(huggingface.trunk, items, by_length=True) - sum(
+        len(item.ids) for item in items
+    )
     yield Figure("padding tokens computed", padding, rival, padding, 0, "tokens", ceiling=True)
 
 
 def shared_prompts(*, rounds: int) -> Iterator[Figure]:
-    """The trunk on one group, over the group as a batch of transformers' (no padding: its rows are of one length) and
-    over our own layout without sharing: how much of the ratio of tokens becomes a ratio of time."""
+    """The trunk on one group, over the group as a batch of transformers' (no padding: its rows are
+    of one length) and over our own layout without sharing: how much of the ratio of tokens becomes
+    a ratio of time."""
     for p, r, g in ((512, 256, 8), (512, 256, 16), (512, 128, 16)):
         sides = Sides(workload.reward_model(32_000), "reward_model", POOLED | Needs(values=True))
         generator = np.random.default_rng(0)
@@ -196,7 +221,9 @@ def shared_prompts(*, rounds: int) -> Iterator[Figure]:
         taken = cpu_seconds(
             {
                 "shared": lambda sides=sides, work=work: sides.public([work]),
-                "HF sdpa": lambda sides=sides, items=items: sides.sdpa(huggingface.trunk, items, by_length=False),
+                "HF sdpa": lambda sides=sides, items=items: sides.sdpa(
+                    huggingface.trunk, items, by_length=False
+                ),
                 "ours unshared": lambda sides=sides, apart=apart: sides.unshared(apart),
             },
             rounds=rounds,

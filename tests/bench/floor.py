@@ -1,4 +1,5 @@
-"""The floor under a pass on one thread: its matrix products alone, at the speed that each of their shapes has alone.
+"""The floor under a pass on one thread: its matrix products alone, at the speed that each of their
+shapes has alone.
 
 Attention, norms and everything else come on top. It knows the shapes of a Qwen3 and no layouts.
 """
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 
-from tokenreward.models.linear import Linear
+from tokenreward.forward.linear import Linear
 
 _NUM_TIMED = 5
 _PIECE = 512  # rows of a product that is timed
@@ -33,9 +34,13 @@ class Product:
 
 
 def products(config: Any, *, num_tokens: int, num_scored: int) -> list[Product]:
-    """Those of a pass: of every token through the layers, and of the scored ones through the head."""
+    """Those of a pass: of every token through the layers, and of the scored ones through the
+    head."""
     h, layers, mlp = config.hidden_size, config.num_hidden_layers, config.intermediate_size
-    queries, keys = (heads * config.head_dim for heads in (config.num_attention_heads, config.num_key_value_heads))
+    queries, keys = (
+        heads * config.head_dim
+        for heads in (config.num_attention_heads, config.num_key_value_heads)
+    )
     n = num_tokens * layers
     trunk = [(h, queries), (h, keys), (h, keys), (queries, h), (h, mlp), (h, mlp), (mlp, h)]
     return [Product(n, *each) for each in trunk] + [Product(num_scored, h, config.vocab_size)]

@@ -1,4 +1,5 @@
-"""What a lone request takes beyond its pass through the model, beside what an empty application takes in our place."""
+"""What a lone request takes beyond its pass through the model, beside what an empty application
+takes in our place."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ NUM_EMPTY = 60  # requests
 
 
 def added(*, rounds: int, mode: str, num_groups: int = 5) -> Iterator[Figure]:
-    """One figure per kind of number; the rival's is what no application behind the same proxy can be below."""
+    """One figure per kind of number; the rival's is what no application behind the same proxy can
+    be below."""
     del rounds  # each request is one
     with set_up(num_groups, mode) as stage:
         kinds: tuple[Numbers, ...] = ("endogenous", "reward_model")
@@ -38,7 +40,9 @@ def added(*, rounds: int, mode: str, num_groups: int = 5) -> Iterator[Figure]:
     empty = _empty(bodies, mode=mode)
     for numbers, ms in taken.items():
         name = f"added latency p50, concurrency 1, {numbers}, {mode} mode"
-        note = f"p90 {np.percentile(ms, 90):.3g} ms, {len(ms)} requests; rival: an empty application"
+        note = (
+            f"p90 {np.percentile(ms, 90):.3g} ms, {len(ms)} requests; rival: an empty application"
+        )
         yield Figure(name, median(ms), median(empty), median(ms), TARGET_MS[mode], "ms", True, note)
 
 
@@ -49,12 +53,15 @@ def added_ms(load: driver.Load) -> list[float]:
 
 
 def _empty(bodies: Sequence[str], *, mode: str) -> list[float]:
-    """The same of the empty application. It comes when our service is gone: there is room for one HAProxy."""
+    """The same of the empty application. It comes when our service is gone: there is room for one
+    HAProxy."""
     cores, port = Cores.here(), free_port()
     url = f"http://127.0.0.1:{port}/{empty_app.NAME}"
     sent = [bodies[index % len(bodies)] for index in range(NUM_EMPTY)]
     with tempfile.TemporaryDirectory(prefix="tokenreward-bench-") as folder:
         command = python("bench.rivals.empty_app", str(port))
-        with serving(command, ready_url=url, log=Path(folder) / "empty.txt", env=MODES[mode]) as server:
+        with serving(
+            command, ready_url=url, log=Path(folder) / "empty.txt", env=MODES[mode]
+        ) as server:
             server.pin(lambda: driver.run(url, sent[:16], concurrency=4, cores=cores.rest), cores)
             return added_ms(driver.run(url, sent, concurrency=1, cores=cores.rest))

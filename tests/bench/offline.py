@@ -1,4 +1,5 @@
-"""The engine without a service: our layout over batches up to the budget, on the checkpoint folders that are served.
+"""The engine without a service: our layout over batches up to the budget, on the checkpoint folders
+that are served.
 
 What it gives is also what every server's numbers are held to.
 """
@@ -17,9 +18,9 @@ from bench.cores import Cores
 from bench.sides import DEPLOYMENT, TASK, Numbers
 from bench.timing import Taken
 from bench.workload import Item
+from tokenreward.checkpoints.checkpoint import load_checkpoint
 from tokenreward.contract import Needs, Outputs
-from tokenreward.models.checkpoint import load_checkpoint
-from tokenreward.models.probe import choose_layout
+from tokenreward.forward.probe import choose_layout
 from tokenreward.settings import DeploymentSettings
 
 PROBED = {"lm": Needs(frozenset({1.0})), "rm": Needs(values=True)}
@@ -32,7 +33,8 @@ NEEDS: dict[Numbers, Needs] = {
 
 
 class Offline:
-    """One checkpoint folder, in this process, on the core and with the number of threads that a replica has."""
+    """One checkpoint folder, in this process, on the core and with the number of threads that a
+    replica has."""
 
     def __init__(self, folder: Path, deployment: str, cores: Cores) -> None:
         self._cores = cores
@@ -58,7 +60,9 @@ class Offline:
     def numbers(self, items: list[Item], numbers: Numbers) -> list[np.ndarray]:
         """One vector per item."""
         batches = workload.budgeted(workload.rows(items, NEEDS[numbers]))
-        return [_vector(outputs, numbers) for batch in batches for outputs in self._layout.run(batch)]
+        return [
+            _vector(outputs, numbers) for batch in batches for outputs in self._layout.run(batch)
+        ]
 
 
 class Both:
@@ -81,4 +85,6 @@ def _vector(outputs: Outputs, numbers: Numbers) -> np.ndarray:
     if numbers == "values":
         return np.asarray(outputs.values, dtype=np.float64)[1:]
     lse = outputs.lse[1.0].astype(np.float64)
-    return np.asarray(outputs.chosen, dtype=np.float64) - (lse[1:] if numbers == "endogenous" else lse[:-1])
+    return np.asarray(outputs.chosen, dtype=np.float64) - (
+        lse[1:] if numbers == "endogenous" else lse[:-1]
+    )

@@ -25,7 +25,8 @@ class Axis:
 
     @classmethod
     def over(cls, values: Sequence[float], start: float, stop: float, *, base: float) -> Axis:
-        """From one power of `base` at or below the smallest value to one at or above the largest."""
+        """From one power of `base` at or below the smallest value to one at or above the
+        largest."""
         low = math.floor(math.log(min(values), base) + 1e-9)
         high = max(low + 1, math.ceil(math.log(max(values), base) - 1e-9))
         return cls(base**low, base**high, start, stop)
@@ -62,7 +63,12 @@ def svg(points: Sequence[Point], words: Words) -> str:
         body += _series(name, [(x.at(a), y.at(b)) for a, b in dots], place)
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif"'
     return "\n".join(
-        [f'{head} font-size="12">', f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#fff"/>', *body, "</svg>\n"]
+        [
+            f'{head} font-size="12">',
+            f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#fff"/>',
+            *body,
+            "</svg>\n",
+        ]
     )
 
 
@@ -71,11 +77,15 @@ def _grid(x: Axis, y: Axis) -> list[str]:
     for value in x.ticks(2):
         at = x.at(value)
         lines.append(f'<path d="M{at:.1f} {TOP}V{HEIGHT - BOTTOM}" stroke="#ddd"/>')
-        lines.append(f'<text x="{at:.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{value:g}</text>')
+        lines.append(
+            f'<text x="{at:.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{value:g}</text>'
+        )
     for value in y.ticks(10):
         at = y.at(value)
         lines.append(f'<path d="M{LEFT} {at:.1f}H{WIDTH - RIGHT}" stroke="#ddd"/>')
-        lines.append(f'<text x="{LEFT - 8}" y="{at + 4:.1f}" text-anchor="end">{value:,.10g}</text>')
+        lines.append(
+            f'<text x="{LEFT - 8}" y="{at + 4:.1f}" text-anchor="end">{value:,.10g}</text>'
+        )
     return lines
 
 

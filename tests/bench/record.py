@@ -1,4 +1,5 @@
-"""What was measured, kept as JSON: suite by suite, so that a run of one leaves what others found."""
+"""What was measured, kept as JSON: suite by suite, so that a run of one leaves what others
+found."""
 
 from __future__ import annotations
 
@@ -33,15 +34,23 @@ def kept(file: Path) -> dict[str, Any]:
 
 
 def keep(
-    file: Path, suite: str, results: Sequence[Result], *, rounds: int, where: dict[str, Any] | None = None
+    file: Path,
+    suite: str,
+    results: Sequence[Result],
+    *,
+    rounds: int,
+    where: dict[str, Any] | None = None,
 ) -> None:
-    """Puts one suite's results in the place of its former ones. `where`: more that the numbers depend on."""
+    """Puts one suite's results in the place of its former ones. `where`: more that the numbers
+    depend on."""
     content = kept(file)
     content["machine"] = machine() | (where or {})
     content["suites"][suite] = {
         "at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "rounds": rounds,
-        "figures": [result.as_json() for result in results if isinstance(result, (Figure, Skipped))],
+        "figures": [
+            result.as_json() for result in results if isinstance(result, (Figure, Skipped))
+        ],
         "points": [result.as_json() for result in results if isinstance(result, Point)],
     }
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -54,7 +54,8 @@ class Server:
             return []
 
     def pin(self, load: Callable[[], object], cores: Cores) -> None:
-        """Binds the process that computes, the one that `load` keeps busy, to its core, and the others to theirs."""
+        """Binds the process that computes, the one that `load` keeps busy, to its core, and the
+        others to theirs."""
         before = {process: _cpu_seconds(process) for process in self.tree()}
         load()
         tree = self.tree()
@@ -83,7 +84,12 @@ class Server:
 
 @contextlib.contextmanager
 def serving(
-    command: Sequence[str], *, ready_url: str, log: Path, env: Mapping[str, str] | None = None, patience_s: float = 300
+    command: Sequence[str],
+    *,
+    ready_url: str,
+    log: Path,
+    env: Mapping[str, str] | None = None,
+    patience_s: float = 300,
 ) -> Iterator[Server]:
     """The server, from when `ready_url` answers 200 on. Raises ServerFailed."""
     with log.open("wb") as sink:

@@ -1,7 +1,7 @@
 """The service's figures: over the engine offline, and over other servers of the same model.
 
-Wall time, because waiting is what a service can waste; every server has one thread to compute with, on a core of its
-own, and the load comes from another.
+Wall time, because waiting is what a service can waste; every server has one thread to compute with,
+on a core of its own, and the load comes from another.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-import nodes
 from bench import driver, sides, workload
 from bench.cores import Cores
 from bench.figure import Figure, Skipped
@@ -28,6 +27,7 @@ from bench.server import Server, ServerFailed, free_port, python, serving
 from bench.sides import DEPLOYMENT, TASK, Numbers, Side
 from bench.timing import Taken, in_turns
 from bench.workload import Item
+from fakes import nodes
 
 CONCURRENCY = 64
 VOCAB_SIZE = 32_000
@@ -35,7 +35,10 @@ AGREE = 5e-4  # of numbers up to some 15; a wrong layout is off by more than 0.1
 WARM_UP = 16  # items
 START_S = 480.0  # vLLM compiles a model when it sees it for the first time
 SCORERS: dict[str, list[dict[str, Any]]] = {
-    "lm": [{"type": "endogenous"}, {"type": "endogenous", "name": "logprob", "options": {"form": "logprob"}}],
+    "lm": [
+        {"type": "endogenous"},
+        {"type": "endogenous", "name": "logprob", "options": {"form": "logprob"}},
+    ],
     "rm": [{"type": "reward_model"}],
 }
 # What `tokenreward serve` is started with. `cluster`: as a node of one, behind HAProxy.
@@ -45,7 +48,8 @@ SHAPE: dict[str, int] = {}  # changes to the models' shape, for trying the bench
 
 @dataclass(frozen=True)
 class Stage:
-    """Where everything of one suite stands: checkpoint folders, the items, the truth about them, our own service."""
+    """Where everything of one suite stands: checkpoint folders, the items, the truth about them,
+    our own service."""
 
     folder: Path
     folders: dict[str, Path]
@@ -60,7 +64,9 @@ class Stage:
         return sides.ours(self.server, self.url, numbers)
 
     def load(self, side: Side, items: list[Item], *, concurrency: int = CONCURRENCY) -> driver.Load:
-        return driver.run(side.url, side.bodies(items), concurrency=concurrency, cores=self.cores.rest)
+        return driver.run(
+            side.url, side.bodies(items), concurrency=concurrency, cores=self.cores.rest
+        )
 
     def expected(self, numbers: Numbers) -> list[np.ndarray]:
         return self.offline.of(numbers).numbers(self.items, numbers)
@@ -86,7 +92,9 @@ def over_serve_rm(*, rounds: int, mode: str, num_groups: int = 12) -> Iterator[F
     yield from _over_python("serve_rm", sides.serve_rm, "/health", 4.0, (rounds, mode, num_groups))
 
 
-def over_litserve(*, rounds: int, mode: str, num_groups: int = 12, batch_size: int = 8) -> Iterator[Figure | Skipped]:
+def over_litserve(
+    *, rounds: int, mode: str, num_groups: int = 12, batch_size: int = 8
+) -> Iterator[Figure | Skipped]:
     """Over LitServe. Of its batch sizes from 8 to 32, 8 is the fastest here: it pads least."""
     how = (rounds, mode, num_groups)
     yield from _over_python("lit_server", sides.lit_server, "/health", 3.0, how, str(batch_size))
@@ -110,7 +118,9 @@ def over_vllm(*, rounds: int, mode: str, num_groups: int = 12) -> Iterator[Figur
             url = f"http://127.0.0.1:{port}"
             try:
                 with _serving(stage, "vllm", command, f"{url}/health", vllm_cpu.ENV) as server:
-                    yield _against(name, stage, numbers, sides.vllm(server, url, numbers), (rounds, 1.3))
+                    yield _against(
+                        name, stage, numbers, sides.vllm(server, url, numbers), (rounds, 1.3)
+                    )
             except ServerFailed as error:
                 yield Skipped(name, error.brief)
 
@@ -123,7 +133,8 @@ def _over_python(
     how: tuple[int, str, int],
     *arguments: str,
 ) -> Iterator[Figure | Skipped]:
-    """A rival that is a module of ours and computes the same numbers; skipped where its library is not installed."""
+    """A rival that is a module of ours and computes the same numbers; skipped where its library is
+    not installed."""
     rounds, mode, num_groups = how
     with set_up(num_groups, mode) as stage:
         kinds: tuple[Numbers, ...] = ("endogenous", "reward_model")
@@ -132,7 +143,9 @@ def _over_python(
             where = (str(stage.folders[deployment]), TASK[deployment], str(port), *arguments)
             url = f"http://127.0.0.1:{port}"
             try:
-                with _serving(stage, module, python(f"bench.rivals.{module}", *where), url + ready) as server:
+                with _serving(
+                    stage, module, python(f"bench.rivals.{module}", *where), url + ready
+                ) as server:
                     rival = side(server, url)
                     name = f"service / {rival.name}, {numbers}, {mode} mode"
                     yield _against(name, stage, numbers, rival, (rounds, target))
@@ -140,7 +153,9 @@ def _over_python(
                 yield Skipped(f"service / {module}, {numbers}, {mode} mode", error.brief)
 
 
-def _against(name: str, stage: Stage, numbers: Numbers, rival: Side, how: tuple[int, float]) -> Figure:
+def _against(
+    name: str, stage: Stage, numbers: Numbers, rival: Side, how: tuple[int, float]
+) -> Figure:
     """Our service beside another, both up all the time, loaded in turns."""
     rounds, target = how
     expected, both = stage.expected(numbers), {"service": stage.ours(numbers), "rival": rival}
@@ -151,9 +166,15 @@ def _against(name: str, stage: Stage, numbers: Numbers, rival: Side, how: tuple[
 
 
 def _compared(
-    name: str, stage: Stage, functions: dict[str, Callable[[], Taken]], *, rounds: int, target: float
+    name: str,
+    stage: Stage,
+    functions: dict[str, Callable[[], Taken]],
+    *,
+    rounds: int,
+    target: float,
 ) -> Figure:
-    """Median wall time of each, as tokens per second; a shared prompt counts with every response, computed or not."""
+    """Median wall time of each, as tokens per second; a shared prompt counts with every response,
+    computed or not."""
     taken = in_turns(functions, rounds=rounds)
     ours, rival = (median(each.wall_s for each in runs) for runs in taken.values())
     tokens = sum(len(item.ids) for item in stage.items)
@@ -166,7 +187,8 @@ def _compared(
 
 
 def warm_up(stage: Stage, side: Side, expected: list[np.ndarray]) -> None:
-    """Some items through it, their numbers checked; then all its processes are bound to their cores."""
+    """Some items through it, their numbers checked; then all its processes are bound to their
+    cores."""
     few = stage.items[:WARM_UP]
     side.server.pin(lambda: check(side, stage.load(side, few).replies, few, expected), stage.cores)
 
@@ -181,18 +203,31 @@ def _taken(stage: Stage, side: Side, expected: list[np.ndarray]) -> Taken:
 
 def check(side: Side, replies: list[str], items: list[Item], expected: list[np.ndarray]) -> None:
     """No item is lost, and its numbers are those of the engine."""
-    for place, (found, wanted) in enumerate(zip(side.numbers(replies, items), expected, strict=False)):
+    for place, (found, wanted) in enumerate(
+        zip(side.numbers(replies, items), expected, strict=False)
+    ):
         if found.shape != wanted.shape or not np.abs(found - wanted).max() < AGREE:
-            gap = np.abs(found - wanted).max() if found.shape == wanted.shape else f"{found.shape} for {wanted.shape}"
+            gap = (
+                np.abs(found - wanted).max()
+                if found.shape == wanted.shape
+                else f"{found.shape} for {wanted.shape}"
+            )
             raise AssertionError(f"{side.name} and the engine differ on item {place}: {gap}")
 
 
 @contextlib.contextmanager
 def set_up(num_groups: int, mode: str) -> Iterator[Stage]:
-    """Two checkpoint folders, and one service of ours on both; prints what is scored and how it is served."""
-    items, cores = workload.mix(num_groups, vocab_size=SHAPE.get("vocab_size", VOCAB_SIZE)), Cores.here()
+    """Two checkpoint folders, and one service of ours on both; prints what is scored and how it is
+    served."""
+    items, cores = (
+        workload.mix(num_groups, vocab_size=SHAPE.get("vocab_size", VOCAB_SIZE)),
+        Cores.here(),
+    )
     print(f"  {workload.describe(items)}; {mode} mode; {cores.describe()}", flush=True)
-    print(f"  load: httpx, {CONCURRENCY} one-item requests in flight, ids, the same for all servers", flush=True)
+    print(
+        f"  load: httpx, {CONCURRENCY} one-item requests in flight, ids, the same for all servers",
+        flush=True,
+    )
     with tempfile.TemporaryDirectory(prefix="tokenreward-bench-") as name:
         folder = Path(name)
         shape = {**SHAPE}
@@ -202,14 +237,20 @@ def set_up(num_groups: int, mode: str) -> Iterator[Stage]:
             "rm": workload.save(workload.reward_model(vocab_size, **shape), folder / "rm"),
         }
         offline, port = Both(folders, cores), free_port()
-        command, url = python("tokenreward.cli", "serve", "--config", _config(folder, port)), f"http://127.0.0.1:{port}"
-        with serving(command, ready_url=f"{url}/readyz", log=folder / "ours.txt", env=MODES[mode]) as server:
+        command, url = (
+            python("tokenreward.cli", "serve", "--config", _config(folder, port)),
+            f"http://127.0.0.1:{port}",
+        )
+        with serving(
+            command, ready_url=f"{url}/readyz", log=folder / "ours.txt", env=MODES[mode]
+        ) as server:
             yield Stage(folder, folders, items, cores, offline, mode, server, url)
 
 
 def _config(folder: Path, port: int) -> str:
     deployments = [
-        {"name": name, "checkpoint": name, "task": TASK[name], "scorers": scorers} for name, scorers in SCORERS.items()
+        {"name": name, "checkpoint": name, "task": TASK[name], "scorers": scorers}
+        for name, scorers in SCORERS.items()
     ]
     file = folder / "service.yaml"
     file.write_text(json.dumps({"port": port, "deployments": deployments}))  # JSON is YAML

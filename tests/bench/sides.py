@@ -1,7 +1,9 @@
-"""How each server is asked for an item's numbers, and how they are read out of its reply. It sends nothing.
+"""How each server is asked for an item's numbers, and how they are read out of its reply. It sends
+nothing.
 
-What they are called: `endogenous`, the soft-Bellman reward of each response token; `logprob`, its log-probability;
-`reward_model`, the score; `values`, the reward model's value at each response token.
+What they are called: `endogenous`, the soft-Bellman reward of each response token; `logprob`, its
+log-probability; `reward_model`, the score; `values`, the reward model's value at each response
+token.
 """
 
 from __future__ import annotations
@@ -38,7 +40,10 @@ class Side:
     def numbers(self, replies: list[str], items: list[Item]) -> list[np.ndarray]:
         """One vector per item. Raises if a reply has none."""
         pairs = zip(replies, items, strict=True)
-        return [np.atleast_1d(self.read(json.loads(reply), item)).astype(np.float64) for reply, item in pairs]
+        return [
+            np.atleast_1d(self.read(json.loads(reply), item)).astype(np.float64)
+            for reply, item in pairs
+        ]
 
 
 def ours(server: Server, url: str, numbers: Numbers) -> Side:
@@ -52,7 +57,9 @@ def ours(server: Server, url: str, numbers: Numbers) -> Side:
 
     def read(reply: Any, item: Item) -> np.ndarray:
         (answer,) = reply["items"]
-        return np.asarray(answer["score"]) if numbers == "reward_model" else _floats(answer["rewards"])
+        return (
+            np.asarray(answer["score"]) if numbers == "reward_model" else _floats(answer["rewards"])
+        )
 
     return Side("ours", server, f"{url}/d/{DEPLOYMENT[numbers]}/v1/rewards", body, read)
 
@@ -63,14 +70,22 @@ def serve_rm(server: Server, url: str) -> Side:
     def body(item: Item) -> dict[str, Any]:
         return {"query": [item.ids.tolist()], "start": [len(item.prompt)]}
 
-    return Side("serve_rm", server, f"{url}/get_reward", body, lambda reply, item: np.asarray(reply["rewards"][0]))
+    return Side(
+        "serve_rm",
+        server,
+        f"{url}/get_reward",
+        body,
+        lambda reply, item: np.asarray(reply["rewards"][0]),
+    )
 
 
 def lit_server(server: Server, url: str) -> Side:
     def body(item: Item) -> dict[str, Any]:
         return {"query": item.ids.tolist(), "start": len(item.prompt)}
 
-    return Side("LitServe", server, f"{url}/predict", body, lambda reply, item: np.asarray(reply["rewards"]))
+    return Side(
+        "LitServe", server, f"{url}/predict", body, lambda reply, item: np.asarray(reply["rewards"])
+    )
 
 
 def vllm(server: Server, url: str, numbers: Numbers) -> Side:
@@ -92,13 +107,21 @@ def _pooled_values(reply: Any, item: Item) -> np.ndarray:
 
 def _completion_body(item: Item) -> dict[str, Any]:
     """It must write a token to be asked at all."""
-    return {"model": "model", "prompt": item.ids.tolist(), "max_tokens": 1, "prompt_logprobs": 0, "temperature": 0}
+    return {
+        "model": "model",
+        "prompt": item.ids.tolist(),
+        "max_tokens": 1,
+        "prompt_logprobs": 0,
+        "temperature": 0,
+    }
 
 
 def _prompt_log_probs(reply: Any, item: Item) -> np.ndarray:
     (choice,) = reply["choices"]
     found = choice["prompt_logprobs"][len(item.prompt) :]
-    return np.asarray([each[str(token)]["logprob"] for each, token in zip(found, item.response, strict=True)])
+    return np.asarray(
+        [each[str(token)]["logprob"] for each, token in zip(found, item.response, strict=True)]
+    )
 
 
 def _packed(ids: np.ndarray) -> dict[str, str]:

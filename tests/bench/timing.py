@@ -1,7 +1,8 @@
-"""Seconds and peak memory of competing functions, taken in turns so that a busy machine is busy for all of them.
+"""Seconds and peak memory of competing functions, taken in turns so that a busy machine is busy for
+all of them.
 
-The engine is judged by one thread's CPU time, not the wall's: on a shared machine wall ratios move by far more than
-what is measured.
+The engine is judged by one thread's CPU time, not the wall's: on a shared machine wall ratios move
+by far more than what is measured.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ class Taken:
     cpu_s: float
 
 
-def in_turns(functions: Mapping[str, Callable[[], T]], *, rounds: int, num_unmeasured: int = 0) -> dict[str, list[T]]:
+def in_turns(
+    functions: Mapping[str, Callable[[], T]], *, rounds: int, num_unmeasured: int = 0
+) -> dict[str, list[T]]:
     """What each function returned in each round, A B A B ...; the first rounds only warm up."""
     found: dict[str, list[T]] = {name: [] for name in functions}
     for turn in range(num_unmeasured + rounds):
@@ -44,7 +47,10 @@ def in_turns(functions: Mapping[str, Callable[[], T]], *, rounds: int, num_unmea
 def cpu_seconds(functions: Mapping[str, Callable[[], object]], *, rounds: int) -> dict[str, float]:
     """Median CPU seconds of each function over the rounds, in turns, after one unmeasured round."""
     clocked = {name: partial(_cpu_seconds, function) for name, function in functions.items()}
-    return {name: median(taken) for name, taken in in_turns(clocked, rounds=rounds, num_unmeasured=1).items()}
+    return {
+        name: median(taken)
+        for name, taken in in_turns(clocked, rounds=rounds, num_unmeasured=1).items()
+    }
 
 
 def _cpu_seconds(function: Callable[[], object]) -> float:
@@ -57,7 +63,9 @@ def _cpu_seconds(function: Callable[[], object]) -> float:
 def peak_bytes(function: Callable[[], object]) -> int:
     """How far the resident memory rises above where it stood before the call."""
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # what malloc kept of earlier calls would hide what this one takes
+    ctypes.CDLL(None).malloc_trim(
+        0
+    )  # what malloc kept of earlier calls would hide what this one takes
     _CLEAR_REFS.write_text("5")
     before = _status("VmRSS")
     function()

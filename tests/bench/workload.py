@@ -1,4 +1,5 @@
-"""What is scored: random models of a real shape, a fixed log-normal mix of lengths in groups that share a prompt."""
+"""What is scored: random models of a real shape, a fixed log-normal mix of lengths in groups that
+share a prompt."""
 
 from __future__ import annotations
 
@@ -17,9 +18,9 @@ from transformers import (
     Qwen3Config,
 )
 
+from tokenreward.checkpoints.checkpoint import Checkpoint
 from tokenreward.contract import Needs, Row
-from tokenreward.models.checkpoint import Checkpoint
-from tokenreward.models.probe import choose_layout
+from tokenreward.forward.probe import choose_layout
 
 _SPREAD = 0.7  # of the logarithm of lengths: the 90th percentile is 2.5 times the median
 
@@ -51,7 +52,9 @@ def config(vocab_size: int, **changes: Any) -> Qwen3Config:
 
 def language_model(vocab_size: int, **changes: Any) -> Any:
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(config(vocab_size, **changes)).eval().requires_grad_(False)
+    return (
+        AutoModelForCausalLM.from_config(config(vocab_size, **changes)).eval().requires_grad_(False)
+    )
 
 
 def reward_model(vocab_size: int, **changes: Any) -> Any:
@@ -61,12 +64,22 @@ def reward_model(vocab_size: int, **changes: Any) -> Any:
 
 
 def save(model: Any, folder: Path) -> Path:
-    """A checkpoint folder that any server loads. Ids are what is sent, so its tokenizer knows words of its own only."""
+    """A checkpoint folder that any server loads. Ids are what is sent, so its tokenizer knows words
+    of its own only."""
     model.save_pretrained(folder)
-    words = ["<pad>", "<s>", "</s>", *(f"w{number}" for number in range(3, model.config.vocab_size))]
-    backend = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="</s>"))
+    words = [
+        "<pad>",
+        "<s>",
+        "</s>",
+        *(f"w{number}" for number in range(3, model.config.vocab_size)),
+    ]
+    backend = Tokenizer(
+        models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="</s>")
+    )
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    fast = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    )
     fast.save_pretrained(folder)
     return folder
 
@@ -76,7 +89,8 @@ def checkpoint(model: Any, task: str) -> Checkpoint:
 
 
 def layout(model: Any, task: str, needs: Needs, *, public: bool) -> Any:
-    """Our engine's layout as the service would choose it; `public`: without the operator that is private to torch."""
+    """Our engine's layout as the service would choose it; `public`: without the operator that is
+    private to torch."""
     chosen = choose_layout(checkpoint(model, task), needs, say=lambda line: None).layout
     if public:
         chosen.compute_linears_through(None)
@@ -84,12 +98,15 @@ def layout(model: Any, task: str, needs: Needs, *, public: bool) -> Any:
 
 
 def mix(num_groups: int, *, group: int = 8, seed: int = 0, vocab_size: int = 32_000) -> list[Item]:
-    """Groups of responses to one prompt: log-normal lengths, medians 350 (prompt) and 250 (response)."""
+    """Groups of responses to one prompt: log-normal lengths, medians 350 (prompt) and 250
+    (response)."""
     generator = np.random.default_rng(seed)
     items = []
     for _ in range(num_groups):
         prompt = _ids(generator, _length(generator, 350), vocab_size)
-        items += [Item(prompt, _ids(generator, _length(generator, 250), vocab_size)) for _ in range(group)]
+        items += [
+            Item(prompt, _ids(generator, _length(generator, 250), vocab_size)) for _ in range(group)
+        ]
     return items
 
 
@@ -97,16 +114,22 @@ def alone(lengths: list[int], *, seed: int = 0, vocab_size: int = 32_000) -> lis
     """Items that share nothing: a quarter of each is its prompt."""
     generator = np.random.default_rng(seed)
     return [
-        Item(_ids(generator, length // 4, vocab_size), _ids(generator, length - length // 4, vocab_size))
+        Item(
+            _ids(generator, length // 4, vocab_size),
+            _ids(generator, length - length // 4, vocab_size),
+        )
         for length in lengths
     ]
 
 
 def log_normal(count: int, *, median: int = 267, seed: int = 0) -> list[int]:
-    """The distribution's quantiles, shuffled: with few sequences, drawn ones would be a matter of the seed."""
+    """The distribution's quantiles, shuffled: with few sequences, drawn ones would be a matter of
+    the seed."""
     standard = NormalDist()
     ranks = np.random.default_rng(seed).permutation(count)
-    return [_clipped(np.exp(_SPREAD * standard.inv_cdf((rank + 0.5) / count)), median) for rank in ranks]
+    return [
+        _clipped(np.exp(_SPREAD * standard.inv_cdf((rank + 0.5) / count)), median) for rank in ranks
+    ]
 
 
 def rows(items: list[Item], needs: Needs) -> list[tuple[Row, Needs]]:

@@ -1,4 +1,5 @@
-"""The load is a closed loop: every item once, so many at a time, replies in order, and none is lost silently."""
+"""The load is a closed loop: every item once, so many at a time, replies in order, and none is lost
+silently."""
 
 from __future__ import annotations
 
@@ -12,8 +13,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-import web
 from bench import driver
+from fakes import web
 
 
 class Echo:
@@ -83,15 +84,24 @@ def test_a_refused_item_ends_a_lone_callers_load() -> None:
 
 def test_the_load_comes_from_a_process_of_its_own() -> None:
     with web.serving(Echo().app) as url:
-        load = driver.run(f"{url}/echo", bodies(5), concurrency=2, cores=frozenset(os.sched_getaffinity(0)))
+        load = driver.run(
+            f"{url}/echo", bodies(5), concurrency=2, cores=frozenset(os.sched_getaffinity(0))
+        )
         assert [json.loads(reply) for reply in load.replies] == list(range(5))
         with pytest.raises(driver.Lost, match="item 0: 404"):
-            driver.run(f"{url}/nowhere", bodies(1), concurrency=1, cores=frozenset(os.sched_getaffinity(0)))
+            driver.run(
+                f"{url}/nowhere", bodies(1), concurrency=1, cores=frozenset(os.sched_getaffinity(0))
+            )
 
 
 @pytest.mark.parametrize(("concurrency", "agent"), [(1, ""), (2, "python-httpx")])
 def test_a_lone_caller_goes_without_httpx(concurrency: int, agent: str) -> None:
     echo = Echo()
     with web.serving(echo.app) as url:
-        driver.run(f"{url}/echo", bodies(3), concurrency=concurrency, cores=frozenset(os.sched_getaffinity(0)))
+        driver.run(
+            f"{url}/echo",
+            bodies(3),
+            concurrency=concurrency,
+            cores=frozenset(os.sched_getaffinity(0)),
+        )
     assert [found.partition("/")[0] for found in echo.agents] == [agent]

@@ -8,7 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench import floor, workload
-from tokenreward.models.linear import plain
+from tokenreward.forward.linear import plain
 
 SHAPE: dict[str, Any] = {
     "hidden_size": 64,

@@ -1,4 +1,5 @@
-"""Added latency is what a request took less its pass, for our service and for an application that scores nothing."""
+"""Added latency is what a request took less its pass, for our service and for an application that
+scores nothing."""
 
 from __future__ import annotations
 
@@ -7,10 +8,10 @@ import json
 import httpx
 import pytest
 
-import web
 from bench import driver
 from bench.latency import added_ms
 from bench.rivals import empty_app
+from fakes import web
 
 
 def test_the_pass_of_each_request_is_taken_off_its_own_time() -> None:

@@ -1,4 +1,5 @@
-"""A namespace has loopback alone, ends as its command ends, and takes all that runs in it when it is killed."""
+"""A namespace has loopback alone, ends as its command ends, and takes all that runs in it when it
+is killed."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-import namespace
+from fakes import namespace
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,8 @@ def test_loopback_is_up_and_our_listeners_are_not_there(inside: Callable[[str], 
             "import socket\n"
             f"try: socket.create_connection({address}); print('reached')\n"
             "except ConnectionRefusedError: print('refused')\n"
-            "with socket.create_server(('127.0.0.1', 0)) as own: socket.create_connection(own.getsockname())\n"
+            "with socket.create_server(('127.0.0.1', 0)) as own: "
+            "socket.create_connection(own.getsockname())\n"
             "print([name for _, name in socket.if_nameindex()])"
         )
         done = run(inside(code))
@@ -58,7 +60,8 @@ def test_what_runs_in_there_may_tidy_up_when_we_are_asked_to_end(tmp_path: Path)
     tidied = tmp_path / "tidied"
     inner = (
         "import pathlib, signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))\n"
-        f"try: print('begun', flush=True); time.sleep(60)\nfinally: pathlib.Path({str(tidied)!r}).touch()"
+        "try: print('begun', flush=True); time.sleep(60)\nfinally: "
+        f"pathlib.Path({str(tidied)!r}).touch()"
     )
     outer = (
         "import signal, sys, namespace; signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n"
@@ -74,7 +77,10 @@ def test_what_runs_in_there_may_tidy_up_when_we_are_asked_to_end(tmp_path: Path)
 
 
 def test_all_that_it_started_ends_with_it(inside: Callable[[str], list[str]]) -> None:
-    code = "import subprocess; subprocess.Popen(['sleep', '654321']); print('begun', flush=True); input()"
+    code = (
+        "import subprocess; subprocess.Popen(['sleep', '654321']); print('begun', flush=True); "
+        "input()"
+    )
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(inside(code), **pipes) as process:  # type: ignore[call-overload]
         assert process.stdout.readline() == "begun\n"

@@ -16,12 +16,16 @@ POINTS = [
 
 
 def drawn() -> ElementTree.Element:
-    return ElementTree.fromstring(svg(POINTS, Words("Tokens < seconds", "tokens", "per second")))  # noqa: S314 - ours
+    return ElementTree.fromstring(  # noqa: S314
+        svg(POINTS, Words("Tokens < seconds", "tokens", "per second"))
+    )
 
 
 def test_every_point_is_a_dot_and_more_is_higher() -> None:
     root = drawn()
-    dots = [(float(dot.get("cx", "")), float(dot.get("cy", ""))) for dot in root.iter(f"{SVG}circle")]
+    dots = [
+        (float(dot.get("cx", "")), float(dot.get("cy", ""))) for dot in root.iter(f"{SVG}circle")
+    ]
     assert len(dots) == 3
     (left, high), (right, lower), (other, low) = dots
     assert left == other < right

@@ -46,7 +46,9 @@ def suites(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("suites")
-def test_the_suites_that_are_named_run_and_a_short_one_is_the_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_suites_that_are_named_run_and_a_short_one_is_the_exit_code(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert bench.measure(bench.asked(["fine"])) == 0
     assert capsys.readouterr().out.splitlines()[0] == GOOD.line()
     assert bench.measure(bench.asked(["fine", "short", "--mode", "laptop"])) == 1
@@ -55,7 +57,9 @@ def test_the_suites_that_are_named_run_and_a_short_one_is_the_exit_code(capsys: 
 
 @pytest.mark.usefixtures("suites")
 def test_rounds_mode_and_groups_reach_the_suite(capsys: pytest.CaptureFixture[str]) -> None:
-    bench.measure(bench.asked(["short", "--rounds", "7", "--mode", "cluster", "--isolated", "--groups", "2"]))
+    bench.measure(
+        bench.asked(["short", "--rounds", "7", "--mode", "cluster", "--isolated", "--groups", "2"])
+    )
     assert capsys.readouterr().out.startswith("cluster, 7 rounds, 2 groups")
 
 
@@ -73,7 +77,11 @@ def test_cluster_mode_is_asked_of_a_bench_in_a_namespace(
     lines = capsys.readouterr().out.splitlines()
     short = [line.split(" groups")[0] for line in lines if "SHORT" in line]
     assert short == ["laptop, 3 rounds, 2", "cluster, 3 rounds, 2"]
-    assert list(json.loads(file.read_text())["suites"]) == ["fine", "short, laptop mode", "short, cluster mode"]
+    assert list(json.loads(file.read_text())["suites"]) == [
+        "fine",
+        "short, laptop mode",
+        "short, cluster mode",
+    ]
 
 
 @pytest.mark.usefixtures("suites")
@@ -88,7 +96,9 @@ def test_where_no_namespace_is_permitted_cluster_mode_is_skipped_with_the_reason
 @pytest.mark.usefixtures("suites")
 def test_what_was_found_is_kept_with_its_plot(tmp_path: Path) -> None:
     bench.measure(bench.asked(["fine", "--json", str(tmp_path / "bench.json")]))
-    assert json.loads((tmp_path / "bench.json").read_text())["suites"]["fine"]["figures"] == [GOOD.as_json()]
+    assert json.loads((tmp_path / "bench.json").read_text())["suites"]["fine"]["figures"] == [
+        GOOD.as_json()
+    ]
     assert (tmp_path / "throughput.svg").read_text().startswith("<svg")
     assert not (tmp_path / "memory.svg").exists()
 

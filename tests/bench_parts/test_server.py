@@ -1,4 +1,5 @@
-"""A server is up when it is handed out, bound to its cores, and gone with all that it started when the block ends."""
+"""A server is up when it is handed out, bound to its cores, and gone with all that it started when
+the block ends."""
 
 from __future__ import annotations
 
@@ -47,7 +48,11 @@ def test_the_whole_tree_is_gone_when_the_block_fails(tmp_path: Path) -> None:
 def test_a_server_that_ends_at_once_is_told_with_its_last_words(tmp_path: Path) -> None:
     with (
         pytest.raises(ServerFailed, match="code 3; its log ends:\nno such model"),
-        serving(["sh", "-c", "echo no such model; exit 3"], ready_url="http://127.0.0.1:9/", log=tmp_path / "log"),
+        serving(
+            ["sh", "-c", "echo no such model; exit 3"],
+            ready_url="http://127.0.0.1:9/",
+            log=tmp_path / "log",
+        ),
     ):
         pass
 
@@ -67,9 +72,13 @@ def test_the_process_that_computes_gets_its_core_and_the_others_the_rest(tmp_pat
     available = sorted(os.sched_getaffinity(0))
     cores = Cores(frozenset(available[:1]), frozenset(available[-1:]))
     port = free_port()
-    with serving(command(port, BUSY), ready_url=f"http://127.0.0.1:{port}/", log=tmp_path / "log") as server:
+    with serving(
+        command(port, BUSY), ready_url=f"http://127.0.0.1:{port}/", log=tmp_path / "log"
+    ) as server:
         server.pin(lambda: time.sleep(0.5), cores)
-        bound = {tuple(process.cmdline()[-1:]): set(process.cpu_affinity()) for process in server.tree()}
+        bound = {
+            tuple(process.cmdline()[-1:]): set(process.cpu_affinity()) for process in server.tree()
+        }
     assert bound.pop(("while True: pass",)) == cores.compute
     assert set(map(frozenset, bound.values())) == {cores.rest}
 

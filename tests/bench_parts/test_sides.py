@@ -1,4 +1,5 @@
-"""What is asked of each server and read out of its reply are the same numbers: those of the engine by itself."""
+"""What is asked of each server and read out of its reply are the same numbers: those of the engine
+by itself."""
 
 from __future__ import annotations
 
@@ -12,23 +13,32 @@ import orjson
 import pytest
 import torch
 
-import web
 from bench import driver, sides, workload
 from bench.cores import Cores
 from bench.offline import Offline
 from bench.rivals.huggingface import Scoring
 from bench.rivals.serve_rm import build_app
 from bench.sides import DEPLOYMENT, TASK, Numbers, Side
+from fakes import web
 from tokenreward.engine import Engine
 from tokenreward.settings import DeploymentSettings
 from tokenreward.wire import RewardsRequest, parse_json
 
 VOCAB_SIZE = 400
-SHAPE = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}
+SHAPE = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 32,
+}
 ITEMS = workload.mix(1, group=4, vocab_size=VOCAB_SIZE)
 NOBODY: Any = None  # these sides are asked without a process
 SCORERS = {
-    "lm": [{"type": "endogenous"}, {"type": "endogenous", "name": "logprob", "options": {"form": "logprob"}}],
+    "lm": [
+        {"type": "endogenous"},
+        {"type": "endogenous", "name": "logprob", "options": {"form": "logprob"}},
+    ],
     "rm": [{"type": "reward_model"}],
 }
 
@@ -55,11 +65,16 @@ def assert_same(found: list[np.ndarray], expected: list[np.ndarray]) -> None:
 
 
 @pytest.mark.parametrize("numbers", get_args(Numbers))
-async def test_our_own_reply_holds_the_engines_numbers(folders: dict[str, Path], numbers: Numbers) -> None:
+async def test_our_own_reply_holds_the_engines_numbers(
+    folders: dict[str, Path], numbers: Numbers
+) -> None:
     deployment = DEPLOYMENT[numbers]
     given = {"name": deployment, "checkpoint": str(folders[deployment]), "task": TASK[deployment]}
     settings = DeploymentSettings.model_validate({**given, "scorers": SCORERS[deployment]})
-    engine, side = Engine.load(settings, say=lambda line: None), sides.ours(NOBODY, "http://x", numbers)
+    engine, side = (
+        Engine.load(settings, say=lambda line: None),
+        sides.ours(NOBODY, "http://x", numbers),
+    )
     replies = []
     for body in side.bodies(ITEMS):
         reply = await engine.score(parse_json(RewardsRequest, body.encode()))
@@ -69,7 +84,9 @@ async def test_our_own_reply_holds_the_engines_numbers(folders: dict[str, Path],
 
 
 @pytest.mark.parametrize("numbers", ["endogenous", "reward_model"])
-def test_the_blocking_servers_reply_holds_the_engines_numbers(folders: dict[str, Path], numbers: Numbers) -> None:
+def test_the_blocking_servers_reply_holds_the_engines_numbers(
+    folders: dict[str, Path], numbers: Numbers
+) -> None:
     deployment, threads = DEPLOYMENT[numbers], torch.get_num_threads()
     try:
         scoring = Scoring(folders[deployment], TASK[deployment])  # type: ignore[arg-type]
@@ -82,13 +99,17 @@ def test_the_blocking_servers_reply_holds_the_engines_numbers(folders: dict[str,
 
 
 @pytest.mark.parametrize("numbers", ["endogenous", "reward_model"])
-def test_a_padded_batch_gives_the_engines_numbers(folders: dict[str, Path], numbers: Numbers) -> None:
+def test_a_padded_batch_gives_the_engines_numbers(
+    folders: dict[str, Path], numbers: Numbers
+) -> None:
     deployment, threads = DEPLOYMENT[numbers], torch.get_num_threads()
     try:
         scoring = Scoring(folders[deployment], TASK[deployment])  # type: ignore[arg-type]
         side = sides.lit_server(NOBODY, "http://x")
         asked = [side.body(item) for item in ITEMS]
-        rewards = scoring.rewards([each["query"] for each in asked], [each["start"] for each in asked])
+        rewards = scoring.rewards(
+            [each["query"] for each in asked], [each["start"] for each in asked]
+        )
     finally:
         torch.set_num_threads(threads)
     replies = [json.dumps({"rewards": each}) for each in rewards]
@@ -101,7 +122,13 @@ def test_vllms_replies_are_read_at_the_response(folders: dict[str, Path]) -> Non
     pooled = json.dumps({"data": [{"data": sides._packed(values.view("<i4"))["ids_b64"]}]})
     side: Side = sides.vllm(NOBODY, "http://x", "values")
     assert side.numbers([pooled], [item])[0].tolist() == values[len(item.prompt) :].tolist()
-    chosen = [None, *({str(token): {"logprob": -float(place)}} for place, token in enumerate(item.ids[1:], start=1))]
+    chosen = [
+        None,
+        *(
+            {str(token): {"logprob": -float(place)}}
+            for place, token in enumerate(item.ids[1:], start=1)
+        ),
+    ]
     side = sides.vllm(NOBODY, "http://x", "logprob")
     found = side.numbers([json.dumps({"choices": [{"prompt_logprobs": chosen}]})], [item])[0]
     assert found.tolist() == [-float(place) for place in range(len(item.prompt), len(item.ids))]

@@ -16,7 +16,9 @@ def test_the_mix_is_the_same_every_time() -> None:
     assert workload.describe(workload.mix(16)) == DESCRIBED
 
 
-DESCRIBED = "128 items, 16 prompts, tokens 96259 naive / 45131 computed, length median 667, longest 2362"
+DESCRIBED = (
+    "128 items, 16 prompts, tokens 96259 naive / 45131 computed, length median 667, longest 2362"
+)
 
 
 def test_groups_of_8_share_a_prompt_and_no_response() -> None:

@@ -1,4 +1,5 @@
-"""`tokenreward check`: what it says of a good config, a wrong one, and a checkpoint that cannot be served."""
+"""`tokenreward check`: what it says of a good config, a wrong one, and a checkpoint that cannot be
+served."""
 
 from __future__ import annotations
 
@@ -33,7 +34,9 @@ def test_a_good_config_is_probed_and_its_scorers_are_named(
 
 
 def test_settings_only_loads_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["check", "--settings-only", "--config", config(tmp_path, tmp_path / "nowhere")]) == 0
+    assert (
+        main(["check", "--settings-only", "--config", config(tmp_path, tmp_path / "nowhere")]) == 0
+    )
     assert "all valid" in capsys.readouterr().out
 
 
@@ -42,13 +45,20 @@ def test_settings_only_loads_nothing(tmp_path: Path, capsys: pytest.CaptureFixtu
     [
         ({"colour": "red"}, "unknown setting `deployments[0].colour`"),
         ({"scorers": "[{type: endogenus}]"}, "no scorer type `endogenus`"),
-        ({"scorers": "[{type: reward_model}]"}, "type `reward_model` reads a reward_model, this is a causal_lm"),
+        (
+            {"scorers": "[{type: reward_model}]"},
+            "type `reward_model` reads a reward_model, this is a causal_lm",
+        ),
         ({"scorers": "[{type: endogenous, options: {alpa: 1}}]"}, "unknown option `options.alpa`"),
         ({"task": "reward_model", "scorers": "[{type: reward_model}]"}, "score.weight"),
     ],
 )
 def test_what_cannot_be_served_is_said_in_one_line(
-    tmp_path: Path, language_model: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, str], message: str
+    tmp_path: Path,
+    language_model: Path,
+    capsys: pytest.CaptureFixture[str],
+    changes: dict[str, str],
+    message: str,
 ) -> None:
     assert main(["check", "--config", config(tmp_path, language_model, **changes)]) == 1
     error = capsys.readouterr().err

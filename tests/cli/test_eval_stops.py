@@ -1,4 +1,5 @@
-"""`tokenreward eval` that does not come to its end: what is said, what is kept, and how it goes on."""
+"""`tokenreward eval` that does not come to its end: what is said, what is kept, and how it goes
+on."""
 
 from __future__ import annotations
 
@@ -13,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from eval.given import write
-from eval.service import Known, known
+from fakes.eval_data import write
+from fakes.eval_service import Known, known
 from tokenreward.cli import main
 
 CACHE = Path("tokenreward-eval-cache.jsonl")
@@ -30,16 +31,29 @@ def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Known]:
 
 def pairs(num: int) -> Path:
     """The chosen response has one digit, the rejected one none."""
-    return write(Path("pairs.jsonl"), [{"prompt": f"q{n}", "chosen": f"c{n}: 1", "rejected": "r"} for n in range(num)])
+    return write(
+        Path("pairs.jsonl"),
+        [{"prompt": f"q{n}", "chosen": f"c{n}: 1", "rejected": "r"} for n in range(num)],
+    )
 
 
 def stopped(service: Known, how: signal.Signals, *more: str) -> tuple[int, str, str]:
     """Exit code, stdout and stderr of a run that gets a signal after five requests."""
     service.delay_s = 0.15
-    command = [sys.executable, "-m", "tokenreward.cli", "eval", str(pairs(640)), "--url", service.url]
+    command = [
+        sys.executable,
+        "-m",
+        "tokenreward.cli",
+        "eval",
+        str(pairs(640)),
+        "--url",
+        service.url,
+    ]
     command += ["--scorer", "known", "--concurrency", "2", *more]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
+    ) as process:
         deadline = time.monotonic() + 30
         while len(service.asked) < 5 * 64 and time.monotonic() < deadline:
             time.sleep(0.02)
@@ -59,7 +73,12 @@ def test_run_that_is_stopped_goes_on_where_it_stopped(service: Known, how: signa
     with CACHE.open("a") as cache:
         cache.write('{"key":"half a li')
     service.reset()
-    assert main(["eval", "pairs.jsonl", "--url", service.url, "--scorer", "known", "--json", "out.json"]) == 0
+    assert (
+        main(
+            ["eval", "pairs.jsonl", "--url", service.url, "--scorer", "known", "--json", "out.json"]
+        )
+        == 0
+    )
     assert len(service.asked) == 1 + 1280 - kept
     figure = json.loads(Path("out.json").read_text())["scorers"][0]["figures"]["accuracy"]
     assert (figure["value"], figure["num"]) == (1.0, 640)
@@ -69,7 +88,10 @@ def test_ctrl_c_says_how_many_answers_are_kept_and_where(service: Known) -> None
     _, _, err = stopped(service, signal.SIGINT)
     *_, bar, last = err.splitlines()
     kept = CACHE.read_text().count("\n")
-    assert last == f"stopped; {kept} new answers are kept in {CACHE}: the same command goes on from there"
+    assert (
+        last
+        == f"stopped; {kept} new answers are kept in {CACHE}: the same command goes on from there"
+    )
     assert f"] {kept} items" in bar
 
 
@@ -83,9 +105,22 @@ def test_ctrl_c_without_a_cache_promises_nothing(service: Known) -> None:
 def test_refusal_in_the_middle_says_what_is_kept_and_then_why(
     service: Known, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    service.script.extend([service.ok, service.ok, service.says(422, "unknown_option", retryable=False)])
-    asked = ["eval", str(pairs(640)), "--url", service.url, "--scorer", "known", "--concurrency", "1"]
+    service.script.extend(
+        [service.ok, service.ok, service.says(422, "unknown_option", retryable=False)]
+    )
+    asked = [
+        "eval",
+        str(pairs(640)),
+        "--url",
+        service.url,
+        "--scorer",
+        "known",
+        "--concurrency",
+        "1",
+    ]
     assert main(asked) == 1
     *_, kept, why = capsys.readouterr().err.splitlines()
-    assert kept == f"stopped; 64 new answers are kept in {CACHE}: the same command goes on from there"
+    assert (
+        kept == f"stopped; 64 new answers are kept in {CACHE}: the same command goes on from there"
+    )
     assert why.startswith("error: unknown_option")

@@ -24,7 +24,10 @@ def test_groups_hold_a_few_lines_each_and_all_bytes_are_counted() -> None:
 
 
 def test_blank_lines_count_as_lines_but_not_as_items() -> None:
-    assert [(line.index, line.number) for line in lines(GOOD + b"\n  \n" + GOOD)] == [(0, 1), (1, 4)]
+    assert [(line.index, line.number) for line in lines(GOOD + b"\n  \n" + GOOD)] == [
+        (0, 1),
+        (1, 4),
+    ]
 
 
 def test_reading_is_lazy() -> None:
@@ -40,12 +43,26 @@ def test_reading_is_lazy() -> None:
         (b'{"prompt": "\xff"}\n', "malformed_json", "line 2: not UTF-8"),
         (b"[1, 2]\n", "invalid_field", "line 2: must be an object"),
         (b'{"prompt": "p"}\n', "invalid_field", "line 2: `response` is required"),
-        (b'{"prompt": "p", "response": "r", "spam": 1}\n', "invalid_field", "line 2: unknown field `spam`"),
-        (b'{"prompt": "p", "response": [1, 0.5]}\n', "invalid_field", "line 2: `response` must be text"),
-        (b'{"prompt": "p", "response": "r", "mask": [1], "spans": []}\n', "invalid_field", "line 2: "),
+        (
+            b'{"prompt": "p", "response": "r", "spam": 1}\n',
+            "invalid_field",
+            "line 2: unknown field `spam`",
+        ),
+        (
+            b'{"prompt": "p", "response": [1, 0.5]}\n',
+            "invalid_field",
+            "line 2: `response` must be text",
+        ),
+        (
+            b'{"prompt": "p", "response": "r", "mask": [1], "spans": []}\n',
+            "invalid_field",
+            "line 2: ",
+        ),
     ],
 )
-def test_bad_line_is_an_error_that_names_it_and_the_others_stay(bad: bytes, code: str, message: str) -> None:
+def test_bad_line_is_an_error_that_names_it_and_the_others_stay(
+    bad: bytes, code: str, message: str
+) -> None:
     before, wrong, after = lines(GOOD + bad + GOOD)
     assert before.item == after.item == json.loads(GOOD)
     assert wrong.item is None

@@ -30,7 +30,9 @@ def raising(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
     def add_parser(subparsers: Any) -> None:
         subparsers.add_parser("serve").set_defaults(run=run)
 
-    monkeypatch.setattr(cli.importlib, "import_module", lambda name: SimpleNamespace(add_parser=add_parser))
+    monkeypatch.setattr(
+        cli.importlib, "import_module", lambda name: SimpleNamespace(add_parser=add_parser)
+    )
 
 
 @pytest.mark.parametrize(
@@ -42,13 +44,25 @@ def raising(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
         (ConnectionFailed("no answer"), 1, "error: no answer\n"),
         (SettingsError("unknown setting `x`"), 1, "error: unknown setting `x`\n"),
         (Overloaded("busy"), 1, "error: busy\n"),
-        (FileNotFoundError(2, "No such file or directory", "a.yaml"), 1, "error: a.yaml: No such file or directory\n"),
-        (ModuleNotFoundError("No module named 'ray'", name="ray"), 1, "error: this needs ray, which comes with: "),
+        (
+            FileNotFoundError(2, "No such file or directory", "a.yaml"),
+            1,
+            "error: a.yaml: No such file or directory\n",
+        ),
+        (
+            ModuleNotFoundError("No module named 'ray'", name="ray"),
+            1,
+            "error: this needs ray, which comes with: ",
+        ),
         (KeyboardInterrupt(), 130, ""),
     ],
 )
 def test_error_is_one_line_and_an_exit_code(
-    error: BaseException, exit_code: int, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    error: BaseException,
+    exit_code: int,
+    line: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     raising(error, monkeypatch)
     assert main(["serve"]) == exit_code
@@ -58,7 +72,9 @@ def test_error_is_one_line_and_an_exit_code(
     assert said.err.count("\n") == (1 if line else 0)
 
 
-@pytest.mark.parametrize("error", [ValueError("a bug"), ModuleNotFoundError("x", name="tokenreward.missing")])
+@pytest.mark.parametrize(
+    "error", [ValueError("a bug"), ModuleNotFoundError("x", name="tokenreward.missing")]
+)
 def test_bug_keeps_its_traceback(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     raising(error, monkeypatch)
     with pytest.raises(type(error)):
@@ -66,7 +82,9 @@ def test_bug_keeps_its_traceback(error: Exception, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("argv", [[], ["sing"], ["--loud"]])
-def test_unknown_command_is_a_usage_error(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_command_is_a_usage_error(
+    argv: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as caught:
         main(argv)
     assert caught.value.code == 2
@@ -77,14 +95,17 @@ def test_help_lists_every_command_and_imports_none() -> None:
     code = (
         "import sys; from tokenreward.cli import main\n"
         "try: main(['--help'])\n"
-        "finally: print([name for name in sys.modules if name.startswith('tokenreward.cli.')], file=sys.stderr)"
+        "finally: print([name for name in sys.modules if name.startswith('tokenreward.cli.')], "
+        "file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"
     assert all(f"\n    {name} " in done.stdout for name in COMMANDS)
 
 
-@pytest.mark.parametrize("name", [name for name in COMMANDS if importlib.util.find_spec(f"tokenreward.cli.{name}")])
+@pytest.mark.parametrize(
+    "name", [name for name in COMMANDS if importlib.util.find_spec(f"tokenreward.cli.{name}")]
+)
 def test_parser_of_every_command_is_light(name: str) -> None:
     code = f"""
 import sys
@@ -100,7 +121,9 @@ print('HEAVY', *[name for name in ('torch', 'ray', 'transformers', 'fastapi', 'y
 
 
 def test_module_runs_as_the_command() -> None:
-    done = subprocess.run([sys.executable, "-m", "tokenreward.cli", "--version"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "tokenreward.cli", "--version"], capture_output=True, text=True
+    )
     assert (done.returncode, done.stdout.split()[0]) == (0, "tokenreward")
 
 
@@ -136,12 +159,21 @@ def test_reader_that_leaves_is_no_traceback(edge: Any, tmp_path: Any, item_lines
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_example_of_the_help_is_a_command_line_that_parses(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_example_of_the_help_is_a_command_line_that_parses(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
         main([name, "--help"])
     _, _, examples = capsys.readouterr().out.partition("examples:\n")
-    lines = [line.split(f"tokenreward {name}")[1] for line in examples.splitlines() if f"tokenreward {name}" in line]
+    lines = [
+        line.split(f"tokenreward {name}")[1]
+        for line in examples.splitlines()
+        if f"tokenreward {name}" in line
+    ]
     assert lines
     for line in lines:
         arguments = shlex.split(line.partition(" > ")[0])
-        assert cli._parser([name]).parse_args([name, *arguments]).run.__module__ == f"tokenreward.cli.{name}"
+        assert (
+            cli._parser([name]).parse_args([name, *arguments]).run.__module__
+            == f"tokenreward.cli.{name}"
+        )

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from eval.given import write
-from eval.service import replica
+from fakes.eval_data import write
+from fakes.eval_service import replica
 from tokenreward.cli import main, score
 from tokenreward.eval import asking
 from tokenreward_client import AsyncClient
@@ -24,7 +24,11 @@ ITEM_TOKENS = 20
 @pytest.fixture(scope="module")
 def url(language_model: Path) -> Iterator[str]:
     with replica(
-        str(language_model), "causal_lm", SCORERS, max_queued_tokens=3 * ITEM_TOKENS, max_batch_requests=1
+        str(language_model),
+        "causal_lm",
+        SCORERS,
+        max_queued_tokens=3 * ITEM_TOKENS,
+        max_batch_requests=1,
     ) as url:
         yield url
 
@@ -46,7 +50,9 @@ def test_the_clients_batch_gets_through_and_changes_no_number(
     url: str, items: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, in_flight: int
 ) -> None:
     async def ask(max_concurrency: int) -> list[Any]:
-        async with AsyncClient(url, max_retries=0, max_concurrency=max_concurrency, timeout_s=120) as client:
+        async with AsyncClient(
+            url, max_retries=0, max_concurrency=max_concurrency, timeout_s=120
+        ) as client:
             return await client.score(items, "logprob")
 
     monkeypatch.setattr(AsyncClient, "max_request_items", 1)
@@ -61,7 +67,9 @@ def test_score_gets_every_line_through(
 ) -> None:
     file = tmp_path / "items.jsonl"
     file.write_text("".join(json.dumps(item) + "\n" for item in items))
-    assert main(["score", str(file), "--url", url, "--scorer", "logprob", "--concurrency", "64"]) == 0
+    assert (
+        main(["score", str(file), "--url", url, "--scorer", "logprob", "--concurrency", "64"]) == 0
+    )
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [len(entry["rewards"]) for entry in found] == [11] * NUM
 
@@ -72,7 +80,8 @@ def test_eval_gets_every_pair_through_in_small_requests_and_in_ones_larger_than_
 ) -> None:
     monkeypatch.setattr(asking, "BATCH_ITEMS", request_items)
     file = write(
-        tmp_path / "pairs.jsonl", [{"prompt": "q", "chosen": f"c{n}", "rejected": f"r{n}"} for n in range(100)]
+        tmp_path / "pairs.jsonl",
+        [{"prompt": "q", "chosen": f"c{n}", "rejected": f"r{n}"} for n in range(100)],
     )
     out = tmp_path / "out.json"
     asked = ["--scorer", "logprob", "--concurrency", "64", "--no-cache", "--json", str(out)]

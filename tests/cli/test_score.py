@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-import tiny
+from fakes import tiny
 from tokenreward.cli import main
 
 
@@ -39,11 +39,16 @@ def entries(text: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def test_every_line_has_its_rewards_in_order(edge: Any, file: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_line_has_its_rewards_in_order(
+    edge: Any, file: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     edge.delay_s = 0.01
     assert main(["score", file(300), "--url", edge.url, "--concurrency", "3"]) == 0
     said = capsys.readouterr()
-    expected = [{"index": i, "rewards": [float(i)] * 2, "score": float(i), "error": None} for i in range(300)]
+    expected = [
+        {"index": i, "rewards": [float(i)] * 2, "score": float(i), "error": None}
+        for i in range(300)
+    ]
     assert entries(said.out) == expected
     assert 2 <= edge.most_in_flight <= 3
     assert "300 items" in said.err
@@ -62,7 +67,11 @@ def test_a_line_has_the_steps_of_a_scorer_that_finds_them(
 def test_bad_lines_and_failed_items_are_errors_and_the_others_are_not_lost(
     edge: Any, file: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    error = {"code": "sequence_too_long", "message": "`items[1].response` is long", "param": "items[1].response"}
+    error = {
+        "code": "sequence_too_long",
+        "message": "`items[1].response` is long",
+        "param": "items[1].response",
+    }
     edge.script.append(edge.changed(1, rewards=None, score=None, error=error))
     assert main(["score", file(4, {1: "{oops\n"}), "--url", edge.url]) == 1
     said = capsys.readouterr()
@@ -107,7 +116,10 @@ def test_output_that_is_the_input_is_refused_and_nothing_is_lost(
         command.remove(items)
         with Path(items).open("rb") as stdin:
             done = subprocess.run(
-                [sys.executable, "-m", "tokenreward.cli", *command], stdin=stdin, capture_output=True, text=True
+                [sys.executable, "-m", "tokenreward.cli", *command],
+                stdin=stdin,
+                capture_output=True,
+                text=True,
             )
         code, said = done.returncode, done.stderr
     else:
@@ -124,11 +136,16 @@ def test_output_is_kept_where_no_service_answers(file: Any, tmp_path: Path) -> N
     assert out.read_text() == "yesterday's\n"
 
 
-def test_output_of_a_run_that_dies_has_the_lines_until_then(edge: Any, file: Any, tmp_path: Path) -> None:
+def test_output_of_a_run_that_dies_has_the_lines_until_then(
+    edge: Any, file: Any, tmp_path: Path
+) -> None:
     out = tmp_path / "out.jsonl"
     out.write_text("yesterday's\n")
     edge.script.extend([edge.ok, edge.says(422, "unknown_option", retryable=False)])
-    assert main(["score", file(128), "--url", edge.url, "--concurrency", "1", "--output", str(out)]) == 1
+    assert (
+        main(["score", file(128), "--url", edge.url, "--concurrency", "1", "--output", str(out)])
+        == 1
+    )
     assert [entry["index"] for entry in entries(out.read_text())] == list(range(64))
 
 
@@ -136,7 +153,9 @@ def test_output_of_no_lines_is_empty(edge: Any, tmp_path: Path) -> None:
     (tmp_path / "none.jsonl").touch()
     out = tmp_path / "out.jsonl"
     out.write_text("yesterday's\n")
-    assert main(["score", str(tmp_path / "none.jsonl"), "--url", edge.url, "--output", str(out)]) == 0
+    assert (
+        main(["score", str(tmp_path / "none.jsonl"), "--url", edge.url, "--output", str(out)]) == 0
+    )
     assert out.read_text() == ""
 
 
@@ -145,7 +164,10 @@ def test_options_credit_and_key_travel(edge: Any, file: Any, tmp_path: Path) -> 
     key.write_text("sk-1\nsk-2\n", encoding="utf-8-sig")
     asked = ["--scorer", "attention_dense", "--options", '{"alpha": 0.5, "form": "soft_bellman"}']
     credit = ["--credit", '{"name": "attention", "beta": 0.25}']
-    assert main(["score", file(1), "--url", edge.url, *asked, *credit, "--api-key-file", str(key)]) == 0
+    assert (
+        main(["score", file(1), "--url", edge.url, *asked, *credit, "--api-key-file", str(key)])
+        == 0
+    )
     _, headers, body = edge.seen[0]
     assert headers["authorization"] == "Bearer sk-1"
     assert body["scorer"] == "attention_dense"
@@ -197,15 +219,22 @@ def test_a_flag_has_one_spelling(file: Any, flag: str) -> None:
     assert caught.value.code == 2
 
 
-def test_service_that_is_not_there_is_said_at_once(file: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_service_that_is_not_there_is_said_at_once(
+    file: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["score", file(1), "--url", "localhost:8000"]) == 2
     said = capsys.readouterr().err
-    assert said == "error: --url must look like http://host:port, without a query, got `localhost:8000`\n"
+    assert (
+        said
+        == "error: --url must look like http://host:port, without a query, got `localhost:8000`\n"
+    )
     assert main(["score", file(1), "--url", "http://127.0.0.1:9"]) == 1
     assert "is the service running?" in capsys.readouterr().err
 
 
-def test_refusal_keeps_what_was_written_before(edge: Any, file: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_refusal_keeps_what_was_written_before(
+    edge: Any, file: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     edge.script.extend([edge.ok, edge.says(422, "unknown_option", retryable=False)])
     assert main(["score", file(128), "--url", edge.url, "--concurrency", "1"]) == 1
     said = capsys.readouterr()
@@ -213,7 +242,9 @@ def test_refusal_keeps_what_was_written_before(edge: Any, file: Any, capsys: pyt
     assert "error: unknown_option: as scripted" in said.err
 
 
-def test_show_colours_a_terminal_and_respects_no_color(edge: Any, file: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_show_colours_a_terminal_and_respects_no_color(
+    edge: Any, file: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shown = {}
     for name, value in (("coloured", None), ("plain", "1")):
         monkeypatch.delenv("NO_COLOR", raising=False)
@@ -236,7 +267,12 @@ def test_engine_in_this_process_gives_rewards_for_text_and_spans(
 ) -> None:
     folder = tiny.save(tmp_path / "model")
     config = tmp_path / "config.yaml"
-    deployment = {"name": "lm", "checkpoint": str(folder), "task": "causal_lm", "scorers": [{"type": "endogenous"}]}
+    deployment = {
+        "name": "lm",
+        "checkpoint": str(folder),
+        "task": "causal_lm",
+        "scorers": [{"type": "endogenous"}],
+    }
     config.write_text(json.dumps({"deployments": [deployment]}))
     lines = [
         {"prompt": "2 + 2 =", "response": " 4", "spans": [[0, 1], [1, 2]]},
@@ -268,7 +304,9 @@ def test_what_asks_a_second_scorer_takes_a_running_service_and_loads_no_engine(
     assert "loading" not in said
 
 
-def test_scorer_that_the_config_does_not_serve_is_named(capsys: pytest.CaptureFixture[str], file: Any) -> None:
+def test_scorer_that_the_config_does_not_serve_is_named(
+    capsys: pytest.CaptureFixture[str], file: Any
+) -> None:
     assert main(["score", file(1), "--demo", "--scorer", "nope"]) == 2
     assert "no deployment serves `nope`; served are endogenous" in capsys.readouterr().err
 

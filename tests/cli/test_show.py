@@ -27,7 +27,10 @@ def test_colours_diverge_from_white() -> None:
 @pytest.mark.parametrize("share", np.linspace(-1, 1, 21))
 def test_black_letters_are_readable_on_every_colour(share: float) -> None:
     """WCAG's contrast ratio, at least 4.5 for text."""
-    linear = [c / 3294.6 if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in colour_of(float(share))]
+    linear = [
+        c / 3294.6 if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4
+        for c in colour_of(float(share))
+    ]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
     assert (luminance + 0.05) / 0.05 >= 4.5
 
@@ -71,7 +74,9 @@ def test_all_zero_and_no_rewards_are_drawn() -> None:
 
 def test_svg_is_well_formed_wraps_and_keeps_every_character() -> None:
     texts = ["<b>", " & ", "日本語", "a\nb", "x" * 30, "", "\x1b"]
-    root = ElementTree.fromstring(coloured_svg(texts, [1.0, -1.0, 0.0, 0.5, 0.2, 0.1, 0.3], columns=20))  # noqa: S314
+    root = ElementTree.fromstring(  # noqa: S314
+        coloured_svg(texts, [1.0, -1.0, 0.0, 0.5, 0.2, 0.1, 0.3], columns=20)
+    )
     space = "{http://www.w3.org/2000/svg}"
     boxes = root.findall(f"{space}g")
     said = "".join(box.findtext(f"{space}text") or "" for box in boxes)
@@ -79,7 +84,9 @@ def test_svg_is_well_formed_wraps_and_keeps_every_character() -> None:
     assert boxes[0].findtext(f"{space}title") == "+1"
     rectangles = [box.find(f"{space}rect") for box in boxes]
     width = float(root.attrib["width"])
-    edges = [float(box.attrib["x"]) + float(box.attrib["width"]) for box in rectangles if box is not None]
+    edges = [
+        float(box.attrib["x"]) + float(box.attrib["width"]) for box in rectangles if box is not None
+    ]
     assert max(edges) <= width
     assert len({box.attrib["y"] for box in rectangles if box is not None}) >= 3
 

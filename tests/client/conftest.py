@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from edge import Edge, serving
+from fakes.edge import Edge, serving
 from tokenreward_client import AsyncClient, Client, Rewards
 from tokenreward_client.flow import Retry
 
@@ -38,7 +38,9 @@ def score(request: pytest.FixtureRequest, edge: Edge) -> Score:
         with Client(edge.url, **(settings or {})) as client:
             return client.score(*args, **asked)
 
-    async def run_async(*args: Any, settings: dict[str, Any] | None = None, **asked: Any) -> list[Rewards]:
+    async def run_async(
+        *args: Any, settings: dict[str, Any] | None = None, **asked: Any
+    ) -> list[Rewards]:
         async with AsyncClient(edge.url, **(settings or {})) as client:
             return await client.score(*args, **asked)
 
@@ -53,6 +55,8 @@ def items() -> Callable[[int], list[dict[str, Any]]]:
 
     def make(num_items: int) -> list[dict[str, Any]]:
         texts = [f"r{index}" for index in range(num_items)]
-        return [{"prompt": "p", "response": text, "spans": [[0, 1], [1, len(text)]]} for text in texts]
+        return [
+            {"prompt": "p", "response": text, "spans": [[0, 1], [1, len(text)]]} for text in texts
+        ]
 
     return make

@@ -60,7 +60,9 @@ def test_item_that_cannot_be_sent_names_its_field(edge: Any, items: Any, param: 
         ({"timeout_s": float("inf")}, "timeout_s"),
     ],
 )
-def test_request_that_cannot_be_sent_names_its_field(edge: Any, asked: dict[str, Any], param: str | None) -> None:
+def test_request_that_cannot_be_sent_names_its_field(
+    edge: Any, asked: dict[str, Any], param: str | None
+) -> None:
     with Client(edge.url) as client, pytest.raises(BadArgument) as caught:
         client.score([GOOD], **asked)
     assert caught.value.param == param

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge import keyed, scores
+from fakes.edge import keyed, scores
 from tokenreward.wire import IdsB64, Item, decode_ids
 from tokenreward_client import (
     AsyncClient,
@@ -29,7 +29,9 @@ from tokenreward_client.flow import Retry
 RETRYABLE = {"code": "out_of_memory", "message": "m", "param": None, "retryable": True}
 
 
-def test_rewards_are_float32_vectors_with_model_and_version(edge: Any, score: Any, items: Any) -> None:
+def test_rewards_are_float32_vectors_with_model_and_version(
+    edge: Any, score: Any, items: Any
+) -> None:
     [answer] = score(items(1))
     assert answer.rewards.dtype == np.float32
     assert answer.rewards.tolist() == [0, 0]
@@ -106,14 +108,23 @@ def test_refusal_is_raised_at_once_with_its_code(edge: Any, score: Any, items: A
     edge.script.append(edge.says(422, "credit_not_supported", retryable=False))
     with pytest.raises(ServerRefused, match="as scripted") as caught:
         score(items(1))
-    assert (caught.value.status, caught.value.code, caught.value.param) == (422, "credit_not_supported", "items")
+    assert (caught.value.status, caught.value.code, caught.value.param) == (
+        422,
+        "credit_not_supported",
+        "items",
+    )
     assert len(edge.seen) == 1
 
 
-def test_only_items_with_a_retryable_error_are_sent_again(edge: Any, score: Any, items: Any) -> None:
+def test_only_items_with_a_retryable_error_are_sent_again(
+    edge: Any, score: Any, items: Any
+) -> None:
     edge.script.append(edge.changed(2, rewards=None, score=None, error=RETRYABLE))
     assert scores(score(items(4))) == [0, 1, 2, 3]
-    assert [[item["response"] for item in body["items"]] for body in edge.bodies] == [["r0", "r1", "r2", "r3"], ["r2"]]
+    assert [[item["response"] for item in body["items"]] for body in edge.bodies] == [
+        ["r0", "r1", "r2", "r3"],
+        ["r2"],
+    ]
 
 
 def test_failure_of_one_request_stops_the_others(
@@ -122,7 +133,9 @@ def test_failure_of_one_request_stops_the_others(
     for kind in (Client, AsyncClient):
         monkeypatch.setattr(kind, "max_request_items", 1)
         monkeypatch.setattr(kind, "retry", Retry(first_pause_s=60, longest_pause_s=60))
-    edge.script.extend([edge.html(502), edge.says(422, "unknown_option", retryable=False), *[edge.html(502)] * 2])
+    edge.script.extend(
+        [edge.html(502), edge.says(422, "unknown_option", retryable=False), *[edge.html(502)] * 2]
+    )
     began = time.monotonic()
     with pytest.raises(ServerRefused, match="unknown_option"):
         score(items(20), settings={"max_concurrency": 4})
@@ -140,7 +153,9 @@ def test_failure_of_one_request_stops_the_others(
     ids=lambda ids: str(type(ids)),
 )
 def test_ids_travel_as_base64_and_fix_the_length(edge: Any, score: Any, ids: Any) -> None:
-    edge.script.append(lambda body: edge.reply([{"index": 0, "rewards": [1.0, 2.0, 3.0], "score": 6.0}]))
+    edge.script.append(
+        lambda body: edge.reply([{"index": 0, "rewards": [1.0, 2.0, 3.0], "score": 6.0}])
+    )
     [answer] = score([{"prompt": [1], "response": ids}])
     assert answer.rewards.tolist() == [1, 2, 3]
     sent = IdsB64(**edge.bodies[0]["items"][0]["response"])
@@ -155,7 +170,11 @@ def test_items_may_be_wire_items_dicts_or_pairs(edge: Any, score: Any) -> None:
     chat = [{"role": "user", "content": "2+2?"}]
     spans = np.array([[0, 1]])
     score(
-        [Item(prompt="p", response="r"), {"prompt": chat, "response": "r", "spans": spans, "mask": (1,)}, (chat, "r")]
+        [
+            Item(prompt="p", response="r"),
+            {"prompt": chat, "response": "r", "spans": spans, "mask": (1,)},
+            (chat, "r"),
+        ]
     )
     assert edge.bodies[0]["items"] == [
         {"prompt": "p", "response": "r"},
@@ -168,9 +187,23 @@ def test_messages_keep_what_the_wire_does_not_name(edge: Any, score: Any) -> Non
     calls = [{"id": "1", "function": {"name": "add", "arguments": "{}"}}]
     prompt = [{"role": "assistant", "content": None, "tool_calls": calls}]
     edge.script.append(lambda body: edge.reply([{"index": 0, "rewards": [1.0]}]))
-    score([{"prompt": prompt, "response": "r", "tools": [{"a": 1}], "chat_template_kwargs": {"b": None}}])
+    score(
+        [
+            {
+                "prompt": prompt,
+                "response": "r",
+                "tools": [{"a": 1}],
+                "chat_template_kwargs": {"b": None},
+            }
+        ]
+    )
     assert edge.bodies[0]["items"] == [
-        {"prompt": prompt, "response": "r", "tools": [{"a": 1}], "chat_template_kwargs": {"b": None}}
+        {
+            "prompt": prompt,
+            "response": "r",
+            "tools": [{"a": 1}],
+            "chat_template_kwargs": {"b": None},
+        }
     ]
 
 
@@ -189,7 +222,9 @@ def test_scorer_that_is_missing_or_unasked_is_an_exception(
         score(items(1), scorers=["a", "b"])
 
 
-def test_deadline_travels_and_silence_past_it_is_an_exception(edge: Any, score: Any, items: Any) -> None:
+def test_deadline_travels_and_silence_past_it_is_an_exception(
+    edge: Any, score: Any, items: Any
+) -> None:
     edge.delay_s = 3
     with pytest.raises(DeadlineExceeded):
         score(items(1), timeout_s=1)
@@ -215,7 +250,9 @@ def test_deadline_counts_while_another_call_holds_the_slot(
     assert len(edge.seen) == 3
 
 
-async def test_deadline_counts_while_another_awaited_call_holds_the_slot(edge: Any, items: Any) -> None:
+async def test_deadline_counts_while_another_awaited_call_holds_the_slot(
+    edge: Any, items: Any
+) -> None:
     edge.delay_s = 3
     async with AsyncClient(edge.url, max_concurrency=1) as client:
         first = asyncio.ensure_future(client.score(items(1)))
@@ -273,7 +310,9 @@ def test_connection_closed_without_an_answer_is_retried(edge: Any, score: Any, i
     assert accepted == [b"GET ", *[b"POST"] * 3]
 
 
-def test_key_is_sent_and_never_shown(edge: Any, score: Any, items: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_key_is_sent_and_never_shown(
+    edge: Any, score: Any, items: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.DEBUG)
     score(items(1), settings={"api_key": "sk-secret"})
     assert edge.seen[0][1]["authorization"] == "Bearer sk-secret"

@@ -1,4 +1,5 @@
-"""The client's errors cross processes whole, and a failure of the service can be found in its log."""
+"""The client's errors cross processes whole, and a failure of the service can be found in its
+log."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ from tokenreward_client import (
     NotText,
     ServerRefused,
 )
-from tokenreward_client.refusal import failure
+from tokenreward_client.response import failure
 
 ERRORS = [
     ClientError("m"),
@@ -34,7 +35,11 @@ ERRORS = [
     DeadlineExceeded("m"),
     BadReply("m"),
 ]
-COPIES = [copy.copy, copy.deepcopy, *(lambda e, n=n: pickle.loads(pickle.dumps(e, n)) for n in range(6))]  # noqa: S301
+COPIES = [
+    copy.copy,
+    copy.deepcopy,
+    *(lambda e, n=n: pickle.loads(pickle.dumps(e, n)) for n in range(6)),  # noqa: S301
+]
 
 
 def test_every_error_is_among_those_tried() -> None:
@@ -51,20 +56,33 @@ def test_copy_has_all_that_the_error_has(error: ClientError, again: Callable[[An
 
 
 def refuse() -> None:
-    raise ServerRefused("overloaded: m", status=503, code="overloaded", param="items", retryable=True)
+    raise ServerRefused(
+        "overloaded: m", status=503, code="overloaded", param="items", retryable=True
+    )
 
 
 def test_error_of_another_process_arrives_whole() -> None:
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         error = pool.submit(refuse).exception(timeout=60)
     assert isinstance(error, ServerRefused)
-    assert (str(error), error.status, error.code, error.param) == ("overloaded: m", 503, "overloaded", "items")
+    assert (str(error), error.status, error.code, error.param) == (
+        "overloaded: m",
+        503,
+        "overloaded",
+        "items",
+    )
 
 
 @pytest.mark.parametrize("ours", [True, False])
 @pytest.mark.parametrize(("status", "is_said"), [(500, True), (503, True), (422, False)])
-def test_refusal_keeps_the_id_under_which_the_log_has_it(status: int, is_said: bool, ours: bool) -> None:
-    body = {"error": {"code": "internal", "message": "m", "param": None, "retryable": True}} if ours else None
+def test_refusal_keeps_the_id_under_which_the_log_has_it(
+    status: int, is_said: bool, ours: bool
+) -> None:
+    body = (
+        {"error": {"code": "internal", "message": "m", "param": None, "retryable": True}}
+        if ours
+        else None
+    )
     error = failure(httpx.Response(status, json=body, headers={"x-request-id": "abc-1"}))
     assert isinstance(error, ServerRefused)
     assert error.request_id == "abc-1"

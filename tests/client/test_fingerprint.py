@@ -1,4 +1,5 @@
-"""Whose tokens? Ids leave only for scorers that list the caller's tokenizer, if the caller says which that is."""
+"""Whose tokens? Ids leave only for scorers that list the caller's tokenizer, if the caller says
+which that is."""
 
 from __future__ import annotations
 
@@ -7,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from edge import keyed
-from eval.service import replica
+from fakes.edge import keyed
+from fakes.eval_service import replica
 from tokenreward_client import BadArgument, Client, ServerRefused, fingerprint
 
 OURS, THEIRS = fingerprint({"a": 0, "b": 1}), fingerprint({"b": 0, "a": 1})
@@ -34,7 +35,9 @@ def test_ids_of_the_scorers_own_tokenizer_are_sent(edge: Any, score: Any, item: 
 
 
 @pytest.mark.parametrize("item", [IDS, IDS_IN_PROMPT])
-@pytest.mark.parametrize("asked", [{"scorer": "reward_model"}, {"scorers": ["endogenous", "reward_model"]}])
+@pytest.mark.parametrize(
+    "asked", [{"scorer": "reward_model"}, {"scorers": ["endogenous", "reward_model"]}]
+)
 def test_ids_of_another_tokenizer_are_refused_and_both_are_named(
     edge: Any, score: Any, items: Any, item: Any, asked: Any
 ) -> None:
@@ -59,7 +62,9 @@ def test_listing_that_cannot_be_had_is_an_error(edge: Any, score: Any) -> None:
     assert (edge.num_listed, edge.seen) == (2, [])
 
 
-def test_text_needs_no_fingerprint_and_ids_without_one_are_trusted(edge: Any, score: Any, items: Any) -> None:
+def test_text_needs_no_fingerprint_and_ids_without_one_are_trusted(
+    edge: Any, score: Any, items: Any
+) -> None:
     edge.listing = LISTING
     score(items(1), "reward_model", fingerprint=OURS)
     edge.script.append(lambda body: edge.reply([keyed(0, endogenous=RESULT, reward_model=RESULT)]))
@@ -78,13 +83,18 @@ def test_known_listing_is_used_but_not_to_refuse(edge: Any) -> None:
     assert edge.num_listed == 2
 
 
-def test_a_real_service_takes_ids_of_its_own_tokenizer_and_gets_no_others(language_model: Path) -> None:
+def test_a_real_service_takes_ids_of_its_own_tokenizer_and_gets_no_others(
+    language_model: Path,
+) -> None:
     """As the README has it."""
     from transformers import AutoTokenizer
 
     policy_tokenizer = AutoTokenizer.from_pretrained(language_model)
     item = {"prompt": [7, 8], "response": [5, 6]}
-    with replica(str(language_model), "causal_lm", [{"type": "endogenous"}]) as url, Client(url) as client:
+    with (
+        replica(str(language_model), "causal_lm", [{"type": "endogenous"}]) as url,
+        Client(url) as client,
+    ):
         [answer] = client.score([item], fingerprint=fingerprint(policy_tokenizer.get_vocab()))
         assert answer.rewards is not None
         assert len(answer.rewards) == 2

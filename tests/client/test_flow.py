@@ -10,7 +10,7 @@ import pytest
 
 from tokenreward_client import BadReply, ConnectionFailed, DeadlineExceeded, ServerRefused
 from tokenreward_client.flow import Attempts, Retry, Road, Send, Sleep, answered
-from tokenreward_client.refusal import failure, retry_after_s
+from tokenreward_client.response import failure, retry_after_s
 from tokenreward_client.window import Window
 
 OVERLOADED = {"error": {"code": "overloaded", "message": "m", "param": None, "retryable": True}}
@@ -28,11 +28,15 @@ class Clock:
 class Walk:
     """Drives a flow through a list of answers and remembers its steps."""
 
-    def __init__(self, *answers: Any, max_retries: int = 10, timeout_s: float = 100.0, jitter: float = 0.0) -> None:
+    def __init__(
+        self, *answers: Any, max_retries: int = 10, timeout_s: float = 100.0, jitter: float = 0.0
+    ) -> None:
         self.clock = Clock()
         self.answers = list(answers)
         self.steps: list[Any] = []
-        retry = Retry(max_retries=max_retries, clock=self.clock, wall_clock=self.clock, random=lambda: jitter)
+        retry = Retry(
+            max_retries=max_retries, clock=self.clock, wall_clock=self.clock, random=lambda: jitter
+        )
         self.attempts = Attempts(retry, self.clock.now + timeout_s)
 
     def run(self, road: Road | None = None) -> Any:
@@ -111,7 +115,10 @@ def test_retry_after_past_the_deadline_gives_up_at_once() -> None:
 def test_server_is_told_what_remains_of_the_deadline() -> None:
     walk = Walk(refused(**{"retry-after": "30"}), OK)
     walk.run()
-    assert [send.headers["x-request-timeout-seconds"] for send in walk.sends] == ["100.000", "70.000"]
+    assert [send.headers["x-request-timeout-seconds"] for send in walk.sends] == [
+        "100.000",
+        "70.000",
+    ]
     assert [send.timeout_s for send in walk.sends] == [100, 70]
 
 
@@ -133,7 +140,11 @@ def test_tries_are_limited_and_the_last_error_is_raised() -> None:
     walk = Walk(*[httpx.Response(500, json=FAILED)] * 3, max_retries=2)
     with pytest.raises(ServerRefused) as caught:
         walk.run()
-    assert (caught.value.status, caught.value.code, caught.value.retryable) == (500, "internal", True)
+    assert (caught.value.status, caught.value.code, caught.value.retryable) == (
+        500,
+        "internal",
+        True,
+    )
     assert len(walk.sends) == 3
 
 
@@ -200,7 +211,9 @@ def test_our_body_decides_whatever_the_status(status: int) -> None:
     assert Walk(httpx.Response(status, json={"error": error | {"retryable": True}}), OK).run() is OK
 
 
-@pytest.mark.parametrize("body", [b"[]", b"null", b"{", b'{"error": "x"}', b'{"error": {"code": "c", "message": "m"}}'])
+@pytest.mark.parametrize(
+    "body", [b"[]", b"null", b"{", b'{"error": "x"}', b'{"error": {"code": "c", "message": "m"}}']
+)
 def test_somebody_elses_error_body_is_a_proxys(body: bytes) -> None:
     error = failure(httpx.Response(500, content=body))
     assert isinstance(error, ServerRefused)
@@ -209,7 +222,14 @@ def test_somebody_elses_error_body_is_a_proxys(body: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [httpx.ConnectError, httpx.ReadTimeout, httpx.RemoteProtocolError, httpx.WriteError, httpx.ReadError]
+    "error",
+    [
+        httpx.ConnectError,
+        httpx.ReadTimeout,
+        httpx.RemoteProtocolError,
+        httpx.WriteError,
+        httpx.ReadError,
+    ],
 )
 def test_broken_connection_is_retried(error: type[httpx.TransportError]) -> None:
     walk = Walk(error("broke"), OK)
@@ -231,7 +251,9 @@ def test_request_that_cannot_be_sent_is_not_retried() -> None:
     assert len(walk.sends) == 1
 
 
-@pytest.mark.parametrize("json", [None, {"error": {"code": "unknown_scorer", "message": "m", "retryable": False}}])
+@pytest.mark.parametrize(
+    "json", [None, {"error": {"code": "unknown_scorer", "message": "m", "retryable": False}}]
+)
 def test_404_on_the_direct_path_turns_to_the_gateway_once(json: Any) -> None:
     turned = []
     walk = Walk(httpx.Response(404, json=json), refused(), OK)
@@ -245,7 +267,9 @@ def test_404_on_the_direct_path_turns_to_the_gateway_once(json: Any) -> None:
 @pytest.mark.parametrize("status", [200, 503])
 def test_answer_to_another_request_of_ours_is_a_bad_reply(ids: str, status: int) -> None:
     other = httpx.Response(status, headers={"x-request-id": ids})
-    with pytest.raises(BadReply, match="the reply is to request tokenreward-1, sent was tokenreward-"):
+    with pytest.raises(
+        BadReply, match="the reply is to request tokenreward-1, sent was tokenreward-"
+    ):
         Walk(other, OK).run()
 
 
@@ -268,7 +292,11 @@ def test_every_try_has_an_id_and_its_echo_is_believed() -> None:
     assert second.headers["x-request-id"] != first.headers["x-request-id"]
     for echo in ("", "else, "):
         assert (
-            failure(httpx.Response(200, headers={"x-request-id": echo + second.request_id}), second.request_id) is None
+            failure(
+                httpx.Response(200, headers={"x-request-id": echo + second.request_id}),
+                second.request_id,
+            )
+            is None
         )
     with pytest.raises(StopIteration):
         flow.send(httpx.Response(200, headers={"x-request-id": second.request_id}))

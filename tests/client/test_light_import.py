@@ -1,4 +1,5 @@
-"""`import tokenreward_client` must stay cheap in a trainer's process; the check itself is shown to be able to fail."""
+"""`import tokenreward_client` must stay cheap in a trainer's process; the check itself is shown to
+be able to fail."""
 
 from __future__ import annotations
 
@@ -7,7 +8,17 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "ray", "transformers", "fastapi", "starlette", "tokenizers", "yaml", "prometheus_client", "jaxtyping")
+HEAVY = (
+    "torch",
+    "ray",
+    "transformers",
+    "fastapi",
+    "starlette",
+    "tokenizers",
+    "yaml",
+    "prometheus_client",
+    "jaxtyping",
+)
 
 
 def heavy_modules_after(statement: str) -> list[str]:
@@ -16,7 +27,9 @@ def heavy_modules_after(statement: str) -> list[str]:
     return done.stdout.split()
 
 
-@pytest.mark.parametrize("statement", ["import tokenreward_client", "import tokenreward.cli.score, tokenreward.cli"])
+@pytest.mark.parametrize(
+    "statement", ["import tokenreward_client", "import tokenreward.cli.score, tokenreward.cli"]
+)
 def test_import_loads_nothing_heavy(statement: str) -> None:
     assert heavy_modules_after(statement) == []
 

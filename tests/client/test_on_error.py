@@ -1,4 +1,5 @@
-"""`on_error="return"`: what ends one request is the error of its items, and the other requests' answers are kept."""
+"""`on_error="return"`: what ends one request is the error of its items, and the other requests'
+answers are kept."""
 
 from __future__ import annotations
 
@@ -7,10 +8,13 @@ from typing import Any
 
 import pytest
 
-from edge import keyed, scores
+from fakes.edge import keyed, scores
 from tokenreward_client import AsyncClient, BadReply, Client, ConnectionFailed, ServerRefused
 
-RETURN: dict[str, Any] = {"on_error": "return", "settings": {"max_concurrency": 1, "max_retries": 1}}
+RETURN: dict[str, Any] = {
+    "on_error": "return",
+    "settings": {"max_concurrency": 1, "max_retries": 1},
+}
 BUSY = {"code": "out_of_memory", "message": "m", "param": None, "retryable": True}
 
 
@@ -69,8 +73,12 @@ def test_deadline_of_one_request_keeps_what_came_before(edge: Any, score: Any, i
     assert "overloaded" in found[2].error.message
 
 
-def test_item_that_has_an_answer_keeps_it_when_its_request_ends(edge: Any, score: Any, items: Any) -> None:
-    edge.script.extend([edge.changed(1, rewards=None, score=None, error=BUSY), lambda body: edge.reply([])])
+def test_item_that_has_an_answer_keeps_it_when_its_request_ends(
+    edge: Any, score: Any, items: Any
+) -> None:
+    edge.script.extend(
+        [edge.changed(1, rewards=None, score=None, error=BUSY), lambda body: edge.reply([])]
+    )
     found = score(items(2), **RETURN)
     assert scores(found) == [0, None]
     assert found[1].error.code == "out_of_memory"
@@ -83,15 +91,24 @@ def test_half_of_a_request_that_is_too_large_fails_alone(edge: Any, score: Any, 
     assert found[0].error.code == "larger_than_queue"
 
 
-def test_several_scorers_have_no_results_where_no_answer_came(edge: Any, score: Any, items: Any) -> None:
+def test_several_scorers_have_no_results_where_no_answer_came(
+    edge: Any, score: Any, items: Any
+) -> None:
     result = {"rewards": [1.0, 2.0], "score": 1.0}
-    edge.script.extend([lambda body: edge.reply([keyed(0, a=result), keyed(1, a=result)]), lambda body: edge.reply([])])
+    edge.script.extend(
+        [
+            lambda body: edge.reply([keyed(0, a=result), keyed(1, a=result)]),
+            lambda body: edge.reply([]),
+        ]
+    )
     found = score(items(4), scorers=["a"], **RETURN)
     assert (found[0].error, found[2].error.code, found[2].scorers) == (None, "bad_reply", {})
 
 
 @pytest.mark.parametrize("num_items", [2, 5])
-def test_with_nothing_answered_the_error_is_raised(edge: Any, score: Any, items: Any, num_items: int) -> None:
+def test_with_nothing_answered_the_error_is_raised(
+    edge: Any, score: Any, items: Any, num_items: int
+) -> None:
     edge.script.extend([edge.says(422, "unknown_option", retryable=False)] * 3)
     with pytest.raises(ServerRefused, match="unknown_option"):
         score(items(num_items), **RETURN)

@@ -1,4 +1,5 @@
-"""A service with room for three, and callers who want far more: all get through, and nobody hammers."""
+"""A service with room for three, and callers who want far more: all get through, and nobody
+hammers."""
 
 from __future__ import annotations
 
@@ -17,8 +18,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-import web
-from edge import Edge, keyed, scores
+from fakes import web
+from fakes.edge import Edge, keyed, scores
 from tokenreward_client import AsyncClient, Client, DeadlineExceeded, ServerRefused
 from tokenreward_client.flow import Retry
 
@@ -27,8 +28,9 @@ NUM = 200
 
 @dataclass
 class Full:
-    """Holds `room` requests for `work_s` each and refuses the others, as a replica does. `refused`: when. With
-    `is_patient` the first are held until one is refused, however slowly the others come."""
+    """Holds `room` requests for `work_s` each and refuses the others, as a replica does. `refused`:
+    when. With `is_patient` the first are held until one is refused, however slowly the others
+    come."""
 
     room: int = 3
     work_s: float = 0.005
@@ -61,7 +63,9 @@ class Full:
 @pytest.fixture
 def full() -> Iterator[Full]:
     full = Full()
-    with web.serving(Starlette(routes=[Route("/v1/rewards", full.post, methods=["POST"])])) as full.url:
+    with web.serving(
+        Starlette(routes=[Route("/v1/rewards", full.post, methods=["POST"])])
+    ) as full.url:
         yield full
 
 
@@ -98,7 +102,10 @@ def threads_that_share_a_client(url: str, items: list[Any]) -> list[Any]:
 def tasks_that_share_a_client(url: str, items: list[Any]) -> list[Any]:
     async def ask() -> list[Any]:
         async with AsyncClient(url, **SETTINGS) as client:
-            return [answer for [answer] in await asyncio.gather(*(client.score([item]) for item in items))]
+            return [
+                answer
+                for [answer] in await asyncio.gather(*(client.score([item]) for item in items))
+            ]
 
     return asyncio.run(ask())
 
@@ -109,7 +116,9 @@ def clients_of_their_own(url: str, items: list[Any]) -> list[Any]:
             return await client.score(part)
 
     async def ask() -> list[Any]:
-        parts = await asyncio.gather(*(ask_one(items[place : place + 25]) for place in range(0, len(items), 25)))
+        parts = await asyncio.gather(
+            *(ask_one(items[place : place + 25]) for place in range(0, len(items), 25))
+        )
         return [answer for part in parts for answer in part]
 
     return asyncio.run(ask())
@@ -130,20 +139,27 @@ def test_all_get_through_a_service_with_room_for_three(full: Full, items: Any, a
     assert scores(ask(full.url, items(NUM))) == list(range(NUM))
     assert full.num_answered == NUM
     assert full.most_at_once == 3
-    # Sleeping alone, each by its own clock, the callers would be refused thousands of times or leave the device idle.
+    # Sleeping alone, each by its own clock, the callers would be refused thousands of times or
+    # leave the device idle.
     assert len(full.refused) <= 3 * NUM
     assert time.monotonic() - began < 60
 
 
-def test_a_service_that_others_fill_is_asked_by_one_at_a_time_and_ever_less_often(full: Full, items: Any) -> None:
+def test_a_service_that_others_fill_is_asked_by_one_at_a_time_and_ever_less_often(
+    full: Full, items: Any
+) -> None:
     async def ask() -> None:
-        async with AsyncClient(full.url, **{**SETTINGS, "max_concurrency": 16, "timeout_s": 8.0}) as client:
+        async with AsyncClient(
+            full.url, **{**SETTINGS, "max_concurrency": 16, "timeout_s": 8.0}
+        ) as client:
             await client.score(items(NUM))
 
     full.room = 0
     with pytest.raises(DeadlineExceeded):
         asyncio.run(ask())
-    assert len(full.refused[16:]) <= 8, "all sixteen at first, then one at a time, a second and more apart"
+    assert len(full.refused[16:]) <= 8, (
+        "all sixteen at first, then one at a time, a second and more apart"
+    )
 
 
 def test_room_that_comes_back_is_used_at_once(full: Full, items: Any) -> None:
@@ -154,7 +170,9 @@ def test_room_that_comes_back_is_used_at_once(full: Full, items: Any) -> None:
     assert 2 <= time.monotonic() - began < 30
 
 
-def test_a_call_with_little_time_is_sent_although_the_window_is_closed(full: Full, items: Any) -> None:
+def test_a_call_with_little_time_is_sent_although_the_window_is_closed(
+    full: Full, items: Any
+) -> None:
     async def ask() -> None:
         async with AsyncClient(full.url, **{**SETTINGS, "max_concurrency": 1}) as client:
             full.room = 0
@@ -167,7 +185,9 @@ def test_a_call_with_little_time_is_sent_although_the_window_is_closed(full: Ful
     asyncio.run(ask())
 
 
-def test_items_of_an_overloaded_deployment_wait_like_requests(edge: Edge, score: Any, items: Any) -> None:
+def test_items_of_an_overloaded_deployment_wait_like_requests(
+    edge: Edge, score: Any, items: Any
+) -> None:
     error = {"code": "overloaded", "message": "m", "param": None, "retryable": True}
     result, bad = {"rewards": [1.0, 2.0], "score": 1.0}, {"rewards": None, "error": error}
     for _ in range(3):

@@ -19,8 +19,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-import web
-from edge import Edge
+from fakes import web
+from fakes.edge import Edge
 from tokenreward_client import AsyncClient, Client
 from tokenreward_client.threads import Stop, happens_s, side_by_side
 from tokenreward_client.window import Window
@@ -77,7 +77,9 @@ def ports() -> Iterator[tuple[str, set[tuple[str, int]]]]:
 @pytest.mark.parametrize("kind", ["sync", "async"])
 def test_a_process_that_is_forked_off_has_connections_of_its_own(ports: Any, kind: str) -> None:
     url, seen = ports
-    done = subprocess.run([sys.executable, "-c", FORKED, kind, url], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", FORKED, kind, url], capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0, done.stderr
     childs = {port for response, port in seen if 100 <= int(response[1:]) < 200}
     assert len(childs) == 1
@@ -89,12 +91,21 @@ def test_a_process_that_is_forked_off_has_connections_of_its_own(ports: Any, kin
 @pytest.mark.parametrize("again", [copy.copy, lambda client: pickle.loads(pickle.dumps(client))])  # noqa: S301
 def test_a_copy_is_a_new_client_of_the_same_settings(kind: Any, again: Any) -> None:
     client = kind(
-        "http://me:hush@host", api_key="sk-1", timeout_s=7.0, max_retries=3, max_concurrency=5, wire="msgpack"
+        "http://me:hush@host",
+        api_key="sk-1",
+        timeout_s=7.0,
+        max_retries=3,
+        max_concurrency=5,
+        wire="msgpack",
     )
     found = again(client)
     assert type(found) is kind
     assert (found._timeout_s, found._retry.max_retries, found._max_concurrency) == (7.0, 3, 5)
-    assert (found._base_url, found._headers, found._wire.name) == (client._base_url, client._headers, "msgpack")
+    assert (found._base_url, found._headers, found._wire.name) == (
+        client._base_url,
+        client._headers,
+        "msgpack",
+    )
     assert found._http is not client._http
     assert found._window is not client._window
     assert again(kind())._headers == {}

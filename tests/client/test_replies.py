@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from starlette.responses import Response
 
-from edge import keyed, scores
+from fakes.edge import keyed, scores
 from tokenreward_client import (
     AsyncClient,
     BadReply,
@@ -17,10 +17,17 @@ from tokenreward_client import (
 )
 
 RETRYABLE = {"code": "out_of_memory", "message": "m", "param": None, "retryable": True}
-FINAL = {"code": "sequence_too_long", "message": "m", "param": "items[0].response", "retryable": False}
+FINAL = {
+    "code": "sequence_too_long",
+    "message": "m",
+    "param": "items[0].response",
+    "retryable": False,
+}
 
 
-def test_item_error_that_stays_is_raised_after_all_are_done(edge: Any, score: Any, items: Any) -> None:
+def test_item_error_that_stays_is_raised_after_all_are_done(
+    edge: Any, score: Any, items: Any
+) -> None:
     edge.script.append(edge.changed(1, rewards=None, score=None, error=FINAL))
     with pytest.raises(ItemFailed, match=r"items\[1\]: sequence_too_long") as caught:
         score(items(3))
@@ -28,15 +35,21 @@ def test_item_error_that_stays_is_raised_after_all_are_done(edge: Any, score: An
     assert len(edge.seen) == 1
 
 
-def test_errors_count_the_callers_items(edge: Any, score: Any, items: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_count_the_callers_items(
+    edge: Any, score: Any, items: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for kind in (Client, AsyncClient):
         monkeypatch.setattr(kind, "max_request_items", 2)
     error = FINAL | {"message": "`items[1].response` is long", "param": "items[1].response"}
     edge.script.extend([edge.ok, edge.changed(1, rewards=None, error=error)])
-    with pytest.raises(ItemFailed, match=r"items\[3\]: sequence_too_long: `items\[3\].response` is long") as caught:
+    with pytest.raises(
+        ItemFailed, match=r"items\[3\]: sequence_too_long: `items\[3\].response` is long"
+    ) as caught:
         score(items(4), settings={"max_concurrency": 1})
     assert caught.value.param == "items[3].response"
-    edge.script.extend([edge.ok, edge.says(422, "invalid_field", retryable=False, param="items[0].mask")])
+    edge.script.extend(
+        [edge.ok, edge.says(422, "invalid_field", retryable=False, param="items[0].mask")]
+    )
     with pytest.raises(ServerRefused) as refused:
         score(items(4), settings={"max_concurrency": 1})
     assert refused.value.param == "items[2].mask"
@@ -77,7 +90,9 @@ def test_item_whose_retries_run_out_keeps_its_error_and_the_others_their_rewards
         {"index": 7},
     ],
 )
-def test_broken_promise_is_an_exception(edge: Any, score: Any, items: Any, fields: dict[str, Any]) -> None:
+def test_broken_promise_is_an_exception(
+    edge: Any, score: Any, items: Any, fields: dict[str, Any]
+) -> None:
     edge.script.append(edge.changed(1, **fields))
     with pytest.raises(BadReply):
         score(items(2), on_error="return")
@@ -102,7 +117,9 @@ def test_shuffled_items_are_put_back(edge: Any, score: Any, items: Any) -> None:
 
 
 @pytest.mark.parametrize("body", [b"<html>welcome</html>", b"{}", b"[]"])
-def test_200_that_is_no_reply_is_an_exception(edge: Any, score: Any, items: Any, body: bytes) -> None:
+def test_200_that_is_no_reply_is_an_exception(
+    edge: Any, score: Any, items: Any, body: bytes
+) -> None:
     edge.script.append(lambda _: Response(body))
     with pytest.raises(BadReply):
         score(items(1))
@@ -119,10 +136,17 @@ def test_text_without_spans_must_have_as_many_rewards_as_tokens(edge: Any, score
         score([("p", "a")], return_tokens=True)
 
 
-def test_several_scorers_keep_their_good_results_when_an_item_is_sent_again(edge: Any, score: Any, items: Any) -> None:
-    good, other = {"rewards": [1.0, 2.0], "score": 1.0, "version": 4}, {"rewards": [3.0, 4.0], "score": 2.0}
+def test_several_scorers_keep_their_good_results_when_an_item_is_sent_again(
+    edge: Any, score: Any, items: Any
+) -> None:
+    good, other = (
+        {"rewards": [1.0, 2.0], "score": 1.0, "version": 4},
+        {"rewards": [3.0, 4.0], "score": 2.0},
+    )
     bad = {"rewards": None, "error": RETRYABLE}
-    edge.script.append(lambda body: edge.reply([keyed(0, a=good, b=bad), keyed(1, a=good, b=other)]))
+    edge.script.append(
+        lambda body: edge.reply([keyed(0, a=good, b=bad), keyed(1, a=good, b=other)])
+    )
     edge.script.append(lambda body: edge.reply([keyed(0, a=bad, b=other)]))
     first, second = score(items(2), scorers=["a", "b"])
     assert len(edge.seen) == 2
@@ -143,7 +167,9 @@ def test_sources_name_the_weights_of_the_scorers_that_the_front_asked(
     first = keyed(0, a=result, b=result) if asked else {"index": 0, **result}
     edge.script.append(lambda body: edge.reply([first], sources=sources))
     [answer] = score(items(1), **asked)
-    assert {name: (source.model, source.version) for name, source in answer.sources.items()} == {"logprob": ("sft", 7)}
+    assert {name: (source.model, source.version) for name, source in answer.sources.items()} == {
+        "logprob": ("sft", 7)
+    }
     [answer] = score(items(1))
     assert answer.sources == {}
 
@@ -170,12 +196,18 @@ def test_an_item_that_is_sent_again_keeps_a_result_only_if_its_sources_stayed_th
     assert answer.scorers["a"].rewards.tolist() == [3, 4]
 
 
-def test_combined_rewards_come_whole_from_the_reply_that_has_them(edge: Any, score: Any, items: Any) -> None:
+def test_combined_rewards_come_whole_from_the_reply_that_has_them(
+    edge: Any, score: Any, items: Any
+) -> None:
     result = {"rewards": [1.0, 2.0], "score": 1.0}
     bad = {"rewards": None, "error": RETRYABLE}
     edge.script.append(lambda body: edge.reply([keyed(0, a=bad, b=result)]))
     edge.script.append(lambda body: edge.reply([keyed(0, a=result, b=bad)]))
-    edge.script.append(lambda body: edge.reply([keyed(0, a=result, b=result) | {"rewards": [2.0, 4.0], "score": 2.0}]))
+    edge.script.append(
+        lambda body: edge.reply(
+            [keyed(0, a=result, b=result) | {"rewards": [2.0, 4.0], "score": 2.0}]
+        )
+    )
     [answer] = score(items(1), scorers=["a", "b"], combine={"a": 1.0, "b": 1.0})
     assert answer.rewards.tolist() == [2, 4]
     assert len(edge.seen) == 3

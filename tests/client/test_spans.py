@@ -1,4 +1,5 @@
-"""Ids of tokenizers trained here, as text + spans: whatever the text, the spans tile the tokenizer's own decoding."""
+"""Ids of tokenizers trained here, as text + spans: whatever the text, the spans tile the
+tokenizer's own decoding."""
 
 from __future__ import annotations
 
@@ -10,11 +11,35 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
+from fakes.vocabularies import (
+    BOS,
+    EOS,
+    JOIN_WITH_SPACES,
+    KINDS,
+    RESERVED,
+    TOOL,
+    byte_fallback,
+    byte_level,
+    unigram,
+)
 from tokenreward_client import BadArgument, NotText, text_and_spans
-from vocabularies import BOS, EOS, JOIN_WITH_SPACES, KINDS, RESERVED, TOOL, byte_fallback, byte_level, unigram
 
 PIECES = st.sampled_from(
-    ["It is", " 4", "  ", "\r\n", "\t", "café", "e\u0301", "日本", "東", "مرحبا", "\u200d", "x = {1: 'a'}", "\ufffd"]
+    [
+        "It is",
+        " 4",
+        "  ",
+        "\r\n",
+        "\t",
+        "café",
+        "e\u0301",
+        "日本",
+        "東",
+        "مرحبا",
+        "\u200d",
+        "x = {1: 'a'}",
+        "\ufffd",
+    ]
 ) | st.sampled_from(["👩‍👩‍👧‍👦", "👍🏽", "🇯🇵", "<0x41>", "▁", "##ing", "don't .", TOOL])
 TEXTS = st.one_of(st.lists(PIECES, max_size=12).map("".join), st.text(max_size=30))
 
@@ -31,7 +56,9 @@ def are_valid_bytes(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> bool:
     """Whether the single-byte tokens among these ids, special ones left out, are UTF-8."""
     tokens = tokenizer.convert_ids_to_tokens(ids, skip_special_tokens=True)
     try:
-        b"".join(token.encode("latin-1") if len(token) == 1 else token.encode() for token in tokens).decode()
+        b"".join(
+            token.encode("latin-1") if len(token) == 1 else token.encode() for token in tokens
+        ).decode()
     except UnicodeDecodeError:
         return False
     return True
@@ -47,8 +74,15 @@ def assert_tiles(spans: list[list[int]], text: str, num_ids: int) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @settings(deadline=None, max_examples=150)
-@given(text=TEXTS, specials=st.lists(st.tuples(st.integers(0, 40), st.sampled_from([EOS, BOS, RESERVED])), max_size=3))
-def test_spans_tile_the_decoding_of_any_text(kind: str, text: str, specials: list[tuple[int, str]]) -> None:
+@given(
+    text=TEXTS,
+    specials=st.lists(
+        st.tuples(st.integers(0, 40), st.sampled_from([EOS, BOS, RESERVED])), max_size=3
+    ),
+)
+def test_spans_tile_the_decoding_of_any_text(
+    kind: str, text: str, specials: list[tuple[int, str]]
+) -> None:
     tokenizer = KINDS[kind]()
     ids = encode(tokenizer, text)
     for position, token in specials:
@@ -61,21 +95,27 @@ def test_spans_tile_the_decoding_of_any_text(kind: str, text: str, specials: lis
     assert said == decoded(tokenizer, ids)
     assert_tiles(spans, said, len(ids))
     zero_width = {tokenizer.convert_tokens_to_ids(token) for token in (EOS, BOS, RESERVED)}
-    assert all(start == end for id_, (start, end) in zip(ids, spans, strict=True) if id_ in zero_width)
+    assert all(
+        start == end for id_, (start, end) in zip(ids, spans, strict=True) if id_ in zero_width
+    )
 
 
 @pytest.mark.parametrize("kind", ["byte_level", "llama_2", "gemma"])
 @settings(deadline=None, max_examples=150)
 @given(text=TEXTS)
 def test_a_character_belongs_to_the_token_that_completes_it(kind: str, text: str) -> None:
-    """The truth is the encoder's own offsets, which give a character to every token that holds a byte of it."""
+    """The truth is the encoder's own offsets, which give a character to every token that holds a
+    byte of it."""
     tokenizer = KINDS[kind]()
     encoding = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
     said = decoded(tokenizer, encoding.ids)
     shift = len(said) - len(text)  # 1 where Metaspace wrote a space before the text
     assume(encoding.ids and said[shift:] == text)
     next_starts = [start for start, _ in encoding.offsets[1:]] + [len(text)]
-    edges = [min(end, start) + shift for (_, end), start in zip(encoding.offsets, next_starts, strict=True)]
+    edges = [
+        min(end, start) + shift
+        for (_, end), start in zip(encoding.offsets, next_starts, strict=True)
+    ]
     _, spans, _ = text_and_spans(tokenizer, encoding.ids)
     assert [end for _, end in spans] == edges
 
@@ -89,7 +129,9 @@ def test_any_ids_tile_or_are_refused(kind: str, data: st.DataObject) -> None:
     try:
         text, spans, _ = text_and_spans(tokenizer, ids)
     except NotText:
-        assert "\ufffd" in decoded(tokenizer, ids) or (kind == "python_bytes" and not are_valid_bytes(tokenizer, ids))
+        assert "\ufffd" in decoded(tokenizer, ids) or (
+            kind == "python_bytes" and not are_valid_bytes(tokenizer, ids)
+        )
         return
     except BadArgument:
         assert ids[-2:] == [tokenizer.pad_token_id] * 2
@@ -101,8 +143,15 @@ def test_any_ids_tile_or_are_refused(kind: str, data: st.DataObject) -> None:
 
 def test_emoji_in_byte_tokens_is_owned_by_its_last_token() -> None:
     tokenizer = byte_fallback(strip=False)
-    ids = [tokenizer.convert_tokens_to_ids(token) for token in ("<0xF0>", "<0x9F>", "<0x8D>", "<0x95>", "a")]
-    assert text_and_spans(tokenizer, ids) == ("🍕a", [[0, 0], [0, 0], [0, 0], [0, 1], [1, 2]], False)
+    ids = [
+        tokenizer.convert_tokens_to_ids(token)
+        for token in ("<0xF0>", "<0x9F>", "<0x8D>", "<0x95>", "a")
+    ]
+    assert text_and_spans(tokenizer, ids) == (
+        "🍕a",
+        [[0, 0], [0, 0], [0, 0], [0, 1], [1, 2]],
+        False,
+    )
 
 
 def test_token_that_ends_one_character_and_begins_another_owns_the_first() -> None:
@@ -122,7 +171,8 @@ def test_token_that_ends_one_character_and_begins_another_owns_the_first() -> No
 
 
 class Opaque:
-    """A tokenizer whose token strings say nothing of their bytes; `pieces` are the bytes of ids 0, 1, ..."""
+    """A tokenizer whose token strings say nothing of their bytes; `pieces` are the bytes of ids 0,
+    1, ..."""
 
     all_special_ids = ()
 
@@ -149,12 +199,18 @@ def test_unknown_spelling_with_broken_characters_is_refused(ids: list[int]) -> N
         text_and_spans(Opaque(b"so", b"\xf0"), ids)
 
 
-@pytest.mark.parametrize("kind", ["byte_level", "unigram", "llama_2", "gemma", "characters", "python_bytes"])
-def test_known_spelling_is_decoded_once_however_long_the_response(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "kind", ["byte_level", "unigram", "llama_2", "gemma", "characters", "python_bytes"]
+)
+def test_known_spelling_is_decoded_once_however_long_the_response(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tokenizer = KINDS[kind]()
     ids = encode(tokenizer, "   two spaces more, and the answer 🍕" * 5)
     decode, calls = tokenizer.decode, []
-    monkeypatch.setattr(tokenizer, "decode", lambda ids, **more: (calls.append(ids), decode(ids, **more))[1])
+    monkeypatch.setattr(
+        tokenizer, "decode", lambda ids, **more: (calls.append(ids), decode(ids, **more))[1]
+    )
     text_and_spans(tokenizer, ids)
     assert len([call for call in calls if len(call) > 1]) == 1
 
@@ -205,7 +261,9 @@ def test_replacement_character_that_was_really_written_is_text() -> None:
 def test_padding_is_refused() -> None:
     tokenizer = byte_level()
     with pytest.raises(BadArgument, match="padding"):
-        text_and_spans(tokenizer, [*encode(tokenizer, "so"), tokenizer.pad_token_id, tokenizer.pad_token_id])
+        text_and_spans(
+            tokenizer, [*encode(tokenizer, "so"), tokenizer.pad_token_id, tokenizer.pad_token_id]
+        )
 
 
 def test_id_outside_the_vocabulary_raises() -> None:

@@ -1,4 +1,5 @@
-"""Reasoning steps in a reply: kept where the scorer gives them, refused where they contradict the rewards."""
+"""Reasoning steps in a reply: kept where the scorer gives them, refused where they contradict the
+rewards."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge import keyed
+from fakes.edge import keyed
 from tokenreward_client import BadReply
 
 STEPS = {"step_scores": [0.9, 0.25, 0.5], "step_ids": [0, 2]}
@@ -42,7 +43,10 @@ def test_steps_of_one_of_several_scorers_are_its_own(edge: Any, score: Any, item
         (STEPS | {"step_ids": [2, 1]}, "do not ascend"),
         (STEPS | {"step_ids": [-1, 1]}, "do not ascend"),
         (STEPS | {"step_scores": []}, "do not ascend"),
-        (STEPS | {"step_scores": [0.5, 1e39, 0.5]}, "step_scores has 1 entries that are not finite"),
+        (
+            STEPS | {"step_scores": [0.5, 1e39, 0.5]},
+            "step_scores has 1 entries that are not finite",
+        ),
     ],
 )
 def test_steps_that_contradict_the_rewards_are_an_exception(

@@ -1,4 +1,5 @@
-"""The window alone: who is let in, when, and how many. A clock that only the test moves; nothing is sent."""
+"""The window alone: who is let in, when, and how many. A clock that only the test moves; nothing is
+sent."""
 
 from __future__ import annotations
 
@@ -129,8 +130,15 @@ def test_who_leaves_the_line_is_not_let_in_and_takes_no_place() -> None:
     assert line(window, 1)[0].done()
 
 
-@given(st.lists(st.tuples(st.sampled_from(["ask", "leave", "answer", "refuse"]), st.integers(0, 20)), max_size=60))
-def test_whatever_happens_no_more_are_in_flight_than_allowed_and_nobody_is_forgotten(steps: list[Any]) -> None:
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["ask", "leave", "answer", "refuse"]), st.integers(0, 20)),
+        max_size=60,
+    )
+)
+def test_whatever_happens_no_more_are_in_flight_than_allowed_and_nobody_is_forgotten(
+    steps: list[Any],
+) -> None:
     window, tickets = Window(5), []
     for step, place in steps:
         before = sum(ticket.done() for ticket in tickets)

@@ -24,7 +24,9 @@ async def test_the_example_scorer_gives_log_probs_above_its_floor(
     module = types.ModuleType("their_margin")
     monkeypatch.setitem(sys.modules, "their_margin", module)
     exec(compile(code, "CONTRIBUTING.md", "exec"), module.__dict__)  # noqa: S102 - our own document
-    engine = make_engine("causal_lm", [{"type": "their_margin:Scorer", "name": "margin"}, "endogenous"])
+    engine = make_engine(
+        "causal_lm", [{"type": "their_margin:Scorer", "name": "margin"}, "endogenous"]
+    )
     items = [{"prompt": "2+2?", "response": "It is 4.", "mask": [1, 1, 0, 1, 1]}]
     ask = {"items": items, "scorers": ["margin", "endogenous"]}
     options = {"margin": {"floor": -3.0}, "endogenous": {"form": "logprob"}}

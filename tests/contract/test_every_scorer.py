@@ -1,4 +1,5 @@
-"""What every scorer promises, over the whole folder: a new file in scorers/ is tested by existing."""
+"""What every scorer promises, over the whole folder: a new file in scorers/ is tested by
+existing."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import tiny
+from fakes import tiny
 from tokenreward import credit as credits
 from tokenreward.contract import Options
 from tokenreward.scorers import known_types, resolve
@@ -41,7 +42,8 @@ def second(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def score(name: str, language_model: Any, reward_model: Any, second: Path) -> Callable[..., Any]:
-    """`await score(items, **request)` on an engine that serves this scorer, shared by the module's tests."""
+    """`await score(items, **request)` on an engine that serves this scorer, shared by the module's
+    tests."""
     from tokenreward.engine import Engine
     from tokenreward.settings import DeploymentSettings
 
@@ -50,17 +52,25 @@ def score(name: str, language_model: Any, reward_model: Any, second: Path) -> Ca
     folder = language_model if task == "causal_lm" else reward_model
     scorers = [{"type": name, "options": OPTIONS.get(name, {})}]
     pair = {"reference_checkpoint": str(second)} if "reference" in resolve(name).models else {}
-    deployment = DeploymentSettings(name="t", checkpoint=str(folder), task=task, scorers=scorers, **pair)
+    deployment = DeploymentSettings(
+        name="t", checkpoint=str(folder), task=task, scorers=scorers, **pair
+    )
     loaded = Engine.load(deployment, say=lambda line: None)
 
     async def run(items: list[dict[str, Any]], **more: Any) -> list[dict[str, Any]]:
         if name in READS_TEXT:
             items = [{**item, "prompt": text_of(item["prompt"])} for item in items]
-        items = [{"score": -1.5, **item} for item in items]  # for scorers that spread one; others ignore it
+        items = [
+            {"score": -1.5, **item} for item in items
+        ]  # for scorers that spread one; others ignore it
         words = loaded._intake.vocabulary
-        engine = Engine(deployment, loaded._checkpoint, loaded._verdict, lambda *args, **labels: None, words)
+        engine = Engine(
+            deployment, loaded._checkpoint, loaded._verdict, lambda *args, **labels: None, words
+        )
         try:
-            return (await engine.score(parse(RewardsRequest, {"scorer": name, "items": items, **more})))["items"]
+            return (
+                await engine.score(parse(RewardsRequest, {"scorer": name, "items": items, **more}))
+            )["items"]
         finally:
             await engine.close()
 
@@ -75,7 +85,9 @@ def as_items(pairs: list[tuple[list[int], list[int]]]) -> list[dict[str, Any]]:
     return [{"prompt": prompt, "response": response} for prompt, response in pairs]
 
 
-def readable(name: str, pairs: list[tuple[list[int], list[int]]]) -> list[tuple[list[int], list[int]]]:
+def readable(
+    name: str, pairs: list[tuple[list[int], list[int]]]
+) -> list[tuple[list[int], list[int]]]:
     """The same, with responses that the scorer can read."""
     if name not in READS_STEPS:
         return pairs
@@ -91,15 +103,22 @@ def run(coroutine: Any) -> Any:
 
 
 def assert_same(left: dict[str, Any], right: dict[str, Any]) -> None:
-    """Contract 2.6 in fp32: the bound scales with what the item reads; tiny models read numbers of order 10."""
+    """Contract 2.6 in fp32: the bound scales with what the item reads; tiny models read numbers of
+    order 10."""
     scale = max(1.0, float(np.abs(left["rewards"]).max()), 10.0)
     np.testing.assert_allclose(left["rewards"], right["rewards"], rtol=0, atol=BOUND * scale)
-    assert left["score"] == pytest.approx(right["score"], abs=BOUND * max(scale, float(np.abs(left["rewards"]).sum())))
+    assert left["score"] == pytest.approx(
+        right["score"], abs=BOUND * max(scale, float(np.abs(left["rewards"]).sum()))
+    )
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(pairs=ITEMS)
-def test_rewards_are_finite_float32_of_the_promised_length(name: str, score: Callable[..., Any], pairs: Any) -> None:
+def test_rewards_are_finite_float32_of_the_promised_length(
+    name: str, score: Callable[..., Any], pairs: Any
+) -> None:
     pairs = readable(name, pairs)
     for item, (_, response) in zip(run(score(as_items(pairs))), pairs, strict=True):
         assert item["error"] is None
@@ -108,7 +127,9 @@ def test_rewards_are_finite_float32_of_the_promised_length(name: str, score: Cal
         assert np.isfinite(item["rewards"]).all()
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(pairs=ITEMS, seed=st.integers(0, 1000))
 def test_an_item_is_the_same_alone_in_any_batch_and_in_any_order(
     name: str, score: Callable[..., Any], pairs: Any, seed: int
@@ -122,8 +143,13 @@ def test_an_item_is_the_same_alone_in_any_batch_and_in_any_order(
     assert_same(together[0], run(score(as_items(pairs[:1])))[0])
 
 
-@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(prompt=st.lists(st.integers(3, 319), min_size=40, max_size=60), responses=st.lists(IDS, min_size=2, max_size=6))
+@settings(
+    max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    prompt=st.lists(st.integers(3, 319), min_size=40, max_size=60),
+    responses=st.lists(IDS, min_size=2, max_size=6),
+)
 def test_an_item_is_the_same_alone_and_among_others_of_its_prompt(
     name: str, score: Callable[..., Any], prompt: list[int], responses: list[list[int]]
 ) -> None:
@@ -151,10 +177,14 @@ def test_credits_that_conserve_the_score_do(name: str, score: Callable[..., Any]
     for credit, needs in credits.NEEDS.items():
         if not needs <= scorer.gives:
             continue
-        (item,) = run(score([{"prompt": [5, 6], "response": [7, 8, 9, 10]}], credit={"name": credit}))
+        (item,) = run(
+            score([{"prompt": [5, 6], "response": [7, 8, 9, 10]}], credit={"name": credit})
+        )
         bound = BOUND * max(1.0, float(np.abs(item["rewards"]).sum()))
         if credit in ("last", "uniform", "attention"):
-            assert float(item["rewards"].astype(np.float64).sum()) == pytest.approx(item["score"], abs=bound)
+            assert float(item["rewards"].astype(np.float64).sum()) == pytest.approx(
+                item["score"], abs=bound
+            )
         if credit == "discount":
             assert item["rewards"][-1] == pytest.approx(item["score"], abs=bound)
 

@@ -1,4 +1,5 @@
-"""The KL penalty: r_t -= coef * k_t, d = policy_logprobs - ref_logprobs, in the caller's units and last of all."""
+"""The KL penalty: r_t -= coef * k_t, d = policy_logprobs - ref_logprobs, in the caller's units and
+last of all."""
 
 from __future__ import annotations
 
@@ -89,17 +90,29 @@ def test_the_two_clamps_differ_where_the_policy_is_far_surer_than_the_reference(
     assert kl.estimate(-far, "k1", "openrlhf")[0] == -10.0
 
 
-@pytest.mark.parametrize(("clamp", "penalised"), [(None, -math.inf), ("verl", -10.0), ("openrlhf", -10.0)])
-def test_a_penalty_past_all_floats_is_bounded_only_for_whom_it_is_asked(clamp: Any, penalised: float) -> None:
+@pytest.mark.parametrize(
+    ("clamp", "penalised"), [(None, -math.inf), ("verl", -10.0), ("openrlhf", -10.0)]
+)
+def test_a_penalty_past_all_floats_is_bounded_only_for_whom_it_is_asked(
+    clamp: Any, penalised: float
+) -> None:
     asked = Credit.model_validate({"kl": {"coef": 1.0, "estimator": "k3", "clamp": clamp}})
     given = penalise(np.zeros(1, np.float32), asked, np.ones(1, bool), [-1000.0], [0.0], param="i")
     assert given.tolist() == [penalised]
 
 
 @pytest.mark.parametrize("estimator", ["k1", "k2"])
-def test_verls_clamp_on_an_estimator_that_verl_does_not_bound_is_refused(estimator: Estimator) -> None:
-    with pytest.raises(InvalidField, match=f"`clamp` `verl` has no effect with estimator `{estimator}`") as caught:
-        parse(Credit, {"kl": {"coef": 1.0, "estimator": estimator, "clamp": "verl"}}, prefix=("credit",))
+def test_verls_clamp_on_an_estimator_that_verl_does_not_bound_is_refused(
+    estimator: Estimator,
+) -> None:
+    with pytest.raises(
+        InvalidField, match=f"`clamp` `verl` has no effect with estimator `{estimator}`"
+    ) as caught:
+        parse(
+            Credit,
+            {"kl": {"coef": 1.0, "estimator": estimator, "clamp": "verl"}},
+            prefix=("credit",),
+        )
     assert caught.value.param == "credit.kl"
 
 
@@ -109,7 +122,14 @@ def test_equal_policies_cost_nothing(estimator: Estimator) -> None:
 
 
 def test_k1_is_positive_where_the_policy_is_surer_than_the_reference() -> None:
-    rewards = penalise(np.zeros(2, np.float32), credit(1.0), np.ones(2, bool), [-0.1, -3.0], [-2.1, -1.0], param="i")
+    rewards = penalise(
+        np.zeros(2, np.float32),
+        credit(1.0),
+        np.ones(2, bool),
+        [-0.1, -3.0],
+        [-2.1, -1.0],
+        param="i",
+    )
     assert rewards.tolist() == [np.float32(-2.0), np.float32(2.0)]
 
 
@@ -118,7 +138,9 @@ def penalties(draw: st.DrawFn) -> dict[str, Any]:
     num_units = draw(st.integers(1, 8))
     lists = [draw(st.lists(LOG_PROBS, min_size=num_units, max_size=num_units)) for _ in range(2)]
     return {
-        "rewards": draw(st.lists(st.floats(-100, 100, width=32), min_size=num_units, max_size=num_units)),
+        "rewards": draw(
+            st.lists(st.floats(-100, 100, width=32), min_size=num_units, max_size=num_units)
+        ),
         "keep": draw(st.lists(st.booleans(), min_size=num_units, max_size=num_units)),
         "policy": lists[0],
         "ref": lists[1],
@@ -128,7 +150,9 @@ def penalties(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @given(penalties())
-def test_unmasked_units_lose_coef_times_k_and_masked_ones_lose_nothing(case: dict[str, Any]) -> None:
+def test_unmasked_units_lose_coef_times_k_and_masked_ones_lose_nothing(
+    case: dict[str, Any],
+) -> None:
     penalised = penalise(
         np.array(case["rewards"], np.float32),
         credit(case["coef"], case["estimator"]),
@@ -143,13 +167,17 @@ def test_unmasked_units_lose_coef_times_k_and_masked_ones_lose_nothing(case: dic
         if not case["keep"][t]:
             assert reward == before
             continue
-        expected = before - case["coef"] * oracle(case["policy"][t] - case["ref"][t], case["estimator"])
+        expected = before - case["coef"] * oracle(
+            case["policy"][t] - case["ref"][t], case["estimator"]
+        )
         assert abs(float(reward) - expected) <= 1e-6 * max(abs(expected), abs(before), 1e-6)
 
 
 def test_without_kl_log_probs_change_nothing() -> None:
     rewards = np.array([1.0, 2.0], np.float32)
-    unchanged = penalise(rewards, Credit(), np.ones(2, bool), [-1.0, -2.0], [-2.0], param="items[0]")
+    unchanged = penalise(
+        rewards, Credit(), np.ones(2, bool), [-1.0, -2.0], [-2.0], param="items[0]"
+    )
     assert unchanged.tolist() == [1.0, 2.0]
 
 
@@ -174,7 +202,11 @@ def test_log_probs_that_are_missing_or_of_another_length_are_a_length_mismatch_a
 
 
 @pytest.mark.parametrize("estimator", ["k2", "k3"])
-def test_a_penalty_beyond_all_floats_is_infinite_but_not_on_a_masked_unit(estimator: Estimator) -> None:
+def test_a_penalty_beyond_all_floats_is_infinite_but_not_on_a_masked_unit(
+    estimator: Estimator,
+) -> None:
     rewards = np.array([1.0, 1.0], np.float32)
-    penalised = penalise(rewards, credit(1.0, estimator), np.array([True, False]), [-1e200] * 2, [0.0] * 2, param="i")
+    penalised = penalise(
+        rewards, credit(1.0, estimator), np.array([True, False]), [-1e200] * 2, [0.0] * 2, param="i"
+    )
     assert penalised.tolist() == [-math.inf, 1.0]

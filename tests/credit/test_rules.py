@@ -1,4 +1,5 @@
-"""The five rules, against formulas written out one unit at a time in float64, and the invariants of the contract."""
+"""The five rules, against formulas written out one unit at a time in float64, and the invariants of
+the contract."""
 
 from __future__ import annotations
 
@@ -58,7 +59,8 @@ def oracle(rule: str, case: Case, *, beta: float = 0.8, gamma: float = 1.0) -> l
             "values": float(np.float32(case.values[index])),
             "last": case.score if is_last else 0.0,
             "uniform": case.score / len(case.kept),
-            "attention": beta * case.score * float(np.float32(case.weights[index])) + (1 - beta) * case.score * is_last,
+            "attention": beta * case.score * float(np.float32(case.weights[index]))
+            + (1 - beta) * case.score * is_last,
             "discount": case.score * gamma ** (len(case.kept) - 1 - t),
         }[rule]
     return rewards
@@ -73,7 +75,10 @@ def rewards(rule: CreditName, case: Case, **credit: Any) -> np.ndarray:
 
 def close(actual: np.ndarray, expected: list[float]) -> bool:
     """Equal to within the rounding of a float32."""
-    return all(abs(float(a) - e) <= 1e-6 * max(abs(e), 1e-30) for a, e in zip(actual, expected, strict=True))
+    return all(
+        abs(float(a) - e) <= 1e-6 * max(abs(e), 1e-30)
+        for a, e in zip(actual, expected, strict=True)
+    )
 
 
 def tolerance(given_rewards: np.ndarray) -> float:
@@ -83,21 +88,27 @@ def tolerance(given_rewards: np.ndarray) -> float:
 
 @pytest.mark.parametrize("rule", RULES)
 @given(case=cases(), beta=FRACTIONS, gamma=FRACTIONS)
-def test_every_rule_gives_what_its_formula_says(case: Case, rule: CreditName, beta: float, gamma: float) -> None:
+def test_every_rule_gives_what_its_formula_says(
+    case: Case, rule: CreditName, beta: float, gamma: float
+) -> None:
     parameters = {"attention": {"beta": beta}, "discount": {"gamma": gamma}}.get(rule, {})
     assert close(rewards(rule, case, **parameters), oracle(rule, case, **parameters))
 
 
 @pytest.mark.parametrize("rule", RULES)
 @given(case=cases())
-def test_without_parameters_beta_is_the_papers_and_nothing_is_discounted(case: Case, rule: CreditName) -> None:
+def test_without_parameters_beta_is_the_papers_and_nothing_is_discounted(
+    case: Case, rule: CreditName
+) -> None:
     assert close(rewards(rule, case), oracle(rule, case, beta=0.8, gamma=1.0))
 
 
 @given(cases(), st.sampled_from(RULES))
 def test_a_masked_unit_gets_exactly_zero_whatever_the_rule(case: Case, rule: CreditName) -> None:
     given_rewards = rewards(rule, case, shift=3.0)
-    masked = [float(reward) for reward, flag in zip(given_rewards, case.keep, strict=True) if not flag]
+    masked = [
+        float(reward) for reward, flag in zip(given_rewards, case.keep, strict=True) if not flag
+    ]
     assert all(reward == 0 and math.copysign(1, reward) == 1 for reward in masked)
 
 
@@ -178,7 +189,13 @@ def test_with_values_scale_and_shift_act_on_each_value_and_leave_the_score(
 
 @pytest.mark.parametrize(
     ("score", "expected"),
-    [(3.0, 5.0), (2.0, 5.0), (1.0, 3.0), (0.0, 1.0), (-3.0, -1.0)],  # 2 * score + 1, then limited to [-1, 5]
+    [
+        (3.0, 5.0),
+        (2.0, 5.0),
+        (1.0, 3.0),
+        (0.0, 1.0),
+        (-3.0, -1.0),
+    ],  # 2 * score + 1, then limited to [-1, 5]
 )
 def test_the_clip_comes_after_scale_and_shift(score: float, expected: float) -> None:
     case = Case([True, True], score, [score, 0.0], [0.5, 0.5])
@@ -190,7 +207,9 @@ def test_the_clip_comes_after_scale_and_shift(score: float, expected: float) -> 
 
 
 @given(cases(), st.lists(NUMBERS, min_size=2, max_size=2).map(sorted))
-def test_clipped_values_lie_in_the_range_and_masked_ones_stay_zero(case: Case, clip: list[float]) -> None:
+def test_clipped_values_lie_in_the_range_and_masked_ones_stay_zero(
+    case: Case, clip: list[float]
+) -> None:
     for reward, flag in zip(rewards("values", case, clip=clip), case.keep, strict=True):
         assert clip[0] <= reward <= clip[1] if flag else reward == 0
 
@@ -210,7 +229,9 @@ def test_the_signals_are_not_written_to(case: Case, rule: CreditName) -> None:
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_what_does_not_fit_a_float32_is_infinite_and_not_the_largest_float(rule: CreditName) -> None:
+def test_what_does_not_fit_a_float32_is_infinite_and_not_the_largest_float(
+    rule: CreditName,
+) -> None:
     case = Case([True, False], 2.0, [2.0, 2.0], [1.0, 0.0])
     assert rewards(rule, case, scale=1e300).tolist() == [math.inf, 0.0]
 

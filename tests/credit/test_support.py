@@ -47,7 +47,9 @@ def test_a_credit_is_supported_exactly_if_the_scorer_gives_all_it_reads(
 
 @pytest.mark.parametrize("default", READS)
 def test_without_a_name_the_credit_is_the_scorers_default(default: CreditName) -> None:
-    assert check(Credit(), default=default, gives=frozenset({"values", "score", "weights"})) == default
+    assert (
+        check(Credit(), default=default, gives=frozenset({"values", "score", "weights"})) == default
+    )
 
 
 @pytest.mark.parametrize("name", READS)

@@ -6,11 +6,22 @@ import sys
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, GenerationConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GenerationConfig,
+)
 
 from tokenreward.demo import CHECKPOINTS, WEIGHTS, checkpoint_path
 
-FILES = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+FILES = {
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+}
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
@@ -30,17 +41,24 @@ def test_loads_with_no_weight_missing_or_left_over(name: str) -> None:
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_generation_ends_at_end_of_turn(name: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(checkpoint_path(name))
-    assert GenerationConfig.from_pretrained(checkpoint_path(name)).eos_token_id == tokenizer.eos_token_id
+    assert (
+        GenerationConfig.from_pretrained(checkpoint_path(name)).eos_token_id
+        == tokenizer.eos_token_id
+    )
 
 
 def test_reward_model_has_one_label_and_knows_its_padding() -> None:
     config = json.loads((checkpoint_path("rm") / "config.json").read_text())
     assert len(config["id2label"]) == 1
-    assert config["pad_token_id"] == AutoTokenizer.from_pretrained(checkpoint_path("rm")).pad_token_id
+    assert (
+        config["pad_token_id"] == AutoTokenizer.from_pretrained(checkpoint_path("rm")).pad_token_id
+    )
 
 
 def test_all_checkpoints_have_the_same_tokenizer() -> None:
-    assert len({(checkpoint_path(name) / "tokenizer.json").read_bytes() for name in CHECKPOINTS}) == 1
+    assert (
+        len({(checkpoint_path(name) / "tokenizer.json").read_bytes() for name in CHECKPOINTS}) == 1
+    )
 
 
 def test_everything_together_is_below_ten_megabytes() -> None:
@@ -53,6 +71,9 @@ def test_unknown_checkpoint_is_refused_by_name() -> None:
 
 
 def test_importing_the_demo_imports_no_torch_and_no_transformers() -> None:
-    code = "import sys, tokenreward.demo; print(sorted({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
+    code = (
+        "import sys, tokenreward.demo; print(sorted({'torch', 'transformers', 'numpy'} & "
+        "set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

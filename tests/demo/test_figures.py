@@ -1,4 +1,5 @@
-"""The figures: statistics are right, formulas hold, the embedded models reach what the model card claims."""
+"""The figures: statistics are right, formulas hold, the embedded models reach what the model card
+claims."""
 
 import re
 
@@ -54,7 +55,9 @@ def test_a_token_overlaps_when_a_character_is_shared() -> None:
     assert not overlaps((2, 4), [(4, 9), (0, 2)])
 
 
-def test_soft_bellman_telescopes_to_logprob_and_the_first_value(models: Models, pairs: list[Pair]) -> None:
+def test_soft_bellman_telescopes_to_logprob_and_the_first_value(
+    models: Models, pairs: list[Pair]
+) -> None:
     encoded = scoring.encode(models.tokenizer, user_turn(pairs[0]), pairs[0].faithful)
     logits = scoring.response_logits(models.sft, encoded)
     total = scoring.soft_bellman(logits, encoded.response_ids).sum()
@@ -65,11 +68,15 @@ def test_soft_bellman_telescopes_to_logprob_and_the_first_value(models: Models, 
 def test_attention_credit_sums_to_the_score(models: Models, pairs: list[Pair]) -> None:
     judged = judge(models, pairs[0], pairs[0].corrupted)
     for name in ("attention_dense", "uniform", "last"):
-        assert float(judged.rewards[name].sum()) == pytest.approx(judged.scores["reward_model"], rel=1e-4)
+        assert float(judged.rewards[name].sum()) == pytest.approx(
+            judged.scores["reward_model"], rel=1e-4
+        )
 
 
 @pytest.mark.parametrize("name", ["logprob mean", "soft_bellman mean", "reward_model"])
-def test_faithful_is_preferred_in_ninety_five_percent(figures: dict[str, Figure], name: str) -> None:
+def test_faithful_is_preferred_in_ninety_five_percent(
+    figures: dict[str, Figure], name: str
+) -> None:
     assert figures[f"pair: {name}"].mean >= 0.95
 
 
@@ -77,10 +84,14 @@ def test_low_logprob_points_at_the_wrong_characters(figures: dict[str, Figure]) 
     assert figures["token (differing): logprob"].mean >= 0.95
 
 
-def test_attention_points_at_the_wrong_characters_better_than_uniform_and_last(figures: dict[str, Figure]) -> None:
+def test_attention_points_at_the_wrong_characters_better_than_uniform_and_last(
+    figures: dict[str, Figure],
+) -> None:
     attention = figures["token (differing): attention_dense"]
     assert attention.mean >= 0.65
-    assert attention.low > max(figures[f"token (differing): {name}"].high for name in ("uniform", "last"))
+    assert attention.low > max(
+        figures[f"token (differing): {name}"].high for name in ("uniform", "last")
+    )
 
 
 def test_attention_prefers_wrong_values_over_right_ones(figures: dict[str, Figure]) -> None:
@@ -89,9 +100,12 @@ def test_attention_prefers_wrong_values_over_right_ones(figures: dict[str, Figur
 
 
 def test_model_card_reports_what_the_models_do(figures: dict[str, Figure]) -> None:
-    """The card's figures are of more pairs; these few hundred must agree within what so few can tell."""
+    """The card's figures are of more pairs; these few hundred must agree within what so few can
+    tell."""
     card = (WEIGHTS.parent / "MODEL_CARD.md").read_text()
-    rows = re.findall(r"^\| ([^|]+) \| ([-\d.]+) \| [-\d.]+ to [-\d.]+ \| (\d+) \|$", card, re.MULTILINE)
+    rows = re.findall(
+        r"^\| ([^|]+) \| ([-\d.]+) \| [-\d.]+ to [-\d.]+ \| (\d+) \|$", card, re.MULTILINE
+    )
     assert {name for name, _, _ in rows} == set(figures)
     for name, mean, count in rows:
         assert int(count) >= 500

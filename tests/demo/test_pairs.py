@@ -1,4 +1,5 @@
-"""The file of held-out pairs: the pairs that the model card is about, with their wrong characters."""
+"""The file of held-out pairs: the pairs that the model card is about, with their wrong
+characters."""
 
 import json
 import subprocess
@@ -25,14 +26,18 @@ def test_lines_are_the_held_out_pairs(capsys: pytest.CaptureFixture[str]) -> Non
     assert [(line["prompt"], line["chosen"], line["rejected"]) for line in lines] == [
         (user_turn(pair), pair.faithful, pair.corrupted) for pair in expected
     ]
-    assert [line["rejected_flagged"] for line in lines] == [list(map(list, pair.differing)) for pair in expected]
+    assert [line["rejected_flagged"] for line in lines] == [
+        list(map(list, pair.differing)) for pair in expected
+    ]
     assert {line["subset"] for line in lines} >= {"two facts", "salary"}
 
 
 def test_whole_values_may_be_flagged_instead(capsys: pytest.CaptureFixture[str]) -> None:
     lines = written(capsys, "--pairs", "9", "--seed", "5", "--flag", "value")
     expected = sample_pairs(9, 5, "held_out")
-    assert [line["rejected_flagged"] for line in lines] == [list(map(list, pair.whole_values)) for pair in expected]
+    assert [line["rejected_flagged"] for line in lines] == [
+        list(map(list, pair.whole_values)) for pair in expected
+    ]
 
 
 def test_eval_reads_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -45,7 +50,8 @@ def test_eval_reads_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 def test_command_loads_no_torch() -> None:
     code = (
-        f"import sys; sys.path[:0] = {sys.path!r}; from tokenreward.demo import pairs; pairs.main(['--pairs', '1'])\n"
+        f"import sys; sys.path[:0] = {sys.path!r}; from tokenreward.demo import pairs; "
+        "pairs.main(['--pairs', '1'])\n"
     )
     code += "print('torch' in sys.modules, 'transformers' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -66,7 +66,9 @@ def test_conversation_is_prompt_then_response_then_end_of_turn() -> None:
     """What a service builds from parts is what the template writes in one go."""
     pair = sample_pairs(1, seed=0)[0]
     prompt = [{"role": "user", "content": pair.prompt}]
-    whole = TOKENIZER.apply_chat_template([*prompt, {"role": "assistant", "content": pair.faithful}], return_dict=False)
+    whole = TOKENIZER.apply_chat_template(
+        [*prompt, {"role": "assistant", "content": pair.faithful}], return_dict=False
+    )
     opening = TOKENIZER.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
     response = TOKENIZER(pair.faithful, add_special_tokens=False)["input_ids"]
     assert whole == opening + response + [TOKENIZER.eos_token_id]
@@ -84,6 +86,10 @@ def test_digits_are_tokens_of_their_own() -> None:
 
 @pytest.mark.parametrize("field", values.DRAWS)
 def test_at_least_thirty_percent_of_the_values_take_several_tokens(field: str) -> None:
-    found = [value for pair in sample_pairs(300, seed=1) for name, value in pair.facts if name == field]
-    several = [value for value in found if len(TOKENIZER.tokenize(f" {value}")) > 1 + (value[0].isdigit())]
+    found = [
+        value for pair in sample_pairs(300, seed=1) for name, value in pair.facts if name == field
+    ]
+    several = [
+        value for value in found if len(TOKENIZER.tokenize(f" {value}")) > 1 + (value[0].isdigit())
+    ]
     assert len(several) >= 0.3 * len(found)

@@ -1,4 +1,5 @@
-"""The generator: what is called wrong is wrong, and nothing but the prompt tells wrong from right."""
+"""The generator: what is called wrong is wrong, and nothing but the prompt tells wrong from
+right."""
 
 import random
 import re
@@ -23,7 +24,10 @@ def test_same_seed_gives_the_same_pairs() -> None:
 def test_prompt_holds_every_right_value_that_the_response_restates() -> None:
     for pair in PAIRS[:500]:
         assert all(value in pair.prompt for _, value in pair.facts)
-        assert all(error.right in pair.faithful and (error.field, error.right) in pair.facts for error in pair.errors)
+        assert all(
+            error.right in pair.faithful and (error.field, error.right) in pair.facts
+            for error in pair.errors
+        )
 
 
 def test_corrupted_is_faithful_with_the_errors_put_in() -> None:
@@ -45,7 +49,9 @@ def test_differing_ranges_lie_inside_the_wrong_value_and_are_not_empty() -> None
     for pair in PAIRS:
         for error in pair.errors:
             assert error.differing
-            assert all(error.value[0] <= first < last <= error.value[1] for first, last in error.differing)
+            assert all(
+                error.value[0] <= first < last <= error.value[1] for first, last in error.differing
+            )
 
 
 @pytest.mark.parametrize(
@@ -76,7 +82,9 @@ def test_held_out_shares_no_tuple_of_facts_with_train() -> None:
     held_out = sample_pairs(1000, seed=11, split="held_out")
     assert all(split_of(pair.facts) == "held_out" for pair in held_out)
     assert all(split_of(pair.facts) == "train" for pair in PAIRS)
-    assert not {frozenset(pair.facts) for pair in held_out} & {frozenset(pair.facts) for pair in PAIRS}
+    assert not {frozenset(pair.facts) for pair in held_out} & {
+        frozenset(pair.facts) for pair in PAIRS
+    }
 
 
 def test_split_does_not_depend_on_the_order_of_the_facts() -> None:
@@ -90,7 +98,9 @@ def test_right_and_wrong_values_are_exchangeable() -> None:
     for field in values.DRAWS:
         couples = [(error.right, error.wrong) for error in errors if error.field == field]
         for statistic in (str, len, lambda text: sum(map(ord, text)), lambda text: text[-2:]):
-            signs = [(statistic(a) > statistic(b)) - (statistic(a) < statistic(b)) for a, b in couples]
+            signs = [
+                (statistic(a) > statistic(b)) - (statistic(a) < statistic(b)) for a, b in couples
+            ]
             spread = sum(map(abs, signs)) ** 0.5
             assert abs(sum(signs)) <= 4 * max(spread, 1), field
 
@@ -112,19 +122,29 @@ def test_place_of_the_error_is_uniform_over_the_slots() -> None:
 
 
 def _wrong_places(pair: Pair) -> list[bool]:
-    """For each fact that the response restates, in order, whether the corrupted response has it wrong."""
+    """For each fact that the response restates, in order, whether the corrupted response has it
+    wrong."""
     wrong = {error.field for error in pair.errors}
-    found = {field: re.search(rf"(?<!\w){re.escape(value)}(?!\w)", pair.faithful) for field, value in pair.facts}
+    found = {
+        field: re.search(rf"(?<!\w){re.escape(value)}(?!\w)", pair.faithful)
+        for field, value in pair.facts
+    }
     restated = sorted((match.start(), field) for field, match in found.items() if match)
     return [field in wrong for _, field in restated]
 
 
 def test_no_sentence_begins_with_a_slot() -> None:
-    assert not [text for text in phrasing.JOB_SENTENCES + phrasing.TERMS_SENTENCES if text.startswith("{")]
+    assert not [
+        text for text in phrasing.JOB_SENTENCES + phrasing.TERMS_SENTENCES if text.startswith("{")
+    ]
 
 
 def test_every_field_is_restated_by_some_sentence() -> None:
-    mentioned = {slot for text in phrasing.JOB_SENTENCES + phrasing.TERMS_SENTENCES for slot in phrasing.slots(text)}
+    mentioned = {
+        slot
+        for text in phrasing.JOB_SENTENCES + phrasing.TERMS_SENTENCES
+        for slot in phrasing.slots(text)
+    }
     assert mentioned == set(values.DRAWS) == set(phrasing.LABELS)
 
 

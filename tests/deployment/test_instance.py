@@ -17,12 +17,14 @@ TRACE = """A replica failed to start with exception. Retrying 2 more time(s). Er
 RuntimeError: Traceback (most recent call last):
   File "engine.py", line 2, in load
     raise CheckpointRefused("...")
-tokenreward.models.checkpoint.CheckpointRefused: no such checkpoint: /nowhere
+tokenreward.checkpoints.checkpoint.CheckpointRefused: no such checkpoint: /nowhere
 Try another one."""
 
 
 def application(status: str, message: str = "") -> Any:
-    return SimpleNamespace(status=status, message="", deployments={"Replica": SimpleNamespace(message=message)})
+    return SimpleNamespace(
+        status=status, message="", deployments={"Replica": SimpleNamespace(message=message)}
+    )
 
 
 def test_reason_is_the_exception_alone_with_all_its_lines() -> None:

@@ -1,4 +1,5 @@
-"""Every variable of `deploy/node.env` is one the installed Ray reads; a name that it no longer knows fails here."""
+"""Every variable of `deploy/node.env` is one the installed Ray reads; a name that it no longer
+knows fails here."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-import nodes
+from fakes import nodes
 
 RAY = Path(next(iter(importlib.util.find_spec("ray").submodule_search_locations)))  # type: ignore[union-attr, arg-type]
 SERVE_CONSTANTS = (RAY / "serve" / "_private" / "constants.py").read_text(encoding="utf-8")
@@ -22,13 +23,15 @@ ENVIRONMENT = nodes.environment()
 
 
 def read_by_serve(name: str) -> bool:
-    """Whether Ray Serve asks the environment for it; that a constant bears the name would not do."""
+    """Whether Ray Serve asks the environment for it; that a constant bears the name would not
+    do."""
     asks = rf"(environ\.get|getenv|get_env_\w+)\(\s*(#[^\n]*\n\s*)*[\"']{name}[\"']"
     return re.search(asks, SERVE_CONSTANTS) is not None
 
 
 def read_by_core(name: str) -> bool:
-    """Whether it is a setting of Ray's C++ core, which asks the environment for RAY_ before its settings' names."""
+    """Whether it is a setting of Ray's C++ core, which asks the environment for RAY_ before its
+    settings' names."""
     return name.encode() in GCS_SERVER.read_bytes()
 
 
@@ -37,12 +40,16 @@ def test_ray_serve_reads_the_variable(name: str) -> None:
     assert read_by_serve(name)
 
 
-@pytest.mark.parametrize("name", [name for name in ENVIRONMENT if not name.startswith("RAY_SERVE_")])
+@pytest.mark.parametrize(
+    "name", [name for name in ENVIRONMENT if not name.startswith("RAY_SERVE_")]
+)
 def test_ray_reads_the_variable(name: str) -> None:
     assert read_by_core(name) or f'"{name}"' in USAGE_CONSTANTS
 
 
-@pytest.mark.parametrize("name", ["RAY_SERVE_ENABLE_HAPROXY", "RAY_SERVE_NO_REPLICAS_MESSAGE", "RAY_worker_nicenesses"])
+@pytest.mark.parametrize(
+    "name", ["RAY_SERVE_ENABLE_HAPROXY", "RAY_SERVE_NO_REPLICAS_MESSAGE", "RAY_worker_nicenesses"]
+)
 def test_a_name_that_ray_does_not_know_is_found_out(name: str) -> None:
     assert not read_by_serve(name)
     assert not read_by_core(name)
@@ -52,7 +59,8 @@ def test_the_modes_that_the_file_is_for_are_on() -> None:
     code = (
         "from ray.serve._private import constants as ray;"
         "assert ray.RAY_SERVE_ENABLE_HA_PROXY and ray.RAY_SERVE_THROUGHPUT_OPTIMIZED;"
-        "assert ray.RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD and ray.RAY_SERVE_ENABLE_DIRECT_INGRESS;"
+        "assert ray.RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD and "
+        "ray.RAY_SERVE_ENABLE_DIRECT_INGRESS;"
         "assert (ray.PROXY_HEALTH_CHECK_PERIOD_S, ray.PROXY_HEALTH_CHECK_TIMEOUT_S) == (1.0, 2.0)"
     )
     subprocess.run([sys.executable, "-c", code], env={**ENVIRONMENT, "PATH": ""}, check=True)
@@ -70,11 +78,18 @@ def test_serve_on_one_machine_leaves_them_as_they_are() -> None:
 
 def test_a_shell_reads_what_we_read() -> None:
     command, bare = f"set -a; . {nodes.NODE_ENV}; set +a; env", {"PATH": "/usr/bin:/bin"}
-    shell = subprocess.run(["sh", "-c", command], env=bare, capture_output=True, text=True, check=True)
-    assert ENVIRONMENT.items() <= dict(line.split("=", 1) for line in shell.stdout.splitlines()).items()
+    shell = subprocess.run(
+        ["sh", "-c", command], env=bare, capture_output=True, text=True, check=True
+    )
+    assert (
+        ENVIRONMENT.items()
+        <= dict(line.split("=", 1) for line in shell.stdout.splitlines()).items()
+    )
 
 
 def test_no_secret_and_no_switch_stands_without_a_reason() -> None:
     assert not any("TOKEN" in name or "KEY" in name for name in ENVIRONMENT)
     paragraphs = nodes.NODE_ENV.read_text(encoding="utf-8").strip().split("\n\n")[1:]
-    assert all(paragraph.startswith("# ") and "=" in paragraph.splitlines()[-1] for paragraph in paragraphs)
+    assert all(
+        paragraph.startswith("# ") and "=" in paragraph.splitlines()[-1] for paragraph in paragraphs
+    )

@@ -1,4 +1,5 @@
-"""Ray Serve's config from settings: valid, complete, and changed only where a change may be made in place."""
+"""Ray Serve's config from settings: valid, complete, and changed only where a change may be made in
+place."""
 
 from __future__ import annotations
 
@@ -13,8 +14,14 @@ from ray.serve.schema import ServeDeploySchema
 
 from tokenreward.cli import schema
 from tokenreward.deployment.plan import internal_url, needed_cpus, rules_of, serve_config
-from tokenreward.gateway import Route
-from tokenreward.settings import DeploymentSettings, Settings, demo_settings, load_settings, parse_settings
+from tokenreward.http.gateway import Route
+from tokenreward.settings import (
+    DeploymentSettings,
+    Settings,
+    demo_settings,
+    load_settings,
+    parse_settings,
+)
 
 
 def changed(settings: Settings, **fields: Any) -> Settings:
@@ -36,7 +43,9 @@ def test_import_paths_lead_to_builders() -> None:
 
 
 def test_gateway_is_told_where_every_scorer_lives() -> None:
-    (gateway,) = [app for app in serve_config(demo_settings())["applications"] if app["route_prefix"] == "/"]
+    (gateway,) = [
+        app for app in serve_config(demo_settings())["applications"] if app["route_prefix"] == "/"
+    ]
     assert {name: Route(**route) for name, route in gateway["args"]["routes"].items()} == {
         "endogenous": Route("sft", "endogenous"),
         "logprob": Route("sft", "endogenous"),
@@ -56,16 +65,31 @@ def test_gateway_is_told_who_asks_whom_for_a_score() -> None:
         {"type": "my.own:Spread", "name": "spread", "options": {"score_from": "reward_model"}},
     ]
     settings = changed(demo_settings(), scorers=scorers)
-    (gateway,) = [app for app in serve_config(settings)["applications"] if app["route_prefix"] == "/"]
-    assert Route(**gateway["args"]["routes"]["spread"]) == Route("sft", "my.own:Spread", score_from="reward_model")
+    (gateway,) = [
+        app for app in serve_config(settings)["applications"] if app["route_prefix"] == "/"
+    ]
+    assert Route(**gateway["args"]["routes"]["spread"]) == Route(
+        "sft", "my.own:Spread", score_from="reward_model"
+    )
 
 
 def test_replica_gets_back_the_settings_it_was_planned_with() -> None:
-    settings = changed(demo_settings(), dtype="bfloat16", num_cpus=2, num_replicas=3, version=7, max_batch_tokens=99)
+    settings = changed(
+        demo_settings(),
+        dtype="bfloat16",
+        num_cpus=2,
+        num_replicas=3,
+        version=7,
+        max_batch_tokens=99,
+    )
     planned = serve_config(settings)["applications"][1]
     (options,) = planned["deployments"]
     rebuilt = DeploymentSettings.model_validate(
-        {**planned["args"]["deployment"], **options["user_config"], "num_replicas": options["num_replicas"]}
+        {
+            **planned["args"]["deployment"],
+            **options["user_config"],
+            "num_replicas": options["num_replicas"],
+        }
     )
     assert rebuilt == settings.deployments[0]
     assert options["ray_actor_options"] == {"num_cpus": 2, "num_gpus": 0}
@@ -73,13 +97,26 @@ def test_replica_gets_back_the_settings_it_was_planned_with() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"num_replicas": 5}, {"version": 2}, {"checkpoint": "elsewhere"}, {"max_concurrent_requests": 7}]
+    "change",
+    [
+        {"num_replicas": 5},
+        {"version": 2},
+        {"checkpoint": "elsewhere"},
+        {"max_concurrent_requests": 7},
+    ],
 )
-def test_change_in_place_leaves_args_alone_so_that_no_replica_restarts(change: dict[str, Any]) -> None:
-    before, after = (serve_config(s)["applications"] for s in (demo_settings(), changed(demo_settings(), **change)))
+def test_change_in_place_leaves_args_alone_so_that_no_replica_restarts(
+    change: dict[str, Any],
+) -> None:
+    before, after = (
+        serve_config(s)["applications"]
+        for s in (demo_settings(), changed(demo_settings(), **change))
+    )
     assert before != after
     restarting = ("args", "import_path", "route_prefix")
-    assert [[app[key] for key in restarting] for app in before] == [[app[key] for key in restarting] for app in after]
+    assert [[app[key] for key in restarting] for app in before] == [
+        [app[key] for key in restarting] for app in after
+    ]
     assert [app["deployments"][0]["ray_actor_options"] for app in before] == [
         app["deployments"][0]["ray_actor_options"] for app in after
     ]
@@ -96,7 +133,9 @@ def test_keys_travel_as_a_file_name_and_never_as_keys(tmp_path: Path) -> None:
 
 
 def test_all_replicas_fit_on_the_private_instance() -> None:
-    assert needed_cpus(changed(demo_settings(), num_replicas=3, num_cpus=0.5)) == 4  # 3 x 0.5 + 2 x 1 + 0.1
+    assert (
+        needed_cpus(changed(demo_settings(), num_replicas=3, num_cpus=0.5)) == 4
+    )  # 3 x 0.5 + 2 x 1 + 0.1
 
 
 @pytest.mark.parametrize(
@@ -112,7 +151,9 @@ def test_service_reaches_itself(host: str, url: str) -> None:
     assert internal_url(parse_settings({**demo_settings().model_dump(), "host": host})) == url
 
 
-def test_printed_config_is_yaml_that_ray_deploys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_printed_config_is_yaml_that_ray_deploys(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "service.yaml"
     file.write_text(yaml.safe_dump(demo_settings().model_dump(mode="json", exclude_defaults=True)))
     parser = argparse.ArgumentParser()

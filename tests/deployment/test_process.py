@@ -1,4 +1,5 @@
-"""What a replica's process sets for itself, and that weights which are replaced leave a process that froze them."""
+"""What a replica's process sets for itself, and that weights which are replaced leave a process
+that froze them."""
 
 from __future__ import annotations
 
@@ -35,7 +36,12 @@ def this_process() -> Iterator[None]:
 def replica(this_process: None, language_model: Path) -> Any:
     """The class that Ray wraps, without Ray."""
     rules = {"max_body_bytes": 1000, "max_request_items": 8, "request_timeout_s": 30.0}
-    deployment = {"name": "lm", "task": "causal_lm", "device": "cpu", "scorers": [{"type": "endogenous"}]}
+    deployment = {
+        "name": "lm",
+        "task": "causal_lm",
+        "device": "cpu",
+        "scorers": [{"type": "endogenous"}],
+    }
     mine = Replica.func_or_class.__mro__[1]
     replica = object.__new__(mine)
     mine.__init__(replica, {"rules": rules, "api_keys_file": None, "deployment": deployment})
@@ -45,12 +51,17 @@ def replica(this_process: None, language_model: Path) -> Any:
 @pytest.mark.parametrize(("num_cpus", "threads"), [(0.5, 1), (1, 1), (1.5, 1), (2, 2), (2.5, 2)])
 def test_torch_gets_as_many_threads_as_the_replica_has_cpus(num_cpus: float, threads: int) -> None:
     code = (
-        "import sys; from tokenreward.deployment.process import compute_on; assert 'torch' not in sys.modules;"
+        "import sys; from tokenreward.deployment.process import compute_on; assert 'torch' not in "
+        "sys.modules;"
         f"compute_on({num_cpus}); import torch; print(torch.get_num_threads())"
     )
     wrong = {**os.environ, "OMP_NUM_THREADS": "7"}
-    done = subprocess.run([sys.executable, "-c", code], env=wrong, capture_output=True, text=True, check=True)
-    assert int(done.stdout) == min(threads, os.cpu_count() or 1)  # torch takes no more than there are
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=wrong, capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) == min(
+        threads, os.cpu_count() or 1
+    )  # torch takes no more than there are
 
 
 def test_turns_are_short_and_searches_for_garbage_rare(this_process: None) -> None:
@@ -59,14 +70,21 @@ def test_turns_are_short_and_searches_for_garbage_rare(this_process: None) -> No
     assert gc.get_threshold()[0] >= 10_000
 
 
-async def test_replaced_weights_are_freed_although_they_were_frozen(replica: Any, language_model: Path) -> None:
+async def test_replaced_weights_are_freed_although_they_were_frozen(
+    replica: Any, language_model: Path
+) -> None:
     versions = [{"checkpoint": str(language_model), "version": version} for version in (1, 2, 3)]
     await replica.reconfigure(versions[0])
     frozen = gc.get_freeze_count()
     assert frozen > 100_000
     for version in versions[1:]:
         old = replica._slot.engine
-        await old.score(parse(RewardsRequest, {"scorer": "endogenous", "items": [{"prompt": [5], "response": [6]}]}))
+        await old.score(
+            parse(
+                RewardsRequest,
+                {"scorer": "endogenous", "items": [{"prompt": [5], "response": [6]}]},
+            )
+        )
         old.itself = old  # a cycle, as a checkpoint's own code may make them
         gone = [weakref.ref(old), weakref.ref(old._checkpoint.model)]
         del old

@@ -1,4 +1,5 @@
-"""The Kubernetes manifest says what node.env, cluster.yaml and Ray's schema say, so that it cannot fall behind them."""
+"""The Kubernetes manifest says what node.env, cluster.yaml and Ray's schema say, so that it cannot
+fall behind them."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ import ray
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
-import nodes
+from fakes import nodes
 from tokenreward import __version__
 from tokenreward.deployment.plan import serve_config
 from tokenreward.settings import load_settings
@@ -32,19 +33,27 @@ def container(group: Any) -> Any:
 def test_serve_config_is_the_plan_of_the_config_beside_it() -> None:
     config = yaml.safe_load(SERVICE["spec"]["serveConfigV2"])
     assert config == json.loads(json.dumps(serve_config(SETTINGS)))
-    assert len(ServeDeploySchema.model_validate(config).applications) == 1 + len(SETTINGS.deployments) == 3
+    assert (
+        len(ServeDeploySchema.model_validate(config).applications)
+        == 1 + len(SETTINGS.deployments)
+        == 3
+    )
 
 
 @pytest.mark.parametrize("group", [HEAD, WORKERS], ids=["head", "workers"])
 def test_every_pod_has_the_nodes_environment(group: Any) -> None:
-    assert {entry["name"]: entry["value"] for entry in container(group)["env"]} == nodes.environment()
+    assert {
+        entry["name"]: entry["value"] for entry in container(group)["env"]
+    } == nodes.environment()
     assert len(container(group)["env"]) == len(nodes.environment())
 
 
 @pytest.mark.parametrize("group", [HEAD, WORKERS], ids=["head", "workers"])
 def test_every_pod_can_read_the_keys_and_has_shared_memory_for_the_object_store(group: Any) -> None:
     volumes = {volume["name"]: volume for volume in group["template"]["spec"]["volumes"]}
-    places = {mount["mountPath"]: volumes[mount["name"]] for mount in container(group)["volumeMounts"]}
+    places = {
+        mount["mountPath"]: volumes[mount["name"]] for mount in container(group)["volumeMounts"]
+    }
     assert places["/dev/shm"]["emptyDir"]["medium"] == "Memory"  # noqa: S108 - a mount
     assert int(group["rayStartParams"]["object-store-memory"]) < 2**30
     assert places["/dev/shm"]["emptyDir"]["sizeLimit"] == "1Gi"  # noqa: S108
@@ -55,7 +64,9 @@ def test_every_pod_can_read_the_keys_and_has_shared_memory_for_the_object_store(
 def test_the_head_serves_nobody_and_the_workers_have_room_for_every_replica() -> None:
     assert HEAD["rayStartParams"]["num-cpus"] == "0"
     assert SERVICE["spec"]["excludeHeadPodFromServeSvc"] is True
-    wanted = SETTINGS.gateway_num_cpus + sum(d.num_replicas * d.num_cpus for d in SETTINGS.deployments)
+    wanted = SETTINGS.gateway_num_cpus + sum(
+        d.num_replicas * d.num_cpus for d in SETTINGS.deployments
+    )
     assert WORKERS["replicas"] * int(container(WORKERS)["resources"]["limits"]["cpu"]) >= wanted
 
 
@@ -63,7 +74,10 @@ def test_pods_are_probed_over_http_because_the_image_has_no_wget() -> None:
     for group in (HEAD, WORKERS):
         for probe in ("livenessProbe", "readinessProbe"):
             assert set(container(group)[probe]) & {"exec", "httpGet", "tcpSocket"} == {"httpGet"}
-    assert container(WORKERS)["readinessProbe"]["httpGet"] == {"path": "/-/healthz", "port": SETTINGS.port}
+    assert container(WORKERS)["readinessProbe"]["httpGet"] == {
+        "path": "/-/healthz",
+        "port": SETTINGS.port,
+    }
 
 
 def test_replicas_of_other_nodes_can_be_reached() -> None:

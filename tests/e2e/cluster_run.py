@@ -1,9 +1,10 @@
-"""A cluster of one node, started by the README's own commands in a namespace of its own, asked a few things, stopped.
+"""A cluster of one node, started by the README's own commands in a namespace of its own, asked a
+few things, stopped.
 
     python cluster_run.py FOLDER
 
-FOLDER holds `commands.sh` and all that it names, `keys`, and `questions.json`: name -> [method, path, arguments for
-httpx]. What came back goes to `answers.json`. It judges nothing.
+FOLDER holds `commands.sh` and all that it names, `keys`, and `questions.json`: name -> [method,
+path, arguments for httpx]. What came back goes to `answers.json`. It judges nothing.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from typing import Any
 import httpx
 import psutil
 
-import callers
-from listeners import is_loopback, wants_the_token
+from fakes import callers
+from fakes.listeners import is_loopback, wants_the_token
 
 URL = "http://127.0.0.1:8000"
 
@@ -56,12 +57,15 @@ def ask(method: str, path: str, arguments: dict[str, Any]) -> dict[str, Any]:
 
 async def come_and_go(folder: Path) -> callers.Outcome:
     key = {"authorization": f"Bearer {(folder / 'keys').read_text().strip()}"}
-    async with httpx.AsyncClient(base_url=URL, headers=key, timeout=callers.PATIENCE_S, trust_env=False) as client:
+    async with httpx.AsyncClient(
+        base_url=URL, headers=key, timeout=callers.PATIENCE_S, trust_env=False
+    ) as client:
         return await callers.come_and_go(client, "rm")
 
 
 def open_listeners() -> list[tuple[str, int, bool]]:
-    """Of every process here: its name, the port that is not on loopback alone, whether that wants Ray's token."""
+    """Of every process here: its name, the port that is not on loopback alone, whether that wants
+    Ray's token."""
     found = {
         (name(process), connection.laddr.port)
         for process in psutil.process_iter()

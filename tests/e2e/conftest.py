@@ -1,4 +1,5 @@
-"""The whole service as a user starts it: `tokenreward serve` in a process group of its own, as a terminal would."""
+"""The whole service as a user starts it: `tokenreward serve` in a process group of its own, as a
+terminal would."""
 
 from __future__ import annotations
 
@@ -15,8 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-import tiny
-import web
+from fakes import tiny, web
 
 START_S = 240.0
 
@@ -52,8 +52,14 @@ class Service:
 
 def launch(output: Path, arguments: Sequence[str], *, port: int = 0) -> Service:
     command = [sys.executable, "-m", "tokenreward.cli", "serve", *arguments]
-    modules = os.pathsep.join([str(Path(tiny.__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "PYTHONPATH": modules, "OMP_NUM_THREADS": "7"}  # what replicas set for themselves wins
+    modules = os.pathsep.join(
+        [str(Path(tiny.__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
+    environment = {
+        **os.environ,
+        "PYTHONPATH": modules,
+        "OMP_NUM_THREADS": "7",
+    }  # what replicas set for themselves wins
     how = {"stderr": subprocess.STDOUT, "start_new_session": True, "text": True, "env": environment}
     with output.open("w") as sink:
         process = subprocess.Popen(command, stdout=sink, **how)  # type: ignore[call-overload]
@@ -94,11 +100,20 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     two = {"type": "constant", "name": "two", "options": {"value": 2.0}}
     rm = [{"type": "reward_model"}, two, {"type": "process_facts:Scorer", "name": "facts"}]
     deployments = [
-        {"name": "lm", "checkpoint": "lm", "task": "causal_lm", "num_replicas": 2, "num_cpus": 0.5, "scorers": lm},
+        {
+            "name": "lm",
+            "checkpoint": "lm",
+            "task": "causal_lm",
+            "num_replicas": 2,
+            "num_cpus": 0.5,
+            "scorers": lm,
+        },
         {"name": "rm", "checkpoint": "rm", "task": "reward_model", "num_cpus": 0.5, "scorers": rm},
     ]
     file = folder / "service.yaml"
-    file.write_text(json.dumps({"deployments": deployments, "max_body_bytes": 1_000_000}))  # JSON is YAML
+    file.write_text(
+        json.dumps({"deployments": deployments, "max_body_bytes": 1_000_000})
+    )  # JSON is YAML
     return file
 
 

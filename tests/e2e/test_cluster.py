@@ -1,4 +1,5 @@
-"""The README's way onto a cluster, taken in a namespace of its own: HAProxy, keys, the same numbers, nothing left."""
+"""The README's way onto a cluster, taken in a namespace of its own: HAProxy, keys, the same
+numbers, nothing left."""
 
 from __future__ import annotations
 
@@ -17,9 +18,7 @@ import numpy as np
 import psutil
 import pytest
 
-import namespace
-import nodes
-import tiny
+from fakes import namespace, nodes, tiny
 from tokenreward.settings import load_settings
 from tokenreward.wire import RewardsRequest, parse
 
@@ -28,7 +27,8 @@ RUN = Path(__file__).with_name("cluster_run.py")
 ITEM = {"prompt": [5, 6, 7], "response": [8, 9, 10, 11]}
 MANY, LONG = 4000, 100
 WITH_KEY = {"headers": {"authorization": "Bearer sesame"}}
-# HAProxy's HTTP, statistics and metrics, and the Python proxy behind it: what node.env says of them.
+# HAProxy's HTTP, statistics and metrics, and the Python proxy behind it: what node.env says of
+# them.
 HTTP_PORTS = {8000, 8404, 9101, 8500}
 REPLICA_PORTS = range(30_000, 31_001)
 
@@ -53,25 +53,47 @@ def large() -> dict[str, Any]:
 
 
 QUESTIONS: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "front": ("POST", "/v1/rewards", {**WITH_KEY, "json": {"scorer": "endogenous", "items": [ITEM]}}),
-    "direct": ("POST", "/d/lm/v1/rewards", {**WITH_KEY, "json": {"scorer": "endogenous", "items": [ITEM]}}),
-    "both": ("POST", "/v1/rewards", {**WITH_KEY, "json": {"scorers": ["endogenous", "reward_model"], "items": [ITEM]}}),
+    "front": (
+        "POST",
+        "/v1/rewards",
+        {**WITH_KEY, "json": {"scorer": "endogenous", "items": [ITEM]}},
+    ),
+    "direct": (
+        "POST",
+        "/d/lm/v1/rewards",
+        {**WITH_KEY, "json": {"scorer": "endogenous", "items": [ITEM]}},
+    ),
+    "both": (
+        "POST",
+        "/v1/rewards",
+        {**WITH_KEY, "json": {"scorers": ["endogenous", "reward_model"], "items": [ITEM]}},
+    ),
     "large": ("POST", "/v1/rewards", large()),
     "no key": ("POST", "/v1/rewards", {"json": {"scorer": "endogenous", "items": [ITEM]}}),
-    "wrong key": ("POST", "/d/lm/v1/rewards", {"headers": {"authorization": "Bearer simsim"}, "json": {}}),
+    "wrong key": (
+        "POST",
+        "/d/lm/v1/rewards",
+        {"headers": {"authorization": "Bearer simsim"}, "json": {}},
+    ),
     "wrong route": ("GET", "/d/lm/v1/nowhere", WITH_KEY),
     "late": (
         "POST",
         "/v1/rewards",
         {
             "headers": {**WITH_KEY["headers"], "x-request-timeout-seconds": "0.5"},
-            "json": {"scorer": "endogenous", "items": [{"prompt": [5] * 200, "response": [6] * 250}] * 400},
+            "json": {
+                "scorer": "endogenous",
+                "items": [{"prompt": [5] * 200, "response": [6] * 250}] * 400,
+            },
         },
     ),
     "named": (
         "POST",
         "/v1/rewards",
-        {"headers": {**WITH_KEY["headers"], "x-request-id": "mine-1"}, "json": {"scorer": "pi", "items": [ITEM]}},
+        {
+            "headers": {**WITH_KEY["headers"], "x-request-id": "mine-1"},
+            "json": {"scorer": "pi", "items": [ITEM]},
+        },
     ),
     "facts": ("POST", "/v1/rewards", {**WITH_KEY, "json": {"scorer": "facts", "items": [ITEM]}}),
     "metrics": ("GET", "/metrics", WITH_KEY),
@@ -94,9 +116,17 @@ def folder() -> Iterator[Path]:
 def answers(folder: Path) -> dict[str, Any]:
     """What the cluster said to each of QUESTIONS, and what it left."""
     prepare(folder)
-    path = os.pathsep.join([str(folder / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
+    path = os.pathsep.join(
+        [str(folder / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]]
+    )
     modules = os.pathsep.join([str(ROOT / name) for name in ("service", "clients", "tests")])
-    ours = {"PATH": path, "PYTHONPATH": modules, "HOME": str(folder), "RAY_TMPDIR": str(folder), "OMP_NUM_THREADS": "7"}
+    ours = {
+        "PATH": path,
+        "PYTHONPATH": modules,
+        "HOME": str(folder),
+        "RAY_TMPDIR": str(folder),
+        "OMP_NUM_THREADS": "7",
+    }
     environment = {**os.environ, **ours}
     try:
         inside = namespace.command([sys.executable, str(RUN), str(folder)])
@@ -119,19 +149,33 @@ def prepare(folder: Path) -> None:
     (folder / "questions.json").write_text(json.dumps(QUESTIONS))
     (folder / "keys").write_text("sesame\n")
     (folder / "bin").mkdir()
-    (folder / "bin" / "tokenreward").write_text(f'#!/bin/sh\nexec {sys.executable} -m tokenreward.cli "$@"\n')
+    (folder / "bin" / "tokenreward").write_text(
+        f'#!/bin/sh\nexec {sys.executable} -m tokenreward.cli "$@"\n'
+    )
     (folder / "bin" / "tokenreward").chmod(0o755)
     tiny.save(folder / "lm")
     tiny.save(folder / "rm", task="reward_model")
-    lm = [{"type": "endogenous"}, {"type": "constant", "name": "pi", "options": {"value": 3.14159265}}]
+    lm = [
+        {"type": "endogenous"},
+        {"type": "constant", "name": "pi", "options": {"value": 3.14159265}},
+    ]
     deployments = [
-        {"name": "lm", "checkpoint": str(folder / "lm"), "task": "causal_lm", "num_cpus": 0.4, "scorers": lm},
+        {
+            "name": "lm",
+            "checkpoint": str(folder / "lm"),
+            "task": "causal_lm",
+            "num_cpus": 0.4,
+            "scorers": lm,
+        },
         {
             "name": "rm",
             "checkpoint": str(folder / "rm"),
             "task": "reward_model",
             "num_cpus": 0.4,
-            "scorers": [{"type": "reward_model"}, {"type": "process_facts:Scorer", "name": "facts"}],
+            "scorers": [
+                {"type": "reward_model"},
+                {"type": "process_facts:Scorer", "name": "facts"},
+            ],
         },
     ]
     service = {"host": "0.0.0.0", "api_keys_file": str(folder / "keys"), "deployments": deployments}  # noqa: S104
@@ -147,10 +191,14 @@ def code(answer: dict[str, Any]) -> tuple[int, str]:
     return answer["status"], json.loads(answer["text"])["error"]["code"]
 
 
-async def test_rewards_are_those_of_the_engine_through_the_front_and_directly(answers: Any, folder: Path) -> None:
+async def test_rewards_are_those_of_the_engine_through_the_front_and_directly(
+    answers: Any, folder: Path
+) -> None:
     from tokenreward.engine import Engine
 
-    engine = Engine.load(load_settings(folder / "rewards.yaml").deployments[0], say=lambda line: None)
+    engine = Engine.load(
+        load_settings(folder / "rewards.yaml").deployments[0], say=lambda line: None
+    )
     expected = await engine.score(parse(RewardsRequest, {"scorer": "endogenous", "items": [ITEM]}))
     await engine.close()
     wanted = expected["items"][0]["rewards"]
@@ -158,7 +206,9 @@ async def test_rewards_are_those_of_the_engine_through_the_front_and_directly(an
         (item,) = reply(answers[name])["items"]
         np.testing.assert_allclose(item["rewards"], wanted, rtol=1e-5, atol=1e-5)
     (item,) = reply(answers["both"])["items"]
-    np.testing.assert_allclose(item["scorers"]["endogenous"]["rewards"], wanted, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        item["scorers"]["endogenous"]["rewards"], wanted, rtol=1e-5, atol=1e-5
+    )
     assert len(item["scorers"]["reward_model"]["rewards"]) == len(ITEM["response"])
 
 
@@ -184,7 +234,9 @@ def test_items_of_callers_who_hung_up_are_never_computed(answers: Any) -> None:
     assert outcome["num_computed"] == outcome["num_asked"]
 
 
-def test_a_replica_computes_on_its_own_cpus_in_short_turns_and_freezes_what_is_loaded(answers: Any) -> None:
+def test_a_replica_computes_on_its_own_cpus_in_short_turns_and_freezes_what_is_loaded(
+    answers: Any,
+) -> None:
     threads, omp_threads, turn_s, num_frozen = reply(answers["facts"])["items"][0]["rewards"]
     assert (threads, omp_threads) == (1, 1)  # the nodes were started with OMP_NUM_THREADS=7
     assert turn_s == pytest.approx(0.0005)
@@ -192,32 +244,52 @@ def test_a_replica_computes_on_its_own_cpus_in_short_turns_and_freezes_what_is_l
 
 
 def test_request_id_comes_back_once(answers: Any) -> None:
-    assert [value for key, value in answers["named"]["headers"] if key == "x-request-id"] == ["mine-1"]
+    assert [value for key, value in answers["named"]["headers"] if key == "x-request-id"] == [
+        "mine-1"
+    ]
     assert reply(answers["named"])["id"] == "mine-1"
 
 
 def test_metrics_hold_every_replica_and_the_front(answers: Any) -> None:
     assert answers["metrics"]["status"] == 200
     found = re.findall(
-        r'tokenreward_requests_total\{deployment="(\w+)",replica="\w+",status="200"\}', answers["metrics"]["text"]
+        r'tokenreward_requests_total\{deployment="(\w+)",replica="\w+",status="200"\}',
+        answers["metrics"]["text"],
     )
     assert sorted(found) == ["gateway", "lm", "rm"]
 
 
-def test_probes_of_nodes_and_pods_are_answered_without_a_key_and_the_dashboard_is_not(answers: Any) -> None:
+def test_probes_of_nodes_and_pods_are_answered_without_a_key_and_the_dashboard_is_not(
+    answers: Any,
+) -> None:
     statuses = {
-        name: answers[name]["status"] for name in ("node is healthy", "pod is alive", "head is ready", "dashboard")
+        name: answers[name]["status"]
+        for name in ("node is healthy", "pod is alive", "head is ready", "dashboard")
     }
-    assert statuses == {"node is healthy": 200, "pod is alive": 200, "head is ready": 200, "dashboard": 401}
+    assert statuses == {
+        "node is healthy": 200,
+        "pod is alive": 200,
+        "head is ready": 200,
+        "dashboard": 401,
+    }
 
 
-def test_what_listens_beyond_loopback_is_what_node_env_names_or_wants_the_token(answers: Any) -> None:
+def test_what_listens_beyond_loopback_is_what_node_env_names_or_wants_the_token(
+    answers: Any,
+) -> None:
     listening = {port: wants_token for _, port, wants_token in answers["listeners"]}
     assert listening.keys() >= HTTP_PORTS
-    others = {port: wants_token for port, wants_token in listening.items() if port not in HTTP_PORTS}
-    assert all(wants_token or port in REPLICA_PORTS for port, wants_token in others.items()), answers["listeners"]
+    others = {
+        port: wants_token for port, wants_token in listening.items() if port not in HTTP_PORTS
+    }
+    assert all(wants_token or port in REPLICA_PORTS for port, wants_token in others.items()), (
+        answers["listeners"]
+    )
     described = nodes.NODE_ENV.read_text(encoding="utf-8")
-    assert all(str(port) in described for port in (*HTTP_PORTS, REPLICA_PORTS.start, REPLICA_PORTS.stop - 1))
+    assert all(
+        str(port) in described
+        for port in (*HTTP_PORTS, REPLICA_PORTS.start, REPLICA_PORTS.stop - 1)
+    )
 
 
 def test_nothing_is_left_in_there_or_out_here(answers: Any, folder: Path) -> None:

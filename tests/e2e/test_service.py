@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 import pytest
 
-from listeners import codes, is_loopback
+from fakes.listeners import codes, is_loopback
 
 ITEM = {"prompt": "2+2?", "response": "It is 4.", "spans": [[0, 3], [3, 8]]}
 
@@ -54,9 +54,13 @@ def test_kl_reference_on_another_deployment_is_asked_by_the_gateway(client: http
     body = {"scorer": "endogenous", "items": [ITEM], "options": {"form": "logprob"}}
     reference = np.array(client.post("/v1/rewards", json=body).json()["items"][0]["rewards"])
     item = {**ITEM, "policy_logprobs": [-1.0, -2.0]}
-    plain = client.post("/v1/rewards", json={"scorer": "reward_model", "items": [ITEM]}).json()["items"][0]["rewards"]
+    plain = client.post("/v1/rewards", json={"scorer": "reward_model", "items": [ITEM]}).json()[
+        "items"
+    ][0]["rewards"]
     credit = {"kl": {"coef": 0.5, "reference": "endogenous"}}
-    reply = client.post("/v1/rewards", json={"scorer": "reward_model", "items": [item], "credit": credit}).json()
+    reply = client.post(
+        "/v1/rewards", json={"scorer": "reward_model", "items": [item], "credit": credit}
+    ).json()
     expected = plain - 0.5 * (np.array([-1.0, -2.0]) - reference)
     np.testing.assert_allclose(reply["items"][0]["rewards"], expected, rtol=1e-5, atol=1e-5)
     assert list(reply["sources"]) == ["endogenous"]
@@ -64,10 +68,18 @@ def test_kl_reference_on_another_deployment_is_asked_by_the_gateway(client: http
 
 def test_direct_route_and_gateway_give_the_same_rewards(client: httpx.Client) -> None:
     entries = client.get("/v1/scorers").json()["scorers"]
-    assert {entry["name"] for entry in entries} == {"endogenous", "one", "reward_model", "two", "facts"}
+    assert {entry["name"] for entry in entries} == {
+        "endogenous",
+        "one",
+        "reward_model",
+        "two",
+        "facts",
+    }
     for entry in entries:
         body = {"scorer": entry["name"], "items": [ITEM]}
-        direct, through = (client.post(path, json=body).json() for path in (entry["route"], "/v1/rewards"))
+        direct, through = (
+            client.post(path, json=body).json() for path in (entry["route"], "/v1/rewards")
+        )
         got, same = (np.float32(reply["items"][0]["rewards"]) for reply in (direct, through))
         assert got.shape == (2,)
         np.testing.assert_allclose(got, same, atol=1e-5)
@@ -113,9 +125,15 @@ def test_metrics_hold_every_replica_and_both_have_served(client: httpx.Client) -
     found = replicas(client)
     assert sorted(deployment for deployment, _ in found) == ["lm", "lm", "rm"]
     text = client.get("/metrics").text
-    served = set(re.findall(r'tokenreward_items_total\{deployment="lm",replica="(\w+)",scorer="endogenous"\}', text))
+    served = set(
+        re.findall(
+            r'tokenreward_items_total\{deployment="lm",replica="(\w+)",scorer="endogenous"\}', text
+        )
+    )
     assert served == {replica for deployment, replica in found if deployment == "lm"}
-    assert re.search(r'tokenreward_requests_total\{deployment="gateway",replica="\w+",status="200"\}', text)
+    assert re.search(
+        r'tokenreward_requests_total\{deployment="gateway",replica="\w+",status="200"\}', text
+    )
 
 
 def test_every_listener_is_on_loopback_or_wants_the_token(service: Any) -> None:
@@ -132,9 +150,13 @@ def test_every_listener_is_on_loopback_or_wants_the_token(service: Any) -> None:
     assert not any(grpc.StatusCode.OK in found for found in answers.values()), answers
 
 
-def test_killed_replica_is_replaced_while_its_sibling_serves(service: Any, client: httpx.Client) -> None:
+def test_killed_replica_is_replaced_while_its_sibling_serves(
+    service: Any, client: httpx.Client
+) -> None:
     before = replicas(client)
-    victim = next(process for process in service.tree() if process.name().startswith("ray::ServeReplica:lm"))
+    victim = next(
+        process for process in service.tree() if process.name().startswith("ray::ServeReplica:lm")
+    )
     victim.send_signal(signal.SIGKILL)
     body = {"scorer": "endogenous", "items": [ITEM]}
     statuses = [client.post("/v1/rewards", json=body).status_code for _ in range(5)]
@@ -158,6 +180,10 @@ def test_ctrl_c_stops_everything_quickly_and_silently(service: Any) -> None:
     assert service.process.wait(timeout=10) == 0
     assert time.monotonic() - began < 3
     assert service.text == said
-    left = [process for process in tree if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+    left = [
+        process
+        for process in tree
+        if process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    ]
     assert left == []
     assert subprocess.run(["test", "-e", folder.group(1)], check=False).returncode == 1

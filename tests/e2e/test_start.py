@@ -32,13 +32,23 @@ def start(launching: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
 
 
 def config_with(tmp_path: Path, checkpoint: Path, **settings: Any) -> str:
-    deployment = {"name": "lm", "checkpoint": str(checkpoint), "task": "causal_lm", "num_cpus": 0.5, **settings}
+    deployment = {
+        "name": "lm",
+        "checkpoint": str(checkpoint),
+        "task": "causal_lm",
+        "num_cpus": 0.5,
+        **settings,
+    }
     file = tmp_path / "service.yaml"
-    file.write_text(json.dumps({"deployments": [{**deployment, "scorers": [{"type": "endogenous"}]}]}))
+    file.write_text(
+        json.dumps({"deployments": [{**deployment, "scorers": [{"type": "endogenous"}]}]})
+    )
     return str(file)
 
 
-def test_checkpoint_that_cannot_be_loaded_ends_it_with_the_reason(start: Any, free_port: int, tmp_path: Path) -> None:
+def test_checkpoint_that_cannot_be_loaded_ends_it_with_the_reason(
+    start: Any, free_port: int, tmp_path: Path
+) -> None:
     (tmp_path / "empty").mkdir()
     service = start("--config", config_with(tmp_path, tmp_path / "empty"), "--port", str(free_port))
     assert service.process.wait(timeout=180) == 1
@@ -48,11 +58,16 @@ def test_checkpoint_that_cannot_be_loaded_ends_it_with_the_reason(start: Any, fr
     assert "Traceback" not in service.text
     (kept,) = [line for line in service.text.splitlines() if line.startswith("logs are kept in ")]
     logs = Path(kept.removeprefix("logs are kept in "))
-    assert any(str(tmp_path / "empty") in file.read_text() for file in (logs / "serve").glob("replica_lm_*"))
+    assert any(
+        str(tmp_path / "empty") in file.read_text()
+        for file in (logs / "serve").glob("replica_lm_*")
+    )
     shutil.rmtree(logs.parent.parent)
 
 
-def test_gpus_that_are_not_there_are_missed_and_not_waited_for(start: Any, free_port: int, tmp_path: Path) -> None:
+def test_gpus_that_are_not_there_are_missed_and_not_waited_for(
+    start: Any, free_port: int, tmp_path: Path
+) -> None:
     config = config_with(tmp_path, tmp_path, num_replicas=1000, num_gpus=1)
     service = start("--config", config, "--port", str(free_port))
     assert service.process.wait(timeout=60) == 1
@@ -73,8 +88,12 @@ def test_port_that_is_taken_is_said_at_once(start: Any, tmp_path: Path) -> None:
     assert time.monotonic() - began < 15
 
 
-@pytest.mark.parametrize(("number", "line"), [(signal.SIGINT, "starting; "), (signal.SIGTERM, "loading lm, rm")])
-def test_signal_during_the_start_stops_it(start: Any, config: Path, free_port: int, number: int, line: str) -> None:
+@pytest.mark.parametrize(
+    ("number", "line"), [(signal.SIGINT, "starting; "), (signal.SIGTERM, "loading lm, rm")]
+)
+def test_signal_during_the_start_stops_it(
+    start: Any, config: Path, free_port: int, number: int, line: str
+) -> None:
     service = start("--config", str(config), "--port", str(free_port))
     service.wait_for(line)
     time.sleep(1)

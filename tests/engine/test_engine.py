@@ -1,4 +1,5 @@
-"""The engine under load and under failure: shared batches, the culprit alone fails, everybody gets an answer."""
+"""The engine under load and under failure: shared batches, the culprit alone fails, everybody gets
+an answer."""
 
 from __future__ import annotations
 
@@ -12,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-import web
+from fakes import web
 from tokenreward import errors
 from tokenreward.contract import Signals
-from tokenreward.engine.device import max_batch_tokens
+from tokenreward.engine.runner import max_batch_tokens
 from tokenreward.wire import RewardsRequest, parse
 
 POISON = 77
@@ -23,12 +24,14 @@ POISON = 77
 
 def request(*responses: list[int], scorer: str = "endogenous", **more: Any) -> RewardsRequest:
     return parse(
-        RewardsRequest, {"scorer": scorer, "items": [{"prompt": [5], "response": r} for r in responses], **more}
+        RewardsRequest,
+        {"scorer": scorer, "items": [{"prompt": [5], "response": r} for r in responses], **more},
     )
 
 
 class Faulty:
-    """The real layout, with a fault in the way: `fault(rows)` may raise or wait before the model runs."""
+    """The real layout, with a fault in the way: `fault(rows)` may raise or wait before the model
+    runs."""
 
     def __init__(self, engine: Any, fault: Callable[[list[Any]], None]) -> None:
         self._layout, self._fault = engine._device._layout, fault
@@ -139,7 +142,12 @@ async def test_numbers_that_are_not_finite_are_an_error_of_their_item(engine: An
 
 
 async def test_a_lost_device_fails_everybody_retryably_and_the_health_check(engine: Any) -> None:
-    Faulty(engine, lambda rows: poisoned(rows, RuntimeError("CUDA error: an illegal memory access was encountered")))
+    Faulty(
+        engine,
+        lambda rows: poisoned(
+            rows, RuntimeError("CUDA error: an illegal memory access was encountered")
+        ),
+    )
     with pytest.raises(errors.InternalError) as caught:
         await asyncio.gather(engine.score(request([POISON])), engine.score(request([10])))
     assert caught.value.retryable
@@ -187,7 +195,9 @@ async def test_the_device_goes_on_while_the_event_loop_is_busy_and_late_comers_a
     assert all(reply["items"][0]["error"] is None for reply in replies)
 
 
-async def test_what_expired_while_the_event_loop_was_busy_is_answered_and_not_computed(engine: Any) -> None:
+async def test_what_expired_while_the_event_loop_was_busy_is_answered_and_not_computed(
+    engine: Any,
+) -> None:
     layout = Faulty(engine, lambda rows: time.sleep(0.5))
     first = asyncio.create_task(engine.score(request([10])))
     await web.until(lambda: bool(layout.batches))
@@ -200,7 +210,9 @@ async def test_what_expired_while_the_event_loop_was_busy_is_answered_and_not_co
     await first
 
 
-async def test_a_full_queue_refuses_with_retry_after_and_recovers(make_engine: Callable[..., Any]) -> None:
+async def test_a_full_queue_refuses_with_retry_after_and_recovers(
+    make_engine: Callable[..., Any],
+) -> None:
     engine = make_engine("causal_lm", ["endogenous"], max_queued_tokens=10)
     Faulty(engine, lambda rows: time.sleep(0.3))
     running = asyncio.create_task(engine.score(request([10] * 7)))
@@ -216,7 +228,9 @@ async def test_a_full_queue_refuses_with_retry_after_and_recovers(make_engine: C
         await engine.score(request([10] * 20))
 
 
-async def test_a_scorer_that_raises_fails_its_item_only(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_scorer_that_raises_fails_its_item_only(
+    engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     scorer = engine._served["endogenous"].scorer
     right = type(scorer).score
 
@@ -231,7 +245,9 @@ async def test_a_scorer_that_raises_fails_its_item_only(engine: Any, monkeypatch
     assert items[1]["error"]["code"] == "scorer_failed"
 
 
-async def test_a_bug_outside_the_model_answers_everybody_and_the_next_batch_works(engine: Any) -> None:
+async def test_a_bug_outside_the_model_answers_everybody_and_the_next_batch_works(
+    engine: Any,
+) -> None:
     ask = engine._device.ask
     engine._device.ask = lambda batch: 1 / 0
     with pytest.raises(errors.InternalError):
@@ -254,7 +270,9 @@ async def test_closing_answers_whoever_waits(engine: Any) -> None:
 async def test_what_is_measured_is_reported(make_engine: Callable[..., Any]) -> None:
     reported: list[tuple[str, float, dict[str, str]]] = []
     engine = make_engine(
-        "causal_lm", ["endogenous"], report=lambda name, value=1.0, **labels: reported.append((name, value, labels))
+        "causal_lm",
+        ["endogenous"],
+        report=lambda name, value=1.0, **labels: reported.append((name, value, labels)),
     )
     await engine.score(request([10, 11], [999]))
     totals = {(name, *labels.values()): value for name, value, labels in reported}
@@ -270,9 +288,15 @@ async def test_what_is_measured_is_reported(make_engine: Callable[..., Any]) -> 
     assert totals["compute_seconds",] > 0
 
 
-async def test_a_prompt_that_items_share_is_computed_once_and_reported(make_engine: Callable[..., Any]) -> None:
+async def test_a_prompt_that_items_share_is_computed_once_and_reported(
+    make_engine: Callable[..., Any],
+) -> None:
     totals: dict[str, float] = {}
-    engine = make_engine("causal_lm", ["endogenous"], report=lambda name, value=1.0, **_: totals.update({name: value}))
+    engine = make_engine(
+        "causal_lm",
+        ["endogenous"],
+        report=lambda name, value=1.0, **_: totals.update({name: value}),
+    )
     prompt = list(range(3, 43))
     items = [{"prompt": prompt, "response": [50 + i, 60]} for i in range(5)]
     together = await engine.score(parse(RewardsRequest, {"scorer": "endogenous", "items": items}))
@@ -282,7 +306,9 @@ async def test_a_prompt_that_items_share_is_computed_once_and_reported(make_engi
     assert totals["padding_tokens_total"] == 0
     for item, shared in zip(items, together["items"], strict=True):
         alone = await engine.score(parse(RewardsRequest, {"scorer": "endogenous", "items": [item]}))
-        np.testing.assert_allclose(shared["rewards"], alone["items"][0]["rewards"], rtol=0, atol=1e-4)
+        np.testing.assert_allclose(
+            shared["rewards"], alone["items"][0]["rewards"], rtol=0, atol=1e-4
+        )
 
 
 async def test_ten_thousand_items_come_back_in_order(engine: Any) -> None:
@@ -309,7 +335,9 @@ async def test_a_failed_pass_has_let_go_of_its_tensors_when_the_halves_run(engin
     assert alive == [0] * len(alive)
 
 
-async def test_a_step_that_fails_answers_its_callers_and_the_next_step_works(make_engine: Callable[..., Any]) -> None:
+async def test_a_step_that_fails_answers_its_callers_and_the_next_step_works(
+    make_engine: Callable[..., Any],
+) -> None:
     broken = True
 
     def report(name: str, value: float = 1.0, **labels: str) -> None:
@@ -317,7 +345,9 @@ async def test_a_step_that_fails_answers_its_callers_and_the_next_step_works(mak
             raise ValueError("no such metric")
 
     engine = make_engine("causal_lm", ["endogenous"], report=report, max_batch_requests=1)
-    replies = await asyncio.wait_for(asyncio.gather(*(engine.score(request([10 + i])) for i in range(3))), 20)
+    replies = await asyncio.wait_for(
+        asyncio.gather(*(engine.score(request([10 + i])) for i in range(3))), 20
+    )
     assert all(reply["items"][0]["error"] is None for reply in replies)
     broken = False
     assert (await engine.score(request([10])))["items"][0]["error"] is None
@@ -347,7 +377,9 @@ async def test_signals_of_another_length_are_an_error_not_stretched(
     assert "[1] for 3 tokens" in item["error"]["message"]
 
 
-async def test_once_a_request_has_failed_its_other_items_are_not_computed(make_engine: Callable[..., Any]) -> None:
+async def test_once_a_request_has_failed_its_other_items_are_not_computed(
+    make_engine: Callable[..., Any],
+) -> None:
     engine = make_engine("causal_lm", ["endogenous"], max_batch_requests=1)
     ask, batches = engine._device.ask, []
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-import tiny
+from fakes import tiny
 from tokenreward.settings import SettingsError
 
 
@@ -18,11 +18,15 @@ def test_a_setting_beyond_the_models_table_of_positions_is_refused(
     make_engine: Callable[..., Any], tmp_path: Path
 ) -> None:
     folder = tiny.save(tmp_path, "gpt2")
-    with pytest.raises(SettingsError, match="`max_sequence_tokens` is 513, the model has 512 positions"):
+    with pytest.raises(
+        SettingsError, match="`max_sequence_tokens` is 513, the model has 512 positions"
+    ):
         make_engine("causal_lm", ["constant"], checkpoint=folder, max_sequence_tokens=513)
 
 
-def test_a_setting_beyond_rotary_positions_is_the_operators_choice(make_engine: Callable[..., Any]) -> None:
+def test_a_setting_beyond_rotary_positions_is_the_operators_choice(
+    make_engine: Callable[..., Any],
+) -> None:
     engine = make_engine("causal_lm", ["constant"], max_sequence_tokens=513)
     assert engine.describe()[0]["limits"]["max_sequence_tokens"] == 513
 

@@ -1,5 +1,5 @@
-"""A language head with fewer rows than the embedding, as models with tokens for images have: ids beyond it are read and
-never predicted. On a GPU an index beyond the head takes the process down."""
+"""A language head with fewer rows than the embedding, as models with tokens for images have: ids
+beyond it are read and never predicted. On a GPU an index beyond the head takes the process down."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-import tiny
+from fakes import tiny
+from fakes.tiny import tokenizer_of
+from tokenreward.checkpoints.checkpoint import load_checkpoint
 from tokenreward.engine import Engine
-from tokenreward.engine.served import needs_of, served_by
-from tokenreward.models.checkpoint import load_checkpoint
-from tokenreward.models.pair import choose_layouts
-from tokenreward.models.vocabulary import Vocabulary
+from tokenreward.engine.plan import needs_of, served_by
+from tokenreward.forward.pair import choose_layouts
 from tokenreward.settings import DeploymentSettings
 from tokenreward.wire import RewardsRequest, parse
 
@@ -39,8 +39,12 @@ def engine(tmp_path: Path) -> Engine:
     own = checkpoint.model.get_input_embeddings().weight
     wide = torch.nn.Embedding.from_pretrained(torch.cat([own, own[:MORE]]))
     checkpoint.model.set_input_embeddings(wide)
-    verdict = choose_layouts(checkpoint, needs_of(served_by(settings).values()), say=lambda line: None)
-    return Engine(settings, checkpoint, verdict, lambda *args, **labels: None, Vocabulary(checkpoint))
+    verdict = choose_layouts(
+        checkpoint, needs_of(served_by(settings).values()), say=lambda line: None
+    )
+    return Engine(
+        settings, checkpoint, verdict, lambda *args, **labels: None, tokenizer_of(checkpoint)
+    )
 
 
 async def ask(engine: Engine, scorer: str, item: dict[str, Any], **options: Any) -> dict[str, Any]:
@@ -50,7 +54,9 @@ async def ask(engine: Engine, scorer: str, item: dict[str, Any], **options: Any)
 
 
 async def test_an_id_that_is_read_and_not_predicted_may_stand_in_the_prompt(engine: Engine) -> None:
-    found = await ask(engine, "endogenous", {"prompt": [5, SIZE + MORE - 1], "response": [5, SIZE - 1]})
+    found = await ask(
+        engine, "endogenous", {"prompt": [5, SIZE + MORE - 1], "response": [5, SIZE - 1]}
+    )
     assert found["error"] is None
     assert np.isfinite(found["rewards"]).all()
 

@@ -1,5 +1,5 @@
-"""Numbers that float32 cannot hold, or that a model did not give, are `non_finite` errors of their item in every
-scorer: not zeros, not infinities, not a failure of the scorer."""
+"""Numbers that float32 cannot hold, or that a model did not give, are `non_finite` errors of their
+item in every scorer: not zeros, not infinities, not a failure of the scorer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-import tiny
+from fakes import tiny
 from tokenreward.wire import RewardsRequest, parse
 
 ITEM = {"prompt": "2+2?", "response": "It is 4.\nYes.", "score": 1.0}
@@ -29,7 +29,9 @@ TOO_MUCH: list[tuple[str, dict[str, Any]]] = [
 
 
 async def ask(engine: Any, scorer: str, **more: Any) -> dict[str, Any]:
-    return (await engine.score(parse(RewardsRequest, {"scorer": scorer, "items": [ITEM], **more})))["items"][0]
+    return (await engine.score(parse(RewardsRequest, {"scorer": scorer, "items": [ITEM], **more})))[
+        "items"
+    ][0]
 
 
 @pytest.fixture
@@ -63,7 +65,9 @@ async def test_attention_that_is_not_a_number_is_not_called_absent(
 
     def spoil(work: Any) -> Any:
         return [
-            replace(outputs, attention={name: row * np.nan for name, row in outputs.attention.items()})
+            replace(
+                outputs, attention={name: row * np.nan for name, row in outputs.attention.items()}
+            )
             for outputs in run(work)
         ]
 

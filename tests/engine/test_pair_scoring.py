@@ -1,4 +1,5 @@
-"""The implicit reward through the whole engine: two checkpoints, an adapter, shared rows, refusals at start."""
+"""The implicit reward through the whole engine: two checkpoints, an adapter, shared rows, refusals
+at start."""
 
 from __future__ import annotations
 
@@ -11,9 +12,7 @@ import numpy as np
 import pytest
 from transformers import AutoModelForCausalLM
 
-import lora
-import oracle
-import tiny
+from fakes import lora, oracle, tiny
 from tokenreward import contract
 from tokenreward.contract import Needs, Outputs, Row, Sample, Signals
 from tokenreward.engine import Engine
@@ -21,7 +20,10 @@ from tokenreward.settings import DeploymentSettings, SettingsError
 from tokenreward.wire import RewardsRequest, parse
 
 WHAT = [
-    oracle.Response(np.random.default_rng(n).integers(3, 320, size=5 + 4 * n), np.arange(10, 13 + n)) for n in range(4)
+    oracle.Response(
+        np.random.default_rng(n).integers(3, 320, size=5 + 4 * n), np.arange(10, 13 + n)
+    )
+    for n in range(4)
 ]
 BETA = 0.25
 
@@ -36,7 +38,10 @@ async def ask(engine: Any, *items: dict[str, Any], **more: Any) -> list[dict[str
 
 
 def truth(policy: Any, reference: Any, what: oracle.Response) -> np.ndarray:
-    ours, theirs = (oracle.log_probs(oracle.logits(m, what.ids), what, temperature=1.0) for m in (policy, reference))
+    ours, theirs = (
+        oracle.log_probs(oracle.logits(m, what.ids), what, temperature=1.0)
+        for m in (policy, reference)
+    )
     return np.asarray(BETA * (ours - theirs))
 
 
@@ -50,7 +55,10 @@ async def test_rewards_are_the_formula_on_both_models_own_forwards(
     make_engine: Callable[..., Any], language_model: Path, other: Path
 ) -> None:
     engine = make_engine("causal_lm", ["implicit"], reference_checkpoint=str(other))
-    models = [oracle.double(AutoModelForCausalLM.from_pretrained(folder)) for folder in (language_model, other)]
+    models = [
+        oracle.double(AutoModelForCausalLM.from_pretrained(folder))
+        for folder in (language_model, other)
+    ]
     for what, got in zip(WHAT, await ask(engine, *map(item, WHAT)), strict=True):
         expected = truth(*models, what)
         assert np.abs(expected).max() > 0.1
@@ -62,8 +70,12 @@ async def test_swapped_models_give_the_negative(
     make_engine: Callable[..., Any], language_model: Path, other: Path
 ) -> None:
     there = make_engine("causal_lm", ["implicit"], reference_checkpoint=str(other))
-    back = make_engine("causal_lm", ["implicit"], checkpoint=other, reference_checkpoint=str(language_model))
-    for ours, theirs in zip(await ask(there, *map(item, WHAT)), await ask(back, *map(item, WHAT)), strict=True):
+    back = make_engine(
+        "causal_lm", ["implicit"], checkpoint=other, reference_checkpoint=str(language_model)
+    )
+    for ours, theirs in zip(
+        await ask(there, *map(item, WHAT)), await ask(back, *map(item, WHAT)), strict=True
+    ):
         np.testing.assert_array_equal(ours["rewards"], -theirs["rewards"])
 
 
@@ -79,16 +91,23 @@ async def test_the_same_weights_twice_give_exactly_zero_alone_and_zero_to_tolera
     uneven = [([0, 1], "implicit"), ([2], "endogenous"), ([3], "implicit")]
     replies = await gathered(engine, uneven)
     for got in (
-        reply for (_, scorer), items in zip(uneven, replies, strict=True) if scorer == "implicit" for reply in items
+        reply
+        for (_, scorer), items in zip(uneven, replies, strict=True)
+        if scorer == "implicit"
+        for reply in items
     ):
         assert np.abs(got["rewards"]).max() <= 1e-5 * 50
 
 
-async def gathered(engine: Any, asked: Sequence[tuple[list[int], str]]) -> list[list[dict[str, Any]]]:
+async def gathered(
+    engine: Any, asked: Sequence[tuple[list[int], str]]
+) -> list[list[dict[str, Any]]]:
     """Requests that wait for one batch."""
     import asyncio
 
-    bodies = [{"scorer": scorer, "items": [item(WHAT[i]) for i in places]} for places, scorer in asked]
+    bodies = [
+        {"scorer": scorer, "items": [item(WHAT[i]) for i in places]} for places, scorer in asked
+    ]
     replies = await asyncio.gather(*(engine.score(parse(RewardsRequest, body)) for body in bodies))
     return [list(reply["items"]) for reply in replies]
 
@@ -126,13 +145,21 @@ async def test_an_adapter_alone_is_served_to_any_scorer_without_a_second_probe(
     assert entry["model"].endswith(f" + {adapter}")
     assert entry["reference"] is None
     assert entry["layout"] == "packed"
-    reply = await engine.score(parse(RewardsRequest, {"scorer": "endogenous", "items": [item(WHAT[0])]}))
+    reply = await engine.score(
+        parse(RewardsRequest, {"scorer": "endogenous", "items": [item(WHAT[0])]})
+    )
     assert reply["model"] == entry["model"]
 
 
-def test_the_base_that_an_adapter_names_is_told_if_it_is_another(language_model: Path, tmp_path: Path) -> None:
+def test_the_base_that_an_adapter_names_is_told_if_it_is_another(
+    language_model: Path, tmp_path: Path
+) -> None:
     adapter, said = lora.save(tmp_path / "adapter"), list[str]()
-    named = {"checkpoint": str(language_model), "adapter": str(adapter), "scorers": [{"type": "constant"}]}
+    named = {
+        "checkpoint": str(language_model),
+        "adapter": str(adapter),
+        "scorers": [{"type": "constant"}],
+    }
     settings = DeploymentSettings(name="t", task="causal_lm", **named)
     for base, is_told in ((None, False), (str(language_model), False), ("org/base", True)):
         lora.config(adapter, base_model_name_or_path=base)
@@ -155,26 +182,41 @@ class Counting:
             self.rows[model].append(len(work))
             return layout.run(work)
 
-        return type("Counted", (), {"run": staticmethod(run), "num_computed": staticmethod(layout.num_computed)})
+        return type(
+            "Counted",
+            (),
+            {"run": staticmethod(run), "num_computed": staticmethod(layout.num_computed)},
+        )
 
 
 async def test_scorers_of_a_pair_share_the_policys_row_and_each_distinct_row_is_computed_once(
     make_engine: Callable[..., Any], other: Path
 ) -> None:
-    scorers = ["implicit", "endogenous", {"type": "implicit", "name": "prime", "options": {"last_token": "zero"}}]
+    scorers = [
+        "implicit",
+        "endogenous",
+        {"type": "implicit", "name": "prime", "options": {"last_token": "zero"}},
+    ]
     engine = make_engine("causal_lm", scorers, reference_checkpoint=str(other))
     counting = Counting(engine)
-    body = {"scorers": ["implicit", "endogenous", "prime"], "items": [item(what) for what in WHAT[:3]]}
+    body = {
+        "scorers": ["implicit", "endogenous", "prime"],
+        "items": [item(what) for what in WHAT[:3]],
+    }
     (first, *_) = (await engine.score(parse(RewardsRequest, body)))["items"]
     assert counting.rows == {"policy": [3], "reference": [3]}
     results = first["scorers"]
-    np.testing.assert_array_equal(results["prime"]["rewards"][:-1], results["implicit"]["rewards"][:-1])
+    np.testing.assert_array_equal(
+        results["prime"]["rewards"][:-1], results["implicit"]["rewards"][:-1]
+    )
     assert results["prime"]["rewards"][-1] == 0.0
     await engine.score(parse(RewardsRequest, {"scorer": "endogenous", "items": [item(WHAT[0])]}))
     assert counting.rows == {"policy": [3, 1], "reference": [3]}
 
 
-async def test_every_token_of_both_models_is_measured(make_engine: Callable[..., Any], other: Path) -> None:
+async def test_every_token_of_both_models_is_measured(
+    make_engine: Callable[..., Any], other: Path
+) -> None:
     told: dict[str, list[float]] = {}
     report = lambda name, value=1.0, **labels: told.setdefault(name, []).append(value)  # noqa: E731
     engine = make_engine("causal_lm", ["implicit"], reference_checkpoint=str(other), report=report)
@@ -192,16 +234,22 @@ async def test_ids_that_only_one_of_the_models_knows_are_refused(
     smaller.save_pretrained(tmp_path)
     tiny.tokenizer().save_pretrained(tmp_path)
     engine = make_engine("causal_lm", ["implicit"], reference_checkpoint=str(tmp_path))
-    beyond, fine = await ask(engine, {"prompt": [5], "response": [310]}, {"prompt": [5], "response": [309]})
+    beyond, fine = await ask(
+        engine, {"prompt": [5], "response": [310]}, {"prompt": [5], "response": [309]}
+    )
     assert beyond["error"]["code"] == "token_out_of_vocabulary"
     assert "0 to 309" in beyond["error"]["message"]
     assert fine["error"] is None
 
 
-async def test_sequences_must_fit_both_models(make_engine: Callable[..., Any], tmp_path: Path) -> None:
+async def test_sequences_must_fit_both_models(
+    make_engine: Callable[..., Any], tmp_path: Path
+) -> None:
     short = tiny.save(tmp_path, "llama_dynamic")
     engine = make_engine("causal_lm", ["implicit"], reference_checkpoint=str(short))
-    long, fits = await ask(engine, {"prompt": [5] * 30, "response": [6] * 3}, {"prompt": [5] * 30, "response": [6] * 2})
+    long, fits = await ask(
+        engine, {"prompt": [5] * 30, "response": [6] * 3}, {"prompt": [5] * 30, "response": [6] * 2}
+    )
     assert long["error"]["code"] == "sequence_too_long"
     assert fits["error"] is None
 
@@ -218,17 +266,25 @@ def test_the_listing_names_the_reference_and_both_layouts_if_they_differ(
     assert entry["layout_reason"].startswith("reference: ")
 
 
-def test_without_a_reference_the_scorer_is_refused_naming_both_settings(make_engine: Callable[..., Any]) -> None:
-    with pytest.raises(SettingsError, match=r"scorer `implicit`.*`reference_checkpoint` or `adapter`"):
+def test_without_a_reference_the_scorer_is_refused_naming_both_settings(
+    make_engine: Callable[..., Any],
+) -> None:
+    with pytest.raises(
+        SettingsError, match=r"scorer `implicit`.*`reference_checkpoint` or `adapter`"
+    ):
         make_engine("causal_lm", ["endogenous", "implicit"])
 
 
-def test_a_reference_that_no_scorer_reads_is_refused_before_it_is_loaded(make_engine: Callable[..., Any]) -> None:
+def test_a_reference_that_no_scorer_reads_is_refused_before_it_is_loaded(
+    make_engine: Callable[..., Any],
+) -> None:
     with pytest.raises(SettingsError, match="`reference_checkpoint` has no effect"):
         make_engine("causal_lm", ["endogenous"], reference_checkpoint="/nowhere")
 
 
-def test_a_reward_model_has_no_implicit_reward(make_engine: Callable[..., Any], reward_model: Path) -> None:
+def test_a_reward_model_has_no_implicit_reward(
+    make_engine: Callable[..., Any], reward_model: Path
+) -> None:
     with pytest.raises(SettingsError, match="reads a causal_lm, this is a reward_model"):
         make_engine("reward_model", ["implicit"], reference_checkpoint=str(reward_model))
 

@@ -1,5 +1,5 @@
-"""A device that runs ahead is asked for the next batch before the answer of this one is waited for: a GPU, here played
-by the real layout on the CPU. Same numbers, same care for whoever fails."""
+"""A device that runs ahead is asked for the next batch before the answer of this one is waited for:
+a GPU, here played by the real layout on the CPU. Same numbers, same care for whoever fails."""
 
 from __future__ import annotations
 
@@ -13,21 +13,26 @@ import numpy as np
 import pytest
 import torch
 
+from fakes.web import until
 from tokenreward import errors
 from tokenreward.wire import RewardsRequest, parse
-from web import until
 
 POISON = 77
 
 
 def request(*responses: list[int]) -> RewardsRequest:
     return parse(
-        RewardsRequest, {"scorer": "endogenous", "items": [{"prompt": [5], "response": each} for each in responses]}
+        RewardsRequest,
+        {
+            "scorer": "endogenous",
+            "items": [{"prompt": [5], "response": each} for each in responses],
+        },
     )
 
 
 class Watched:
-    """The real layout, with a diary of first tokens of responses, and a fault in the way of asking or of fetching."""
+    """The real layout, with a diary of first tokens of responses, and a fault in the way of asking
+    or of fetching."""
 
     def __init__(self, layout: Any) -> None:
         self._layout = layout
@@ -47,7 +52,9 @@ class Watched:
 
     def _note(self, what: str, work: Any) -> None:
         self.diary.append((what, int(work[0][0].ids[1])))
-        self.faults.get(what, lambda ids: None)({int(token) for row, _ in work for token in row.ids})
+        self.faults.get(what, lambda ids: None)(
+            {int(token) for row, _ in work for token in row.ids}
+        )
 
 
 @pytest.fixture
@@ -68,21 +75,38 @@ def raises(error: Exception, ids: set[int]) -> None:
 
 async def test_the_next_batch_is_asked_for_before_this_ones_answer_and_no_other(ahead: Any) -> None:
     engine, watched = ahead(max_batch_requests=1)
-    watched.faults["ask"] = lambda ids: time.sleep(0.3) if 10 in ids else None  # the others queue meanwhile
+    watched.faults["ask"] = lambda ids: (
+        time.sleep(0.3) if 10 in ids else None
+    )  # the others queue meanwhile
     await asyncio.gather(*(engine.score(request([10 + i])) for i in range(4)))
-    assert [kind for kind, _ in watched.diary] == ["ask", "ask", "fetch", "ask", "fetch", "ask", "fetch", "fetch"]
-    asked, fetched = ([token for kind, token in watched.diary if kind == each] for each in ("ask", "fetch"))
+    assert [kind for kind, _ in watched.diary] == [
+        "ask",
+        "ask",
+        "fetch",
+        "ask",
+        "fetch",
+        "ask",
+        "fetch",
+        "fetch",
+    ]
+    asked, fetched = (
+        [token for kind, token in watched.diary if kind == each] for each in ("ask", "fetch")
+    )
     assert asked == fetched == [10, 11, 12, 13]
 
 
-async def test_rewards_are_those_of_a_device_that_does_not(ahead: Any, make_engine: Callable[..., Any]) -> None:
+async def test_rewards_are_those_of_a_device_that_does_not(
+    ahead: Any, make_engine: Callable[..., Any]
+) -> None:
     engine, _ = ahead(max_batch_requests=2)
     plain = make_engine("causal_lm", ["endogenous"], max_batch_requests=2)
     requests = [request([10 + i, 20 + i, 30 + i]) for i in range(7)]
     ours = await asyncio.gather(*map(engine.score, requests))
     theirs = await asyncio.gather(*map(plain.score, requests))
     for mine, its in zip(ours, theirs, strict=True):
-        np.testing.assert_allclose(mine["items"][0]["rewards"], its["items"][0]["rewards"], atol=1e-5)
+        np.testing.assert_allclose(
+            mine["items"][0]["rewards"], its["items"][0]["rewards"], atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("where", ["ask", "fetch"])
@@ -96,8 +120,12 @@ async def test_rewards_are_those_of_a_device_that_does_not(ahead: Any, make_engi
 async def test_only_the_culprit_fails(ahead: Any, where: str, error: Exception, code: str) -> None:
     engine, watched = ahead(max_batch_requests=3)
     watched.faults[where] = partial(raises, error)
-    replies = await asyncio.gather(*(engine.score(request([token], [50])) for token in (10, 11, POISON, 12, 13)))
-    found = [item["error"] and item["error"]["code"] for reply in replies for item in reply["items"]]
+    replies = await asyncio.gather(
+        *(engine.score(request([token], [50])) for token in (10, 11, POISON, 12, 13))
+    )
+    found = [
+        item["error"] and item["error"]["code"] for reply in replies for item in reply["items"]
+    ]
     assert found == [None, None, None, None, code, None, None, None, None, None]
 
 
@@ -126,7 +154,9 @@ async def test_whoever_is_in_either_batch_is_answered_when_the_engine_closes(ahe
 async def test_time_is_counted_once(make_engine: Callable[..., Any]) -> None:
     """What the next batch waits for this one is not its own."""
     computed: list[float] = []
-    report = lambda name, value=1.0, **labels: computed.append(value) if name == "compute_seconds" else None  # noqa: E731
+    report = lambda name, value=1.0, **labels: (  # noqa: E731
+        computed.append(value) if name == "compute_seconds" else None
+    )
     engine = make_engine("causal_lm", ["endogenous"], max_batch_requests=1, report=report)
     watched = engine._device._layout = Watched(engine._device._layout)
     engine._device.runs_ahead = True

@@ -1,4 +1,5 @@
-"""Whatever a scorer of somebody else's gives in place of signals, its item alone fails, for that scorer alone."""
+"""Whatever a scorer of somebody else's gives in place of signals, its item alone fails, for that
+scorer alone."""
 
 from __future__ import annotations
 
@@ -21,11 +22,18 @@ VALUES = np.ones(2, dtype=np.float32)
 
 
 class Fake:
-    """Has the names of Signals, and what a test puts there: types are the checker's business only in tests."""
+    """Has the names of Signals, and what a test puts there: types are the checker's business only
+    in tests."""
 
     def __new__(cls, **fields: Any) -> Signals:
         made = object.__new__(Signals)
-        for name, value in {"score": 1.0, "values": VALUES, "kind": "levels", "weights": None, "steps": None}.items():
+        for name, value in {
+            "score": 1.0,
+            "values": VALUES,
+            "kind": "levels",
+            "weights": None,
+            "steps": None,
+        }.items():
             object.__setattr__(made, name, fields.get(name, value))
         return made
 
@@ -73,7 +81,9 @@ def ask(make_engine: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Cal
         monkeypatch.setitem(sys.modules, "theirs", module)
         engine = make_engine("causal_lm", [{"type": "theirs:Mine", "name": "mine"}, "constant"])
         items = [{"prompt": [5], "response": [10, token]} for token in (11, POISON, 12)]
-        reply = await engine.score(parse(RewardsRequest, {"scorers": ["mine", "constant"], "items": items, **more}))
+        reply = await engine.score(
+            parse(RewardsRequest, {"scorers": ["mine", "constant"], "items": items, **more})
+        )
         await engine.close()
         return list(reply["items"])
 
@@ -81,13 +91,20 @@ def ask(make_engine: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Cal
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-async def test_what_is_no_signals_fails_its_item_and_scorer_alone(ask: Callable[..., Any], fault: str) -> None:
+async def test_what_is_no_signals_fails_its_item_and_scorer_alone(
+    ask: Callable[..., Any], fault: str
+) -> None:
     items = await ask(FAULTS[fault], credit={"mine": {"name": "values"}})
-    found = [[scored["error"] and scored["error"]["code"] for scored in item["scorers"].values()] for item in items]
+    found = [
+        [scored["error"] and scored["error"]["code"] for scored in item["scorers"].values()]
+        for item in items
+    ]
     assert found == [[None, None], ["scorer_failed", None], [None, None]]
 
 
-async def test_a_score_that_is_missing_is_named_where_the_credit_is_made_of_it(ask: Callable[..., Any]) -> None:
+async def test_a_score_that_is_missing_is_named_where_the_credit_is_made_of_it(
+    ask: Callable[..., Any],
+) -> None:
     items = await ask(lambda: Fake(score=None), credit={"mine": {"name": "last"}})
     error = items[1]["scorers"]["mine"]["error"]
     assert error["code"] == "scorer_failed"
@@ -96,7 +113,9 @@ async def test_a_score_that_is_missing_is_named_where_the_credit_is_made_of_it(a
 
 
 @pytest.mark.parametrize("score", [np.float32(0.5), np.float64(0.5), torch.tensor(0.5)])
-async def test_a_score_of_a_librarys_own_number_is_a_number_in_the_reply(ask: Callable[..., Any], score: Any) -> None:
+async def test_a_score_of_a_librarys_own_number_is_a_number_in_the_reply(
+    ask: Callable[..., Any], score: Any
+) -> None:
     items = await ask(lambda: Fake(score=score), credit={"mine": {"name": "values"}})
     assert type(items[1]["scorers"]["mine"]["score"]) is float
     assert items[1]["scorers"]["mine"]["score"] == 0.5

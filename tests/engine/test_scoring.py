@@ -1,4 +1,5 @@
-"""A request through the whole engine, against float64 oracles: three scorers, credits, masks, spans, both encodings."""
+"""A request through the whole engine, against float64 oracles: three scorers, credits, masks,
+spans, both encodings."""
 
 from __future__ import annotations
 
@@ -11,8 +12,7 @@ import numpy as np
 import pytest
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-import oracle
-import tiny
+from fakes import oracle, tiny
 from tokenreward import errors
 from tokenreward.wire import RewardsReply, RewardsRequest, decode_rewards, encode_ids, parse
 
@@ -25,12 +25,19 @@ def ids_of(text: str) -> list[int]:
 
 
 WHAT = oracle.Response(
-    np.array(ids_of("<|user|>2+2?<|end|>\n<|assistant|>")), np.array([*ids_of(RESPONSE), tiny.END_ID])
+    np.array(ids_of("<|user|>2+2?<|end|>\n<|assistant|>")),
+    np.array([*ids_of(RESPONSE), tiny.END_ID]),
 )
 
 
-async def ask(engine: Any, scorer: str, item: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
-    body = {"scorer": scorer, "items": [{"prompt": PROMPT, "response": RESPONSE, **(item or {})}], **more}
+async def ask(
+    engine: Any, scorer: str, item: dict[str, Any] | None = None, **more: Any
+) -> dict[str, Any]:
+    body = {
+        "scorer": scorer,
+        "items": [{"prompt": PROMPT, "response": RESPONSE, **(item or {})}],
+        **more,
+    }
     reply = await engine.score(parse(RewardsRequest, body))
     return reply["items"][0]
 
@@ -45,9 +52,13 @@ def exact_rm(reward_model: Path) -> Any:
     return oracle.double(AutoModelForSequenceClassification.from_pretrained(reward_model))
 
 
-async def test_endogenous_rewards_are_the_formula_one_per_token(make_engine: Callable[..., Any], exact_lm: Any) -> None:
+async def test_endogenous_rewards_are_the_formula_one_per_token(
+    make_engine: Callable[..., Any], exact_lm: Any
+) -> None:
     item = await ask(make_engine("causal_lm", ["endogenous"]), "endogenous", return_tokens=True)
-    truth = oracle.soft_bellman(oracle.logits(exact_lm, WHAT.ids), WHAT, alpha=1.0, terminal_is_zero=True)
+    truth = oracle.soft_bellman(
+        oracle.logits(exact_lm, WHAT.ids), WHAT, alpha=1.0, terminal_is_zero=True
+    )
     assert item["rewards"].dtype == np.float32
     np.testing.assert_allclose(item["rewards"], truth, atol=1e-4)
     assert item["score"] == pytest.approx(truth.sum(), abs=1e-3)
@@ -60,26 +71,36 @@ async def test_an_unfinished_text_bootstraps_and_has_no_end_of_turn(
 ) -> None:
     item = await ask(make_engine("causal_lm", ["endogenous"]), "endogenous", {"finished": False})
     what = oracle.Response(WHAT.prompt, WHAT.response[:-1])
-    truth = oracle.soft_bellman(oracle.logits(exact_lm, what.ids), what, alpha=1.0, terminal_is_zero=False)
+    truth = oracle.soft_bellman(
+        oracle.logits(exact_lm, what.ids), what, alpha=1.0, terminal_is_zero=False
+    )
     np.testing.assert_allclose(item["rewards"], truth, atol=1e-4)
 
 
-async def test_ids_are_scored_as_they_are_and_equal_the_text(make_engine: Callable[..., Any]) -> None:
+async def test_ids_are_scored_as_they_are_and_equal_the_text(
+    make_engine: Callable[..., Any],
+) -> None:
     engine = make_engine("causal_lm", ["endogenous"])
     text = await ask(engine, "endogenous")
     for form in (lambda ids: ids.tolist(), encode_ids):
-        ids = await ask(engine, "endogenous", {"prompt": form(WHAT.prompt), "response": form(WHAT.response)})
+        ids = await ask(
+            engine, "endogenous", {"prompt": form(WHAT.prompt), "response": form(WHAT.response)}
+        )
         np.testing.assert_allclose(ids["rewards"], text["rewards"], atol=1e-4)
 
 
-async def test_an_end_of_turn_inside_ids_is_an_ordinary_token(make_engine: Callable[..., Any], exact_lm: Any) -> None:
+async def test_an_end_of_turn_inside_ids_is_an_ordinary_token(
+    make_engine: Callable[..., Any], exact_lm: Any
+) -> None:
     what = oracle.Response(WHAT.prompt, np.array([10, tiny.END_ID, 11, 12]))
     item = await ask(
         make_engine("causal_lm", ["endogenous"]),
         "endogenous",
         {"prompt": what.prompt.tolist(), "response": what.response.tolist()},
     )
-    truth = oracle.soft_bellman(oracle.logits(exact_lm, what.ids), what, alpha=1.0, terminal_is_zero=False)
+    truth = oracle.soft_bellman(
+        oracle.logits(exact_lm, what.ids), what, alpha=1.0, terminal_is_zero=False
+    )
     np.testing.assert_allclose(item["rewards"], truth, atol=1e-4)
 
 
@@ -89,7 +110,9 @@ async def test_reward_model_puts_the_head_at_the_last_response_token_on_the_last
     engine = make_engine("reward_model", ["reward_model"])
     values = oracle.head_values(exact_rm, WHAT.ids)
     item = await ask(engine, "reward_model")
-    np.testing.assert_allclose(item["rewards"], [*np.zeros(len(WHAT.response) - 1), values[-1]], atol=1e-4)
+    np.testing.assert_allclose(
+        item["rewards"], [*np.zeros(len(WHAT.response) - 1), values[-1]], atol=1e-4
+    )
     levels = await ask(engine, "reward_model", credit={"name": "values"})
     np.testing.assert_allclose(levels["rewards"], values[len(WHAT.prompt) :], atol=1e-4)
 
@@ -97,7 +120,9 @@ async def test_reward_model_puts_the_head_at_the_last_response_token_on_the_last
 async def test_attention_dense_is_abc_on_the_models_own_attention(
     make_engine: Callable[..., Any], exact_rm: Any
 ) -> None:
-    item = await ask(make_engine("reward_model", ["attention_dense"]), "attention_dense", credit={"beta": 0.6})
+    item = await ask(
+        make_engine("reward_model", ["attention_dense"]), "attention_dense", credit={"beta": 0.6}
+    )
     score = oracle.head_values(exact_rm, WHAT.ids)[-1]
     keep = np.ones(len(WHAT.response))
     weights = oracle.dense_weights(oracle.last_attention_row(exact_rm, WHAT.ids), WHAT, keep)
@@ -112,7 +137,9 @@ async def test_masked_units_get_zero_no_weight_and_are_in_no_sum(
 ) -> None:
     mask = [int(t % 3 != 1) for t in range(len(WHAT.response))]
     keep = np.array(mask, dtype=bool)
-    item = await ask(make_engine("reward_model", ["attention_dense"]), "attention_dense", {"mask": mask})
+    item = await ask(
+        make_engine("reward_model", ["attention_dense"]), "attention_dense", {"mask": mask}
+    )
     weights = oracle.dense_weights(oracle.last_attention_row(exact_rm, WHAT.ids), WHAT, keep)
     assert (item["rewards"][~keep] == 0.0).all()
     truth = 0.8 * item["score"] * weights
@@ -168,7 +195,9 @@ async def test_kl_is_taken_from_every_unmasked_unit(make_engine: Callable[..., A
     np.testing.assert_allclose(got["rewards"], truth, atol=1e-5)
 
 
-async def test_a_suffix_is_read_pooled_and_owns_no_entry(make_engine: Callable[..., Any], exact_rm: Any) -> None:
+async def test_a_suffix_is_read_pooled_and_owns_no_entry(
+    make_engine: Callable[..., Any], exact_rm: Any
+) -> None:
     engine = make_engine("reward_model", ["attention_dense"], suffix_text="\n<|pad|>")
     item = await ask(engine, "attention_dense")
     ids = np.concatenate([WHAT.ids, ids_of("\n"), [tiny.PAD_ID]])
@@ -176,7 +205,9 @@ async def test_a_suffix_is_read_pooled_and_owns_no_entry(make_engine: Callable[.
     exact_rm.config.pad_token_id = None  # the model's own call would not pool on a pad token
     score = oracle.head_values(exact_rm, ids)[-1]
     exact_rm.config.pad_token_id = hidden_pad
-    weights = oracle.dense_weights(oracle.last_attention_row(exact_rm, ids), WHAT, np.ones(len(WHAT.response)))
+    weights = oracle.dense_weights(
+        oracle.last_attention_row(exact_rm, ids), WHAT, np.ones(len(WHAT.response))
+    )
     assert item["score"] == pytest.approx(score, abs=1e-4)
     truth = 0.8 * score * weights
     truth[-1] += 0.2 * score
@@ -188,8 +219,13 @@ async def test_scorers_on_one_checkpoint_share_one_pass(make_engine: Callable[..
     passes: list[int] = []
     run = engine._device._layout.run
     engine._device._layout.run = lambda work: passes.append(len(work)) or run(work)
-    body = {"scorers": ["reward_model", "attention_dense"], "items": [{"prompt": PROMPT, "response": RESPONSE}]}
-    reply = await engine.score(parse(RewardsRequest, {**body, "credit": {"attention_dense": {"beta": 1.0}}}))
+    body = {
+        "scorers": ["reward_model", "attention_dense"],
+        "items": [{"prompt": PROMPT, "response": RESPONSE}],
+    }
+    reply = await engine.score(
+        parse(RewardsRequest, {**body, "credit": {"attention_dense": {"beta": 1.0}}})
+    )
     assert passes == [1]
     results = reply["items"][0]["scorers"]
     assert results["reward_model"]["score"] == results["attention_dense"]["score"]
@@ -199,8 +235,14 @@ async def test_scorers_on_one_checkpoint_share_one_pass(make_engine: Callable[..
 
 async def test_the_reply_is_the_wires(make_engine: Callable[..., Any]) -> None:
     engine = make_engine("causal_lm", ["endogenous"], version=3)
-    body = {"scorer": "endogenous", "items": [{"prompt": PROMPT, "response": RESPONSE}] * 2, "return_tokens": True}
-    reply = await engine.score(parse(RewardsRequest, {**body, "encoding_format": "base64"}), request_id="mine")
+    body = {
+        "scorer": "endogenous",
+        "items": [{"prompt": PROMPT, "response": RESPONSE}] * 2,
+        "return_tokens": True,
+    }
+    reply = await engine.score(
+        parse(RewardsRequest, {**body, "encoding_format": "base64"}), request_id="mine"
+    )
     parsed = RewardsReply.model_validate(reply)
     assert parsed.id == "mine"
     assert parsed.version == 3
@@ -232,18 +274,26 @@ async def test_what_is_wrong_as_a_whole_is_refused_as_a_whole(
         await engine.score(parse(RewardsRequest, body))
 
 
-async def test_what_names_another_scorer_is_sent_to_the_front(make_engine: Callable[..., Any]) -> None:
+async def test_what_names_another_scorer_is_sent_to_the_front(
+    make_engine: Callable[..., Any],
+) -> None:
     engine = make_engine("causal_lm", ["endogenous"])
     body = {"scorer": "endogenous", "items": [{"prompt": "x", "response": "y"}]}
     with pytest.raises(errors.InvalidField, match="send the request to the front") as caught:
-        await engine.score(parse(RewardsRequest, {**body, "credit": {"kl": {"coef": 0.1, "reference": "sft"}}}))
+        await engine.score(
+            parse(RewardsRequest, {**body, "credit": {"kl": {"coef": 0.1, "reference": "sft"}}})
+        )
     assert caught.value.param == "credit.kl.reference"
 
 
-async def test_a_score_is_ignored_by_a_scorer_that_takes_none(make_engine: Callable[..., Any]) -> None:
+async def test_a_score_is_ignored_by_a_scorer_that_takes_none(
+    make_engine: Callable[..., Any],
+) -> None:
     engine = make_engine("causal_lm", ["endogenous"])
     items = [{"prompt": "x", "response": "y"}, {"prompt": "x", "response": "y", "score": 7.0}]
-    without, given = (await engine.score(parse(RewardsRequest, {"scorer": "endogenous", "items": items})))["items"]
+    without, given = (
+        await engine.score(parse(RewardsRequest, {"scorer": "endogenous", "items": items}))
+    )["items"]
     np.testing.assert_allclose(given["rewards"], without["rewards"], rtol=1e-6)
     assert given["error"] is None
 
@@ -264,7 +314,10 @@ async def test_a_score_is_ignored_by_a_scorer_that_takes_none(make_engine: Calla
         ({"policy_logprobs": [0.0]}, "length_mismatch", "items[1].policy_logprobs"),
         ({"mask": [0, 0], "spans": [[0, 4], [4, 23]]}, "empty_response", "items[1].mask"),
         (
-            {"prompt": [{"role": "user", "content": "x"}], "chat_template_kwargs": {"tokenize": True}},
+            {
+                "prompt": [{"role": "user", "content": "x"}],
+                "chat_template_kwargs": {"tokenize": True},
+            },
             "unsupported_text",
             "items[1].prompt",
         ),
@@ -284,7 +337,9 @@ async def test_a_wrong_item_fails_alone(
     np.testing.assert_allclose(items[0]["rewards"], items[2]["rewards"], atol=1e-5)
 
 
-async def test_an_empty_prompt_is_an_item_error_without_bos(make_engine: Callable[..., Any], tmp_path: Path) -> None:
+async def test_an_empty_prompt_is_an_item_error_without_bos(
+    make_engine: Callable[..., Any], tmp_path: Path
+) -> None:
     folder = tiny.save(tmp_path)
     import json
 
@@ -301,7 +356,9 @@ async def test_a_default_that_the_callers_choice_makes_idle_is_dropped_but_not_o
 ) -> None:
     engine = make_engine("causal_lm", [{"type": "endogenous", "options": {"alpha": 2.0}}])
     chosen = await ask(engine, "endogenous", options={"form": "logprob"})
-    plain = await ask(make_engine("causal_lm", ["endogenous"]), "endogenous", options={"form": "logprob"})
+    plain = await ask(
+        make_engine("causal_lm", ["endogenous"]), "endogenous", options={"form": "logprob"}
+    )
     np.testing.assert_allclose(chosen["rewards"], plain["rewards"], atol=1e-5)
     with pytest.raises(errors.InvalidField, match="`alpha` has no effect"):
         await ask(engine, "endogenous", options={"form": "logprob", "alpha": 1.0})
@@ -310,7 +367,9 @@ async def test_a_default_that_the_callers_choice_makes_idle_is_dropped_but_not_o
         await ask(logprob, "endogenous", options={"alpha": 1.0})
 
 
-async def test_missing_logprobs_are_found_before_the_model_runs(make_engine: Callable[..., Any]) -> None:
+async def test_missing_logprobs_are_found_before_the_model_runs(
+    make_engine: Callable[..., Any],
+) -> None:
     engine = make_engine("causal_lm", ["endogenous"])
     engine._device.ask = None  # would fail if it were called
     item = await ask(engine, "endogenous", credit={"kl": {"coef": 0.1}})
@@ -318,22 +377,30 @@ async def test_missing_logprobs_are_found_before_the_model_runs(make_engine: Cal
     assert item["error"]["param"] == "items[0].policy_logprobs"
 
 
-async def test_a_policy_that_stops_at_once_says_so_and_is_scored(make_engine: Callable[..., Any]) -> None:
+async def test_a_policy_that_stops_at_once_says_so_and_is_scored(
+    make_engine: Callable[..., Any],
+) -> None:
     engine = make_engine("causal_lm", ["endogenous"])
     ids = await ask(engine, "endogenous", {"response": [tiny.END_ID]})
     text = await ask(engine, "endogenous", {"response": "", "finished": True, "spans": [[0, 0]]})
     np.testing.assert_allclose(text["rewards"], ids["rewards"], atol=1e-5)
 
 
-async def test_a_row_of_another_temperature_does_not_change_its_neighbours(make_engine: Callable[..., Any]) -> None:
+async def test_a_row_of_another_temperature_does_not_change_its_neighbours(
+    make_engine: Callable[..., Any],
+) -> None:
     engine = make_engine("causal_lm", ["endogenous"])
     alone = [await ask(engine, "endogenous", options={"alpha": alpha}) for alpha in (0.5, 1.0, 2.0)]
-    together = await asyncio.gather(*(ask(engine, "endogenous", options={"alpha": a}) for a in (0.5, 1.0, 2.0)))
+    together = await asyncio.gather(
+        *(ask(engine, "endogenous", options={"alpha": a}) for a in (0.5, 1.0, 2.0))
+    )
     for one, other in zip(alone, together, strict=True):
         np.testing.assert_allclose(one["rewards"], other["rewards"], atol=1e-4)
 
 
-async def test_of_levels_the_last_token_of_a_span_stands(make_engine: Callable[..., Any], exact_rm: Any) -> None:
+async def test_of_levels_the_last_token_of_a_span_stands(
+    make_engine: Callable[..., Any], exact_rm: Any
+) -> None:
     engine = make_engine("reward_model", ["reward_model"])
     tokens = await ask(engine, "reward_model", credit={"name": "values"}, return_tokens=True)
     spans = [[0, 5], [5, len(RESPONSE)]]
@@ -348,16 +415,24 @@ async def test_a_prompt_that_the_items_of_a_request_share_is_tokenised_once(
     make_engine: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = make_engine("causal_lm", ["endogenous"])
-    assert engine._intake.vocabulary.end_of_turn == tiny.END_ID  # which is found by tokenising, once
+    assert (
+        engine._intake.vocabulary.end_of_turn == tiny.END_ID
+    )  # which is found by tokenising, once
     read, encode = [], engine._intake.vocabulary._read
-    monkeypatch.setattr(engine._intake.vocabulary, "_read", lambda text: read.append(text) or encode(text))
+    monkeypatch.setattr(
+        engine._intake.vocabulary, "_read", lambda text: read.append(text) or encode(text)
+    )
     other = [{"role": "user", "content": "3+3?"}]
     prompts = [PROMPT, PROMPT, other, "2+2?", PROMPT, "2+2?"]
     items = [{"prompt": prompt, "response": RESPONSE + "!" * i} for i, prompt in enumerate(prompts)]
-    together = (await engine.score(parse(RewardsRequest, {"scorer": "endogenous", "items": items})))["items"]
+    together = (
+        await engine.score(parse(RewardsRequest, {"scorer": "endogenous", "items": items}))
+    )["items"]
     assert len(read) == len(items) + 3
     for item, result in zip(items, together, strict=True):
-        alone = (await engine.score(parse(RewardsRequest, {"scorer": "endogenous", "items": [item]})))["items"][0]
+        alone = (
+            await engine.score(parse(RewardsRequest, {"scorer": "endogenous", "items": [item]}))
+        )["items"][0]
         np.testing.assert_allclose(result["rewards"], alone["rewards"], atol=1e-4)
 
 
@@ -367,9 +442,13 @@ async def test_prompts_of_equal_messages_under_other_template_variables_are_othe
     template = tiny.TEMPLATE + "{{ mood or '' }}"
     engine = make_engine("causal_lm", ["endogenous"], chat_template=template)
     moods: list[dict[str, str]] = [{}, {"mood": "good"}, {"mood": "bad mood"}, {}]
-    items = [{"prompt": PROMPT, "response": RESPONSE, "chat_template_kwargs": mood} for mood in moods]
+    items = [
+        {"prompt": PROMPT, "response": RESPONSE, "chat_template_kwargs": mood} for mood in moods
+    ]
     reply = await engine.score(parse(RewardsRequest, {"scorer": "endogenous", "items": items}))
-    lengths = [len(ids_of("<|user|>2+2?<|end|>\n<|assistant|>" + mood.get("mood", ""))) for mood in moods]
+    lengths = [
+        len(ids_of("<|user|>2+2?<|end|>\n<|assistant|>" + mood.get("mood", ""))) for mood in moods
+    ]
     assert reply["usage"]["prompt_tokens"] == sum(lengths)
     assert len(set(lengths)) == 3
 
@@ -380,7 +459,9 @@ async def test_each_item_of_a_group_whose_prompt_is_refused_names_its_own_place(
     engine = make_engine("causal_lm", ["endogenous"], chat_template="{{ raise_exception('no') }}")
     items = [{"prompt": PROMPT, "response": RESPONSE}] * 3
     reply = await engine.score(parse(RewardsRequest, {"scorer": "endogenous", "items": items}))
-    assert [item["error"]["param"] for item in reply["items"]] == [f"items[{i}].prompt" for i in range(3)]
+    assert [item["error"]["param"] for item in reply["items"]] == [
+        f"items[{i}].prompt" for i in range(3)
+    ]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-"""A pass's budget counts a prompt that items have in common once where the layout computes it once, and only there."""
+"""A pass's budget counts a prompt that items have in common once where the layout computes it once,
+and only there."""
 
 from __future__ import annotations
 
@@ -8,8 +9,8 @@ from typing import Any
 
 import pytest
 
-import tiny
-from tokenreward.models.kernels import Kernel, attend_alone
+from fakes import tiny
+from tokenreward.forward.kernels import Kernel, attend_alone
 from tokenreward.wire import RewardsRequest, parse
 
 NUM_PROMPT, NUM_RESPONSE, NUM_ITEMS, BUDGET = 40, 2, 6, 60
@@ -34,7 +35,9 @@ async def score_a_group(engine: Any, scorer: str) -> None:
     assert [item["error"] for item in reply["items"]] == [None] * NUM_ITEMS
 
 
-async def test_a_layout_that_shares_prompts_takes_a_group_in_one_pass(make_engine: Callable[..., Any]) -> None:
+async def test_a_layout_that_shares_prompts_takes_a_group_in_one_pass(
+    make_engine: Callable[..., Any],
+) -> None:
     engine = make_engine("causal_lm", ["endogenous"], max_batch_tokens=BUDGET)
     passes = computed_by_pass(engine)
     await score_a_group(engine, "endogenous")
@@ -46,7 +49,9 @@ async def test_a_layout_that_shares_none_computes_no_more_in_a_pass_than_the_bud
     make_engine: Callable[..., Any], tmp_path: Path, because: str
 ) -> None:
     checkpoint = tiny.save(tmp_path, "bloom" if because == "plain" else "llama")
-    engine = make_engine("causal_lm", ["endogenous"], max_batch_tokens=BUDGET, checkpoint=checkpoint)
+    engine = make_engine(
+        "causal_lm", ["endogenous"], max_batch_tokens=BUDGET, checkpoint=checkpoint
+    )
     if because == "kernel":
         engine._verdict.layout._kernel = Kernel(attend_alone, shares=False)
     passes = computed_by_pass(engine)
@@ -58,7 +63,9 @@ async def test_a_pair_of_which_one_shares_none_keeps_to_the_budget_too(
     make_engine: Callable[..., Any], tmp_path: Path
 ) -> None:
     reference = str(tiny.save(tmp_path, "bloom"))
-    engine = make_engine("causal_lm", ["implicit"], max_batch_tokens=2 * BUDGET, reference_checkpoint=reference)
+    engine = make_engine(
+        "causal_lm", ["implicit"], max_batch_tokens=2 * BUDGET, reference_checkpoint=reference
+    )
     passes = computed_by_pass(engine)
     await score_a_group(engine, "implicit")
     assert passes == [2 * (NUM_PROMPT + NUM_RESPONSE)] * NUM_ITEMS

@@ -1,4 +1,5 @@
-"""Reasoning steps on their way to the reply: in the caller's units, and only from a scorer that gives them rightly."""
+"""Reasoning steps on their way to the reply: in the caller's units, and only from a scorer that
+gives them rightly."""
 
 from __future__ import annotations
 
@@ -31,13 +32,16 @@ class Scorer(Constant):
 
 @pytest.fixture
 def ask(make_engine: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """`await ask(last, scores, **item)`: the answer to one item of seven ids, of a scorer that says so."""
+    """`await ask(last, scores, **item)`: the answer to one item of seven ids, of a scorer that says
+    so."""
 
     async def answer(last: Sequence[int], scores: Sequence[float], **item: Any) -> dict[str, Any]:
         module = types.ModuleType("their_steps")
         module.Mine = type("Mine", (Scorer,), {"last": last, "scores": scores})  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "their_steps", module)
-        engine = make_engine("causal_lm", [{"type": "their_steps:Mine", "name": "mine"}, "constant"])
+        engine = make_engine(
+            "causal_lm", [{"type": "their_steps:Mine", "name": "mine"}, "constant"]
+        )
         items = [{"prompt": [5], "response": [*range(10, 17)], **item}]
         reply = await engine.score(parse(RewardsRequest, {"scorer": "mine", "items": items}))
         await engine.close()
@@ -62,7 +66,12 @@ async def test_a_span_names_the_step_of_its_last_token_and_an_empty_one_the_step
 ) -> None:
     shown = await make_engine("causal_lm", ["constant"]).score(
         parse(
-            RewardsRequest, {"scorer": "constant", "items": [{"prompt": "", "response": TEXT}], "return_tokens": True}
+            RewardsRequest,
+            {
+                "scorer": "constant",
+                "items": [{"prompt": "", "response": TEXT}],
+                "return_tokens": True,
+            },
         )
     )
     ends = [token["span"][1] for token in shown["items"][0]["tokens"]]
@@ -74,7 +83,14 @@ async def test_a_span_names_the_step_of_its_last_token_and_an_empty_one_the_step
 
 @pytest.mark.parametrize(
     ("last", "scores"),
-    [([1, 5], [1.0, 1.0]), ([1, 1, 6], [1.0] * 3), ([3, 1, 6], [1.0] * 3), ([1, 6], [1.0]), ([], []), ([7], [1.0])],
+    [
+        ([1, 5], [1.0, 1.0]),
+        ([1, 1, 6], [1.0] * 3),
+        ([3, 1, 6], [1.0] * 3),
+        ([1, 6], [1.0]),
+        ([], []),
+        ([7], [1.0]),
+    ],
 )
 async def test_steps_that_do_not_divide_the_response_are_the_scorers_fault(
     ask: Callable[..., Any], last: list[int], scores: list[float]

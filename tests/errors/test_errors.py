@@ -1,4 +1,5 @@
-"""The error tree: what its docstring draws, what the contract's table says and what the classes are is one thing."""
+"""The error tree: what its docstring draws, what the contract's table says and what the classes are
+is one thing."""
 
 from __future__ import annotations
 
@@ -21,7 +22,10 @@ CONTRACT = {
     (503, True): "overloaded loading updating",
     (500, True): "internal",
     (504, True): "deadline_exceeded",
-    (200, False): "sequence_too_long token_out_of_vocabulary spans_do_not_tile length_mismatch empty_response "
+    (
+        200,
+        False,
+    ): "sequence_too_long token_out_of_vocabulary spans_do_not_tile length_mismatch empty_response "
     "empty_prompt unsupported_text non_finite scorer_failed",
     (200, True): "out_of_memory",
 }
@@ -30,11 +34,14 @@ EXPECTED = {code: key for key, codes in CONTRACT.items() for code in codes.split
 CLASSES = [c for _, c in inspect.getmembers(errors, inspect.isclass) if issubclass(c, RewardError)]
 ANSWERS = [c for c in CLASSES if c not in (RewardError, RequestError, ItemError)]
 
-_LINE = re.compile(r"^( +)(\w+)(?: +(\d{3}))?(?:  +([a-z_ ]+?))?(?: +(retryable)(?:, Retry-After)?)?$")
+_LINE = re.compile(
+    r"^( +)(\w+)(?: +(\d{3}))?(?:  +([a-z_ ]+?))?(?: +(retryable)(?:, Retry-After)?)?$"
+)
 
 
 def drawn_tree() -> dict[str, tuple[str | None, int | None, str | None, bool]]:
-    """Of each class in the docstring's drawing: its parent, status, code and whether it says retryable."""
+    """Of each class in the docstring's drawing: its parent, status, code and whether it says
+    retryable."""
     tree: dict[str, tuple[str | None, int | None, str | None, bool]] = {}
     parents: list[tuple[int, str]] = []
     drawing = (errors.__doc__ or "").split("The tree:")[1].split("\n\n")[1]
@@ -45,7 +52,12 @@ def drawn_tree() -> dict[str, tuple[str | None, int | None, str | None, bool]]:
         while parents and parents[-1][0] >= len(indent):
             parents.pop()
         code = words if words and re.fullmatch(r"[a-z]+(_[a-z]+)*", words) else None
-        tree[name] = (parents[-1][1] if parents else None, int(status) if status else None, code, bool(retryable))
+        tree[name] = (
+            parents[-1][1] if parents else None,
+            int(status) if status else None,
+            code,
+            bool(retryable),
+        )
         parents.append((len(indent), name))
     return tree
 
@@ -61,7 +73,9 @@ def test_a_class_stands_where_the_tree_draws_it(error: type[RewardError]) -> Non
 
 
 @pytest.mark.parametrize("error", ANSWERS, ids=lambda c: c.__name__)
-def test_a_class_has_the_status_code_and_retryable_that_the_tree_draws(error: type[RewardError]) -> None:
+def test_a_class_has_the_status_code_and_retryable_that_the_tree_draws(
+    error: type[RewardError],
+) -> None:
     _, status, code, retryable = drawn_tree()[error.__name__]
     if issubclass(error, ItemError):
         status = drawn_tree()["ItemError"][1]

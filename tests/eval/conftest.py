@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from eval.service import Known, known
+from fakes.eval_service import Known, known
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,5 @@
-"""Asking: batches, each item once, interrupted and resumed, and a cache that a change of anything empties."""
+"""Asking: batches, each item once, interrupted and resumed, and a cache that a change of anything
+empties."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from eval.service import ENTRY, Known
+from fakes.eval_service import ENTRY, Known
 from tokenreward.eval import Answer, Cache, Candidate, EvalError, Run, Subject, ask, known_subject
 from tokenreward.eval.answer import from_record, to_record
 from tokenreward_client import AsyncClient, ScorerInfo, ServerRefused
@@ -20,7 +21,10 @@ from tokenreward_client import AsyncClient, ScorerInfo, ServerRefused
 
 def candidates(num: int, **needs: bool) -> list[Candidate]:
     """Response i is written with i + 1 digits."""
-    return [Candidate({"prompt": "p", "response": "7" * (n + 1)}, f"row {n}", **needs) for n in range(num)]
+    return [
+        Candidate({"prompt": "p", "response": "7" * (n + 1)}, f"row {n}", **needs)
+        for n in range(num)
+    ]
 
 
 def subject(**changes: Any) -> Subject:
@@ -29,7 +33,11 @@ def subject(**changes: Any) -> Subject:
 
 
 def answers(
-    service: Known, wanted: Sequence[Candidate], cache: Path | None = None, who: Subject | None = None, **run: Any
+    service: Known,
+    wanted: Sequence[Candidate],
+    cache: Path | None = None,
+    who: Subject | None = None,
+    **run: Any,
 ) -> list[Answer]:
     async def asked() -> list[Answer]:
         async with AsyncClient(service.url, max_retries=0) as client:
@@ -42,7 +50,9 @@ def answers(
 def test_answers_are_in_order_in_batches_with_so_many_in_flight(service: Known) -> None:
     service.delay_s = 0.02
     steps: list[tuple[int, int]] = []
-    found = answers(service, candidates(300), concurrency=3, on_done=lambda *done: steps.append(done))
+    found = answers(
+        service, candidates(300), concurrency=3, on_done=lambda *done: steps.append(done)
+    )
     assert [answer.score for answer in found] == [float(n + 1) for n in range(300)]
     assert sorted(len(body["items"]) for body in service.bodies) == [44, 64, 64, 64, 64]
     assert service.most_in_flight == 3
@@ -96,7 +106,9 @@ def test_answer_without_what_is_needed_is_an_error(
     service: Known, fields: dict[str, Any], needs_units: bool, code: str
 ) -> None:
     def without(body: dict[str, Any]) -> Any:
-        return service.reply([service._answer(n, item, body) | fields for n, item in enumerate(body["items"])])
+        return service.reply(
+            [service._answer(n, item, body) | fields for n, item in enumerate(body["items"])]
+        )
 
     service.script.append(without)
     (found,) = answers(service, candidates(1, needs_units=needs_units))
@@ -105,12 +117,19 @@ def test_answer_without_what_is_needed_is_an_error(
 
 
 def test_interrupted_run_goes_on_where_it_stopped(service: Known, tmp_path: Path) -> None:
-    service.script.extend([service.ok, service.ok, service.says(422, "unknown_option", retryable=False)])
+    service.script.extend(
+        [service.ok, service.ok, service.says(422, "unknown_option", retryable=False)]
+    )
     with pytest.raises(ServerRefused):
         answers(service, candidates(300), tmp_path / "cache", concurrency=1)
     assert len(service.asked) == 192
     started: list[tuple[int, int]] = []
-    found = answers(service, candidates(300), tmp_path / "cache", on_start=lambda *counts: started.append(counts))
+    found = answers(
+        service,
+        candidates(300),
+        tmp_path / "cache",
+        on_start=lambda *counts: started.append(counts),
+    )
     assert [answer.score for answer in found] == [float(n + 1) for n in range(300)]
     assert started == [(172, 128)]
     assert len(service.asked) == 192 + 172
@@ -130,19 +149,27 @@ def test_interrupted_run_goes_on_where_it_stopped(service: Known, tmp_path: Path
         {"name": "second"},
     ],
 )
-def test_change_of_what_an_answer_depends_on_asks_again(service: Known, tmp_path: Path, change: dict[str, Any]) -> None:
+def test_change_of_what_an_answer_depends_on_asks_again(
+    service: Known, tmp_path: Path, change: dict[str, Any]
+) -> None:
     answers(service, candidates(3), tmp_path / "cache")
     version = change.get("version", 3)
     service.script.append(
-        lambda body: service.reply([service._answer(n, i, body) for n, i in enumerate(body["items"])], version=version)
+        lambda body: service.reply(
+            [service._answer(n, i, body) for n, i in enumerate(body["items"])], version=version
+        )
     )
     answers(service, candidates(3), tmp_path / "cache", subject(**change))
     assert len(service.asked) == 6
 
 
-def test_change_of_the_servers_own_default_asks_again_and_of_its_route_does_not(service: Known, tmp_path: Path) -> None:
+def test_change_of_the_servers_own_default_asks_again_and_of_its_route_does_not(
+    service: Known, tmp_path: Path
+) -> None:
     answers(service, candidates(3), tmp_path / "cache")
-    elsewhere = Subject("l", ScorerInfo.model_validate({**ENTRY, "route": "/elsewhere", "limits": {"x": 1}}))
+    elsewhere = Subject(
+        "l", ScorerInfo.model_validate({**ENTRY, "route": "/elsewhere", "limits": {"x": 1}})
+    )
     answers(service, candidates(3), tmp_path / "cache", elsewhere)
     assert len(service.asked) == 3
     default = Subject("l", ScorerInfo.model_validate({**ENTRY, "options": {"a": {"default": 2}}}))
@@ -176,7 +203,9 @@ def test_change_of_a_scorer_that_is_not_asked_changes_nothing() -> None:
     def key(second_version: int) -> str:
         listed = [ENTRY, {**ENTRY, "name": "second", "version": second_version}]
         found = [ScorerInfo.model_validate(each) for each in listed]
-        return known_subject("known", "known", found, options={"score_from": None}, credit={}).key(candidates(1)[0])
+        return known_subject("known", "known", found, options={"score_from": None}, credit={}).key(
+            candidates(1)[0]
+        )
 
     assert key(3) == key(4)
 
@@ -231,14 +260,22 @@ def test_line_that_is_no_record_counts_as_absent(tmp_path: Path, line: str) -> N
 
 
 def test_record_that_was_never_written_is_refused() -> None:
-    record = {"score": 1.0, "timing": [1, 1, 1, 1], "rewards": "AACAPw==", "spans": [[0, 1], [1, 2]], "names": []}
+    record = {
+        "score": 1.0,
+        "timing": [1, 1, 1, 1],
+        "rewards": "AACAPw==",
+        "spans": [[0, 1], [1, 2]],
+        "names": [],
+    }
     with pytest.raises(ValueError, match="do not go together"):
         from_record(record)
 
 
 def test_weights_that_change_meanwhile_end_the_run(service: Known) -> None:
     service.script.append(
-        lambda body: service.reply([service._answer(n, i, body) for n, i in enumerate(body["items"])], version=4)
+        lambda body: service.reply(
+            [service._answer(n, i, body) for n, i in enumerate(body["items"])], version=4
+        )
     )
     with pytest.raises(EvalError, match="`known` went from version 3 to 4"):
         answers(service, candidates(3))
@@ -248,7 +285,11 @@ def test_options_and_credit_travel_and_the_label_does_not(service: Known) -> Non
     asked = Subject("my label", ScorerInfo.model_validate(ENTRY), {"alpha": 2}, {"name": "last"})
     answers(service, candidates(1), who=asked)
     (body,) = service.bodies
-    assert (body["scorer"], body["options"], body["credit"]) == ("known", {"alpha": 2}, {"name": "last"})
+    assert (body["scorer"], body["options"], body["credit"]) == (
+        "known",
+        {"alpha": 2},
+        {"name": "last"},
+    )
 
 
 def test_scorer_that_is_not_served_is_named_with_those_that_are() -> None:
@@ -267,8 +308,19 @@ def test_times_add_up_to_the_time_of_the_run(service: Known) -> None:
 
 
 def test_the_package_is_light() -> None:
-    heavy = ("torch", "transformers", "ray", "fastapi", "yaml", "tokenreward.engine", "tokenreward.demo")
-    code = f"import sys; sys.path[:0] = {sys.path!r}; import tokenreward.eval.page, tokenreward.eval.table\n"
+    heavy = (
+        "torch",
+        "transformers",
+        "ray",
+        "fastapi",
+        "yaml",
+        "tokenreward.engine",
+        "tokenreward.demo",
+    )
+    code = (
+        f"import sys; sys.path[:0] = {sys.path!r}; import tokenreward.eval.page, "
+        "tokenreward.eval.table\n"
+    )
     code += f"print(*[name for name in {heavy!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []

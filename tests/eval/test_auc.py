@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from tokenreward.eval.auc import _Weighted, pooled_auc, roc_auc, roc_curve
 
-CASES = st.lists(st.tuples(st.booleans(), st.integers(-3, 3), st.integers(0, 4)), min_size=1, max_size=40)
+CASES = st.lists(
+    st.tuples(st.booleans(), st.integers(-3, 3), st.integers(0, 4)), min_size=1, max_size=40
+)
 
 
 def counted(labels: list[bool], scores: list[float]) -> float | None:
@@ -34,7 +36,9 @@ def arrays(cases: list[tuple[bool, int, int]]) -> tuple[np.ndarray, np.ndarray, 
 def test_area_is_the_share_of_couples_in_order(cases: list[tuple[bool, int, int]]) -> None:
     labels, scores, _ = arrays(cases)
     expected = counted(labels.tolist(), scores.tolist())
-    assert roc_auc(labels, scores) == (None if expected is None else pytest.approx(expected, abs=1e-12))
+    assert roc_auc(labels, scores) == (
+        None if expected is None else pytest.approx(expected, abs=1e-12)
+    )
 
 
 @given(CASES)
@@ -49,7 +53,9 @@ def test_area_under_the_curve_is_the_area(cases: list[tuple[bool, int, int]]) ->
 
 
 @given(CASES, st.lists(st.integers(0, 3), min_size=5, max_size=5))
-def test_weighted_area_is_that_of_repeated_clusters(cases: list[tuple[bool, int, int]], times: list[int]) -> None:
+def test_weighted_area_is_that_of_repeated_clusters(
+    cases: list[tuple[bool, int, int]], times: list[int]
+) -> None:
     labels, scores, clusters = arrays(cases)
     repeats = np.array(times)[clusters]
     expected = counted(np.repeat(labels, repeats).tolist(), np.repeat(scores, repeats).tolist())
@@ -58,7 +64,8 @@ def test_weighted_area_is_that_of_repeated_clusters(cases: list[tuple[bool, int,
 
 
 def test_pooled_interval_resamples_clusters_not_cases() -> None:
-    """The same case ten times in one cluster tells as much as once: the interval is the same, if the draws are."""
+    """The same case ten times in one cluster tells as much as once: the interval is the same, if
+    the draws are."""
     rng = np.random.default_rng(0)
     labels, clusters = rng.random(60) < 0.4, np.arange(60)
     scores = rng.normal(size=60) + labels

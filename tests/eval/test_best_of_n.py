@@ -1,4 +1,5 @@
-"""Best of n: top-ranked between chance and ceiling, ties as lotteries, areas by hand; GSM8K's file as it is."""
+"""Best of n: top-ranked between chance and ceiling, ties as lotteries, areas by hand; GSM8K's file
+as it is."""
 
 from __future__ import annotations
 
@@ -6,16 +7,31 @@ from pathlib import Path
 
 import pytest
 
-from eval.given import by_text, values, verdict_of, write
+from fakes.eval_data import by_text, values, verdict_of, write
 from tokenreward.eval import Dataset, load
 
 ROWS = [
     {"prompt": "p", "responses": ["a", "b", "c"], "labels": [1, 0, 0]},  # a on top: right
     {"prompt": "q", "responses": ["d", "e"], "labels": [False, True]},  # d on top: wrong
-    {"prompt": "r", "responses": ["f", "g", "h"], "labels": [1, 0, 0]},  # f, g, h share the top: one third
+    {
+        "prompt": "r",
+        "responses": ["f", "g", "h"],
+        "labels": [1, 0, 0],
+    },  # f, g, h share the top: one third
     {"prompt": "s", "responses": ["i", "j"], "labels": [0, 0]},  # no right response
 ]
-SCORES: dict[str, float | None] = {"a": 5, "b": 4, "c": 1, "d": 3, "e": 2, "f": 0, "g": 0, "h": 0, "i": 9, "j": 9}
+SCORES: dict[str, float | None] = {
+    "a": 5,
+    "b": 4,
+    "c": 1,
+    "d": 3,
+    "e": 2,
+    "f": 0,
+    "g": 0,
+    "h": 0,
+    "i": 9,
+    "j": 9,
+}
 
 
 @pytest.fixture
@@ -47,7 +63,9 @@ def test_example_sets_the_best_wrong_response_against_the_best_right_one(dataset
     row = verdict_of(dataset, by_text(SCORES))
     (examples,) = row.verdict.examples.values()
     assert [example.margin for example in examples] == [1, 0, -1]
-    assert [dataset.candidates[shown.candidate].item["response"] for shown in examples[0].shown] == ["e", "d"]
+    assert [
+        dataset.candidates[shown.candidate].item["response"] for shown in examples[0].shown
+    ] == ["e", "d"]
 
 
 def test_gsm8ks_solutions_are_read_as_they_are(tmp_path: Path) -> None:
@@ -75,6 +93,12 @@ def test_gsm8ks_solutions_are_read_as_they_are(tmp_path: Path) -> None:
 def test_all_right_or_all_wrong_has_no_area(tmp_path: Path) -> None:
     rows = [{"prompt": "p", "responses": ["a", "b"], "labels": [1, 1]}]
     row = verdict_of(load([write(tmp_path / "g.jsonl", rows)]), by_text({"a": 1, "b": 0}))
-    expected = {"top_ranked": 1.0, "random": 1.0, "oracle": 1.0, "auc_pooled": None, "auc_within": None}
+    expected = {
+        "top_ranked": 1.0,
+        "random": 1.0,
+        "oracle": 1.0,
+        "auc_pooled": None,
+        "auc_within": None,
+    }
     assert values(row) == expected
     assert row.verdict.curve is None

@@ -1,4 +1,5 @@
-"""Figures: Wilson by its formula, the bootstrap by the normal law, MOVER by hand; nothing to judge is None."""
+"""Figures: Wilson by its formula, the bootstrap by the normal law, MOVER by hand; nothing to judge
+is None."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ Z = 1.959963984540054
 
 
 def roots(right: int, num: int) -> tuple[float, float]:
-    """Where |p - right/num| = z sqrt(p (1 - p) / num): Wilson's ends, as the roots of the quadratic."""
+    """Where |p - right/num| = z sqrt(p (1 - p) / num): Wilson's ends, as the roots of the
+    quadratic."""
     value = right / num
     a, b, c = 1 + Z**2 / num, -(2 * value + Z**2 / num), value**2
     spread = math.sqrt(max(b * b - 4 * a * c, 0.0))
@@ -53,7 +55,9 @@ def test_bootstrap_interval_is_the_normal_one_for_many_cases() -> None:
     assert found is not None
     half = Z * values.std() / math.sqrt(len(values))
     assert found.value == pytest.approx(values.mean())
-    assert (found.low, found.high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.15 * half)
+    assert (found.low, found.high) == pytest.approx(
+        (values.mean() - half, values.mean() + half), abs=0.15 * half
+    )
     assert (found.num, found.method) == (4000, "bootstrap")
 
 

@@ -8,12 +8,18 @@ from typing import Any
 
 import pytest
 
-from eval.given import write
+from fakes.eval_data import write
 from tokenreward.eval import KINDS, EvalError, load
 from tokenreward.eval.rows import read_rows
 
 PAIR = {"prompt": "q", "chosen": "a", "rejected": "b"}
-BENCH = {"id": 1, "prompt": "q", "chosen": ["a", "b", "c"], "rejected": ["d", "e", "f"], "domain": "chat"}
+BENCH = {
+    "id": 1,
+    "prompt": "q",
+    "chosen": ["a", "b", "c"],
+    "rejected": ["d", "e", "f"],
+    "domain": "chat",
+}
 GROUP = {"prompt": "q", "responses": ["a", "b"], "labels": [0, 1]}
 FLAGGED = {"prompt": "q", "response": "abc", "flagged": [[0, 1]]}
 GSM8K = {"question": "q", "ground_truth": "g", "6b": {"is_correct": True, "solution": "s"}}
@@ -31,7 +37,9 @@ GSM8K = {"question": "q", "ground_truth": "g", "6b": {"is_correct": True, "solut
     ],
 )
 @pytest.mark.parametrize("as_array", [False, True])
-def test_kind_is_seen_in_the_fields(tmp_path: Path, row: dict[str, Any], kind: str, as_array: bool) -> None:
+def test_kind_is_seen_in_the_fields(
+    tmp_path: Path, row: dict[str, Any], kind: str, as_array: bool
+) -> None:
     file = write(tmp_path / "data", [row], as_array=as_array)
     assert load([file]).kind == kind == load([file], kind=kind).kind
 
@@ -45,18 +53,36 @@ def test_every_kind_is_known_by_its_name() -> None:
     [
         ([PAIR, {"prompt": "q", "chosen": "a"}], "data line 2: `rejected` is required"),
         ([PAIR | {"chosen": 5}], "data line 1: `chosen` must be a string, got 5"),
-        ([PAIR | {"prompt": []}], "`prompt` must be a string or a list of messages, got a list of length 0"),
+        (
+            [PAIR | {"prompt": []}],
+            "`prompt` must be a string or a list of messages, got a list of length 0",
+        ),
         ([PAIR | {"prompt": [{"content": "x"}]}], "data line 1: `prompt[0].role` is required"),
         ([PAIR | {"prompt": [{"role": "user", "content": 3}]}], "line 1: `prompt[0].content`"),
         ([PAIR | {"rejected": "\ud800"}], "data line 1: `rejected` cannot be written as JSON"),
         ([PAIR | {"subset": 7}], "data line 1: `subset` must be a string, got 7"),
-        ([PAIR | {"rejected_flagged": [[0, 2]]}], "`rejected_flagged[0]` is [0, 2], but the response has 1 characters"),
+        (
+            [PAIR | {"rejected_flagged": [[0, 2]]}],
+            "`rejected_flagged[0]` is [0, 2], but the response has 1 characters",
+        ),
         ([PAIR | {"rejected_flagged": [[0, True]]}], "`rejected_flagged[0]` must be [start, end]"),
-        ([PAIR | {"rejected_flagged": 1}], "`rejected_flagged` must be a list of [start, end] ranges, got 1"),
-        ([BENCH | {"chosen": ["a", "b"]}], "`chosen` must be a list of 3 strings, got a list of length 2"),
+        (
+            [PAIR | {"rejected_flagged": 1}],
+            "`rejected_flagged` must be a list of [start, end] ranges, got 1",
+        ),
+        (
+            [BENCH | {"chosen": ["a", "b"]}],
+            "`chosen` must be a list of 3 strings, got a list of length 2",
+        ),
         ([BENCH | {"rejected": ["a", "b", None]}], "`rejected[2]` must be a string, got null"),
-        ([{k: v for k, v in BENCH.items() if k != "domain"}], "`domain` is not there, and the file's name begins with"),
-        ([GROUP | {"labels": [0]}], "`labels` must be a list of 2 flags, one per response, got a list of length 1"),
+        (
+            [{k: v for k, v in BENCH.items() if k != "domain"}],
+            "`domain` is not there, and the file's name begins with",
+        ),
+        (
+            [GROUP | {"labels": [0]}],
+            "`labels` must be a list of 2 flags, one per response, got a list of length 1",
+        ),
         ([GROUP | {"labels": [0, 2]}], "`labels[1]` must be 0 or 1, got 2"),
         ([GROUP | {"labels": [0, 1.0]}], "`labels[1]` must be 0 or 1, got 1.0"),
         ([GROUP | {"responses": []}], "`responses` must be a list of one string or more"),
@@ -64,7 +90,10 @@ def test_every_kind_is_known_by_its_name() -> None:
         ([GSM8K | {"6b": {"solution": "s"}}], "`6b.is_correct` must be true or false"),
         ([GSM8K | {"6b": "s"}], "`6b.solution` must be a string"),
         ([{"question": "q", "ground_truth": "g"}], "`question` has no solutions beside it"),
-        ([{"prompt": "q", "response": "ab", "flags": [1]}], "`flags` must be a list of 2 flags, one per character"),
+        (
+            [{"prompt": "q", "response": "ab", "flags": [1]}],
+            "`flags` must be a list of 2 flags, one per character",
+        ),
         ([FLAGGED | {"flags": [0, 0, 1]}], "`flags` and `flagged` say the same thing"),
         ([FLAGGED | {"flagged": [[2, 2]]}], "`flagged[0]` is [2, 2]"),
         (
@@ -76,12 +105,17 @@ def test_every_kind_is_known_by_its_name() -> None:
             "`spans[0]` is [1, 2], but must start at 0",
         ),
         ([{"prompt": "q", "response": "ab", "spans": [[0, 2]], "flags": []}], "one per span"),
-        ([{"text": "q", "label": 1}], "data line 1: the fields (`text`, `label`) are of no known kind"),
+        (
+            [{"text": "q", "label": 1}],
+            "data line 1: the fields (`text`, `label`) are of no known kind",
+        ),
         ([PAIR, 7], "data line 2: must be an object, got 7"),
         ([], "data: holds no rows"),
     ],
 )
-def test_what_is_wrong_is_said_with_line_and_field(tmp_path: Path, rows: list[Any], message: str) -> None:
+def test_what_is_wrong_is_said_with_line_and_field(
+    tmp_path: Path, rows: list[Any], message: str
+) -> None:
     with pytest.raises(EvalError) as caught:
         load([write(tmp_path / "data", rows)])
     assert message in str(caught.value)

@@ -1,4 +1,5 @@
-"""The page: well-formed, needs nothing from elsewhere, shows every kind, and takes hostile text as text."""
+"""The page: well-formed, needs nothing from elsewhere, shows every kind, and takes hostile text as
+text."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval.given import FAILED, TIMING, per_character, subject, write
+from fakes.eval_data import FAILED, TIMING, per_character, subject, write
 from tokenreward.eval import Answer, Candidate, Dataset, Subject, judged, load
 from tokenreward.eval.answer import Units
 from tokenreward.eval.auc import roc_curve
@@ -28,11 +29,44 @@ from tokenreward.wire import ErrorDetail
 
 VOID = {"meta", "rect", "path", "circle", "polyline"}
 TAGS = {
-    *("html", "head", "meta", "title", "style", "body", "main", "h1", "h2", "h3", "p", "div", "small", "figure"),
-    *("figcaption", "table", "thead", "tbody", "tr", "th", "td", "details", "summary", "b", "i", "u", "svg", "text"),
+    *(
+        "html",
+        "head",
+        "meta",
+        "title",
+        "style",
+        "body",
+        "main",
+        "h1",
+        "h2",
+        "h3",
+        "p",
+        "div",
+        "small",
+        "figure",
+    ),
+    *(
+        "figcaption",
+        "table",
+        "thead",
+        "tbody",
+        "tr",
+        "th",
+        "td",
+        "details",
+        "summary",
+        "b",
+        "i",
+        "u",
+        "svg",
+        "text",
+    ),
     *("rect", "path", "circle", "polyline"),
 }
-HOSTILE = "\"><script src=//evil>x</script><img src=x onerror=alert(1)>' </div></style>&lt;\x1b[2J\u202e\x00"
+HOSTILE = (
+    "\"><script src=//evil>x</script><img src=x onerror=alert(1)>' "
+    "</div></style>&lt;\x1b[2J\u202e\x00"
+)
 
 
 class Reader(HTMLParser):
@@ -88,19 +122,25 @@ def score_of(text: str) -> float:
 def answer(candidate: Candidate) -> Answer:
     text = candidate.item["response"]
     if text.startswith("fail"):
-        return dataclasses.replace(FAILED, error=ErrorDetail(code="sequence_too_long", message=HOSTILE))
+        return dataclasses.replace(
+            FAILED, error=ErrorDetail(code="sequence_too_long", message=HOSTILE)
+        )
     if candidate.needs_units and "spans" not in candidate.item:
         rewards = [float(ord(char) % 5 - 2) for char in text] + [1.0]
         return dataclasses.replace(per_character(rewards, text), score=score_of(text))
     if candidate.needs_units:
         spans = np.array(candidate.item["spans"])
-        return Answer(score_of(text), Units(np.ones(len(spans), dtype=np.float32), spans), timing=TIMING)
+        return Answer(
+            score_of(text), Units(np.ones(len(spans), dtype=np.float32), spans), timing=TIMING
+        )
     return Answer(score_of(text), timing=TIMING)
 
 
 def answered(dataset: Dataset, who: Subject | None = None) -> Answered:
     row = judged(who or subject(), dataset, [answer(candidate) for candidate in dataset.candidates])
-    return Answered(row, {index: answer(candidate) for index, candidate in examples_of(row, dataset).items()})
+    return Answered(
+        row, {index: answer(candidate) for index, candidate in examples_of(row, dataset).items()}
+    )
 
 
 def styles(n: int) -> dict[str, Any]:
@@ -108,13 +148,24 @@ def styles(n: int) -> dict[str, Any]:
 
 
 KINDS: dict[str, list[dict[str, Any]]] = {
-    "rm-bench": [{"id": n, "prompt": "q", "domain": domain, **styles(n)} for n, domain in enumerate(("chat", "code"))],
+    "rm-bench": [
+        {"id": n, "prompt": "q", "domain": domain, **styles(n)}
+        for n, domain in enumerate(("chat", "code"))
+    ],
     "preference": [
-        {"prompt": "q", "chosen": "good" * n, "rejected": "bad and worse"[: n + 1], "subset": f"s{n % 3}"}
+        {
+            "prompt": "q",
+            "chosen": "good" * n,
+            "rejected": "bad and worse"[: n + 1],
+            "subset": f"s{n % 3}",
+        }
         | ({"rejected_flagged": [[0, 1]]} if n % 2 else {})
         for n in range(25)
     ],
-    "best-of-n": [{"prompt": "q", "responses": ["a", "bb" * n, "c"], "labels": [1, 0, 0]} for n in range(1, 14)],
+    "best-of-n": [
+        {"prompt": "q", "responses": ["a", "bb" * n, "c"], "labels": [1, 0, 0]}
+        for n in range(1, 14)
+    ],
     "tokens": [
         {"prompt": "q", "response": "abcdef", "flagged": [[1, 3]]},
         {"prompt": "q", "response": "abcdef", "spans": [[0, 3], [3, 6]], "flags": [0, 1]},
@@ -129,7 +180,10 @@ def dataset(request: pytest.FixtureRequest, tmp_path: Path) -> Dataset:
 
 
 def test_page_of_every_kind_is_well_formed_and_has_every_figure(dataset: Dataset) -> None:
-    rows = [answered(dataset), answered(dataset, dataclasses.replace(subject(), label="the second"))]
+    rows = [
+        answered(dataset),
+        answered(dataset, dataclasses.replace(subject(), label="the second")),
+    ]
     reader = read(page(dataset, rows, title="a title"))
     for row in rows:
         assert row.judged.subject.label in reader.text
@@ -158,7 +212,12 @@ def test_page_fits_narrow_screens_and_both_modes(dataset: Dataset) -> None:
 
 def test_hostile_text_is_text_everywhere(tmp_path: Path) -> None:
     rows = [
-        {"prompt": HOSTILE + "P", "chosen": HOSTILE + "C", "rejected": HOSTILE + "longer", "subset": HOSTILE + "S"},
+        {
+            "prompt": HOSTILE + "P",
+            "chosen": HOSTILE + "C",
+            "rejected": HOSTILE + "longer",
+            "subset": HOSTILE + "S",
+        },
         {
             "prompt": [{"role": HOSTILE, "content": [{"type": HOSTILE}]}],
             "chosen": "ok",
@@ -167,7 +226,9 @@ def test_hostile_text_is_text_everywhere(tmp_path: Path) -> None:
         },
     ]
     dataset = load([write(tmp_path / "data", rows)])
-    who = dataclasses.replace(subject(type=HOSTILE, model=HOSTILE), label=HOSTILE + "L", options={HOSTILE: HOSTILE})
+    who = dataclasses.replace(
+        subject(type=HOSTILE, model=HOSTILE), label=HOSTILE + "L", options={HOSTILE: HOSTILE}
+    )
     reader = read(page(dataset, [answered(dataset, who)], title=HOSTILE + "T"))
     shown = HOSTILE.replace("\x1b", "\ufffd").replace("\u202e", "\ufffd").replace("\x00", "\ufffd")
     for mark in "PCSLT":
@@ -182,7 +243,9 @@ def test_hostile_domain_stays_inside_the_attributes_of_its_plot(tmp_path: Path) 
     rows = [{"id": 1, "prompt": "q", "domain": HOSTILE, **styles(1)}]
     dataset = load([write(tmp_path / "data", rows)])
     reader = read(page(dataset, [answered(dataset)], title="t"))
-    assert any(name == "aria-label" and value and "<script" in value for name, value in reader.attributes)
+    assert any(
+        name == "aria-label" and value and "<script" in value for name, value in reader.attributes
+    )
 
 
 def test_hostile_name_of_a_unit_is_text() -> None:
@@ -191,8 +254,12 @@ def test_hostile_name_of_a_unit_is_text() -> None:
 
 
 @given(st.text(max_size=30), st.data())
-def test_passage_has_every_character_once_and_underlines_what_is_flagged(text: str, data: st.DataObject) -> None:
-    flags = np.array(data.draw(st.lists(st.booleans(), min_size=len(text), max_size=len(text))), dtype=bool)
+def test_passage_has_every_character_once_and_underlines_what_is_flagged(
+    text: str, data: st.DataObject
+) -> None:
+    flags = np.array(
+        data.draw(st.lists(st.booleans(), min_size=len(text), max_size=len(text))), dtype=bool
+    )
     cuts = sorted({0, len(text), *data.draw(st.lists(st.integers(0, len(text)), max_size=4))})
     spans = np.array([*itertools.pairwise(cuts), (len(text), len(text))])
     units = Units(np.zeros(len(spans), dtype=np.float32), spans, ("END",))
@@ -209,7 +276,9 @@ def test_passage_has_every_character_once_and_underlines_what_is_flagged(text: s
     reader = Underlined(source)
     expected = [char if reader.text[place] == char else "\ufffd" for place, char in enumerate(text)]
     assert reader.text == "".join(expected) + "END"
-    assert reader.underlined == "".join(char for char, flag in zip(expected, flags, strict=True) if flag)
+    assert reader.underlined == "".join(
+        char for char, flag in zip(expected, flags, strict=True) if flag
+    )
 
 
 def test_colours_are_red_white_and_green() -> None:
@@ -255,7 +324,8 @@ def test_record_is_json_and_has_every_figure_with_its_interval(dataset: Dataset)
 def test_histogram_counts_shares_of_each_class() -> None:
     source = plot.histogram({"chosen": np.array([0.0, 0.0, 1.0, 1.0]), "rejected": np.array([0.0])})
     first, second = re.findall(r'class="(?:first|second)" opacity="0.6" d="M30 160([^"]*)"', source)
-    # All of `rejected` is in the first bin, the highest of all; half of `chosen` is in the first, half in the last.
+    # All of `rejected` is in the first bin, the highest of all; half of `chosen` is in the first,
+    # half in the last.
     assert second.startswith("V30.0H41.0V160.0")
     assert first.startswith("V95.0H41.0V160.0")
     assert first.endswith("V95.0H360.0V160Z")
@@ -271,7 +341,9 @@ def test_track_and_bar_and_heat_map_and_curve_are_where_they_should_be() -> None
     assert 'cx="80.0"' in plot.track(Figure(0.5, 0.25, 0.75, 9, "wilson"))
     assert "M42.0 8H118.0" in plot.track(Figure(0.5, 0.25, 0.75, 9, "wilson"))
     assert 'width="80.0"' in plot.bar(0.5, "half")
-    cells = re.findall(r'class="(first|second)"', plot.heat_map(np.array([[0.9, 0.1], [0.5, 0.4]]), "ab", "n"))
+    cells = re.findall(
+        r'class="(first|second)"', plot.heat_map(np.array([[0.9, 0.1], [0.5, 0.4]]), "ab", "n")
+    )
     assert cells == ["first", "second", "first", "second"]
     curve = roc_curve(np.array([True, False]), np.array([1.0, 0.0]))
     assert curve is not None

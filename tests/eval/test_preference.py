@@ -1,4 +1,5 @@
-"""Pairs: accuracy per subset, micro, macro; ties and failures are neither wins nor losses; flagged characters."""
+"""Pairs: accuracy per subset, micro, macro; ties and failures are neither wins nor losses; flagged
+characters."""
 
 from __future__ import annotations
 
@@ -7,16 +8,32 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval.given import FAILED, by_text, per_character, values, verdict_of, write
+from fakes.eval_data import FAILED, by_text, per_character, values, verdict_of, write
 from tokenreward.eval import Answer, Candidate, Dataset, load
 
 # RewardBench's columns; hand-computed: alpha 2 of 3 right, beta 1 of 1, gamma 0 of 1 (a tie).
 ROWS = [
-    {"id": n, "prompt": "q", "chosen": f"c{n}", "chosen_model": "x", "rejected": f"r{n}", "rejected_model": "y"}
+    {
+        "id": n,
+        "prompt": "q",
+        "chosen": f"c{n}",
+        "chosen_model": "x",
+        "rejected": f"r{n}",
+        "rejected_model": "y",
+    }
     | {"subset": subset}
     for n, subset in enumerate(["alpha", "alpha", "beta", "alpha", "gamma"])
 ]
-SCORES: dict[str, float | None] = {"c0": 1, "r0": 0, "c1": -1, "r1": -2, "c2": 5, "r2": 4, "c3": 0, "r3": 3}
+SCORES: dict[str, float | None] = {
+    "c0": 1,
+    "r0": 0,
+    "c1": -1,
+    "r1": -2,
+    "c2": 5,
+    "r2": 4,
+    "c3": 0,
+    "r3": 3,
+}
 SCORES |= {"c4": 7, "r4": 7}
 
 
@@ -28,7 +45,9 @@ def dataset(tmp_path: Path) -> Dataset:
 def test_accuracy_by_hand(dataset: Dataset) -> None:
     row = verdict_of(dataset, by_text(SCORES))
     assert values(row) == {"accuracy": 3 / 5, "accuracy_macro": pytest.approx((2 / 3 + 1 + 0) / 3)}
-    groups = {name: figure and (figure.value, figure.num) for name, figure in row.verdict.groups.items()}
+    groups = {
+        name: figure and (figure.value, figure.num) for name, figure in row.verdict.groups.items()
+    }
     assert groups == {"alpha": (pytest.approx(2 / 3), 3), "beta": (1, 1), "gamma": (0, 1)}
     assert row.verdict.counts == {"pairs": 5, "judged": 5, "failed": 0, "wrong": 1, "ties": 1}
 
@@ -66,14 +85,21 @@ def test_without_subsets_there_is_no_macro(tmp_path: Path) -> None:
 
 def test_string_prompt_is_a_user_message_unless_raw_and_messages_stay(tmp_path: Path) -> None:
     messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
-    file = write(tmp_path / "p.jsonl", [{"prompt": p, "chosen": "a", "rejected": "b"} for p in ("q", messages)])
+    file = write(
+        tmp_path / "p.jsonl",
+        [{"prompt": p, "chosen": "a", "rejected": "b"} for p in ("q", messages)],
+    )
     as_user, raw = load([file]), load([file], prompt_as="raw")
-    assert [c.item["prompt"] for c in as_user.candidates[::2]] == [[{"role": "user", "content": "q"}], messages]
+    assert [c.item["prompt"] for c in as_user.candidates[::2]] == [
+        [{"role": "user", "content": "q"}],
+        messages,
+    ]
     assert [c.item["prompt"] for c in raw.candidates[::2]] == ["q", messages]
 
 
 def test_flagged_characters_give_token_areas_of_rejected_responses(tmp_path: Path) -> None:
-    """abcd with b wrong: area 2/3 by hand (b is below c and d, above a). xy all wrong: no area of its own."""
+    """abcd with b wrong: area 2/3 by hand (b is below c and d, above a). xy all wrong: no area of
+    its own."""
     rows = [
         {"prompt": "q", "chosen": "good", "rejected": "abcd", "rejected_flagged": [[1, 2]]},
         {"prompt": "q", "chosen": "good", "rejected": "xy", "rejected_flagged": [[0, 2]]},

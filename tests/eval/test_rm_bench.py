@@ -1,4 +1,5 @@
-"""RM-Bench: the matrix, Hard, Normal and Easy by hand, domains from fields and file names, macro and micro by name."""
+"""RM-Bench: the matrix, Hard, Normal and Easy by hand, domains from fields and file names, macro
+and micro by name."""
 
 from __future__ import annotations
 
@@ -8,19 +9,23 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eval.given import by_text, values, verdict_of, write
+from fakes.eval_data import by_text, values, verdict_of, write
 from tokenreward.eval import Dataset, load
 
 
 def row(n: int, **fields: Any) -> dict[str, Any]:
     """A row of RM-Bench's files; its responses are named for the scores below."""
-    sides = {side: [f"{side[0]}{n}{style}" for style in range(3)] for side in ("chosen", "rejected")}
+    sides = {
+        side: [f"{side[0]}{n}{style}" for style in range(3)] for side in ("chosen", "rejected")
+    }
     return {"id": n, "prompt": f"question {n}", **sides, **fields}
 
 
 def scores(n: int, chosen: list[float], rejected: list[float]) -> dict[str, float | None]:
     pairs = (("c", chosen), ("r", rejected))
-    return {f"{side}{n}{style}": value for side, given in pairs for style, value in enumerate(given)}
+    return {
+        f"{side}{n}{style}": value for side, given in pairs for style, value in enumerate(given)
+    }
 
 
 # Chosen 1, 2, 3 against rejected 0, 2, 5:
@@ -56,16 +61,37 @@ def test_one_prompt_by_hand(tmp_path: Path) -> None:
     found = verdict_of(load(files(tmp_path, chat=[row(0)])), by_text(FIRST))
     assert found.verdict.matrices["chat"].tolist() == FIRST_WINS
     hard, normal, easy = 0 / 3, 1 / 3, 3 / 3
-    expected = {"hard": hard, "normal": normal, "easy": easy, "macro": (hard + normal + easy) / 3, "micro": 4 / 9}
+    expected = {
+        "hard": hard,
+        "normal": normal,
+        "easy": easy,
+        "macro": (hard + normal + easy) / 3,
+        "micro": 4 / 9,
+    }
     assert values(found) == pytest.approx(expected)
-    assert found.verdict.counts == {"prompts": 1, "judged": 1, "failed": 0, "comparisons": 9, "ties": 1}
+    assert found.verdict.counts == {
+        "prompts": 1,
+        "judged": 1,
+        "failed": 0,
+        "comparisons": 9,
+        "ties": 1,
+    }
 
 
 def test_domains_are_weighed_alike_in_the_macro_and_prompts_in_the_micro(whole: Dataset) -> None:
-    given = FIRST | ALL | NONE | scores(3, [9] * 3, [0] * 3) | scores(4, [9] * 3, [0] * 3) | scores(5, [0] * 3, [9] * 3)
+    given = (
+        FIRST
+        | ALL
+        | NONE
+        | scores(3, [9] * 3, [0] * 3)
+        | scores(4, [9] * 3, [0] * 3)
+        | scores(5, [0] * 3, [9] * 3)
+    )
     found = verdict_of(whole, by_text(given))
     by_domain = {"chat": 4 / 9, "math": 1.0, "code": 0.0, "safety": 2 / 3}
-    assert {name: figure and figure.value for name, figure in found.verdict.groups.items()} == pytest.approx(by_domain)
+    assert {
+        name: figure and figure.value for name, figure in found.verdict.groups.items()
+    } == pytest.approx(by_domain)
     assert values(found)["macro"] == pytest.approx(np.mean(list(by_domain.values())))
     assert values(found)["micro"] == pytest.approx((4 / 9 + 1 + 0 + 1 + 1 + 0) / 6)
     # Macro of each difficulty: chat's own, and all, none, two thirds everywhere.
@@ -75,7 +101,9 @@ def test_domains_are_weighed_alike_in_the_macro_and_prompts_in_the_micro(whole: 
 
 
 @pytest.mark.parametrize("present", [["chat"], ["chat", "code", "safety_refuse"]])
-def test_missing_domain_is_not_called_the_rm_bench_average(tmp_path: Path, present: list[str]) -> None:
+def test_missing_domain_is_not_called_the_rm_bench_average(
+    tmp_path: Path, present: list[str]
+) -> None:
     dataset = load(files(tmp_path, **{name: [row(n)] for n, name in enumerate(present)}))
     found = verdict_of(dataset, by_text(FIRST | ALL | NONE))
     assert not any("RM-Bench average" in column.title for column in found.verdict.columns)
@@ -85,7 +113,10 @@ def test_missing_domain_is_not_called_the_rm_bench_average(tmp_path: Path, prese
 
 
 def test_other_domain_is_not_the_rm_bench_average_either(tmp_path: Path) -> None:
-    rows = [row(n, domain=name) for n, name in enumerate(["chat", "math", "code", "safety-refuse", "poetry"])]
+    rows = [
+        row(n, domain=name)
+        for n, name in enumerate(["chat", "math", "code", "safety-refuse", "poetry"])
+    ]
     dataset = load([write(tmp_path / "total_dataset.json", rows, as_array=True)])
     given = FIRST | ALL | NONE | scores(3, [1] * 3, [0] * 3) | scores(4, [1] * 3, [0] * 3)
     found = verdict_of(dataset, by_text(given))
@@ -94,13 +125,22 @@ def test_other_domain_is_not_the_rm_bench_average_either(tmp_path: Path) -> None
 
 def test_domain_field_pools_safety(tmp_path: Path) -> None:
     rows = [row(n, domain=name) for n, name in enumerate(["safety-refuse", "safety-response"])]
-    found = verdict_of(load([write(tmp_path / "total_dataset.json", rows, as_array=True)]), by_text(FIRST | ALL))
+    found = verdict_of(
+        load([write(tmp_path / "total_dataset.json", rows, as_array=True)]), by_text(FIRST | ALL)
+    )
     groups = {name: figure and figure.value for name, figure in found.verdict.groups.items()}
     assert groups == {"safety": pytest.approx((4 / 9 + 1) / 2)}
 
 
 def test_prompt_with_a_failed_answer_counts_nowhere(whole: Dataset) -> None:
-    given = FIRST | ALL | NONE | scores(3, [9] * 3, [0] * 3) | scores(4, [9] * 3, [0] * 3) | scores(5, [0] * 3, [9] * 3)
+    given = (
+        FIRST
+        | ALL
+        | NONE
+        | scores(3, [9] * 3, [0] * 3)
+        | scores(4, [9] * 3, [0] * 3)
+        | scores(5, [0] * 3, [9] * 3)
+    )
     found = verdict_of(whole, by_text(given | {"r51": None}))
     assert found.verdict.counts["failed"] == 1
     assert values(found)["micro"] == pytest.approx((4 / 9 + 1 + 0 + 1 + 1) / 5)
@@ -111,8 +151,11 @@ def test_prompt_with_a_failed_answer_counts_nowhere(whole: Dataset) -> None:
 
 
 def test_hard_is_the_upper_triangle(tmp_path: Path) -> None:
-    """Plain right answers lose to dressed-up wrong ones: a scorer that likes style is bad at Hard, good at Easy."""
-    found = verdict_of(load(files(tmp_path, chat=[row(0)])), by_text(scores(0, [1, 2, 3], [1.5, 2.5, 3.5])))
+    """Plain right answers lose to dressed-up wrong ones: a scorer that likes style is bad at Hard,
+    good at Easy."""
+    found = verdict_of(
+        load(files(tmp_path, chat=[row(0)])), by_text(scores(0, [1, 2, 3], [1.5, 2.5, 3.5]))
+    )
     assert values(found)["hard"] == 0.0
     assert values(found)["normal"] == 0.0
     assert values(found)["easy"] == 1.0

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from eval.given import FAILED, TIMING, subject, write
+from fakes.eval_data import FAILED, TIMING, subject, write
 from tokenreward.eval import Answer, Dataset, Judged, judged, load
 from tokenreward.eval.table import tables
 from tokenreward.wire import ErrorDetail
@@ -21,14 +21,18 @@ def pairs(folder: Path, subsets: Sequence[str]) -> Dataset:
 
 def row(dataset: Dataset, label: str) -> Judged:
     """Longer responses score higher."""
-    answers = [Answer(float(len(each.item["response"])), timing=TIMING) for each in dataset.candidates]
+    answers = [
+        Answer(float(len(each.item["response"])), timing=TIMING) for each in dataset.candidates
+    ]
     return judged(dataclasses.replace(subject(), label=label), dataset, answers)
 
 
 def test_table_is_aligned_and_says_all(tmp_path: Path) -> None:
     dataset = pairs(tmp_path, ("x", "a longer name"))
     text = tables(dataset, [row(dataset, "a"), row(dataset, "bb")])
-    assert text.startswith("2 pairs (preference), 95 % intervals in brackets\n\nscorer  pair accuracy ")
+    assert text.startswith(
+        "2 pairs (preference), 95 % intervals in brackets\n\nscorer  pair accuracy "
+    )
     assert "bb      1.000 [0.342, 1.000]  1.000 [0.439, 1.000]  125      0     0\n" in text
     assert "\n\nms/item: wall time over items scored, up to 8 requests in flight\n\n" in text
     assert "\n\npair accuracy by subset:\n               a " in text
@@ -44,7 +48,9 @@ def test_many_scorers_take_more_lines_and_no_more_width(tmp_path: Path, width: i
     *_, groups = text.partition("by subset:\n")
     blocks = [block.splitlines() for block in groups.split("\n\n")]
     assert [block[1].split()[0] for block in blocks] == ["math"] * len(blocks)
-    assert [label.strip() for block in blocks for label in block[0].split("  ") if label.strip()] == labels
+    assert [
+        label.strip() for block in blocks for label in block[0].split("  ") if label.strip()
+    ] == labels
     assert sum(line.count("1.000 [0.207, 1.000]") for block in blocks for line in block) == 13 * 3
 
 
@@ -58,4 +64,7 @@ def test_errors_are_counted_by_code_the_most_frequent_first(tmp_path: Path) -> N
     dataset = pairs(tmp_path, ("x", "y"))
     other = Answer(error=ErrorDetail(code="non_finite", message="is nan"))
     text = tables(dataset, [judged(subject(), dataset, [other, FAILED, FAILED, Answer(1.0)])])
-    assert "mine: 3 of 4 items have no answer and count nowhere: sequence_too_long 2, non_finite 1\n" in text
+    assert (
+        "mine: 3 of 4 items have no answer and count nowhere: sequence_too_long 2, non_finite 1\n"
+        in text
+    )

@@ -10,24 +10,34 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval.given import TIMING, per_character, values, verdict_of, write
 from eval.test_auc import counted
+from fakes.eval_data import TIMING, per_character, values, verdict_of, write
 from tokenreward.eval import Answer, load
 from tokenreward.eval.answer import Units
 from tokenreward.eval.flags import Flags, token_figures
 
 
-def judged_rows(folder: Path, rows: list[dict[str, Any]], rewards: dict[str, list[float]]) -> dict[str, float | None]:
+def judged_rows(
+    folder: Path, rows: list[dict[str, Any]], rewards: dict[str, list[float]]
+) -> dict[str, float | None]:
     dataset = load([write(folder / "tokens.jsonl", rows)])
-    assert all(candidate.needs_units and not candidate.needs_score for candidate in dataset.candidates)
-    return values(verdict_of(dataset, lambda c: per_character(rewards[c.item["response"]], c.item["response"])))
+    assert all(
+        candidate.needs_units and not candidate.needs_score for candidate in dataset.candidates
+    )
+    return values(
+        verdict_of(
+            dataset, lambda c: per_character(rewards[c.item["response"]], c.item["response"])
+        )
+    )
 
 
 @pytest.mark.parametrize(
     "said", [{"flagged": [[0, 2]]}, {"flags": [1, 1, 0, 0]}, {"flags": [True, True, False, False]}]
 )
 def test_ranges_and_character_flags_say_the_same(tmp_path: Path, said: dict[str, Any]) -> None:
-    found = judged_rows(tmp_path, [{"prompt": "p", "response": "abcd", **said}], {"abcd": [-1, 0.5, 0, 1, -50]})
+    found = judged_rows(
+        tmp_path, [{"prompt": "p", "response": "abcd", **said}], {"abcd": [-1, 0.5, 0, 1, -50]}
+    )
     # -1 is below both; 0.5 is below 1 only. End-of-turn, the lowest of all, is left out.
     assert found == {"token_auc": 0.75, "token_auc_micro": 0.75}
 
@@ -54,7 +64,12 @@ def test_token_that_straddles_a_flagged_range_is_flagged() -> None:
 
 
 def test_spans_of_the_file_are_the_units_and_all_of_them_count(tmp_path: Path) -> None:
-    row = {"prompt": "p", "response": "It is 4.", "spans": [[0, 2], [2, 5], [5, 8], [8, 8]], "flags": [0, 0, 1, 1]}
+    row = {
+        "prompt": "p",
+        "response": "It is 4.",
+        "spans": [[0, 2], [2, 5], [5, 8], [8, 8]],
+        "flags": [0, 0, 1, 1],
+    }
     dataset = load([write(tmp_path / "tokens.jsonl", [row])])
     assert dataset.candidates[0].item["spans"] == row["spans"]
     units = Units(np.array([0, 2, 1, -1], dtype=np.float32), np.array(row["spans"]))
@@ -63,7 +78,9 @@ def test_spans_of_the_file_are_the_units_and_all_of_them_count(tmp_path: Path) -
 
 
 RESPONSES = st.lists(
-    st.lists(st.tuples(st.booleans(), st.integers(-3, 3)), min_size=1, max_size=8), min_size=1, max_size=6
+    st.lists(st.tuples(st.booleans(), st.integers(-3, 3)), min_size=1, max_size=8),
+    min_size=1,
+    max_size=6,
 )
 
 
@@ -73,7 +90,8 @@ def test_areas_are_the_share_of_couples_in_order(responses: list[list[tuple[bool
     for response in responses:
         ends = np.arange(len(response) + 1)
         units = Units(
-            np.array([reward for _, reward in response], dtype=np.float32), np.stack([ends[:-1], ends[1:]], 1)
+            np.array([reward for _, reward in response], dtype=np.float32),
+            np.stack([ends[:-1], ends[1:]], 1),
         )
         made.append((Flags(np.array([flag for flag, _ in response])), units))
         pooled += response
@@ -81,6 +99,8 @@ def test_areas_are_the_share_of_couples_in_order(responses: list[list[tuple[bool
     found = token_figures(made)
     assert found.areas == [None if area is None else pytest.approx(area) for area in areas]
     expected = counted([flag for flag, _ in pooled], [-reward for _, reward in pooled])
-    assert (found.micro and found.micro.value) == (None if expected is None else pytest.approx(expected))
+    assert (found.micro and found.micro.value) == (
+        None if expected is None else pytest.approx(expected)
+    )
     known = [area for area in areas if area is not None]
     assert (found.mean and found.mean.value) == (pytest.approx(np.mean(known)) if known else None)

@@ -1,4 +1,6 @@
-"""The engine on one GPU, beside what people write on transformers, and beside what the device could do at best.
+"""The engine on one GPU, beside what people write on transformers, and beside what the device could
+do at best.
 
-Not part of the test suite: `PYTHONPATH=service:tests python -m gpu`. `--rehearse` runs all of it on a CPU, in seconds.
+Not part of the test suite: `PYTHONPATH=service:tests python -m gpu`. `--rehearse` runs all of it on
+a CPU, in seconds.
 """

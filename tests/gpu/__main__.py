@@ -27,7 +27,7 @@ from gpu.shapes import KERNELS, LLAMA_8B, QWEN3_06B, build
 from gpu.sizes import REAL, TINY
 from gpu.stand import Stand
 from gpu.throughput import endogenous, head
-from tokenreward.models.packed import PackedLayout
+from tokenreward.forward.packed import PackedLayout
 
 # In this order each model is made once: `waits` ends with the reward model that the rest measures.
 FIGURES: dict[str, Callable[[Stand], Iterator[Result]]] = {
@@ -68,17 +68,26 @@ def main(argv: list[str] | None = None) -> int:
 def asked(argv: list[str] | None) -> argparse.Namespace:
     """The command line, read. Exits with 2 if there is no GPU and it is no rehearsal."""
     parser = argparse.ArgumentParser(prog="gpu", description=__doc__)
-    parser.add_argument("figures", nargs="*", metavar="FIGURE", help=f"of {', '.join(FIGURES)}; default: all")
+    parser.add_argument(
+        "figures", nargs="*", metavar="FIGURE", help=f"of {', '.join(FIGURES)}; default: all"
+    )
     parser.add_argument("--json", type=Path, help="keep the figures here, figure by figure")
-    parser.add_argument("--rehearse", action="store_true", help="on the CPU, tiny shapes, judging nothing")
-    parser.add_argument("--rounds", type=int, default=5, help="measured rounds of each pace (default 5)")
+    parser.add_argument(
+        "--rehearse", action="store_true", help="on the CPU, tiny shapes, judging nothing"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="measured rounds of each pace (default 5)"
+    )
     options = parser.parse_args(argv)
     if unknown := set(options.figures) - set(FIGURES):
         parser.error(f"no such figure: {', '.join(sorted(unknown))}")
     if options.rounds < 1:
         parser.error("--rounds is at least 1")
     if not options.rehearse and not torch.cuda.is_available():
-        parser.error(f"torch {torch.__version__} sees no CUDA device; --rehearse runs every figure on the CPU")
+        parser.error(
+            f"torch {torch.__version__} sees no CUDA device; --rehearse runs every figure on the "
+            "CPU"
+        )
     return options
 
 
@@ -91,7 +100,9 @@ def _stand(options: argparse.Namespace) -> Stand:
 def described(stand: Stand, options: argparse.Namespace) -> dict[str, Any]:
     """What the numbers depend on; printed, too."""
     rates = stand.rates
-    layout = PackedLayout(stand.checkpoint(build(KERNELS, "causal_lm", stand.clock.device), "causal_lm"))
+    layout = PackedLayout(
+        stand.checkpoint(build(KERNELS, "causal_lm", stand.clock.device), "causal_lm")
+    )
     layout.choose_logsumexp()
     found = {
         "device": str(stand.clock),
@@ -102,13 +113,17 @@ def described(stand: Stand, options: argparse.Namespace) -> dict[str, Any]:
         "rehearsal": options.rehearse,
     }
     print(f"{found['device']}; torch {found['torch']}")
-    print(f"bf16 matrix product {found['matmul_tflops']:.4g} TFLOP/s, copy {found['copy_tb_per_s']:.4g} TB/s")
+    print(
+        f"bf16 matrix product {found['matmul_tflops']:.4g} TFLOP/s, copy "
+        f"{found['copy_tb_per_s']:.4g} TB/s"
+    )
     print(found["kernels"])
     return found
 
 
 def _taken(name: str, stand: Stand, options: argparse.Namespace) -> Iterator[Result]:
-    """A figure's results; on a GPU, whose time is short, what it raises is told and the next figure goes on."""
+    """A figure's results; on a GPU, whose time is short, what it raises is told and the next figure
+    goes on."""
     try:
         for result in FIGURES[name](stand):
             rehearsed = options.rehearse and isinstance(result, Figure)
@@ -118,7 +133,15 @@ def _taken(name: str, stand: Stand, options: argparse.Namespace) -> Iterator[Res
             raise
         traceback.print_exc()
         stand.release()
-        yield Figure(name, math.nan, math.nan, math.nan, 0, "", note=f"raised {type(error).__name__}: {error}"[:200])
+        yield Figure(
+            name,
+            math.nan,
+            math.nan,
+            math.nan,
+            0,
+            "",
+            note=f"raised {type(error).__name__}: {error}"[:200],
+        )
 
 
 def _line(result: Result) -> str:

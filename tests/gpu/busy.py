@@ -46,7 +46,8 @@ def busy(clock: Clock, function: Callable[[], object]) -> dict[str, tuple[float,
 
 @torch.inference_mode()
 def profile(stand: Stand) -> Iterator[Result]:
-    """One pass of endogenous rewards: by kind, the head by itself, and the kernels that take longest."""
+    """One pass of endogenous rewards: by kind, the head by itself, and the kernels that take
+    longest."""
     served, sizes = stand.served(LLAMA_8B, "causal_lm", LOGITS), stand.sizes
     items = stand.items([sizes.length] * (sizes.budget // sizes.length), served.shape.vocab)
     work = workload.rows(items, LOGITS)
@@ -54,12 +55,16 @@ def profile(stand: Stand) -> Iterator[Result]:
     kernels = busy(stand.clock, lambda: served.run([work]))
     total_ms = sum(ms for ms, _ in kernels.values())
     name = f"profile {LLAMA_8B.name}"
-    yield Figure(f"{name}, device busy of a pass's time", total_ms, wall_ms, total_ms / wall_ms, 0, "ms")
+    yield Figure(
+        f"{name}, device busy of a pass's time", total_ms, wall_ms, total_ms / wall_ms, 0, "ms"
+    )
     for each in KINDS:
         ms = sum(ms for key, (ms, _) in kernels.items() if kind(key) == each)
         yield Figure(f"{name}, {each}", ms, total_ms, ms / total_ms, 0, "ms")
     head_ms = sum(ms for ms, _ in busy(stand.clock, _head_alone(served.layout, stand)).values())
-    yield Figure(f"{name}, of that the language head", head_ms, total_ms, head_ms / total_ms, 0, "ms")
+    yield Figure(
+        f"{name}, of that the language head", head_ms, total_ms, head_ms / total_ms, 0, "ms"
+    )
     longest = sorted(kernels.items(), key=lambda item: -item[1][0])[:NUM_SHOWN]
     yield from (Point("profile", key[:NAME_LENGTH], count, ms) for key, (ms, count) in longest)
 
@@ -78,12 +83,15 @@ def _head_alone(layout: Any, stand: Stand) -> Callable[[], object]:
 
 
 def waits(stand: Stand) -> Iterator[Result]:
-    """While a pass is asked for, after one like it; its end, where the numbers are fetched, is not counted."""
+    """While a pass is asked for, after one like it; its end, where the numbers are fetched, is not
+    counted."""
     control = len(stand.clock.waits(lambda: torch.ones(1, device=stand.clock.device).item()))
     note = f"a wait made on purpose is seen {control} times"
     lm = stand.served(LLAMA_8B, "causal_lm", LOGITS)
     sets = {
-        "nothing shared": workload.rows(stand.items([stand.sizes.length] * 4, lm.shape.vocab), LOGITS),
+        "nothing shared": workload.rows(
+            stand.items([stand.sizes.length] * 4, lm.shape.vocab), LOGITS
+        ),
         "a shared prompt": workload.rows(group(stand, lm.shape.vocab), LOGITS),
     }
     for name, work in sets.items():
@@ -98,4 +106,13 @@ def _waits(stand: Stand, layout: Any, name: str, work: Any, note: str) -> Figure
     found = stand.clock.waits(lambda: layout.launch(work))
     for place in sorted(set(found)):
         stand.say(f"waits {found.count(place)} times at {place}")
-    return Figure(f"host waits in a pass, {name}", len(found), 0, len(found), 0, "waits", ceiling=True, note=note)
+    return Figure(
+        f"host waits in a pass, {name}",
+        len(found),
+        0,
+        len(found),
+        0,
+        "waits",
+        ceiling=True,
+        note=note,
+    )

@@ -1,5 +1,5 @@
-"""The device's clock: seconds, peak memory, the host's waits and what keeps it busy. The CPU's is for rehearsals: the
-same calls, so that nothing else asks what it runs on."""
+"""The device's clock: seconds, peak memory, the host's waits and what keeps it busy. The CPU's is
+for rehearsals: the same calls, so that nothing else asks what it runs on."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ class Gpu:
 
     def __str__(self) -> str:
         found = torch.cuda.get_device_properties(self.device)
-        return f"{found.name}, {found.total_memory / 2**30:.0f} GiB, {found.multi_processor_count} multiprocessors"
+        return (
+            f"{found.name}, {found.total_memory / 2**30:.0f} GiB, {found.multi_processor_count} "
+            "multiprocessors"
+        )
 
     def seconds(self, function: Function) -> float:
         torch.cuda.synchronize(self.device)

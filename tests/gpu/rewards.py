@@ -1,4 +1,5 @@
-"""Reward models: dense attention beside `output_attentions`, and mixed lengths beside padded batches."""
+"""Reward models: dense attention beside `output_attentions`, and mixed lengths beside padded
+batches."""
 
 from __future__ import annotations
 
@@ -38,7 +39,9 @@ def attention(stand: Stand) -> Iterator[Result]:
         theirs = rivals.with_attentions(served.model, sequences[:1])
         (ours,) = served.run([batches[0][:1]])
         row = theirs[0][1]
-        yield apart(f"{name}, weights off HF's, of the spread", ours.attention["last"] - row, row.std(), "")
+        yield apart(
+            f"{name}, weights off HF's, of the spread", ours.attention["last"] - row, row.std(), ""
+        )
     yield over(f"{name} / HF eager output_attentions", taken["ours"], taken.get("theirs"), 2)
     yield from of_bound(stand, name, served, batches, taken["ours"])
     yield memory(stand, name, served, batches[:1])
@@ -79,9 +82,19 @@ def lengths(stand: Stand) -> Iterator[Result]:
     for order, share in (("arrival", OF_PADDING), ("sorted", 0.0)):
         padding = rivals.scores(served.model, orders[order], BATCH_SIZE)[1] / sum(drawn)
         label = f"{name}, packed / HF sdpa padded, {order} order"
-        yield over(label, taken["ours"], taken.get(order), share * padding, f"padding factor {padding:.2f}")
+        yield over(
+            label, taken["ours"], taken.get(order), share * padding, f"padding factor {padding:.2f}"
+        )
     yield padding_computed(name, served.num_computed(batches), sum(drawn))
 
 
 def padding_computed(name: str, computed: int, needed: int) -> Figure:
-    return Figure(f"{name}, padding computed", computed - needed, 0, computed - needed, 0, "tokens", ceiling=True)
+    return Figure(
+        f"{name}, padding computed",
+        computed - needed,
+        0,
+        computed - needed,
+        0,
+        "tokens",
+        ceiling=True,
+    )

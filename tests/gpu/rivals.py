@@ -1,6 +1,7 @@
 """What people write on transformers: padded batches, all logits, all attention maps; on any device.
 
-The model is one that our layout has switched to its own attention; it is switched back after each call.
+The model is one that our layout has switched to its own attention; it is switched back after each
+call.
 """
 
 from __future__ import annotations
@@ -33,8 +34,11 @@ def batch(model: Any, sequences: Sequence[np.ndarray]) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def by_log_softmax(model: Any, sequences: Sequence[np.ndarray], size: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Q of each token but the first, and V at every token, of each sequence; eager, from float32 log-probabilities."""
+def by_log_softmax(
+    model: Any, sequences: Sequence[np.ndarray], size: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Q of each token but the first, and V at every token, of each sequence; eager, from float32
+    log-probabilities."""
     found = []
     with under(model, "eager"):
         for top in range(0, len(sequences), size):
@@ -46,14 +50,18 @@ def by_log_softmax(model: Any, sequences: Sequence[np.ndarray], size: int) -> li
 
 
 @torch.inference_mode()
-def by_sdpa(model: Any, sequences: Sequence[np.ndarray], size: int) -> list[tuple[np.ndarray, np.ndarray]]:
+def by_sdpa(
+    model: Any, sequences: Sequence[np.ndarray], size: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
     """The same through SDPA, from logsumexps of all logits."""
     found = []
     with under(model, "sdpa"):
         for top in range(0, len(sequences), size):
             given = batch(model, sequences[top : top + size])
             logits = model(**given).logits.float()
-            found += _split(logits, logits.logsumexp(dim=-1), given["input_ids"], sequences[top : top + size])
+            found += _split(
+                logits, logits.logsumexp(dim=-1), given["input_ids"], sequences[top : top + size]
+            )
     return found
 
 
@@ -67,8 +75,8 @@ def _split(
 
 @torch.inference_mode()
 def with_attentions(model: Any, sequences: Sequence[np.ndarray]) -> list[tuple[float, np.ndarray]]:
-    """A reward model's score and the last token's attention, from `output_attentions`; one at a time, as the maps of
-    all layers are kept."""
+    """A reward model's score and the last token's attention, from `output_attentions`; one at a
+    time, as the maps of all layers are kept."""
     found = []
     with under(model, "eager"):
         for sequence in sequences:
@@ -80,7 +88,8 @@ def with_attentions(model: Any, sequences: Sequence[np.ndarray]) -> list[tuple[f
 
 @torch.inference_mode()
 def scores(model: Any, sequences: Sequence[np.ndarray], size: int) -> tuple[list[float], int]:
-    """A reward model's score of each sequence, through SDPA in padded batches; and how many tokens that computed."""
+    """A reward model's score of each sequence, through SDPA in padded batches; and how many tokens
+    that computed."""
     found, num_computed = [], 0
     with under(model, "sdpa"):
         for top in range(0, len(sequences), size):

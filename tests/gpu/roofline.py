@@ -1,6 +1,8 @@
-"""What a pass must compute and move, and so the most tokens per second that a device's own rates allow.
+"""What a pass must compute and move, and so the most tokens per second that a device's own rates
+allow.
 
-FLOPs are counted as two per multiply-add; causal attention meets half of its map. It knows shapes and rates.
+FLOPs are counted as two per multiply-add; causal attention meets half of its map. It knows shapes
+and rates.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ import torch
 from gpu.clock import Clock
 from gpu.shapes import Shape
 
-# Bytes per element that transformers' own modules read and write, operator by operator, in bfloat16 and float32.
+# Bytes per element that transformers' own modules read and write, operator by operator, in bfloat16
+# and float32.
 _NORM, _ROTARY, _GATE, _RESIDUAL = 36, 20, 10, 6
 _NUM_TIMED = 10
 
@@ -71,8 +74,8 @@ def elementwise_bytes(shape: Shape, num_tokens: int) -> float:
 
 @dataclass(frozen=True)
 class Bound:
-    """Seconds of a pass at best. `ideal`: nothing but FLOPs, at the rate of a large matrix product. `elementwise`: and
-    what transformers' modules move, at the rate of a copy."""
+    """Seconds of a pass at best. `ideal`: nothing but FLOPs, at the rate of a large matrix product.
+    `elementwise`: and what transformers' modules move, at the rate of a copy."""
 
     ideal_s: float
     elementwise_s: float

@@ -1,5 +1,5 @@
-"""The models that are measured: real shapes with random weights, made on the device; and their rehearsal, tiny ones of
-the same kinds. It knows configurations and no layouts."""
+"""The models that are measured: real shapes with random weights, made on the device; and their
+rehearsal, tiny ones of the same kinds. It knows configurations and no layouts."""
 
 from __future__ import annotations
 
@@ -42,23 +42,28 @@ class Shape:
         return self.config is Qwen3Config
 
     def tiny(self) -> Shape:
-        """Of the same kind, for a CPU in no time; its weights make scores and logits as far from flat as the real
-        ones."""
+        """Of the same kind, for a CPU in no time; its weights make scores and logits as far from
+        flat as the real ones."""
         spread = self.spread * (self.hidden / 32) ** 0.5
         size = {"hidden": 32, "heads": 4, "kv_heads": 2, "head_dim": 8, "mlp": 48, "vocab": 320}
-        return replace(self, **size, layers=min(2, self.layers), spread=spread, window=self.window and 8)
+        return replace(
+            self, **size, layers=min(2, self.layers), spread=spread, window=self.window and 8
+        )
 
 
 QWEN3_06B = Shape("Qwen3 0.6B", Qwen3Config, 1024, 28, 16, 8, 3072, 151_936, tied=True, theta=1e6)
 LLAMA_8B = Shape("Llama 8B", LlamaConfig, 4096, 32, 32, 8, 14_336, 128_256, theta=5e5)
 HEAD = Shape("head h=4096 V=152k", LlamaConfig, 4096, 1, 32, 8, 14_336, 151_936)
-# As wide as a tile of the head and with real attention heads, and no more: which kernels a device gets.
+# As wide as a tile of the head and with real attention heads, and no more: which kernels a device
+# gets.
 KERNELS = replace(LLAMA_8B.tiny(), name="kernels", head_dim=128, vocab=16_384)
-# Few layers of the real widths: room for a float32 copy and for many passes. Larger weights, so that attention is far
-# from even and a fault shows.
+# Few layers of the real widths: room for a float32 copy and for many passes. Larger weights, so
+# that attention is far from even and a fault shows.
 WIDE = replace(LLAMA_8B, name="Llama 8B x3", layers=3, spread=0.03)
 NORMED = replace(QWEN3_06B, name="Qwen3 0.6B x4", layers=4, spread=0.06)
-WINDOWED = replace(LLAMA_8B, name="Mistral window x3", config=MistralConfig, layers=3, spread=0.03, window=512)
+WINDOWED = replace(
+    LLAMA_8B, name="Mistral window x3", config=MistralConfig, layers=3, spread=0.03, window=512
+)
 
 
 def config(shape: Shape) -> Any:
@@ -79,7 +84,9 @@ def config(shape: Shape) -> Any:
         "eos_token_id": 2,
         "pad_token_id": 0,
     }
-    return shape.config(**given, **({} if shape.window is None else {"sliding_window": shape.window}))
+    return shape.config(
+        **given, **({} if shape.window is None else {"sliding_window": shape.window})
+    )
 
 
 def build(shape: Shape, task: str, device: torch.device) -> Any:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Sizes:
-    """In tokens, but for: `batches` of a pace; `sequences` of a dense attention; `group`, responses of a prompt;
-    `count` of lengths that are mixed; `square`, a matrix's side; `copied`, bytes."""
+    """In tokens, but for: `batches` of a pace; `sequences` of a dense attention; `group`, responses
+    of a prompt; `count` of lengths that are mixed; `square`, a matrix's side; `copied`, bytes."""
 
     budget: int = 16_384
     length: int = 2048

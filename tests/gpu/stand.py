@@ -1,6 +1,8 @@
-"""Where a figure is taken: the clock, the sizes, the device's rates, and one served model at a time.
+"""Where a figure is taken: the clock, the sizes, the device's rates, and one served model at a
+time.
 
-It knows no figures. A model is made, probed as the service probes it, and let go of before the next.
+It knows no figures. A model is made, probed as the service probes it, and let go of before the
+next.
 """
 
 from __future__ import annotations
@@ -21,9 +23,9 @@ from gpu.clock import Clock
 from gpu.roofline import Rates
 from gpu.shapes import Shape, build
 from gpu.sizes import Sizes
+from tokenreward.checkpoints.checkpoint import Checkpoint
 from tokenreward.contract import Needs, Outputs, Row
-from tokenreward.models.checkpoint import Checkpoint
-from tokenreward.models.probe import choose_layout
+from tokenreward.forward.probe import choose_layout
 
 Work = list[tuple[Row, Needs]]
 
@@ -68,7 +70,8 @@ class Stand:
         print(f"  {line}", flush=True)
 
     def served(self, real: Shape, task: Any, needs: Needs) -> Served:
-        """The model and the layout that the probe chooses; those of the last call, if it asked for the same.
+        """The model and the layout that the probe chooses; those of the last call, if it asked for
+        the same.
 
         Raises NotPacked: figures of a layout that is one row at a time would say nothing.
         """
@@ -79,12 +82,17 @@ class Stand:
         self.say(f"{shape.name}: building and probing a {task}")
         checkpoint = self.checkpoint(build(shape, task, self.clock.device), task)
         built = time.monotonic()
-        verdict = choose_layout(checkpoint, needs, say=lambda line: self.say(f"{shape.name}: {line}"))
+        verdict = choose_layout(
+            checkpoint, needs, say=lambda line: self.say(f"{shape.name}: {line}")
+        )
         self.clock.release()  # the probe's float32 copy
         if verdict.reason is not None:
             raise NotPacked(f"{shape.name}: {verdict.reason}")
         layout: Any = verdict.layout
-        self.say(f"{shape.name}: built {built - began:.0f} s, probed {time.monotonic() - built:.0f} s; {layout.note}")
+        self.say(
+            f"{shape.name}: built {built - began:.0f} s, probed {time.monotonic() - built:.0f} s; "
+            f"{layout.note}"
+        )
         self._served = (real, task, needs), Served(shape, checkpoint.model, layout)
         return self._served[1]
 
@@ -97,11 +105,13 @@ class Stand:
         self.clock.release()
 
     def turns(self, sides: Mapping[str, Callable[[], object]]) -> dict[str, float]:
-        """Median seconds of each side, in turns, after one unmeasured round; without those that the device has no
-        memory for."""
+        """Median seconds of each side, in turns, after one unmeasured round; without those that the
+        device has no memory for."""
         fitting = {name: side for name, side in sides.items() if self._fits(side)}
         clocked = {name: partial(self.clock.seconds, side) for name, side in fitting.items()}
-        return {name: median(taken) for name, taken in in_turns(clocked, rounds=self._rounds).items()}
+        return {
+            name: median(taken) for name, taken in in_turns(clocked, rounds=self._rounds).items()
+        }
 
     def _fits(self, side: Callable[[], object]) -> bool:
         try:
@@ -112,8 +122,11 @@ class Stand:
         self.clock.release()  # only here has the failed call let go of its tensors
         return False
 
-    def items(self, lengths: Sequence[int], vocab_size: int, *, prompt: int | None = None) -> list[Item]:
-        """Random sequences that share nothing; without `prompt`, every token but the first is scored."""
+    def items(
+        self, lengths: Sequence[int], vocab_size: int, *, prompt: int | None = None
+    ) -> list[Item]:
+        """Random sequences that share nothing; without `prompt`, every token but the first is
+        scored."""
         generator = np.random.default_rng(0)
         ids = [generator.integers(3, vocab_size, size=length) for length in lengths]
         return [Item(of[: prompt or 1], of[prompt or 1 :]) for of in ids]

@@ -1,4 +1,5 @@
-"""Tokens per second of endogenous rewards, every token scored, nothing shared; and of the language head alone."""
+"""Tokens per second of endogenous rewards, every token scored, nothing shared; and of the language
+head alone."""
 
 from __future__ import annotations
 
@@ -17,7 +18,9 @@ from gpu.stand import Served, Stand, Work
 from tokenreward.contract import Needs, Outputs
 
 LOGITS = Needs(frozenset({1.0}))
-AGREE = 0.15  # of the spread: two roundings of many layers; of a layout that is one token off it is 1.4
+AGREE = (
+    0.15  # of the spread: two roundings of many layers; of a layout that is one token off it is 1.4
+)
 HEAD_TFLOPS = 550
 HEAD_MIB = 512
 
@@ -35,7 +38,9 @@ def endogenous(stand: Stand, real: Shape, wanted: float) -> Iterator[Result]:
         {
             "ours": lambda: served.run(batches),
             "HF sdpa, padded, all logits": lambda: rivals.by_sdpa(served.model, sequences, size),
-            "HF eager, padded, log_softmax": lambda: rivals.by_log_softmax(served.model, sequences, size),
+            "HF eager, padded, log_softmax": lambda: rivals.by_log_softmax(
+                served.model, sequences, size
+            ),
         }
     )
     ours_s = taken["ours"]
@@ -48,7 +53,9 @@ def endogenous(stand: Stand, real: Shape, wanted: float) -> Iterator[Result]:
     yield memory(stand, name, served, batches[:1])
 
 
-def agreement(name: str, ours: list[Outputs], theirs: list[tuple[np.ndarray, np.ndarray]]) -> Iterator[Figure]:
+def agreement(
+    name: str, ours: list[Outputs], theirs: list[tuple[np.ndarray, np.ndarray]]
+) -> Iterator[Figure]:
     """How far Q and V are from theirs, both sides in bfloat16."""
     chosen = np.concatenate([q for q, _ in theirs])
     spread = float(chosen.std())
@@ -57,7 +64,12 @@ def agreement(name: str, ours: list[Outputs], theirs: list[tuple[np.ndarray, np.
         "V": [outputs.lse[1.0] - v for outputs, (_, v) in zip(ours, theirs, strict=True)],
     }
     for kind, differences in pairs.items():
-        yield apart(f"{name}, {kind} off HF sdpa's, of the spread", np.concatenate(differences), spread, "logit")
+        yield apart(
+            f"{name}, {kind} off HF sdpa's, of the spread",
+            np.concatenate(differences),
+            spread,
+            "logit",
+        )
 
 
 def apart(name: str, differences: np.ndarray, spread: float, unit: str) -> Figure:
@@ -81,18 +93,27 @@ def paces(name: str, served: Served, batches: list[Work], seconds: float) -> Fig
     return Figure(label, naive / seconds, computed / seconds, naive / computed, 0, "tok/s")
 
 
-def of_bound(stand: Stand, name: str, served: Served, batches: list[Work], seconds: float) -> Iterator[Figure]:
+def of_bound(
+    stand: Stand, name: str, served: Served, batches: list[Work], seconds: float
+) -> Iterator[Figure]:
     """Beside what this device's rates allow, for rows that share nothing."""
     rows = [row for batch in batches for row, _ in batch]
     num_scored = sum(row.stop - row.start + 1 for row in rows)
     lengths = [len(row.ids) for row in rows]
     bound = Bound.of(served.shape, lengths, num_scored, stand.rates)
-    for label, least_s in (("roofline", bound.ideal_s), ("roofline with HF's elementwise", bound.elementwise_s)):
+    for label, least_s in (
+        ("roofline", bound.ideal_s),
+        ("roofline with HF's elementwise", bound.elementwise_s),
+    ):
         pace = sum(lengths) / seconds
-        yield Figure(f"{name}, of its {label}", pace, sum(lengths) / least_s, least_s / seconds, 0, "tok/s")
+        yield Figure(
+            f"{name}, of its {label}", pace, sum(lengths) / least_s, least_s / seconds, 0, "tok/s"
+        )
 
 
-def memory(stand: Stand, name: str, served: Served, batches: list[Work], most: float | None = None) -> Figure:
+def memory(
+    stand: Stand, name: str, served: Served, batches: list[Work], most: float | None = None
+) -> Figure:
     """Peak above the model; `most` bytes, if that is asked for."""
     taken = stand.clock.peak_bytes(lambda: served.run(batches))
     label, mib = f"{name}, peak memory above the model", taken / 2**20
@@ -118,7 +139,9 @@ def head(stand: Stand) -> Iterator[Result]:
     seconds = stand.turns({"ours": ours})["ours"]
     rate = 2 * num_rows * served.shape.hidden * served.shape.vocab / seconds / 1e12
     name = f"{HEAD.name}, {num_rows} rows"
-    yield Figure(f"{name}, of the TFLOP/s wanted", rate, HEAD_TFLOPS, rate / HEAD_TFLOPS, 1, "TFLOP/s")
+    yield Figure(
+        f"{name}, of the TFLOP/s wanted", rate, HEAD_TFLOPS, rate / HEAD_TFLOPS, 1, "TFLOP/s"
+    )
     own = stand.rates.flops_per_s / 1e12
     yield Figure(f"{name}, of a large matrix product", rate, own, rate / own, 0, "TFLOP/s")
     most = stand.clock.peak_bytes(ours) / 2**20

@@ -1,4 +1,5 @@
-"""A late answer shows, and a mixed-up one: a thread that works off passes in order plays the device."""
+"""A late answer shows, and a mixed-up one: a thread that works off passes in order plays the
+device."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ PASS_S = 0.05
 
 
 class Line:
-    """Asked for passes, and fetched as soon as they have ended; or, `late`, behind all that has been asked for."""
+    """Asked for passes, and fetched as soon as they have ended; or, `late`, behind all that has
+    been asked for."""
 
     def __init__(self, *, late: bool) -> None:
         self._device = ThreadPoolExecutor(1)

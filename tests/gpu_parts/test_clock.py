@@ -1,4 +1,5 @@
-"""The clocks, as far as a machine without a GPU can say: torch's own calls for one are stood in for."""
+"""The clocks, as far as a machine without a GPU can say: torch's own calls for one are stood in
+for."""
 
 from __future__ import annotations
 
@@ -19,7 +20,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     held = iter([100, 700])
     for name in ("synchronize", "reset_peak_memory_stats", "set_sync_debug_mode", "empty_cache"):
         monkeypatch.setattr(torch.cuda, name, lambda *given, name=name: made.append((name, *given)))
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: made.append("allocated") or next(held))
+    monkeypatch.setattr(
+        torch.cuda, "memory_allocated", lambda device: made.append("allocated") or next(held)
+    )
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: next(held))
     return made
 
@@ -27,7 +30,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def waiting(times: int) -> Callable[[], None]:
     def work() -> None:
         for _ in range(times):
-            warnings.warn("called a synchronizing CUDA operation (Triggered internally)", stacklevel=1)
+            warnings.warn(
+                "called a synchronizing CUDA operation (Triggered internally)", stacklevel=1
+            )
         warnings.warn("Synchronization debug mode is a prototype feature", stacklevel=1)
 
     return work
@@ -55,7 +60,12 @@ def test_a_gpu_is_waited_for_before_and_after(calls: list[Any]) -> None:
 def test_a_gpus_peak_is_above_what_stood_before(calls: list[Any]) -> None:
     device = Gpu.device
     assert Gpu().peak_bytes(lambda: calls.append("work")) == 600
-    assert calls[1:] == [("reset_peak_memory_stats", device), "allocated", "work", ("synchronize", device)]
+    assert calls[1:] == [
+        ("reset_peak_memory_stats", device),
+        "allocated",
+        "work",
+        ("synchronize", device),
+    ]
 
 
 def test_a_cpu_is_timed_and_measured_by_the_same_calls() -> None:

@@ -1,4 +1,5 @@
-"""The whole script runs, without what a GPU machine may lack; what it prints is what it keeps; both sides agree."""
+"""The whole script runs, without what a GPU machine may lack; what it prints is what it keeps; both
+sides agree."""
 
 from __future__ import annotations
 
@@ -24,11 +25,19 @@ NO_NETWORK = (
 
 
 @pytest.fixture(scope="module")
-def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
+def rehearsal(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
     """One run of every figure, in a process of its own."""
     file = tmp_path_factory.mktemp("gpu") / "new" / "gpu.json"
-    code = f"import sys; sys.path[:0] = {sys.path!r}; sys.modules.update(dict.fromkeys({ABSENT!r}))\n{NO_NETWORK}"
-    code += f"from gpu.__main__ import main; sys.exit(main(['--rehearse', '--rounds', '1', '--json', {str(file)!r}]))"
+    code = (
+        f"import sys; sys.path[:0] = {sys.path!r}; "
+        f"sys.modules.update(dict.fromkeys({ABSENT!r}))\n{NO_NETWORK}"
+    )
+    code += (
+        "from gpu.__main__ import main; sys.exit(main(['--rehearse', '--rounds', '1', '--json', "
+        f"{str(file)!r}]))"
+    )
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr
@@ -55,7 +64,11 @@ def test_a_line_for_each_figure_stands_under_what_they_depend_on(rehearsal: Any)
     machine, lines = kept["machine"], done.stdout.splitlines()
     assert lines[0] == f"CPU, a rehearsal: tiny shapes, nothing is judged; torch {machine['torch']}"
     assert lines[1].startswith(f"bf16 matrix product {machine['matmul_tflops']:.4g} TFLOP/s, copy ")
-    assert lines[2] == machine["kernels"] == "attention by attend_on_cpu (shares prompts), logsumexp in_place"
+    assert (
+        lines[2]
+        == machine["kernels"]
+        == "attention by attend_on_cpu (shares prompts), logsumexp in_place"
+    )
     assert machine["rehearsal"] is True
     names = [figure["name"] for figure in figures(kept)]
     for name in names:
@@ -86,15 +99,23 @@ def test_what_a_rehearsal_can_judge_holds(rehearsal: Any) -> None:
     assert found["mixed lengths Llama 8B, padding computed"]["ours"] == 0
     shared = found["shared prompt Llama 8B P=24 R=6 G=4, tok/s naive and computed"]
     assert shared["ratio"] == pytest.approx(4 * 30 / (24 + 4 * 6))
-    kinds = [figure for name, figure in found.items() if name.startswith("profile ") and " busy " not in name]
+    kinds = [
+        figure
+        for name, figure in found.items()
+        if name.startswith("profile ") and " busy " not in name
+    ]
     parts = [figure["ratio"] for figure in kinds if "head" not in figure["name"]]
     assert sum(parts) == pytest.approx(1)
     assert all(part > 0 for part in parts[:2])
     points = rehearsal[1]["suites"]["profile"]["points"]
-    assert [point["y"] for point in points] == sorted((point["y"] for point in points), reverse=True)
+    assert [point["y"] for point in points] == sorted(
+        (point["y"] for point in points), reverse=True
+    )
 
 
-def test_a_machine_without_a_gpu_is_refused(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+def test_a_machine_without_a_gpu_is_refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
     from gpu import __main__ as gpu
 
     monkeypatch.setattr(gpu.torch.cuda, "is_available", lambda: False)

@@ -1,4 +1,5 @@
-"""In float32, where rounding hides nothing, the rivals' numbers are ours; and a rival leaves the model as it was."""
+"""In float32, where rounding hides nothing, the rivals' numbers are ours; and a rival leaves the
+model as it was."""
 
 from __future__ import annotations
 
@@ -15,8 +16,8 @@ from gpu.shapes import LLAMA_8B, QWEN3_06B, build
 from gpu.stand import Stand
 from gpu.throughput import LOGITS, agreement
 from tokenreward.contract import Needs
-from tokenreward.models.attention import IMPLEMENTATION
-from tokenreward.models.packed import PackedLayout
+from tokenreward.forward.attention import IMPLEMENTATION
+from tokenreward.forward.packed import PackedLayout
 
 LENGTHS = [9, 24, 2, 17]
 
@@ -67,14 +68,30 @@ def test_every_token_but_the_first_is_scored_unless_a_prompt_is_named(stand: Sta
     ("kernel", "of"),
     [
         ("nvjet_hsh_256x128_64x4_1x2_h_bz_coopA_TNT", "matrix product"),
-        ("sm90_xmma_gemm_bf16f32_bf16f32_f32_tn_n_tilesize128x128x64_warpgroupsize1x1x1", "matrix product"),
+        (
+            "sm90_xmma_gemm_bf16f32_bf16f32_f32_tn_n_tilesize128x128x64_warpgroupsize1x1x1",
+            "matrix product",
+        ),
         ("void cutlass::Kernel2<cutlass_80_tensorop_bf16_s16816gemm_relu>", "matrix product"),
         ("void cublasLt::splitKreduce_kernel<32, 16, int, float, __nv_bfloat16>", "matrix product"),
-        ("void pytorch_flash::flash_fwd_kernel<Flash_fwd_kernel_traits<128, cutlass::bfloat16_t>>", "attention"),
+        (
+            "void pytorch_flash::flash_fwd_kernel<Flash_fwd_kernel_traits<128, "
+            "cutlass::bfloat16_t>>",
+            "attention",
+        ),
         ("fmha_cutlassF_f32_aligned_64x64_rf_sm80(PyTorchMemEffAttention)", "attention"),
-        ("void at::native::vectorized_elementwise_kernel<4, at::native::silu_kernel>", "elementwise and the rest"),
-        ("void at::native::(anonymous namespace)::CatArrayBatchedCopy<...>", "elementwise and the rest"),
-        ("void at::native::reduce_kernel<512, 1, at::native::ReduceOp<float, MeanOps>>", "reduction"),
+        (
+            "void at::native::vectorized_elementwise_kernel<4, at::native::silu_kernel>",
+            "elementwise and the rest",
+        ),
+        (
+            "void at::native::(anonymous namespace)::CatArrayBatchedCopy<...>",
+            "elementwise and the rest",
+        ),
+        (
+            "void at::native::reduce_kernel<512, 1, at::native::ReduceOp<float, MeanOps>>",
+            "reduction",
+        ),
         ("triton_red_fused_logsumexp_0", "reduction"),
         ("triton_poi_fused_mul_0", "elementwise and the rest"),
         ("Memcpy HtoD (Pinned -> Device)", "copy"),

@@ -33,7 +33,8 @@ def test_flops_are_those_that_torch_counts_with_attention_halved(shape: Shape) -
     counter = FlopCounterMode(display=False)
     run(shape, counter)
     counted = {str(op): number for op, number in counter.get_flop_counts()["Global"].items()}
-    # All of the map is multiplied there; a causal kernel needs its lower triangle, diagonal included.
+    # All of the map is multiplied there; a causal kernel needs its lower triangle, diagonal
+    # included.
     expected = counted["aten.mm"] + counted["aten.bmm"] * (LENGTH + 1) / (2 * LENGTH)
     assert flops(shape, [LENGTH], LENGTH) == pytest.approx(expected, rel=1e-12)
 
@@ -72,7 +73,8 @@ def test_bytes_are_about_those_that_transformers_operators_move(shape: Shape) ->
 
 
 def test_the_bounds_of_real_shapes_are_those_worked_out_by_hand() -> None:
-    # Llama 8B: 6.979e9 weights in layers, a head of 128256 x 4096, attention 4 x 4096 x 32 x 1024.5 a token.
+    # Llama 8B: 6.979e9 weights in layers, a head of 128256 x 4096, attention 4 x 4096 x 32 x 1024.5
+    # a token.
     per_token = 2 * 6.979e9 + 2 * 128_256 * 4096 + 4 * 4096 * 32 * 1024.5
     bound = Bound.of(LLAMA_8B, [2048] * 8, 16_384, RATES)
     assert 16_384 / bound.ideal_s == pytest.approx(790e12 / per_token, rel=1e-3)
@@ -86,7 +88,9 @@ def test_the_bounds_of_real_shapes_are_those_worked_out_by_hand() -> None:
 def test_a_real_shape_has_as_many_weights_as_its_checkpoint() -> None:
     for shape, num_billions in ((LLAMA_8B, 8.03), (QWEN3_06B, 0.596)):
         model = build(shape, "causal_lm", torch.device("meta"))
-        assert sum(weight.numel() for weight in model.parameters()) / 1e9 == pytest.approx(num_billions, rel=2e-3)
+        assert sum(weight.numel() for weight in model.parameters()) / 1e9 == pytest.approx(
+            num_billions, rel=2e-3
+        )
         assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
 
 

@@ -60,7 +60,11 @@ def test_counters_add_gauges_stand_histograms_observe() -> None:
     assert values(text, "queued_tokens") == {("sft", "r1"): 3}
     assert values(text, "queue_seconds_sum") == {("sft", "r1"): 0.02}
     buckets = values(text, "queue_seconds_bucket")
-    assert (buckets["sft", "0.01", "r1"], buckets["sft", "0.025", "r1"], buckets["sft", "+Inf", "r1"]) == (0, 1, 1)
+    assert (
+        buckets["sft", "0.01", "r1"],
+        buckets["sft", "0.025", "r1"],
+        buckets["sft", "+Inf", "r1"],
+    ) == (0, 1, 1)
 
 
 def test_replicas_stand_side_by_side_in_one_family_and_leave_with_their_snapshot() -> None:
@@ -79,7 +83,9 @@ def test_snapshot_survives_json_and_another_process() -> None:
     metrics = Metrics()
     metrics.report("errors_total", code='a"quoted\\code')
     snapshot = json.loads(json.dumps(metrics.snapshot()))
-    assert values(render({("sft", "r1"): snapshot}), "errors_total") == {('a"quoted\\code', "sft", "r1"): 1}
+    assert values(render({("sft", "r1"): snapshot}), "errors_total") == {
+        ('a"quoted\\code', "sft", "r1"): 1
+    }
     assert b"_created" not in render({("sft", "r1"): snapshot})
 
 

@@ -1,4 +1,5 @@
-"""The endogenous reward: the formula on a real model's logits, and the identities of the soft Bellman equation."""
+"""The endogenous reward: the formula on a real model's logits, and the identities of the soft
+Bellman equation."""
 
 from __future__ import annotations
 
@@ -10,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-import oracle
-import tiny
+from fakes import oracle, tiny
 from tokenreward.contract import Outputs, Sample
 from tokenreward.scorers.endogenous import Scorer
 
@@ -28,12 +28,16 @@ def outputs_of(z: np.ndarray, what: oracle.Response, temperature: float) -> Outp
     """What the model layer would give, from full logits."""
     rows = z[len(what.prompt) - 1 :]
     chosen = rows[np.arange(len(what.response)), what.response].astype(np.float32)
-    return Outputs(chosen=chosen, lse={temperature: oracle.logsumexp(rows / temperature).astype(np.float32)})
+    return Outputs(
+        chosen=chosen, lse={temperature: oracle.logsumexp(rows / temperature).astype(np.float32)}
+    )
 
 
 def case(seed: int, length: int) -> tuple[np.ndarray, oracle.Response]:
     generator = np.random.default_rng(seed)
-    what = oracle.Response(generator.integers(0, 20, size=4), generator.integers(0, 20, size=length))
+    what = oracle.Response(
+        generator.integers(0, 20, size=4), generator.integers(0, 20, size=length)
+    )
     return generator.normal(size=(4 + length, 20)) * 5, what
 
 
@@ -58,13 +62,25 @@ def test_soft_bellman_is_the_formula_on_a_real_models_logits(alpha: float, termi
 
 
 @given(seed=st.integers(0, 10_000), length=ROWS, alpha=st.floats(0.2, 4.0))
-def test_the_sum_telescopes_to_log_pi_and_the_values_at_both_ends(seed: int, length: int, alpha: float) -> None:
+def test_the_sum_telescopes_to_log_pi_and_the_values_at_both_ends(
+    seed: int, length: int, alpha: float
+) -> None:
     z, what = case(seed, length)
     log_pi = oracle.log_probs(z, what, temperature=alpha).sum()
-    first, last = (alpha * oracle.logsumexp(z[i] / alpha) for i in (len(what.prompt) - 1, len(what.ids) - 1))
+    first, last = (
+        alpha * oracle.logsumexp(z[i] / alpha) for i in (len(what.prompt) - 1, len(what.ids) - 1)
+    )
     bound = 1e-4 * max(1.0, np.abs(z).max())
-    assert abs(score(z, what, alpha=alpha, terminal="zero").score - (alpha * log_pi + first)) < bound
-    assert abs(score(z, what, alpha=alpha, terminal="bootstrap").score - (alpha * log_pi + first - last)) < bound
+    assert (
+        abs(score(z, what, alpha=alpha, terminal="zero").score - (alpha * log_pi + first)) < bound
+    )
+    assert (
+        abs(
+            score(z, what, alpha=alpha, terminal="bootstrap").score
+            - (alpha * log_pi + first - last)
+        )
+        < bound
+    )
 
 
 @given(seed=st.integers(0, 10_000), length=ROWS)
@@ -82,7 +98,9 @@ def test_on_log_softmaxed_logits_soft_bellman_is_logprob(seed: int, length: int)
     z, what = case(seed, length)
     normalised = z - oracle.logsumexp(z)[:, None]
     np.testing.assert_allclose(
-        score(normalised, what, terminal="bootstrap").values, score(z, what, form="logprob").values, atol=1e-4
+        score(normalised, what, terminal="bootstrap").values,
+        score(z, what, form="logprob").values,
+        atol=1e-4,
     )
 
 
@@ -90,25 +108,35 @@ def test_on_log_softmaxed_logits_soft_bellman_is_logprob(seed: int, length: int)
 def test_alpha_scales(seed: int, length: int, alpha: float) -> None:
     z, what = case(seed, length)
     np.testing.assert_allclose(
-        score(alpha * z, what, alpha=alpha).values, alpha * score(z, what).values, rtol=1e-4, atol=1e-4
+        score(alpha * z, what, alpha=alpha).values,
+        alpha * score(z, what).values,
+        rtol=1e-4,
+        atol=1e-4,
     )
 
 
 def test_logprob_is_log_softmax_at_the_temperature() -> None:
     z, what = case(3, 9)
     signals = score(z, what, form="logprob", temperature=0.7)
-    np.testing.assert_allclose(signals.values, oracle.log_probs(z, what, temperature=0.7), rtol=1e-5)
+    np.testing.assert_allclose(
+        signals.values, oracle.log_probs(z, what, temperature=0.7), rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize(("ends_turn", "named"), [(True, "zero"), (False, "bootstrap")])
-def test_auto_is_zero_after_end_of_turn_and_bootstrap_otherwise(ends_turn: bool, named: str) -> None:
+def test_auto_is_zero_after_end_of_turn_and_bootstrap_otherwise(
+    ends_turn: bool, named: str
+) -> None:
     z, what = case(4, 6)
     sample, outputs = sample_of(what, terminal=ends_turn), [outputs_of(z, what, 1.0)]
     by_name = {
-        name: SCORER.score(sample, outputs, Scorer.Options(terminal=name)).values for name in ("zero", "bootstrap")
+        name: SCORER.score(sample, outputs, Scorer.Options(terminal=name)).values
+        for name in ("zero", "bootstrap")
     }
     assert by_name["zero"][-1] != by_name["bootstrap"][-1]
-    np.testing.assert_array_equal(SCORER.score(sample, outputs, Scorer.Options()).values, by_name[named])
+    np.testing.assert_array_equal(
+        SCORER.score(sample, outputs, Scorer.Options()).values, by_name[named]
+    )
 
 
 def test_masked_tokens_are_in_no_aggregate() -> None:
@@ -116,8 +144,12 @@ def test_masked_tokens_are_in_no_aggregate() -> None:
     keep = np.array([True, False, True, True, False, True])
     truth = oracle.soft_bellman(z, what, alpha=1.0, terminal_is_zero=True)[keep]
     assert score(z, what, keep=keep).score == pytest.approx(truth.sum(), rel=1e-5)
-    assert score(z, what, keep=keep, aggregation="mean").score == pytest.approx(truth.mean(), rel=1e-5)
-    discounted = score(z, what, keep=keep, aggregation="discounted_sum", gamma=0.5, clip_min=0.2).score
+    assert score(z, what, keep=keep, aggregation="mean").score == pytest.approx(
+        truth.mean(), rel=1e-5
+    )
+    discounted = score(
+        z, what, keep=keep, aggregation="discounted_sum", gamma=0.5, clip_min=0.2
+    ).score
     assert discounted == pytest.approx((truth * [1, 0.5, 0.25, 0.2]).sum(), rel=1e-5)
 
 

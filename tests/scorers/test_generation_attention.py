@@ -1,4 +1,5 @@
-"""Attention of the model that wrote, against generation played step by step in float64 with whole attention maps."""
+"""Attention of the model that wrote, against generation played step by step in float64 with whole
+attention maps."""
 
 from __future__ import annotations
 
@@ -11,14 +12,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-import oracle
-import tiny
+from fakes import oracle, tiny
+from fakes.tiny import tokenizer_of
+from tokenreward.checkpoints.checkpoint import Checkpoint, CheckpointRefused
 from tokenreward.contract import Outputs, Sample, Source
 from tokenreward.errors import ScorerFailed
-from tokenreward.models.checkpoint import Checkpoint, CheckpointRefused
-from tokenreward.models.packed import PackedLayout
-from tokenreward.models.plain import PlainLayout
-from tokenreward.models.vocabulary import Vocabulary
+from tokenreward.forward.packed import PackedLayout
+from tokenreward.forward.plain import PlainLayout
 from tokenreward.scorers.generation_attention import Scorer
 from tokenreward.settings import SettingsError
 from tokenreward.wire import Item, RewardsRequest, parse
@@ -29,17 +29,25 @@ LENGTHS = ((5, 9), (1, 1), (11, 30), (3, 2), (20, 11))
 
 @torch.no_grad()
 def steps_of_generation(exact: Any, what: oracle.Response) -> list[np.ndarray]:
-    """For each generated token: what its query, the token before it, pays the tokens generated so far."""
+    """For each generated token: what its query, the token before it, pays the tokens generated so
+    far."""
     steps = []
     for num_generated in range(len(what.response)):
-        prefix = torch.from_numpy(np.concatenate([what.prompt, what.response[:num_generated]]))[None]
-        maps = exact.base_model(input_ids=prefix, use_cache=False, output_attentions=True).attentions
+        prefix = torch.from_numpy(np.concatenate([what.prompt, what.response[:num_generated]]))[
+            None
+        ]
+        maps = exact.base_model(
+            input_ids=prefix, use_cache=False, output_attentions=True
+        ).attentions
         steps.append(maps[-1][0, :, -1].double().mean(dim=0).numpy()[len(what.prompt) :])
     return steps
 
 
-def simulated_weights(exact: Any, what: oracle.Response, variant: str, keep: np.ndarray | None = None) -> np.ndarray:
-    """Ragged rows padded with zeros, averaged over the non-zero ones, moved one token on, renormalised."""
+def simulated_weights(
+    exact: Any, what: oracle.Response, variant: str, keep: np.ndarray | None = None
+) -> np.ndarray:
+    """Ragged rows padded with zeros, averaged over the non-zero ones, moved one token on,
+    renormalised."""
     steps, r = steps_of_generation(exact, what), len(what.response)
     assert [len(step) for step in steps] == list(range(r))
     if variant == "abc_d":
@@ -52,19 +60,34 @@ def simulated_weights(exact: Any, what: oracle.Response, variant: str, keep: np.
     return weights / weights.sum()
 
 
-def sample_of(what: oracle.Response, *, score: float | None = 1.0, keep: np.ndarray | None = None) -> Sample:
+def sample_of(
+    what: oracle.Response, *, score: float | None = 1.0, keep: np.ndarray | None = None
+) -> Sample:
     item = Item(prompt=what.prompt.tolist(), response=what.response.tolist(), score=score)
-    words = Vocabulary(Checkpoint(tiny.model("llama"), tiny.tokenizer(), "causal_lm", torch.device("cpu")))
+    words = tokenizer_of(
+        Checkpoint(tiny.model("llama"), tiny.tokenizer(), "causal_lm", torch.device("cpu"))
+    )
     kept = np.ones(len(what.response), dtype=np.bool_) if keep is None else keep
-    return Sample(what.prompt, what.response, terminal=False, keep=kept, source=Source(item, "items[0]", words))
+    return Sample(
+        what.prompt,
+        what.response,
+        terminal=False,
+        keep=kept,
+        source=Source(item, "items[0]", words),
+    )
 
 
-def weights_by(layout: PackedLayout | PlainLayout, items: list[oracle.Response], variant: str) -> list[np.ndarray]:
+def weights_by(
+    layout: PackedLayout | PlainLayout, items: list[oracle.Response], variant: str
+) -> list[np.ndarray]:
     scorer, options = Scorer(), Scorer.Options(variant=variant)
     samples = [sample_of(what) for what in items]
     rows = [row for sample in samples for row in scorer.rows(sample, options)]
     outputs = layout.run([(row, scorer.needs(options)) for row in rows])
-    return [scorer.score(sample, [found], options).weights for sample, found in zip(samples, outputs, strict=True)]
+    return [
+        scorer.score(sample, [found], options).weights
+        for sample, found in zip(samples, outputs, strict=True)
+    ]
 
 
 def responses() -> list[oracle.Response]:
@@ -78,13 +101,22 @@ def responses() -> list[oracle.Response]:
 def test_weights_are_those_of_generation_played_step_by_step(architecture: str) -> None:
     model = tiny.model(architecture)
     exact, items = oracle.double(model), responses()
-    checkpoint = Checkpoint(model=model, tokenizer=None, task="causal_lm", device=torch.device("cpu"))
-    layouts = [PlainLayout, *([PackedLayout] if architecture in tiny.PACKED else [])]  # packing switches the model
+    checkpoint = Checkpoint(
+        model=model, tokenizer=None, task="causal_lm", device=torch.device("cpu")
+    )
+    layouts = [
+        PlainLayout,
+        *([PackedLayout] if architecture in tiny.PACKED else []),
+    ]  # packing switches the model
     for layout in layouts:
         of_checkpoint = layout(checkpoint)
         for variant in VARIANTS:
             for what, weights in zip(items, weights_by(of_checkpoint, items, variant), strict=True):
-                truth = np.ones(1) if len(what.response) == 1 else simulated_weights(exact, what, variant)
+                truth = (
+                    np.ones(1)
+                    if len(what.response) == 1
+                    else simulated_weights(exact, what, variant)
+                )
                 assert weights.dtype == np.float32
                 np.testing.assert_allclose(weights, truth, rtol=0, atol=1e-5)
 
@@ -93,7 +125,11 @@ PROMPT = [{"role": "user", "content": "2+2?"}]
 RESPONSE = "It is 4. Yes, no doubt."
 IDS = tiny.tokenizer()(RESPONSE, add_special_tokens=False)["input_ids"]
 WHAT = oracle.Response(
-    np.array(tiny.tokenizer()("<|user|>2+2?<|end|>\n<|assistant|>", add_special_tokens=False)["input_ids"]),
+    np.array(
+        tiny.tokenizer()("<|user|>2+2?<|end|>\n<|assistant|>", add_special_tokens=False)[
+            "input_ids"
+        ]
+    ),
     np.array([*IDS, tiny.END_ID]),
 )
 
@@ -113,7 +149,9 @@ def exact(language_model: Path) -> Any:
 async def test_the_items_score_is_spread_by_abcs_rule(
     make_engine: Callable[..., Any], exact: Any, variant: str
 ) -> None:
-    item = await ask(make_engine("causal_lm", ["generation_attention"]), options={"variant": variant})
+    item = await ask(
+        make_engine("causal_lm", ["generation_attention"]), options={"variant": variant}
+    )
     truth = 0.8 * -2.5 * simulated_weights(exact, WHAT, variant)
     assert truth[0] == 0.0
     truth[-1] += 0.2 * -2.5
@@ -134,7 +172,9 @@ async def test_masked_tokens_are_steps_but_get_nothing(
         options={"variant": variant},
         credit={"beta": 1.0},
     )
-    np.testing.assert_allclose(item["rewards"], -2.5 * simulated_weights(exact, WHAT, variant, keep), atol=2e-5)
+    np.testing.assert_allclose(
+        item["rewards"], -2.5 * simulated_weights(exact, WHAT, variant, keep), atol=2e-5
+    )
     assert (item["rewards"][~keep] == 0.0).all()
 
 
@@ -159,8 +199,15 @@ def test_unmasked_tokens_that_nobody_pays_anything_fail_the_item(variant: str) -
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({}, "send `score` with the item, or name a scorer in the option `score_from` and ask the front"),
-        ({"score_from": "reward_model"}, "send it to the front (/v1/rewards), which asks `reward_model`"),
+        (
+            {},
+            "send `score` with the item, or name a scorer in the option `score_from` and ask the "
+            "front",
+        ),
+        (
+            {"score_from": "reward_model"},
+            "send it to the front (/v1/rewards), which asks `reward_model`",
+        ),
     ],
 )
 async def test_an_item_without_a_score_fails_alone_and_says_how_to_get_one(
@@ -196,15 +243,22 @@ async def test_it_shares_row_and_pass_with_endogenous(make_engine: Callable[...,
     run = engine._device._layout.run
     engine._device._layout.run = lambda work: passes.append(len(work)) or run(work)
     item = {"prompt": PROMPT, "response": RESPONSE, "score": 3.0}
-    body = {"scorers": ["endogenous", "generation_attention"], "items": [item, {**item, "response": "No."}]}
+    body = {
+        "scorers": ["endogenous", "generation_attention"],
+        "items": [item, {**item, "response": "No."}],
+    }
     results = (await engine.score(parse(RewardsRequest, body)))["items"][0]["scorers"]
     assert passes == [2]
     alone = await ask(engine, {"score": 3.0})
-    np.testing.assert_allclose(results["generation_attention"]["rewards"], alone["rewards"], atol=1e-6)
+    np.testing.assert_allclose(
+        results["generation_attention"]["rewards"], alone["rewards"], atol=1e-6
+    )
     assert results["endogenous"]["error"] is None
 
 
-async def test_items_of_both_variants_share_a_batch(make_engine: Callable[..., Any], exact: Any) -> None:
+async def test_items_of_both_variants_share_a_batch(
+    make_engine: Callable[..., Any], exact: Any
+) -> None:
     two = {"type": "generation_attention", "name": "second", "options": {"variant": "abc_d2"}}
     engine = make_engine("causal_lm", ["generation_attention", two])
     item = {"prompt": PROMPT, "response": RESPONSE, "score": 1.0}
@@ -212,7 +266,9 @@ async def test_items_of_both_variants_share_a_batch(make_engine: Callable[..., A
     body["credit"] = {"generation_attention": {"beta": 1.0}, "second": {"beta": 1.0}}
     results = (await engine.score(parse(RewardsRequest, body)))["items"][0]["scorers"]
     for name, variant in (("generation_attention", "abc_d"), ("second", "abc_d2")):
-        np.testing.assert_allclose(results[name]["rewards"], simulated_weights(exact, WHAT, variant), atol=2e-5)
+        np.testing.assert_allclose(
+            results[name]["rewards"], simulated_weights(exact, WHAT, variant), atol=2e-5
+        )
 
 
 @pytest.mark.parametrize("task", ["causal_lm", "reward_model"])
@@ -220,11 +276,16 @@ def test_a_model_without_attention_is_refused_at_load_by_name(
     make_engine: Callable[..., Any], tmp_path: Path, task: str
 ) -> None:
     if task == "reward_model":
-        with pytest.raises(SettingsError, match="type `generation_attention` reads a causal_lm, this is a reward_mod"):
+        with pytest.raises(
+            SettingsError,
+            match="type `generation_attention` reads a causal_lm, this is a reward_mod",
+        ):
             make_engine(task, ["generation_attention"])
         return
     folder = tiny.save(tmp_path, "mamba")
-    with pytest.raises(CheckpointRefused, match=r"^MambaForCausalLM gives no attention weights, and a scorer"):
+    with pytest.raises(
+        CheckpointRefused, match=r"^MambaForCausalLM gives no attention weights, and a scorer"
+    ):
         make_engine(task, ["endogenous", "generation_attention"], checkpoint=folder)
     make_engine(task, ["endogenous"], checkpoint=folder)
 
@@ -234,12 +295,18 @@ def test_all_readings_of_attention_are_probed_whatever_the_defaults(
     make_engine: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, dtype: str
 ) -> None:
     """A request may choose the other variant."""
-    assert make_engine("causal_lm", ["generation_attention"], dtype=dtype)._verdict.layout.name == "packed"
+    assert (
+        make_engine("causal_lm", ["generation_attention"], dtype=dtype)._verdict.layout.name
+        == "packed"
+    )
     for broken in ("last_row", "mean_step"):
         with monkeypatch.context() as patch:
-            right = getattr(__import__("tokenreward.models.attention_weights", fromlist=["_"]), broken)
+            right = getattr(
+                __import__("tokenreward.forward.attention_weights", fromlist=["_"]), broken
+            )
             patch.setattr(
-                f"tokenreward.models.attention_weights.{broken}", lambda *args, right=right: 0.5 * right(*args)
+                f"tokenreward.forward.attention_weights.{broken}",
+                lambda *args, right=right: 0.5 * right(*args),
             )
             verdict = make_engine("causal_lm", ["generation_attention"], dtype=dtype)._verdict
             assert verdict.layout.name == "plain"

@@ -1,4 +1,5 @@
-"""The generative verifier: its prompts written out by hand, its scores from float64 logits of the model's own call."""
+"""The generative verifier: its prompts written out by hand, its scores from float64 logits of the
+model's own call."""
 
 from __future__ import annotations
 
@@ -12,8 +13,7 @@ from pydantic import ValidationError
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import oracle
-import tiny
+from fakes import oracle, tiny
 from tokenreward.scorers.generative import Scorer
 from tokenreward.settings import SettingsError
 from tokenreward.wire import RewardsRequest, parse
@@ -53,9 +53,11 @@ def sum_of(z: np.ndarray, words: list[str]) -> float:
 
 
 async def ask(engine: Any, items: list[dict[str, Any]], **options: Any) -> list[dict[str, Any]]:
-    return (await engine.score(parse(RewardsRequest, {"scorer": "generative", "items": items, "options": options})))[
-        "items"
-    ]
+    return (
+        await engine.score(
+            parse(RewardsRequest, {"scorer": "generative", "items": items, "options": options})
+        )
+    )["items"]
 
 
 async def test_yes_is_the_log_probability_of_all_its_spellings_at_the_last_position(
@@ -65,7 +67,9 @@ async def test_yes_is_the_log_probability_of_all_its_spellings_at_the_last_posit
     (item,) = await ask(engine, [{"prompt": [USER], "response": RESPONSE}])
     z = last_logits(asked("2+2?", RESPONSE, QUESTION))
     assert item["score"] == pytest.approx(sum_of(z, YES) - oracle.logsumexp(z), abs=1e-4)
-    assert item["rewards"].tolist() == [0.0] * (len(item["rewards"]) - 1) + [np.float32(item["score"])]
+    assert item["rewards"].tolist() == [0.0] * (len(item["rewards"]) - 1) + [
+        np.float32(item["score"])
+    ]
 
 
 async def test_yes_minus_no_is_the_difference_and_the_rest_of_the_vocabulary_cancels(
@@ -95,22 +99,38 @@ async def test_a_grade_is_the_mean_worth_of_the_labels_among_themselves(
     shown: str,
 ) -> None:
     engine = make_engine("causal_lm", [DEPLOYED])
-    (item,) = await ask(engine, [{"prompt": [USER], "response": RESPONSE}], mode="graded", **options)
-    z = last_logits(asked("2+2?", RESPONSE, GRADING.format(shown)))[[ids_of(label)[0] for label in labels]]
+    (item,) = await ask(
+        engine, [{"prompt": [USER], "response": RESPONSE}], mode="graded", **options
+    )
+    z = last_logits(asked("2+2?", RESPONSE, GRADING.format(shown)))[
+        [ids_of(label)[0] for label in labels]
+    ]
     p = np.exp(z - z.max()) / np.exp(z - z.max()).sum()
     assert item["score"] == pytest.approx(p @ np.array(worth), abs=1e-4)
 
 
 async def test_a_spelling_given_twice_counts_once(make_engine: Callable[..., Any]) -> None:
     engine, items = make_engine("causal_lm", [DEPLOYED]), [{"prompt": [USER], "response": RESPONSE}]
-    (once,), (twice,) = await ask(engine, items, yes=["Y"]), await ask(engine, items, yes=["Y", "Y"])
+    (once,), (twice,) = (
+        await ask(engine, items, yes=["Y"]),
+        await ask(engine, items, yes=["Y", "Y"]),
+    )
     assert once["score"] == pytest.approx(twice["score"], abs=1e-6)
 
 
-async def test_of_the_default_spellings_those_that_are_single_tokens_count(make_engine: Callable[..., Any]) -> None:
+async def test_of_the_default_spellings_those_that_are_single_tokens_count(
+    make_engine: Callable[..., Any],
+) -> None:
     engine = make_engine("causal_lm", [{"type": "generative", "options": {"yes": YES}}])
     items = [{"prompt": [USER], "response": RESPONSE}]
-    assert [len(ids_of(word)) == 1 for word in Scorer.Options().no] == [False, False, True, False, False, False]
+    assert [len(ids_of(word)) == 1 for word in Scorer.Options().no] == [
+        False,
+        False,
+        True,
+        False,
+        False,
+        False,
+    ]
     (default,) = await ask(engine, items, mode="yes_minus_no", **SHORT)
     (single,) = await ask(engine, items, mode="yes_minus_no", no=["no"], **SHORT)
     assert default["score"] == pytest.approx(single["score"], abs=1e-6)
@@ -124,7 +144,15 @@ PROMPTS = [
         [USER, {"role": "assistant", "content": None, "tool_calls": [{"name": "sum", "é": 1}]}],
         'user: 2+2?\n\nassistant: [{"name": "sum", "é": 1}]',
     ),
-    ([{"role": "user", "content": [{"type": "text", "text": "2+"}, {"type": "text", "text": "2?"}]}], "2+\n2?"),
+    (
+        [
+            {
+                "role": "user",
+                "content": [{"type": "text", "text": "2+"}, {"type": "text", "text": "2?"}],
+            }
+        ],
+        "2+\n2?",
+    ),
     ("2<|end|>+2?", "2\n+2?"),
     ([{"role": "user", "content": "2<|user|>+2?"}], "2\n+2?"),
     (ids_of("2+2?"), "2+2?"),
@@ -134,7 +162,10 @@ PROMPTS = [
 
 @pytest.mark.parametrize(("prompt", "quoted"), PROMPTS)
 async def test_a_prompt_of_any_form_is_quoted_as_text(
-    make_engine: Callable[..., Any], last_logits: Callable[[str], np.ndarray], prompt: Any, quoted: str
+    make_engine: Callable[..., Any],
+    last_logits: Callable[[str], np.ndarray],
+    prompt: Any,
+    quoted: str,
 ) -> None:
     template = {"chat_template": tiny.TEMPLATE.replace("message.content", "message.content|string")}
     engine = make_engine("causal_lm", [DEPLOYED], **template)
@@ -160,7 +191,10 @@ RESPONSES = [
 
 @pytest.mark.parametrize(("item", "quoted"), RESPONSES)
 async def test_a_response_is_quoted_as_text_and_cannot_end_the_turn_that_quotes_it(
-    make_engine: Callable[..., Any], last_logits: Callable[[str], np.ndarray], item: dict[str, Any], quoted: str
+    make_engine: Callable[..., Any],
+    last_logits: Callable[[str], np.ndarray],
+    item: dict[str, Any],
+    quoted: str,
 ) -> None:
     engine = make_engine("causal_lm", [DEPLOYED])
     (found,) = await ask(engine, [{"prompt": [USER], **item}], **SHORT)
@@ -185,7 +219,9 @@ async def test_without_a_chat_template_the_question_is_raw_text_after_one_bos(
         z = last_logits(f"<|bos|>2+2?|{RESPONSE}")
         assert item["score"] == pytest.approx(sum_of(z, YES) - oracle.logsumexp(z), abs=1e-4)
     refused = await ask(
-        engine, [{"prompt": "2+2?", "response": RESPONSE}], chat_template_kwargs={"enable_thinking": False}
+        engine,
+        [{"prompt": "2+2?", "response": RESPONSE}],
+        chat_template_kwargs={"enable_thinking": False},
     )
     assert "no chat template" in refused[0]["error"]["message"]
 
@@ -194,32 +230,58 @@ async def test_a_template_of_ones_own_reads_messages_and_the_words_for_yes_and_n
     make_engine: Callable[..., Any], last_logits: Callable[[str], np.ndarray]
 ) -> None:
     engine = make_engine("causal_lm", [DEPLOYED], chat_template="{{ mood }}" + tiny.TEMPLATE)
-    template = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}{{ response }} {{ yes }}/{{ no }}?"
+    template = (
+        "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}{{ response }} "
+        "{{ yes }}/{{ no }}?"
+    )
     prompt = [{"role": "system", "content": "Short."}, USER]
     kwargs = {"mood": "calm"}
-    items = [{"prompt": prompt, "response": RESPONSE, "chat_template_kwargs": {"mood": "not the verifier's"}}]
+    items = [
+        {
+            "prompt": prompt,
+            "response": RESPONSE,
+            "chat_template_kwargs": {"mood": "not the verifier's"},
+        }
+    ]
     (item,) = await ask(engine, items, template=template, chat_template_kwargs=kwargs)
     z = last_logits("calm" + turn(f"[system] Short.\n[user] 2+2?\n{RESPONSE} Y/N?"))
     assert item["score"] == pytest.approx(sum_of(z, YES) - oracle.logsumexp(z), abs=1e-4)
 
 
-async def test_equal_items_and_other_scorers_share_the_pass_and_change_nothing(make_engine: Callable[..., Any]) -> None:
+async def test_equal_items_and_other_scorers_share_the_pass_and_change_nothing(
+    make_engine: Callable[..., Any],
+) -> None:
     engine = make_engine("causal_lm", [DEPLOYED, "endogenous", "entropy"])
     item = {"prompt": [USER], "response": RESPONSE}
     (alone,) = await ask(engine, [item])
     passes: list[int] = []
     run = engine._device._layout.run
     engine._device._layout.run = lambda work: passes.append(len(work)) or run(work)
-    body = {"scorers": ["generative", "endogenous", "entropy"], "items": [item, item, {**item, "prompt": "3+3?"}]}
-    results = [found["scorers"] for found in (await engine.score(parse(RewardsRequest, body)))["items"]]
+    body = {
+        "scorers": ["generative", "endogenous", "entropy"],
+        "items": [item, item, {**item, "prompt": "3+3?"}],
+    }
+    results = [
+        found["scorers"] for found in (await engine.score(parse(RewardsRequest, body)))["items"]
+    ]
     assert passes == [6]  # per item its own row for two scorers, and the verifier's
-    assert [result["generative"]["score"] for result in results[:2]] == pytest.approx([alone["score"]] * 2, abs=1e-4)
+    assert [result["generative"]["score"] for result in results[:2]] == pytest.approx(
+        [alone["score"]] * 2, abs=1e-4
+    )
 
 
-async def test_two_modes_read_one_row_each_with_its_own_words(make_engine: Callable[..., Any]) -> None:
+async def test_two_modes_read_one_row_each_with_its_own_words(
+    make_engine: Callable[..., Any],
+) -> None:
     computed: list[float] = []
-    report = lambda name, value=1.0, **_: computed.append(value) if name == "computed_tokens_total" else None  # noqa: E731
-    margin = {"type": "generative", "name": "margin", "options": {**DEPLOYED["options"], "mode": "yes_minus_no"}}
+    report = lambda name, value=1.0, **_: (  # noqa: E731
+        computed.append(value) if name == "computed_tokens_total" else None
+    )
+    margin = {
+        "type": "generative",
+        "name": "margin",
+        "options": {**DEPLOYED["options"], "mode": "yes_minus_no"},
+    }
     engine = make_engine("causal_lm", [DEPLOYED, margin], report=report)
 
     async def scores(*names: str) -> list[float]:
@@ -234,7 +296,9 @@ async def test_two_modes_read_one_row_each_with_its_own_words(make_engine: Calla
     assert len(set(computed)) == 1
 
 
-async def test_a_verifier_prompt_that_is_too_long_fails_that_scorer_alone(make_engine: Callable[..., Any]) -> None:
+async def test_a_verifier_prompt_that_is_too_long_fails_that_scorer_alone(
+    make_engine: Callable[..., Any],
+) -> None:
     engine = make_engine("causal_lm", [DEPLOYED, "endogenous"], max_sequence_tokens=60)
     items = [{"prompt": [USER], "response": RESPONSE}]
     body = {"scorers": ["generative", "endogenous"], "items": items}
@@ -253,18 +317,35 @@ async def test_a_verifier_prompt_that_is_too_long_fails_that_scorer_alone(make_e
     [
         ({"yes": ["Y", "Yes"]}, f"option `yes[1]` must be one token, here it is {ids_of('Yes')}"),
         ({"yes": [""]}, "option `yes[0]` must be one token, here it is []"),
-        ({"mode": "yes_minus_no", "no": ["No"]}, f"option `no[0]` must be one token, here it is {ids_of('No')}"),
-        ({"mode": "yes_minus_no", "no": ["y"]}, "options `yes` and `no` share a token of this tokenizer"),
-        ({"mode": "graded", "labels": ["1", "10"]}, f"option `labels[1]` must be one token, here it is {ids_of('10')}"),
+        (
+            {"mode": "yes_minus_no", "no": ["No"]},
+            f"option `no[0]` must be one token, here it is {ids_of('No')}",
+        ),
+        (
+            {"mode": "yes_minus_no", "no": ["y"]},
+            "options `yes` and `no` share a token of this tokenizer",
+        ),
+        (
+            {"mode": "graded", "labels": ["1", "10"]},
+            f"option `labels[1]` must be one token, here it is {ids_of('10')}",
+        ),
         ({"mode": "graded", "labels": ["1", "1"]}, "two of option `labels` are the same token"),
-        ({"template": "{{ response }}{{ messages[0].name }}"}, "option `template` failed on this item: UndefinedError"),
-        ({"chat_template_kwargs": {"tokenize": True}}, "`chat_template_kwargs` may not set `tokenize`"),
+        (
+            {"template": "{{ response }}{{ messages[0].name }}"},
+            "option `template` failed on this item: UndefinedError",
+        ),
+        (
+            {"chat_template_kwargs": {"tokenize": True}},
+            "`chat_template_kwargs` may not set `tokenize`",
+        ),
     ],
 )
 async def test_what_this_tokenizer_cannot_read_is_an_error_of_the_item(
     make_engine: Callable[..., Any], options: dict[str, Any], message: str
 ) -> None:
-    (item,) = await ask(make_engine("causal_lm", [DEPLOYED]), [{"prompt": [USER], "response": RESPONSE}], **options)
+    (item,) = await ask(
+        make_engine("causal_lm", [DEPLOYED]), [{"prompt": [USER], "response": RESPONSE}], **options
+    )
     assert (item["error"]["code"], item["error"]["message"]) == ("unsupported_text", message)
     assert item["error"]["param"] == "items[0]"
 
@@ -279,7 +360,9 @@ async def test_words_that_the_tokenizer_knows_and_the_model_does_not_are_an_erro
     engine = make_engine("causal_lm", [{"type": "generative"}], checkpoint=folder)
     items = [{"prompt": [USER], "response": RESPONSE}]
     known, unknown = {"yes": ["Y"], **SHORT}, {"yes": ["Y", "Yes"], **SHORT}
-    assert [(await ask(engine, items, **options))[0]["error"] is None for options in (known, unknown)] == [True, False]
+    assert [
+        (await ask(engine, items, **options))[0]["error"] is None for options in (known, unknown)
+    ] == [True, False]
     assert (await ask(engine, items, **unknown))[0]["error"]["code"] == "token_out_of_vocabulary"
 
 
@@ -287,9 +370,15 @@ async def test_an_image_cannot_be_quoted(make_engine: Callable[..., Any]) -> Non
     content = [{"type": "text", "text": "2+2?"}, {"type": "image", "url": "x"}]
     template = tiny.TEMPLATE.replace("message.content", "message.content|string")
     engine = make_engine("causal_lm", [DEPLOYED], chat_template=template)
-    items = [{"prompt": [{"role": "user", "content": c}], "response": RESPONSE} for c in (content, "2+2?")]
+    items = [
+        {"prompt": [{"role": "user", "content": c}], "response": RESPONSE}
+        for c in (content, "2+2?")
+    ]
     image, text = await ask(engine, items)
-    assert (image["error"]["code"], image["error"]["param"]) == ("unsupported_text", "items[0].prompt[0].content")
+    assert (image["error"]["code"], image["error"]["param"]) == (
+        "unsupported_text",
+        "items[0].prompt[0].content",
+    )
     assert text["error"] is None
 
 
@@ -297,7 +386,10 @@ async def test_an_image_cannot_be_quoted(make_engine: Callable[..., Any]) -> Non
     ("options", "why"),
     [
         ({}, "none of the default spellings of `yes` is a single token; set it"),
-        ({"yes": ["Y"], "mode": "yes_minus_no", "no": ["No"]}, r"option `no\[0\]` must be one token"),
+        (
+            {"yes": ["Y"], "mode": "yes_minus_no", "no": ["No"]},
+            r"option `no\[0\]` must be one token",
+        ),
         ({"yes": ["Yes"]}, r"option `yes\[0\]` must be one token"),
         ({"mode": "graded", "labels": ["10", "20"]}, r"option `labels\[0\]` must be one token"),
     ],

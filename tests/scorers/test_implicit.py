@@ -1,4 +1,5 @@
-"""The implicit reward: the formula on two real models' logits, its symmetries, its clip and its last token."""
+"""The implicit reward: the formula on two real models' logits, its symmetries, its clip and its
+last token."""
 
 from __future__ import annotations
 
@@ -10,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-import oracle
-import tiny
+from fakes import oracle, tiny
 from tokenreward.contract import Outputs, Sample, Signals
 from tokenreward.scorers.implicit import Scorer
 
@@ -23,34 +23,51 @@ def outputs_of(z: np.ndarray, what: oracle.Response, temperature: float) -> Outp
     """What the model layer would give, from full logits."""
     rows = z[len(what.prompt) - 1 :]
     chosen = rows[np.arange(len(what.response)), what.response].astype(np.float32)
-    return Outputs(chosen=chosen, lse={temperature: oracle.logsumexp(rows / temperature).astype(np.float32)})
+    return Outputs(
+        chosen=chosen, lse={temperature: oracle.logsumexp(rows / temperature).astype(np.float32)}
+    )
 
 
 def score(
-    policy: np.ndarray, reference: np.ndarray, what: oracle.Response, *, keep: Any = None, **options: Any
+    policy: np.ndarray,
+    reference: np.ndarray,
+    what: oracle.Response,
+    *,
+    keep: Any = None,
+    **options: Any,
 ) -> Signals:
     chosen = Scorer.Options(**options)
     keep = np.ones(len(what.response), dtype=bool) if keep is None else keep
     sample = Sample(what.prompt, what.response, True, keep)
-    return SCORER.score(sample, [outputs_of(z, what, chosen.temperature) for z in (policy, reference)], chosen)
+    return SCORER.score(
+        sample, [outputs_of(z, what, chosen.temperature) for z in (policy, reference)], chosen
+    )
 
 
 def case(seed: int, length: int) -> tuple[np.ndarray, np.ndarray, oracle.Response]:
     generator = np.random.default_rng(seed)
-    what = oracle.Response(generator.integers(0, 20, size=4), generator.integers(0, 20, size=length))
+    what = oracle.Response(
+        generator.integers(0, 20, size=4), generator.integers(0, 20, size=length)
+    )
     policy, reference = generator.normal(size=(2, 4 + length, 20)) * 5
     return policy, reference, what
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("beta", [0.1, 0.05, 2.0])
-def test_values_are_beta_times_the_log_ratio_of_two_real_models(beta: float, temperature: float) -> None:
+def test_values_are_beta_times_the_log_ratio_of_two_real_models(
+    beta: float, temperature: float
+) -> None:
     generator = np.random.default_rng(0)
     draw = lambda n: generator.integers(3, tiny.VOCAB_SIZE, size=n)  # noqa: E731
     what = oracle.Response(draw(6), draw(15))
-    policy, reference = (oracle.logits(oracle.double(tiny.model("qwen3", seed=s)), what.ids) for s in (0, 1))
+    policy, reference = (
+        oracle.logits(oracle.double(tiny.model("qwen3", seed=s)), what.ids) for s in (0, 1)
+    )
     signals = score(policy, reference, what, beta=beta, temperature=temperature)
-    of_policy, of_reference = (oracle.log_probs(z, what, temperature=temperature) for z in (policy, reference))
+    of_policy, of_reference = (
+        oracle.log_probs(z, what, temperature=temperature) for z in (policy, reference)
+    )
     truth = beta * (of_policy - of_reference)
     assert np.abs(truth).max() > beta
     np.testing.assert_allclose(signals.values, truth, atol=1e-5 * beta * np.abs(of_policy).max())
@@ -70,7 +87,9 @@ def test_a_model_against_itself_is_exactly_zero(seed: int, length: int) -> None:
 @given(seed=SEEDS, length=LENGTHS, beta=st.floats(0.01, 3.0))
 def test_swapped_models_give_exactly_the_negative(seed: int, length: int, beta: float) -> None:
     policy, reference, what = case(seed, length)
-    there, back = (score(a, b, what, beta=beta) for a, b in ((policy, reference), (reference, policy)))
+    there, back = (
+        score(a, b, what, beta=beta) for a, b in ((policy, reference), (reference, policy))
+    )
     np.testing.assert_array_equal(there.values, -back.values)
     assert there.score == -back.score
 
@@ -85,7 +104,9 @@ def test_a_constant_on_all_logits_of_a_position_changes_nothing(seed: int, lengt
 
 def test_the_clip_is_of_each_tokens_product_with_beta_as_rto_has_it() -> None:
     policy, reference, what = case(3, 40)
-    ratio = oracle.log_probs(policy, what, temperature=1.0) - oracle.log_probs(reference, what, temperature=1.0)
+    ratio = oracle.log_probs(policy, what, temperature=1.0) - oracle.log_probs(
+        reference, what, temperature=1.0
+    )
     truth = np.clip(0.05 * ratio, -0.05, 0.05)
     assert {-0.05, 0.05} < set(truth.tolist())
     signals = score(policy, reference, what, beta=0.05, token_clip=[-0.05, 0.05])

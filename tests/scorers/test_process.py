@@ -1,4 +1,5 @@
-"""Process reward models through the whole engine, against the published formats written by hand and float64."""
+"""Process reward models through the whole engine, against the published formats written by hand and
+float64."""
 
 from __future__ import annotations
 
@@ -12,8 +13,7 @@ import pytest
 from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-import prm
-import tiny
+from fakes import prm, tiny
 from tokenreward import errors
 from tokenreward.scorers.process import Scorer
 from tokenreward.settings import SettingsError
@@ -33,22 +33,29 @@ Ask = Callable[..., Any]
 @pytest.fixture(scope="session", params=[1, 2], ids=["one_label", "two_labels"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny reward model whose tokenizer has the tag."""
-    return prm.save(tmp_path_factory.mktemp("prm"), prm.with_tag(), "reward_model", num_labels=request.param)
+    return prm.save(
+        tmp_path_factory.mktemp("prm"), prm.with_tag(), "reward_model", num_labels=request.param
+    )
 
 
-@pytest.fixture(scope="session", params=[prm.with_tag, prm.like_mistral], ids=["byte_level", "like_mistral"])
+@pytest.fixture(
+    scope="session", params=[prm.with_tag, prm.like_mistral], ids=["byte_level", "like_mistral"]
+)
 def lm_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return prm.save(tmp_path_factory.mktemp("lm"), request.param(), "causal_lm")
 
 
 async def score(engine: Any, *items: dict[str, Any], **more: Any) -> list[dict[str, Any]]:
     try:
-        reply = await engine.score(parse(RewardsRequest, {"scorer": "process", "items": list(items), **more}))
+        reply = await engine.score(
+            parse(RewardsRequest, {"scorer": "process", "items": list(items), **more})
+        )
     finally:
         await engine.close()
     RewardsReply.model_validate(reply | {"items": []})
     arrays = [
-        {name: np.array(item[name]) for name in ("step_scores", "step_ids") if name in item} for item in reply["items"]
+        {name: np.array(item[name]) for name in ("step_scores", "step_ids") if name in item}
+        for item in reply["items"]
     ]
     return [item | array for item, array in zip(reply["items"], arrays, strict=True)]
 
@@ -57,7 +64,9 @@ async def score(engine: Any, *items: dict[str, Any], **more: Any) -> list[dict[s
 def ask(make_engine: Callable[..., Any], folder: Path) -> Ask:
     """`await ask(item, ..., **options)`: answers of a fresh engine on the reward model."""
 
-    async def answers(*items: dict[str, Any], body: dict[str, Any] | None = None, **options: Any) -> Any:
+    async def answers(
+        *items: dict[str, Any], body: dict[str, Any] | None = None, **options: Any
+    ) -> Any:
         engine = make_engine("reward_model", ["process"], checkpoint=folder)
         found = await score(engine, *items, options=options, return_tokens=True, **(body or {}))
         return found[0] if len(items) == 1 else found
@@ -67,10 +76,13 @@ def ask(make_engine: Callable[..., Any], folder: Path) -> Ask:
 
 @pytest.fixture
 def published(folder: Path) -> Callable[..., np.ndarray]:
-    """`published(prm.qwen, steps)`: p of each step, from the model's own forward on the format written by hand."""
+    """`published(prm.qwen, steps)`: p of each step, from the model's own forward on the format
+    written by hand."""
     model = AutoModelForSequenceClassification.from_pretrained(folder)
 
-    def read(layout: Callable[..., tuple[list[int], list[int]]], steps: list[str], **more: Any) -> np.ndarray:
+    def read(
+        layout: Callable[..., tuple[list[int], list[int]]], steps: list[str], **more: Any
+    ) -> np.ndarray:
         ids, places = layout(AutoTokenizer.from_pretrained(folder), steps, **more)
         assert len(places) == len(steps)
         return prm.probabilities(model, ids)[places]
@@ -79,14 +91,17 @@ def published(folder: Path) -> Callable[..., np.ndarray]:
 
 
 def ends_of(item: dict[str, Any], texts: list[str]) -> list[int]:
-    """The response token that holds the last character of each of these stretches, which make up the response."""
+    """The response token that holds the last character of each of these stretches, which make up
+    the response."""
     token_ends = np.array([token["span"][1] for token in item["tokens"]])
     stops = np.cumsum([len(text) for text in texts])
     last = [int(np.flatnonzero(token_ends >= stop)[0]) for stop in stops]
     return [*last[:-1], len(token_ends) - 1]
 
 
-async def test_qwen_is_the_model_cards_conversation_read_at_every_tag(ask: Ask, published: Any) -> None:
+async def test_qwen_is_the_model_cards_conversation_read_at_every_tag(
+    ask: Ask, published: Any
+) -> None:
     item = await ask(ITEM)
     truth = published(prm.qwen, STEPS)
     assert 0.01 < truth.min() < truth.max()
@@ -108,10 +123,16 @@ async def test_a_head_of_two_layers_and_two_labels_is_read_as_it_is_stored(
 
 
 @pytest.mark.parametrize("own", ["Be kind.", None], ids=["own_system", "no_system"])
-async def test_a_system_message_of_their_own_or_none_at_all(ask: Ask, published: Any, own: str | None) -> None:
+async def test_a_system_message_of_their_own_or_none_at_all(
+    ask: Ask, published: Any, own: str | None
+) -> None:
     told = [{"role": "system", "content": own}] if own is not None else []
-    item = await ask({**ITEM, "prompt": [*told, *MESSAGES]}, **({} if own is not None else {"system": None}))
-    np.testing.assert_allclose(item["step_scores"], published(prm.qwen, STEPS, system=own), atol=1e-5)
+    item = await ask(
+        {**ITEM, "prompt": [*told, *MESSAGES]}, **({} if own is not None else {"system": None})
+    )
+    np.testing.assert_allclose(
+        item["step_scores"], published(prm.qwen, STEPS, system=own), atol=1e-5
+    )
 
 
 async def test_a_raw_prompt_is_read_as_it_is(ask: Ask) -> None:
@@ -123,40 +144,70 @@ async def test_a_raw_prompt_is_read_as_it_is(ask: Ask) -> None:
 async def test_math_shepherd_is_plus_against_minus_at_every_tag(
     make_engine: Callable[..., Any], lm_folder: Path
 ) -> None:
-    tokenizer, model = AutoTokenizer.from_pretrained(lm_folder), AutoModelForCausalLM.from_pretrained(lm_folder)
+    tokenizer, model = (
+        AutoTokenizer.from_pretrained(lm_folder),
+        AutoModelForCausalLM.from_pretrained(lm_folder),
+    )
     steps = ["Step 1: It is 2.", "Step 2: and so on;", "the answer is 4"]
     ids, places = prm.math_shepherd(tokenizer, steps)
     assert len(places) == len(steps)
-    options = {"layout": "math_shepherd"} if "-" in tokenizer.get_vocab() else {"layout": "math_shepherd", **DASHLESS}
+    options = (
+        {"layout": "math_shepherd"}
+        if "-" in tokenizer.get_vocab()
+        else {"layout": "math_shepherd", **DASHLESS}
+    )
     good, bad = (tokenizer.encode(mark)[-1] for mark in ("+", options.get("bad_token", "-")))
     truth = prm.plus_over_minus(model, ids, [good, bad])[places]
-    engine = make_engine("causal_lm", [{"type": "process", "options": options}], checkpoint=lm_folder)
+    engine = make_engine(
+        "causal_lm", [{"type": "process", "options": options}], checkpoint=lm_folder
+    )
     (item,) = await score(engine, {"prompt": prm.QUESTION, "response": "\n".join(steps)})
     np.testing.assert_allclose(item["step_scores"], truth, atol=1e-5)
     assert len({round(float(p), 4) for p in truth}) == 3
 
 
-async def test_math_shepherds_other_words_are_options(make_engine: Callable[..., Any], lm_folder: Path) -> None:
-    tokenizer, model = AutoTokenizer.from_pretrained(lm_folder), AutoModelForCausalLM.from_pretrained(lm_folder)
-    options = {"layout": "math_shepherd", "step_tag": " #", "good_token": "4", "bad_token": "a", "separator": "; "}
+async def test_math_shepherds_other_words_are_options(
+    make_engine: Callable[..., Any], lm_folder: Path
+) -> None:
+    tokenizer, model = (
+        AutoTokenizer.from_pretrained(lm_folder),
+        AutoModelForCausalLM.from_pretrained(lm_folder),
+    )
+    options = {
+        "layout": "math_shepherd",
+        "step_tag": " #",
+        "good_token": "4",
+        "bad_token": "a",
+        "separator": "; ",
+    }
     ids = tokenizer.encode(f"{prm.QUESTION} It is 2 #\nIt is 4 #")
     labels = [tokenizer.encode(mark)[-1] for mark in "4a"]
     tag = tokenizer.encode(f"{prm.QUESTION} It is 2 #")[-1]
-    truth = prm.plus_over_minus(model, ids, labels)[[place for place, token in enumerate(ids) if token == tag]]
-    engine = make_engine("causal_lm", [{"type": "process", "options": options}], checkpoint=lm_folder)
+    truth = prm.plus_over_minus(model, ids, labels)[
+        [place for place, token in enumerate(ids) if token == tag]
+    ]
+    engine = make_engine(
+        "causal_lm", [{"type": "process", "options": options}], checkpoint=lm_folder
+    )
     (item,) = await score(engine, {"prompt": prm.QUESTION, "response": "It is 2; It is 4"})
     np.testing.assert_allclose(item["step_scores"], truth, atol=1e-5)
 
 
-async def test_skywork_is_its_inference_codes_ids_read_at_every_line_break(ask: Ask, published: Any) -> None:
+async def test_skywork_is_its_inference_codes_ids_read_at_every_line_break(
+    ask: Ask, published: Any
+) -> None:
     item = await ask(SKYWORK, layout="skywork")
     np.testing.assert_allclose(item["step_scores"], published(prm.skywork, LINES), atol=1e-5)
 
 
-async def test_skywork_reads_blank_lines_as_published_but_they_are_no_steps(ask: Ask, published: Any) -> None:
+async def test_skywork_reads_blank_lines_as_published_but_they_are_no_steps(
+    ask: Ask, published: Any
+) -> None:
     lines = ["", "The manager is Ada.", "", " ", "It is 4.", ""]
     item = await ask({**SKYWORK, "response": "\n".join(lines)}, layout="skywork")
-    np.testing.assert_allclose(item["step_scores"], published(prm.skywork, lines)[[1, 4]], atol=1e-5)
+    np.testing.assert_allclose(
+        item["step_scores"], published(prm.skywork, lines)[[1, 4]], atol=1e-5
+    )
 
 
 async def test_formats_of_a_problem_read_the_user_message_and_no_other(ask: Ask) -> None:
@@ -164,7 +215,8 @@ async def test_formats_of_a_problem_read_the_user_message_and_no_other(ask: Ask)
     turns = [*MESSAGES, {"role": "assistant", "content": "4"}, *MESSAGES]
     parts = [{"role": "user", "content": [{"type": "text", "text": prm.QUESTION}]}]
     raw, asked, also, chat, rich = await ask(
-        *({**SKYWORK, "prompt": prompt} for prompt in (prm.QUESTION, MESSAGES, told, turns, parts)), layout="skywork"
+        *({**SKYWORK, "prompt": prompt} for prompt in (prm.QUESTION, MESSAGES, told, turns, parts)),
+        layout="skywork",
     )
     for item in (asked, also):
         np.testing.assert_allclose(item["step_scores"], raw["step_scores"], atol=1e-6)
@@ -173,17 +225,27 @@ async def test_formats_of_a_problem_read_the_user_message_and_no_other(ask: Ask)
         assert item["error"]["param"].endswith(".prompt")
 
 
-async def test_pure_is_a_raw_question_and_steps_tagged_with_a_line_break(ask: Ask, folder: Path) -> None:
-    encode = lambda text: AutoTokenizer.from_pretrained(folder)(text, add_special_tokens=False)["input_ids"]  # noqa: E731
+async def test_pure_is_a_raw_question_and_steps_tagged_with_a_line_break(
+    ask: Ask, folder: Path
+) -> None:
+    encode = lambda text: AutoTokenizer.from_pretrained(folder)(text, add_special_tokens=False)[  # noqa: E731
+        "input_ids"
+    ]
     ids, places = encode(prm.QUESTION), []
     for step in STEPS:
         ids += [*encode(step), *encode("\n")]
         places.append(len(ids) - 1)
-    s = 2 * prm.probabilities(AutoModelForSequenceClassification.from_pretrained(folder), ids)[places] - 1
+    s = (
+        2
+        * prm.probabilities(AutoModelForSequenceClassification.from_pretrained(folder), ids)[places]
+        - 1
+    )
     weights = np.exp(-s / 0.1) / np.exp(-s / 0.1).sum()
     item = await ask({**ITEM, "prompt": prm.QUESTION}, **PURE)
     np.testing.assert_allclose(item["step_scores"], s, atol=1e-5)
-    np.testing.assert_allclose(item["rewards"][np.flatnonzero(item["rewards"])], weights * s, atol=1e-5)
+    np.testing.assert_allclose(
+        item["rewards"][np.flatnonzero(item["rewards"])], weights * s, atol=1e-5
+    )
     assert item["score"] == pytest.approx(s.min(), abs=1e-5)
 
 
@@ -199,23 +261,33 @@ async def test_a_softmin_of_low_temperature_gives_the_minimum_to_its_step_alone(
     ("reduction", "reduce"),
     [("min", np.min), ("mean", np.mean), ("product", np.prod), ("last", lambda scores: scores[-1])],
 )
-async def test_the_score_is_the_reduction_of_the_step_scores(ask: Ask, reduction: str, reduce: Any) -> None:
+async def test_the_score_is_the_reduction_of_the_step_scores(
+    ask: Ask, reduction: str, reduce: Any
+) -> None:
     item = await ask(ITEM, reduction=reduction)
     assert item["score"] == pytest.approx(reduce(item["step_scores"].astype(np.float64)), rel=1e-5)
 
 
 @pytest.mark.parametrize("form", ["plain", "softmin"])
-async def test_a_spread_step_has_the_same_reward_on_each_token_and_the_same_sum(ask: Ask, form: str) -> None:
-    spread, last = [await ask(ITEM, form=form, placement=where) for where in ("spread", "last_token")]
+async def test_a_spread_step_has_the_same_reward_on_each_token_and_the_same_sum(
+    ask: Ask, form: str
+) -> None:
+    spread, last = [
+        await ask(ITEM, form=form, placement=where) for where in ("spread", "last_token")
+    ]
     for step in range(len(STEPS)):
         tokens = spread["step_ids"] == step
         assert len(set(spread["rewards"][tokens].tolist())) == 1
-        assert spread["rewards"][tokens].sum() == pytest.approx(last["rewards"][tokens].sum(), rel=1e-5)
+        assert spread["rewards"][tokens].sum() == pytest.approx(
+            last["rewards"][tokens].sum(), rel=1e-5
+        )
         assert np.count_nonzero(last["rewards"][tokens]) == 1
 
 
 @pytest.mark.parametrize("placement", ["spread", "last_token"])
-async def test_masked_tokens_move_a_steps_reward_and_a_masked_step_counts_nowhere(ask: Ask, placement: str) -> None:
+async def test_masked_tokens_move_a_steps_reward_and_a_masked_step_counts_nowhere(
+    ask: Ask, placement: str
+) -> None:
     whole = await ask(ITEM, placement=placement)
     lowest = int(np.argmin(whole["step_scores"]))
     mask = np.ones(len(whole["rewards"]), dtype=int)
@@ -228,7 +300,9 @@ async def test_masked_tokens_move_a_steps_reward_and_a_masked_step_counts_nowher
     assert (item["rewards"][mask == 0] == 0).all()
     tokens = item["step_ids"] == other
     assert item["rewards"][tokens].sum() == pytest.approx(whole["step_scores"][other], rel=1e-5)
-    assert np.count_nonzero(item["rewards"][tokens]) == (tokens.sum() - 1 if placement == "spread" else 1)
+    assert np.count_nonzero(item["rewards"][tokens]) == (
+        tokens.sum() - 1 if placement == "spread" else 1
+    )
 
 
 async def test_a_masked_step_is_in_no_softmin(ask: Ask) -> None:
@@ -237,7 +311,9 @@ async def test_a_masked_step_is_in_no_softmin(ask: Ask) -> None:
     item = await ask({**ITEM, "mask": mask.tolist()}, form="softmin", temperature=0.3)
     s = whole["step_scores"][1:].astype(np.float64)
     weights = np.exp(-s / 0.3) / np.exp(-s / 0.3).sum()
-    np.testing.assert_allclose(item["rewards"][np.flatnonzero(item["rewards"])], weights * s, rtol=1e-4)
+    np.testing.assert_allclose(
+        item["rewards"][np.flatnonzero(item["rewards"])], weights * s, rtol=1e-4
+    )
 
 
 async def test_spans_get_the_steps_that_end_in_them_and_name_the_step_they_end_in(ask: Ask) -> None:
@@ -275,28 +351,40 @@ async def test_step_scores_do_not_depend_on_what_else_is_in_the_batch(ask: Ask) 
         ("  It is \n\n no.", ["It is", "no."]),
     ],
 )
-async def test_what_is_a_step_and_what_is_not(ask: Ask, published: Any, response: str, steps: list[str]) -> None:
+async def test_what_is_a_step_and_what_is_not(
+    ask: Ask, published: Any, response: str, steps: list[str]
+) -> None:
     item = await ask({**ITEM, "response": response})
     np.testing.assert_allclose(item["step_scores"], published(prm.qwen, steps), atol=1e-5)
     assert set(item["step_ids"].tolist()) == set(range(len(steps)))
     assert len(item["rewards"]) == len(item["tokens"])
 
 
-async def test_carriage_returns_are_cut_where_the_separator_says_so(ask: Ask, published: Any) -> None:
+async def test_carriage_returns_are_cut_where_the_separator_says_so(
+    ask: Ask, published: Any
+) -> None:
     item = await ask({**ITEM, "response": "It is\r\n\r\nYes."}, separator="\r\n\r\n")
-    np.testing.assert_allclose(item["step_scores"], published(prm.qwen, ["It is", "Yes."]), atol=1e-5)
+    np.testing.assert_allclose(
+        item["step_scores"], published(prm.qwen, ["It is", "Yes."]), atol=1e-5
+    )
 
 
-async def test_a_response_that_spells_the_tag_is_read_with_it_and_scored_at_our_own(ask: Ask, folder: Path) -> None:
+async def test_a_response_that_spells_the_tag_is_read_with_it_and_scored_at_our_own(
+    ask: Ask, folder: Path
+) -> None:
     item = await ask({**ITEM, "response": f"It is{prm.TAG} 4.\n\n{prm.TAG}\n\nYes."})
-    ids, places = prm.qwen(AutoTokenizer.from_pretrained(folder), [f"It is{prm.TAG} 4.", prm.TAG, "Yes."])
+    ids, places = prm.qwen(
+        AutoTokenizer.from_pretrained(folder), [f"It is{prm.TAG} 4.", prm.TAG, "Yes."]
+    )
     model = AutoModelForSequenceClassification.from_pretrained(folder)
     truth = prm.probabilities(model, ids)[[places[1], places[3], places[4]]]
     np.testing.assert_allclose(item["step_scores"], truth, atol=1e-5)
 
 
 @pytest.mark.parametrize("response", ["", " \n\n\t"])
-async def test_a_response_without_any_step_is_an_error_and_not_a_zero(ask: Ask, response: str) -> None:
+async def test_a_response_without_any_step_is_an_error_and_not_a_zero(
+    ask: Ask, response: str
+) -> None:
     bad, good = await ask({**ITEM, "response": response, "finished": True}, ITEM)
     assert (bad["error"]["code"], bad["error"]["param"]) == ("empty_response", "items[0].response")
     assert "step_scores" not in bad
@@ -304,7 +392,9 @@ async def test_a_response_without_any_step_is_an_error_and_not_a_zero(ask: Ask, 
 
 
 async def test_ids_that_are_a_texts_tokens_are_scored_as_the_text(ask: Ask, folder: Path) -> None:
-    encode = lambda text: AutoTokenizer.from_pretrained(folder)(text, add_special_tokens=False)["input_ids"]  # noqa: E731
+    encode = lambda text: AutoTokenizer.from_pretrained(folder)(text, add_special_tokens=False)[  # noqa: E731
+        "input_ids"
+    ]
     raw = f"<|system|>{prm.SYSTEM}<|end|>\n<|user|>{prm.QUESTION}<|end|>\n<|assistant|>"
     ids = {"prompt": encode(raw), "response": [*encode(ITEM["response"]), tiny.END_ID]}
     unfinished = {**ids, "response": ids["response"][:-1]}
@@ -315,11 +405,17 @@ async def test_ids_that_are_a_texts_tokens_are_scored_as_the_text(ask: Ask, fold
     assert open_end["rewards"][-1] == pytest.approx(text["rewards"][-1], abs=1e-6)
 
 
-async def test_ids_that_are_no_texts_tokens_fail_alone_and_say_what_to_send(ask: Ask, folder: Path) -> None:
-    encode = lambda text: AutoTokenizer.from_pretrained(folder)(text, add_special_tokens=False)["input_ids"]  # noqa: E731
+async def test_ids_that_are_no_texts_tokens_fail_alone_and_say_what_to_send(
+    ask: Ask, folder: Path
+) -> None:
+    encode = lambda text: AutoTokenizer.from_pretrained(folder)(text, add_special_tokens=False)[  # noqa: E731
+        "input_ids"
+    ]
     letters = [token for letter in "It is 4." for token in encode(letter)]
     half = [encode("é")[0]] if len(encode("é")) > 1 else [encode("東")[0]]
-    spelled, broken, good = await ask({**ITEM, "response": letters}, {**ITEM, "response": half}, ITEM)
+    spelled, broken, good = await ask(
+        {**ITEM, "response": letters}, {**ITEM, "response": half}, ITEM
+    )
     for item in (spelled, broken):
         assert item["error"]["code"] == "unsupported_text"
         assert "send text" in item["error"]["message"]
@@ -335,7 +431,8 @@ async def test_a_text_that_spells_its_end_of_turn_is_scored_as_one_that_does_not
 async def test_steps_that_share_their_last_token_are_refused(ask: Ask, folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     (token,) = (
-        tokenizer.convert_ids_to_tokens(i) for i in tokenizer("salary", add_special_tokens=False)["input_ids"][:1]
+        tokenizer.convert_ids_to_tokens(i)
+        for i in tokenizer("salary", add_special_tokens=False)["input_ids"][:1]
     )
     assert len(token) > 2
     item = await ask({**ITEM, "response": token + "s"}, separator=token[1])
@@ -346,12 +443,16 @@ async def test_steps_that_share_their_last_token_are_refused(ask: Ask, folder: P
 async def test_a_row_longer_than_the_model_takes_is_an_error_of_its_item(
     make_engine: Callable[..., Any], folder: Path
 ) -> None:
-    engine = make_engine("reward_model", ["process", "reward_model"], checkpoint=folder, max_sequence_tokens=70)
+    engine = make_engine(
+        "reward_model", ["process", "reward_model"], checkpoint=folder, max_sequence_tokens=70
+    )
     own = [{"role": "system", "content": ""}, *MESSAGES]
     body = {"scorers": ["process", "reward_model"], "items": [ITEM, {**ITEM, "prompt": own}]}
     long, good = (await engine.score(parse(RewardsRequest, body)))["items"]
     await engine.close()
-    assert long["scorers"]["process"]["error"]["code"] == "sequence_too_long"  # with the layout's system message
+    assert (
+        long["scorers"]["process"]["error"]["code"] == "sequence_too_long"
+    )  # with the layout's system message
     assert long["scorers"]["reward_model"]["error"] is None
     assert good["scorers"]["process"]["error"] is None
 
@@ -369,7 +470,9 @@ async def test_a_tag_or_answer_that_the_tokenizer_lacks_is_an_error_that_names_t
     make_engine: Callable[..., Any],
 ) -> None:
     line_by_line = [{"type": "process", "options": {"layout": "skywork"}}]
-    (item,) = await score(make_engine("reward_model", line_by_line), ITEM, options={"layout": "qwen"})
+    (item,) = await score(
+        make_engine("reward_model", line_by_line), ITEM, options={"layout": "qwen"}
+    )
     assert item["error"]["code"] == "unsupported_text"
     assert "`step_tag`" in item["error"]["message"]
     tagged = [{"type": "process", "options": {"layout": "math_shepherd"}}]
@@ -394,7 +497,9 @@ def test_a_checkpoint_that_an_operators_options_do_not_fit_is_refused_at_load(
         make_engine(task, [{"type": "process", "options": options}])
 
 
-async def test_a_layout_for_the_other_kind_of_checkpoint_is_refused_with_the_request(ask: Ask) -> None:
+async def test_a_layout_for_the_other_kind_of_checkpoint_is_refused_with_the_request(
+    ask: Ask,
+) -> None:
     with pytest.raises(errors.InvalidField, match="causal_lm") as caught:
         await ask(ITEM, layout="math_shepherd")
     assert caught.value.param == "options"

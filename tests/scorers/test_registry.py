@@ -1,4 +1,5 @@
-"""The registry: a file is a type, a third party's is `package.module:Class`, everything else is refused by name."""
+"""The registry: a file is a type, a third party's is `package.module:Class`, everything else is
+refused by name."""
 
 from __future__ import annotations
 
@@ -19,7 +20,9 @@ def test_every_file_is_a_type(name: str) -> None:
 
 
 def test_an_unknown_type_lists_the_known_ones() -> None:
-    with pytest.raises(UnknownScorerType, match=r"no scorer type `endogenus`; known are .*endogenous"):
+    with pytest.raises(
+        UnknownScorerType, match=r"no scorer type `endogenus`; known are .*endogenous"
+    ):
         resolve("endogenus")
 
 
@@ -38,7 +41,9 @@ def test_a_third_partys_class_is_found_by_its_path(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("name", known_types())
-def test_a_list_among_the_options_is_left_at_its_first_wrong_entry_or_after_a_few(name: str) -> None:
+def test_a_list_among_the_options_is_left_at_its_first_wrong_entry_or_after_a_few(
+    name: str,
+) -> None:
     """A report on each of millions of wrong entries would take gigabytes."""
     for field in resolve(name).Options.model_fields:
         with pytest.raises(ValidationError) as caught:

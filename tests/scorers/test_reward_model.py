@@ -1,4 +1,5 @@
-"""Levels and RED's increments against the model's own call on every prefix, with suffix, mask and spans."""
+"""Levels and RED's increments against the model's own call on every prefix, with suffix, mask and
+spans."""
 
 from __future__ import annotations
 
@@ -12,8 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForSequenceClassification
 
-import oracle
-import tiny
+from fakes import oracle, tiny
 from tokenreward.contract import Needs, Outputs, Sample
 from tokenreward.scorers.reward_model import Scorer
 from tokenreward.wire import RewardsRequest, parse
@@ -26,7 +26,8 @@ RED = {"red": True}
 
 @pytest.fixture
 def prefixes(reward_model: Path) -> Callable[..., np.ndarray]:
-    """RM(x, y_<=t) for t = 0 (the prompt alone) to T, float64: a call of the model's own for each prefix."""
+    """RM(x, y_<=t) for t = 0 (the prompt alone) to T, float64: a call of the model's own for each
+    prefix."""
     exact = oracle.double(AutoModelForSequenceClassification.from_pretrained(reward_model))
 
     def of(suffix: list[int], response: list[int] = RESPONSE) -> np.ndarray:
@@ -57,7 +58,9 @@ async def test_increments_are_the_differences_of_the_models_own_calls_on_every_p
     assert item["rewards"].dtype == np.float32
     assert np.abs(item["rewards"] - np.diff(scores)).max() <= 2 * bound
     assert item["score"] == pytest.approx(scores[-1], abs=bound)
-    assert float(item["rewards"].astype(np.float64).sum()) == pytest.approx(scores[-1] - scores[0], abs=4 * bound)
+    assert float(item["rewards"].astype(np.float64).sum()) == pytest.approx(
+        scores[-1] - scores[0], abs=4 * bound
+    )
 
 
 async def test_what_a_suffix_adds_is_the_last_tokens(
@@ -109,7 +112,11 @@ async def test_levels_red_and_attention_read_one_row(make_engine: Callable[..., 
         if name == "computed_tokens_total":
             computed.append(value)
 
-    scorers = ["reward_model", {"type": "reward_model", "name": "red", "options": RED}, "attention_dense"]
+    scorers = [
+        "reward_model",
+        {"type": "reward_model", "name": "red", "options": RED},
+        "attention_dense",
+    ]
     engine = make_engine("reward_model", scorers, report=report)
     names = ["reward_model", "red", "attention_dense"]
     body = {"scorers": names, "items": [{"prompt": PROMPT, "response": RESPONSE}]}
@@ -118,19 +125,33 @@ async def test_levels_red_and_attention_read_one_row(make_engine: Callable[..., 
     assert sum(computed) == len(PROMPT) + len(RESPONSE)
 
 
-async def test_without_a_credit_red_changes_nothing_of_the_rewards(make_engine: Callable[..., Any]) -> None:
+async def test_without_a_credit_red_changes_nothing_of_the_rewards(
+    make_engine: Callable[..., Any],
+) -> None:
     engine = make_engine("reward_model", ["reward_model"])
     for options in ({}, RED):
-        body = {"scorer": "reward_model", "items": [{"prompt": PROMPT, "response": RESPONSE}], "options": options}
+        body = {
+            "scorer": "reward_model",
+            "items": [{"prompt": PROMPT, "response": RESPONSE}],
+            "options": options,
+        }
         item = (await engine.score(parse(RewardsRequest, body)))["items"][0]
         assert item["rewards"][:-1].tolist() == [0.0] * (len(RESPONSE) - 1)
         assert item["rewards"][-1] == pytest.approx(item["score"])
 
 
-@given(values=st.lists(st.floats(-100, 100, width=32), min_size=2, max_size=60), pooled=st.floats(-100, 100, width=32))
+@given(
+    values=st.lists(st.floats(-100, 100, width=32), min_size=2, max_size=60),
+    pooled=st.floats(-100, 100, width=32),
+)
 def test_increments_sum_to_the_score_less_the_prompts(values: list[float], pooled: float) -> None:
     num_tokens = len(values) - 1
-    sample = Sample(np.array([3]), np.full(num_tokens, 4), terminal=False, keep=np.ones(num_tokens, dtype=np.bool_))
+    sample = Sample(
+        np.array([3]),
+        np.full(num_tokens, 4),
+        terminal=False,
+        keep=np.ones(num_tokens, dtype=np.bool_),
+    )
     outputs = Outputs(values=np.array(values, dtype=np.float32), pooled=pooled)
     signals = Scorer().score(sample, [outputs], Scorer.Options(red=True))
     assert signals.kind == "increments"
@@ -138,13 +159,18 @@ def test_increments_sum_to_the_score_less_the_prompts(values: list[float], poole
     assert signals.values.dtype == np.float32
     assert signals.values.shape == (num_tokens,)
     total = float(signals.values.astype(np.float64).sum())
-    assert abs(total - (pooled - np.float32(values[0]))) <= 1e-5 * max(1.0, float(np.abs(signals.values).sum()))
+    assert abs(total - (pooled - np.float32(values[0]))) <= 1e-5 * max(
+        1.0, float(np.abs(signals.values).sum())
+    )
 
 
 @pytest.mark.parametrize("suffix", [None, SUFFIX])
 @pytest.mark.parametrize("options", [{}, RED])
 async def test_a_credit_of_the_score_alone_has_the_head_read_at_the_pooled_token_alone(
-    make_engine: Callable[..., Any], prefixes: Callable[..., np.ndarray], suffix: str | None, options: dict[str, Any]
+    make_engine: Callable[..., Any],
+    prefixes: Callable[..., np.ndarray],
+    suffix: str | None,
+    options: dict[str, Any],
 ) -> None:
     engine = make_engine("reward_model", ["reward_model"], suffix_text=suffix)
     read: list[Needs] = []
@@ -157,9 +183,15 @@ async def test_a_credit_of_the_score_alone_has_the_head_read_at_the_pooled_token
     engine._device.ask = watched
     exact = prefixes(suffix_ids(suffix))
     for credit, needs in ((VALUES, Needs(values=True)), ({"name": "last"}, Needs(pooled=True))):
-        body = {"scorer": "reward_model", "items": [{"prompt": PROMPT, "response": RESPONSE}], "credit": credit}
+        body = {
+            "scorer": "reward_model",
+            "items": [{"prompt": PROMPT, "response": RESPONSE}],
+            "credit": credit,
+        }
         (item,) = (await engine.score(parse(RewardsRequest, body | {"options": options})))["items"]
         assert read.pop() == needs
-        assert item["score"] == pytest.approx(exact[-1], abs=1e-5 * max(1.0, float(np.abs(exact).max())))
+        assert item["score"] == pytest.approx(
+            exact[-1], abs=1e-5 * max(1.0, float(np.abs(exact).max()))
+        )
     assert item["rewards"][-1] == pytest.approx(item["score"])
     assert not item["rewards"][:-1].any()

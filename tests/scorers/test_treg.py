@@ -1,4 +1,5 @@
-"""T-REG's token rewards: the formula on both instructed prompts, written out by hand, in float64."""
+"""T-REG's token rewards: the formula on both instructed prompts, written out by hand, in
+float64."""
 
 from __future__ import annotations
 
@@ -11,8 +12,7 @@ import pytest
 from pydantic import ValidationError
 from transformers import AutoModelForCausalLM
 
-import oracle
-import tiny
+from fakes import oracle, tiny
 from tokenreward.scorers.treg import Scorer
 from tokenreward.wire import RewardsRequest, parse
 
@@ -32,7 +32,9 @@ def truth(exact: Any, better: str, worse: str, *, temperature: float = 1.0) -> n
     log_probs = []
     for prompt in (better, worse):
         what = oracle.Response(np.array(ids_of(prompt)), response)
-        log_probs.append(oracle.log_probs(oracle.logits(exact, what.ids), what, temperature=temperature))
+        log_probs.append(
+            oracle.log_probs(oracle.logits(exact, what.ids), what, temperature=temperature)
+        )
     return 1 / (1 + np.exp(log_probs[1] - log_probs[0])) - 0.5
 
 
@@ -66,13 +68,17 @@ async def test_rewards_are_the_formula_on_the_instructed_prompts(
 ) -> None:
     engine = make_engine("causal_lm", ["treg"])
     (item,) = await ask(engine, [{"prompt": prompt, "response": RESPONSE}], temperature=temperature)
-    expected = truth(exact, instructed.format(GOOD), instructed.format(BAD), temperature=temperature)
+    expected = truth(
+        exact, instructed.format(GOOD), instructed.format(BAD), temperature=temperature
+    )
     np.testing.assert_allclose(item["rewards"], expected, atol=1e-5)
     assert np.abs(expected).max() > 0.05  # the instruction made a difference
     assert item["score"] == pytest.approx(expected.sum(), abs=1e-4)
 
 
-async def test_a_system_message_of_parts_gets_one_more_part(make_engine: Callable[..., Any], exact: Any) -> None:
+async def test_a_system_message_of_parts_gets_one_more_part(
+    make_engine: Callable[..., Any], exact: Any
+) -> None:
     template = tiny.TEMPLATE.replace(
         "{{ message.content }}",
         "{% if message.content is string %}{{ message.content }}{% else %}"
@@ -87,9 +93,18 @@ async def test_a_system_message_of_parts_gets_one_more_part(make_engine: Callabl
     )
 
 
-async def test_tools_and_template_variables_stay_with_the_prompt(make_engine: Callable[..., Any], exact: Any) -> None:
-    engine = make_engine("causal_lm", ["treg"], chat_template="{{ mood }}{{ tools | length }}" + tiny.TEMPLATE)
-    item = {"prompt": [USER], "response": RESPONSE, "tools": [{"name": "f"}], "chat_template_kwargs": {"mood": "ok"}}
+async def test_tools_and_template_variables_stay_with_the_prompt(
+    make_engine: Callable[..., Any], exact: Any
+) -> None:
+    engine = make_engine(
+        "causal_lm", ["treg"], chat_template="{{ mood }}{{ tools | length }}" + tiny.TEMPLATE
+    )
+    item = {
+        "prompt": [USER],
+        "response": RESPONSE,
+        "tools": [{"name": "f"}],
+        "chat_template_kwargs": {"mood": "ok"},
+    }
     (found,) = await ask(engine, [item])
     instructed = "ok1<|system|>{}<|end|>\n" + TURNS
     expected = truth(exact, instructed.format(GOOD), instructed.format(BAD))
@@ -105,28 +120,38 @@ async def test_both_rows_are_read_in_one_pass_and_one_is_shared_with_a_prompt_th
     engine._device._layout.run = lambda work: passes.append(len(work)) or run(work)
     body = {"scorers": ["treg", "endogenous"], "options": {"treg": OPTIONS}}
     for prompt in ("2+2?", [{"role": "system", "content": "Short."}, USER]):
-        await engine.score(parse(RewardsRequest, {**body, "items": [{"prompt": prompt, "response": RESPONSE}]}))
+        await engine.score(
+            parse(RewardsRequest, {**body, "items": [{"prompt": prompt, "response": RESPONSE}]})
+        )
     assert passes == [3, 3]
     await ask(engine, [{"prompt": "2+2?", "response": RESPONSE}])
     assert passes == [3, 3, 2]
 
 
-async def test_instructions_that_change_places_change_the_sign(make_engine: Callable[..., Any]) -> None:
+async def test_instructions_that_change_places_change_the_sign(
+    make_engine: Callable[..., Any],
+) -> None:
     engine, item = make_engine("causal_lm", ["treg"]), {"prompt": [USER], "response": RESPONSE}
     (there,), (back,) = await ask(engine, [item]), await ask(engine, [item], better=BAD, worse=GOOD)
     np.testing.assert_allclose(there["rewards"], -back["rewards"], atol=1e-6)
 
 
-async def test_rewards_over_spans_add_up_and_masked_tokens_are_in_no_sum(make_engine: Callable[..., Any]) -> None:
+async def test_rewards_over_spans_add_up_and_masked_tokens_are_in_no_sum(
+    make_engine: Callable[..., Any],
+) -> None:
     engine, item = make_engine("causal_lm", ["treg"]), {"prompt": [USER], "response": RESPONSE}
     spans = [[0, 9], [9, len(RESPONSE)]]
-    tokens, cut, masked = await ask(engine, [item, {**item, "spans": spans}, {**item, "spans": spans, "mask": [0, 1]}])
+    tokens, cut, masked = await ask(
+        engine, [item, {**item, "spans": spans}, {**item, "spans": spans, "mask": [0, 1]}]
+    )
     assert cut["rewards"].sum() == pytest.approx(tokens["score"], abs=1e-5)
     assert masked["rewards"].tolist() == [0.0, cut["rewards"][1]]
     assert masked["score"] == pytest.approx(float(cut["rewards"][1]), abs=1e-5)
 
 
-async def test_ids_as_prompt_are_refused_and_ids_as_response_are_not(make_engine: Callable[..., Any]) -> None:
+async def test_ids_as_prompt_are_refused_and_ids_as_response_are_not(
+    make_engine: Callable[..., Any],
+) -> None:
     engine = make_engine("causal_lm", ["treg"])
     response = [*ids_of(RESPONSE), tiny.END_ID]
     text, ids, refused = await ask(
@@ -143,10 +168,17 @@ async def test_ids_as_prompt_are_refused_and_ids_as_response_are_not(make_engine
     assert "send messages or text" in refused["error"]["message"]
 
 
-async def test_a_template_without_system_messages_refuses_its_item(make_engine: Callable[..., Any]) -> None:
-    template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system here') }}{% endif %}" + tiny.TEMPLATE
+async def test_a_template_without_system_messages_refuses_its_item(
+    make_engine: Callable[..., Any],
+) -> None:
+    template = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system here') }}{% endif %}"
+        + tiny.TEMPLATE
+    )
     engine = make_engine("causal_lm", ["treg"], chat_template=template)
-    messages, text = await ask(engine, [{"prompt": p, "response": RESPONSE} for p in ([USER], "2+2?")])
+    messages, text = await ask(
+        engine, [{"prompt": p, "response": RESPONSE} for p in ([USER], "2+2?")]
+    )
     assert messages["error"]["code"] == "unsupported_text"
     assert "no system here" in messages["error"]["message"]
     assert text["error"] is None

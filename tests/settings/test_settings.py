@@ -1,4 +1,5 @@
-"""What an operator may set: wrong settings are refused by name, paths keep their meaning, secrets stay secret."""
+"""What an operator may set: wrong settings are refused by name, paths keep their meaning, secrets
+stay secret."""
 
 from __future__ import annotations
 
@@ -22,7 +23,13 @@ from tokenreward.settings import (
 
 
 def deployment(**fields: Any) -> dict[str, Any]:
-    return {"name": "lm", "checkpoint": "x", "task": "causal_lm", "scorers": [{"type": "endogenous"}], **fields}
+    return {
+        "name": "lm",
+        "checkpoint": "x",
+        "task": "causal_lm",
+        "scorers": [{"type": "endogenous"}],
+        **fields,
+    }
 
 
 def service(*deployments: dict[str, Any], **fields: Any) -> dict[str, Any]:
@@ -38,7 +45,9 @@ def refusal(content: dict[str, Any]) -> list[str]:
 
 def write(folder: Path, content: Any) -> Path:
     file = folder / "serve.yaml"
-    file.write_text(content if isinstance(content, str) else yaml.safe_dump(content), encoding="utf-8")
+    file.write_text(
+        content if isinstance(content, str) else yaml.safe_dump(content), encoding="utf-8"
+    )
     return file
 
 
@@ -60,7 +69,10 @@ def test_a_scorer_is_served_under_its_name_if_it_has_one() -> None:
         (service(prot=80), "prot"),
         (service(deployment(num_replica=2)), "deployments[0].num_replica"),
         (service(deployment(), deployment(name="b", num_replica=2)), "deployments[1].num_replica"),
-        (service(deployment(scorers=[{"type": "a", "option": {}}])), "deployments[0].scorers[0].option"),
+        (
+            service(deployment(scorers=[{"type": "a", "option": {}}])),
+            "deployments[0].scorers[0].option",
+        ),
     ],
 )
 def test_an_unknown_setting_is_named_with_its_path(content: dict[str, Any], setting: str) -> None:
@@ -112,7 +124,10 @@ def test_a_missing_setting_is_named(content: dict[str, Any], setting: str) -> No
         (service(deployment(max_queued_tokens=1.5)), "deployments[0].max_queued_tokens"),
         (service(deployment(scorers=[])), "deployments[0].scorers"),
         (service(deployment(scorers=[{"type": 3}])), "deployments[0].scorers[0].type"),
-        (service(deployment(scorers=[{"type": "a", "name": "A b"}])), "deployments[0].scorers[0].name"),
+        (
+            service(deployment(scorers=[{"type": "a", "name": "A b"}])),
+            "deployments[0].scorers[0].name",
+        ),
     ],
 )
 def test_a_wrong_value_is_named_and_nothing_else_is(content: dict[str, Any], setting: str) -> None:
@@ -139,11 +154,17 @@ def test_two_deployments_of_one_name_are_refused() -> None:
     [
         service(deployment(scorers=[{"type": "endogenous"}, {"type": "endogenous"}])),
         service(deployment(), deployment(name="b")),
-        service(deployment(), deployment(name="b", scorers=[{"type": "implicit", "name": "endogenous"}])),
+        service(
+            deployment(), deployment(name="b", scorers=[{"type": "implicit", "name": "endogenous"}])
+        ),
     ],
 )
-def test_two_scorers_of_one_name_are_refused_across_deployments_too(content: dict[str, Any]) -> None:
-    assert refusal(content) == ["`scorers`: the name `endogenous` is used 2 times; names are unique"]
+def test_two_scorers_of_one_name_are_refused_across_deployments_too(
+    content: dict[str, Any],
+) -> None:
+    assert refusal(content) == [
+        "`scorers`: the name `endogenous` is used 2 times; names are unique"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -160,7 +181,9 @@ def test_a_score_comes_from_another_scorer_that_has_one_of_its_own(source: str, 
         {"type": "endogenous", "name": "spread", "options": {"score_from": source}},
         {"type": "endogenous", "name": "again", "options": {"score_from": "plain"}},
     ]
-    assert refusal(service(deployment(scorers=scorers))) == [f"`scorers`: `spread`: the option `score_from` {line}"]
+    assert refusal(service(deployment(scorers=scorers))) == [
+        f"`scorers`: `spread`: the option `score_from` {line}"
+    ]
     scorers[1]["options"] = {"score_from": "plain"}
     parse_settings(service(deployment(scorers=scorers)))
 
@@ -199,7 +222,9 @@ def test_a_yaml_file_gives_the_same_settings_as_its_content(tmp_path: Path) -> N
     assert load_settings(write(tmp_path, content)) == parse_settings(content)
 
 
-@pytest.mark.parametrize("text", ["", "- 1\n", "text", "deployments: [\n", "a: b: c\n", "key: \x00\n"])
+@pytest.mark.parametrize(
+    "text", ["", "- 1\n", "text", "deployments: [\n", "a: b: c\n", "key: \x00\n"]
+)
 def test_a_file_that_holds_no_settings_is_refused_by_its_name(tmp_path: Path, text: str) -> None:
     with pytest.raises(SettingsError, match=r"serve\.yaml"):
         load_settings(write(tmp_path, text))
@@ -207,7 +232,8 @@ def test_a_file_that_holds_no_settings_is_refused_by_its_name(tmp_path: Path, te
 
 def test_a_file_that_cannot_be_read_or_is_not_utf8_is_refused_by_its_name(tmp_path: Path) -> None:
     with pytest.raises(
-        SettingsError, match=r"serve\.yaml: `deployments` is required\n.*serve\.yaml: unknown setting `prot`"
+        SettingsError,
+        match=r"serve\.yaml: `deployments` is required\n.*serve\.yaml: unknown setting `prot`",
     ):
         load_settings(write(tmp_path, "prot: 1"))
     with pytest.raises(SettingsError, match=r"absent\.yaml"):
@@ -217,7 +243,9 @@ def test_a_file_that_cannot_be_read_or_is_not_utf8_is_refused_by_its_name(tmp_pa
         load_settings(tmp_path / "latin.yaml")
 
 
-def test_a_setting_that_stands_twice_in_the_file_is_refused_and_not_overridden(tmp_path: Path) -> None:
+def test_a_setting_that_stands_twice_in_the_file_is_refused_and_not_overridden(
+    tmp_path: Path,
+) -> None:
     one = yaml.safe_dump(service())
     with pytest.raises(SettingsError, match="`deployments` is set twice"):
         load_settings(write(tmp_path, one + one))
@@ -226,7 +254,10 @@ def test_a_setting_that_stands_twice_in_the_file_is_refused_and_not_overridden(t
 
 
 def test_a_yaml_anchor_may_be_merged_and_overridden(tmp_path: Path) -> None:
-    text = "deployments:\n- &a {name: a, checkpoint: x, task: causal_lm, scorers: [{type: implicit}]}\n"
+    text = (
+        "deployments:\n- &a "
+        "{name: a, checkpoint: x, task: causal_lm, scorers: [{type: implicit}]}\n"
+    )
     text += "- {<<: *a, name: b, scorers: [{type: endogenous}]}\n"
     assert [d.name for d in load_settings(write(tmp_path, text)).deployments] == ["a", "b"]
 
@@ -251,7 +282,9 @@ def test_an_adapter_and_a_reference_beside_the_file_are_found_from_anywhere(tmp_
         (tmp_path / name).mkdir()
     named = {"checkpoint": "weights", "adapter": "lora", "reference_checkpoint": "base"}
     (found,) = load_settings(write(tmp_path, service(deployment(**named)))).deployments
-    assert {name: getattr(found, name) for name in named} == {n: str(tmp_path / folder) for n, folder in named.items()}
+    assert {name: getattr(found, name) for name in named} == {
+        n: str(tmp_path / folder) for n, folder in named.items()
+    }
     (far,) = load_settings(write(tmp_path, service(deployment(adapter="org/lora")))).deployments
     assert far.adapter == "org/lora"
 
@@ -269,7 +302,8 @@ def test_a_model_is_named_with_its_adapter_and_compared_with_the_reference_or_it
 
 
 @pytest.mark.parametrize(
-    ("name", "of"), [("adapter_revision", "adapter"), ("reference_revision", "reference_checkpoint")]
+    ("name", "of"),
+    [("adapter_revision", "adapter"), ("reference_revision", "reference_checkpoint")],
 )
 def test_a_revision_of_nothing_is_refused(name: str, of: str) -> None:
     assert refusal(service(deployment(**{name: "main"}))) == [
@@ -279,7 +313,9 @@ def test_a_revision_of_nothing_is_refused(name: str, of: str) -> None:
 
 
 @pytest.mark.parametrize("checkpoint", ["demo:sft", "org/model", "weights", ""])
-def test_a_checkpoint_that_is_no_folder_beside_the_file_is_left_as_it_is(tmp_path: Path, checkpoint: str) -> None:
+def test_a_checkpoint_that_is_no_folder_beside_the_file_is_left_as_it_is(
+    tmp_path: Path, checkpoint: str
+) -> None:
     file = write(tmp_path, service(deployment(checkpoint=checkpoint)))
     if checkpoint:
         assert load_settings(file).deployments[0].checkpoint == checkpoint
@@ -289,9 +325,14 @@ def test_a_checkpoint_that_is_no_folder_beside_the_file_is_left_as_it_is(tmp_pat
 
 
 def test_a_relative_key_file_is_relative_to_the_configuration(tmp_path: Path) -> None:
-    assert load_settings(write(tmp_path, service(api_keys_file="keys"))).api_keys_file == tmp_path / "keys"
+    assert (
+        load_settings(write(tmp_path, service(api_keys_file="keys"))).api_keys_file
+        == tmp_path / "keys"
+    )
     absolute = str(tmp_path / "elsewhere")
-    assert load_settings(write(tmp_path, service(api_keys_file=absolute))).api_keys_file == Path(absolute)
+    assert load_settings(write(tmp_path, service(api_keys_file=absolute))).api_keys_file == Path(
+        absolute
+    )
 
 
 def test_keys_are_the_lines_of_the_file_without_white_space(tmp_path: Path) -> None:
@@ -314,7 +355,9 @@ def test_without_a_key_file_the_service_is_open() -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b" \t\r\n\n", b"\xff\xfe"])
-def test_a_key_file_without_a_readable_key_never_opens_the_service(tmp_path: Path, content: bytes) -> None:
+def test_a_key_file_without_a_readable_key_never_opens_the_service(
+    tmp_path: Path, content: bytes
+) -> None:
     file = tmp_path / "keys"
     file.write_bytes(content)
     with pytest.raises(SettingsError, match="`api_keys_file`"):
@@ -322,10 +365,14 @@ def test_a_key_file_without_a_readable_key_never_opens_the_service(tmp_path: Pat
 
 
 @pytest.mark.parametrize("key", ["two words", "s\u00e9same", "a\tb", "a\x7fb", "\u200bsesame"])
-def test_a_key_that_no_header_can_carry_is_refused_by_its_line_and_not_quoted(tmp_path: Path, key: str) -> None:
+def test_a_key_that_no_header_can_carry_is_refused_by_its_line_and_not_quoted(
+    tmp_path: Path, key: str
+) -> None:
     file = tmp_path / "keys"
     file.write_text(f"first\n\n{key}\n", encoding="utf-8")
-    with pytest.raises(SettingsError, match="line 3: a key is printable ASCII without white space") as caught:
+    with pytest.raises(
+        SettingsError, match="line 3: a key is printable ASCII without white space"
+    ) as caught:
         read_api_keys(file)
     assert key not in str(caught.value)
 

@@ -19,7 +19,7 @@ def save(folder: Path, tokenizer: Any, task: str) -> Path:
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    import tiny
+    from fakes import tiny
 
     config = tiny.ARCHITECTURES["llama"]()
     config.vocab_size, config.num_labels = len(tokenizer), 1
@@ -38,12 +38,13 @@ def save(folder: Path, tokenizer: Any, task: str) -> Path:
 
 @pytest.fixture(scope="session")
 def score(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Items]:
-    """`score(kind, scorer, items, **request)`: the items of the reply of an engine with that kind of tokenizer."""
+    """`score(kind, scorer, items, **request)`: the items of the reply of an engine with that kind
+    of tokenizer."""
+    from fakes.vocabularies import KINDS
     from tokenreward.engine import Engine
     from tokenreward.scorers import resolve
     from tokenreward.settings import DeploymentSettings
     from tokenreward.wire import RewardsRequest, parse
-    from vocabularies import KINDS
 
     @cache
     def folder(kind: str, task: str) -> Path:
@@ -53,13 +54,17 @@ def score(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Items]:
     def loaded(kind: str, scorer: str) -> Engine:
         task = resolve(scorer).task or "causal_lm"
         checkpoint = str(folder(kind, task))
-        settings = DeploymentSettings(name="t", checkpoint=checkpoint, task=task, scorers=[{"type": scorer}])
+        settings = DeploymentSettings(
+            name="t", checkpoint=checkpoint, task=task, scorers=[{"type": scorer}]
+        )
         return Engine.load(settings, say=lambda line: None)
 
     async def run(ready: Engine, body: dict[str, Any]) -> Items:
         # An engine belongs to one event loop; the checkpoint does not.
         words = ready._intake.vocabulary
-        engine = Engine(ready.settings, ready._checkpoint, ready._verdict, lambda *args, **labels: None, words)
+        engine = Engine(
+            ready.settings, ready._checkpoint, ready._verdict, lambda *args, **labels: None, words
+        )
         try:
             return (await engine.score(parse(RewardsRequest, body)))["items"]
         finally:

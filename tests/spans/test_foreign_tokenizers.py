@@ -1,7 +1,9 @@
-"""Whose tokens: every kind of tokenizer as the policy's and as the scorer's, through the client and the real engine.
+"""Whose tokens: every kind of tokenizer as the policy's and as the scorer's, through the client and
+the real engine.
 
-Each response token is owned by one unit and each unit gets the sum of its own, so sums are conserved, whatever the two
-tokenizers do to the text. A scorer whose tokens cannot be placed refuses the item, and only where spans are asked for.
+Each response token is owned by one unit and each unit gets the sum of its own, so sums are
+conserved, whatever the two tokenizers do to the text. A scorer whose tokens cannot be placed
+refuses the item, and only where spans are asked for.
 """
 
 from __future__ import annotations
@@ -15,16 +17,21 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from spans.texts import TEXTS
-from spans.truth import KNOWN, defined, true_ends
+from fakes.offsets_truth import KNOWN, defined, true_ends
+from fakes.texts import TEXTS
+from fakes.vocabularies import KINDS
 from tokenreward_client import NotText, text_and_spans
-from vocabularies import KINDS
 
 Items = list[dict[str, Any]]
 Score = Callable[..., Items]
 
-THROUGH_THE_ENGINE = settings(max_examples=5, suppress_health_check=[HealthCheck.too_slow], deadline=None)
-REFUSES = {"python_bytes", "characters"}  # the first always, the second where it leaves characters out
+THROUGH_THE_ENGINE = settings(
+    max_examples=5, suppress_health_check=[HealthCheck.too_slow], deadline=None
+)
+REFUSES = {
+    "python_bytes",
+    "characters",
+}  # the first always, the second where it leaves characters out
 
 
 def policy_items(text: str, *, finished: bool, policies: Iterable[str] = KINDS) -> Items:
@@ -40,7 +47,9 @@ def policy_items(text: str, *, finished: bool, policies: Iterable[str] = KINDS) 
             continue
         assert ended == finished
         if response or finished:
-            items.append({"prompt": [3, 4], "response": response, "spans": spans, "finished": finished})
+            items.append(
+                {"prompt": [3, 4], "response": response, "spans": spans, "finished": finished}
+            )
     return items
 
 
@@ -64,7 +73,11 @@ def expected_units(kind: str, item: dict[str, Any], whole: dict[str, Any]) -> np
     units = np.zeros(len(spans))
     for position, reward in enumerate(whole["rewards"]):
         last = max(ends[position] - 1, 0) if position < len(ends) else None
-        owner = len(spans) - 1 if last is None else next(i for i, (a, b) in enumerate(spans) if a <= last < b)
+        owner = (
+            len(spans) - 1
+            if last is None
+            else next(i for i, (a, b) in enumerate(spans) if a <= last < b)
+        )
         units[owner] += reward
     return units
 
@@ -80,7 +93,9 @@ def check(kind: str, item: dict[str, Any], cut: dict[str, Any], whole: dict[str,
         return
     assert kind != "python_bytes"
     assert cut["rewards"].shape == (len(item["spans"]),)
-    assert abs(cut["rewards"].sum(dtype=np.float64) - whole["rewards"].sum(dtype=np.float64)) <= bound(whole["rewards"])
+    assert abs(
+        cut["rewards"].sum(dtype=np.float64) - whole["rewards"].sum(dtype=np.float64)
+    ) <= bound(whole["rewards"])
     for index, (start, end) in enumerate(item["spans"]):
         if start == end and not (item["finished"] and index == len(item["spans"]) - 1):
             assert cut["rewards"][index] == 0.0
@@ -89,7 +104,9 @@ def check(kind: str, item: dict[str, Any], cut: dict[str, Any], whole: dict[str,
 @pytest.mark.parametrize("kind", KINDS)
 @THROUGH_THE_ENGINE
 @given(text=TEXTS, finished=st.booleans())
-def test_increments_of_every_policys_tokens_add_up(score: Score, kind: str, text: str, finished: bool) -> None:
+def test_increments_of_every_policys_tokens_add_up(
+    score: Score, kind: str, text: str, finished: bool
+) -> None:
     items = policy_items(text, finished=finished)
     if not items:
         return
@@ -98,7 +115,9 @@ def test_increments_of_every_policys_tokens_add_up(score: Score, kind: str, text
         check(kind, item, cut, whole)
         if cut["error"] is None:
             expected = expected_units(kind, item, whole)
-            np.testing.assert_allclose(cut["rewards"], expected, rtol=0, atol=bound(whole["rewards"]))
+            np.testing.assert_allclose(
+                cut["rewards"], expected, rtol=0, atol=bound(whole["rewards"])
+            )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -111,20 +130,32 @@ def test_weights_of_every_policys_tokens_add_up_to_the_score(
     items = policy_items(text, finished=finished)
     if not items:
         return
-    replies = score(kind, "attention_dense", items + without_spans(items), credit={"beta": beta}, return_tokens=True)
+    replies = score(
+        kind,
+        "attention_dense",
+        items + without_spans(items),
+        credit={"beta": beta},
+        return_tokens=True,
+    )
     for item, cut, whole in zip(items, replies[: len(items)], replies[len(items) :], strict=True):
         check(kind, item, cut, whole)
         if cut["error"] is None:
-            assert abs(cut["rewards"].sum(dtype=np.float64) - whole["score"]) <= bound(cut["rewards"])
+            assert abs(cut["rewards"].sum(dtype=np.float64) - whole["score"]) <= bound(
+                cut["rewards"]
+            )
             if beta == 1.0:
                 expected = expected_units(kind, item, whole)
-                np.testing.assert_allclose(cut["rewards"], expected, rtol=0, atol=bound(whole["rewards"]))
+                np.testing.assert_allclose(
+                    cut["rewards"], expected, rtol=0, atol=bound(whole["rewards"])
+                )
 
 
 @pytest.mark.parametrize("kind", KNOWN)
 @THROUGH_THE_ENGINE
 @given(text=TEXTS)
-def test_if_both_tokenizers_are_one_spans_give_what_ids_give(score: Score, kind: str, text: str) -> None:
+def test_if_both_tokenizers_are_one_spans_give_what_ids_give(
+    score: Score, kind: str, text: str
+) -> None:
     """A token that ends inside a character gives its reward to the one that completes it."""
     tokenizer = KINDS[kind]()
     (item,) = policy_items(text, finished=True, policies=[kind])
@@ -138,9 +169,14 @@ def test_if_both_tokenizers_are_one_spans_give_what_ids_give(score: Score, kind:
 
 
 @pytest.mark.parametrize("kind", ["byte_level", "byte_level_nfc", "gemma"])
-def test_tokens_that_end_at_characters_get_exactly_their_own_reward(score: Score, kind: str) -> None:
+def test_tokens_that_end_at_characters_get_exactly_their_own_reward(
+    score: Score, kind: str
+) -> None:
     tokenizer = KINDS[kind]()
-    ids = [*tokenizer.encode("the answer is 4, and so on", add_special_tokens=False), tokenizer.eos_token_id]
+    ids = [
+        *tokenizer.encode("the answer is 4, and so on", add_special_tokens=False),
+        tokenizer.eos_token_id,
+    ]
     response, spans, finished = text_and_spans(tokenizer, ids)
     item = {"prompt": [3, 4], "response": response, "spans": spans, "finished": finished}
     by_spans, by_ids = score(kind, "endogenous", [item, {"prompt": [3, 4], "response": ids}])
@@ -172,12 +208,18 @@ def test_a_words_reward_does_not_depend_on_the_form_that_its_text_came_in(
     assert first["error"] is None
     assert all(first["rewards"])
     for other in others:
-        np.testing.assert_allclose(other["rewards"], first["rewards"], rtol=0, atol=bound(first["rewards"]))
+        np.testing.assert_allclose(
+            other["rewards"], first["rewards"], rtol=0, atol=bound(first["rewards"])
+        )
 
 
-def test_a_letter_and_its_mark_in_two_spans_give_the_composed_token_to_the_mark(score: Score) -> None:
+def test_a_letter_and_its_mark_in_two_spans_give_the_composed_token_to_the_mark(
+    score: Score,
+) -> None:
     item = {"prompt": [3, 4], "response": "e\u0301", "spans": [[0, 1], [1, 2]], "finished": False}
-    composed, apart = (score(kind, "endogenous", [item])[0]["rewards"] for kind in ("byte_level_nfc", "byte_level"))
+    composed, apart = (
+        score(kind, "endogenous", [item])[0]["rewards"] for kind in ("byte_level_nfc", "byte_level")
+    )
     assert composed[0] == 0.0
     assert composed[1] != 0.0
     assert all(apart)
@@ -197,7 +239,9 @@ def test_offsets_that_cannot_be_trusted_refuse_spans_and_only_them(score: Score,
     assert last["error"] is None
 
 
-def test_an_appended_end_of_turn_shows_no_character_even_if_no_token_holds_the_last_ones(score: Score) -> None:
+def test_an_appended_end_of_turn_shows_no_character_even_if_no_token_holds_the_last_ones(
+    score: Score,
+) -> None:
     item = {"prompt": [3, 4], "response": "the  "}
     tokens = score("bert", "endogenous", [item], return_tokens=True)[0]["tokens"]
     assert [token["span"] for token in tokens] == [[0, 3], [5, 5]]

@@ -1,4 +1,5 @@
-"""Where tokens end: the definition holds for every tokenizer whatever it normalises, or its offsets are refused."""
+"""Where tokens end: the definition holds for every tokenizer whatever it normalises, or its offsets
+are refused."""
 
 from __future__ import annotations
 
@@ -11,11 +12,11 @@ import pytest
 from hypothesis import assume, given, settings
 from tokenizers import Tokenizer, models, normalizers
 
-import vocabularies
-from spans.texts import TEXTS
-from spans.truth import KNOWN, defined, true_ends
-from tokenreward.models.offsets import Offsets
-from vocabularies import KINDS
+from fakes import vocabularies
+from fakes.offsets_truth import KNOWN, defined, true_ends
+from fakes.texts import TEXTS
+from fakes.vocabularies import KINDS
+from tokenreward.text.offsets import Offsets
 
 TRUSTED = [kind for kind in KINDS if kind not in ("python_bytes", "characters")]
 
@@ -58,7 +59,11 @@ def test_no_text_is_refused_and_ends_never_decrease(kind: str, text: str) -> Non
         ("byte_level_nfc", "e\u0301\u0302", [2, 3, 3]),  # é, and a second mark that stays
         ("byte_level_nfc", "\u1112\u1161\u11ab", [3, 3, 3]),  # the three bytes of 한
         ("byte_level_nfc", "a\u0315\u0301b", [3, 3, 3, 3, 4]),  # á comes of the first and the last
-        ("byte_level_nfd", "a\u0315\u0301b", [1, 3, 3, 3, 4]),  # marks change places: the acute comes first
+        (
+            "byte_level_nfd",
+            "a\u0315\u0301b",
+            [1, 3, 3, 3, 4],
+        ),  # marks change places: the acute comes first
         ("byte_level_nfd", "é!", [1, 1, 2]),
         ("byte_level_lower", "İ!", [1, 1, 1, 2]),  # its lower case is two characters
         ("byte_level", "e\u0301", [1, 2]),
@@ -70,8 +75,24 @@ def test_worked_examples(kind: str, text: str, expected: list[int]) -> None:
 
 @pytest.mark.parametrize(
     "offsets",
-    [[(0, 1), (1, 4)], [(-1, 1), (1, 3)], [(0, 1), (3, 2)], [(0, 2), (1, 3), (0, 1)], [(0, 1), (2, 3)], [(1, 3)], []],
-    ids=["beyond the end", "before the start", "end first", "backwards", "skips b", "skips a", "skips all"],
+    [
+        [(0, 1), (1, 4)],
+        [(-1, 1), (1, 3)],
+        [(0, 1), (3, 2)],
+        [(0, 2), (1, 3), (0, 1)],
+        [(0, 1), (2, 3)],
+        [(1, 3)],
+        [],
+    ],
+    ids=[
+        "beyond the end",
+        "before the start",
+        "end first",
+        "backwards",
+        "skips b",
+        "skips a",
+        "skips all",
+    ],
 )
 def test_offsets_that_do_not_fit_the_text_are_refused(offsets: list[tuple[int, int]]) -> None:
     for kind in ("byte_level", "byte_level_nfc", "unigram"):
@@ -81,13 +102,17 @@ def test_offsets_that_do_not_fit_the_text_are_refused(offsets: list[tuple[int, i
 
 def test_characters_that_normalising_or_splitting_leaves_out_may_be_skipped() -> None:
     assert ends_of(backend_of("bert"), "is\u200d 4\u0007.") == [2, 5, 7]
-    assert ends_of(backend_of("bert"), f" {vocabularies.TOOL} is") == [12, 15]  # an added token holds a space
+    assert ends_of(backend_of("bert"), f" {vocabularies.TOOL} is") == [
+        12,
+        15,
+    ]  # an added token holds a space
     assert ends_of(backend_of("unigram_folded"), "\u0301") == []
 
 
 @pytest.mark.parametrize("text", ["a0b", "0 ", "a0 ", "0a"])
 def test_offsets_behind_a_character_that_the_model_passes_over_are_refused(text: str) -> None:
-    """The library counts the characters of the tokens, as if the one without a token were not there."""
+    """The library counts the characters of the tokens, as if the one without a token were not
+    there."""
     backend = backend_of("characters")
     assert backend.encode(text).offsets[-1][1] < len(text)
     assert ends_of(backend, text) is None
@@ -99,17 +124,24 @@ def test_a_character_that_the_model_passes_over_at_the_end_moves_nothing() -> No
 
 
 def drops(char: str) -> Any:
-    """SentencePiece's character map with one rule, that `char` becomes nothing: a double-array trie of one byte."""
+    """SentencePiece's character map with one rule, that `char` becomes nothing: a double-array trie
+    of one byte."""
     has_leaf, label = 1 << 8, ord(char)
-    units = [256 << 10] + [1 << 31] * 1023  # the root's children stand from 256 on; nobody has label 0
+    units = [256 << 10] + [
+        1 << 31
+    ] * 1023  # the root's children stand from 256 on; nobody has label 0
     units[256 ^ label] = label | has_leaf | (512 << 10)
     units[256 ^ label ^ 512] = 0  # where its replacement starts
-    return normalizers.Precompiled(struct.pack(f"<I{len(units)}I", 4 * len(units), *units) + b"\0\0")
+    return normalizers.Precompiled(
+        struct.pack(f"<I{len(units)}I", 4 * len(units), *units) + b"\0\0"
+    )
 
 
 @pytest.mark.parametrize("text", ["\x01abc", "\x01abc ", "\x01  "])
 def test_offsets_shifted_by_a_character_map_are_refused(text: str) -> None:
-    tokenizer = Tokenizer(models.BPE(vocab={char: index for index, char in enumerate("abc ")}, merges=[]))
+    tokenizer = Tokenizer(
+        models.BPE(vocab={char: index for index, char in enumerate("abc ")}, merges=[])
+    )
     tokenizer.normalizer = drops("\x01")
     assert tokenizer.encode(text).offsets[0] == (0, 1)  # the library's mistake
     assert ends_of(tokenizer, text) is None
@@ -140,7 +172,9 @@ def test_normalisation_at_the_ends_of_a_text_joins_nothing() -> None:
     """A prefix or a strip is not what two characters become together."""
     backend = Tokenizer.from_str(vocabularies.byte_level().backend_tokenizer.to_str())
     backend.post_processor = None
-    backend.normalizer = normalizers.Sequence([normalizers.Strip(), normalizers.Prepend("x"), normalizers.NFC()])
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.Strip(), normalizers.Prepend("x"), normalizers.NFC()]
+    )
     assert ends_of(backend, " a\u0323 ") == [3, 3, 3, 3]  # x and ạ
     backend.normalizer = normalizers.Sequence([normalizers.Strip(), normalizers.Prepend("x")])
     assert ends_of(backend, "a\u0323") == [1, 1, 2, 2]

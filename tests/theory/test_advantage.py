@@ -1,8 +1,9 @@
-"""The implicit reward (From r to Q*, 2404.12358): the log-ratio of the KL-optimal policy is the optimal advantage.
+"""The implicit reward (From r to Q*, 2404.12358): the log-ratio of the KL-optimal policy is the
+optimal advantage.
 
-Rewards r, a reference and beta are chosen; the KL-regularised problem is solved exactly; the scorer sees nothing but
-the two policies' logits, each with a free constant per state. V* = beta * logsumexp(Q* / beta), Q* = r + beta * log
-pi_ref + V*(s'), V* = 0 at the end.
+Rewards r, a reference and beta are chosen; the KL-regularised problem is solved exactly; the scorer
+sees nothing but the two policies' logits, each with a free constant per state. V* = beta *
+logsumexp(Q* / beta), Q* = r + beta * log pi_ref + V*(s'), V* = 0 at the end.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-import oracle
+from fakes import oracle
 from theory import tree
 from theory.tree import NUM_TOKENS, RESPONSES, STATES, Table, Values
 from tokenreward.scorers import implicit
@@ -30,10 +31,14 @@ def implicit_rewards(policy: Table, reference: Table, beta: float) -> Table:
     logits = []
     for seed, log_probs in enumerate((policy, reference)):
         free = tree.random_table(seed, spread=3.0)
-        logits.append({s: log_probs.get(s, np.zeros(NUM_TOKENS)) + free[s][0] for s in STATES + RESPONSES})
+        logits.append(
+            {s: log_probs.get(s, np.zeros(NUM_TOKENS)) + free[s][0] for s in STATES + RESPONSES}
+        )
     scorer, options = implicit.Scorer(), implicit.Scorer.Options(beta=beta)
     return tree.rewards_of(
-        lambda y: scorer.score(tree.sample_of(y), [tree.outputs_of(z, y, 1.0) for z in logits], options)
+        lambda y: scorer.score(
+            tree.sample_of(y), [tree.outputs_of(z, y, 1.0) for z in logits], options
+        )
     )
 
 
@@ -72,13 +77,19 @@ def test_preferences_by_summed_implicit_rewards_are_those_by_true_returns(beta: 
 
 
 def test_across_prompts_the_sums_do_not_compare() -> None:
-    """Two first tokens seen as prompts: their values differ, so the better return may have the smaller sum."""
+    """Two first tokens seen as prompts: their values differ, so the better return may have the
+    smaller sum."""
     log_pi, value = solved(0.5)
     found = implicit_rewards(log_pi, REFERENCE, 0.5)
-    rest = [(y, tree.total(found, y) - found[()][y[0]], tree.total(REWARDS, y) - REWARDS[()][y[0]]) for y in RESPONSES]
+    rest = [
+        (y, tree.total(found, y) - found[()][y[0]], tree.total(REWARDS, y) - REWARDS[()][y[0]])
+        for y in RESPONSES
+    ]
     assert value[0,] != value[1,]
     assert any(s > t and r < q for a, s, r in rest for b, t, q in rest if a[0] != b[0])
-    assert not any(s > t + 1e-4 and r < q - 1e-4 for a, s, r in rest for b, t, q in rest if a[0] == b[0])
+    assert not any(
+        s > t + 1e-4 and r < q - 1e-4 for a, s, r in rest for b, t, q in rest if a[0] == b[0]
+    )
 
 
 @pytest.mark.parametrize("beta", BETAS)
@@ -106,6 +117,14 @@ def test_against_a_uniform_reference_the_endogenous_reward_is_it_shaped_by_the_v
     found = implicit_rewards(tree.log_softmax(logits, beta), uniform, beta)
     rewards = tree.endogenous_rewards(logits, alpha=beta, terminal="zero")
     for s in STATES:
-        after = [tree.soft_value(logits[*s, a], beta) if len(s) + 1 < tree.HORIZON else 0.0 for a in range(NUM_TOKENS)]
-        shaped = found[s] - beta * np.log(NUM_TOKENS) + tree.soft_value(logits[s], beta) - np.array(after)
+        after = [
+            tree.soft_value(logits[*s, a], beta) if len(s) + 1 < tree.HORIZON else 0.0
+            for a in range(NUM_TOKENS)
+        ]
+        shaped = (
+            found[s]
+            - beta * np.log(NUM_TOKENS)
+            + tree.soft_value(logits[s], beta)
+            - np.array(after)
+        )
         np.testing.assert_allclose(rewards[s], shaped, atol=1e-5)

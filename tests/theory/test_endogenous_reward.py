@@ -1,7 +1,8 @@
-"""The endogenous reward (2506.23235): a language model is optimal, in the soft sense, for the reward it holds itself.
+"""The endogenous reward (2506.23235): a language model is optimal, in the soft sense, for the
+reward it holds itself.
 
-On a tree that is solved exactly, and on a real model through the engine. r(s, a) = Q(s, a) - V(s'), V = alpha *
-logsumexp(Q / alpha), V = 0 past the end.
+On a tree that is solved exactly, and on a real model through the engine. r(s, a) = Q(s, a) - V(s'),
+V = alpha * logsumexp(Q / alpha), V = 0 past the end.
 """
 
 from __future__ import annotations
@@ -18,8 +19,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import oracle
-import tiny
+from fakes import oracle, tiny
 from theory import tree
 from theory.tree import HORIZON, NUM_TOKENS, RESPONSES, STATES, Table
 from tokenreward.wire import RewardsRequest, parse
@@ -28,12 +28,16 @@ ALPHAS = [0.5, 1.0, 2.0]
 
 
 @pytest.mark.parametrize("alpha", ALPHAS)
-def test_the_soft_optimal_policy_under_the_recovered_reward_is_the_language_model(alpha: float) -> None:
+def test_the_soft_optimal_policy_under_the_recovered_reward_is_the_language_model(
+    alpha: float,
+) -> None:
     logits = tree.random_table(0)
     q = tree.soft_q(tree.endogenous_rewards(logits, alpha=alpha, terminal="zero"), alpha)
     tree.assert_same_policy(q, logits, alpha)
     for state in STATES:
-        np.testing.assert_allclose(q[state], logits[state], atol=1e-5)  # and Q is the logits, constant and all
+        np.testing.assert_allclose(
+            q[state], logits[state], atol=1e-5
+        )  # and Q is the logits, constant and all
 
 
 def test_another_reward_gives_another_policy() -> None:
@@ -43,15 +47,22 @@ def test_another_reward_gives_another_policy() -> None:
 
 
 @pytest.mark.parametrize("alpha", ALPHAS)
-def test_the_reward_of_the_policy_that_is_optimal_for_a_reward_is_that_reward_again(alpha: float) -> None:
-    """So a second round of self-improvement has nothing left to gain (2506.23235, section on iterating)."""
+def test_the_reward_of_the_policy_that_is_optimal_for_a_reward_is_that_reward_again(
+    alpha: float,
+) -> None:
+    """So a second round of self-improvement has nothing left to gain (2506.23235, section on
+    iterating)."""
     rewards = tree.random_table(1)
-    again = tree.endogenous_rewards({**rewards, **tree.soft_q(rewards, alpha)}, alpha=alpha, terminal="zero")
+    again = tree.endogenous_rewards(
+        {**rewards, **tree.soft_q(rewards, alpha)}, alpha=alpha, terminal="zero"
+    )
     for state in STATES:
         np.testing.assert_allclose(again[state], rewards[state], atol=1e-5)
 
 
-def test_a_constant_of_the_state_moves_single_rewards_but_no_policy_and_no_comparison_from_one_prompt() -> None:
+def test_a_constant_of_the_state_moves_single_rewards_but_no_policy_and_no_comparison_from_one_prompt() -> (
+    None
+):
     logits, shift = tree.random_table(3), tree.random_values(4, STATES + RESPONSES)
     moved = {s: row + shift[s] for s, row in logits.items()}
     rewards, shifted = (tree.endogenous_rewards(z, terminal="zero") for z in (logits, moved))
@@ -62,7 +73,8 @@ def test_a_constant_of_the_state_moves_single_rewards_but_no_policy_and_no_compa
 
 
 def preference_gaps(truth: Table, learned: Table, alpha: float) -> float:
-    """The largest total variation between the two models' Bradley-Terry preferences of two responses."""
+    """The largest total variation between the two models' Bradley-Terry preferences of two
+    responses."""
     tables = (tree.endogenous_rewards(z, alpha=alpha, terminal="zero") for z in (truth, learned))
     ours, theirs = (np.array([tree.total(rewards, y) for y in RESPONSES]) for rewards in tables)
     sigmoid = lambda x: 1 / (1 + np.exp(-x))  # noqa: E731
@@ -80,8 +92,9 @@ def policy_error(truth: Table, learned: Table, alpha: float) -> float:
 def test_preferences_are_off_by_at_most_half_alpha_horizon_times_the_policys_error(
     seed: int, noise: float, alpha: float
 ) -> None:
-    """Theorem 1: D_TV <= (alpha * H / 2) * eps_pi. The sigmoid's slope is at most 1/4, and two returns from one prompt
-    differ by alpha times the difference of two sums of H log-probabilities."""
+    """Theorem 1: D_TV <= (alpha * H / 2) * eps_pi. The sigmoid's slope is at most 1/4, and two
+    returns from one prompt differ by alpha times the difference of two sums of H
+    log-probabilities."""
     truth, error = tree.random_table(seed), tree.random_table(seed + 1, spread=noise)
     learned = {s: truth[s] + error[s] for s in truth}
     bound = alpha * HORIZON / 2 * policy_error(truth, learned, alpha)
@@ -99,7 +112,9 @@ def draw(seed: int, length: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(3, tiny.VOCAB_SIZE, size=length)
 
 
-CASES = [oracle.Response(draw(n, 4 + n), draw(10 + n, length)) for n, length in enumerate([1, 2, 9, 30])]
+CASES = [
+    oracle.Response(draw(n, 4 + n), draw(10 + n, length)) for n, length in enumerate([1, 2, 9, 30])
+]
 
 
 async def scores(engine: Any, **options: Any) -> list[float]:
@@ -117,8 +132,12 @@ async def test_the_sum_is_alpha_log_pi_and_the_values_at_both_ends_of_a_real_mod
     exact, engine = oracle.double(tiny.model("llama")), make_engine("causal_lm", ["endogenous"])
     logits = [oracle.logits(exact, what.ids) for what in CASES]
     for alpha, terminal in itertools.product([*ALPHAS, 0.1], ["zero", "bootstrap"]):
-        for got, z, what in zip(await scores(engine, alpha=alpha, terminal=terminal), logits, CASES, strict=True):
-            first, last = (alpha * oracle.logsumexp(z[at] / alpha) for at in (len(what.prompt) - 1, len(z) - 1))
+        for got, z, what in zip(
+            await scores(engine, alpha=alpha, terminal=terminal), logits, CASES, strict=True
+        ):
+            first, last = (
+                alpha * oracle.logsumexp(z[at] / alpha) for at in (len(what.prompt) - 1, len(z) - 1)
+            )
             log_pi = oracle.log_probs(z, what, temperature=alpha).sum()
             truth = alpha * log_pi + first - (last if terminal == "bootstrap" else 0.0)
             assert abs(got - truth) <= 1e-5 * max(1.0, np.abs(z).max()) * len(what.response)
@@ -136,10 +155,16 @@ def changed(folder: Path, change: Callable[[Any], None]) -> Path:
 async def test_a_constant_on_all_logits_of_a_real_model_is_left_once_with_zero_and_never_with_bootstrap(
     make_engine: Callable[..., Any], tmp_path: Path
 ) -> None:
-    plain = make_engine("causal_lm", ["endogenous"], checkpoint=changed(tmp_path / "plain", lambda head: None))
+    plain = make_engine(
+        "causal_lm", ["endogenous"], checkpoint=changed(tmp_path / "plain", lambda head: None)
+    )
     moved_folder = changed(tmp_path / "moved", lambda head: head.bias.add_(5.0))
     moved = make_engine("causal_lm", ["endogenous"], checkpoint=moved_folder)
-    for options, left in [({"terminal": "zero"}, 5.0), ({"terminal": "bootstrap"}, 0.0), ({"form": "logprob"}, 0.0)]:
+    for options, left in [
+        ({"terminal": "zero"}, 5.0),
+        ({"terminal": "bootstrap"}, 0.0),
+        ({"form": "logprob"}, 0.0),
+    ]:
         there, here = await scores(moved, **options), await scores(plain, **options)
         np.testing.assert_allclose(np.subtract(there, here), left, atol=2e-3)
 
@@ -151,8 +176,12 @@ async def test_logits_times_alpha_at_that_alpha_give_alpha_times_the_reward_of_a
         head.weight.mul_(0.5)
         head.bias.mul_(0.5)
 
-    plain = make_engine("causal_lm", ["endogenous"], checkpoint=changed(tmp_path / "plain", lambda head: None))
-    scaled = make_engine("causal_lm", ["endogenous"], checkpoint=changed(tmp_path / "scaled", scale))
+    plain = make_engine(
+        "causal_lm", ["endogenous"], checkpoint=changed(tmp_path / "plain", lambda head: None)
+    )
+    scaled = make_engine(
+        "causal_lm", ["endogenous"], checkpoint=changed(tmp_path / "scaled", scale)
+    )
     np.testing.assert_allclose(
         await scores(scaled, alpha=0.5, terminal="zero"),
         0.5 * np.array(await scores(plain, terminal="zero")),

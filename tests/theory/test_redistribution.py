@@ -1,7 +1,9 @@
-"""ABC (2402.00782) spreads a score and keeps the return: for every beta, and so every comparison by return.
+"""ABC (2402.00782) spreads a score and keeps the return: for every beta, and so every comparison by
+return.
 
-What it is not, strictly, is potential-based shaping: its weights are those of the whole response, so the reward of one
-token in one state depends on what follows. And a discount takes the guarantee away.
+What it is not, strictly, is potential-based shaping: its weights are those of the whole response,
+so the reward of one token in one state depends on what follows. And a discount takes the guarantee
+away.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ from tokenreward import credit as credits
 from tokenreward.wire import Credit
 
 SCORES = tree.random_values(20, RESPONSES)
-WEIGHTS = {y: np.random.default_rng(place).dirichlet(np.ones(HORIZON)) for place, y in enumerate(RESPONSES)}
+WEIGHTS = {
+    y: np.random.default_rng(place).dirichlet(np.ones(HORIZON)) for place, y in enumerate(RESPONSES)
+}
 
 
 def rewards(response: Prefix, name: str, **parameters: float) -> np.ndarray:
@@ -30,7 +34,9 @@ def rewards(response: Prefix, name: str, **parameters: float) -> np.ndarray:
 
 
 def returns(name: str, *, gamma: float = 1.0, **parameters: float) -> np.ndarray:
-    return np.array([rewards(y, name, **parameters) @ gamma ** np.arange(HORIZON) for y in RESPONSES])
+    return np.array(
+        [rewards(y, name, **parameters) @ gamma ** np.arange(HORIZON) for y in RESPONSES]
+    )
 
 
 TRUE = np.array([SCORES[y] for y in RESPONSES])
@@ -51,7 +57,9 @@ def test_so_do_the_credits_it_stands_between(name: str) -> None:
 
 def test_beta_zero_is_plain_rlhf() -> None:
     for response in RESPONSES:
-        np.testing.assert_array_equal(rewards(response, "attention", beta=0.0), rewards(response, "last"))
+        np.testing.assert_array_equal(
+            rewards(response, "attention", beta=0.0), rewards(response, "last")
+        )
 
 
 @pytest.mark.parametrize("beta", [0.8, 1.0])

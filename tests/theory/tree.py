@@ -1,7 +1,9 @@
-"""A token MDP small enough to be solved exactly: every response of HORIZON tokens out of NUM_TOKENS.
+"""A token MDP small enough to be solved exactly: every response of HORIZON tokens out of
+NUM_TOKENS.
 
-A state is the prefix written so far. A `Table` has one row [NUM_TOKENS] per state: logits, rewards, Q or log pi.
-Everything here is float64 and written from the definitions; scorers are asked one whole response at a time.
+A state is the prefix written so far. A `Table` has one row [NUM_TOKENS] per state: logits, rewards,
+Q or log pi. Everything here is float64 and written from the definitions; scorers are asked one
+whole response at a time.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-import oracle
+from fakes import oracle
 from tokenreward.contract import Outputs, Sample, Signals
 from tokenreward.scorers import endogenous
 
@@ -22,11 +24,14 @@ Table = dict[Prefix, np.ndarray]
 Values = dict[Prefix, float]
 
 RESPONSES: list[Prefix] = list(itertools.product(range(NUM_TOKENS), repeat=HORIZON))
-STATES: list[Prefix] = [p for n in range(HORIZON) for p in itertools.product(range(NUM_TOKENS), repeat=n)]
+STATES: list[Prefix] = [
+    p for n in range(HORIZON) for p in itertools.product(range(NUM_TOKENS), repeat=n)
+]
 
 
 def random_table(seed: int, *, spread: float = 2.0) -> Table:
-    """A row for every state and, since a model has logits there too, for every finished response."""
+    """A row for every state and, since a model has logits there too, for every finished
+    response."""
     generator = np.random.default_rng(seed)
     return {prefix: generator.normal(size=NUM_TOKENS) * spread for prefix in STATES + RESPONSES}
 
@@ -45,12 +50,17 @@ def total(rewards: Table, response: Prefix) -> float:
     return float(sum(rewards[response[:t]][token] for t, token in enumerate(response)))
 
 
-def backward(rewards: Table, of_row: Callable[[np.ndarray, Prefix], float], log_prior: Table | None = None) -> Table:
-    """Q(s, a) = r(s, a) + prior(s, a) + V(s'), V(s) = of_row(Q(s, .), s), V = 0 past the horizon."""
+def backward(
+    rewards: Table, of_row: Callable[[np.ndarray, Prefix], float], log_prior: Table | None = None
+) -> Table:
+    """Q(s, a) = r(s, a) + prior(s, a) + V(s'), V(s) = of_row(Q(s, .), s), V = 0 past the
+    horizon."""
     value: Values = {}
     q: Table = {}
     for state in reversed(STATES):
-        q[state] = rewards[state] + np.array([value.get((*state, a), 0.0) for a in range(NUM_TOKENS)])
+        q[state] = rewards[state] + np.array(
+            [value.get((*state, a), 0.0) for a in range(NUM_TOKENS)]
+        )
         if log_prior is not None:
             q[state] = q[state] + log_prior[state]
         value[state] = of_row(q[state], state)
@@ -62,7 +72,8 @@ def best_q(rewards: Table) -> Table:
 
 
 def soft_q(rewards: Table, alpha: float, log_prior: Table | None = None) -> Table:
-    """Of the return plus alpha times the entropy; with `log_prior`, less alpha times the KL from that policy."""
+    """Of the return plus alpha times the entropy; with `log_prior`, less alpha times the KL from
+    that policy."""
     prior = None if log_prior is None else {s: alpha * row for s, row in log_prior.items()}
     return backward(rewards, lambda row, _: soft_value(row, alpha), prior)
 
@@ -79,15 +90,23 @@ def outputs_of(logits: Table, response: Prefix, temperature: float) -> Outputs:
     """What the model layer would give for the response."""
     rows = np.array([logits[response[:t]] for t in range(len(response) + 1)])
     chosen = rows[np.arange(len(response)), list(response)].astype(np.float32)
-    return Outputs(chosen=chosen, lse={temperature: oracle.logsumexp(rows / temperature).astype(np.float32)})
+    return Outputs(
+        chosen=chosen, lse={temperature: oracle.logsumexp(rows / temperature).astype(np.float32)}
+    )
 
 
 def sample_of(response: Prefix) -> Sample:
-    return Sample(np.array([0]), np.array(response), terminal=True, keep=np.ones(len(response), dtype=np.bool_))
+    return Sample(
+        np.array([0]),
+        np.array(response),
+        terminal=True,
+        keep=np.ones(len(response), dtype=np.bool_),
+    )
 
 
 def rewards_of(score: Callable[[Prefix], Signals]) -> Table:
-    """r(s, a) for the whole tree. A token's value may depend on the state and the token, not on what follows."""
+    """r(s, a) for the whole tree. A token's value may depend on the state and the token, not on
+    what follows."""
     found: dict[Prefix, list[float]] = {}
     for response in RESPONSES:
         values: Any = score(response).values
@@ -102,7 +121,9 @@ def endogenous_rewards(logits: Table, **options: Any) -> Table:
     """Of a language model with these logits."""
     scorer, chosen = endogenous.Scorer(), endogenous.Scorer.Options(**options)
     return rewards_of(
-        lambda response: scorer.score(sample_of(response), [outputs_of(logits, response, chosen.softness)], chosen)
+        lambda response: scorer.score(
+            sample_of(response), [outputs_of(logits, response, chosen.softness)], chosen
+        )
     )
 
 

@@ -1,4 +1,5 @@
-"""Examples may take long on a busy machine: a deadline per example would make these tests fail by chance."""
+"""Examples may take long on a busy machine: a deadline per example would make these tests fail by
+chance."""
 
 from __future__ import annotations
 

@@ -40,23 +40,38 @@ def made(random: random.Random, depth: int) -> Any:
         return "".join(random.choices('[{\\"]}x\\\n', k=random.randrange(9)))
     if kind == 2:
         return [made(random, depth - 1) for _ in range(random.randrange(4))]
-    return {str(made(random, 0)) + str(key): made(random, depth - 1) for key in range(random.randrange(4))}
+    return {
+        str(made(random, 0)) + str(key): made(random, depth - 1)
+        for key in range(random.randrange(4))
+    }
 
 
-def test_brackets_in_strings_do_not_count_whatever_is_escaped_in_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_brackets_in_strings_do_not_count_whatever_is_escaped_in_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     source = random.Random(0)
     for _ in range(2000):
         value = made(source, 4)
-        assert counted(json.dumps(value).encode(), monkeypatch) == num_containers(value), json.dumps(value)
+        assert counted(json.dumps(value).encode(), monkeypatch) == num_containers(value), (
+            json.dumps(value)
+        )
 
 
-def test_as_many_as_the_limit_are_taken_and_one_more_is_refused_with_count_limit_and_advice() -> None:
+def test_as_many_as_the_limit_are_taken_and_one_more_is_refused_with_count_limit_and_advice() -> (
+    None
+):
     body = b"[" + b",".join([b"[]"] * (MOST_CONTAINERS - 1)) + b"]"
     refuse_many_containers(body)
     with pytest.raises(BodyTooLarge) as caught:
         refuse_many_containers(body[:-1] + b",{}]")
     assert caught.value.status == 413
-    for part in (str(MOST_CONTAINERS + 1), str(MOST_CONTAINERS), "fewer items", "`ids_b64`", "`bin`"):
+    for part in (
+        str(MOST_CONTAINERS + 1),
+        str(MOST_CONTAINERS),
+        "fewer items",
+        "`ids_b64`",
+        "`bin`",
+    ):
         assert part in caught.value.message
 
 
@@ -69,11 +84,17 @@ def test_a_full_request_with_two_hundred_spans_each_is_taken() -> None:
 
 @pytest.mark.parametrize("text", [b"[", b"{", b"[{", rb"\"[", rb"\\["], ids=repr)
 def test_a_long_text_of_brackets_is_a_text(text: bytes) -> None:
-    body = b'{"scorer":"x","items":[{"prompt":"","response":"' + text * (15 * MIB // len(text)) + b'"}]}'
+    body = (
+        b'{"scorer":"x","items":[{"prompt":"","response":"'
+        + text * (15 * MIB // len(text))
+        + b'"}]}'
+    )
     assert len(JSON.parse(RewardsRequest, body).items) == 1
 
 
-@pytest.mark.parametrize("unit", [b"[", b'["', b'"[', rb"\"[", rb'"\"[', b'"["', rb"[\\", b'"["[', b'["",'], ids=repr)
+@pytest.mark.parametrize(
+    "unit", [b"[", b'["', b'"[', rb"\"[", rb'"\"[', b'"["', rb"[\\", b'"["[', b'["",'], ids=repr
+)
 def test_counting_takes_time_in_proportion_to_the_body_whatever_is_in_it(unit: bytes) -> None:
     body = unit * (16 * MIB // len(unit))
     began = time.process_time()

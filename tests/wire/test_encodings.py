@@ -1,4 +1,5 @@
-"""The two binary encodings: rewards as base64 of little-endian float32, ids as base64 of little-endian int32."""
+"""The two binary encodings: rewards as base64 of little-endian float32, ids as base64 of
+little-endian int32."""
 
 from __future__ import annotations
 
@@ -21,7 +22,9 @@ INT32 = st.integers(-(2**31), 2**31 - 1)
 
 @given(BITS)
 def test_rewards_survive_base64_bit_for_bit(bits: np.ndarray) -> None:
-    rewards = bits.view(np.float32)  # any pattern: denormals, infinities, signalling NaNs, minus zero
+    rewards = bits.view(
+        np.float32
+    )  # any pattern: denormals, infinities, signalling NaNs, minus zero
     decoded = decode_rewards(encode_rewards(rewards))
     assert decoded.dtype == np.float32
     assert decoded.view(np.uint32).tolist() == bits.tolist()
@@ -30,13 +33,17 @@ def test_rewards_survive_base64_bit_for_bit(bits: np.ndarray) -> None:
 def test_rewards_are_little_endian_float32() -> None:
     denormal = float(np.finfo(np.float32).smallest_subnormal)
     values = [1.0, -2.5, denormal, -0.0]
-    assert base64.b64decode(encode_rewards(np.array(values, np.float32))) == struct.pack("<4f", *values)
+    assert base64.b64decode(encode_rewards(np.array(values, np.float32))) == struct.pack(
+        "<4f", *values
+    )
 
 
 @pytest.mark.parametrize("dtype", [">f4", "<f4"])
 def test_rewards_of_either_byte_order_and_any_stride_encode_alike(dtype: str) -> None:
     values = np.arange(10, dtype=np.float32)
-    assert encode_rewards(values.astype(dtype)[::-2]) == encode_rewards(np.array([9, 7, 5, 3, 1], np.float32))
+    assert encode_rewards(values.astype(dtype)[::-2]) == encode_rewards(
+        np.array([9, 7, 5, 3, 1], np.float32)
+    )
 
 
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False)))
@@ -50,7 +57,9 @@ def test_decoded_rewards_may_be_written_to() -> None:
     decoded[0] = 3
 
 
-@pytest.mark.parametrize("text", ["AA", "AAAA", "AAAAA", "AAAA\nAAA", "*" * 8, "é", "AAAAAAA", "AAAAAA", "\ud800AAA"])
+@pytest.mark.parametrize(
+    "text", ["AA", "AAAA", "AAAAA", "AAAA\nAAA", "*" * 8, "é", "AAAAAAA", "AAAAAA", "\ud800AAA"]
+)
 def test_broken_base64_rewards_raise_value_error(text: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - whose message is the standard library's
         decode_rewards(text)
@@ -73,7 +82,16 @@ def test_a_list_of_ids_and_its_base64_decode_alike(ids: list[int]) -> None:
 
 @pytest.mark.parametrize(
     "ids",
-    [[1.5], [1.0], [2**31], [-(2**31) - 1], np.array([2**32 + 5]), np.array([2**31], np.uint32), [True], ["3"]],
+    [
+        [1.5],
+        [1.0],
+        [2**31],
+        [-(2**31) - 1],
+        np.array([2**32 + 5]),
+        np.array([2**31], np.uint32),
+        [True],
+        ["3"],
+    ],
     ids=str,
 )
 def test_ids_that_are_not_32_bit_integers_are_refused_and_not_cut(ids: Any) -> None:
@@ -86,7 +104,9 @@ def test_ids_of_any_integer_type_encode_alike(dtype: Any) -> None:
     assert encode_ids(np.array([0, 1, 127], dtype)) == encode_ids([0, 1, 127])
 
 
-@pytest.mark.parametrize("text", ["AA", "AAA=", "AAAAAA", "AAAAAAA=", "not base64!", "é", "AAAA AAA="])
+@pytest.mark.parametrize(
+    "text", ["AA", "AAA=", "AAAAAA", "AAAAAAA=", "not base64!", "é", "AAAA AAA="]
+)
 def test_broken_base64_ids_are_an_invalid_field_that_quotes_nothing(text: str) -> None:
     with pytest.raises(InvalidField) as caught:
         decode_ids(IdsB64(ids_b64=text), param="items[3].response")

@@ -29,9 +29,18 @@ def test_the_content_type_says_what_a_body_is_read_as(given: str | None, media: 
 
 
 @pytest.mark.parametrize(
-    "given", ["text/plain", "application/x-www-form-urlencoded", "application/x-msgpack", "application/jsonx", "*/*"]
+    "given",
+    [
+        "text/plain",
+        "application/x-www-form-urlencoded",
+        "application/x-msgpack",
+        "application/jsonx",
+        "*/*",
+    ],
 )
-def test_another_content_type_is_a_malformed_body_that_names_the_two_and_is_answered_in_json(given: str) -> None:
+def test_another_content_type_is_a_malformed_body_that_names_the_two_and_is_answered_in_json(
+    given: str,
+) -> None:
     with pytest.raises(MalformedBody) as caught:
         media_of({"content-type": given})
     assert JSON_TYPE in caught.value.message

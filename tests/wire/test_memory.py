@@ -1,5 +1,5 @@
-"""What a body costs in memory, by what it is made of: measured in processes of their own, as the peak of resident bytes
-while it is parsed."""
+"""What a body costs in memory, by what it is made of: measured in processes of their own, as the
+peak of resident bytes while it is parsed."""
 
 from __future__ import annotations
 
@@ -59,15 +59,23 @@ Make = Callable[[int], bytes]
 PLAIN: dict[str, Make] = {
     "empty arrays for items": lambda n: packed({"scorer": b"\xa1x", "items": array(b"\x90", n)}),
     "empty maps for items": lambda n: packed({"scorer": b"\xa1x", "items": array(b"\x80", n)}),
-    "smallest items": lambda n: packed({"items": array(packed({"prompt": b"\xa0", "response": b"\xa0"}), n)}),
+    "smallest items": lambda n: packed(
+        {"items": array(packed({"prompt": b"\xa0", "response": b"\xa0"}), n)}
+    ),
     "ids": lambda n: packed_item(response=array(b"\x07", n)),
     "mask": lambda n: packed_item(mask=array(b"\x01", n)),
     "spans that are numbers": lambda n: packed_item(spans=array(b"\x01", n)),
     "spans": lambda n: packed_item(spans=array(b"\x92\x01\x02", n)),
     "log-probs": lambda n: packed_item(policy_logprobs=array(b"\x01", n)),
-    "tools": lambda n: packed_item(prompt=array(packed({"role": b"\xa1u"}), 9), tools=array(b"\x80", n)),
-    "content": lambda n: packed_item(prompt=b"\x91" + packed({"role": b"\xa1u", "content": array(b"\x01", n)})),
-    "options": lambda n: packed({"items": b"\x91\x80", "options": packed({"a": array(b"\x90", n)})}),
+    "tools": lambda n: packed_item(
+        prompt=array(packed({"role": b"\xa1u"}), 9), tools=array(b"\x80", n)
+    ),
+    "content": lambda n: packed_item(
+        prompt=b"\x91" + packed({"role": b"\xa1u", "content": array(b"\x01", n)})
+    ),
+    "options": lambda n: packed(
+        {"items": b"\x91\x80", "options": packed({"a": array(b"\x90", n)})}
+    ),
     "an unknown field": lambda n: packed({"zzz": array(b"\x90", n)}),
     "no map": lambda n: array(b"\x90", n),
     "more promised than there is": lambda n: b"\xdd\xff\xff\xff\xff" + b"\x90" * n,
@@ -76,7 +84,9 @@ PLAIN: dict[str, Make] = {
 TEXT: dict[str, Make] = {
     "arrays for items": lambda n: b'{"scorer":"x","items":' + listed(b"[]", n) + b"}",
     "objects for items": lambda n: b'{"scorer":"x","items":' + listed(b"{}", n) + b"}",
-    "smallest items": lambda n: b'{"scorer":"x","items":' + listed(b'{"prompt":"","response":""}', n) + b"}",
+    "smallest items": lambda n: (
+        b'{"scorer":"x","items":' + listed(b'{"prompt":"","response":""}', n) + b"}"
+    ),
     "ids": lambda n: json_item(response=listed(b"7", n)),
     "mask": lambda n: json_item(mask=listed(b"1", n)),
     "spans": lambda n: json_item(spans=listed(b"[1,2]", n)),
@@ -87,25 +97,36 @@ TEXT: dict[str, Make] = {
     "an unknown field": lambda n: b'{"zzz":' + listed(b"[]", n) + b"}",
     "unknown fields": lambda n: b"{" + many_keys(n) + b"}",
     "unknown fields of an item": lambda n: b'{"items":[{' + many_keys(n) + b"}]}",
-    "wrong weights": lambda n: b'{"scorer":"x","combine":{' + many_keys(n).replace(b":1", b":[]") + b"}}",
+    "wrong weights": lambda n: (
+        b'{"scorer":"x","combine":{' + many_keys(n).replace(b":1", b":[]") + b"}}"
+    ),
     "depth": lambda n: b"[" * n,
 }
 VECTORS: dict[str, Make] = {
     "text": lambda n: packed_item(response=msgspec.msgpack.encode("a" * n)),
     "bin": lambda n: packed_item(response=msgspec.msgpack.encode(bytes(n))),
     "half of each": lambda n: packed_item(
-        response=msgspec.msgpack.encode("a" * (n // 2)), policy_logprobs=msgspec.msgpack.encode(bytes(n // 2))
+        response=msgspec.msgpack.encode("a" * (n // 2)),
+        policy_logprobs=msgspec.msgpack.encode(bytes(n // 2)),
     ),
 }
 
 
 def measure() -> None:
-    """Prints, by case, the outcome and the peak in multiples of the body. Each is parsed in a fork."""
+    """Prints, by case, the outcome and the peak in multiples of the body. Each is parsed in a
+    fork."""
     cases = [(f"{name} as JSON", JSON, make(MIB), JSON_TIMES) for name, make in TEXT.items()]
-    cases += [(f"{name} as msgpack", MSGPACK, make(MIB), MSGPACK_TIMES) for name, make in PLAIN.items()]
-    cases += [(f"much: {name} as JSON", JSON, make(16 * MIB), MUCH_JSON_TIMES) for name, make in TEXT.items()]
+    cases += [
+        (f"{name} as msgpack", MSGPACK, make(MIB), MSGPACK_TIMES) for name, make in PLAIN.items()
+    ]
+    cases += [
+        (f"much: {name} as JSON", JSON, make(16 * MIB), MUCH_JSON_TIMES)
+        for name, make in TEXT.items()
+    ]
     cases += [(f"much: {name}", MSGPACK, make(16 * MIB), 11) for name, make in PLAIN.items()]
-    cases += [(f"much: {name}", MSGPACK, make(16 * MIB), PACKED_TIMES) for name, make in VECTORS.items()]
+    cases += [
+        (f"much: {name}", MSGPACK, make(16 * MIB), PACKED_TIMES) for name, make in VECTORS.items()
+    ]
     for name, media, body, most in cases:
         if os.fork():
             os.wait()
@@ -122,15 +143,26 @@ def measure() -> None:
 
 
 def peak_bytes() -> int:
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    (line,) = (
+        line
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("VmHWM")
+    )
     return int(line.split()[1]) * 1024
 
 
 @pytest.fixture(scope="module")
 def measured() -> dict[str, tuple[str, float, float]]:
-    code = f"import sys; sys.path[:0] = {sys.path!r}; from wire.test_memory import measure; measure()"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
-    return {name: (outcome, times, most) for name, outcome, times, most in map(json.loads, done.stdout.splitlines())}
+    code = (
+        f"import sys; sys.path[:0] = {sys.path!r}; from wire.test_memory import measure; measure()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300
+    )
+    return {
+        name: (outcome, times, most)
+        for name, outcome, times, most in map(json.loads, done.stdout.splitlines())
+    }
 
 
 def test_every_body_is_answered_in_a_bounded_multiple_of_its_size(measured: Any) -> None:
@@ -145,8 +177,18 @@ def test_much_that_is_neither_text_nor_bin_is_refused_before_it_is_read(measured
     assert found["ids"] == found["spans"] == found["smallest items"] == "body_too_large"
 
 
-def test_very_many_lists_and_objects_in_json_are_refused_before_they_are_read(measured: Any) -> None:
-    many = ("arrays for items", "objects for items", "spans", "tools", "options", "an unknown field", "depth")
+def test_very_many_lists_and_objects_in_json_are_refused_before_they_are_read(
+    measured: Any,
+) -> None:
+    many = (
+        "arrays for items",
+        "objects for items",
+        "spans",
+        "tools",
+        "options",
+        "an unknown field",
+        "depth",
+    )
     found = {name: measured[f"much: {name} as JSON"] for name in many}
     assert {outcome for outcome, _, _ in found.values()} == {"body_too_large"}
     assert max(times for _, times, _ in found.values()) < 3
@@ -163,7 +205,9 @@ def refuse(body: bytes) -> RequestError:
 
 
 def test_the_limit_is_named_and_counts_what_is_not_packed() -> None:
-    body = packed_item(response=msgspec.msgpack.encode(bytes(MOST_PLAIN_BYTES)), mask=array(b"\x01", 2 * MIB))
+    body = packed_item(
+        response=msgspec.msgpack.encode(bytes(MOST_PLAIN_BYTES)), mask=array(b"\x01", 2 * MIB)
+    )
     assert len(MSGPACK.parse(RewardsRequest, body).items[0].mask or ()) == 2 * MIB
     error = refuse(packed_item(mask=array(b"\x01", MOST_PLAIN_BYTES)))
     assert (error.status, error.code) == (413, "body_too_large")
@@ -181,18 +225,34 @@ def test_the_limit_is_named_and_counts_what_is_not_packed() -> None:
         (b"\x91" * MOST_PLAIN_BYTES * 2, 400, None),
         (b"\x81\xa1a" * MOST_PLAIN_BYTES, 400, None),
     ],
-    ids=["no items", "arrays", "a number", "truncated text", "truncated item", "depth", "depth of maps"],
+    ids=[
+        "no items",
+        "arrays",
+        "a number",
+        "truncated text",
+        "truncated item",
+        "depth",
+        "depth of maps",
+    ],
 )
-def test_a_large_body_that_is_no_request_is_refused(body: bytes, status: int, param: str | None) -> None:
+def test_a_large_body_that_is_no_request_is_refused(
+    body: bytes, status: int, param: str | None
+) -> None:
     error = refuse(body)
     assert (error.status, error.param) == (status, param)
     assert len(error.message) < 200
 
 
 @pytest.mark.parametrize("num_keys", [1000, 1001])
-def test_of_a_thousand_wrong_entries_the_first_is_named_and_of_more_their_number(num_keys: int) -> None:
+def test_of_a_thousand_wrong_entries_the_first_is_named_and_of_more_their_number(
+    num_keys: int,
+) -> None:
     body = json.dumps(
-        {"scorer": "x", "items": [{"prompt": "p", "response": "r"}], **dict.fromkeys(map(str, range(num_keys)))}
+        {
+            "scorer": "x",
+            "items": [{"prompt": "p", "response": "r"}],
+            **dict.fromkeys(map(str, range(num_keys))),
+        }
     )
     with pytest.raises(RequestError) as caught:
         JSON.parse(RewardsRequest, body.encode())

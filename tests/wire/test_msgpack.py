@@ -1,4 +1,5 @@
-"""Requests and replies as msgpack: what JSON would be taken for or refused for, and `bin` for vectors of numbers."""
+"""Requests and replies as msgpack: what JSON would be taken for or refused for, and `bin` for
+vectors of numbers."""
 
 from __future__ import annotations
 
@@ -14,7 +15,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from tokenreward.errors import InvalidField, MalformedBody, RequestError
-from tokenreward.wire import RewardsReply, RewardsRequest, decode_ids, decode_rewards, encode_ids, parse_json
+from tokenreward.wire import (
+    RewardsReply,
+    RewardsRequest,
+    decode_ids,
+    decode_rewards,
+    encode_ids,
+    parse_json,
+)
 from tokenreward.wire.msgpack import pack, parse_msgpack, unpack
 
 INT32 = st.integers(-(2**31), 2**31 - 1)
@@ -27,7 +35,9 @@ def request(**fields: Any) -> dict[str, Any]:
 
 
 def item(**fields: Any) -> dict[str, Any]:
-    return request(items=[{"prompt": "p", "response": "r"}, {"prompt": "p", "response": "r", **fields}])
+    return request(
+        items=[{"prompt": "p", "response": "r"}, {"prompt": "p", "response": "r", **fields}]
+    )
 
 
 def int32(*values: int) -> bytes:
@@ -57,11 +67,23 @@ def refuse(content: Any) -> RequestError:
     "content",
     [
         request(),
-        request(options={"a": {"b": [1, 2.5, None, True, "x"]}}, credit={"kl": {"coef": 0.1}}, min_version=3),
-        request(scorer=None, scorers=["a", "b"], combine={"a": 1, "b": -0.5}, encoding_format="base64"),
+        request(
+            options={"a": {"b": [1, 2.5, None, True, "x"]}},
+            credit={"kl": {"coef": 0.1}},
+            min_version=3,
+        ),
+        request(
+            scorer=None, scorers=["a", "b"], combine={"a": 1, "b": -0.5}, encoding_format="base64"
+        ),
         item(prompt=[{"role": "user", "content": "x", "name": "n"}], tools=[{"a": {"b": 1}}]),
         item(prompt=[5, 0, 7], response={"ids_b64": "BQAAAA=="}),
-        item(prompt="", response="äöü", spans=[[0, 1], [1, 3]], mask=[1, True], policy_logprobs=[0, -0.1]),
+        item(
+            prompt="",
+            response="äöü",
+            spans=[[0, 1], [1, 3]],
+            mask=[1, True],
+            policy_logprobs=[0, -0.1],
+        ),
         item(score=1.5, finished=False),
     ],
 )
@@ -92,7 +114,9 @@ def test_spans_may_be_pairs_and_a_mask_flags_of_little_endian_int32() -> None:
     assert (len(taken.spans), len(taken.mask)) == (3, 3)
 
 
-@pytest.mark.parametrize("field", ["prompt", "response", "spans", "mask", "policy_logprobs", "ref_logprobs"])
+@pytest.mark.parametrize(
+    "field", ["prompt", "response", "spans", "mask", "policy_logprobs", "ref_logprobs"]
+)
 def test_empty_bin_is_an_empty_vector(field: str) -> None:
     assert len(getattr(parsed(item(**{field: b""})), field)) == 0
 
@@ -103,8 +127,14 @@ def test_empty_bin_is_an_empty_vector(field: str) -> None:
 @pytest.mark.parametrize(
     ("binary", "listed"),
     [
-        (item(policy_logprobs=float32(0.0, float("nan"))), item(policy_logprobs=[0.0, float("nan")])),
-        (item(ref_logprobs=float32(1, 2, float("-inf"))), item(ref_logprobs=[1.0, 2.0, float("-inf")])),
+        (
+            item(policy_logprobs=float32(0.0, float("nan"))),
+            item(policy_logprobs=[0.0, float("nan")]),
+        ),
+        (
+            item(ref_logprobs=float32(1, 2, float("-inf"))),
+            item(ref_logprobs=[1.0, 2.0, float("-inf")]),
+        ),
         (item(mask=int32(1, 2)), item(mask=[1, 2])),
         (item(mask=int32(-1)), item(mask=[-1])),
         (item(response=int32(1), spans=int32(0, 1)), item(response=[1], spans=[[0, 1]])),
@@ -129,7 +159,9 @@ def test_bin_is_refused_as_the_list_that_it_stands_for(binary: Any, listed: Any)
         (item(policy_logprobs=b"\0" * 6), "items[1].policy_logprobs"),
     ],
 )
-def test_bin_that_is_no_whole_number_of_entries_is_an_invalid_field(content: Any, param: str) -> None:
+def test_bin_that_is_no_whole_number_of_entries_is_an_invalid_field(
+    content: Any, param: str
+) -> None:
     error = refuse(content)
     assert type(error) is InvalidField
     assert (error.status, error.param) == (422, param)
@@ -207,7 +239,9 @@ def test_msgpack_that_is_no_map_is_a_malformed_body(body: Any) -> None:
 
 
 @pytest.mark.parametrize("depth", [100, 250, 900])
-@pytest.mark.parametrize("wrap", [lambda inner: [inner], lambda inner: {"a": inner}], ids=["arrays", "maps"])
+@pytest.mark.parametrize(
+    "wrap", [lambda inner: [inner], lambda inner: {"a": inner}], ids=["arrays", "maps"]
+)
 def test_a_body_may_nest_as_deep_as_json_may(depth: int, wrap: Any) -> None:
     content: Any = 1
     for _ in range(depth):
@@ -245,14 +279,21 @@ def test_a_refusal_never_quotes_what_the_caller_wrote(content: Any) -> None:
 
 
 PLAIN = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**40), 2**40) | st.floats(allow_nan=False) | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**40), 2**40)
+    | st.floats(allow_nan=False)
+    | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
     max_leaves=6,
 )
 
 
 def outcome(parse: Any, body: bytes) -> Any:
-    """What a body parses into, or what it is refused with and where. (pydantic calls a JSON array a list elsewhere.)"""
+    """What a body parses into, or what it is refused with and where. (pydantic calls a JSON array a
+    list elsewhere.)"""
     try:
         return parse(RewardsRequest, body)
     except RequestError as error:
@@ -260,7 +301,9 @@ def outcome(parse: Any, body: bytes) -> Any:
 
 
 FIELDS = st.sampled_from(sorted(RewardsRequest.model_fields))
-ITEM_FIELDS = st.sampled_from(["prompt", "response", "spans", "mask", "policy_logprobs", "score", "tools", "finished"])
+ITEM_FIELDS = st.sampled_from(
+    ["prompt", "response", "spans", "mask", "policy_logprobs", "score", "tools", "finished"]
+)
 
 
 @given(field=FIELDS, item_field=ITEM_FIELDS, value=PLAIN, own=PLAIN)
@@ -269,7 +312,9 @@ def test_any_plain_value_in_any_field_is_taken_or_refused_as_in_json(
     field: str, item_field: str, value: Any, own: Any
 ) -> None:
     for content in (request(**{field: value}), item(**{item_field: own})):
-        assert outcome(parse_msgpack, pack(content)) == outcome(parse_json, json.dumps(content).encode())
+        assert outcome(parse_msgpack, pack(content)) == outcome(
+            parse_json, json.dumps(content).encode()
+        )
 
 
 ANY = st.recursive(
@@ -282,7 +327,9 @@ ANY = st.recursive(
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(
-            st.text(max_size=5) | st.integers().filter(lambda i: abs(i) < 2**60) | st.binary(max_size=3),
+            st.text(max_size=5)
+            | st.integers().filter(lambda i: abs(i) < 2**60)
+            | st.binary(max_size=3),
             inner,
             max_size=3,
         )
@@ -302,7 +349,9 @@ def test_any_msgpack_value_in_any_field_is_taken_or_is_a_refusal(
         found = outcome(parse_msgpack, msgspec.msgpack.encode(content))
         assert isinstance(found, RewardsRequest) or found[0].status in (400, 422)
         if isinstance(found, RewardsRequest):
-            assert b"\xc4" not in pack([found.options, found.credit, found.items[-1].tools])  # no bin slips through
+            assert b"\xc4" not in pack(
+                [found.options, found.credit, found.items[-1].tools]
+            )  # no bin slips through
 
 
 @given(st.binary(max_size=60))
@@ -313,7 +362,9 @@ def test_any_bytes_are_a_request_or_a_refusal(body: bytes) -> None:
 
 @given(st.data())
 def test_a_request_with_any_bytes_changed_is_a_request_or_a_refusal(data: st.DataObject) -> None:
-    content = item(prompt=int32(1, 2), response="abc", spans=int32(0, 1, 1, 3), policy_logprobs=float32(0.5, 1))
+    content = item(
+        prompt=int32(1, 2), response="abc", spans=int32(0, 1, 1, 3), policy_logprobs=float32(0.5, 1)
+    )
     body = bytearray(pack({**content, "options": {"a": [1, {"b": 2.5}]}}))
     for place in data.draw(st.lists(st.integers(0, len(body) - 1), min_size=1, max_size=4)):
         body[place] = data.draw(st.integers(0, 255))
@@ -361,7 +412,9 @@ def test_a_reply_reads_alike_from_json_and_msgpack() -> None:
     head["timing"] = {"queue_s": 0.1, "tokenize_s": 0.0, "compute_s": 0.2}
     rewards = np.array([0.1, -2.5], np.float32)
     one = {"index": 0, "score": 0.5, "error": None, "step_scores": [0.5], "step_ids": [0, 0]}
-    packed = RewardsReply.model_validate(unpack(pack({**head, "items": [{**one, "rewards": rewards}]})))
+    packed = RewardsReply.model_validate(
+        unpack(pack({**head, "items": [{**one, "rewards": rewards}]}))
+    )
     text = json.dumps({**head, "items": [{**one, "rewards": rewards.tolist()}]})
     listed = RewardsReply.model_validate_json(text)
     assert decode_rewards(packed.items[0].rewards or b"").tolist() == rewards.tolist()

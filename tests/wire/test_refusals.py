@@ -1,4 +1,5 @@
-"""What a malformed request is answered with: the error's class, the path of the field at fault, never the payload."""
+"""What a malformed request is answered with: the error's class, the path of the field at fault,
+never the payload."""
 
 from __future__ import annotations
 
@@ -35,7 +36,9 @@ def request(**fields: Any) -> dict[str, Any]:
 
 
 def item(**fields: Any) -> dict[str, Any]:
-    return request(items=[{"prompt": "p", "response": "r"}, {"prompt": "p", "response": "r", **fields}])
+    return request(
+        items=[{"prompt": "p", "response": "r"}, {"prompt": "p", "response": "r", **fields}]
+    )
 
 
 @pytest.mark.parametrize(
@@ -78,7 +81,9 @@ def test_json_that_is_no_object_is_a_malformed_body(body: Any) -> None:
         (item(response={"ids_b64": "", "dtype": "int64"}), "items[1].response.dtype"),
     ],
 )
-def test_a_field_that_does_not_exist_is_an_unknown_field_at_any_depth(body: Any, param: str) -> None:
+def test_a_field_that_does_not_exist_is_an_unknown_field_at_any_depth(
+    body: Any, param: str
+) -> None:
     error = refuse(body)
     assert type(error) is UnknownField
     assert (error.status, error.param) == (422, param)
@@ -132,7 +137,9 @@ def test_a_field_that_does_not_exist_is_an_unknown_field_at_any_depth(body: Any,
         (item(chat_template_kwargs=[]), "items[1].chat_template_kwargs"),
     ],
 )
-def test_a_field_of_the_wrong_form_is_an_invalid_field_and_its_path_is_given(body: Any, param: str) -> None:
+def test_a_field_of_the_wrong_form_is_an_invalid_field_and_its_path_is_given(
+    body: Any, param: str
+) -> None:
     error = refuse(body)
     assert type(error) is InvalidField
     assert (error.status, error.param) == (422, param)
@@ -181,7 +188,9 @@ def test_log_probs_that_are_not_finite_are_invalid(field: str, number: str) -> N
 @pytest.mark.parametrize("field", ["finished", "spans"])
 @pytest.mark.parametrize("response", [[1, 2], {"ids_b64": "AQAAAA=="}])
 def test_fields_of_text_with_ids_are_invalid(field: str, response: Any) -> None:
-    error = refuse(item(response=response, **{field: {"finished": False, "spans": [[0, 1]]}[field]}))
+    error = refuse(
+        item(response=response, **{field: {"finished": False, "spans": [[0, 1]]}[field]})
+    )
     assert type(error) is InvalidField
     assert error.param == "items[1]"
     assert f"`{field}`" in error.message
@@ -223,7 +232,9 @@ def test_combine_without_scorers_is_invalid() -> None:
         ({"kl": {"coef": 0.1, "target": 6}}, UnknownField, "credit.kl.target"),
     ],
 )
-def test_a_wrong_credit_is_refused_with_its_path(credit: Any, kind: type[RequestError], param: str) -> None:
+def test_a_wrong_credit_is_refused_with_its_path(
+    credit: Any, kind: type[RequestError], param: str
+) -> None:
     parsed = parse(RewardsRequest, request(credit=credit))
     with pytest.raises(kind) as caught:
         parsed.credit_of("rm")
@@ -310,8 +321,14 @@ def test_a_path_reads_as_a_person_writes_it(location: tuple[int | str, ...], exp
 
 
 JSON_VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**40), 2**40) | st.floats(allow_nan=False) | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**40), 2**40)
+    | st.floats(allow_nan=False)
+    | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
     max_leaves=6,
 )
 
@@ -335,6 +352,8 @@ def test_any_json_value_in_any_request_field_is_taken_or_is_a_422(field: str, va
 
 
 @given(field=st.sampled_from(sorted(Item.model_fields)), value=JSON_VALUES)
-def test_any_json_value_in_any_item_field_is_taken_or_refused_by_that_items_name(field: str, value: Any) -> None:
+def test_any_json_value_in_any_item_field_is_taken_or_refused_by_that_items_name(
+    field: str, value: Any
+) -> None:
     error = error_of(item(**{field: value}))
     assert error is None or (error.status == 422 and str(error.param).startswith("items[1]"))

@@ -1,4 +1,5 @@
-"""What a reply looks like: the contract's examples read as RewardsReply, and newer servers may say more."""
+"""What a reply looks like: the contract's examples read as RewardsReply, and newer servers may say
+more."""
 
 from __future__ import annotations
 
@@ -28,12 +29,21 @@ def reply(**item: Any) -> RewardsReply:
 
 def test_the_contracts_reply_reads_as_what_it_says() -> None:
     parsed = parse_json(RewardsReply, CONTRACT_EXAMPLE.encode())
-    assert (parsed.id, parsed.scorer, parsed.model, parsed.version) == ("1", "attention_dense", "rm", 3)
+    assert (parsed.id, parsed.scorer, parsed.model, parsed.version) == (
+        "1",
+        "attention_dense",
+        "rm",
+        3,
+    )
     only = parsed.items[0]
     assert (only.index, only.rewards, only.score) == (0, [0.1, 0.2, 1.7], 2.0)
     assert (only.tokens, only.error, only.scorers) == (None, None, None)
     assert (parsed.usage.prompt_tokens, parsed.usage.response_tokens) == (9, 5)
-    assert (parsed.timing.queue_s, parsed.timing.tokenize_s, parsed.timing.compute_s) == (0.001, 0.0, 0.012)
+    assert (parsed.timing.queue_s, parsed.timing.tokenize_s, parsed.timing.compute_s) == (
+        0.001,
+        0.0,
+        0.012,
+    )
 
 
 def test_a_keyed_reply_names_model_and_version_per_scorer() -> None:
@@ -69,7 +79,10 @@ def test_shown_tokens_carry_their_span_or_none() -> None:
     shown = [{"id": 5, "text": "It", "span": [0, 2]}, {"id": 1, "text": "<|end|>", "span": None}]
     tokens = reply(rewards=[0.0, 0.0], tokens=shown).items[0].tokens
     assert tokens is not None
-    assert [(token.id, token.text, token.span) for token in tokens] == [(5, "It", (0, 2)), (1, "<|end|>", None)]
+    assert [(token.id, token.text, token.span) for token in tokens] == [
+        (5, "It", (0, 2)),
+        (1, "<|end|>", None),
+    ]
 
 
 def test_fields_of_a_newer_server_are_ignored() -> None:
@@ -77,7 +90,9 @@ def test_fields_of_a_newer_server_are_ignored() -> None:
     body["energy_j"] = 3
     body["items"][0]["entropy"] = [0.5]
     body["usage"]["cached_tokens"] = 2
-    assert parse_json(RewardsReply, json.dumps(body).encode()) == parse_json(RewardsReply, CONTRACT_EXAMPLE.encode())
+    assert parse_json(RewardsReply, json.dumps(body).encode()) == parse_json(
+        RewardsReply, CONTRACT_EXAMPLE.encode()
+    )
 
 
 @pytest.mark.parametrize("missing", ["id", "items", "usage", "timing"])

@@ -49,7 +49,9 @@ def test_the_contracts_example_parses_into_what_it_says() -> None:
     assert parsed.names == ["attention_dense"]
     assert parsed.encoding_format == "float"
     assert isinstance(only.prompt, list)
-    assert [message.model_dump() for message in only.prompt] == [{"role": "user", "content": "2+2?"}]
+    assert [message.model_dump() for message in only.prompt] == [
+        {"role": "user", "content": "2+2?"}
+    ]
     assert (only.response, only.finished) == ("It is 4.", True)
     assert (only.spans, only.mask) == ([[0, 2], [2, 5], [5, 8]], [1, 1, 1])
     assert only.policy_logprobs == [-0.1, -0.3, -0.2]
@@ -61,14 +63,28 @@ def test_the_contracts_example_parses_into_what_it_says() -> None:
 
 def test_a_minimal_request_has_the_contracts_defaults() -> None:
     parsed = request()
-    assert (parsed.encoding_format, parsed.return_tokens, parsed.min_version) == ("float", False, None)
+    assert (parsed.encoding_format, parsed.return_tokens, parsed.min_version) == (
+        "float",
+        False,
+        None,
+    )
     assert (parsed.options, parsed.credit, parsed.combine) == ({}, {}, None)
     only = parsed.items[0]
-    assert (only.finished, only.spans, only.mask, only.tools, only.chat_template_kwargs) == (None, None, None, None, {})
+    assert (only.finished, only.spans, only.mask, only.tools, only.chat_template_kwargs) == (
+        None,
+        None,
+        None,
+        None,
+        {},
+    )
     credit = parsed.credit_of("rm")
     assert credit == Credit()
     assert (credit.scale, credit.shift, credit.clip, credit.kl) == (1.0, 0.0, None, None)
-    assert (credit.name, credit.beta, credit.gamma) == (None, None, None)  # set ones are refused with other rules
+    assert (credit.name, credit.beta, credit.gamma) == (
+        None,
+        None,
+        None,
+    )  # set ones are refused with other rules
 
 
 @pytest.mark.parametrize(
@@ -83,7 +99,9 @@ def test_a_minimal_request_has_the_contracts_defaults() -> None:
     ],
 )
 @pytest.mark.parametrize("field", ["prompt", "response"])
-def test_text_and_ids_of_both_forms_are_taken_as_they_are(field: str, given: Any, expected: Any) -> None:
+def test_text_and_ids_of_both_forms_are_taken_as_they_are(
+    field: str, given: Any, expected: Any
+) -> None:
     assert getattr(item(**{field: given}), field) == expected
 
 

@@ -1,7 +1,9 @@
-"""The `tokenreward` command: picks the subcommand and turns what goes wrong into one line on stderr and an exit code.
+"""The `tokenreward` command: picks the subcommand and turns what goes wrong into one line on stderr
+and an exit code.
 
-It imports the module of the subcommand that was named and no other, so `tokenreward score` works where only the client
-is installed. Exit codes: 0 done, 1 it failed, 2 it was asked wrongly, 130 interrupted.
+It imports the module of the subcommand that was named and no other, so `tokenreward score` works
+where only the client is installed. Exit codes: 0 done, 1 it failed, 2 it was asked wrongly, 130
+interrupted.
 """
 
 from __future__ import annotations
@@ -54,8 +56,11 @@ def main(argv: list[str] | None = None) -> int:
         return exit_code
 
 
-def subcommand(subparsers: Any, name: str, *, more: str = "", examples: str) -> argparse.ArgumentParser:
-    """The parser of one command: its summary and what `more` there is to say above the arguments, examples below."""
+def subcommand(
+    subparsers: Any, name: str, *, more: str = "", examples: str
+) -> argparse.ArgumentParser:
+    """The parser of one command: its summary and what `more` there is to say above the arguments,
+    examples below."""
     summary = COMMANDS[name]
     parser: argparse.ArgumentParser = subparsers.add_parser(
         name,
@@ -86,7 +91,8 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
 
 
 def _explained(error: Exception) -> tuple[str, int] | None:
-    """What to tell the person and the exit code, or None for a bug of ours, whose traceback is wanted."""
+    """What to tell the person and the exit code, or None for a bug of ours, whose traceback is
+    wanted."""
     from tokenreward.errors import RewardError
     from tokenreward.settings import SettingsError
     from tokenreward_client.errors import BadArgument, ClientError
@@ -99,6 +105,8 @@ def _explained(error: Exception) -> tuple[str, int] | None:
         return str(error), 1
     if isinstance(error, OSError) and error.strerror is not None:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror, 1
-    if isinstance(error, ModuleNotFoundError) and not (error.name or "tokenreward").startswith("tokenreward"):
+    if isinstance(error, ModuleNotFoundError) and not (error.name or "tokenreward").startswith(
+        "tokenreward"
+    ):
         return f"this needs {error.name}, which comes with: pip install 'tokenreward[server]'", 1
     return None

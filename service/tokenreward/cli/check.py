@@ -1,4 +1,5 @@
-"""`tokenreward check`: can this config be served? Validates it, loads every checkpoint, probes it. No Ray."""
+"""`tokenreward check`: can this config be served? Validates it, loads every checkpoint, probes it.
+No Ray."""
 
 from __future__ import annotations
 
@@ -22,8 +23,14 @@ def add_parser(subparsers: Any) -> None:
             tokenreward check --config rewards.yaml --settings-only
         """,
     )
-    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML settings; default: the embedded demo")
-    parser.add_argument("--settings-only", action="store_true", help="validate the file without loading any checkpoint")
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="YAML settings; default: the embedded demo"
+    )
+    parser.add_argument(
+        "--settings-only",
+        action="store_true",
+        help="validate the file without loading any checkpoint",
+    )
     parser.set_defaults(run=run)
 
 
@@ -38,8 +45,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(deployment: DeploymentSettings) -> int:
+    from tokenreward.checkpoints.checkpoint import CheckpointRefused
     from tokenreward.engine import Engine
-    from tokenreward.models.checkpoint import CheckpointRefused
 
     try:
         engine = Engine.load(deployment, say=print)
@@ -47,5 +54,8 @@ def _check(deployment: DeploymentSettings) -> int:
         print(f"error: {deployment.name}: {error}", file=sys.stderr)
         return 1
     for scorer in engine.describe():
-        print(f"{deployment.name}: serves {scorer['name']} ({scorer['type']}), credits {', '.join(scorer['credits'])}")
+        print(
+            f"{deployment.name}: serves {scorer['name']} ({scorer['type']}), credits "
+            f"{', '.join(scorer['credits'])}"
+        )
     return 0

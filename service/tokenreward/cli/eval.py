@@ -1,6 +1,8 @@
-"""`tokenreward eval`: judges the scorers of a running service on preference data; a table, and JSON and HTML if wanted.
+"""`tokenreward eval`: judges the scorers of a running service on preference data; a table, and JSON
+and HTML if wanted.
 
-What the data are, how answers are asked for and what they are worth is `tokenreward.eval`'s business.
+What the data are, how answers are asked for and what they are worth is `tokenreward.eval`'s
+business.
 """
 
 from __future__ import annotations
@@ -58,8 +60,12 @@ def add_parser(subparsers: Any) -> None:
         """,
     )
     parser.add_argument("file", nargs="+", type=Path, help="data, all of one kind; see --kind")
-    parser.add_argument("--kind", choices=list(KINDS), help="default: seen in the fields of the first row")
-    parser.add_argument("--limit", type=positive, metavar="N", help="no more than the first N rows of each file")
+    parser.add_argument(
+        "--kind", choices=list(KINDS), help="default: seen in the fields of the first row"
+    )
+    parser.add_argument(
+        "--limit", type=positive, metavar="N", help="no more than the first N rows of each file"
+    )
     parser.add_argument(
         "--prompt-as",
         choices=("user", "raw"),
@@ -71,11 +77,16 @@ def add_parser(subparsers: Any) -> None:
         "--scorer",
         action="append",
         metavar="[LABEL=]NAME",
-        help="a scorer, repeatable (default: all that are served); a label lets one be judged under several options",
+        help=(
+            "a scorer, repeatable (default: all that are served); a label lets one be judged "
+            "under several options"
+        ),
     )
     for flag in ("options", "credit"):
         said = f"{flag} of a scorer, repeatable; the label may be left out if only one is judged"
-        parser.add_argument(f"--{flag}", action="append", default=[], metavar="[LABEL=]{...}", help=said)
+        parser.add_argument(
+            f"--{flag}", action="append", default=[], metavar="[LABEL=]{...}", help=said
+        )
     parser.add_argument(
         "--cache",
         type=Path,
@@ -83,9 +94,15 @@ def add_parser(subparsers: Any) -> None:
         metavar="FILE",
         help="where answers are kept (default: %(default)s)",
     )
-    parser.add_argument("--no-cache", action="store_true", help="ask for everything again, and keep nothing")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure and every error here")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with plots and the worst cases here")
+    parser.add_argument(
+        "--no-cache", action="store_true", help="ask for everything again, and keep nothing"
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write every figure and every error here"
+    )
+    parser.add_argument(
+        "--html", type=Path, metavar="FILE", help="write a page with plots and the worst cases here"
+    )
     parser.set_defaults(run=run)
 
 
@@ -114,16 +131,26 @@ async def _evaluate(args: argparse.Namespace, dataset: Dataset) -> list[Answered
     """One scorer after the other: what one takes is no other's latency."""
     key = None if args.api_key_file is None else key_in(args.api_key_file)
     await probe(args.url, key)
-    client = AsyncClient(args.url, api_key=key, timeout_s=args.timeout_s, max_concurrency=args.concurrency)
+    client = AsyncClient(
+        args.url, api_key=key, timeout_s=args.timeout_s, max_concurrency=args.concurrency
+    )
     async with client:
-        run = Run(client, None if args.no_cache else Cache(args.cache), concurrency=args.concurrency)
+        run = Run(
+            client, None if args.no_cache else Cache(args.cache), concurrency=args.concurrency
+        )
         subjects = _subjects(args, await client.scorers())
         for subject in subjects:
             await try_out(run, subject, dataset.candidates)
         if len(subjects) > 1:
-            print(f"{len(subjects)} scorers: {', '.join(subject.label for subject in subjects)}", file=sys.stderr)
+            print(
+                f"{len(subjects)} scorers: {', '.join(subject.label for subject in subjects)}",
+                file=sys.stderr,
+            )
         try:
-            return [await _one(run, subject, dataset, with_examples=args.html is not None) for subject in subjects]
+            return [
+                await _one(run, subject, dataset, with_examples=args.html is not None)
+                for subject in subjects
+            ]
         except BaseException:  # Ctrl-C, too, which cancels this
             if run.cache is not None and run.cache.num_kept:
                 said = f"{run.cache.num_kept} new answers are kept in {run.cache.file}"
@@ -137,11 +164,18 @@ def _subjects(args: argparse.Namespace, listed: list[ScorerInfo]) -> list[Subjec
     for value in args.scorer or [info.name for info in listed]:
         label, _, name = value.partition("=")
         if label in names:
-            raise CommandError(f"two scorers are labelled `{label}`: give one of them as LABEL=NAME", exit_code=2)
+            raise CommandError(
+                f"two scorers are labelled `{label}`: give one of them as LABEL=NAME", exit_code=2
+            )
         names[label] = name or label
-    options, credit = by_label(args.options, "--options", names), by_label(args.credit, "--credit", names)
+    options, credit = (
+        by_label(args.options, "--options", names),
+        by_label(args.credit, "--credit", names),
+    )
     return [
-        known_subject(label, name, listed, options=options.get(label, {}), credit=credit.get(label, {}))
+        known_subject(
+            label, name, listed, options=options.get(label, {}), credit=credit.get(label, {})
+        )
         for label, name in names.items()
     ]
 
@@ -149,10 +183,14 @@ def _subjects(args: argparse.Namespace, listed: list[ScorerInfo]) -> list[Subjec
 async def _one(run: Run, subject: Subject, dataset: Dataset, *, with_examples: bool) -> Answered:
     row = judged(subject, dataset, await _with_progress(run, subject, dataset.candidates))
     examples = examples_of(row, dataset) if with_examples else {}
-    return Answered(row, dict(zip(examples, await ask(run, subject, list(examples.values())), strict=True)))
+    return Answered(
+        row, dict(zip(examples, await ask(run, subject, list(examples.values())), strict=True))
+    )
 
 
-async def _with_progress(run: Run, subject: Subject, candidates: Sequence[Candidate]) -> list[Answer]:
+async def _with_progress(
+    run: Run, subject: Subject, candidates: Sequence[Candidate]
+) -> list[Answer]:
     bars: list[Progress] = []
 
     def started(num_asked: int, num_cached: int) -> None:
@@ -169,18 +207,28 @@ async def _with_progress(run: Run, subject: Subject, candidates: Sequence[Candid
         for bar in bars:
             bar.finish()
     if run.cache is not None and run.cache.num_unreadable:
-        print(f"{run.cache.file}: {run.cache.num_unreadable} lines cannot be read and count as absent", file=sys.stderr)
+        print(
+            f"{run.cache.file}: {run.cache.num_unreadable} lines cannot be read and count as "
+            "absent",
+            file=sys.stderr,
+        )
     return answers
 
 
 def _exit_code(rows: Sequence[Judged]) -> int:
     """Says on stderr whether all was answered."""
-    num_failed, num_items = sum(len(row.failures) for row in rows), sum(row.num_items for row in rows)
+    num_failed, num_items = (
+        sum(len(row.failures) for row in rows),
+        sum(row.num_items for row in rows),
+    )
     if not num_failed:
         return 0
     first = next(failure for row in rows for failure in row.failures)
     said = visible(f"{first.where}: {first.code}: {first.message}")
-    print(f"error: {num_failed} of {num_items} items have no answer; the first: {said}", file=sys.stderr)
+    print(
+        f"error: {num_failed} of {num_items} items have no answer; the first: {said}",
+        file=sys.stderr,
+    )
     return 1
 
 

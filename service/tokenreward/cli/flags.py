@@ -1,4 +1,5 @@
-"""The flags that `score` and `eval` share, spelled once: where the service is, how it is asked, options and credit."""
+"""The flags that `score` and `eval` share, spelled once: where the service is, how it is asked,
+options and credit."""
 
 from __future__ import annotations
 
@@ -12,21 +13,30 @@ from tokenreward.cli import CommandError
 
 
 def add_service_flags(parser: argparse.ArgumentParser, *, url_among: Any = None) -> None:
-    """`--url`, in a group of flags if it is one way among several; `--concurrency`, `--timeout-s`, `--api-key-file`."""
+    """`--url`, in a group of flags if it is one way among several; `--concurrency`, `--timeout-s`,
+    `--api-key-file`."""
     (url_among or parser).add_argument(
         "--url", default="http://127.0.0.1:8000", help="the running service (default: %(default)s)"
     )
     parser.add_argument(
-        "--concurrency", type=positive, default=8, metavar="N", help="requests in flight (default: %(default)s)"
+        "--concurrency",
+        type=positive,
+        default=8,
+        metavar="N",
+        help="requests in flight (default: %(default)s)",
     )
     parser.add_argument(
         "--timeout-s",
         type=float,
         default=300.0,
         metavar="S",
-        help="seconds per request, waiting for an overloaded service included (default: %(default)s)",
+        help=(
+            "seconds per request, waiting for an overloaded service included (default: %(default)s)"
+        ),
     )
-    parser.add_argument("--api-key-file", type=Path, metavar="FILE", help="file that holds the service's API key")
+    parser.add_argument(
+        "--api-key-file", type=Path, metavar="FILE", help="file that holds the service's API key"
+    )
 
 
 def positive(text: str) -> int:
@@ -49,7 +59,8 @@ def json_object(text: str, flag: str) -> dict[str, Any]:
 
 
 def by_label(given: list[str], flag: str, labels: Collection[str]) -> dict[str, dict[str, Any]]:
-    """`LABEL={...}` arguments by label, which may be left out where there is but one. Raises CommandError."""
+    """`LABEL={...}` arguments by label, which may be left out where there is but one. Raises
+    CommandError."""
     values: dict[str, dict[str, Any]] = {}
     for argument in given:
         label, equals, text = argument.partition("=")
@@ -59,8 +70,12 @@ def by_label(given: list[str], flag: str, labels: Collection[str]) -> dict[str, 
                 raise CommandError(message, exit_code=2)
             label, text = next(iter(labels)), argument
         elif not equals:
-            raise CommandError(f"{flag} must look like [LABEL=]{{...}}, got `{argument}`", exit_code=2)
+            raise CommandError(
+                f"{flag} must look like [LABEL=]{{...}}, got `{argument}`", exit_code=2
+            )
         if label not in labels:
-            raise CommandError(f"{flag} names `{label}`; judged are {', '.join(labels)}", exit_code=2)
+            raise CommandError(
+                f"{flag} names `{label}`; judged are {', '.join(labels)}", exit_code=2
+            )
         values[label] = json_object(text, flag)
     return values

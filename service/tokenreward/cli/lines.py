@@ -20,7 +20,8 @@ _BOM = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line that is not blank. `index` counts these from 0, `number` counts all lines from 1. `item` or `error`."""
+    """One line that is not blank. `index` counts these from 0, `number` counts all lines from 1.
+    `item` or `error`."""
 
     index: int
     number: int
@@ -66,5 +67,7 @@ def _item(content: bytes, where: str) -> dict[str, Any]:
     try:
         parcel(item, where)
     except BadArgument as error:
-        raise InvalidField(f"{where}: {error}".replace(f"`{where}.", "`"), param=error.param) from None
+        raise InvalidField(
+            f"{where}: {error}".replace(f"`{where}.", "`"), param=error.param
+        ) from None
     return item

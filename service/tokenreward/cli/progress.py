@@ -15,10 +15,15 @@ _LINE_EVERY_S = 10.0
 
 
 class Progress:
-    """Draws on `stream`: over and over in one line of a terminal, else a new line every ten seconds and at the end."""
+    """Draws on `stream`: over and over in one line of a terminal, else a new line every ten seconds
+    and at the end."""
 
     def __init__(
-        self, stream: TextIO, num_bytes_total: int | None, *, clock: Callable[[], float] = time.monotonic
+        self,
+        stream: TextIO,
+        num_bytes_total: int | None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._stream = stream
         self._num_bytes_total = num_bytes_total
@@ -62,7 +67,9 @@ class Progress:
         return f"[{'#' * filled}{' ' * (_BAR_WIDTH - filled)}] {', '.join(parts)}"
 
     def _draw(self, *, end: str) -> None:
-        self._stream.write(f"\r\x1b[K{self.text()}{end}" if self._terminal else f"{self.text()}{end}")
+        self._stream.write(
+            f"\r\x1b[K{self.text()}{end}" if self._terminal else f"{self.text()}{end}"
+        )
         self._stream.flush()
 
 

@@ -1,4 +1,5 @@
-"""Where answers go: JSON lines or coloured text, a progress bar beside them, and a count of what failed."""
+"""Where answers go: JSON lines or coloured text, a progress bar beside them, and a count of what
+failed."""
 
 from __future__ import annotations
 
@@ -19,8 +20,8 @@ from tokenreward_client.rewards import Rewards
 class Report:
     """Writes answers in the order it is given them.
 
-    `out` gets one JSON object per line: index, rewards, score, error, and the steps of a scorer that finds them.
-    `shown` gets coloured text. Either may be None.
+    `out` gets one JSON object per line: index, rewards, score, error, and the steps of a scorer
+    that finds them. `shown` gets coloured text. Either may be None.
     """
 
     def __init__(self, out: TextIO | None, shown: TextIO | None, progress: Progress) -> None:
@@ -57,7 +58,10 @@ class Report:
         self._progress.finish()
         if not self._num_failed:
             return 0
-        message = f"{self._num_failed} of {self._num_lines} lines have no rewards; the first: {self._first_failure}"
+        message = (
+            f"{self._num_failed} of {self._num_lines} lines have no rewards; the first: "
+            f"{self._first_failure}"
+        )
         print(f"error: {message}", file=sys.stderr)
         return 1
 
@@ -86,7 +90,12 @@ def said(line: Line, answer: Rewards) -> str:
 def json_line(line: Line, answer: Rewards) -> str:
     """One line of output. Each float32 is written with as few digits as name it."""
     error = None if answer.error is None else answer.error.model_dump()
-    entry = {"index": line.index, "rewards": _short(answer.rewards), "score": answer.score, "error": error}
+    entry = {
+        "index": line.index,
+        "rewards": _short(answer.rewards),
+        "score": answer.score,
+        "error": error,
+    }
     if answer.step_scores is not None and answer.step_ids is not None:
         entry |= {"step_scores": _short(answer.step_scores), "step_ids": answer.step_ids.tolist()}
     return json.dumps(entry, ensure_ascii=False) + "\n"

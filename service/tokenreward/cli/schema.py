@@ -22,7 +22,9 @@ def add_parser(subparsers: Any) -> None:
             tokenreward schema --serve rewards.yaml > ray.yaml
         """,
     )
-    parser.add_argument("--serve", type=Path, metavar="FILE", help="print Ray Serve's config for these settings")
+    parser.add_argument(
+        "--serve", type=Path, metavar="FILE", help="print Ray Serve's config for these settings"
+    )
     parser.set_defaults(run=run)
 
 

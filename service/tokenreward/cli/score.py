@@ -1,4 +1,5 @@
-"""`tokenreward score`: JSONL in, JSONL out, in order and in bounded memory, by a running service or in this process."""
+"""`tokenreward score`: JSONL in, JSONL out, in order and in bounded memory, by a running service or
+in this process."""
 
 from __future__ import annotations
 
@@ -39,18 +40,33 @@ def add_parser(subparsers: Any) -> None:
             echo '{"prompt": "2+2?", "response": "It is 4."}' | tokenreward score --demo
         """,
     )
-    parser.add_argument("file", nargs="?", default="-", help="one item per line; default or `-`: stdin")
+    parser.add_argument(
+        "file", nargs="?", default="-", help="one item per line; default or `-`: stdin"
+    )
     where = parser.add_mutually_exclusive_group()
     add_service_flags(parser, url_among=where)
     where.add_argument(
-        "--config", type=Path, metavar="FILE", help="score in this process, with the deployment of this YAML file"
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="score in this process, with the deployment of this YAML file",
     )
-    where.add_argument("--demo", action="store_true", help="score in this process, with the embedded demo")
+    where.add_argument(
+        "--demo", action="store_true", help="score in this process, with the embedded demo"
+    )
     parser.add_argument(
-        "--scorer", default="endogenous", metavar="NAME", help="name of the scorer (default: %(default)s)"
+        "--scorer",
+        default="endogenous",
+        metavar="NAME",
+        help="name of the scorer (default: %(default)s)",
     )
     for flag in ("options", "credit"):
-        parser.add_argument(f"--{flag}", default="{}", metavar="{...}", help=f"{flag} of the scorer, as in a request")
+        parser.add_argument(
+            f"--{flag}",
+            default="{}",
+            metavar="{...}",
+            help=f"{flag} of the scorer, as in a request",
+        )
     parser.add_argument(
         "--output",
         type=Path,
@@ -58,7 +74,9 @@ def add_parser(subparsers: Any) -> None:
         help="write JSON lines here instead of stdout, over what the file held, once the service has answered or the "
         "models are loaded; if the run dies, the lines until then are in it",
     )
-    parser.add_argument("--show", action="store_true", help="print each response coloured by its rewards")
+    parser.add_argument(
+        "--show", action="store_true", help="print each response coloured by its rewards"
+    )
     parser.set_defaults(run=run)
 
 
@@ -74,7 +92,9 @@ def run(args: argparse.Namespace) -> int:
             out = None if args.show else sys.stdout
             if args.output is not None:
                 out = files.enter_context(args.output.open("w", encoding="utf-8"))
-            return Report(out, sys.stdout if args.show else None, Progress(sys.stderr, _size(lines)))
+            return Report(
+                out, sys.stdout if args.show else None, Progress(sys.stderr, _size(lines))
+            )
 
         return asyncio.run(_score_all(lines, scoring, report, concurrency=args.concurrency))
 
@@ -94,7 +114,9 @@ async def _score_all(
             return await _answers(group, score)
 
         try:
-            async with aclosing(in_order(read_groups(lines, GROUP_SIZE), answers, concurrency=concurrency)) as scored:
+            async with aclosing(
+                in_order(read_groups(lines, GROUP_SIZE), answers, concurrency=concurrency)
+            ) as scored:
                 async for group, rewards in scored:
                     report.take(group, rewards)
         except BaseException:
@@ -107,23 +129,34 @@ async def _answers(group: list[Line], score: Score) -> list[Rewards]:
     """One answer per line; a line that is no item keeps its error."""
     items = [line.item for line in group if line.item is not None]
     scored = enumerate(await score(items) if items else ())
-    return [Rewards(None, error=line.error) if line.item is None else _unnumbered(*next(scored)) for line in group]
+    return [
+        Rewards(None, error=line.error) if line.item is None else _unnumbered(*next(scored))
+        for line in group
+    ]
 
 
 def _unnumbered(position: int, answer: Rewards) -> Rewards:
-    """An item's place among those it was sent with means nothing to the reader: the line is named instead."""
+    """An item's place among those it was sent with means nothing to the reader: the line is named
+    instead."""
     if answer.error is None:
         return answer
     prefix = f"items[{position}]."
-    message, param = answer.error.message.replace(f"`{prefix}", "`"), (answer.error.param or "").removeprefix(prefix)
-    return replace(answer, error=answer.error.model_copy(update={"message": message, "param": param or None}))
+    message, param = (
+        answer.error.message.replace(f"`{prefix}", "`"),
+        (answer.error.param or "").removeprefix(prefix),
+    )
+    return replace(
+        answer, error=answer.error.model_copy(update={"message": message, "param": param or None})
+    )
 
 
 def _input(name: str, files: ExitStack) -> BinaryIO:
     # Not sys.stdin: a thread that still waits in it at exit would hold a lock that Python wants.
     stream = open(0, "rb", closefd=False) if name == "-" else Path(name).open("rb")  # noqa: SIM115
     # Closing a pipe would wait for a read that may never end; the exit of the process closes it.
-    return files.enter_context(stream) if stat.S_ISREG(os.fstat(stream.fileno()).st_mode) else stream
+    return (
+        files.enter_context(stream) if stat.S_ISREG(os.fstat(stream.fileno()).st_mode) else stream
+    )
 
 
 def _refuse_input(output: Path, lines: BinaryIO) -> None:

@@ -15,7 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from tokenreward.cli import subcommand
-from tokenreward.settings import Settings, SettingsError, demo_settings, load_settings, parse_settings
+from tokenreward.settings import (
+    Settings,
+    SettingsError,
+    demo_settings,
+    load_settings,
+    parse_settings,
+)
 
 
 def add_parser(subparsers: Any) -> None:
@@ -29,7 +35,9 @@ def add_parser(subparsers: Any) -> None:
             tokenreward serve --config rewards.yaml --port 9000
         """,
     )
-    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML settings; default: the embedded demo")
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="YAML settings; default: the embedded demo"
+    )
     parser.add_argument("--host", help="address to listen on (default: the config's, 127.0.0.1)")
     parser.add_argument("--port", type=int, help="port to listen on (default: the config's, 8000)")
     parser.set_defaults(run=run)
@@ -66,7 +74,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def settings_of(args: argparse.Namespace) -> Settings:
-    """The config's settings, or the demo's, with the command line's over them. Raises SettingsError."""
+    """The config's settings, or the demo's, with the command line's over them. Raises
+    SettingsError."""
     settings = demo_settings() if args.config is None else load_settings(args.config)
     given = {name: getattr(args, name, None) for name in ("host", "port")}
     changed = {name: value for name, value in given.items() if value is not None}
@@ -76,8 +85,8 @@ def settings_of(args: argparse.Namespace) -> Settings:
 def on_stop_signal(stop: Callable[[], object]) -> None:
     """Calls `stop` on its own thread at the first SIGINT or SIGTERM.
 
-    A thread at the end of a pipe hears of a signal at once, also while the main thread is deep in Ray's C++ code, and
-    no KeyboardInterrupt is raised anywhere.
+    A thread at the end of a pipe hears of a signal at once, also while the main thread is deep in
+    Ray's C++ code, and no KeyboardInterrupt is raised anywhere.
     """
     listening, told = os.pipe()
     os.set_blocking(told, False)
@@ -93,7 +102,8 @@ def on_stop_signal(stop: Callable[[], object]) -> None:
 
 
 def claim_signals() -> None:
-    """Have Python's own C handler take the signals, which wakes the thread; the Python handler has nothing to do."""
+    """Have Python's own C handler take the signals, which wakes the thread; the Python handler has
+    nothing to do."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
 
@@ -103,13 +113,21 @@ def curl(settings: Settings) -> str:
     from tokenreward.deployment.plan import internal_url
 
     scorer = settings.deployments[0].scorers[0].served_name
-    key = "" if settings.api_keys_file is None else f' -H "Authorization: Bearer $(head -n1 {settings.api_keys_file})"'
+    key = (
+        ""
+        if settings.api_keys_file is None
+        else f' -H "Authorization: Bearer $(head -n1 {settings.api_keys_file})"'
+    )
     body = json.dumps({"scorer": scorer, "items": [_example(settings)]})
-    return f"curl {internal_url(settings)}/v1/rewards{key} -H 'Content-Type: application/json' -d {shlex.quote(body)}"
+    return (
+        f"curl {internal_url(settings)}/v1/rewards{key} -H 'Content-Type: application/json' -d "
+        f"{shlex.quote(body)}"
+    )
 
 
 def _example(settings: Settings) -> dict[str, Any]:
-    """Something to score: for the embedded models, a response from their world that gets a fact wrong."""
+    """Something to score: for the embedded models, a response from their world that gets a fact
+    wrong."""
     if not settings.deployments[0].checkpoint.startswith("demo:"):
         return {"prompt": "2 + 2 =", "response": " 4."}
     from tokenreward.demo import example_pair

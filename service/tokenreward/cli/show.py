@@ -1,7 +1,9 @@
-"""A response with each token on the colour of its reward: as text for a terminal, as SVG for a page.
+"""A response with each token on the colour of its reward: as text for a terminal, as SVG for a
+page.
 
-Red is below zero, white is zero, green is above; the strongest colour is the largest |reward| shown. The letters are
-black on every colour, so that the picture reads the same on dark and light ground. It knows no HTTP.
+Red is below zero, white is zero, green is above; the strongest colour is the largest |reward|
+shown. The letters are black on every colour, so that the picture reads the same on dark and light
+ground. It knows no HTTP.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ _CELL_WIDTH, _LINE_HEIGHT, _BOX_HEIGHT, _MARGIN = 8.4, 24, 20, 12
 
 
 def pieces(item: dict[str, Any], answer: Rewards) -> list[str]:
-    """The text of each unit: the caller's spans, or the tokens that came with the answer. One per reward."""
+    """The text of each unit: the caller's spans, or the tokens that came with the answer. One per
+    reward."""
     response = item["response"]
     if isinstance(item.get("spans"), list):
         return [response[start:end] for start, end in item["spans"]]
@@ -32,25 +35,34 @@ def pieces(item: dict[str, Any], answer: Rewards) -> list[str]:
     for token in answer.tokens or ():
         start, end = token.span or (0, 0)
         # The response's own characters are exact; a token of half a character is not text at all.
-        texts.append(response[start:end] if isinstance(response, str) and end > start else token.text)
+        texts.append(
+            response[start:end] if isinstance(response, str) and end > start else token.text
+        )
     return texts
 
 
 def coloured(texts: Sequence[str], rewards: Sequence[float], *, colour: bool = True) -> str:
-    """The texts on their colours, in 24-bit ANSI, and a legend line; without colour, the numbers beside them.
+    """The texts on their colours, in 24-bit ANSI, and a legend line; without colour, the numbers
+    beside them.
 
     Raises ValueError if there are not as many texts as rewards.
     """
     limit = _limit(texts, rewards)
     if not colour:
-        shown = (f"{_visible(text) or _NOTHING}[{reward:+.3g}]" for text, reward in zip(texts, rewards, strict=True))
+        shown = (
+            f"{_visible(text) or _NOTHING}[{reward:+.3g}]"
+            for text, reward in zip(texts, rewards, strict=True)
+        )
         return "".join(shown)
-    body = "".join(_painted(text, reward / limit) for text, reward in zip(texts, rewards, strict=True))
+    body = "".join(
+        _painted(text, reward / limit) for text, reward in zip(texts, rewards, strict=True)
+    )
     return f"{body}\n{_legend(limit)}"
 
 
 def coloured_svg(texts: Sequence[str], rewards: Sequence[float], *, columns: int = 80) -> str:
-    """The same picture as an SVG document, wrapped at `columns`; each token's number is its tooltip.
+    """The same picture as an SVG document, wrapped at `columns`; each token's number is its
+    tooltip.
 
     Raises ValueError if there are not as many texts as rewards.
     """
@@ -72,7 +84,9 @@ def colour_of(share: float) -> Colour:
     """The colour of a reward that is `share` (-1 to 1) of the strongest."""
     end = _ABOVE if share > 0 else _BELOW
     weight = min(abs(share), 1.0)
-    red, green, blue = (round(zero + weight * (far - zero)) for zero, far in zip(_ZERO, end, strict=True))
+    red, green, blue = (
+        round(zero + weight * (far - zero)) for zero, far in zip(_ZERO, end, strict=True)
+    )
     return red, green, blue
 
 
@@ -84,7 +98,8 @@ def _limit(texts: Sequence[str], rewards: Sequence[float]) -> float:
 
 
 def _visible(text: str) -> str:
-    """Control characters as their pictures: a response must not steer the terminal that shows it."""
+    """Control characters as their pictures: a response must not steer the terminal that shows
+    it."""
     return "".join(_picture(char) for char in text)
 
 
@@ -93,7 +108,11 @@ def _picture(char: str) -> str:
         return char
     code = ord(char)
     return (
-        chr(0x2400 + code) if code < 0x20 else "\N{SYMBOL FOR DELETE}" if code == 0x7F else "\N{REPLACEMENT CHARACTER}"
+        chr(0x2400 + code)
+        if code < 0x20
+        else "\N{SYMBOL FOR DELETE}"
+        if code == 0x7F
+        else "\N{REPLACEMENT CHARACTER}"
     )
 
 

@@ -1,4 +1,5 @@
-"""Where rewards come from: a running service over HTTP, or an engine in this process. Either is `await score(items)`.
+"""Where rewards come from: a running service over HTTP, or an engine in this process. Either is
+`await score(items)`.
 
 The engine, and torch with it, is imported only where it is asked for.
 """
@@ -23,8 +24,15 @@ from tokenreward.settings import (
     read_api_keys,
 )
 from tokenreward.wire import RewardsRequest, parse_json
-from tokenreward_client import AsyncClient, BadArgument, ConnectionFailed, DeadlineExceeded, Rewards, ServerRefused
-from tokenreward_client.batch import Asked, Batch
+from tokenreward_client import (
+    AsyncClient,
+    BadArgument,
+    ConnectionFailed,
+    DeadlineExceeded,
+    Rewards,
+    ServerRefused,
+)
+from tokenreward_client.call import Asked, Batch
 
 if TYPE_CHECKING:
     from tokenreward.engine import Engine
@@ -44,7 +52,8 @@ def source(args: argparse.Namespace) -> AbstractAsyncContextManager[Score]:
         return _service(args, asked)
     if batch.names_another is not None:
         raise BadArgument(
-            f"`{batch.names_another}` asks a second scorer: that takes a running service", param=batch.names_another
+            f"`{batch.names_another}` asks a second scorer: that takes a running service",
+            param=batch.names_another,
         )
     settings = demo_settings() if args.demo else load_settings(args.config)
     return _own_engine(_engine(_deployment(settings, args.scorer)), args, asked)
@@ -60,7 +69,9 @@ def asked_for(args: argparse.Namespace) -> Asked:
 async def _service(args: argparse.Namespace, asked: Asked) -> AsyncIterator[Score]:
     key = None if args.api_key_file is None else key_in(args.api_key_file)
     await probe(args.url, key)
-    client = AsyncClient(args.url, api_key=key, timeout_s=args.timeout_s, max_concurrency=args.concurrency)
+    client = AsyncClient(
+        args.url, api_key=key, timeout_s=args.timeout_s, max_concurrency=args.concurrency
+    )
 
     async def score(items: list[dict[str, Any]]) -> list[Rewards]:
         return await client.score(items, args.scorer, **asked)
@@ -70,13 +81,16 @@ async def _service(args: argparse.Namespace, asked: Asked) -> AsyncIterator[Scor
 
 
 async def probe(url: str, key: str | None) -> None:
-    """A service that is not there is said at once; one that is still loading is waited for later."""
+    """A service that is not there is said at once; one that is still loading is waited for
+    later."""
     try:
         probing = AsyncClient(url, api_key=key, timeout_s=_PROBE_TIMEOUT_S, max_retries=0)
     except BadArgument as error:
         if error.param != "base_url":
             raise
-        raise CommandError(f"--url {str(error).removeprefix('`base_url` ')}, got `{url}`", exit_code=2) from None
+        raise CommandError(
+            f"--url {str(error).removeprefix('`base_url` ')}, got `{url}`", exit_code=2
+        ) from None
     async with probing as client:
         try:
             await client.scorers()
@@ -91,11 +105,15 @@ async def probe(url: str, key: str | None) -> None:
 
 
 @asynccontextmanager
-async def _own_engine(engine: Engine, args: argparse.Namespace, asked: Asked) -> AsyncIterator[Score]:
+async def _own_engine(
+    engine: Engine, args: argparse.Namespace, asked: Asked
+) -> AsyncIterator[Score]:
     async def score(items: list[dict[str, Any]]) -> list[Rewards]:
         batch = Batch(items, args.scorer, asked)
         positions = range(len(items))
-        reply = await engine.score(parse_json(RewardsRequest, batch.body(positions)), timeout_s=args.timeout_s)
+        reply = await engine.score(
+            parse_json(RewardsRequest, batch.body(positions)), timeout_s=args.timeout_s
+        )
         return batch.in_order([batch.read(reply, positions)])
 
     try:
@@ -105,8 +123,8 @@ async def _own_engine(engine: Engine, args: argparse.Namespace, asked: Asked) ->
 
 
 def _engine(deployment: DeploymentSettings) -> Engine:
+    from tokenreward.checkpoints.checkpoint import CheckpointRefused
     from tokenreward.engine import Engine
-    from tokenreward.models.checkpoint import CheckpointRefused
 
     try:
         return Engine.load(deployment, say=_say)
@@ -116,14 +134,21 @@ def _engine(deployment: DeploymentSettings) -> Engine:
 
 def _deployment(settings: Settings, scorer: str) -> DeploymentSettings:
     """The one deployment that serves the scorer: no other is loaded."""
-    served = {entry.served_name: deployment for deployment in settings.deployments for entry in deployment.scorers}
+    served = {
+        entry.served_name: deployment
+        for deployment in settings.deployments
+        for entry in deployment.scorers
+    }
     if scorer not in served:
-        raise CommandError(f"no deployment serves `{scorer}`; served are {', '.join(served)}", exit_code=2)
+        raise CommandError(
+            f"no deployment serves `{scorer}`; served are {', '.join(served)}", exit_code=2
+        )
     return served[scorer]
 
 
 def key_in(file: Path) -> str:
-    """The first key in the file, which is read as the service reads its own: that one will do. Raises CommandError."""
+    """The first key in the file, which is read as the service reads its own: that one will do.
+    Raises CommandError."""
     try:
         return read_api_keys(file)[0].get_secret_value()
     except SettingsError as error:

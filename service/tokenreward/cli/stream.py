@@ -1,6 +1,7 @@
 """Work that overlaps and answers that stay in order, with a bounded number of groups in memory.
 
-It knows no files and no scorers: groups come from an iterator that may block, and each has one awaitable answer.
+It knows no files and no scorers: groups come from an iterator that may block, and each has one
+awaitable answer.
 """
 
 from __future__ import annotations
@@ -19,14 +20,17 @@ U = TypeVar("U")
 async def in_order(
     groups: Iterator[T], work: Callable[[T], Awaitable[U]], *, concurrency: int
 ) -> AsyncGenerator[tuple[T, U], None]:
-    """Each group with its answer; at most `concurrency` groups are under way. Closing it cancels them."""
+    """Each group with its answer; at most `concurrency` groups are under way. Closing it cancels
+    them."""
     running: deque[tuple[T, asyncio.Future[U]]] = deque()
     try:
         while True:
             group = await in_thread(lambda: next(groups, None))
             if group is not None:
                 running.append((group, asyncio.ensure_future(work(group))))
-            while running and (group is None or len(running) == concurrency or running[0][1].done()):
+            while running and (
+                group is None or len(running) == concurrency or running[0][1].done()
+            ):
                 oldest, answer = running[0]
                 yield oldest, await answer
                 running.popleft()
@@ -39,7 +43,8 @@ async def in_order(
 
 
 async def in_thread(function: Callable[[], T]) -> T:
-    """The result of a call that may block. The thread is a daemon: a read that never ends must not hold up Ctrl-C."""
+    """The result of a call that may block. The thread is a daemon: a read that never ends must not
+    hold up Ctrl-C."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[T] = loop.create_future()
 

@@ -1,8 +1,9 @@
 """Credit: how a scorer's signals become one reward per unit of the caller. One rule per file.
 
-Order, and no other: affine and clip on the score (on each value for `values`), the rule, the KL penalty. Everything is
-computed in float64 and leaves as float32; what does not fit leaves as inf or nan, which the engine answers with
-`non_finite`. It knows units and nothing of tokens, models or HTTP.
+Order, and no other: affine and clip on the score (on each value for `values`), the rule, the KL
+penalty. Everything is computed in float64 and leaves as float32; what does not fit leaves as inf or
+nan, which the engine answers with `non_finite`. It knows units and nothing of tokens, models or
+HTTP.
 """
 
 from __future__ import annotations
@@ -37,32 +38,41 @@ class UnitSignals:
     weights: Float32[np.ndarray, " u"] | None = None
 
 
-def check(credit: Credit, *, default: CreditName, gives: frozenset[Gives], param: str = "credit") -> CreditName:
-    """The rule that a request asks for. Raises CreditNotSupported (the scorer lacks its inputs), InvalidField (a
-    parameter of another rule)."""
+def check(
+    credit: Credit, *, default: CreditName, gives: frozenset[Gives], param: str = "credit"
+) -> CreditName:
+    """The rule that a request asks for. Raises CreditNotSupported (the scorer lacks its inputs),
+    InvalidField (a parameter of another rule)."""
     name = credit.name if credit.name is not None else default
     missing = NEEDS[name] - gives
     if missing:
         raise CreditNotSupported(
-            f"credit `{name}` needs {' and '.join(sorted(missing))}, this scorer gives {' and '.join(sorted(gives))}",
+            f"credit `{name}` needs {' and '.join(sorted(missing))}, this scorer gives "
+            f"{' and '.join(sorted(gives))}",
             param=f"{param}.name",
         )
     for parameter, owner in _ONLY_WITH.items():
         if getattr(credit, parameter) is not None and name != owner:
             raise InvalidField(
-                f"`{param}.{parameter}` belongs to credit `{owner}`, not `{name}`", param=f"{param}.{parameter}"
+                f"`{param}.{parameter}` belongs to credit `{owner}`, not `{name}`",
+                param=f"{param}.{parameter}",
             )
     return name
 
 
-def assign(signals: UnitSignals, credit: Credit, *, name: CreditName) -> tuple[Float32[np.ndarray, " u"], float | None]:
-    """Rewards [units] and the score they stand for, before any KL penalty. Masked units get exactly 0."""
+def assign(
+    signals: UnitSignals, credit: Credit, *, name: CreditName
+) -> tuple[Float32[np.ndarray, " u"], float | None]:
+    """Rewards [units] and the score they stand for, before any KL penalty. Masked units get exactly
+    0."""
     with np.errstate(over="ignore", invalid="ignore"):
         rewards, score = _spread(signals, credit, name)
         return np.where(signals.keep, rewards, 0.0).astype(np.float32), score
 
 
-def _spread(signals: UnitSignals, credit: Credit, name: CreditName) -> tuple[np.ndarray, float | None]:
+def _spread(
+    signals: UnitSignals, credit: Credit, name: CreditName
+) -> tuple[np.ndarray, float | None]:
     score = signals.score
     if name == "values":
         assert signals.values is not None
@@ -78,7 +88,9 @@ def _rule(name: CreditName, score: float, signals: UnitSignals, credit: Credit) 
         beta = attention.BETA if credit.beta is None else credit.beta
         return attention.spread(score, signals.weights, signals.keep, beta=beta)
     if name == "discount":
-        return discount.spread(score, signals.keep, gamma=1.0 if credit.gamma is None else credit.gamma)
+        return discount.spread(
+            score, signals.keep, gamma=1.0 if credit.gamma is None else credit.gamma
+        )
     return {"last": last.spread, "uniform": uniform.spread}[name](score, signals.keep)
 
 
@@ -95,9 +107,13 @@ def penalise(
     check_logprobs(credit, len(rewards), policy_logprobs, ref_logprobs, param=param)
     if credit.kl is None:
         return rewards
-    policy, reference = (np.asarray(logprobs, dtype=np.float64) for logprobs in (policy_logprobs, ref_logprobs))
+    policy, reference = (
+        np.asarray(logprobs, dtype=np.float64) for logprobs in (policy_logprobs, ref_logprobs)
+    )
     with np.errstate(over="ignore", invalid="ignore"):
-        penalty = credit.kl.coef * kl.estimate(policy - reference, credit.kl.estimator, credit.kl.clamp)
+        penalty = credit.kl.coef * kl.estimate(
+            policy - reference, credit.kl.estimator, credit.kl.clamp
+        )
         return np.where(keep, rewards - penalty, rewards).astype(np.float32)
 
 
@@ -109,9 +125,12 @@ def check_logprobs(
     *,
     param: str,
 ) -> None:
-    """Raises LengthMismatch if `credit.kl` is asked for and log-probs are missing or not one per unit."""
+    """Raises LengthMismatch if `credit.kl` is asked for and log-probs are missing or not one per
+    unit."""
     for field, logprobs in (("policy_logprobs", policy_logprobs), ("ref_logprobs", ref_logprobs)):
         given = 0 if logprobs is None else len(logprobs)
         if credit.kl is not None and given != num_units:
             where = f"{param}.{field}"
-            raise LengthMismatch(f"`{where}`: `credit.kl` needs {num_units} entries, got {given}", param=where)
+            raise LengthMismatch(
+                f"`{where}`: `credit.kl` needs {num_units} entries, got {given}", param=where
+            )

@@ -1,7 +1,7 @@
 """The affine map and the clip: x -> clip(scale * x + shift).
 
-Running statistics are not offered: replicas would disagree (OpenRLHF's `normalize_reward` is this map with scale
-1/std and shift -mean/std, DeepSpeed-Chat clips the score to +-5).
+Running statistics are not offered: replicas would disagree (OpenRLHF's `normalize_reward` is this
+map with scale 1/std and shift -mean/std, DeepSpeed-Chat clips the score to +-5).
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Credit `attention`: the score spread by attention weights, ABC (Chan et al. 2024, "Dense Reward for Free in
-Reinforcement Learning from Human Feedback", 2402.00782)."""
+"""Credit `attention`: the score spread by attention weights, ABC (Chan et al. 2024, "Dense Reward
+for Free in Reinforcement Learning from Human Feedback", 2402.00782)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
-"""The KL penalty's three estimators (Schulman 2020, "Approximating KL divergence"), and whose bounds they are held to.
+"""The KL penalty's three estimators (Schulman 2020, "Approximating KL divergence"), and whose
+bounds they are held to.
 
-d = log pi - log pi_ref per unit. k1 is unbiased and signed; k2 and k3 are never negative. Nothing is bounded unless a
-`Clamp` says whose bounds: those of a trainer, for a run that has to agree with it.
+d = log pi - log pi_ref per unit. k1 is unbiased and signed; k2 and k3 are never negative. Nothing
+is bounded unless a `Clamp` says whose bounds: those of a trainer, for a run that has to agree with
+it.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ def estimate(
 ) -> Float64[np.ndarray, " u"]:
     """k1 = d, k2 = d^2 / 2, k3 = exp(-d) - 1 + d.
 
-    `openrlhf`: d and k in float32, and every k in [-10, 10]. `verl`: k3 of a -d in [-20, 20], itself in [-10, 10].
+    `openrlhf`: d and k in float32, and every k in [-10, 10]. `verl`: k3 of a -d in [-20, 20],
+    itself in [-10, 10].
     """
     if clamp == "openrlhf":
         difference = difference.astype(np.float32)
@@ -31,7 +34,11 @@ def estimate(
         assert estimator == "k3"
         difference = np.clip(difference, -_MOST_EXPONENT, _MOST_EXPONENT)
     estimated = _formula(difference, estimator)
-    return estimated if clamp is None else np.asarray(np.clip(estimated, -_MOST, _MOST), dtype=np.float64)
+    return (
+        estimated
+        if clamp is None
+        else np.asarray(np.clip(estimated, -_MOST, _MOST), dtype=np.float64)
+    )
 
 
 def _formula(difference: Float[np.ndarray, " u"], estimator: Estimator) -> Float[np.ndarray, " u"]:

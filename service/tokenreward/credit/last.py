@@ -1,4 +1,5 @@
-"""Credit `last`: the score on the last unmasked unit, the plain RLHF reward (Ziegler et al. 2019, 1909.08593)."""
+"""Credit `last`: the score on the last unmasked unit, the plain RLHF reward (Ziegler et al. 2019,
+1909.08593)."""
 
 from __future__ import annotations
 

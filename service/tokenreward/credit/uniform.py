@@ -1,4 +1,5 @@
-"""Credit `uniform`: every unmasked unit gets the same share (the uniform baseline of ABC, 2402.00782)."""
+"""Credit `uniform`: every unmasked unit gets the same share (the uniform baseline of ABC,
+2402.00782)."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The embedded demo: a world of job offers and four tiny models that were trained on it.
 
-`checkpoint_path("sft")` is a folder that any Hugging Face loader reads; `example_pair()` is a prompt with a faithful
-and a corrupted response for docs and first steps. Importing this package is light; training and evaluation import
-torch and friends themselves.
+`checkpoint_path("sft")` is a folder that any Hugging Face loader reads; `example_pair()` is a
+prompt with a faithful and a corrupted response for docs and first steps. Importing this package is
+light; training and evaluation import torch and friends themselves.
 """
 
 from pathlib import Path

@@ -1,7 +1,8 @@
-"""Writes and reads a demo checkpoint: a folder with weights, config, generation config and tokenizer.
+"""Writes and reads a demo checkpoint: a folder with weights, config, generation config and
+tokenizer.
 
-The weights are stored as float16 to be small, and the config says float32, so that a plain load computes in float32.
-It does not know how the weights came about.
+The weights are stored as float16 to be small, and the config says float32, so that a plain load
+computes in float32. It does not know how the weights came about.
 """
 
 import copy
@@ -9,7 +10,13 @@ import json
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
@@ -18,7 +25,9 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Pat
     stored.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     GenerationConfig(
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
     ).save_pretrained(folder)
     path = folder / "config.json"
     config = json.loads(path.read_text()) | {"dtype": "float32", "use_cache": True}

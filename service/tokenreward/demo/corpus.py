@@ -1,7 +1,9 @@
-"""The texts that the demo models read: raw documents for the base model, conversations for the others.
+"""The texts that the demo models read: raw documents for the base model, conversations for the
+others.
 
-A raw document is either an offer (prompt, blank line, faithful response) or the same facts written down twice in two
-layouts and orders, which is dense practice in looking a value up. It does not know tokens or models.
+A raw document is either an offer (prompt, blank line, faithful response) or the same facts written
+down twice in two layouts and orders, which is dense practice in looking a value up. It does not
+know tokens or models.
 """
 
 import random
@@ -21,7 +23,8 @@ class Message(TypedDict):
 
 
 def raw_document(rng: random.Random) -> tuple[str, str]:
-    """A document for the base model as context and target; it has no wrong value and no fact tuple that is held out."""
+    """A document for the base model as context and target; it has no wrong value and no fact tuple
+    that is held out."""
     pair = sample_pair(rng)
     if rng.random() < TWICE_SHARE:
         facts = dict(pair.facts)

@@ -1,7 +1,7 @@
 """Trains the DPO model from the SFT model on faithful-over-corrupted pairs (TRL's DPOTrainer).
 
-The reference is the frozen SFT model, so beta * log(dpo / sft) is the implicit reward. It does not know which
-characters are wrong.
+The reference is the frozen SFT model, so beta * log(dpo / sft) is the implicit reward. It does not
+know which characters are wrong.
 """
 
 import copy
@@ -36,4 +36,6 @@ def prefer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, recipe: R
     rows = preference_rows(stage.num_examples, stage.seed)
     with tempfile.TemporaryDirectory() as folder:
         arguments = DPOConfig(beta=recipe.dpo_beta, **trainer_arguments(stage, folder))
-        DPOTrainer(model, reference, arguments, train_dataset=rows, processing_class=tokenizer).train()
+        DPOTrainer(
+            model, reference, arguments, train_dataset=rows, processing_class=tokenizer
+        ).train()

@@ -1,5 +1,5 @@
-"""The statistics that the model card reports: ROC-AUC, means with bootstrap intervals. It does not know models or
-rewards.
+"""The statistics that the model card reports: ROC-AUC, means with bootstrap intervals. It does not
+know models or rewards.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,8 @@ NUM_RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Figure:
-    """A mean over responses or pairs with the 2.5 % and 97.5 % points of its bootstrap distribution."""
+    """A mean over responses or pairs with the 2.5 % and 97.5 % points of its bootstrap
+    distribution."""
 
     mean: float
     low: float
@@ -22,7 +23,8 @@ class Figure:
 
 
 def roc_auc(labels: Sequence[bool], scores: Sequence[float]) -> float:
-    """The share of (positive, negative) couples that the score puts in the right order; a tie counts half."""
+    """The share of (positive, negative) couples that the score puts in the right order; a tie
+    counts half."""
     truth, values = np.asarray(labels, dtype=bool), np.asarray(scores, dtype=np.float64)
     positives, negatives = values[truth], values[~truth]
     if len(positives) == 0 or len(negatives) == 0:

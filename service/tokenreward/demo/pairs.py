@@ -1,9 +1,11 @@
-"""Writes held-out pairs as JSON lines: `python -m tokenreward.demo.pairs --pairs 1000 --seed 1234 > pairs.jsonl`.
+"""Writes held-out pairs as JSON lines: `python -m tokenreward.demo.pairs --pairs 1000 --seed 1234 >
+pairs.jsonl`.
 
-A line is {prompt, chosen, rejected, subset, rejected_flagged}: the faithful response, the corrupted one, the field
-that it has wrong (or `two facts`), and the half-open character ranges in which it is wrong. `--flag differing`, the
-default, flags the characters that differ from the right value; `--flag value` the whole wrong value. With the seed of
-`evaluate` the pairs are the same ones. It knows no models.
+A line is {prompt, chosen, rejected, subset, rejected_flagged}: the faithful response, the corrupted
+one, the field that it has wrong (or `two facts`), and the half-open character ranges in which it is
+wrong. `--flag differing`, the default, flags the characters that differ from the right value;
+`--flag value` the whole wrong value. With the seed of `evaluate` the pairs are the same ones. It
+knows no models.
 """
 
 import argparse
@@ -30,10 +32,16 @@ def line(pair: Pair, flag: str = "differing") -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Print the lines."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=1000, help="held-out pairs (default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--pairs", type=int, default=1000, help="held-out pairs (default: %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=EVALUATION_SEED, help="default: %(default)s")
-    parser.add_argument("--flag", choices=("differing", "value"), default="differing", help="default: %(default)s")
+    parser.add_argument(
+        "--flag", choices=("differing", "value"), default="differing", help="default: %(default)s"
+    )
     options = parser.parse_args(arguments)
     for pair in sample_pairs(options.pairs, options.seed, "held_out"):
         print(json.dumps(line(pair, options.flag)))

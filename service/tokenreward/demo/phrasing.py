@@ -1,7 +1,8 @@
 """How an offer is written down: the layouts of the prompt and the sentences of the response.
 
-It does not know the values, only the slots that they go into. No sentence begins with a slot: the first word of a
-response has no space before it and would be other tokens than the same word in the prompt.
+It does not know the values, only the slots that they go into. No sentence begins with a slot: the
+first word of a response has no space before it and would be other tokens than the same word in the
+prompt.
 """
 
 import random
@@ -20,7 +21,12 @@ LABELS: dict[str, tuple[str, ...]] = {
     "reference": ("Reference", "Offer number"),
 }
 HEADINGS = ("Job offer", "Offer notes", "Notes from the call", "Offer sheet")
-LINES = ("{label}: {value}\n", "- {label}: {value}\n", "{label} = {value}\n", "* {label} - {value}\n")
+LINES = (
+    "{label}: {value}\n",
+    "- {label}: {value}\n",
+    "{label} = {value}\n",
+    "* {label} - {value}\n",
+)
 ASKS = (
     "Sum up the offer.",
     "Write one or two sentences about this offer.",

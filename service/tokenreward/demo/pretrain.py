@@ -1,10 +1,11 @@
 """Trains the base language model on raw documents with a plain loop.
 
-SFTTrainer would need a data set built and tokenised beforehand; here the documents are an endless fresh stream, half
-of the rows are a drill of random tokens that repeat, and a row says which of its tokens count: those that can be
-known from what came before (a document's target, a drill's repetitions). That is how a small model soon learns to
-look back and copy. Counting the facts themselves as well, which are noise by design, undid much of it. The price: the
-base model does not know how a prompt goes. Nor does it know conversations: the chat tokens stay untrained until SFT.
+SFTTrainer would need a data set built and tokenised beforehand; here the documents are an endless
+fresh stream, half of the rows are a drill of random tokens that repeat, and a row says which of its
+tokens count: those that can be known from what came before (a document's target, a drill's
+repetitions). That is how a small model soon learns to look back and copy. Counting the facts
+themselves as well, which are noise by design, undid much of it. The price: the base model does not
+know how a prompt goes. Nor does it know conversations: the chat tokens stay untrained until SFT.
 """
 
 import logging
@@ -55,8 +56,12 @@ def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCau
 def pretrain(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, stage: Stage) -> None:
     """Train the model in place."""
     model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=stage.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, stage.num_steps))
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=stage.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: _rate(step, stage.num_steps)
+    )
     started = time.monotonic()
     for step, (ids, labels) in enumerate(_batches(tokenizer, stage)):
         loss = _loss(model, ids, labels)
@@ -66,7 +71,13 @@ def pretrain(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, stage:
         optimizer.step()
         schedule.step()
         if step % 50 == 0 or step == stage.num_steps - 1:
-            logger.info("base %d/%d loss %.3f %.0f s", step, stage.num_steps, loss.item(), time.monotonic() - started)
+            logger.info(
+                "base %d/%d loss %.3f %.0f s",
+                step,
+                stage.num_steps,
+                loss.item(),
+                time.monotonic() - started,
+            )
 
 
 def _loss(model: Qwen3ForCausalLM, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -82,7 +93,9 @@ def _rate(step: int, num_steps: int) -> float:
     return warm_up * (FINAL_RATE + (1 - FINAL_RATE) * cosine)
 
 
-def _batches(tokenizer: PreTrainedTokenizerFast, stage: Stage) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def _batches(
+    tokenizer: PreTrainedTokenizerFast, stage: Stage
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     rng = random.Random(stage.seed)
     for _ in range(stage.num_steps):
         rows = [
@@ -95,7 +108,9 @@ def _batches(tokenizer: PreTrainedTokenizerFast, stage: Stage) -> Iterator[tuple
 def _document(tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> Row:
     context, target = raw_document(rng)
     ids: list[int] = tokenizer(context)["input_ids"]
-    return ids + tokenizer(target, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id], len(ids)
+    return ids + tokenizer(target, add_special_tokens=False)["input_ids"] + [
+        tokenizer.eos_token_id
+    ], len(ids)
 
 
 def _drill(tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> Row:

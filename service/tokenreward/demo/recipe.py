@@ -6,7 +6,8 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Stage:
-    """How one model is trained: how many fresh examples, in batches of what size, at which peak learning rate."""
+    """How one model is trained: how many fresh examples, in batches of what size, at which peak
+    learning rate."""
 
     num_examples: int
     batch_size: int
@@ -65,7 +66,8 @@ class Recipe:
 
 
 def trainer_arguments(stage: Stage, folder: str) -> dict[str, Any]:
-    """The arguments that TRL's three trainers share: fp32 on the CPU, warm-up then cosine, progress on the terminal."""
+    """The arguments that TRL's three trainers share: fp32 on the CPU, warm-up then cosine, progress
+    on the terminal."""
     return {
         "output_dir": folder,
         "use_cpu": True,

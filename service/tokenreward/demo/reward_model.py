@@ -1,4 +1,5 @@
-"""Trains the reward model on Bradley-Terry pairs, faithful over corrupted (TRL's RewardTrainer), in four steps.
+"""Trains the reward model on Bradley-Terry pairs, faithful over corrupted (TRL's RewardTrainer), in
+four steps.
 
 1. Whole: the SFT trunk with a fresh layer on top, all trainable. It learns to compare, but gathers its verdict at
    end-of-turn wherever it likes, mostly below its last layer, whose attention then says nothing.
@@ -6,14 +7,20 @@
 3. Top: those layers frozen, a fresh last layer and head learn to judge. The layer has to look at the tokens.
 4. Finish: all of it again.
 
-So the lower layers were told which characters are wrong; the last layer's attention was never told what to look at.
-Scores are pulled towards a mean of zero, so that a bad response mostly has a negative one.
+So the lower layers were told which characters are wrong; the last layer's attention was never told
+what to look at. Scores are pulled towards a mean of zero, so that a bad response mostly has a
+negative one.
 """
 
 import tempfile
 
 import transformers
-from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForSequenceClassification
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForSequenceClassification,
+)
 from trl import RewardConfig, RewardTrainer
 
 from tokenreward.demo.detector import train_detector
@@ -44,7 +51,8 @@ def train_reward_model(
 
 
 def with_fresh_top(source: PreTrainedModel, num_kept: int) -> Qwen3ForSequenceClassification:
-    """A reward model with the embeddings and lower layers of another model and one fresh layer above them."""
+    """A reward model with the embeddings and lower layers of another model and one fresh layer
+    above them."""
     settings = source.config.to_dict() | {
         "num_hidden_layers": num_kept + 1,
         "layer_types": None,
@@ -61,9 +69,14 @@ def with_fresh_top(source: PreTrainedModel, num_kept: int) -> Qwen3ForSequenceCl
 
 
 def _judge(
-    model: Qwen3ForSequenceClassification, tokenizer: PreTrainedTokenizerFast, stage: Stage, recipe: Recipe
+    model: Qwen3ForSequenceClassification,
+    tokenizer: PreTrainedTokenizerFast,
+    stage: Stage,
+    recipe: Recipe,
 ) -> None:
     rows = preference_rows(stage.num_examples, stage.seed)
     with tempfile.TemporaryDirectory() as folder:
-        arguments = RewardConfig(center_rewards_coefficient=recipe.rm_center, **trainer_arguments(stage, folder))
+        arguments = RewardConfig(
+            center_rewards_coefficient=recipe.rm_center, **trainer_arguments(stage, folder)
+        )
         RewardTrainer(model, arguments, train_dataset=rows, processing_class=tokenizer).train()

@@ -1,8 +1,9 @@
-"""The rewards of one response, written straight from the formulas, one sequence at a time in float32.
+"""The rewards of one response, written straight from the formulas, one sequence at a time in
+float32.
 
-For judging the demo models and for checking faster code against. It does not know batches, servers or the world. T is
-the number of response tokens, end-of-turn included; logits[t] predicts response token t, and logits[T] is what the
-model says after the end.
+For judging the demo models and for checking faster code against. It does not know batches, servers
+or the world. T is the number of response tokens, end-of-turn included; logits[t] predicts response
+token t, and logits[T] is what the model says after the end.
 """
 
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ BETA_IMPLICIT = 0.1
 
 @dataclass(frozen=True)
 class Encoded:
-    """A prompt's and a response's ids; offsets are the response tokens' character ranges, end-of-turn has none."""
+    """A prompt's and a response's ids; offsets are the response tokens' character ranges,
+    end-of-turn has none."""
 
     prompt_ids: list[int]
     response_ids: list[int]
@@ -33,14 +35,19 @@ class Encoded:
 
 def encode(tokenizer: PreTrainedTokenizerFast, prompt: list[Message], response: str) -> Encoded:
     """The prompt through the chat template, the response on its own, end-of-turn behind it."""
-    prompt_ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
+    prompt_ids = tokenizer.apply_chat_template(
+        prompt, add_generation_prompt=True, return_dict=False
+    )
     encoding = tokenizer(response, add_special_tokens=False, return_offsets_mapping=True)
-    return Encoded(prompt_ids, [*encoding["input_ids"], tokenizer.eos_token_id], encoding["offset_mapping"])
+    return Encoded(
+        prompt_ids, [*encoding["input_ids"], tokenizer.eos_token_id], encoding["offset_mapping"]
+    )
 
 
 @torch.no_grad()
 def response_logits(model: PreTrainedModel, encoded: Encoded) -> Tensor:
-    """Raw logits, (T + 1, vocabulary): one row before each response token and one after the last."""
+    """Raw logits, (T + 1, vocabulary): one row before each response token and one after the
+    last."""
     logits: Tensor = model(input_ids=encoded.ids).logits[0].float()
     return logits[len(encoded.prompt_ids) - 1 :]
 
@@ -61,12 +68,15 @@ def soft_bellman(logits: Tensor, response_ids: list[int]) -> Tensor:
 
 def implicit(policy_logits: Tensor, reference_logits: Tensor, response_ids: list[int]) -> Tensor:
     """r_t = beta * (log pi - log pi_ref)."""
-    return BETA_IMPLICIT * (logprob(policy_logits, response_ids) - logprob(reference_logits, response_ids))
+    return BETA_IMPLICIT * (
+        logprob(policy_logits, response_ids) - logprob(reference_logits, response_ids)
+    )
 
 
 @torch.no_grad()
 def reward_and_attention(model: PreTrainedModel, encoded: Encoded) -> tuple[float, Tensor]:
-    """The score, and the last layer's attention of end-of-turn over the response (mean over heads, sum 1).
+    """The score, and the last layer's attention of end-of-turn over the response (mean over heads,
+    sum 1).
 
     The model must run with eager attention, which is the one that returns its weights.
     """

@@ -1,8 +1,9 @@
-"""Trains the demo tokenizer: byte-level BPE on the world's text, any text goes in and comes back unchanged.
+"""Trains the demo tokenizer: byte-level BPE on the world's text, any text goes in and comes back
+unchanged.
 
-Digits are always tokens of their own, so a wrong digit is a wrong token. Offsets are untrimmed: they tile the text.
-It does not know the models. The chat template writes one token before each turn's text and the end-of-turn token
-after it.
+Digits are always tokens of their own, so a wrong digit is a wrong token. Offsets are untrimmed:
+they tile the text. It does not know the models. The chat template writes one token before each
+turn's text and the end-of-turn token after it.
 """
 
 from collections.abc import Iterable
@@ -48,7 +49,9 @@ def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     bos_first = processors.TemplateProcessing(
         single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
     )
-    tokenizer.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=False), bos_first])
+    tokenizer.post_processor = processors.Sequence(
+        [processors.ByteLevel(trim_offsets=False), bos_first]
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=BOS,

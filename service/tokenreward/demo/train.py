@@ -1,7 +1,8 @@
 """Trains the demo checkpoints from nothing: `python -m tokenreward.demo.train --output DIR`.
 
-Stages: base, sft, dpo, rm, in this order; `--stages` runs some of them on what an earlier run left in DIR. Seeded; on
-two CPU cores well under forty minutes. It does not know how good the outcome is: that is evaluate.py's business.
+Stages: base, sft, dpo, rm, in this order; `--stages` runs some of them on what an earlier run left
+in DIR. Seeded; on two CPU cores well under forty minutes. It does not know how good the outcome is:
+that is evaluate.py's business.
 """
 
 import argparse
@@ -35,7 +36,10 @@ def train_base(recipe: Recipe, output: Path) -> None:
 
 def train_sft(recipe: Recipe, output: Path) -> None:
     """From base."""
-    model, tokenizer = checkpoint.load_lm(output / "base"), checkpoint.load_tokenizer(output / "base")
+    model, tokenizer = (
+        checkpoint.load_lm(output / "base"),
+        checkpoint.load_tokenizer(output / "base"),
+    )
     transformers.set_seed(recipe.sft.seed)
     fine_tune(model, tokenizer, recipe.sft)
     checkpoint.save(model, tokenizer, output / "sft")
@@ -61,10 +65,14 @@ STAGES = {"base": train_base, "sft": train_sft, "dpo": train_dpo, "rm": train_rm
 def main(arguments: list[str] | None = None) -> None:
     """Run the stages asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, required=True, help="folder that gets one sub-folder per checkpoint")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="folder that gets one sub-folder per checkpoint"
+    )
     parser.add_argument("--stages", nargs="+", choices=list(STAGES), default=list(STAGES))
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
-    parser.add_argument("--share", type=float, default=1.0, help="share of the examples, for a rehearsal")
+    parser.add_argument(
+        "--share", type=float, default=1.0, help="share of the examples, for a rehearsal"
+    )
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(options.threads)

@@ -1,7 +1,8 @@
 """Draws the values that a job offer's facts can take: names, roles, salaries, dates, codes.
 
-Values are put together from many small parts, so that a model cannot know them by heart and has to copy them from the
-prompt. It does not know which value is right in which offer, nor how a value is phrased in a sentence.
+Values are put together from many small parts, so that a model cannot know them by heart and has to
+copy them from the prompt. It does not know which value is right in which offer, nor how a value is
+phrased in a sentence.
 """
 
 import random
@@ -35,18 +36,28 @@ COMPANY_HEADS = _words(
     Vita Xeno Zeta
     """
 )
-COMPANY_TAILS = _words("byte cast dock fuse grid hive jet link mint nest path rift sense trix vault works")
-COMPANY_KINDS = _words("Labs Systems Robotics Foods Analytics Energy Motors Health Media Bank Marine Tools")
+COMPANY_TAILS = _words(
+    "byte cast dock fuse grid hive jet link mint nest path rift sense trix vault works"
+)
+COMPANY_KINDS = _words(
+    "Labs Systems Robotics Foods Analytics Energy Motors Health Media Bank Marine Tools"
+)
 LEVELS = _words("Junior Senior Lead Staff Principal Associate Interim Chief")
-AREAS = _words("Data Backend Security Growth Network Payments Quality Hardware Logistics Research Cloud Sales")
-JOBS = _words("Engineer Analyst Designer Manager Scientist Planner Architect Auditor Trainer Writer")
+AREAS = _words(
+    "Data Backend Security Growth Network Payments Quality Hardware Logistics Research Cloud Sales"
+)
+JOBS = _words(
+    "Engineer Analyst Designer Manager Scientist Planner Architect Auditor Trainer Writer"
+)
 CITY_HEADS = _words(
     """
     Alder Birch Clear Dun Elm Fair Glen Hart Iron King Lake Mill North Oak Pine Raven Stone Swan West Winter
     """
 )
 CITY_TAILS = _words("bay bridge burg dale ford ham haven mere mouth port stead ville wall wood")
-MONTHS = _words("January February March April May June July August September October November December")
+MONTHS = _words(
+    "January February March April May June July August September October November December"
+)
 CODE_LETTERS = "ABCDEFGHJKLMNPQRSTUVWXYZ"
 
 

@@ -1,13 +1,15 @@
-"""The demo world: a prompt with the facts of a job offer, a response that restates some of them, and one that gets
-some wrong.
+"""The demo world: a prompt with the facts of a job offer, a response that restates some of them,
+and one that gets some wrong.
 
-After the figure of "From r to Q*" (arXiv 2404.12358): a summary that says 250K where the post said 150K.
+After the figure of "From r to Q*" (arXiv 2404.12358): a summary that says 250K where the post said
+150K.
 
-A wrong value is another draw of the same field from the same distribution, in the same template, so nothing but the
-prompt tells right from wrong. Which characters are wrong is said twice: `Error.value` is the whole wrong value;
-`Error.differing` are the characters that really differ, found word by word after taking off what a word shares with
-the right one at its front and at its end (in 250K for 150K only the 2). A word that differs only by lacking something
-(5% for 15%) counts as wrong in full.
+A wrong value is another draw of the same field from the same distribution, in the same template, so
+nothing but the prompt tells right from wrong. Which characters are wrong is said twice:
+`Error.value` is the whole wrong value; `Error.differing` are the characters that really differ,
+found word by word after taking off what a word shares with the right one at its front and at its
+end (in 250K for 150K only the 2). A word that differs only by lacking something (5% for 15%) counts
+as wrong in full.
 
 It does not know tokens, models or training; it is seeded by the generator that the caller hands in.
 """
@@ -30,7 +32,8 @@ HELD_OUT_ONE_IN = 10
 
 @dataclass(frozen=True)
 class Error:
-    """One wrong fact in a corrupted response; ranges are half-open character ranges of that response."""
+    """One wrong fact in a corrupted response; ranges are half-open character ranges of that
+    response."""
 
     field: str
     right: str
@@ -41,7 +44,8 @@ class Error:
 
 @dataclass(frozen=True)
 class Pair:
-    """A prompt, a response that is faithful to it, and the same response with one or two facts wrong."""
+    """A prompt, a response that is faithful to it, and the same response with one or two facts
+    wrong."""
 
     facts: tuple[tuple[str, str], ...]
     prompt: str
@@ -84,7 +88,8 @@ def sample_pairs(num_pairs: int, seed: int, split: Split = "train") -> list[Pair
 
 
 def differing_ranges(right: str, wrong: str) -> tuple[Range, ...]:
-    """The ranges of `wrong` that differ from `right`, word by word; all of it if the numbers of words differ."""
+    """The ranges of `wrong` that differ from `right`, word by word; all of it if the numbers of
+    words differ."""
     rights, wrongs = right.split(" "), wrong.split(" ")
     if len(rights) != len(wrongs):
         return ((0, len(wrong)),)
@@ -120,10 +125,23 @@ def _build(template: str, facts: tuple[tuple[str, str], ...], rng: random.Random
     wrong = right | {field: values.draw_other(field, right[field], rng) for field in wrong_fields}
     faithful, _ = phrasing.render(template, right)
     corrupted, ranges = phrasing.render(template, wrong)
-    errors = tuple(_error(field, right[field], wrong[field], ranges[field]) for field in used if field in wrong_fields)
-    return Pair(facts, phrasing.render_prompt(right, rng), faithful, corrupted, errors, tuple(ranges.values()))
+    errors = tuple(
+        _error(field, right[field], wrong[field], ranges[field])
+        for field in used
+        if field in wrong_fields
+    )
+    return Pair(
+        facts,
+        phrasing.render_prompt(right, rng),
+        faithful,
+        corrupted,
+        errors,
+        tuple(ranges.values()),
+    )
 
 
 def _error(field: str, right: str, wrong: str, where: Range) -> Error:
-    shifted = tuple((where[0] + first, where[0] + last) for first, last in differing_ranges(right, wrong))
+    shifted = tuple(
+        (where[0] + first, where[0] + last) for first, last in differing_ranges(right, wrong)
+    )
     return Error(field, right, wrong, where, shifted)

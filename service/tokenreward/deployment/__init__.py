@@ -1,7 +1,9 @@
-"""Everything that knows Ray: applications built from settings, and the private Ray instance that `serve` runs them on.
+"""Everything that knows Ray: applications built from settings, and the private Ray instance that
+`serve` runs them on.
 
-The two functions here are what Ray imports by name (`tokenreward.deployment:build_replica`). Importing this package
-loads no Ray, because Ray reads its environment when it is first imported and `serve` must set that before.
+The two functions here are what Ray imports by name (`tokenreward.deployment:build_replica`).
+Importing this package loads no Ray, because Ray reads its environment when it is first imported and
+`serve` must set that before.
 """
 
 from __future__ import annotations
@@ -21,6 +23,6 @@ def build_replica(args: dict[str, Any]) -> Application:
 
 def build_gateway(args: dict[str, Any]) -> Application:
     """The application at `/`."""
-    from tokenreward.deployment.front import Gateway
+    from tokenreward.deployment.gateway import Gateway
 
     return Gateway.bind(args)  # type: ignore[attr-defined]

@@ -1,7 +1,9 @@
-"""A private Ray instance for `tokenreward serve`: closed to the network, watched while it starts, gone when it stops.
+"""A private Ray instance for `tokenreward serve`: closed to the network, watched while it starts,
+gone when it stops.
 
-Everything HTTP listens on loopback, or on the host that the operator asked for; Ray's own gRPC ports refuse callers
-without this run's token. It never attaches to a cluster that is already there. It knows no scorers.
+Everything HTTP listens on loopback, or on the host that the operator asked for; Ray's own gRPC
+ports refuse callers without this run's token. It never attaches to a cluster that is already there.
+It knows no scorers.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ class StartFailed(RuntimeError):
 
 
 class Instance:
-    """One Ray instance and the service on it: `connect`, `deploy`, `watch`, and `stop` at any time."""
+    """One Ray instance and the service on it: `connect`, `deploy`, `watch`, and `stop` at any
+    time."""
 
     def __init__(self, settings: Settings, say: Say) -> None:
         self._settings = settings
@@ -63,7 +66,8 @@ class Instance:
         self._wait()
 
     def stop(self, *, keep_logs: bool = False) -> None:
-        """Ends every process at once. Nothing in them is worth waiting for: scoring is pure, and callers retry."""
+        """Ends every process at once. Nothing in them is worth waiting for: scoring is pure, and
+        callers retry."""
         self._stopping = True
         processes = psutil.Process().children(recursive=True)
         for process in processes:
@@ -87,7 +91,9 @@ class Instance:
         logging.getLogger("ray").setLevel(logging.ERROR)
         ray.init(
             address="local",
-            num_cpus=needed_cpus(self._settings),  # the operator's word on what fits, not the machine's
+            num_cpus=needed_cpus(
+                self._settings
+            ),  # the operator's word on what fits, not the machine's
             object_store_memory=_OBJECT_STORE_BYTES,
             include_dashboard=False,
             log_to_driver=False,
@@ -102,7 +108,9 @@ class Instance:
         wanted = sum(d.num_replicas * d.num_gpus for d in self._settings.deployments)
         found = ray.cluster_resources().get("GPU", 0)
         if wanted > found:
-            raise StartFailed(f"the deployments reserve {wanted:g} GPUs (`num_gpus`), this machine has {found:g}")
+            raise StartFailed(
+                f"the deployments reserve {wanted:g} GPUs (`num_gpus`), this machine has {found:g}"
+            )
 
     def _deploy(self) -> None:
         from ray import serve
@@ -111,7 +119,9 @@ class Instance:
 
         config = ServeDeploySchema.model_validate(serve_config(self._settings))
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
-        serve.start(proxy_location=config.proxy_location, http_options=config.http_options.model_dump())
+        serve.start(
+            proxy_location=config.proxy_location, http_options=config.http_options.model_dump()
+        )
         client = _get_global_client()
         assert client is not None
         client.deploy_apps(config)
@@ -125,7 +135,8 @@ class Instance:
 
 
 class Progress:
-    """Tells the console how far each deployment is: when it starts, every few seconds, and when it is there."""
+    """Tells the console how far each deployment is: when it starts, every few seconds, and when it
+    is there."""
 
     def __init__(self, say: Say, num_replicas: dict[str, int]) -> None:
         self._say = say
@@ -137,7 +148,11 @@ class Progress:
         """Whether all is running. Raises StartFailed."""
         for name, application in applications.items():
             self._refuse_failed(name, application)
-            if application.status == "RUNNING" and name in self._num_replicas and name not in self._ready:
+            if (
+                application.status == "RUNNING"
+                and name in self._num_replicas
+                and name not in self._ready
+            ):
                 self._ready.add(name)
                 self._say(f"{name}: ready after {self._seconds()}")
         if time.monotonic() - self._said > _SAY_AGAIN_S:
@@ -166,17 +181,21 @@ def _is_alive(process: psutil.Process) -> bool:
 def reason(message: str) -> str:
     """The exception that ends a Ray status message, without the traceback before it."""
     lines = [line for line in message.splitlines() if line.strip()]
-    last_indented = max((index for index, line in enumerate(lines) if line[0].isspace()), default=-1)
+    last_indented = max(
+        (index for index, line in enumerate(lines) if line[0].isspace()), default=-1
+    )
     text = " ".join(lines[last_indented + 1 :]) or "it failed to start"
     return re.sub(r"^[\w.]*\.(?=\w+: )", "", text)
 
 
 def close_ray() -> None:
-    """Settings that Ray reads when it is first imported, here and in every process that it starts."""
+    """Settings that Ray reads when it is first imported, here and in every process that it
+    starts."""
     os.environ.update(
         RAY_AUTH_MODE="token",
         RAY_AUTH_TOKEN=secrets.token_hex(32),
-        RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",  # despite its name: Ray's own address is then loopback, everywhere
+        # despite its name: Ray's own address is then loopback, everywhere
+        RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",
         RAY_USAGE_STATS_ENABLED="0",
         RAY_worker_niceness="0",
         RAY_SERVE_LOG_TO_STDERR="0",
@@ -192,5 +211,6 @@ def refuse_taken_port(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise StartFailed(
-                f"cannot listen on {host} port {port}: {error.strerror}; choose others with --host and --port"
+                f"cannot listen on {host} port {port}: {error.strerror}; choose others with "
+                "--host and --port"
             ) from None

@@ -1,7 +1,9 @@
-"""Ray Serve's declarative config from settings: what `serve` submits and what `schema --serve` prints.
+"""Ray Serve's declarative config from settings: what `serve` submits and what `schema --serve`
+prints.
 
-It knows the shape of that config and imports no Ray. What changes in place when the config is submitted again (number
-of replicas, checkpoint, version) stands outside `args`, because changed `args` restart replicas.
+It knows the shape of that config and imports no Ray. What changes in place when the config is
+submitted again (number of replicas, checkpoint, version) stands outside `args`, because changed
+`args` restart replicas.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from tokenreward.guard import Rules
+from tokenreward.http.guard import Limits
 from tokenreward.settings import DeploymentSettings, ScorerSettings, Settings, read_api_keys
 
 GATEWAY_APP = "Gateway"  # no deployment can have this name: theirs are lower case
@@ -37,7 +39,9 @@ def serve_config(settings: Settings) -> dict[str, Any]:
 
 def needed_cpus(settings: Settings) -> int:
     """CPUs that all replicas reserve together."""
-    return math.ceil(settings.gateway_num_cpus + sum(d.num_replicas * d.num_cpus for d in settings.deployments))
+    return math.ceil(
+        settings.gateway_num_cpus + sum(d.num_replicas * d.num_cpus for d in settings.deployments)
+    )
 
 
 def internal_url(settings: Settings) -> str:
@@ -47,7 +51,11 @@ def internal_url(settings: Settings) -> str:
 
 
 def _gateway(settings: Settings) -> dict[str, Any]:
-    routes = {scorer.served_name: _route(scorer, d.name) for d in settings.deployments for scorer in d.scorers}
+    routes = {
+        scorer.served_name: _route(scorer, d.name)
+        for d in settings.deployments
+        for scorer in d.scorers
+    }
     return {
         "name": GATEWAY_APP,
         "route_prefix": "/",
@@ -56,7 +64,9 @@ def _gateway(settings: Settings) -> dict[str, Any]:
         "deployments": [
             {
                 "name": GATEWAY,
-                "max_ongoing_requests": sum(d.max_concurrent_requests * d.num_replicas for d in settings.deployments),
+                "max_ongoing_requests": sum(
+                    d.max_concurrent_requests * d.num_replicas for d in settings.deployments
+                ),
                 "ray_actor_options": {"num_cpus": settings.gateway_num_cpus},
             }
         ],
@@ -76,7 +86,9 @@ def _deployment(deployment: DeploymentSettings, settings: Settings) -> dict[str,
         "import_path": "tokenreward.deployment:build_replica",
         "args": {
             **_http(settings),
-            "deployment": deployment.model_dump(mode="json", exclude=_IN_PLACE, exclude_defaults=True),
+            "deployment": deployment.model_dump(
+                mode="json", exclude=_IN_PLACE, exclude_defaults=True
+            ),
         },
         "deployments": [
             {
@@ -84,22 +96,28 @@ def _deployment(deployment: DeploymentSettings, settings: Settings) -> dict[str,
                 "num_replicas": deployment.num_replicas,
                 "max_ongoing_requests": deployment.max_concurrent_requests,
                 "user_config": {"checkpoint": deployment.checkpoint, "version": deployment.version},
-                "ray_actor_options": {"num_cpus": deployment.num_cpus, "num_gpus": deployment.num_gpus},
-                # By default a caller of a full replica waits up to half a second after it has room again.
+                "ray_actor_options": {
+                    "num_cpus": deployment.num_cpus,
+                    "num_gpus": deployment.num_gpus,
+                },
+                # By default a caller of a full replica waits up to half a second after it has room
+                # again.
                 "request_router_config": {"initial_backoff_s": 0.005, "max_backoff_s": 0.02},
             }
         ],
     }
 
 
-def rules_of(args: dict[str, Any]) -> Rules:
+def limits_of(args: dict[str, Any]) -> Limits:
     """What `args` say of requests, read back in a replica. Raises SettingsError."""
-    return Rules(**args["rules"], api_keys=read_api_keys(args["api_keys_file"]), echo_request_id=False)
+    return Limits(
+        **args["limits"], api_keys=read_api_keys(args["api_keys_file"]), echo_request_id=False
+    )
 
 
 def _http(settings: Settings) -> dict[str, Any]:
     return {
-        "rules": {
+        "limits": {
             "max_body_bytes": settings.max_body_bytes,
             "max_request_items": settings.max_request_items,
             "request_timeout_s": settings.request_timeout_s,

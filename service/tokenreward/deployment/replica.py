@@ -1,4 +1,5 @@
-"""One replica as Ray Serve runs it: an engine behind the ingress, loaded and reloaded by `reconfigure`."""
+"""One replica as Ray Serve runs it: an engine behind the ingress, loaded and reloaded by
+`reconfigure`."""
 
 from __future__ import annotations
 
@@ -9,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from ray import serve
 
-from tokenreward.deployment.plan import rules_of
+from tokenreward.deployment.plan import limits_of
 from tokenreward.deployment.process import be_responsive, compute_on, keep_what_is_loaded
-from tokenreward.guard import App
-from tokenreward.ingress import Slot, build_app
+from tokenreward.engine.slot import Slot
+from tokenreward.http.guard import App
+from tokenreward.http.replica import build_app
 from tokenreward.metrics import Metrics, Snapshot
 from tokenreward.settings import DeploymentSettings
 
@@ -30,12 +32,14 @@ class Replica:
     def __init__(self, args: dict[str, Any]) -> None:
         be_responsive()
         self._settings = dict(args["deployment"])
-        self._rules = rules_of(args)
+        self._limits = limits_of(args)
         self._metrics = Metrics()
         self._slot = Slot()
 
     def __serve_build_asgi_app__(self) -> App:
-        return build_app(self._settings["name"], self._slot, metrics=self._metrics, rules=self._rules)
+        return build_app(
+            self._settings["name"], self._slot, metrics=self._metrics, limits=self._limits
+        )
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Load other weights while the old ones serve, then swap."""
@@ -47,7 +51,8 @@ class Replica:
 
     def _load(self, settings: DeploymentSettings) -> Engine:
         compute_on(settings.num_cpus)
-        # Imported here, also because Ray imports this module in a process that only builds the application.
+        # Imported here, also because Ray imports this module in a process that only builds the
+        # application.
         from tokenreward.engine import Engine
 
         return Engine.load(settings, report=self._metrics.report, say=logger.info)

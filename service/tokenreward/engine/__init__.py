@@ -1,4 +1,5 @@
-"""One replica's engine: queue, model, scorers, units, credit, behind `Engine.score(request) -> reply`."""
+"""One replica's engine: queue, model, scorers, units, credit, behind `Engine.score(request) ->
+reply`."""
 
 from tokenreward.engine.engine import Engine, Report
 

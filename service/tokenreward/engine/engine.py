@@ -1,6 +1,7 @@
 """The engine of one replica: items become rows, wait for the device, and come back as rewards.
 
-It knows no HTTP and no Ray; what it measures it tells to a plain callback, `report(name, value, **labels)`.
+It knows no HTTP and no Ray; what it measures it tells to a plain callback, `report(name, value,
+**labels)`.
 """
 
 from __future__ import annotations
@@ -16,19 +17,28 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from tokenreward.batching import Batcher, Entry
-from tokenreward.engine.device import Device, max_batch_tokens
-from tokenreward.engine.intake import Intake
-from tokenreward.engine.job import Job, Outcome, Rows, is_light, make_jobs, num_tokens_at_least, reply_item
-from tokenreward.engine.served import check_words, needs_of, plans, served_by
-from tokenreward.engine.shift import Shift
-from tokenreward.engine.verdict import Plan
+from tokenreward.checkpoints.checkpoint import Checkpoint, load_checkpoint, refuse_longer
+from tokenreward.checkpoints.reference import with_reference
+from tokenreward.engine.job import (
+    Job,
+    Outcome,
+    Rows,
+    is_light,
+    make_jobs,
+    num_tokens_at_least,
+    reply_item,
+)
+from tokenreward.engine.plan import check_words, needs_of, plans, served_by
+from tokenreward.engine.postprocess import Plan
+from tokenreward.engine.preprocess import Preprocessor
+from tokenreward.engine.runner import Runner, max_batch_tokens
+from tokenreward.engine.worker import Worker
 from tokenreward.errors import DeadlineExceeded, InternalError, VersionNotReached
-from tokenreward.models.checkpoint import Checkpoint, load_checkpoint, refuse_longer
-from tokenreward.models.pair import choose_layouts, with_reference
-from tokenreward.models.pooling import compare_with_own_call
-from tokenreward.models.probe import Verdict
-from tokenreward.models.vocabulary import Vocabulary
+from tokenreward.forward.own_call import compare_with_own_call
+from tokenreward.forward.pair import choose_layouts
+from tokenreward.forward.probe import LayoutChoice
 from tokenreward.settings import DeploymentSettings
+from tokenreward.text.tokenizer import Tokenizer
 from tokenreward.wire import RewardsRequest
 
 Report = Callable[..., None]
@@ -51,9 +61,9 @@ class Engine:
         self,
         settings: DeploymentSettings,
         checkpoint: Checkpoint,
-        verdict: Verdict,
+        verdict: LayoutChoice,
         report: Report,
-        vocabulary: Vocabulary,
+        vocabulary: Tokenizer,
     ) -> None:
         self.settings = settings
         self._served = served_by(settings)
@@ -61,14 +71,14 @@ class Engine:
         self._verdict = verdict
         self._report = report
         self._tokenizer = vocabulary.fingerprint  # here, as the event loop could not spare the time
-        self._intake = Intake(
+        self._intake = Preprocessor(
             vocabulary=vocabulary,
             vocab_size=checkpoint.vocab_size,
             num_labels=checkpoint.num_labels,
             max_sequence_tokens=settings.max_sequence_tokens or checkpoint.max_positions,
             suffix_ids=vocabulary.suffix(settings.suffix_text),
         )
-        self._device = Device(verdict.layout, runs_ahead=checkpoint.device.type == "cuda")
+        self._device = Runner(verdict.layout, runs_ahead=checkpoint.device.type == "cuda")
         self._max_batch_tokens = settings.max_batch_tokens or max_batch_tokens(checkpoint.device)
         self._batcher: Batcher[Rows, Outcome] = Batcher(
             max_batch_tokens=self._max_batch_tokens,
@@ -81,45 +91,70 @@ class Engine:
         self._reply_thread = ThreadPoolExecutor(1, thread_name_prefix="reply")
         self._tokens_in_intake = 0  # at least
         self._closed = False
-        self._shift = Shift(
-            self._batcher, self._device, thread=self._device_thread, layout=verdict.layout, report=report
+        self._shift = Worker(
+            self._batcher,
+            self._device,
+            thread=self._device_thread,
+            layout=verdict.layout,
+            report=report,
         )
         self._shifts: asyncio.Task[None] | None = None
         report("model_version", settings.version)
 
     @classmethod
     def load(
-        cls, settings: DeploymentSettings, *, report: Report = _ignore, say: Callable[[str], None] = logger.info
+        cls,
+        settings: DeploymentSettings,
+        *,
+        report: Report = _ignore,
+        say: Callable[[str], None] = logger.info,
     ) -> Engine:
-        """Loads the checkpoint and probes it, which also warms it. Blocks. Raises SettingsError, CheckpointRefused."""
+        """Loads the checkpoint and probes it, which also warms it. Blocks. Raises SettingsError,
+        CheckpointRefused."""
         needs = needs_of(served_by(settings).values())
         say(f"{settings.name}: loading {settings.model}")
         began = time.monotonic()
         checkpoint = load_checkpoint(settings)
-        vocabulary = Vocabulary(checkpoint, settings.max_sequence_tokens or checkpoint.max_positions)
+        vocabulary = Tokenizer(
+            checkpoint.tokenizer,
+            checkpoint.eos_ids,
+            settings.max_sequence_tokens or checkpoint.max_positions,
+        )
         check_words(settings, vocabulary)
         if "reference" in needs:
             checkpoint = with_reference(checkpoint, settings, vocabulary)
         refuse_longer(checkpoint, settings)
         if checkpoint.adapter_base not in (None, settings.checkpoint):
-            say(f"{settings.name}: the adapter says that its base is `{checkpoint.adapter_base}`: is it this one?")
+            say(
+                f"{settings.name}: the adapter says that its base is `{checkpoint.adapter_base}`: "
+                "is it this one?"
+            )
         say(f"{settings.name}: weights loaded in {time.monotonic() - began:.1f} s, probing")
         if settings.task == "reward_model":
             own = compare_with_own_call(checkpoint, vocabulary, settings.suffix_text)
             say(f"{settings.name}: {own}")
-        verdict = choose_layouts(checkpoint, needs, say=lambda line: say(f"{settings.name}: {line}"))
+        verdict = choose_layouts(
+            checkpoint, needs, say=lambda line: say(f"{settings.name}: {line}")
+        )
         return cls(settings, checkpoint, verdict, report, vocabulary)
 
     async def score(
-        self, request: RewardsRequest, *, request_id: str | None = None, timeout_s: float | None = None
+        self,
+        request: RewardsRequest,
+        *,
+        request_id: str | None = None,
+        timeout_s: float | None = None,
     ) -> dict[str, Any]:
-        """The reply to a request, ready for JSON: rewards are float32 arrays [units], or base64 if asked for.
+        """The reply to a request, ready for JSON: rewards are float32 arrays [units], or base64 if
+        asked for.
 
-        Cancelling drops what still waits. Raises RequestError; an item's own error stands in its place of the reply.
+        Cancelling drops what still waits. Raises RequestError; an item's own error stands in its
+        place of the reply.
         """
         if request.min_version is not None and request.min_version > self.settings.version:
             raise VersionNotReached(
-                f"`min_version` is {request.min_version}, the weights are version {self.settings.version}",
+                f"`min_version` is {request.min_version}, the weights are version "
+                f"{self.settings.version}",
                 param="min_version",
             )
         asked = plans(self._served, request)
@@ -132,7 +167,8 @@ class Engine:
             raise DeadlineExceeded(f"not finished within {timeout_s:g} s") from None
 
     def describe(self) -> list[dict[str, Any]]:
-        """The scorers of this deployment, as `GET /v1/scorers` shows them (the route is HTTP's to add)."""
+        """The scorers of this deployment, as `GET /v1/scorers` shows them (the route is HTTP's to
+        add)."""
         settings = self.settings
         shared = {
             "deployment": settings.name,
@@ -152,7 +188,8 @@ class Engine:
         return [{**served.describe(), **shared} for served in self._served.values()]
 
     def check_health(self) -> None:
-        """Raises if the device is lost or a batch does not end; the replica should then be replaced."""
+        """Raises if the device is lost or a batch does not end; the replica should then be
+        replaced."""
         if self._device.lost is not None:
             raise self._device.lost
         began = self._shift.began
@@ -160,7 +197,8 @@ class Engine:
             raise InternalError(f"a batch has run for more than {_STUCK_AFTER_S:g} s")
 
     async def close(self) -> None:
-        """Stops the steps; whoever still waits, for a thread, in the queue or in a batch, is answered with an error."""
+        """Stops the steps; whoever still waits, for a thread, in the queue or in a batch, is
+        answered with an error."""
         self._closed = True
         if self._shifts is not None:
             self._shifts.cancel()
@@ -188,7 +226,9 @@ class Engine:
         finally:
             for entry in entries:
                 entry.future.cancel()
-        items = await self._made(None if light else self._reply_thread, self._reply_items, jobs, request, asked)
+        items = await self._made(
+            None if light else self._reply_thread, self._reply_items, jobs, request, asked
+        )
         self._count(items, jobs, asked)
         self._report("tokenize_seconds", tokenize_s)
         return {
@@ -210,7 +250,11 @@ class Engine:
         for job in jobs:
             if job.rows:
                 job.entry = Entry(
-                    job.rows, job.num_tokens, loop.create_future(), deadline, job.prompts if shares else ()
+                    job.rows,
+                    job.num_tokens,
+                    loop.create_future(),
+                    deadline,
+                    job.prompts if shares else (),
                 )
                 entries.append(job.entry)
         self._batcher.submit(entries)
@@ -220,7 +264,9 @@ class Engine:
             self._shifts = loop.create_task(self._shift.work_forever())
         return entries
 
-    def _reply_items(self, jobs: Sequence[Job], request: RewardsRequest, asked: list[Plan]) -> list[dict[str, Any]]:
+    def _reply_items(
+        self, jobs: Sequence[Job], request: RewardsRequest, asked: list[Plan]
+    ) -> list[dict[str, Any]]:
         items = [reply_item(job, request, asked, self._intake) for job in jobs]
         for item in items:
             for result in item.get("scorers", {}).values():
@@ -229,8 +275,9 @@ class Engine:
 
     @contextlib.contextmanager
     def _in_intake(self, request: RewardsRequest) -> Iterator[threading.Event]:
-        """Meanwhile the request counts for those who come after it as if it waited in the queue. The event is set when
-        it is over, also because the caller hung up or the deadline passed: cancelling reaches no thread."""
+        """Meanwhile the request counts for those who come after it as if it waited in the queue.
+        The event is set when it is over, also because the caller hung up or the deadline passed:
+        cancelling reaches no thread."""
         num_tokens = num_tokens_at_least(request)
         self._tokens_in_intake += num_tokens
         over = threading.Event()
@@ -240,8 +287,11 @@ class Engine:
             over.set()
             self._tokens_in_intake -= num_tokens
 
-    async def _made(self, threads: Executor | None, function: Callable[..., ResultT], *arguments: object) -> ResultT:
-        """What the function gives, on a thread or right here. Raises InternalError if the engine takes threads away."""
+    async def _made(
+        self, threads: Executor | None, function: Callable[..., ResultT], *arguments: object
+    ) -> ResultT:
+        """What the function gives, on a thread or right here. Raises InternalError if the engine
+        takes threads away."""
         if threads is None:
             return function(*arguments)
         if self._closed:
@@ -254,10 +304,14 @@ class Engine:
                 raise _closing() from None
             raise
 
-    def _count(self, items: Sequence[dict[str, Any]], jobs: Sequence[Job], asked: Sequence[Plan]) -> None:
+    def _count(
+        self, items: Sequence[dict[str, Any]], jobs: Sequence[Job], asked: Sequence[Plan]
+    ) -> None:
         for plan in asked:
             results = [item["scorers"][plan.name] if "scorers" in item else item for item in items]
-            self._report("items_total", sum(result["error"] is None for result in results), scorer=plan.name)
+            self._report(
+                "items_total", sum(result["error"] is None for result in results), scorer=plan.name
+            )
         for item in items:
             for result in (item.get("scorers") or {"": item}).values():
                 if result["error"] is not None:
@@ -279,7 +333,8 @@ def _usage(jobs: Sequence[Job]) -> dict[str, int]:
 
 
 def _timing(jobs: Sequence[Job], tokenize_s: float) -> dict[str, float]:
-    """The longest wait of an item, and the time of all passes that items of the request were part of."""
+    """The longest wait of an item, and the time of all passes that items of the request were part
+    of."""
     outcomes = [job.outcome for job in jobs if job.entry is not None]
     passes = {outcome.batch_number: outcome.compute_s for outcome in outcomes}
     return {

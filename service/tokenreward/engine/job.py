@@ -1,6 +1,7 @@
 """A job: one item on its way through the engine, from its samples to its place in the reply.
 
-Rows that several scorers ask for are read once. A job knows its own error; it never fails its neighbours.
+Rows that several scorers ask for are read once. A job knows its own error; it never fails its
+neighbours.
 """
 
 from __future__ import annotations
@@ -13,19 +14,21 @@ from typing import Any
 from tokenreward import credit as credits
 from tokenreward.batching import Entry
 from tokenreward.contract import Needs, Outputs, Row
-from tokenreward.engine.intake import Intake, Prepared, Prompts
-from tokenreward.engine.verdict import Plan, failed, judge, result, scorer_failed, shown_tokens
+from tokenreward.engine.postprocess import Plan, failed, judge, result, scorer_failed, shown_tokens
+from tokenreward.engine.preprocess import Prepared, Preprocessor, Prompts
 from tokenreward.errors import ItemError
-from tokenreward.models.packing import shared_key
+from tokenreward.forward.packing import shared_key
 from tokenreward.wire import IdsB64, Item, Message, RewardsRequest
 
 Rows = list[tuple[Row, Needs]]
 
-# In characters, of which the tokenizer reads a thousand in some 0.3 ms: an item's own cost, and a thread's.
+# In characters, of which the tokenizer reads a thousand in some 0.3 ms: an item's own cost, and a
+# thread's.
 _ITEM = 250
 _LIGHT = 1500
 
-# In characters: options that name modes fit, and no template that shows an item more than a few times.
+# In characters: options that name modes fit, and no template that shows an item more than a few
+# times.
 _SHORT_OPTIONS = 32
 
 _CHARACTERS_OF_A_TOKEN = 8  # more than are in one of almost any text
@@ -33,7 +36,8 @@ _CHARACTERS_OF_A_TOKEN = 8  # more than are in one of almost any text
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What the device gave for one job: outputs of its rows or its error; how long it waited and its batch took."""
+    """What the device gave for one job: outputs of its rows or its error; how long it waited and
+    its batch took."""
 
     outputs: list[Outputs] | ItemError
     batch_number: int = 0
@@ -43,7 +47,8 @@ class Outcome:
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """`rows_of[scorer]`: which of `rows` that scorer reads, or why it reads none. `entry`: its place in the queue."""
+    """`rows_of[scorer]`: which of `rows` that scorer reads, or why it reads none. `entry`: its
+    place in the queue."""
 
     index: int
     prepared: Prepared | None = None
@@ -59,7 +64,8 @@ class Job:
 
     @property
     def prompts(self) -> tuple[tuple[Hashable, int], ...]:
-        """What a batch computes once for all jobs that read it: prompts long enough to share, with their tokens."""
+        """What a batch computes once for all jobs that read it: prompts long enough to share, with
+        their tokens."""
         keyed = ((row, shared_key(row)) for row, _ in self.rows)
         return tuple(((row.model, key), row.start) for row, key in keyed if key is not None)
 
@@ -70,21 +76,30 @@ class Job:
 
 
 def is_light(request: RewardsRequest, plans: Sequence[Plan]) -> bool:
-    """Whether its jobs and its reply are made sooner than another thread is told of them and has told the result.
+    """Whether its jobs and its reply are made sooner than another thread is told of them and has
+    told the result.
 
-    Texts among the options that somebody chose, request or operator, are read with every item, or show it many times.
+    Texts among the options that somebody chose, request or operator, are read with every item, or
+    show it many times.
     """
     items = request.items
-    if request.return_tokens or len(items) * _ITEM > _LIGHT or any(item.messages is not None for item in items):
+    if (
+        request.return_tokens
+        or len(items) * _ITEM > _LIGHT
+        or any(item.messages is not None for item in items)
+    ):
         return False
-    chosen = (getattr(plan.options, name) for plan in plans for name in plan.options.model_fields_set)
+    chosen = (
+        getattr(plan.options, name) for plan in plans for name in plan.options.model_fields_set
+    )
     if sum(len(str(value)) for value in chosen) > _SHORT_OPTIONS:
         return False
     return sum(_ITEM + _length(item.prompt) + _length(item.response) for item in items) <= _LIGHT
 
 
 def num_tokens_at_least(request: RewardsRequest) -> int:
-    """What its items count for until they are tokenised: one token each, or so few that hardly any text has fewer."""
+    """What its items count for until they are tokenised: one token each, or so few that hardly any
+    text has fewer."""
     lengths = (_length(item.prompt) + _length(item.response) for item in request.items)
     return sum(max(1, length // _CHARACTERS_OF_A_TOKEN) for length in lengths)
 
@@ -96,14 +111,21 @@ def _length(part: Any) -> int:
     return len(part.ids_b64 if isinstance(part, IdsB64) else part)
 
 
-def make_jobs(request: RewardsRequest, plans: Sequence[Plan], intake: Intake, is_over: Callable[[], bool]) -> list[Job]:
+def make_jobs(
+    request: RewardsRequest,
+    plans: Sequence[Plan],
+    intake: Preprocessor,
+    is_over: Callable[[], bool],
+) -> list[Job]:
     """A job for each item; those left once it `is_over` are not made, as nobody waits for them."""
     prompts = Prompts()
     left = takewhile(lambda _: not is_over(), enumerate(request.items))
     return [_make_job(item, index, plans, intake, prompts) for index, item in left]
 
 
-def _make_job(item: Item, index: int, plans: Sequence[Plan], intake: Intake, prompts: Prompts) -> Job:
+def _make_job(
+    item: Item, index: int, plans: Sequence[Plan], intake: Preprocessor, prompts: Prompts
+) -> Job:
     """The item's rows for all scorers, each distinct row once."""
     job = Job(index)
     try:
@@ -115,13 +137,21 @@ def _make_job(item: Item, index: int, plans: Sequence[Plan], intake: Intake, pro
     for plan in plans:
         try:
             credits.check_logprobs(
-                plan.credit, len(prepared.scored), item.policy_logprobs, item.ref_logprobs, param=prepared.param
+                plan.credit,
+                len(prepared.scored),
+                item.policy_logprobs,
+                item.ref_logprobs,
+                param=prepared.param,
             )
             asked, needs = plan.scorer.rows(prepared.sample, plan.options), plan.needs
             if not {row.model for row in asked} <= plan.scorer.models:
-                raise ValueError("a scorer's rows go to the models that it names")  # another might not be there
+                raise ValueError(
+                    "a scorer's rows go to the models that it names"
+                )  # another might not be there
             if not isinstance(needs, Needs):
-                raise TypeError("a scorer says what it needs as Needs")  # other scorers' are joined with them
+                raise TypeError(
+                    "a scorer says what it needs as Needs"
+                )  # other scorers' are joined with them
             for row in asked:
                 intake.check_row(row, param=prepared.param)
         except ItemError as error:
@@ -132,7 +162,9 @@ def _make_job(item: Item, index: int, plans: Sequence[Plan], intake: Intake, pro
             continue
         places = []
         for row in asked:
-            place = seen.setdefault((row.model, row.start, row.stop, row.ids.tobytes()), len(job.rows))
+            place = seen.setdefault(
+                (row.model, row.start, row.stop, row.ids.tobytes()), len(job.rows)
+            )
             if place == len(job.rows):
                 job.rows.append((row, needs))
             else:
@@ -143,7 +175,9 @@ def _make_job(item: Item, index: int, plans: Sequence[Plan], intake: Intake, pro
     return job
 
 
-def reply_item(job: Job, request: RewardsRequest, plans: Sequence[Plan], intake: Intake) -> dict[str, Any]:
+def reply_item(
+    job: Job, request: RewardsRequest, plans: Sequence[Plan], intake: Preprocessor
+) -> dict[str, Any]:
     """The item as the reply shows it; with `scorers`, results are keyed by name."""
     results = {plan.name: _result(job, plan, request.encoding_format) for plan in plans}
     tokens = None
@@ -151,7 +185,14 @@ def reply_item(job: Job, request: RewardsRequest, plans: Sequence[Plan], intake:
         tokens = shown_tokens(job.prepared, intake.vocabulary)
     if request.scorer is not None:
         return {"index": job.index, **results[request.scorer], "tokens": tokens}
-    return {"index": job.index, "rewards": None, "score": None, "tokens": tokens, "error": None, "scorers": results}
+    return {
+        "index": job.index,
+        "rewards": None,
+        "score": None,
+        "tokens": tokens,
+        "error": None,
+        "scorers": results,
+    }
 
 
 def _result(job: Job, plan: Plan, encoding: str) -> dict[str, Any]:

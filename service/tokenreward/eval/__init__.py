@@ -1,4 +1,5 @@
-"""Judging served scorers on preference data: what a scorer's numbers say about answers whose worth is known.
+"""Judging served scorers on preference data: what a scorer's numbers say about answers whose worth
+is known.
 
     rows, flags              files as rows, errors that name the line and the field; characters known to be wrong
     dataset                  what all kinds of data are: items to score, and a judgement of the answers
@@ -9,7 +10,8 @@
     verdict, record, table   the outcome, as JSON, as text for a terminal
     page/                    the same as one HTML file that needs nothing else
 
-It talks to a URL through the client and knows numpy and the wire: no engine, no models, no command line.
+It talks to a URL through the client and knows numpy and the wire: no engine, no models, no command
+line.
 """
 
 from tokenreward.eval.answer import Answer

@@ -1,5 +1,5 @@
-"""What came back for one candidate: a score, maybe rewards and whose characters they are, or an error; and how long
-it took. It knows the client's Rewards and no figures.
+"""What came back for one candidate: a score, maybe rewards and whose characters they are, or an
+error; and how long it took. It knows the client's Rewards and no figures.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _PLACE = re.compile(r"\bitems\[\d+\]\.?")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Units:
-    """Rewards [n] float32 and the half-open character ranges [n, 2] that they stand for. `names` has the text of each
-    unit without characters of its own (end-of-turn, for one), in order."""
+    """Rewards [n] float32 and the half-open character ranges [n, 2] that they stand for. `names`
+    has the text of each unit without characters of its own (end-of-turn, for one), in order."""
 
     rewards: npt.NDArray[np.float32]
     spans: Ints
@@ -32,8 +32,9 @@ class Units:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """The request that brought an answer: its seconds on this side of the wire, how many of them passed since the
-    reply before it (these add up to the time of the run), its items, and how many requests were in flight at most."""
+    """The request that brought an answer: its seconds on this side of the wire, how many of them
+    passed since the reply before it (these add up to the time of the run), its items, and how many
+    requests were in flight at most."""
 
     seconds: float
     since_last_s: float
@@ -59,7 +60,8 @@ class Answer:
 
 
 def answer_of(candidate: Candidate, rewards: Rewards, timing: Timing) -> Answer:
-    """The answer to one candidate. What it needs and does not get is an error of ours, never a zero."""
+    """The answer to one candidate. What it needs and does not get is an error of ours, never a
+    zero."""
     if rewards.error is not None:
         return Answer(error=_placeless(rewards.error), timing=timing)
     if candidate.needs_score and rewards.score is None:
@@ -94,7 +96,10 @@ def from_record(record: dict[str, Any]) -> Answer:
         raise ValueError("the score is not finite")
     units = None
     if "rewards" in record:
-        rewards, spans = decode_rewards(record["rewards"]), np.asarray(record["spans"], dtype=np.int64).reshape(-1, 2)
+        rewards, spans = (
+            decode_rewards(record["rewards"]),
+            np.asarray(record["spans"], dtype=np.int64).reshape(-1, 2),
+        )
         if len(rewards) != len(spans) or not np.isfinite(rewards).all():
             raise ValueError("rewards and spans do not go together")
         units = Units(rewards, spans, tuple(map(str, record["names"])))
@@ -115,10 +120,15 @@ def _spans(candidate: Candidate, rewards: Rewards) -> Ints | None:
 def _names(tokens: tuple[Token, ...] | None, spans: Ints) -> tuple[str, ...]:
     if tokens is None or len(tokens) != len(spans):
         return ()
-    return tuple(token.text for token, (start, end) in zip(tokens, spans.tolist(), strict=True) if start == end)
+    return tuple(
+        token.text
+        for token, (start, end) in zip(tokens, spans.tolist(), strict=True)
+        if start == end
+    )
 
 
 def _placeless(error: ErrorDetail) -> ErrorDetail:
-    """An item's place in the request that it was sent with means nothing here: its row is named instead."""
+    """An item's place in the request that it was sent with means nothing here: its row is named
+    instead."""
     param = _PLACE.sub("", error.param or "") or None
     return error.model_copy(update={"message": _PLACE.sub("", error.message), "param": param})

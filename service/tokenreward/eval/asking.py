@@ -1,4 +1,5 @@
-"""Asking a service for the answers that a dataset needs: in batches, several in flight, each kept when it is there.
+"""Asking a service for the answers that a dataset needs: in batches, several in flight, each kept
+when it is there.
 
 It knows the client and nothing of what answers are worth.
 """
@@ -20,14 +21,24 @@ from tokenreward_client import AsyncClient, ScorerInfo, ServerRefused
 BATCH_ITEMS = 64
 """Items per call of the client, which is one request unless they are very long."""
 
-_IDENTITY = ("type", "model", "reference", "version", "tokenizer", "score", "options", "default_credit")
-"""What an answer depends on, of a scorer's entry in `GET /v1/scorers`: where and how fast it is served is not."""
+_IDENTITY = (
+    "type",
+    "model",
+    "reference",
+    "version",
+    "tokenizer",
+    "score",
+    "options",
+    "default_credit",
+)
+"""What an answer depends on, of a scorer's entry in `GET /v1/scorers`: where and how fast it is
+served is not."""
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A scorer under judgement and how it is asked; `label` is its row in the table. `others`: scorers whose answers
-    the front fills in for it."""
+    """A scorer under judgement and how it is asked; `label` is its row in the table. `others`:
+    scorers whose answers the front fills in for it."""
 
     label: str
     info: ScorerInfo
@@ -37,7 +48,12 @@ class Subject:
 
     def key(self, candidate: Candidate) -> str:
         """Under which the cache keeps its answer to this candidate."""
-        asked: list[Any] = [self.info.name, _identity(self.info), dict(self.options), dict(self.credit)]
+        asked: list[Any] = [
+            self.info.name,
+            _identity(self.info),
+            dict(self.options),
+            dict(self.credit),
+        ]
         asked += [[other.name, _identity(other)] for other in self.others]
         return key_of(asked, candidate.item, candidate.needs_units, candidate.needs_score)
 
@@ -46,8 +62,8 @@ class Subject:
 class Run:
     """What asking takes. `concurrency`: requests in flight.
 
-    `on_start` is told how many items will be asked and how many the cache had; `on_done`, after each request, how many
-    were answered and how many of those with an error.
+    `on_start` is told how many items will be asked and how many the cache had; `on_done`, after
+    each request, how many were answered and how many of those with an error.
     """
 
     client: AsyncClient
@@ -58,7 +74,12 @@ class Run:
 
 
 def known_subject(
-    label: str, name: str, listed: Sequence[ScorerInfo], *, options: Mapping[str, Any], credit: Mapping[str, Any]
+    label: str,
+    name: str,
+    listed: Sequence[ScorerInfo],
+    *,
+    options: Mapping[str, Any],
+    credit: Mapping[str, Any],
 ) -> Subject:
     """The scorer of that name. Raises EvalError if the service does not list it."""
     known = {info.name: info for info in listed}
@@ -74,7 +95,9 @@ def _identity(info: ScorerInfo) -> dict[str, Any]:
     return {name: listed.get(name) for name in _IDENTITY}
 
 
-def _asked_for(info: ScorerInfo, options: Mapping[str, Any], credit: Mapping[str, Any]) -> list[str]:
+def _asked_for(
+    info: ScorerInfo, options: Mapping[str, Any], credit: Mapping[str, Any]
+) -> list[str]:
     """Names of the scorers that the front asks first: for `score`, and for the KL's reference."""
     default = ((info.model_extra or {}).get("options") or {}).get("score_from") or {}
     source, kl = options.get("score_from", default.get("default")), credit.get("kl")
@@ -83,8 +106,9 @@ def _asked_for(info: ScorerInfo, options: Mapping[str, Any], credit: Mapping[str
 
 
 async def try_out(run: Run, subject: Subject, candidates: Sequence[Candidate]) -> None:
-    """One item, whose answer does not matter: what is refused as a whole is refused before the long run, and the
-    first request's extra seconds (connections, lazy loading) are no one's latency. Raises EvalError, ClientError."""
+    """One item, whose answer does not matter: what is refused as a whole is refused before the long
+    run, and the first request's extra seconds (connections, lazy loading) are no one's latency.
+    Raises EvalError, ClientError."""
     try:
         await _score(run, subject, [candidates[0]])
     except ServerRefused as error:
@@ -94,12 +118,16 @@ async def try_out(run: Run, subject: Subject, candidates: Sequence[Candidate]) -
 async def ask(run: Run, subject: Subject, candidates: Sequence[Candidate]) -> list[Answer]:
     """One answer per candidate, in order. Equal candidates are asked once.
 
-    Raises ClientError where a request as a whole fails for good, and EvalError if the weights change meanwhile; the
-    answers until then are in the cache.
+    Raises ClientError where a request as a whole fails for good, and EvalError if the weights
+    change meanwhile; the answers until then are in the cache.
     """
     keys = [subject.key(candidate) for candidate in candidates]
     answers = run.cache.read(keys) if run.cache is not None else {}
-    missing = {key: candidate for key, candidate in zip(keys, candidates, strict=True) if key not in answers}
+    missing = {
+        key: candidate
+        for key, candidate in zip(keys, candidates, strict=True)
+        if key not in answers
+    }
     run.on_start(len(missing), len(answers))
     # Not a queue per worker: whoever is free takes the next batch.
     waiting, clock = _batches(missing), _Clock()
@@ -136,15 +164,21 @@ class _Clock:
         return self._last - before
 
 
-async def _answered(run: Run, subject: Subject, batch: Mapping[str, Candidate], clock: _Clock) -> dict[str, Answer]:
+async def _answered(
+    run: Run, subject: Subject, batch: Mapping[str, Candidate], clock: _Clock
+) -> dict[str, Answer]:
     candidates = list(batch.values())
     began = time.perf_counter()
     scored = await _score(run, subject, candidates)
     timing = Timing(time.perf_counter() - began, clock.since_last_s(), len(batch), run.concurrency)
     for rewards in scored:
-        if None not in (rewards.version, subject.info.version) and rewards.version != subject.info.version:
+        if (
+            None not in (rewards.version, subject.info.version)
+            and rewards.version != subject.info.version
+        ):
             raise EvalError(
-                f"scorer `{subject.info.name}` went from version {subject.info.version} to {rewards.version} "
+                f"scorer `{subject.info.name}` went from version {subject.info.version} to "
+                f"{rewards.version} "
                 "meanwhile: run again to judge the new weights"
             )
     return {

@@ -1,7 +1,8 @@
-"""The area under the ROC curve: how often a positive case has the higher score, a tie counting half.
+"""The area under the ROC curve: how often a positive case has the higher score, a tie counting
+half.
 
-It knows labels and scores. Where cases come in clusters (the tokens of one response), a pooled area gets the interval
-of a bootstrap over clusters: tokens of one response are not independent.
+It knows labels and scores. Where cases come in clusters (the tokens of one response), a pooled area
+gets the interval of a bootstrap over clusters: tokens of one response are not independent.
 """
 
 from __future__ import annotations
@@ -22,14 +23,16 @@ _SEED = 0
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Curve:
-    """The ROC curve: false and true positive rates [k] at every threshold, from (0, 0) to (1, 1)."""
+    """The ROC curve: false and true positive rates [k] at every threshold, from (0, 0) to (1,
+    1)."""
 
     false_rates: Floats
     true_rates: Floats
 
 
 def roc_auc(labels: Bools, scores: Floats) -> float | None:
-    """The share of (positive, negative) couples [labels, scores: n] in the right order; None if a kind is missing."""
+    """The share of (positive, negative) couples [labels, scores: n] in the right order; None if a
+    kind is missing."""
     positives, negatives = scores[labels], np.sort(scores[~labels])
     if not len(positives) or not len(negatives):
         return None
@@ -51,7 +54,8 @@ def roc_curve(labels: Bools, scores: Floats) -> Curve | None:
 
 
 def pooled_auc(labels: Bools, scores: Floats, clusters: Ints) -> Figure | None:
-    """The area over all cases [n], and its interval; `clusters` [n] says which cases belong together, from 0."""
+    """The area over all cases [n], and its interval; `clusters` [n] says which cases belong
+    together, from 0."""
     value = roc_auc(labels, scores)
     if value is None:
         return None
@@ -74,7 +78,8 @@ class _Weighted:
         self._starts = np.concatenate([[0], np.flatnonzero(np.diff(scores[order])) + 1])
 
     def area(self, times: Ints) -> float | None:
-        """The area if cluster c is there `times[c]` times; None if a kind of case is missing then."""
+        """The area if cluster c is there `times[c]` times; None if a kind of case is missing
+        then."""
         weights = times[self._clusters]
         # Sums over equal scores: a tie counts half.
         positive = np.add.reduceat(np.where(self._labels, weights, 0), self._starts)

@@ -1,12 +1,13 @@
 """Kind `best-of-n`: several responses to each prompt, each labelled right or wrong.
 
-A row is {prompt, responses: [...], labels: [0, 1, ...]}, or one of GSM8K's example_model_solutions.jsonl: {question,
-ground_truth, and one {is_correct, solution} per model}.
+A row is {prompt, responses: [...], labels: [0, 1, ...]}, or one of GSM8K's
+example_model_solutions.jsonl: {question, ground_truth, and one {is_correct, solution} per model}.
 
-Top-ranked: the share of prompts whose highest-scored response is right; where several share the highest score, the
-share of right ones among them, since picking one is a lottery. Random: what picking any response gives. Oracle: the
-share of prompts with a right response at all, the ceiling. AUC is of right against wrong by score, over all responses
-(pooled), and within each prompt that has both (mean). A prompt counts only with all its answers.
+Top-ranked: the share of prompts whose highest-scored response is right; where several share the
+highest score, the share of right ones among them, since picking one is a lottery. Random: what
+picking any response gives. Oracle: the share of prompts with a right response at all, the ceiling.
+AUC is of right against wrong by score, over all responses (pooled), and within each prompt that has
+both (mean). A prompt counts only with all its answers.
 """
 
 from __future__ import annotations
@@ -51,23 +52,56 @@ class BestOfN(Dataset):
 
     def judge(self, answers: Sequence[Answer]) -> Verdict:
         """Accuracy of the top-ranked between chance and ceiling, and the areas."""
-        judged = [group for group in self._groups if all(answers[i].error is None for i in group.candidates)]
+        judged = [
+            group
+            for group in self._groups
+            if all(answers[i].error is None for i in group.candidates)
+        ]
         scores = [np.array([answers[i].known for i in group.candidates]) for group in judged]
-        tops = [group.labels[score == score.max()] for group, score in zip(judged, scores, strict=True)]
+        tops = [
+            group.labels[score == score.max()] for group, score in zip(judged, scores, strict=True)
+        ]
         within = [roc_auc(group.labels, score) for group, score in zip(judged, scores, strict=True)]
-        labels = np.concatenate([group.labels for group in judged]) if judged else np.empty(0, dtype=np.bool_)
+        labels = (
+            np.concatenate([group.labels for group in judged])
+            if judged
+            else np.empty(0, dtype=np.bool_)
+        )
         pooled = np.concatenate(scores) if scores else np.empty(0)
         owners = np.repeat(np.arange(len(judged)), [len(score) for score in scores])
         columns = [
-            Column("top_ranked", "top-ranked is right", share(float(sum(top.mean() for top in tops)), len(judged))),
+            Column(
+                "top_ranked",
+                "top-ranked is right",
+                share(float(sum(top.mean() for top in tops)), len(judged)),
+            ),
             Column("random", "random", mean([group.labels.mean() for group in judged])),
-            Column("oracle", "oracle", share(sum(bool(group.labels.any()) for group in judged), len(judged))),
+            Column(
+                "oracle",
+                "oracle",
+                share(sum(bool(group.labels.any()) for group in judged), len(judged)),
+            ),
             Column("auc_pooled", "AUC (pooled)", pooled_auc(labels, pooled, owners)),
-            Column("auc_within", "AUC (within prompts)", mean([area for area in within if area is not None])),
+            Column(
+                "auc_within",
+                "AUC (within prompts)",
+                mean([area for area in within if area is not None]),
+            ),
         ]
-        counts = {"prompts": self.num_cases, "judged": len(judged), "failed": self.num_cases - len(judged)}
-        counts |= {"with right and wrong": sum(group.is_mixed for group in judged), "ties": sum(map(_undecided, tops))}
-        mixed = [_example(group, score) for group, score in zip(judged, scores, strict=True) if group.is_mixed]
+        counts = {
+            "prompts": self.num_cases,
+            "judged": len(judged),
+            "failed": self.num_cases - len(judged),
+        }
+        counts |= {
+            "with right and wrong": sum(group.is_mixed for group in judged),
+            "ties": sum(map(_undecided, tops)),
+        }
+        mixed = [
+            _example(group, score)
+            for group, score in zip(judged, scores, strict=True)
+            if group.is_mixed
+        ]
         return Verdict(
             columns,
             counts,
@@ -81,8 +115,12 @@ class BestOfN(Dataset):
     def _group(self, row: Row, prompt_as: PromptAs) -> Group:
         field, responses = _gsm8k(row) if is_gsm8k(row) else _plain(row)
         prompt = prompt_of(row, field, prompt_as)
-        indices = [self.add(candidate(row, prompt, text, field=name)) for name, text, _ in responses]
-        return Group(row.where, indices, np.array([label for _, _, label in responses], dtype=np.bool_))
+        indices = [
+            self.add(candidate(row, prompt, text, field=name)) for name, text, _ in responses
+        ]
+        return Group(
+            row.where, indices, np.array([label for _, _, label in responses], dtype=np.bool_)
+        )
 
 
 def is_gsm8k(row: Row) -> bool:

@@ -1,7 +1,8 @@
 """Answers that need not be asked for again: one JSON line each, appended as they come.
 
-A line's key is a hash of everything that the answer depends on, so that another model, version or option finds nothing.
-A line that cannot be read (the last one of a run that was killed) counts as not there. It knows no HTTP.
+A line's key is a hash of everything that the answer depends on, so that another model, version or
+option finds nothing. A line that cannot be read (the last one of a run that was killed) counts as
+not there. It knows no HTTP.
 """
 
 from __future__ import annotations
@@ -24,15 +25,16 @@ def key_of(*parts: Any) -> str:
 
 
 class Cache:
-    """One file. `num_unreadable` counts the lines that the last `read` could make nothing of, `num_kept` the answers
-    that were appended."""
+    """One file. `num_unreadable` counts the lines that the last `read` could make nothing of,
+    `num_kept` the answers that were appended."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
         self.num_unreadable = self.num_kept = 0
 
     def read(self, wanted: Iterable[str]) -> dict[str, Answer]:
-        """The answers to these keys, as far as they are there; of two the later stands. Raises OSError."""
+        """The answers to these keys, as far as they are there; of two the later stands. Raises
+        OSError."""
         missing, found = set(wanted), {}
         self.num_unreadable = 0
         if not self.file.exists():
@@ -49,7 +51,11 @@ class Cache:
 
     def append(self, answers: Mapping[str, Answer]) -> None:
         """Keep these answers, those with an error apart. Raises OSError."""
-        records = [{"key": key, **to_record(answer)} for key, answer in answers.items() if answer.error is None]
+        records = [
+            {"key": key, **to_record(answer)}
+            for key, answer in answers.items()
+            if answer.error is None
+        ]
         text = "".join(json.dumps(record, separators=(",", ":")) + "\n" for record in records)
         if not text:
             return

@@ -1,4 +1,5 @@
-"""What every kind of data is: candidates to be scored, and a judgement once their answers are there.
+"""What every kind of data is: candidates to be scored, and a judgement once their answers are
+there.
 
 It knows no file format and no figures; each kind has a file of its own.
 """
@@ -23,9 +24,11 @@ PromptAs = Literal["user", "raw"]
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One response to be scored. `item` is a wire item that has been checked; `where` names its row and field.
+    """One response to be scored. `item` is a wire item that has been checked; `where` names its row
+    and field.
 
-    `needs_units`: the rewards are wanted with the characters that each stands for, not the score alone.
+    `needs_units`: the rewards are wanted with the characters that each stands for, not the score
+    alone.
     """
 
     item: dict[str, Any]
@@ -35,7 +38,8 @@ class Candidate:
 
 
 class Dataset(ABC):
-    """Rows of one kind. `candidates` are in order of the rows; `judge` wants one answer for each."""
+    """Rows of one kind. `candidates` are in order of the rows; `judge` wants one answer for
+    each."""
 
     kind: ClassVar[str]
     noun: ClassVar[str]
@@ -60,18 +64,30 @@ def prompt_of(row: Row, field: str, prompt_as: PromptAs) -> str | list[dict[str,
     value = row.get(field)
     if isinstance(value, str):
         return [{"role": "user", "content": value}] if prompt_as == "user" else value
-    if not isinstance(value, list) or not value or not all(isinstance(message, dict) for message in value):
+    if (
+        not isinstance(value, list)
+        or not value
+        or not all(isinstance(message, dict) for message in value)
+    ):
         raise row.wrong(field, f"must be a string or a list of messages, got {kind_of(value)}")
     return value
 
 
-def candidate(row: Row, prompt: str | list[dict[str, Any]], response: str, *, field: str, **fields: Any) -> Candidate:
-    """A candidate whose item can be sent; `field` is where the response stands. Raises DataError."""
+def candidate(
+    row: Row, prompt: str | list[dict[str, Any]], response: str, *, field: str, **fields: Any
+) -> Candidate:
+    """A candidate whose item can be sent; `field` is where the response stands. Raises
+    DataError."""
     needs = {name: fields.pop(name) for name in ("needs_score", "needs_units") if name in fields}
     item = {"prompt": prompt, "response": response, **fields}
     try:
         parcel(item, "row")
     except BadArgument as error:
-        message = str(error).replace("`row.response", f"`{field}").replace("`row.", "`").replace("`row`", f"`{field}`")
+        message = (
+            str(error)
+            .replace("`row.response", f"`{field}")
+            .replace("`row.", "`")
+            .replace("`row`", f"`{field}`")
+        )
         raise DataError(f"{row.where}: {message}") from None
     return Candidate(item, f"{row.where}, `{field}`", **needs)

@@ -1,8 +1,9 @@
-"""A number with its 95 % interval: of a share, of a mean, of a mean of shares. It knows no data and no scorers.
+"""A number with its 95 % interval: of a share, of a mean, of a mean of shares. It knows no data and
+no scorers.
 
-Shares of independent cases get Wilson's score interval (Wilson 1927), which is honest at 0 and 1. Means get the
-percentiles of a bootstrap over cases. A mean of shares gets MOVER (Zou and Donner 2008), which puts the intervals of
-its parts together. No cases, no figure: None, never NaN.
+Shares of independent cases get Wilson's score interval (Wilson 1927), which is honest at 0 and 1.
+Means get the percentiles of a bootstrap over cases. A mean of shares gets MOVER (Zou and Donner
+2008), which puts the intervals of its parts together. No cases, no figure: None, never NaN.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ _BLOCK = 2_000_000  # draws in memory at a time
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A value, the ends of its 95 % interval, over how many cases, and how the interval was made."""
+    """A value, the ends of its 95 % interval, over how many cases, and how the interval was
+    made."""
 
     value: float
     low: float
@@ -37,14 +39,21 @@ class Figure:
 
 
 def share(total: float, num: int) -> Figure | None:
-    """`total` of `num` cases. A case may count in part (the mean of values in [0, 1]): the interval is then wide,
-    never narrow, because no such values vary more than zeros and ones of the same mean."""
+    """`total` of `num` cases. A case may count in part (the mean of values in [0, 1]): the interval
+    is then wide, never narrow, because no such values vary more than zeros and ones of the same
+    mean."""
     if num == 0:
         return None
     value = total / num
     middle = (value + _Z**2 / (2 * num)) / (1 + _Z**2 / num)
     half = _Z * math.sqrt(value * (1 - value) / num + _Z**2 / (4 * num**2)) / (1 + _Z**2 / num)
-    return Figure(value, max(0.0, min(value, middle - half)), min(1.0, max(value, middle + half)), num, "wilson")
+    return Figure(
+        value,
+        max(0.0, min(value, middle - half)),
+        min(1.0, max(value, middle + half)),
+        num,
+        "wilson",
+    )
 
 
 def mean(values: npt.ArrayLike) -> Figure | None:
@@ -53,7 +62,8 @@ def mean(values: npt.ArrayLike) -> Figure | None:
 
 
 def mean_of_means(strata: Sequence[Floats]) -> Figure | None:
-    """The unweighted mean of the means of strata; cases are resampled within their stratum. None if one is empty."""
+    """The unweighted mean of the means of strata; cases are resampled within their stratum. None if
+    one is empty."""
     if not strata or any(len(values) == 0 for values in strata):
         return None
     rng = np.random.default_rng(_SEED)
@@ -64,7 +74,8 @@ def mean_of_means(strata: Sequence[Floats]) -> Figure | None:
 
 
 def mean_of_shares(parts: Sequence[Figure | None]) -> Figure | None:
-    """The unweighted mean of independent shares. None if there is none, or if one of them has no cases."""
+    """The unweighted mean of independent shares. None if there is none, or if one of them has no
+    cases."""
     known = [part for part in parts if part is not None]
     if not known or len(known) < len(parts):
         return None
@@ -79,4 +90,6 @@ def _resampled_means(values: Floats, rng: np.random.Generator) -> Floats:
     num = len(values)
     block = max(1, _BLOCK // num)
     sizes = [min(block, NUM_RESAMPLES - first) for first in range(0, NUM_RESAMPLES, block)]
-    return np.concatenate([values[rng.integers(0, num, size=(size, num))].mean(axis=1) for size in sizes])
+    return np.concatenate(
+        [values[rng.integers(0, num, size=(size, num))].mean(axis=1) for size in sizes]
+    )

@@ -1,8 +1,10 @@
-"""Which characters or units of a response are known to be wrong, and how well low rewards point at them.
+"""Which characters or units of a response are known to be wrong, and how well low rewards point at
+them.
 
-A unit (a token of the scorer's, or a span of the file's) is flagged if any of its characters is. Units without
-characters of their own, as end-of-turn, are left out. The score is minus the reward: low reward means flagged. The
-micro area pools the units of all responses; the mean is over responses that have units of both kinds.
+A unit (a token of the scorer's, or a span of the file's) is flagged if any of its characters is.
+Units without characters of their own, as end-of-turn, are left out. The score is minus the reward:
+low reward means flagged. The micro area pools the units of all responses; the mean is over
+responses that have units of both kinds.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ Range = tuple[int, int]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Flags:
-    """What is known to be wrong: characters [length of the response], or else units [spans of the item]."""
+    """What is known to be wrong: characters [length of the response], or else units [spans of the
+    item]."""
 
     characters: Bools
     units: Bools | None = None
@@ -40,7 +43,8 @@ class Flags:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenFigures:
-    """Over flagged responses. `areas` has each response's own, None where it has units of one kind only."""
+    """Over flagged responses. `areas` has each response's own, None where it has units of one kind
+    only."""
 
     micro: Figure | None
     mean: Figure | None
@@ -80,11 +84,18 @@ def ranges_flagged(row: Row, field: str, length: int) -> Flags:
         raise row.wrong(field, f"must be a list of [start, end] ranges, got {kind_of(value)}")
     characters = np.zeros(length, dtype=np.bool_)
     for index, entry in enumerate(value):
-        if not isinstance(entry, list) or len(entry) != 2 or not all(type(end) is int for end in entry):
+        if (
+            not isinstance(entry, list)
+            or len(entry) != 2
+            or not all(type(end) is int for end in entry)
+        ):
             raise row.wrong(f"{field}[{index}]", f"must be [start, end], got {kind_of(entry)}")
         start, end = entry
         if not 0 <= start < end <= length:
-            message = f"is [{start}, {end}], but the response has {length} characters (Unicode code points)"
+            message = (
+                f"is [{start}, {end}], but the response has {length} characters (Unicode code "
+                "points)"
+            )
             raise row.wrong(f"{field}[{index}]", message)
         characters[start:end] = True
     return Flags(characters)

@@ -1,9 +1,10 @@
 """How long answers took, seen from here.
 
-Seconds per item are the wall time of scoring over the items scored, with `concurrency` requests in flight: one over
-the throughput. A request carries up to 64 items and takes the seconds from its sending to its whole reply: network,
-waiting for the device, the other requests in flight and the client's retries included. A scorer's first item, asked
-alone before, is not timed. Times are kept with the answers, so that a run that was resumed has those of all its parts.
+Seconds per item are the wall time of scoring over the items scored, with `concurrency` requests in
+flight: one over the throughput. A request carries up to 64 items and takes the seconds from its
+sending to its whole reply: network, waiting for the device, the other requests in flight and the
+client's retries included. A scorer's first item, asked alone before, is not timed. Times are kept
+with the answers, so that a run that was resumed has those of all its parts.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from tokenreward.eval.answer import Answer
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Wall seconds per item; seconds of the request that an item travelled with (median and 95th percentile over
-    items); how many items were timed; the concurrencies in use, more than one if a run was resumed with another."""
+    """Wall seconds per item; seconds of the request that an item travelled with (median and 95th
+    percentile over items); how many items were timed; the concurrencies in use, more than one if a
+    run was resumed with another."""
 
     per_item_s: float
     request_median_s: float

@@ -1,4 +1,5 @@
-"""Files to a dataset: which kind they are is seen in the fields of their first row, unless it is said."""
+"""Files to a dataset: which kind they are is seen in the fields of their first row, unless it is
+said."""
 
 from __future__ import annotations
 
@@ -23,7 +24,11 @@ KINDS: dict[str, _Maker] = {
 
 
 def load(
-    files: Sequence[Path], *, kind: str | None = None, prompt_as: PromptAs = "user", limit: int | None = None
+    files: Sequence[Path],
+    *,
+    kind: str | None = None,
+    prompt_as: PromptAs = "user",
+    limit: int | None = None,
 ) -> Dataset:
     """All rows of all files as one dataset; `limit`: no more than so many rows of each file.
 
@@ -51,6 +56,7 @@ def _kind(row: Row) -> str:
         return Tokens.kind
     named = ", ".join(f"`{name[:40]}`" for name in list(fields)[:8]) or "none"
     raise DataError(
-        f"{row.where}: the fields ({named}) are of no known kind: rm-bench and preference have `chosen` and "
+        f"{row.where}: the fields ({named}) are of no known kind: rm-bench and preference have "
+        "`chosen` and "
         "`rejected`, best-of-n `responses` and `labels`, tokens `response` and `flagged` or `flags`"
     )

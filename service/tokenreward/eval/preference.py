@@ -1,10 +1,11 @@
 """Kind `preference`: pairs of a chosen and a rejected response, as RewardBench has them.
 
-A row is {prompt, chosen, rejected}, with an optional `subset`. A pair is right if the chosen response has the strictly
-higher score; equal scores are no win, and are counted apart as ties. Micro is over pairs, macro over subsets.
+A row is {prompt, chosen, rejected}, with an optional `subset`. A pair is right if the chosen
+response has the strictly higher score; equal scores are no win, and are counted apart as ties.
+Micro is over pairs, macro over subsets.
 
-`rejected_flagged`, optional: half-open character ranges of the rejected response that are known to be wrong. Rows that
-have it are also judged token by token (see `flags`).
+`rejected_flagged`, optional: half-open character ranges of the rejected response that are known to
+be wrong. Rows that have it are also judged token by token (see `flags`).
 """
 
 from __future__ import annotations
@@ -56,8 +57,16 @@ class Preference(Dataset):
         groups = self._groups(judged, wins)
         columns = [Column("accuracy", "pair accuracy", share(float(wins.sum()), len(judged)))]
         if groups:
-            columns.append(Column("accuracy_macro", "macro over subsets", mean_of_shares(list(groups.values()))))
-        counts = {"pairs": len(self._pairs), "judged": len(judged), "failed": len(self._pairs) - len(judged)}
+            columns.append(
+                Column(
+                    "accuracy_macro", "macro over subsets", mean_of_shares(list(groups.values()))
+                )
+            )
+        counts = {
+            "pairs": len(self._pairs),
+            "judged": len(judged),
+            "failed": len(self._pairs) - len(judged),
+        }
         counts |= {"wrong": int((chosen < rejected).sum()), "ties": int((chosen == rejected).sum())}
         examples = {"rejected against chosen": worst([_example(pair, answers) for pair in judged])}
         extra: dict[str, Any] = {"groups_title": "pair accuracy by subset"}
@@ -71,13 +80,23 @@ class Preference(Dataset):
         return Verdict(columns, counts, groups=groups, classes=classes, examples=examples, **extra)
 
     def _pair(self, row: Row, prompt_as: PromptAs) -> Pair:
-        prompt, chosen, rejected = prompt_of(row, "prompt", prompt_as), row.text("chosen"), row.text("rejected")
-        flags = ranges_flagged(row, "rejected_flagged", len(rejected)) if "rejected_flagged" in row.fields else None
+        prompt, chosen, rejected = (
+            prompt_of(row, "prompt", prompt_as),
+            row.text("chosen"),
+            row.text("rejected"),
+        )
+        flags = (
+            ranges_flagged(row, "rejected_flagged", len(rejected))
+            if "rejected_flagged" in row.fields
+            else None
+        )
         return Pair(
             row.where,
             _subset(row),
             self.add(candidate(row, prompt, chosen, field="chosen")),
-            self.add(candidate(row, prompt, rejected, field="rejected", needs_units=flags is not None)),
+            self.add(
+                candidate(row, prompt, rejected, field="rejected", needs_units=flags is not None)
+            ),
             flags,
         )
 
@@ -87,24 +106,36 @@ class Preference(Dataset):
         if names == [None]:
             return {}
         of_subset = {
-            name: [bool(win) for pair, win in zip(judged, wins, strict=True) if pair.subset == name] for name in names
+            name: [bool(win) for pair, win in zip(judged, wins, strict=True) if pair.subset == name]
+            for name in names
         }
         return {name or NO_SUBSET: share(sum(each), len(each)) for name, each in of_subset.items()}
 
-    def _token_figures(self, flagged: Sequence[Pair], answers: Sequence[Answer]) -> tuple[TokenFigures, list[Example]]:
-        known = [(pair.where, pair.rejected, pair.flags) for pair in flagged if pair.flags is not None]
-        return token_judgement([entry for entry in known if answers[entry[1]].error is None], answers)
+    def _token_figures(
+        self, flagged: Sequence[Pair], answers: Sequence[Answer]
+    ) -> tuple[TokenFigures, list[Example]]:
+        known = [
+            (pair.where, pair.rejected, pair.flags) for pair in flagged if pair.flags is not None
+        ]
+        return token_judgement(
+            [entry for entry in known if answers[entry[1]].error is None], answers
+        )
 
 
 def token_judgement(
     known: Sequence[tuple[str, int, Flags]], answers: Sequence[Answer]
 ) -> tuple[TokenFigures, list[Example]]:
     """Figures and worst examples of (where, candidate, flags), all of them answered with units."""
-    units = [(flags, units) for _, index, flags in known if (units := answers[index].units) is not None]
+    units = [
+        (flags, units) for _, index, flags in known if (units := answers[index].units) is not None
+    ]
     found = token_figures(units)
     examples = [
         Example(
-            where, f"token AUC {area:.3f}", -area, (Shown("what is underlined is flagged", index, flags.characters),)
+            where,
+            f"token AUC {area:.3f}",
+            -area,
+            (Shown("what is underlined is flagged", index, flags.characters),),
         )
         for (where, index, flags), area in zip(known, found.areas, strict=True)
         if area is not None
@@ -138,4 +169,6 @@ def _example(pair: Pair, answers: Sequence[Answer]) -> Example:
         Shown(f"chosen, score {better:+.4g}", pair.chosen),
         Shown(f"rejected, score {worse:+.4g}", pair.rejected, flagged),
     )
-    return Example(pair.where, f"rejected minus chosen {worse - better:+.4g}", worse - better, shown)
+    return Example(
+        pair.where, f"rejected minus chosen {worse - better:+.4g}", worse - better, shown
+    )

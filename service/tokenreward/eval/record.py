@@ -1,4 +1,5 @@
-"""The outcome as one JSON value, for other programs: every figure with its interval and every failure."""
+"""The outcome as one JSON value, for other programs: every figure with its interval and every
+failure."""
 
 from __future__ import annotations
 
@@ -14,7 +15,12 @@ from tokenreward.eval.verdict import Judged
 def record(dataset: Dataset, rows: Sequence[Judged], *, files: Sequence[str]) -> dict[str, Any]:
     """`{"kind", "files", "num_cases", "scorers": [...]}`. Absent figures are null."""
     scorers = [_scorer(row) for row in rows]
-    return {"kind": dataset.kind, "files": list(files), "num_cases": dataset.num_cases, "scorers": scorers}
+    return {
+        "kind": dataset.kind,
+        "files": list(files),
+        "num_cases": dataset.num_cases,
+        "scorers": scorers,
+    }
 
 
 def _scorer(row: Judged) -> dict[str, Any]:

@@ -1,14 +1,16 @@
-"""Kind `rm-bench`: three styles of a right answer against three styles of a wrong one (Liu et al., RM-Bench).
+"""Kind `rm-bench`: three styles of a right answer against three styles of a wrong one (Liu et al.,
+RM-Bench).
 
-A row is {id, prompt, chosen[3], rejected[3], domain}; styles are concise, detailed plain, detailed Markdown. Files of
-one domain have no `domain`: it is taken from the file's name (chat_filtered.json). Domains that begin with `safety`
-are pooled.
+A row is {id, prompt, chosen[3], rejected[3], domain}; styles are concise, detailed plain, detailed
+Markdown. Files of one domain have no `domain`: it is taken from the file's name
+(chat_filtered.json). Domains that begin with `safety` are pooled.
 
-M[i][j] is the share of prompts whose chosen i has a strictly higher score than rejected j. Hard is the mean of the
-upper triangle (i < j: the wrong answer is dressed up), Normal of the diagonal, Easy of the lower triangle; a domain's
-score is the mean of the three. Macro is the mean over domains, micro over prompts: on the published files they differ
-by more than a point, so each is named. The macro is called RM-Bench average only if chat, math, code and safety are
-all there. A prompt counts only with all six answers. Intervals are bootstraps over prompts, within each domain.
+M[i][j] is the share of prompts whose chosen i has a strictly higher score than rejected j. Hard is
+the mean of the upper triangle (i < j: the wrong answer is dressed up), Normal of the diagonal, Easy
+of the lower triangle; a domain's score is the mean of the three. Macro is the mean over domains,
+micro over prompts: on the published files they differ by more than a point, so each is named. The
+macro is called RM-Bench average only if chat, math, code and safety are all there. A prompt counts
+only with all six answers. Intervals are bootstraps over prompts, within each domain.
 """
 
 from __future__ import annotations
@@ -27,7 +29,11 @@ from tokenreward.eval.verdict import Column, Example, Shown, Verdict, worst
 DOMAINS = ("chat", "math", "code", "safety")
 STYLES = ("concise", "detailed", "Markdown")
 _NUM = len(STYLES)
-_CELLS = {"hard": np.triu_indices(_NUM, 1), "normal": np.diag_indices(_NUM), "easy": np.tril_indices(_NUM, -1)}
+_CELLS = {
+    "hard": np.triu_indices(_NUM, 1),
+    "normal": np.diag_indices(_NUM),
+    "easy": np.tril_indices(_NUM, -1),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +57,9 @@ class RmBench(Dataset):
         self._prompts = [self._prompt(row, prompt_as) for row in rows]
         self.num_cases = len(self._prompts)
         found = {prompt.domain for prompt in self._prompts}
-        self.domains = [name for name in DOMAINS if name in found] + sorted(found.difference(DOMAINS))
+        self.domains = [name for name in DOMAINS if name in found] + sorted(
+            found.difference(DOMAINS)
+        )
 
     def judge(self, answers: Sequence[Answer]) -> Verdict:
         """Macro and micro average, Hard, Normal, Easy, and per domain."""
@@ -62,9 +70,15 @@ class RmBench(Dataset):
                 margins[name] = np.stack(rows)
         wins = {name: (each > 0).astype(np.float64) for name, each in margins.items()}
         num_ties = sum(int((each == 0).sum()) for each in margins.values())
-        counts = {"prompts": self.num_cases, "judged": len(judged), "failed": self.num_cases - len(judged)}
+        counts = {
+            "prompts": self.num_cases,
+            "judged": len(judged),
+            "failed": self.num_cases - len(judged),
+        }
         scores = {
-            side: np.array([answers[index].known for prompt in judged for index in getattr(prompt, side)])
+            side: np.array(
+                [answers[index].known for prompt in judged for index in getattr(prompt, side)]
+            )
             for side in ("chosen", "rejected")
         }
         return Verdict(
@@ -74,20 +88,30 @@ class RmBench(Dataset):
             groups_title="mean of Hard, Normal and Easy by domain",
             classes=scores,
             matrices={name: each.mean(axis=0) for name, each in wins.items() if len(each)},
-            examples={"rejected against chosen": worst([_example(prompt, answers) for prompt in judged])},
+            examples={
+                "rejected against chosen": worst([_example(prompt, answers) for prompt in judged])
+            },
             notes=self._notes(),
         )
 
     def _columns(self, wins: Mapping[str, Floats]) -> list[Column]:
         micro = mean_of_means([np.concatenate([_per_prompt(each) for each in wins.values()])])
         columns = [
-            Column("macro", self._macro_title(), mean_of_means([_per_prompt(each) for each in wins.values()])),
+            Column(
+                "macro",
+                self._macro_title(),
+                mean_of_means([_per_prompt(each) for each in wins.values()]),
+            ),
             Column("micro", "micro over prompts", micro),
         ]
         return columns + [Column(name, name.capitalize(), _macro(wins, name)) for name in _CELLS]
 
     def _macro_title(self) -> str:
-        return "RM-Bench average (macro)" if self._is_whole else f"macro over {', '.join(self.domains)}"
+        return (
+            "RM-Bench average (macro)"
+            if self._is_whole
+            else f"macro over {', '.join(self.domains)}"
+        )
 
     @property
     def _is_whole(self) -> bool:
@@ -97,14 +121,24 @@ class RmBench(Dataset):
         if self._is_whole:
             return ["macro is the mean over the four domains; Hard, Normal and Easy are macro, too"]
         missing = [name for name in DOMAINS if name not in self.domains]
-        said = f"{', '.join(missing)} missing" if missing else "there are other domains than RM-Bench's"
-        return [f"{said}: this is not the RM-Bench average; Hard, Normal and Easy are macro over the same domains"]
+        said = (
+            f"{', '.join(missing)} missing"
+            if missing
+            else "there are other domains than RM-Bench's"
+        )
+        return [
+            f"{said}: this is not the RM-Bench average; Hard, Normal and Easy are macro over the "
+            "same domains"
+        ]
 
     def _prompt(self, row: Row, prompt_as: PromptAs) -> Prompt:
         prompt, sides = prompt_of(row, "prompt", prompt_as), []
         for side in ("chosen", "rejected"):
             texts = row.texts(side, num=_NUM)
-            made = (candidate(row, prompt, text, field=f"{side}[{style}]") for style, text in enumerate(texts))
+            made = (
+                candidate(row, prompt, text, field=f"{side}[{style}]")
+                for style, text in enumerate(texts)
+            )
             sides.append(tuple(self.add(each) for each in made))
         return Prompt(row.where, _domain(row), sides[0], sides[1])
 
@@ -127,13 +161,17 @@ def _complete(prompt: Prompt, answers: Sequence[Answer]) -> bool:
 
 def _margins(prompt: Prompt, answers: Sequence[Answer]) -> Floats:
     """[3, 3]: score of chosen i minus score of rejected j."""
-    chosen, rejected = (np.array([answers[index].known for index in side]) for side in (prompt.chosen, prompt.rejected))
+    chosen, rejected = (
+        np.array([answers[index].known for index in side])
+        for side in (prompt.chosen, prompt.rejected)
+    )
     margins: Floats = chosen[:, None] - rejected[None, :]
     return margins
 
 
 def _per_prompt(wins: Floats) -> Floats:
-    """[n] from [n, 3, 3]: the mean of Hard, Normal and Easy, which is the mean of all nine, three cells each."""
+    """[n] from [n, 3, 3]: the mean of Hard, Normal and Easy, which is the mean of all nine, three
+    cells each."""
     means: Floats = wins.mean(axis=(1, 2))
     return means
 

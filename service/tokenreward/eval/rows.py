@@ -1,4 +1,5 @@
-"""Data files as rows: JSON lines, or one JSON array. What is wrong with a file is said with its line and field.
+"""Data files as rows: JSON lines, or one JSON array. What is wrong with a file is said with its
+line and field.
 
 It knows JSON and nothing of what the rows mean. Fields that nobody asks for are left alone.
 """
@@ -22,7 +23,8 @@ class DataError(EvalError):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One JSON object. `where` is what messages call it: `pairs.jsonl line 3`, or `chat.json row 3`."""
+    """One JSON object. `where` is what messages call it: `pairs.jsonl line 3`, or `chat.json row
+    3`."""
 
     where: str
     fields: dict[str, Any]
@@ -60,7 +62,9 @@ class Row:
         """`num` zeros and ones (or false and true). Raises DataError."""
         value = self.get(field)
         if not isinstance(value, list) or len(value) != num:
-            raise self.wrong(field, f"must be a list of {num} flags, one per {of}, got {kind_of(value)}")
+            raise self.wrong(
+                field, f"must be a list of {num} flags, one per {of}, got {kind_of(value)}"
+            )
         for index, entry in enumerate(value):
             if not isinstance(entry, int) or entry not in (0, 1):
                 raise self.wrong(f"{field}[{index}]", f"must be 0 or 1, got {kind_of(entry)}")
@@ -75,7 +79,10 @@ def read_rows(file: Path) -> list[Row]:
         line = error.object[: error.start].count(b"\n") + 1
         raise DataError(f"{file} line {line}: not UTF-8") from None
     whole = text.lstrip().startswith("[")
-    rows = [_row(value, where, file) for where, value in (_array(text, file) if whole else _lines(text, file))]
+    rows = [
+        _row(value, where, file)
+        for where, value in (_array(text, file) if whole else _lines(text, file))
+    ]
     if not rows:
         raise DataError(f"{file}: holds no rows")
     return rows

@@ -1,4 +1,5 @@
-"""The outcome as text: a row per scorer, a row per subset, what failed. It knows no terminal but its width."""
+"""The outcome as text: a row per scorer, a row per subset, what failed. It knows no terminal but
+its width."""
 
 from __future__ import annotations
 
@@ -16,10 +17,13 @@ _GAP = "  "
 
 
 def tables(dataset: Dataset, rows: Sequence[Judged], *, width: int = WIDTH) -> str:
-    """Everything that is printed at the end, without a final newline. A table wider than `width` characters goes on
-    below, its first column repeated."""
+    """Everything that is printed at the end, without a final newline. A table wider than `width`
+    characters goes on below, its first column repeated."""
     first = rows[0].verdict
-    parts = [f"{dataset.num_cases} {dataset.noun} ({dataset.kind}), 95 % intervals in brackets", _scorers(rows, width)]
+    parts = [
+        f"{dataset.num_cases} {dataset.noun} ({dataset.kind}), 95 % intervals in brackets",
+        _scorers(rows, width),
+    ]
     parts += _latency(rows)
     if first.groups:
         parts.append(f"{first.groups_title}:\n{_groups(rows, width)}")
@@ -30,7 +34,9 @@ def tables(dataset: Dataset, rows: Sequence[Judged], *, width: int = WIDTH) -> s
 
 def shown(figure: Figure | None) -> str:
     """`0.986 [0.977, 0.992]`."""
-    return _NOTHING if figure is None else f"{figure.value:.3f} [{figure.low:.3f}, {figure.high:.3f}]"
+    return (
+        _NOTHING if figure is None else f"{figure.value:.3f} [{figure.low:.3f}, {figure.high:.3f}]"
+    )
 
 
 def _scorers(rows: Sequence[Judged], width: int) -> str:
@@ -46,20 +52,30 @@ def _scorers(rows: Sequence[Judged], width: int) -> str:
 
 def _latency(rows: Sequence[Judged]) -> list[str]:
     """What `ms/item` is, for a reader who has only this."""
-    used = sorted({each for row in rows if row.latency is not None for each in row.latency.concurrencies})
+    used = sorted(
+        {each for row in rows if row.latency is not None for each in row.latency.concurrencies}
+    )
     if not used:
         return []
-    return [f"ms/item: wall time over items scored, up to {' or '.join(map(str, used))} requests in flight"]
+    return [
+        f"ms/item: wall time over items scored, up to {' or '.join(map(str, used))} requests in "
+        "flight"
+    ]
 
 
 def _groups(rows: Sequence[Judged], width: int) -> str:
     lines = [["", *(row.subject.label for row in rows)]]
-    lines += [[name, *(shown(row.verdict.groups[name]) for row in rows)] for name in rows[0].verdict.groups]
+    lines += [
+        [name, *(shown(row.verdict.groups[name]) for row in rows)]
+        for name in rows[0].verdict.groups
+    ]
     return _aligned(lines, width)
 
 
 def _failures(row: Judged) -> str:
-    listed = [f"  {each.where}: {each.code}: {each.message}" for each in row.failures[:NUM_FAILURES_SHOWN]]
+    listed = [
+        f"  {each.where}: {each.code}: {each.message}" for each in row.failures[:NUM_FAILURES_SHOWN]
+    ]
     more = len(row.failures) - NUM_FAILURES_SHOWN
     if more > 0:
         listed.append(f"  and {more} more")
@@ -70,18 +86,23 @@ def _failures(row: Judged) -> str:
 
 
 def _aligned(lines: Sequence[Sequence[str]], width: int) -> str:
-    """Columns side by side, in blocks of lines no wider than `width` where two columns fit in it."""
+    """Columns side by side, in blocks of lines no wider than `width` where two columns fit in
+    it."""
     cells = [[visible(cell) for cell in line] for line in lines]
     widths = [max(len(line[place]) for line in cells) for place in range(len(cells[0]))]
     blocks = [
-        "\n".join(_GAP.join(line[place].ljust(widths[place]) for place in places).rstrip() for line in cells)
+        "\n".join(
+            _GAP.join(line[place].ljust(widths[place]) for place in places).rstrip()
+            for line in cells
+        )
         for places in _blocks(widths, width)
     ]
     return "\n\n".join(blocks)
 
 
 def _blocks(widths: Sequence[int], width: int) -> Iterator[list[int]]:
-    """Places of the columns of each block: the first column, and as many of the others in turn as fit, at least one."""
+    """Places of the columns of each block: the first column, and as many of the others in turn as
+    fit, at least one."""
     places, used = [0], widths[0]
     for place in range(1, len(widths)):
         needed = len(_GAP) + widths[place]

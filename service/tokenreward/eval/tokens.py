@@ -6,7 +6,8 @@ A row is {prompt, response} and one of
     flags: [0, 1, ...]               one per character
     spans: [[0, 5], ...], flags      spans that tile the response, as on the wire, and one flag per span
 
-Without `spans`, units are the scorer's own tokens, so scorers of different tokenizers are judged on different units.
+Without `spans`, units are the scorer's own tokens, so scorers of different tokenizers are judged on
+different units.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ class Tokens(Dataset):
         self.num_cases = len(self._responses)
 
     def judge(self, answers: Sequence[Answer]) -> Verdict:
-        """The area under the ROC curve of flagged units: mean over responses, and over all units."""
+        """The area under the ROC curve of flagged units: mean over responses, and over all
+        units."""
         known = [entry for entry in self._responses if answers[entry[1]].error is None]
         found, examples = token_judgement(known, answers)
         counts = {
@@ -65,8 +67,12 @@ class Tokens(Dataset):
             spans = {"spans": _tiling(row, len(response))}
             flags = _span_flags(row, spans["spans"], len(response))
         else:
-            flags = Flags(np.array(row.flags("flags", num=len(response), of="character"), dtype=np.bool_))
-        made = candidate(row, prompt, response, field="response", needs_score=False, needs_units=True, **spans)
+            flags = Flags(
+                np.array(row.flags("flags", num=len(response), of="character"), dtype=np.bool_)
+            )
+        made = candidate(
+            row, prompt, response, field="response", needs_score=False, needs_units=True, **spans
+        )
         return row.where, self.add(made), flags
 
 
@@ -85,11 +91,20 @@ def _tiling(row: Row, length: int) -> list[list[int]]:
         raise row.wrong("spans", f"must be a list of [start, end] spans, got {kind_of(value)}")
     last = 0
     for index, entry in enumerate(value):
-        if not isinstance(entry, list) or len(entry) != 2 or not all(type(end) is int for end in entry):
+        if (
+            not isinstance(entry, list)
+            or len(entry) != 2
+            or not all(type(end) is int for end in entry)
+        ):
             raise row.wrong(f"spans[{index}]", f"must be [start, end], got {kind_of(entry)}")
         if entry[0] != last or entry[1] < last:
-            raise row.wrong(f"spans[{index}]", f"is {entry}, but must start at {last} and not end before it")
+            raise row.wrong(
+                f"spans[{index}]", f"is {entry}, but must start at {last} and not end before it"
+            )
         last = entry[1]
     if last != length:
-        raise row.wrong("spans", f"end at {last}, but the response has {length} characters (Unicode code points)")
+        raise row.wrong(
+            "spans",
+            f"end at {last}, but the response has {length} characters (Unicode code points)",
+        )
     return value

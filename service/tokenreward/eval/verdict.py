@@ -1,4 +1,5 @@
-"""The outcome for one scorer: figures, counts, what plots are drawn from, the worst cases, and what failed.
+"""The outcome for one scorer: figures, counts, what plots are drawn from, the worst cases, and what
+failed.
 
 It is the same for all kinds of data, so that tables, JSON and the page need not know them.
 """
@@ -24,7 +25,8 @@ NUM_EXAMPLES = 10
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One figure under its name in JSON and its title for people; None if there was nothing to judge."""
+    """One figure under its name in JSON and its title for people; None if there was nothing to
+    judge."""
 
     name: str
     title: str
@@ -33,7 +35,8 @@ class Column:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Shown:
-    """A response of an example: what it is called, which candidate it is, and its flagged characters, if known."""
+    """A response of an example: what it is called, which candidate it is, and its flagged
+    characters, if known."""
 
     label: str
     candidate: int
@@ -54,10 +57,10 @@ class Example:
 class Verdict:
     """What a dataset says of one scorer's answers.
 
-    `columns`: the figures, the headline first. `counts`: cases by what became of them; `ties` among them if there can
-    be any. `groups`: a figure per subset or domain, all of which `groups_title` names. `classes`: score by what it
-    belongs to, two of them. `matrices`: RM-Bench's 3 x 3 per domain. `examples`: lists of the worst cases, by what the
-    list is called.
+    `columns`: the figures, the headline first. `counts`: cases by what became of them; `ties` among
+    them if there can be any. `groups`: a figure per subset or domain, all of which `groups_title`
+    names. `classes`: score by what it belongs to, two of them. `matrices`: RM-Bench's 3 x 3 per
+    domain. `examples`: lists of the worst cases, by what the list is called.
     """
 
     columns: Sequence[Column]
@@ -83,7 +86,8 @@ class Failure:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Judged:
-    """One scorer's row: who was asked, what its answers are worth, what failed, how long it took."""
+    """One scorer's row: who was asked, what its answers are worth, what failed, how long it
+    took."""
 
     subject: Subject
     verdict: Verdict

@@ -1,6 +1,7 @@
 """The registry of scorers: one file here is one type, a third party's is `package.module:Class`.
 
-It knows names; what a scorer does stands in its own file. Files in this folder never import each other.
+It knows names; what a scorer does stands in its own file. Files in this folder never import each
+other.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ class UnknownScorerType(ValueError):
 
 def known_types() -> list[str]:
     """The types that ship with the service, sorted."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+    names = (module.name for module in pkgutil.iter_modules(__path__))
+    return sorted(name for name in names if not name.startswith("_"))
 
 
 def resolve(name: str) -> Scorer:
@@ -29,12 +31,15 @@ def resolve(name: str) -> Scorer:
         module_name, class_name = f"{__name__}.{name}", "Scorer"
     else:
         raise UnknownScorerType(
-            f"no scorer type `{name}`; known are {', '.join(known_types())}, or `package.module:Class`"
+            f"no scorer type `{name}`; known are {', '.join(known_types())}, or "
+            "`package.module:Class`"
         )
     try:
         found = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError) as error:
         raise UnknownScorerType(f"scorer type `{name}` cannot be imported: {error}") from error
     if not (inspect.isclass(found) and issubclass(found, Scorer)):
-        raise UnknownScorerType(f"scorer type `{name}` is not a subclass of tokenreward.contract.Scorer")
+        raise UnknownScorerType(
+            f"scorer type `{name}` is not a subclass of tokenreward.contract.Scorer"
+        )
     return found()

@@ -1,9 +1,10 @@
 """Scorer `attention_dense`: a reward model's score spread by its own attention.
 
-ABC: Chan et al. 2024, "Dense Reward for Free in Reinforcement Learning from Human Feedback", 2402.00782.
+ABC: Chan et al. 2024, "Dense Reward for Free in Reinforcement Learning from Human Feedback",
+2402.00782.
 
-w = the last layer's attention of the pooled token over the response, mean over heads, renormalised over the unmasked
-response tokens: prompt and suffix columns are dropped, the weights sum to 1.
+w = the last layer's attention of the pooled token over the response, mean over heads, renormalised
+over the unmasked response tokens: prompt and suffix columns are dropped, the weights sum to 1.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ class Scorer(contract.Scorer):
     def score(self, sample: Sample, outputs: Sequence[Outputs], options: Options) -> Signals:
         attention = outputs[0].attention["last"]
         start = len(sample.prompt_ids)
-        weights = np.where(sample.keep, attention[start : start + len(sample.keep)].astype(np.float64), 0.0)
+        weights = np.where(
+            sample.keep, attention[start : start + len(sample.keep)].astype(np.float64), 0.0
+        )
         total = weights.sum()
         if total == 0:
             raise ScorerFailed("the pooled token pays no attention to any unmasked response token")

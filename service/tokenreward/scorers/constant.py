@@ -1,4 +1,5 @@
-"""Scorer `constant`: the same number for every token. For tests, for docs, and for measuring the service alone."""
+"""Scorer `constant`: the same number for every token. For tests, for docs, and for measuring the
+service alone."""
 
 from __future__ import annotations
 
@@ -15,7 +16,9 @@ class Scorer(contract.Scorer):
     """r_t = value. It reads no model."""
 
     class Options(contract.Options):
-        value: float = Field(default=1.0, allow_inf_nan=False, description="The reward of every token.")
+        value: float = Field(
+            default=1.0, allow_inf_nan=False, description="The reward of every token."
+        )
 
     task = None
     gives = frozenset({"values", "score"})

@@ -1,12 +1,13 @@
 """Scorer `endogenous`: the reward that a language model's own logits hold, without training.
 
-Read as a soft Q-function, raw logits give the inverse soft Bellman reward (Li et al. 2025, "Generalist Reward Models:
-Found Inside Large Language Models", 2506.23235):
+Read as a soft Q-function, raw logits give the inverse soft Bellman reward (Li et al. 2025,
+"Generalist Reward Models: Found Inside Large Language Models", 2506.23235):
 
     r_t = Q(s_t, a_t) - V(s_{t+1}),   V(s) = alpha * logsumexp(Q(s, .) / alpha)
 
-so that sum_t r_t = alpha * log pi(response | prompt) + V(s_1) - V(s_{T+1}), with V = 0 past a terminal token. V is a
-free potential: a single r_t is comparable within one model only. `form: logprob` drops it: r_t = log pi(a_t | s_t).
+so that sum_t r_t = alpha * log pi(response | prompt) + V(s_1) - V(s_{T+1}), with V = 0 past a
+terminal token. V is a free potential: a single r_t is comparable within one model only. `form:
+logprob` drops it: r_t = log pi(a_t | s_t).
 """
 
 from __future__ import annotations
@@ -29,10 +30,15 @@ class Scorer(contract.Scorer):
 
     class Options(contract.Options):
         form: Literal["soft_bellman", "logprob"] = Field(
-            default="soft_bellman", description="`logprob` is log softmax(Q / temperature), without the V terms."
+            default="soft_bellman",
+            description="`logprob` is log softmax(Q / temperature), without the V terms.",
         )
-        alpha: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="soft_bellman: entropy weight.")
-        temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="logprob: divides the logits.")
+        alpha: float = Field(
+            default=1.0, gt=0, allow_inf_nan=False, description="soft_bellman: entropy weight."
+        )
+        temperature: float = Field(
+            default=1.0, gt=0, allow_inf_nan=False, description="logprob: divides the logits."
+        )
         terminal: Literal["auto", "zero", "bootstrap"] = Field(
             default="auto",
             description="soft_bellman: V after the last token. `zero` is the paper's, `bootstrap` the model's own; "
@@ -41,8 +47,12 @@ class Scorer(contract.Scorer):
         aggregation: Literal["sum", "mean", "discounted_sum"] = Field(
             default="sum", description="How `score` is made of the unmasked tokens' rewards."
         )
-        gamma: float = Field(default=1.0, ge=0, le=1, description="discounted_sum: weight gamma^t, t from 0.")
-        clip_min: float = Field(default=0.0, ge=0, le=1, description="discounted_sum: weights are at least this.")
+        gamma: float = Field(
+            default=1.0, ge=0, le=1, description="discounted_sum: weight gamma^t, t from 0."
+        )
+        clip_min: float = Field(
+            default=0.0, ge=0, le=1, description="discounted_sum: weights are at least this."
+        )
 
         @model_validator(mode="after")
         def _only_what_has_an_effect(self) -> Scorer.Options:
@@ -62,19 +72,27 @@ class Scorer(contract.Scorer):
     task = "causal_lm"
     gives = frozenset({"values", "score"})
     default_credit = "values"
-    score_is = "sum of the unmasked tokens' rewards (`aggregation`: or their mean, or discounted sum)"
+    score_is = (
+        "sum of the unmasked tokens' rewards (`aggregation`: or their mean, or discounted sum)"
+    )
 
     def needs(self, options: Options) -> Needs:
         return Needs(temperatures=frozenset({options.softness}))
 
     def score(self, sample: Sample, outputs: Sequence[Outputs], options: Options) -> Signals:
         is_logprob = options.form == "logprob"
-        exact = outputs[0].log_probs(options.temperature) if is_logprob else _soft_bellman(outputs[0], sample, options)
+        exact = (
+            outputs[0].log_probs(options.temperature)
+            if is_logprob
+            else _soft_bellman(outputs[0], sample, options)
+        )
         values = exact.astype(np.float32)
         return Signals(score=_aggregate(sample.kept(values), options), values=values)
 
 
-def _soft_bellman(outputs: Outputs, sample: Sample, options: Scorer.Options) -> Float64[np.ndarray, " r"]:
+def _soft_bellman(
+    outputs: Outputs, sample: Sample, options: Scorer.Options
+) -> Float64[np.ndarray, " r"]:
     assert outputs.chosen is not None
     next_value = options.alpha * outputs.lse[options.alpha][1:].astype(np.float64)
     if options.terminal == "zero" or (options.terminal == "auto" and sample.terminal):

@@ -2,9 +2,9 @@
 
     H_t = - sum_a pi(a | s_t) log pi(a | s_t),   pi = softmax(Q / temperature), nats
 
-By the chain rule the mean of sum_t H_t over responses drawn from pi is the entropy of pi's responses. H_t says nothing
-of the token that was chosen: with `endogenous` of form `logprob`, which does, and in the same pass, it is what a
-trainer computes with its reference model.
+By the chain rule the mean of sum_t H_t over responses drawn from pi is the entropy of pi's
+responses. H_t says nothing of the token that was chosen: with `endogenous` of form `logprob`, which
+does, and in the same pass, it is what a trainer computes with its reference model.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ class Scorer(contract.Scorer):
     """Per-token entropy of a causal language model, in nats; values are increments."""
 
     class Options(contract.Options):
-        temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="Divides the logits.")
+        temperature: float = Field(
+            default=1.0, gt=0, allow_inf_nan=False, description="Divides the logits."
+        )
         aggregation: Literal["sum", "mean"] = Field(
             default="sum", description="How `score` is made of the unmasked tokens' entropies."
         )
@@ -39,4 +41,6 @@ class Scorer(contract.Scorer):
     def score(self, sample: Sample, outputs: Sequence[Outputs], options: Options) -> Signals:
         values = outputs[0].entropy[options.temperature][:-1]
         kept = sample.kept(values)
-        return Signals(score=float(kept.sum() if options.aggregation == "sum" else kept.mean()), values=values)
+        return Signals(
+            score=float(kept.sum() if options.aggregation == "sum" else kept.mean()), values=values
+        )

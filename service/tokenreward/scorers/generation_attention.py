@@ -1,10 +1,13 @@
-"""Scorer `generation_attention`: a score that is given, spread by the attention of the language model that wrote.
+"""Scorer `generation_attention`: a score that is given, spread by the attention of the language
+model that wrote.
 
-ABC-D and ABC-D2: Chan et al. 2024, "Dense Reward for Free in Reinforcement Learning from Human Feedback", 2402.00782.
+ABC-D and ABC-D2: Chan et al. 2024, "Dense Reward for Free in Reinforcement Learning from Human
+Feedback", 2402.00782.
 
-a[i, j] is what the last layer, mean over heads, pays token j while it generates token i. Then w_0 = 0 and
-w_{j+1} = mean of a[i, j] over the steps i that see token j (`abc_d`), or a[last, j] (`abc_d2`), renormalised to sum to
-1 over the unmasked response tokens. A single unmasked token has weight 1. Masked tokens are steps like any other.
+a[i, j] is what the last layer, mean over heads, pays token j while it generates token i. Then w_0 =
+0 and w_{j+1} = mean of a[i, j] over the steps i that see token j (`abc_d`), or a[last, j]
+(`abc_d2`), renormalised to sum to 1 over the unmasked response tokens. A single unmasked token has
+weight 1. Masked tokens are steps like any other.
 """
 
 from __future__ import annotations
@@ -24,11 +27,15 @@ _READS: dict[str, Reading] = {"abc_d": "mean_step", "abc_d2": "last_step"}
 
 
 class Scorer(contract.Scorer):
-    """Score and weights; the credit `attention` joins them. The score is the item's own, from outside the model."""
+    """Score and weights; the credit `attention` joins them. The score is the item's own, from
+    outside the model."""
 
     class Options(contract.Options):
         variant: Literal["abc_d", "abc_d2"] = Field(
-            default="abc_d", description="Attention of all generation steps, averaged, or (`abc_d2`) of the last one."
+            default="abc_d",
+            description=(
+                "Attention of all generation steps, averaged, or (`abc_d2`) of the last one."
+            ),
         )
         score_from: str | None = Field(
             default=None,
@@ -55,7 +62,10 @@ class Scorer(contract.Scorer):
             paid = paid[len(sample.prompt_ids) : len(sample.prompt_ids) + len(sample.response_ids)]
         # What token j is paid is written to the token after it; nobody is left to pay the last one.
         shifted = np.concatenate([[0.0], paid[:-1].astype(np.float64)])
-        return Signals(score=_given_score(sample, options), weights=_normalised(shifted, sample).astype(np.float32))
+        return Signals(
+            score=_given_score(sample, options),
+            weights=_normalised(shifted, sample).astype(np.float32),
+        )
 
 
 def _given_score(sample: Sample, options: Scorer.Options) -> float:
@@ -63,9 +73,15 @@ def _given_score(sample: Sample, options: Scorer.Options) -> float:
     if item is not None and item.score is not None:
         return item.score
     if options.score_from is None:
-        what = "send `score` with the item, or name a scorer in the option `score_from` and ask the front (/v1/rewards)"
+        what = (
+            "send `score` with the item, or name a scorer in the option `score_from` and ask the "
+            "front (/v1/rewards)"
+        )
     else:
-        what = f"send it to the front (/v1/rewards), which asks `{options.score_from[:64]}`, or send `score` with it"
+        what = (
+            f"send it to the front (/v1/rewards), which asks `{options.score_from[:64]}`, or send "
+            "`score` with it"
+        )
     param = None if sample.source is None else f"{sample.source.param}.score"
     raise ScorerFailed(f"the item has no score to spread: {what}", param=param)
 
@@ -77,5 +93,7 @@ def _normalised(shifted: Float64[np.ndarray, " r"], sample: Sample) -> Float64[n
     weights = np.where(sample.keep, shifted, 0.0)
     total = weights.sum()
     if total == 0:
-        raise ScorerFailed("no generation step pays attention to a token before an unmasked response token")
+        raise ScorerFailed(
+            "no generation step pays attention to a token before an unmasked response token"
+        )
     return np.asarray(weights / total)

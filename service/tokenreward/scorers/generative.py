@@ -1,16 +1,19 @@
-"""Scorer `generative`: a language model is asked about the response, and the reward is how likely its answer is.
+"""Scorer `generative`: a language model is asked about the response, and the reward is how likely
+its answer is.
 
-A verifier prompt quotes prompt and response; the model's distribution p over the next token is read: one forward, no
-sampling. With Yes and No as sets of tokens (Zhang et al. 2024, "Generative Verifiers", 2408.15240):
+A verifier prompt quotes prompt and response; the model's distribution p over the next token is
+read: one forward, no sampling. With Yes and No as sets of tokens (Zhang et al. 2024, "Generative
+Verifiers", 2408.15240):
 
     yes            log p(Yes),   p(S) = sum over the tokens of S
     yes_minus_no   log p(Yes) - log p(No)
     graded         sum_k worth_k p(label_k) / sum_k p(label_k)
 
-The first is the endogenous reward with a horizon of one (2506.23235): in the state s = (prompt, response, question),
-with the single action Yes, r = alpha log pi(Yes | s) + V(s); V(s) is dropped, for the response is inside s and V would
-not cancel between two of them. It is the default because it is the published score. `yes_minus_no` ranks as it does
-where the model answers nothing but Yes or No, and is the better one elsewhere: the share of other answers cancels.
+The first is the endogenous reward with a horizon of one (2506.23235): in the state s = (prompt,
+response, question), with the single action Yes, r = alpha log pi(Yes | s) + V(s); V(s) is dropped,
+for the response is inside s and V would not cancel between two of them. It is the default because
+it is the published score. `yes_minus_no` ranks as it does where the model answers nothing but Yes
+or No, and is the better one elsewhere: the share of other answers cancels.
 """
 
 from __future__ import annotations
@@ -23,18 +26,24 @@ import numpy as np
 from pydantic import Field, FiniteFloat, field_validator, model_validator
 
 from tokenreward import contract
-from tokenreward.contract import Needs, Outputs, Row, Sample, Signals, Words
+from tokenreward.contract import Needs, Outputs, Row, Sample, Signals, TokenizerView
 from tokenreward.errors import UnsupportedText
-from tokenreward.models.quotation import quote
-from tokenreward.models.template import TemplateRefused, template
+from tokenreward.scorers._prompts.quotation import quote
+from tokenreward.scorers._prompts.template import TemplateRefused, template
 
 _YES = ["Yes", " Yes", "yes", " yes", "YES", " YES"]
 _NO = ["No", " No", "no", " no", "NO", " NO"]
 _LABELS = ["1", "2", "3", "4", "5"]
 _MOST_SPELLINGS = 100  # of a list: each is tokenised, and read from the logits, by itself
 _QUOTED = "Prompt:\n{{ prompt }}\n\nResponse:\n{{ response }}\n\n"
-_QUESTION = "Is the response correct, and does it do what the prompt asks? Answer {{ yes }} or {{ no }}.\nAnswer:"
-_GRADING = "How good is the response? Give it one of these grades, from worst to best: {{ labels }}.\nGrade:"
+_QUESTION = (
+    "Is the response correct, and does it do what the prompt asks? Answer {{ yes }} or "
+    "{{ no }}.\nAnswer:"
+)
+_GRADING = (
+    "How good is the response? Give it one of these grades, from worst to best: "
+    "{{ labels }}.\nGrade:"
+)
 _VARIABLES = ("prompt", "messages", "response", "yes", "no", "labels")
 _IDLE = {"yes": ("labels", "values"), "yes_minus_no": ("labels", "values"), "graded": ("yes", "no")}
 _READ = {"yes": ("yes",), "yes_minus_no": ("yes", "no"), "graded": ("labels",)}
@@ -43,15 +52,19 @@ _READ = {"yes": ("yes",), "yes_minus_no": ("yes", "no"), "graded": ("labels",)}
 class Scorer(contract.Scorer):
     """A score per response from a language model's answer about it; it gives no per-token values.
 
-    What is quoted is text: ids are decoded, special tokens become line breaks, several messages stand with their roles,
-    masked units are quoted like all others. The verifier's prompt is a message of the user if the tokenizer has a chat
-    template, else raw text. The item's `tools` and `chat_template_kwargs` are its own prompt's and play no part.
+    What is quoted is text: ids are decoded, special tokens become line breaks, several messages
+    stand with their roles, masked units are quoted like all others. The verifier's prompt is a
+    message of the user if the tokenizer has a chat template, else raw text. The item's `tools` and
+    `chat_template_kwargs` are its own prompt's and play no part.
     """
 
     class Options(contract.Options):
         mode: Literal["yes", "yes_minus_no", "graded"] = Field(
             default="yes",
-            description="log p(Yes), or log p(Yes) - log p(No), or the expected worth of `labels` among themselves.",
+            description=(
+                "log p(Yes), or log p(Yes) - log p(No), or the expected worth of `labels` among "
+                "themselves."
+            ),
         )
         template: str | None = Field(
             default=None,
@@ -65,9 +78,14 @@ class Scorer(contract.Scorer):
             default=_YES,
             min_length=1,
             max_length=_MOST_SPELLINGS,
-            description="Spellings of Yes, each a single token (of the default: those that are); asked for: the first.",
+            description=(
+                "Spellings of Yes, each a single token (of the default: those that are); asked "
+                "for: the first."
+            ),
         )
-        no: list[str] = Field(default=_NO, min_length=1, max_length=_MOST_SPELLINGS, description="The same for No.")
+        no: list[str] = Field(
+            default=_NO, min_length=1, max_length=_MOST_SPELLINGS, description="The same for No."
+        )
         labels: list[str] = Field(
             default=_LABELS,
             min_length=2,
@@ -75,7 +93,8 @@ class Scorer(contract.Scorer):
             description="graded: grades, each a single token.",
         )
         values: Annotated[list[FiniteFloat], Field(fail_fast=True)] | None = Field(
-            default=None, description="graded: what each label is worth. Default: the number that it spells."
+            default=None,
+            description="graded: what each label is worth. Default: the number that it spells.",
         )
 
         @field_validator("template")
@@ -86,7 +105,9 @@ class Scorer(contract.Scorer):
             except TemplateRefused as error:
                 raise ValueError(f"`template` {error}") from None
             if not read <= set(_VARIABLES):
-                raise ValueError(f"`template` reads a name that is not there; there are {', '.join(_VARIABLES)}")
+                raise ValueError(
+                    f"`template` reads a name that is not there; there are {', '.join(_VARIABLES)}"
+                )
             if "response" not in read:
                 raise ValueError("`template` does not show `response`")
             return text
@@ -101,7 +122,9 @@ class Scorer(contract.Scorer):
         @model_validator(mode="after")
         def _each_label_is_worth_something(self) -> Scorer.Options:
             if len(self.worth) != len(self.labels):
-                raise ValueError(f"`values` has {len(self.worth)} entries, `labels` has {len(self.labels)}")
+                raise ValueError(
+                    f"`values` has {len(self.worth)} entries, `labels` has {len(self.labels)}"
+                )
             return self
 
         @property
@@ -120,9 +143,12 @@ class Scorer(contract.Scorer):
     task = "causal_lm"
     gives = frozenset({"score"})
     default_credit = "last"
-    score_is = "log p(Yes) after a verifier prompt (`mode`: or log p(Yes) - log p(No), or the expected grade)"
+    score_is = (
+        "log p(Yes) after a verifier prompt (`mode`: or log p(Yes) - log p(No), or the expected "
+        "grade)"
+    )
 
-    def check(self, options: Options, words: Words) -> None:
+    def check(self, options: Options, words: TokenizerView) -> None:
         _tokens(options, words, param=None)
 
     def rows(self, sample: Sample, options: Options) -> tuple[Row, ...]:
@@ -135,7 +161,9 @@ class Scorer(contract.Scorer):
             ids = words.prompt_from_messages(turn, None, options.chat_template_kwargs, param=param)
         else:
             ids = words.prompt_from_text(question, param=param)
-        return (Row(ids, start=len(ids), stop=len(ids), labels=frozenset().union(*tokens.values())),)
+        return (
+            Row(ids, start=len(ids), stop=len(ids), labels=frozenset().union(*tokens.values())),
+        )
 
     def needs(self, options: Options) -> Needs:
         return Needs(temperatures=frozenset({1.0}))
@@ -150,7 +178,11 @@ class Scorer(contract.Scorer):
         if options.mode == "graded":
             return Signals(score=_expected(logits["labels"], options.worth))
         yes = float(np.logaddexp.reduce(logits["yes"]))
-        other = np.logaddexp.reduce(logits["no"]) if options.mode == "yes_minus_no" else outputs[0].lse[1.0][-1]
+        other = (
+            np.logaddexp.reduce(logits["no"])
+            if options.mode == "yes_minus_no"
+            else outputs[0].lse[1.0][-1]
+        )
         return Signals(score=yes - float(other))
 
 
@@ -173,7 +205,9 @@ def _question(sample: Sample, options: Scorer.Options) -> str:
         raise UnsupportedText(f"option `template` {error}", param=sample.source.param) from None
 
 
-def _tokens(options: Scorer.Options, words: Words, *, param: str | None) -> dict[str, list[int]]:
+def _tokens(
+    options: Scorer.Options, words: TokenizerView, *, param: str | None
+) -> dict[str, list[int]]:
     """The distinct tokens of each list of spellings that the mode reads. Raises UnsupportedText."""
     found = {name: _single(name, options, words, param=param) for name in _READ[options.mode]}
     if set(found.get("yes", ())) & set(found.get("no", ())):
@@ -181,17 +215,24 @@ def _tokens(options: Scorer.Options, words: Words, *, param: str | None) -> dict
     return found
 
 
-def _single(name: str, options: Scorer.Options, words: Words, *, param: str | None) -> list[int]:
-    """A spelling that is not one token cannot be read; of the default spellings of Yes and No, one is enough."""
+def _single(
+    name: str, options: Scorer.Options, words: TokenizerView, *, param: str | None
+) -> list[int]:
+    """A spelling that is not one token cannot be read; of the default spellings of Yes and No, one
+    is enough."""
     given: list[str] = getattr(options, name)
     tokens = [words.single(text) for text in given]
     for place, token in enumerate(tokens):
         if token is None and (name == "labels" or name in options.model_fields_set):
             pieces = words.pieces(given[place], param=f"options.{name}[{place}]")[0].tolist()
-            raise UnsupportedText(f"option `{name}[{place}]` must be one token, here it is {pieces}", param=param)
+            raise UnsupportedText(
+                f"option `{name}[{place}]` must be one token, here it is {pieces}", param=param
+            )
     distinct = list(dict.fromkeys(token for token in tokens if token is not None))
     if not distinct:
-        raise UnsupportedText(f"none of the default spellings of `{name}` is a single token; set it", param=param)
+        raise UnsupportedText(
+            f"none of the default spellings of `{name}` is a single token; set it", param=param
+        )
     if name == "labels" and len(distinct) < len(given):
         raise UnsupportedText("two of option `labels` are the same token", param=param)
     return distinct

@@ -1,11 +1,13 @@
-"""Scorer `implicit`: the reward that a fine-tuned language model holds against the model it was tuned from.
+"""Scorer `implicit`: the reward that a fine-tuned language model holds against the model it was
+tuned from.
 
     r_t = beta * (log pi(a_t | s_t) - log pi_ref(a_t | s_t)),   pi = softmax(Q / temperature)
 
-With a DPO model and its reference this is the DPO-implicit reward per token: the optimal advantage, whose sum is the
-response's reward up to a constant of its prompt (Rafailov et al. 2024, "From r to Q*", 2404.12358, eq. 10 and 11).
-With a model trained on outcomes it is the implicit process reward (Yuan et al. 2024, "Free Process Rewards without
-Process Labels", 2412.01981; PRIME: Cui et al. 2025, 2502.01456). Sums compare within one prompt only.
+With a DPO model and its reference this is the DPO-implicit reward per token: the optimal advantage,
+whose sum is the response's reward up to a constant of its prompt (Rafailov et al. 2024, "From r to
+Q*", 2404.12358, eq. 10 and 11). With a model trained on outcomes it is the implicit process reward
+(Yuan et al. 2024, "Free Process Rewards without Process Labels", 2412.01981; PRIME: Cui et al.
+2025, 2502.01456). Sums compare within one prompt only.
 """
 
 from __future__ import annotations
@@ -42,13 +44,17 @@ class Scorer(contract.Scorer):
         )
         last_token: Literal["keep", "zero"] = Field(
             default="keep",
-            description="`zero` gives the response's last token 0, as PRIME does; DPO and RTO keep it.",
+            description=(
+                "`zero` gives the response's last token 0, as PRIME does; DPO and RTO keep it."
+            ),
         )
 
         @model_validator(mode="after")
         def _the_clip_is_a_range(self) -> Scorer.Options:
             if self.token_clip is not None and self.token_clip[0] > self.token_clip[1]:
-                raise ValueError(f"`token_clip` must be [low, high] with low <= high, got {self.token_clip}")
+                raise ValueError(
+                    f"`token_clip` must be [low, high] with low <= high, got {self.token_clip}"
+                )
             return self
 
     task = "causal_lm"

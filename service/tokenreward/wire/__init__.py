@@ -1,7 +1,8 @@
 """What travels: the request, the reply, how they are parsed, and their binary encodings.
 
-Arrays cross as JSON lists, as base64, or as msgpack's `bin`. This package needs pydantic and numpy and nothing else,
-but for modules that are imported by name: `msgpack` and `plain` (msgspec), `media` (orjson, too).
+Arrays cross as JSON lists, as base64, or as msgpack's `bin`. This package needs pydantic and numpy
+and nothing else, but for modules that are imported by name: `msgpack` and `plain` (msgspec),
+`media` (orjson, too).
 """
 
 from tokenreward.wire.encoding import (
@@ -25,7 +26,16 @@ from tokenreward.wire.reply import (
     Token,
     Usage,
 )
-from tokenreward.wire.request import Credit, CreditName, IdsB64, Item, Kl, Message, RewardsRequest, Strict
+from tokenreward.wire.request import (
+    Credit,
+    CreditName,
+    IdsB64,
+    Item,
+    Kl,
+    Message,
+    RewardsRequest,
+    Strict,
+)
 from tokenreward.wire.vectors import IntArray, Numbers
 
 NAME_PATTERN = r"^[a-z0-9_-]+$"

@@ -1,5 +1,5 @@
-"""The names of the two media, and the binary encodings: little-endian float32 for rewards, int32 for token ids; in JSON
-as base64."""
+"""The names of the two media, and the binary encodings: little-endian float32 for rewards, int32
+for token ids; in JSON as base64."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ MSGPACK_TYPE = "application/msgpack"
 
 _FLOAT32 = np.dtype("<f4")
 _IS_NATIVE = _FLOAT32.isnative
-_BASE64 = TypeAdapter(bytes, config=ConfigDict(val_json_bytes="base64"))  # five times as fast as the standard library
+_BASE64 = TypeAdapter(
+    bytes, config=ConfigDict(val_json_bytes="base64")
+)  # five times as fast as the standard library
 
 
 def encode_rewards(rewards: npt.NDArray[np.float32]) -> str:
@@ -27,9 +29,11 @@ def encode_rewards(rewards: npt.NDArray[np.float32]) -> str:
     return _base64(np.ascontiguousarray(rewards, dtype="<f4"))
 
 
-def decode_rewards(value: list[float] | str | bytes | npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """A float32 vector from a list, from base64, or from the bytes that msgpack carries. Raises ValueError if it is
-    broken."""
+def decode_rewards(
+    value: list[float] | str | bytes | npt.NDArray[np.float32],
+) -> npt.NDArray[np.float32]:
+    """A float32 vector from a list, from base64, or from the bytes that msgpack carries. Raises
+    ValueError if it is broken."""
     if isinstance(value, str):
         value = _from_base64(value)
     if isinstance(value, bytes):
@@ -42,7 +46,11 @@ def decode_rewards(value: list[float] | str | bytes | npt.NDArray[np.float32]) -
 def as_int32(ids: npt.ArrayLike) -> IntArray:
     """Token ids as little-endian int32. Raises ValueError if they are not integers of 32 bits."""
     given = np.asarray(ids)
-    narrow = given.astype("<i4", casting="unsafe") if given.dtype.kind in "iu" or not given.size else None
+    narrow = (
+        given.astype("<i4", casting="unsafe")
+        if given.dtype.kind in "iu" or not given.size
+        else None
+    )
     if narrow is None or (narrow != given).any():
         raise ValueError("token ids must be integers that fit 32 bits")
     return narrow

@@ -1,7 +1,7 @@
 """The two media that a body may be written in, and which of them a request and its answer are in.
 
-It knows headers and bytes, and nothing of what the bodies say. This module needs orjson and msgspec; the rest of the
-package does without.
+It knows headers and bytes, and nothing of what the bodies say. This module needs orjson and
+msgspec; the rest of the package does without.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ class Media(ABC):
 
     @abstractmethod
     def parse(self, model: type[ModelT], body: bytes) -> ModelT:
-        """A request. Raises MalformedJson, MalformedBody, BodyTooLarge, UnknownField, InvalidField."""
+        """A request. Raises MalformedJson, MalformedBody, BodyTooLarge, UnknownField,
+        InvalidField."""
 
     @abstractmethod
     def load(self, body: bytes) -> Any:
@@ -73,7 +74,8 @@ _BY_TYPE: dict[str, Media] = {media.name: media for media in (JSON, MSGPACK)}
 
 
 def media_of(headers: Mapping[str, str]) -> Media:
-    """What a body is written in, by the `content-type` among lower-case `headers`; JSON if there is none.
+    """What a body is written in, by the `content-type` among lower-case `headers`; JSON if there is
+    none.
 
     Raises MalformedBody: neither of the two.
     """
@@ -81,15 +83,20 @@ def media_of(headers: Mapping[str, str]) -> Media:
     if not given:
         return JSON
     if given not in _BY_TYPE:
-        raise MalformedBody(f"the content type must be `{JSON_TYPE}` or `{MSGPACK_TYPE}`, got `{shown(given)}`")
+        raise MalformedBody(
+            f"the content type must be `{JSON_TYPE}` or `{MSGPACK_TYPE}`, got `{shown(given)}`"
+        )
     return _BY_TYPE[given]
 
 
 def answered_in(headers: Mapping[str, str]) -> Media:
-    """What the caller gets: the one that `accept` names, else what the request is written in, else JSON."""
+    """What the caller gets: the one that `accept` names, else what the request is written in, else
+    JSON."""
     accepted = {_bare(part) for part in headers.get("accept", "").split(",")}
     named = [media for name, media in _BY_TYPE.items() if name in accepted]
-    return named[0] if len(named) == 1 else _BY_TYPE.get(_bare(headers.get("content-type", "")), JSON)
+    return (
+        named[0] if len(named) == 1 else _BY_TYPE.get(_bare(headers.get("content-type", "")), JSON)
+    )
 
 
 def _bare(value: str) -> str:

@@ -1,8 +1,9 @@
-"""The same shapes as msgpack, where vectors of numbers may be `bin`: little-endian int32 for ids, `spans` (start, end,
-start, end, ...) and `mask`, little-endian float32 for log-probs and rewards.
+"""The same shapes as msgpack, where vectors of numbers may be `bin`: little-endian int32 for ids,
+`spans` (start, end, start, end, ...) and `mask`, little-endian float32 for log-probs and rewards.
 
-A body becomes plain objects and then the models that JSON becomes, so it is refused for the same reasons. It takes no
-extension types. This module needs msgspec; the rest of the package does without.
+A body becomes plain objects and then the models that JSON becomes, so it is refused for the same
+reasons. It takes no extension types. This module needs msgspec; the rest of the package does
+without.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ Packed = msgspec.Raw  # marks bytes that are msgpack already
 
 
 def pack(content: object) -> bytes:
-    """Plain objects as msgpack; numpy arrays of float32 or int32 as `bin`, other arrays as arrays of numbers.
+    """Plain objects as msgpack; numpy arrays of float32 or int32 as `bin`, other arrays as arrays
+    of numbers.
 
     Raises TypeError, ValueError or OverflowError for what msgpack cannot hold.
     """
@@ -80,7 +82,8 @@ _DECODER = msgspec.msgpack.Decoder(ext_hook=_refuse_extension)
 
 
 def parse_msgpack(model: type[ModelT], body: bytes) -> ModelT:
-    """A request from the bytes of a msgpack body. Raises MalformedBody, BodyTooLarge, UnknownField, InvalidField."""
+    """A request from the bytes of a msgpack body. Raises MalformedBody, BodyTooLarge, UnknownField,
+    InvalidField."""
     try:
         _decoded(refuse_much_plain, body)
         content = unpack(body)
@@ -92,7 +95,8 @@ def parse_msgpack(model: type[ModelT], body: bytes) -> ModelT:
 
 
 def with_arrays(content: Mapping[Any, Any]) -> dict[str, Any]:
-    """A request's plain objects, with arrays for the `bin` of its items, which are changed in place.
+    """A request's plain objects, with arrays for the `bin` of its items, which are changed in
+    place.
 
     Raises MalformedBody or InvalidField: they hold what JSON could not, or `bin` elsewhere.
     """
@@ -122,12 +126,15 @@ def _field(key: object, value: object, where: Path) -> object:
     return value  # a vector's strict model takes nothing but numbers
 
 
-def _array(key: str, value: bytes, dtype: np.dtype[Any], where: Path) -> np.ndarray[Any, np.dtype[Any]]:
+def _array(
+    key: str, value: bytes, dtype: np.dtype[Any], where: Path
+) -> np.ndarray[Any, np.dtype[Any]]:
     width = dtype.itemsize * (2 if key == "spans" else 1)
     if len(value) % width:
         param, pairs = path(where), "pairs of " if key == "spans" else ""
         raise InvalidField(
-            f"`{param}` has {len(value)} bytes, which are no {pairs}little-endian {_WORDS[dtype]}", param=param
+            f"`{param}` has {len(value)} bytes, which are no {pairs}little-endian {_WORDS[dtype]}",
+            param=param,
         )
     array = np.frombuffer(value, dtype=dtype)
     return array.reshape(-1, 2) if key == "spans" else array

@@ -1,4 +1,5 @@
-"""`items[i]` in messages and params, where a request holds only some of its caller's items: counts the caller's again.
+"""`items[i]` in messages and params, where a request holds only some of its caller's items: counts
+the caller's again.
 
 It reads nothing else of an error, and knows neither who cut the request nor why.
 """
@@ -12,7 +13,8 @@ _ITEM = re.compile(r"\bitems\[(\d{1,9})\]")
 
 
 def renumbered(text: str, positions: Sequence[int]) -> str:
-    """`positions`: where each item of the shorter request stood in the caller's. Numbers beyond them are left alone."""
+    """`positions`: where each item of the shorter request stood in the caller's. Numbers beyond
+    them are left alone."""
 
     def number(match: re.Match[str]) -> str:
         index = int(match[1])

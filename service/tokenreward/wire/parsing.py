@@ -10,7 +10,14 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from tokenreward.errors import InvalidField, MalformedBody, MalformedJson, RequestError, UnknownField, UnknownOption
+from tokenreward.errors import (
+    InvalidField,
+    MalformedBody,
+    MalformedJson,
+    RequestError,
+    UnknownField,
+    UnknownOption,
+)
 
 _UNION_TAGS = {  # what pydantic adds to a location below a field that has several forms
     "prompt": ("text", "messages", "ids", "packed_ids"),
@@ -36,7 +43,8 @@ def parse_json(model: type[ModelT], body: bytes) -> ModelT:
 
 
 def parse(model: type[ModelT], value: Mapping[str, Any], *, prefix: tuple[str, ...] = ()) -> ModelT:
-    """A request from plain objects; `prefix` is the path at which `value` stands. Raises as `parse_json`."""
+    """A request from plain objects; `prefix` is the path at which `value` stands. Raises as
+    `parse_json`."""
     try:
         return model.model_validate(dict(value))
     except ValidationError as error:
@@ -44,9 +52,13 @@ def parse(model: type[ModelT], value: Mapping[str, Any], *, prefix: tuple[str, .
 
 
 def refusal(
-    error: ValidationError, *, prefix: tuple[str, ...] = (), unknown: type[RequestError] = UnknownField
+    error: ValidationError,
+    *,
+    prefix: tuple[str, ...] = (),
+    unknown: type[RequestError] = UnknownField,
 ) -> RequestError:
-    """The first thing wrong, as one of our errors. Never quotes text that the caller sent, only numbers and sizes."""
+    """The first thing wrong, as one of our errors. Never quotes text that the caller sent, only
+    numbers and sizes."""
     if error.error_count() > _MOST_ERRORS:
         # Naming the first means making objects of all, and of all that the caller sent.
         return InvalidField(f"the request has {error.error_count()} unknown or wrong entries")
@@ -54,7 +66,9 @@ def refusal(
     where = path((*prefix, *first["loc"]))[:_LONGEST_PATH]
     kind = first["type"]
     if kind == "json_invalid":
-        return MalformedJson(f"the body is not valid JSON: {first['msg'].removeprefix('Invalid JSON: ')}")
+        return MalformedJson(
+            f"the body is not valid JSON: {first['msg'].removeprefix('Invalid JSON: ')}"
+        )
     if not where and kind in ("model_type", "model_attributes_type", "dict_type"):
         return MalformedBody(f"the body must be a JSON object, got {_shown(first['input'])}")
     if kind == "extra_forbidden":

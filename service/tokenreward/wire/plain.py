@@ -1,8 +1,8 @@
 """How much of a msgpack body is plain: neither text nor `bin`, but lists, maps and single numbers.
 
-A byte of it becomes an object of up to 150 bytes in memory, where a byte of text or `bin` stays one. So a large body is
-looked over before it is read: every field is found, and none is made an object. It knows where a request has its
-fields. This module needs msgspec.
+A byte of it becomes an object of up to 150 bytes in memory, where a byte of text or `bin` stays
+one. So a large body is looked over before it is read: every field is found, and none is made an
+object. It knows where a request has its fields. This module needs msgspec.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ _DECODER = msgspec.msgpack.Decoder(_Request)
 
 
 def refuse_much_plain(body: bytes) -> None:
-    """Raises BodyTooLarge; MalformedBody or InvalidField for a large body that is no request; of broken msgpack, what
-    msgspec raises: MsgspecError, RecursionError, UnicodeDecodeError."""
+    """Raises BodyTooLarge; MalformedBody or InvalidField for a large body that is no request; of
+    broken msgpack, what msgspec raises: MsgspecError, RecursionError, UnicodeDecodeError."""
     if len(body) <= MOST_PLAIN_BYTES:
         return
     if not (0x80 <= body[0] <= 0x8F or body[0] in (0xDE, 0xDF)):
@@ -52,7 +52,8 @@ def refuse_much_plain(body: bytes) -> None:
         num_plain -= sum(len(memoryview(raw)) for item in request.items for raw in _packed(item))
     if num_plain > MOST_PLAIN_BYTES:
         raise BodyTooLarge(
-            f"{num_plain} bytes of the body are neither the text of an item nor `bin`, the limit is "
+            f"{num_plain} bytes of the body are neither the text of an item nor `bin`, the limit "
+            "is "
             f"{MOST_PLAIN_BYTES}: send vectors as `bin`, or fewer items"
         )
 

@@ -1,4 +1,5 @@
-"""The reply: body of a 200, as pydantic models that read what they know and let newer servers add fields."""
+"""The reply: body of a 200, as pydantic models that read what they know and let newer servers add
+fields."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ class ErrorDetail(Reply):
 
 
 class Token(Reply):
-    """One token that was scored. `span` is its half-open code point range in a text response (null for ids)."""
+    """One token that was scored. `span` is its half-open code point range in a text response (null
+    for ids)."""
 
     id: int
     text: str
@@ -27,10 +29,11 @@ class Token(Reply):
 
 
 class ScorerResult(Reply):
-    """One scorer's result for one item: `rewards` is a list, or little-endian float32, in JSON as base64.
+    """One scorer's result for one item: `rewards` is a list, or little-endian float32, in JSON as
+    base64.
 
-    Of a scorer that finds reasoning steps (`process`): `step_scores`, one number per step, and `step_ids`, one per
-    reward: the step (from 0) that the unit's last token belongs to.
+    Of a scorer that finds reasoning steps (`process`): `step_scores`, one number per step, and
+    `step_ids`, one per reward: the step (from 0) that the unit's last token belongs to.
     """
 
     rewards: list[float] | str | bytes | None = None
@@ -69,7 +72,8 @@ class Source(Reply):
 
 
 class RewardsReply(Reply):
-    """Body of a 200. `sources`: by name, the scorers that `credit.kl.reference` or `score_from` had the front ask."""
+    """Body of a 200. `sources`: by name, the scorers that `credit.kl.reference` or `score_from` had
+    the front ask."""
 
     id: str
     scorer: str | None = None

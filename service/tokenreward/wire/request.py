@@ -1,7 +1,7 @@
 """The request: body of `POST /v1/rewards`, as strict pydantic models.
 
-It knows the shape of a request and nothing of models: whether a scorer exists or a token is in the vocabulary is for
-others to say.
+It knows the shape of a request and nothing of models: whether a scorer exists or a token is in the
+vocabulary is for others to say.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ class IdsB64(Strict):
 
 
 class Message(BaseModel):
-    """One chat message. Further keys (`name`, `tool_calls`, ...) are the chat template's business and pass through."""
+    """One chat message. Further keys (`name`, `tool_calls`, ...) are the chat template's business
+    and pass through."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -82,25 +83,36 @@ Response = Annotated[
 class Item(Strict):
     """A prompt, the response to judge, and how the caller wants its reward cut up.
 
-    `spans`, `mask`, `policy_logprobs` and `ref_logprobs` are in units: one entry per entry of the returned vector. They
-    and ids are lists, or arrays if the body was binary.
+    `spans`, `mask`, `policy_logprobs` and `ref_logprobs` are in units: one entry per entry of the
+    returned vector. They and ids are lists, or arrays if the body was binary.
     """
 
-    prompt: Prompt = Field(description="Raw text, chat messages, or token ids of the scorer's own vocabulary.")
+    prompt: Prompt = Field(
+        description="Raw text, chat messages, or token ids of the scorer's own vocabulary."
+    )
     response: Response = Field(description="Text, or token ids of the scorer's own vocabulary.")
     finished: bool | None = Field(
-        default=None, description="Text only: append end-of-turn (default true). Ids are scored as they are."
+        default=None,
+        description="Text only: append end-of-turn (default true). Ids are scored as they are.",
     )
     spans: Spans | None = Field(
-        default=None, description="Text only: half-open code point ranges that tile the response; one reward each."
+        default=None,
+        description=(
+            "Text only: half-open code point ranges that tile the response; one reward each."
+        ),
     )
     mask: Flags | None = Field(default=None, description="One per unit: 0 = read but not scored.")
-    policy_logprobs: Numbers | None = Field(default=None, description="One per unit; for `credit.kl`.")
+    policy_logprobs: Numbers | None = Field(
+        default=None, description="One per unit; for `credit.kl`."
+    )
     ref_logprobs: Numbers | None = Field(default=None, description="One per unit; for `credit.kl`.")
     score: FiniteFloat | None = Field(
-        default=None, description="A score from elsewhere: read by scorers that take one, ignored by all others."
+        default=None,
+        description="A score from elsewhere: read by scorers that take one, ignored by all others.",
     )
-    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict, description="Passed to the chat template.")
+    chat_template_kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="Passed to the chat template."
+    )
     tools: Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = Field(
         default=None, description="Passed to the chat template."
     )
@@ -110,7 +122,9 @@ class Item(Strict):
         if not isinstance(self.response, str):
             for name in ("finished", "spans"):
                 if getattr(self, name) is not None:
-                    raise ValueError(f"`{name}` goes with a text response; token ids are scored as they are")
+                    raise ValueError(
+                        f"`{name}` goes with a text response; token ids are scored as they are"
+                    )
         return self
 
     @model_validator(mode="after")
@@ -122,15 +136,23 @@ class Item(Strict):
 
     @property
     def messages(self) -> list[dict[str, Any]] | None:
-        """The prompt's chat messages, with the keys that the caller wrote; None if the prompt is text or ids."""
-        if not (isinstance(self.prompt, list) and self.prompt and isinstance(self.prompt[0], Message)):
+        """The prompt's chat messages, with the keys that the caller wrote; None if the prompt is
+        text or ids."""
+        if not (
+            isinstance(self.prompt, list) and self.prompt and isinstance(self.prompt[0], Message)
+        ):
             return None
-        return [message.model_dump(exclude_unset=True) for message in self.prompt if isinstance(message, Message)]
+        return [
+            message.model_dump(exclude_unset=True)
+            for message in self.prompt
+            if isinstance(message, Message)
+        ]
 
 
 class Kl(Strict):
-    """KL penalty on every unit, r_t -= coef * k_t, with d = policy_logprobs - ref_logprobs (estimators of Schulman,
-    "Approximating KL divergence", 2020): k1 = d, k2 = d^2 / 2, k3 = exp(-d) - 1 + d."""
+    """KL penalty on every unit, r_t -= coef * k_t, with d = policy_logprobs - ref_logprobs
+    (estimators of Schulman, "Approximating KL divergence", 2020): k1 = d, k2 = d^2 / 2, k3 =
+    exp(-d) - 1 + d."""
 
     coef: FiniteFloat
     estimator: Literal["k1", "k2", "k3"] = "k1"
@@ -141,25 +163,38 @@ class Kl(Strict):
     )
     reference: str | None = Field(
         default=None,
-        description="A language model scorer that is asked for `ref_logprobs`; the front (`/v1/rewards`) does that.",
+        description=(
+            "A language model scorer that is asked for `ref_logprobs`; the front (`/v1/rewards`) "
+            "does that."
+        ),
     )
 
     @model_validator(mode="after")
     def _clamp_has_an_effect(self) -> Kl:
         if self.clamp == "verl" and self.estimator != "k3":
-            raise ValueError(f"`clamp` `verl` has no effect with estimator `{self.estimator}`: verl bounds k3 only")
+            raise ValueError(
+                f"`clamp` `verl` has no effect with estimator `{self.estimator}`: verl bounds k3 "
+                "only"
+            )
         return self
 
 
 class Credit(Strict):
-    """How a score becomes a reward per unit. `beta` belongs to `attention`, `gamma` to `discount`."""
+    """How a score becomes a reward per unit. `beta` belongs to `attention`, `gamma` to
+    `discount`."""
 
     name: CreditName | None = Field(default=None, description="Default: the scorer's own.")
-    beta: Annotated[FiniteFloat, Field(ge=0, le=1)] | None = Field(default=None, description="Default 0.8 (ABC).")
-    gamma: Annotated[FiniteFloat, Field(ge=0, le=1)] | None = Field(default=None, description="Default 1.0.")
+    beta: Annotated[FiniteFloat, Field(ge=0, le=1)] | None = Field(
+        default=None, description="Default 0.8 (ABC)."
+    )
+    gamma: Annotated[FiniteFloat, Field(ge=0, le=1)] | None = Field(
+        default=None, description="Default 1.0."
+    )
     scale: FiniteFloat = 1.0
     shift: FiniteFloat = 0.0
-    clip: Annotated[list[FiniteFloat], Field(min_length=2, max_length=2, fail_fast=True)] | None = None
+    clip: Annotated[list[FiniteFloat], Field(min_length=2, max_length=2, fail_fast=True)] | None = (
+        None
+    )
     kl: Kl | None = None
 
     @model_validator(mode="after")
@@ -170,8 +205,8 @@ class Credit(Strict):
 
 
 class RewardsRequest(Strict):
-    """Body of `POST /v1/rewards`. With `scorer`, `options` and `credit` are that scorer's; with `scorers`, both are
-    keyed by scorer name."""
+    """Body of `POST /v1/rewards`. With `scorer`, `options` and `credit` are that scorer's; with
+    `scorers`, both are keyed by scorer name."""
 
     scorer: str | None = None
     scorers: Annotated[list[str], Field(min_length=1, fail_fast=True)] | None = None

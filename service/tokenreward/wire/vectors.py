@@ -1,7 +1,7 @@
 """The vectors of an item: lists of numbers, or numpy arrays where a binary body brought them.
 
-A list is checked entry by entry, an array as a whole; what is wrong with either is said in the same words. It knows
-numbers and no fields.
+A list is checked entry by entry, an array as a whole; what is wrong with either is said in the same
+words. It knows numbers and no fields.
 """
 
 from __future__ import annotations
@@ -21,13 +21,16 @@ FloatArray = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 
 
 class _OrArray:
-    """Annotates a field that is read as `lists` are, and takes an array, too, if `holds` is true of it."""
+    """Annotates a field that is read as `lists` are, and takes an array, too, if `holds` is true of
+    it."""
 
     def __init__(self, lists: Any, holds: Callable[[npt.NDArray[Any]], bool]) -> None:
         self._lists = lists
         self._holds = holds
 
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
         lists = handler.generate_schema(self._lists)
         return core_schema.json_or_python_schema(
             json_schema=lists,  # JSON has no arrays, and does not pay for them
@@ -48,7 +51,11 @@ def _as_it_is(value: Any) -> Any:
 
 def _flags(value: object) -> object:
     """true and false as 1 and 0; all else is left for the strict integers to refuse."""
-    return [int(flag) if flag is True or flag is False else flag for flag in value] if type(value) is list else value
+    return (
+        [int(flag) if flag is True or flag is False else flag for flag in value]
+        if type(value) is list
+        else value
+    )
 
 
 def _are_ids(array: npt.NDArray[Any]) -> bool:

@@ -1,7 +1,9 @@
-"""An application that scores nothing, behind Ray Serve's own proxy: what a request costs before anything is ours.
+"""An application that scores nothing, behind Ray Serve's own proxy: what a request costs before
+anything is ours.
 
-It reads the body, keeps one thread busy as long as a small model would, and says for how long, as our service does. Run
-it with `python -m bench.rivals.empty_app PORT`, in the environment of the service that it is compared with.
+It reads the body, keeps one thread busy as long as a small model would, and says for how long, as
+our service does. Run it with `python -m bench.rivals.empty_app PORT`, in the environment of the
+service that it is compared with.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from tokenreward.deployment.instance import close_ray
-from tokenreward.guard import App, Message, Receive, Scope, Send, read_body
+from tokenreward.http.guard import App, Message, Receive, Scope, Send, read_body
 
 NAME = "empty"
 BUSY_S = 0.2
@@ -53,11 +55,17 @@ def deploy(port: int) -> None:
     @serve.ingress()
     class Empty:
         def __serve_build_asgi_app__(self) -> App:
-            from bench.rivals import empty_app  # where Ray unpickles this class it is not the main module
+            from bench.rivals import (
+                empty_app,  # where Ray unpickles this class it is not the main module
+            )
 
             return empty_app.app
 
-    how: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "object_store_memory": 2**28}
+    how: dict[str, Any] = {
+        "include_dashboard": False,
+        "log_to_driver": False,
+        "object_store_memory": 2**28,
+    }
     ray.init(address="local", num_cpus=2, **how)
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     serve.run(Empty.bind(), name=NAME, route_prefix=f"/{NAME}")  # type: ignore[attr-defined]

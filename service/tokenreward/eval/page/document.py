@@ -1,4 +1,5 @@
-"""The frame of the page: head, style, and the promise to the browser that nothing is loaded or run."""
+"""The frame of the page: head, style, and the promise to the browser that nothing is loaded or
+run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Text of others into HTML: nothing in it is ever read as markup, and nothing in it steers the page."""
+"""Text of others into HTML: nothing in it is ever read as markup, and nothing in it steers the
+page."""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
-"""Drawings as inline SVG: intervals, histograms, heat maps, ROC curves, bars. Colours are the page's own variables.
+"""Drawings as inline SVG: intervals, histograms, heat maps, ROC curves, bars. Colours are the
+page's own variables.
 
-Numbers in, markup out; it knows no scorers. Every drawing is 360 wide or less, so that letters are readable on a phone.
+Numbers in, markup out; it knows no scorers. Every drawing is 360 wide or less, so that letters are
+readable on a phone.
 """
 
 from __future__ import annotations
@@ -54,7 +56,9 @@ def histogram(classes: Mapping[str, Floats]) -> str:
         margin = max(0.5, abs(low) / 2)
         low, high = low - margin, high + margin
     edges = np.linspace(low, high, NUM_BINS + 1)
-    shares = {name: np.histogram(values, bins=edges)[0] / len(values) for name, values in known.items()}
+    shares = {
+        name: np.histogram(values, bins=edges)[0] / len(values) for name, values in known.items()
+    }
     top = max(float(each.max()) for each in shares.values())
     styles = dict(zip(classes, ("first", "second"), strict=False))
     body = "".join(_steps(each / top, styles[name]) for name, each in shares.items())
@@ -74,19 +78,28 @@ def histogram(classes: Mapping[str, Floats]) -> str:
 
 
 def heat_map(matrix: Floats, styles: Sequence[str], name: str) -> str:
-    """Shares [n, n] in [0, 1] as cells, chosen down and rejected across; the further from a half, the stronger."""
+    """Shares [n, n] in [0, 1] as cells, chosen down and rejected across; the further from a half,
+    the stronger."""
     left, top, width, height = 76, 40, 92, 44
     body = []
     for j, style in enumerate(styles):
         middle = left + width * (j + 0.5)
-        body += [_word(middle, top - 22, "rejected", "middle"), _word(middle, top - 8, style, "middle")]
+        body += [
+            _word(middle, top - 22, "rejected", "middle"),
+            _word(middle, top - 8, style, "middle"),
+        ]
     for i, row in enumerate(matrix.tolist()):
         y = top + height * i
-        body += [_word(left - 8, y + 18, "chosen", "end"), _word(left - 8, y + 32, styles[i], "end")]
+        body += [
+            _word(left - 8, y + 18, "chosen", "end"),
+            _word(left - 8, y + 32, styles[i], "end"),
+        ]
         for j, value in enumerate(row):
             x, opacity = left + width * j, 0.05 + 0.9 * abs(value - 0.5)
             size = f'width="{width - 2}" height="{height - 2}" opacity="{opacity:.2f}"'
-            body.append(f'<rect class="{"first" if value >= 0.5 else "second"}" x="{x}" y="{y}" {size}/>')
+            body.append(
+                f'<rect class="{"first" if value >= 0.5 else "second"}" x="{x}" y="{y}" {size}/>'
+            )
             body.append(_word(x + width / 2, y + 26, f"{value:.3f}", "middle"))
     return _drawing(top + height * len(styles) + 4, name, "".join(body))
 
@@ -99,13 +112,16 @@ def roc(curve: Curve, name: str) -> str:
     words = _word(30, 256, "0") + _word(250, 256, "1", "end") + _word(26, 30, "1", "end")
     words += _word(140, 256, "false positive rate", "middle") + _word(36, 14, "true positive rate")
     frame = '<path class="axis" d="M30 20V240H250M30 240L250 20"/>'
-    return _drawing(262, name, f'{frame}<polyline class="curve" fill="none" points="{points}"/>{words}')
+    return _drawing(
+        262, name, f'{frame}<polyline class="curve" fill="none" points="{points}"/>{words}'
+    )
 
 
 def _steps(heights: Floats, style: str) -> str:
     width = 330 / len(heights)
     line = "".join(
-        f"V{160 - 130 * height:.1f}H{30 + width * (place + 1):.1f}" for place, height in enumerate(heights.tolist())
+        f"V{160 - 130 * height:.1f}H{30 + width * (place + 1):.1f}"
+        for place, height in enumerate(heights.tolist())
     )
     return f'<path class="{style}" opacity="0.6" d="M30 160{line}V160Z"/>'
 

@@ -1,4 +1,5 @@
-"""The sections of the page: all scorers in one table, then each scorer with its plots, worst cases and errors."""
+"""The sections of the page: all scorers in one table, then each scorer with its plots, worst cases
+and errors."""
 
 from __future__ import annotations
 
@@ -36,14 +37,17 @@ def examples_of(judged: Judged, dataset: Dataset) -> dict[int, Candidate]:
         for example in examples
         for shown in example.shown
     }
-    return {index: replace(dataset.candidates[index], needs_units=True) for index in sorted(indices)}
+    return {
+        index: replace(dataset.candidates[index], needs_units=True) for index in sorted(indices)
+    }
 
 
 def page(dataset: Dataset, rows: Sequence[Answered], *, title: str) -> str:
     """The whole HTML document."""
     judged = [row.judged for row in rows]
     parts = [
-        f"<p>{dataset.num_cases} {safe(dataset.noun)}, kind {safe(dataset.kind)}. Brackets and whiskers are 95 % "
+        f"<p>{dataset.num_cases} {safe(dataset.noun)}, kind {safe(dataset.kind)}. Brackets and "
+        "whiskers are 95 % "
         "intervals.</p>",
         _overview(judged),
         *(f'<p class="note">{safe(note)}</p>' for note in judged[0].verdict.notes),
@@ -85,9 +89,17 @@ def _latency(rows: Sequence[Judged]) -> str:
         ]
         for label, latency in known
     ]
-    head = ["scorer", "", "ms per item", "request median, s", "request p95, s", "requests in flight"]
+    head = [
+        "scorer",
+        "",
+        "ms per item",
+        "request median, s",
+        "request p95, s",
+        "requests in flight",
+    ]
     note = (
-        "Per item: wall time of scoring over the items scored. Request: from its sending to its whole reply, up to 64 "
+        "Per item: wall time of scoring over the items scored. Request: from its sending to its "
+        "whole reply, up to 64 "
         "items, waiting for the other requests in flight and retries included."
     )
     return f'<h2>Latency</h2>{_table(head, lines)}<p class="note">{note}</p>'
@@ -101,13 +113,19 @@ def _scorer(dataset: Dataset, row: Answered) -> str:
     counts = ", ".join(f"{name} {count}" for name, count in verdict.counts.items())
     parts = [
         f"<h2>{safe(judged.subject.label)}</h2>",
-        f"<p>Scorer {safe(info.name)} ({safe(info.type)}), model {safe(info.model)}, version {safe(info.version)}"
+        f"<p>Scorer {safe(info.name)} ({safe(info.type)}), model {safe(info.model)}, version "
+        f"{safe(info.version)}"
         f"{safe(', ' + said if said else '')}. {safe(counts)}.</p>",
         f'<div class="plots">{_plots(judged)}</div>',
     ]
     if verdict.groups:
-        parts.append(f"<h3>{safe(verdict.groups_title)}</h3>{_tracks(list(verdict.groups.items()))}")
-    parts += [_examples(title, examples, dataset, row.answers) for title, examples in verdict.examples.items()]
+        parts.append(
+            f"<h3>{safe(verdict.groups_title)}</h3>{_tracks(list(verdict.groups.items()))}"
+        )
+    parts += [
+        _examples(title, examples, dataset, row.answers)
+        for title, examples in verdict.examples.items()
+    ]
     return "\n".join([*parts, _failures(judged)])
 
 
@@ -115,16 +133,25 @@ def _plots(judged: Judged) -> str:
     verdict = judged.verdict
     drawn = []
     if any(len(values) for values in verdict.classes.values()):
-        drawn.append((plot.histogram(verdict.classes), f"{' and '.join(verdict.classes)}: share of cases by score"))
+        drawn.append(
+            (
+                plot.histogram(verdict.classes),
+                f"{' and '.join(verdict.classes)}: share of cases by score",
+            )
+        )
     for name, matrix in verdict.matrices.items():
         title = f"{name}: share of prompts whose chosen response wins"
         drawn.append((plot.heat_map(matrix, STYLES, title), title))
     if verdict.curve is not None:
         drawn.append((plot.roc(verdict.curve, verdict.curve_title), f"ROC: {verdict.curve_title}"))
-    return "".join(f"<figure>{svg}<figcaption>{safe(caption)}</figcaption></figure>" for svg, caption in drawn)
+    return "".join(
+        f"<figure>{svg}<figcaption>{safe(caption)}</figcaption></figure>" for svg, caption in drawn
+    )
 
 
-def _examples(title: str, examples: Sequence[Example], dataset: Dataset, answers: Mapping[int, Answer]) -> str:
+def _examples(
+    title: str, examples: Sequence[Example], dataset: Dataset, answers: Mapping[int, Answer]
+) -> str:
     if not examples:
         return ""
     shown = "".join(_example(example, dataset, answers) for example in examples)
@@ -132,20 +159,34 @@ def _examples(title: str, examples: Sequence[Example], dataset: Dataset, answers
 
 
 def _example(example: Example, dataset: Dataset, answers: Mapping[int, Answer]) -> str:
-    units = [found.units for shown in example.shown if (found := answers.get(shown.candidate)) and found.units]
+    units = [
+        found.units
+        for shown in example.shown
+        if (found := answers.get(shown.candidate)) and found.units
+    ]
     limit = largest(units)
     first = dataset.candidates[example.shown[0].candidate]
-    parts = [f'<p><small>prompt</small></p><div class="text" dir="auto">{safe(_prompt(first))}</div>']
+    parts = [
+        f'<p><small>prompt</small></p><div class="text" dir="auto">{safe(_prompt(first))}</div>'
+    ]
     for shown in example.shown:
-        response, answer = dataset.candidates[shown.candidate].item["response"], answers.get(shown.candidate)
+        response, answer = (
+            dataset.candidates[shown.candidate].item["response"],
+            answers.get(shown.candidate),
+        )
         if answer is not None and answer.units is not None:
             body = passage(response, answer.units, limit=limit, flagged=shown.flagged)
         else:
             why = "not asked" if answer is None or answer.error is None else answer.error.message
             body = f"{safe(response)}\n<small>no rewards: {safe(why)}</small>"
-        parts.append(f'<p><small>{safe(shown.label)}</small></p><div class="text" dir="auto">{body}</div>')
+        parts.append(
+            f'<p><small>{safe(shown.label)}</small></p><div class="text" dir="auto">{body}</div>'
+        )
     scale = f"<p><small>full colour at {limit:.3g}: red below zero, green above</small></p>"
-    return f"<details><summary>{safe(example.where)}: {safe(example.said)}</summary>{''.join(parts)}{scale}</details>"
+    return (
+        f"<details><summary>{safe(example.where)}: "
+        f"{safe(example.said)}</summary>{''.join(parts)}{scale}</details>"
+    )
 
 
 def _prompt(candidate: Candidate) -> str:
@@ -153,7 +194,9 @@ def _prompt(candidate: Candidate) -> str:
     if isinstance(prompt, str):
         return prompt
     turns = ((str(message.get("role")), message.get("content")) for message in prompt)
-    return "\n".join(f"[{role}] {said if isinstance(said, str) else json.dumps(said)}" for role, said in turns)
+    return "\n".join(
+        f"[{role}] {said if isinstance(said, str) else json.dumps(said)}" for role, said in turns
+    )
 
 
 def _failures(judged: Judged) -> str:
@@ -164,13 +207,17 @@ def _failures(judged: Judged) -> str:
     more = len(judged.failures) - len(listed)
     note = f'<p class="note">and {more} more</p>' if more else ""
     codes = ", ".join(f"{code} {num}" for code, num in judged.codes.items())
-    head = f"<h3>{len(judged.failures)} of {judged.num_items} items have no answer and count nowhere</h3>"
+    head = (
+        f"<h3>{len(judged.failures)} of {judged.num_items} items have no answer and count "
+        "nowhere</h3>"
+    )
     return f"{head}<p>{safe(codes)}</p>{_table(['item', 'code', 'message'], lines)}{note}"
 
 
 def _tracks(figures: Sequence[tuple[str, Figure | None]]) -> str:
     lines = [
-        [safe(name), _NOTHING if figure is None else plot.track(figure), _cell(figure)] for name, figure in figures
+        [safe(name), _NOTHING if figure is None else plot.track(figure), _cell(figure)]
+        for name, figure in figures
     ]
     return _table([], lines)
 
@@ -187,6 +234,10 @@ def _ties(row: Judged) -> str:
 
 def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """`head` is text, the cells of `lines` are markup."""
-    top = f"<thead><tr>{''.join(f'<th>{safe(name)}</th>' for name in head)}</tr></thead>" if head else ""
+    top = (
+        f"<thead><tr>{''.join(f'<th>{safe(name)}</th>' for name in head)}</tr></thead>"
+        if head
+        else ""
+    )
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in line)}</tr>" for line in lines)
     return f'<div class="wide"><table>{top}<tbody>{body}</tbody></table></div>'

@@ -1,0 +1,63 @@
+"""The engine that serves now, and the change to another one while requests on the one before
+finish.
+
+It knows engines and no HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from tokenreward.errors import Loading
+
+if TYPE_CHECKING:
+    from tokenreward.engine.engine import Engine
+
+
+class Slot:
+    """Holds the engine that serves now. Requests under way finish on the engine that they began
+    on."""
+
+    def __init__(self) -> None:
+        self._engine: Engine | None = None
+        self._num_leases: Counter[Engine] = Counter()
+        self._returned = asyncio.Event()
+
+    @property
+    def engine(self) -> Engine:
+        """The engine that serves now. Raises Loading."""
+        if self._engine is None:
+            raise Loading("the weights are still loading", retry_after_s=1)
+        return self._engine
+
+    @contextlib.contextmanager
+    def lease(self) -> Iterator[Engine]:
+        """The engine that serves now, which stays open meanwhile. Raises Loading."""
+        engine = self.engine
+        self._num_leases[engine] += 1
+        try:
+            yield engine
+        finally:
+            self._num_leases[engine] -= 1
+            self._returned.set()
+
+    async def put(self, engine: Engine) -> None:
+        """Serve with `engine` from now on; the one before is closed when the last request on it is
+        done."""
+        previous, self._engine = self._engine, engine
+        if previous is None:
+            return
+        while self._num_leases[previous] > 0:
+            self._returned.clear()
+            await self._returned.wait()
+        del self._num_leases[previous]
+        await previous.close()
+        del previous
+        await asyncio.to_thread(
+            gc.collect
+        )  # engines hold themselves in cycles, and their weights with them

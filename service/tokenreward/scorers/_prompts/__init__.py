@@ -1,0 +1,2 @@
+"""Prompts that scorers write: templates, quotations, step layouts. They are no scorer types and run
+no model."""

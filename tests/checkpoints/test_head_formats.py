@@ -1,0 +1,465 @@
+"""Real folders in each form that value heads are stored in: loaded values against float64, and what
+is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from fakes import oracle, tiny
+from fakes.tiny import tokenizer_of
+from tokenreward.checkpoints.checkpoint import Checkpoint, CheckpointRefused, load_checkpoint
+from tokenreward.checkpoints.head_formats import FORMATS, find_head
+from tokenreward.contract import Needs, Row
+from tokenreward.forward.own_call import compare_with_own_call
+from tokenreward.forward.packed import PackedLayout
+from tokenreward.forward.plain import PlainLayout
+from tokenreward.settings import DeploymentSettings
+
+HIDDEN = 32
+README = Path(__file__).resolve().parents[2] / "README.md"
+Tensors = dict[str, torch.Tensor]
+
+
+def drawn(*shape: int, seed: int = 7) -> torch.Tensor:
+    return (
+        torch.randn(*shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
+        / shape[-1] ** 0.5
+    )
+
+
+def linear(prefix: str, num_labels: int = 1, *, bias: bool) -> Tensors:
+    tensors = {f"{prefix}.weight": drawn(num_labels, HIDDEN)}
+    return tensors | ({f"{prefix}.bias": drawn(num_labels)} if bias else {})
+
+
+def mlp(prefix: str, num_labels: int) -> Tensors:
+    return {
+        f"{prefix}.0.weight": drawn(HIDDEN, HIDDEN),
+        f"{prefix}.0.bias": drawn(HIDDEN),
+        f"{prefix}.2.weight": drawn(num_labels, HIDDEN),
+        f"{prefix}.2.bias": drawn(num_labels),
+    }
+
+
+def trunk_of_a_classifier(model: Any) -> Tensors:
+    """Names as transformers' classes with a head have them."""
+    return {
+        name: tensor
+        for name, tensor in model.state_dict().items()
+        if not name.startswith("lm_head")
+    }
+
+
+def trunk_alone(model: Any) -> Tensors:
+    return dict(model.base_model.state_dict())
+
+
+def under(prefix: str, tensors: Tensors) -> Tensors:
+    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
+
+
+# What each writer's files hold: trunk, head, and what else stands in config.json.
+Case = tuple[Callable[[Any], Tensors], Tensors, dict[str, Any]]
+CASES: dict[str, Case] = {
+    "score": (trunk_of_a_classifier, linear("score", bias=False), {"num_labels": 1}),
+    "score, two labels, none in config.json": (
+        trunk_of_a_classifier,
+        linear("score", 2, bias=False),
+        {},
+    ),
+    "score, one label, none in config.json": (
+        trunk_of_a_classifier,
+        linear("score", bias=False),
+        {},
+    ),
+    "score of a token classifier": (
+        trunk_of_a_classifier,
+        linear("score", 2, bias=True),
+        {"num_labels": 2},
+    ),
+    "score, with a bias that the class would not have": (
+        trunk_of_a_classifier,
+        linear("score", 2, bias=True),
+        {"num_labels": 2, "token_classification_bias": False},
+    ),
+    "score.mlp, PRM": (lambda model: dict(model.state_dict()), mlp("score", 2), {}),
+    "score.mlp, RM": (lambda model: dict(model.state_dict()), mlp("score", 1), {}),
+    "value_head": (trunk_of_a_classifier, linear("value_head", bias=False), {}),
+    "value_head of another name": (
+        trunk_of_a_classifier,
+        linear("reward", bias=False),
+        {"value_head_prefix": "reward"},
+    ),
+    "v_head.summary": (
+        lambda model: dict(model.state_dict()),
+        linear("v_head.summary", bias=True),
+        {},
+    ),
+    "v_head.summary, wrapped": (
+        lambda model: under("pretrained_model", dict(model.state_dict())),
+        linear("v_head.summary", bias=True),
+        {},
+    ),
+    "v_head": (
+        lambda model: under("rwtransformer", trunk_alone(model)),
+        linear("v_head", bias=False),
+        {},
+    ),
+    "v_head, as it was spelled": (
+        lambda model: under("rwtranrsformer", trunk_alone(model)),
+        linear("v_head", bias=False),
+        {},
+    ),
+}
+ARCHITECTURES = ("llama", "qwen3", "gpt2", "opt", "gpt_neox", "cohere")
+
+
+def write(
+    folder: Path, architecture: str, tensors: Tensors, config: dict[str, Any] | None = None
+) -> Path:
+    """A folder as a trainer leaves it: the base model's config.json with its own fields, one file
+    of tensors."""
+    folder.mkdir(parents=True, exist_ok=True)
+    own = tiny.model(architecture).config.to_dict()
+    own = {
+        name: value
+        for name, value in own.items()
+        if name not in ("id2label", "label2id", "architectures")
+    }
+    (folder / "config.json").write_text(json.dumps(own | (config or {})))
+    save_file(
+        {name: tensor.clone() for name, tensor in tensors.items()},
+        folder / "model.safetensors",
+        {"format": "pt"},
+    )
+    tiny.tokenizer().save_pretrained(folder)
+    return folder
+
+
+def load(folder: Path, **more: Any) -> Checkpoint:
+    return load_checkpoint(
+        DeploymentSettings(
+            name="x",
+            checkpoint=str(folder),
+            task="reward_model",
+            scorers=[{"type": "reward_model"}],
+            **more,
+        )
+    )
+
+
+def truth(architecture: str, head: Tensors, ids: np.ndarray) -> np.ndarray:
+    """The head by hand, float64, on the float64 states of the base model that the folder was made
+    of."""
+    with torch.no_grad():
+        exact = oracle.double(tiny.model(architecture)).base_model
+        x = (
+            exact(input_ids=torch.from_numpy(ids)[None], use_cache=False)
+            .last_hidden_state[0]
+            .numpy()
+        )
+    by_place = {name.rsplit(".", 1)[0]: index for index, name in enumerate(sorted(head))}
+    for depth, place in enumerate(sorted(by_place)):
+        x = np.maximum(x, 0) if depth else x
+        x = x @ head[f"{place}.weight"].double().numpy().T
+        x = x + head[f"{place}.bias"].double().numpy() if f"{place}.bias" in head else x
+    return x[:, 0] if x.shape[1] == 1 else x[:, 1] - x[:, 0]
+
+
+def assert_values(checkpoint: Checkpoint, expected: Callable[[np.ndarray], np.ndarray]) -> None:
+    ids = np.random.default_rng(0).integers(3, tiny.VOCAB_SIZE, size=40)
+    for layout in (PlainLayout, PackedLayout):
+        (outputs,) = layout(checkpoint).run([(Row(ids, 1, len(ids)), Needs(values=True))])
+        values = expected(ids)
+        assert outputs.values is not None
+        bound = 1e-5 * max(1.0, float(np.abs(values).max()))
+        assert np.abs(outputs.values - values).max() <= bound
+        assert abs(outputs.pooled - values[-1]) <= bound
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("case", CASES)
+def test_a_head_in_any_known_form_gives_its_values(
+    tmp_path: Path, case: str, architecture: str
+) -> None:
+    trunk, head, config = CASES[case]
+    folder = write(tmp_path, architecture, trunk(tiny.model(architecture)) | head, config)
+    checkpoint = load(folder)
+    assert checkpoint.head_format == case.split(",")[0].split(" ")[0]
+    assert_values(checkpoint, lambda ids: truth(architecture, head, ids))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_load_line_says_how_the_head_was_stored_and_compares_where_there_is_something_to(
+    tmp_path: Path, case: str
+) -> None:
+    trunk, head, config = CASES[case]
+    checkpoint = load(write(tmp_path, "llama", trunk(tiny.model("llama")) | head, config))
+    line = compare_with_own_call(checkpoint, tokenizer_of(checkpoint), None)
+    assert f"stored as `{checkpoint.head_format}`" in line
+    has_class = checkpoint.head_format == "score" and "would not have" not in case
+    assert ("of the model's own templated call" in line) == has_class
+    assert "set `suffix_text: '\\n'`" in line  # the template of the tests goes on after the turn
+
+
+def test_a_classifier_of_tokens_is_compared_with_its_own_last_logits(tmp_path: Path) -> None:
+    from transformers import GPT2ForTokenClassification
+
+    config = tiny.ARCHITECTURES["gpt2"]()
+    config.num_labels = 2
+    torch.manual_seed(0)
+    model = GPT2ForTokenClassification(config).eval()
+    model.save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    checkpoint = load(tmp_path)
+    assert checkpoint.head_format == "classifier"
+    ids = np.arange(3, 30)
+    with torch.no_grad():
+        logits = oracle.double(model)(input_ids=torch.from_numpy(ids)[None]).logits[0].numpy()
+    (outputs,) = PlainLayout(checkpoint).run([(Row(ids, 1, len(ids)), Needs(values=True))])
+    np.testing.assert_allclose(outputs.values, logits[:, 1] - logits[:, 0], atol=1e-5)
+    assert "of the model's own templated call" in compare_with_own_call(
+        checkpoint, tokenizer_of(checkpoint), None
+    )
+
+
+def test_a_bfloat16_trunk_keeps_a_float32_head(tmp_path: Path) -> None:
+    trunk, head, _ = CASES["v_head.summary"]
+    checkpoint = load(write(tmp_path, "llama", trunk(tiny.model("llama")) | head), dtype="bfloat16")
+    assert checkpoint.model.dtype == torch.bfloat16
+    assert torch.equal(checkpoint.value_head.layers[0].weight, head["v_head.summary.weight"])
+
+
+def test_shards_are_read_where_the_index_says(tmp_path: Path) -> None:
+    trunk, head, _ = CASES["v_head.summary, wrapped"]
+    tensors = trunk(tiny.model("llama")) | head
+    folder = write(tmp_path, "llama", tensors)
+    (folder / "model.safetensors").unlink()
+    names, index = sorted(tensors), {}
+    for number, part in enumerate((names[::2], names[1::2])):
+        shard = f"model-{number}.safetensors"
+        save_file({name: tensors[name].clone() for name in part}, folder / shard, {"format": "pt"})
+        index |= dict.fromkeys(part, shard)
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": index})
+    )
+    assert_values(load(folder), lambda ids: truth("llama", head, ids))
+    (folder / "model-1.safetensors").unlink()
+    with pytest.raises(CheckpointRefused, match="model-1"):
+        load(folder)
+
+
+@pytest.mark.parametrize("name", ["value_head.safetensors", "value_head.bin"])
+def test_a_head_in_a_file_of_its_own_is_found_beside_the_trunk(tmp_path: Path, name: str) -> None:
+    _, head, _ = CASES["v_head.summary"]
+    folder = write(tmp_path, "llama", dict(tiny.model("llama").state_dict()))
+    if name.endswith(".bin"):
+        torch.save(head, folder / name)
+        with pytest.raises(CheckpointRefused, match="holds no value head"):
+            load(folder)
+        assert_values(load(folder, allow_pickle=True), lambda ids: truth("llama", head, ids))
+    else:
+        save_file(head, folder / name, {"format": "pt"})
+        assert_values(load(folder), lambda ids: truth("llama", head, ids))
+
+
+def test_pickled_tensors_are_read_only_if_the_operator_says_so(tmp_path: Path) -> None:
+    trunk, head, _ = CASES["v_head, as it was spelled"]
+    tensors = trunk(tiny.model("opt")) | head
+    folder = write(tmp_path, "opt", tensors)
+    (folder / "model.safetensors").unlink()
+    torch.save(tensors, folder / "pytorch_model.bin")
+    with pytest.raises(CheckpointRefused):
+        load(folder)
+    assert_values(load(folder, allow_pickle=True), lambda ids: truth("opt", head, ids))
+
+
+def refused(folder: Path, **more: Any) -> str:
+    with pytest.raises(CheckpointRefused) as refusal:
+        load(folder, **more)
+    return str(refusal.value)
+
+
+def test_a_head_that_is_missing_lists_what_is_there_and_what_is_known(tmp_path: Path) -> None:
+    message = refused(write(tmp_path, "llama", dict(tiny.model("llama").state_dict())))
+    assert str(tmp_path) in message
+    assert "there are lm_head.weight, model.embed_tokens.weight, model.norm.weight" in message
+    for known in FORMATS:
+        assert known.prefix in message.split("known heads are")[1]
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        {"v_head.0.weight": drawn(HIDDEN, HIDDEN), "v_head.2.weight": drawn(1, HIDDEN)},
+        {"score.0.weight": drawn(HIDDEN, HIDDEN), "score.4.weight": drawn(1, HIDDEN)},
+        {"score.dense.weight": drawn(HIDDEN, HIDDEN), "score.out_proj.weight": drawn(1, HIDDEN)},
+        {"score_head.weight": drawn(1, HIDDEN)},
+        {"v_head.summary.bias": drawn(1)},
+    ],
+    ids=lambda head: min(head),
+)
+def test_a_head_in_no_known_form_is_refused_by_its_names(tmp_path: Path, head: Tensors) -> None:
+    message = refused(write(tmp_path, "llama", trunk_of_a_classifier(tiny.model("llama")) | head))
+    assert "holds no value head" in message
+    assert min(head) in message
+
+
+def test_two_heads_are_refused_because_which_is_meant_cannot_be_told(tmp_path: Path) -> None:
+    heads = linear("score", bias=False) | linear("v_head.summary", bias=True)
+    message = refused(write(tmp_path, "llama", trunk_of_a_classifier(tiny.model("llama")) | heads))
+    assert (
+        "more than one value head, score.weight, v_head.summary.bias, v_head.summary.weight"
+        in message
+    )
+
+
+@pytest.mark.parametrize(
+    "case", ["score", "score of a token classifier", "score.mlp, PRM", "v_head"]
+)
+@pytest.mark.parametrize(
+    "extra", ["gating.0.weight", "regression_layer.weight", "model.layers.1.adapter.weight"]
+)
+def test_tensors_that_nothing_would_read_are_refused(tmp_path: Path, case: str, extra: str) -> None:
+    trunk, head, config = CASES[case]
+    tensors = trunk(tiny.model("llama")) | head | {extra: drawn(4, HIDDEN)}
+    message = refused(write(tmp_path, "llama", tensors, config))
+    assert f"holds {extra}, which nothing would read" in message
+
+
+@pytest.mark.parametrize("case", ["score", "score.mlp, PRM", "v_head.summary, wrapped"])
+@pytest.mark.parametrize("architecture", ["llama", "phi", "gpt_neox"])
+def test_a_language_models_own_head_is_no_harm(
+    tmp_path: Path, case: str, architecture: str
+) -> None:
+    _, head, config = CASES[case]
+    tensors = dict(tiny.model(architecture).state_dict()) | head
+    if architecture == "gpt_neox":
+        tensors["embed_out.weight"] = tensors.pop(
+            "lm_head.weight"
+        )  # as it is in this architecture's files
+    assert_values(
+        load(write(tmp_path, architecture, tensors, config)),
+        lambda ids: truth(architecture, head, ids),
+    )
+
+
+@pytest.mark.parametrize("case", ["score", "v_head.summary", "v_head"])
+def test_a_trunk_that_lacks_a_tensor_is_refused_by_its_name(tmp_path: Path, case: str) -> None:
+    trunk, head, config = CASES[case]
+    tensors = trunk(tiny.model("llama")) | head
+    del tensors[next(name for name in tensors if name.endswith("layers.1.mlp.up_proj.weight"))]
+    assert "layers.1.mlp.up_proj.weight: these weights would be random" in refused(
+        write(tmp_path, "llama", tensors, config)
+    )
+
+
+def test_a_config_that_says_another_number_of_labels_is_refused(tmp_path: Path) -> None:
+    trunk, head, _ = CASES["score"]
+    tensors = trunk(tiny.model("llama")) | head
+    message = refused(write(tmp_path, "llama", tensors, {"num_labels": 2}))
+    assert "config.json says 2 labels, the head's weight has 1" in message
+
+
+@pytest.mark.parametrize("case", ["score", "v_head"])
+def test_a_head_of_three_labels_is_refused(tmp_path: Path, case: str) -> None:
+    trunk, head, _ = CASES[case]
+    head = {name: drawn(3, HIDDEN) for name in head}
+    assert "3 labels; a reward model has 1 or 2" in refused(
+        write(tmp_path, "llama", trunk(tiny.model("llama")) | head, {"num_labels": 3})
+    )
+
+
+def test_a_head_of_another_width_is_refused(tmp_path: Path) -> None:
+    trunk, _, _ = CASES["v_head"]
+    tensors = trunk(tiny.model("llama")) | {"v_head.weight": drawn(1, 48)}
+    assert "reads 48 numbers a token, the trunk gives 32" in refused(
+        write(tmp_path, "llama", tensors)
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_trunk_whose_tokens_see_the_ones_after_them_is_refused(
+    tmp_path: Path, dtype: str
+) -> None:
+    from transformers import BertConfig, BertForTokenClassification
+
+    config = BertConfig(
+        vocab_size=320,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_labels=1,
+    )
+    torch.manual_seed(0)
+    model = BertForTokenClassification(config)
+    for parameter in model.parameters():
+        parameter.data.mul_(8.0)
+    model.save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    assert "BertForTokenClassification is no decoder" in refused(tmp_path, dtype=dtype)
+
+
+def openrlhf(folder: Path, **config: Any) -> Path:
+    trunk, head, _ = CASES["value_head"]
+    return write(folder, "llama", trunk(tiny.model("llama")) | head, config)
+
+
+@pytest.mark.parametrize("case", ["value_head", "score"])
+@pytest.mark.parametrize(
+    ("in_config", "setting", "applied"),
+    [
+        (None, None, False),
+        (False, None, False),
+        (True, None, True),
+        (False, True, True),
+        (True, False, False),
+    ],
+)
+def test_mean_and_std_are_applied_if_the_checkpoint_or_else_the_operator_says_so(
+    tmp_path: Path, case: str, in_config: bool | None, setting: bool | None, applied: bool
+) -> None:
+    trunk, head, _ = CASES[case]
+    config = {"mean": 0.75, "std": 3.0} | (
+        {} if in_config is None else {"normalize_reward": in_config}
+    )
+    folder = write(tmp_path, "llama", trunk(tiny.model("llama")) | head, config)
+    checkpoint = load(folder, normalize_reward=setting)
+    line = compare_with_own_call(checkpoint, tokenizer_of(checkpoint), "\n")
+    assert ("then (value - 0.75) / 3" in line) == applied
+    assert ("mean 0.75 and std 3.0 of config.json are not applied" in line) != applied
+    shift, scale = (0.75, 3.0) if applied else (0.0, 1.0)
+    assert_values(checkpoint, lambda ids: (truth("llama", head, ids) - shift) / scale)
+
+
+@pytest.mark.parametrize(
+    ("config", "setting", "message"),
+    [
+        ({"normalize_reward": True, "mean": 0.1, "std": 0.0}, None, "std above 0"),
+        ({"normalize_reward": True, "mean": 0.1}, None, "only `mean`"),
+        ({}, True, "no `mean` and `std`"),
+    ],
+)
+def test_an_affine_that_cannot_be_applied_is_refused_at_load(
+    tmp_path: Path, config: dict[str, Any], setting: bool | None, message: str
+) -> None:
+    assert message in refused(openrlhf(tmp_path, **config), normalize_reward=setting)
+
+
+def test_a_prefix_of_the_configuration_that_is_known_anyway_adds_nothing() -> None:
+    assert find_head(["score.weight"], "score").format.name == "score"
+
+
+def test_the_readme_has_every_form() -> None:
+    readme = README.read_text(encoding="utf-8")
+    for known in FORMATS:
+        assert f"| `{known.name}` |" in readme

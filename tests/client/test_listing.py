@@ -1,0 +1,260 @@
+"""Where a request goes: straight to the deployment that has all of it, else through the gateway."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from fakes.edge import keyed, scores
+from tokenreward_client import AsyncClient, Client, ServerRefused
+from tokenreward_client.flow import Attempts, Retry, Send, Wait
+from tokenreward_client.listing import Routes
+
+LISTING = {
+    "scorers": [
+        {
+            "name": "endogenous",
+            "type": "endogenous",
+            "deployment": "sft",
+            "limits": {"max_sequence_tokens": 4096},
+        },
+        {"name": "logprob", "type": "endogenous", "deployment": "sft"},
+        {"name": "reward_model", "type": "reward_model", "deployment": "rm"},
+    ]
+}
+
+
+def test_listing_that_fails_is_not_asked_for_on_every_call(edge: Any, items: Any) -> None:
+    with Client(edge.url) as client:
+        for _ in range(3):
+            client.score(items(1))
+    assert edge.num_listed == 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "path"),
+    [
+        ({"scorer": "reward_model"}, "/d/rm/v1/rewards"),
+        ({"scorer": "unlisted"}, "/v1/rewards"),
+        ({}, "/d/sft/v1/rewards"),
+    ],
+)
+def test_request_goes_straight_to_the_deployment(
+    edge: Any, score: Any, items: Any, asked: dict[str, Any], path: str
+) -> None:
+    edge.listing = LISTING
+    score(items(1), **asked)
+    assert edge.paths == [path]
+
+
+PARTIAL = {"scorers": LISTING["scorers"][:2], "unavailable": ["rm"]}
+
+
+def test_a_scorer_that_a_listing_had_to_leave_out_goes_through_the_gateway_and_is_looked_for_again(
+    edge: Any, items: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edge.listing = PARTIAL
+    with Client(edge.url) as client:
+        for _ in range(2):
+            client.score(items(1), scorer="reward_model")
+        assert (edge.paths, edge.num_listed) == (["/v1/rewards"] * 2, 1)
+        monkeypatch.setattr("tokenreward_client.listing.ASK_AGAIN_AFTER_S", 0.0)
+        client.scorers()
+        edge.listing = LISTING
+        client.score(items(1), scorer="reward_model")
+        client.score(items(1), scorer="reward_model")
+    assert (edge.paths[2:], edge.num_listed) == (["/d/rm/v1/rewards"] * 2, 3)
+
+
+def test_ids_for_a_scorer_that_a_listing_had_to_leave_out_may_be_sent_later(edge: Any) -> None:
+    edge.listing = PARTIAL
+    with (
+        Client(edge.url) as client,
+        pytest.raises(ServerRefused, match="'reward_model' is not listed, and rm") as caught,
+    ):
+        client.score(
+            [{"prompt": [5], "response": [6, 7]}], scorer="reward_model", fingerprint="abc"
+        )
+    assert (caught.value.status, caught.value.code, caught.value.retryable) == (
+        503,
+        "loading",
+        True,
+    )
+    assert not edge.paths
+
+
+@pytest.mark.parametrize(
+    ("names", "path"),
+    [
+        (["endogenous", "logprob"], "/d/sft/v1/rewards"),
+        (["endogenous", "reward_model"], "/v1/rewards"),
+    ],
+)
+def test_several_scorers_go_straight_only_to_one_deployment(
+    edge: Any, score: Any, items: Any, names: list[str], path: str
+) -> None:
+    edge.listing = LISTING
+    result = {"rewards": [1.0, 2.0]}
+    edge.script.append(lambda body: edge.reply([keyed(0, **dict.fromkeys(names, result))]))
+    score(items(1), scorers=names)
+    assert edge.paths == [path]
+
+
+def test_deployment_that_has_gone_is_reached_through_the_gateway(
+    edge: Any, score: Any, items: Any
+) -> None:
+    edge.listing = LISTING
+    edge.script.append(edge.html(404))
+    assert scores(score(items(1))) == [0]
+    assert edge.paths == ["/d/sft/v1/rewards", "/v1/rewards"]
+
+
+def test_kl_reference_on_another_deployment_needs_the_gateway(
+    edge: Any, score: Any, items: Any
+) -> None:
+    edge.listing = LISTING
+    score(items(1), scorer="reward_model", credit={"kl": {"coef": 0.1, "reference": "logprob"}})
+    assert edge.paths == ["/v1/rewards"]
+
+
+@pytest.mark.parametrize(
+    "asked", [{"scorer": "endogenous"}, {"scorers": ["endogenous"]}], ids=["single", "keyed"]
+)
+def test_score_from_another_scorer_needs_the_gateway(
+    edge: Any, score: Any, items: Any, asked: Any
+) -> None:
+    edge.listing = LISTING
+    options = {"score_from": "reward_model"}
+    if "scorers" in asked:
+        options = {"endogenous": options}
+        edge.script.append(lambda body: edge.reply([keyed(0, endogenous={"rewards": [0.0, 0.0]})]))
+    score(items(1), **asked, options=options)
+    assert edge.paths == ["/v1/rewards"]
+    assert edge.num_listed == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "path"),
+    [
+        ({"score_from": {"type": "string", "default": "reward_model"}}, "/v1/rewards"),
+        ({"score_from": {"type": "string", "default": None}}, "/d/lm/v1/rewards"),
+        ({"score_from": {"type": "string"}}, "/d/lm/v1/rewards"),
+        ({"score_from": 3}, "/d/lm/v1/rewards"),
+        ({}, "/d/lm/v1/rewards"),
+        ([1], "/d/lm/v1/rewards"),
+    ],
+    ids=repr,
+)
+def test_scorer_that_its_operator_gives_another_ones_score_needs_the_gateway(
+    edge: Any, score: Any, items: Any, options: Any, path: str
+) -> None:
+    edge.listing = {"scorers": [{"name": "spread", "deployment": "lm", "options": options}]}
+    score(items(1), "spread")
+    assert edge.paths == [path]
+
+
+@pytest.mark.parametrize("listing", [LISTING, None], ids=["listed", "failing"])
+async def test_first_calls_at_once_ask_for_one_listing(edge: Any, items: Any, listing: Any) -> None:
+    edge.listing = listing
+    async with AsyncClient(edge.url) as client:
+        await asyncio.gather(*(client.score(items(1)) for _ in range(64)))
+    assert edge.num_listed == 1
+    assert set(edge.paths) == {"/v1/rewards" if listing is None else "/d/sft/v1/rewards"}
+
+
+@pytest.mark.parametrize("listing", [LISTING, None], ids=["listed", "failing"])
+def test_first_calls_of_many_threads_ask_for_one_listing(
+    edge: Any, items: Any, listing: Any
+) -> None:
+    edge.listing = listing
+    together = threading.Barrier(16)
+    with Client(edge.url) as client, ThreadPoolExecutor(16) as pool:
+
+        def call() -> Any:
+            together.wait()
+            return client.score(items(1))
+
+        for future in [pool.submit(call) for _ in range(16)]:
+            future.result()
+    assert edge.num_listed == 1
+
+
+async def test_first_calls_with_a_fingerprint_ask_for_one_listing(edge: Any, items: Any) -> None:
+    edge.listing = {"scorers": [{"name": "endogenous", "deployment": "sft", "tokenizer": "t"}]}
+    ids = {"prompt": [1], "response": "r1", "spans": [[0, 1], [1, 2]]}
+    async with AsyncClient(edge.url) as client:
+        await asyncio.gather(*(client.score([ids], fingerprint="t") for _ in range(64)))
+    assert edge.num_listed == 1
+
+
+def test_call_that_ends_while_it_asks_for_the_listing_ends_its_turn() -> None:
+    routes = Routes()
+    first, second = (
+        routes.direct(["endogenous"], Attempts(Retry(), Retry().clock() + 10)) for _ in range(2)
+    )
+    assert isinstance(next(first), Send)
+    turn = next(second)
+    assert isinstance(turn, Wait)
+    assert not turn.ticket.done()
+    first.close()
+    assert turn.ticket.done()
+    assert isinstance(second.send(True), Send)
+
+
+def test_call_whose_turn_does_not_come_in_time_goes_through_the_gateway() -> None:
+    routes = Routes()
+    asking, flow = (
+        routes.direct(["endogenous"], Attempts(Retry(), Retry().clock() + 10)) for _ in range(2)
+    )
+    next(asking)
+    turn = next(flow)
+    assert isinstance(turn, Wait)
+    assert 0 < turn.timeout_s <= 10
+    with pytest.raises(StopIteration) as stop:
+        flow.send(False)
+    assert routes.road(stop.value.value).path == "/v1/rewards"
+
+
+def test_listing_is_asked_once(edge: Any, items: Any) -> None:
+    edge.listing = LISTING
+    with Client(edge.url) as client:
+        client.score(items(1))
+        edge.listing = None
+        client.score(items(1))
+    assert edge.paths == ["/d/sft/v1/rewards"] * 2
+
+
+async def test_scorers_lists_what_the_server_says(edge: Any) -> None:
+    edge.listing = LISTING
+    with Client(edge.url) as client:
+        found = client.scorers()
+    async with AsyncClient(edge.url) as client:
+        assert await client.scorers() == found
+    assert [scorer.name for scorer in found] == ["endogenous", "logprob", "reward_model"]
+    assert found[0].model_extra == {"limits": {"max_sequence_tokens": 4096}}
+
+
+@pytest.mark.parametrize(("timeout_s", "listing_s"), [(8.0, 2.0), (300.0, 10.0)])
+def test_listing_may_take_a_quarter_of_the_deadline_and_ten_seconds_at_most(
+    timeout_s: float, listing_s: float
+) -> None:
+    with Client(timeout_s=timeout_s) as client:
+        asking = next(client._scoring([("p", "r")], None, {}))
+    assert isinstance(asking, Send)
+    assert asking.path == "/v1/scorers"
+    assert asking.timeout_s == pytest.approx(listing_s, abs=0.2)
+
+
+def test_silent_listing_leaves_time_for_the_request(edge: Any, items: Any) -> None:
+    edge.listing_delay_s = 1.5
+    try:
+        with Client(edge.url) as client:
+            assert scores(client.score(items(1), timeout_s=4)) == [0]
+    finally:
+        edge.listing_delay_s = 0.0
+    assert edge.paths == ["/v1/rewards"]
+    assert float(edge.seen[0][1]["x-request-timeout-seconds"]) > 2.5

@@ -1,0 +1,52 @@
+"""What the gateway makes of its replicas' answers, with a Ray handle that a test scripts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tokenreward.deployment.gateway import Replicas
+
+
+class Handle:
+    """Answers a broadcast with what the test wrote for the method."""
+
+    def __init__(self, **answers: list[Any] | Exception) -> None:
+        self._answers = answers
+
+    def broadcast(self, method: str) -> Any:
+        self._method = method
+        return self
+
+    async def results_async(self, **_: Any) -> list[Any]:
+        answers = self._answers[self._method]
+        if isinstance(answers, Exception):
+            raise answers
+        return answers
+
+
+def replicas(handle: Handle) -> Replicas:
+    replicas = Replicas(["lm"])
+    replicas._handles["lm"] = handle  # type: ignore[assignment]
+    return replicas
+
+
+@pytest.mark.parametrize(
+    ("answers", "ready"),
+    [
+        ([None], True),
+        ([RuntimeError("the device thread is gone")], False),
+        ([RuntimeError("the device thread is gone"), None], True),
+        ([], False),
+        (TimeoutError(), False),
+    ],
+)
+async def test_replica_whose_health_check_raises_is_not_ready(answers: Any, ready: bool) -> None:
+    snapshot = [("r1", [])]
+    assert await replicas(Handle(check_health=answers, snapshot=snapshot)).has_ready("lm") is ready
+
+
+async def test_metrics_are_those_of_the_replicas_that_answer() -> None:
+    handle = Handle(snapshot=[("r1", []), RuntimeError("it died")])
+    assert await replicas(handle).snapshots() == {"lm": {"r1": []}}

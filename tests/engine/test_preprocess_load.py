@@ -1,0 +1,226 @@
+"""Requests that are being tokenised: they hold up no reply, count for admission, and are answered
+when the engine closes."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from fakes.web import until
+from tokenreward import errors
+from tokenreward.engine import engine as module
+from tokenreward.engine.job import make_jobs, num_tokens_at_least
+from tokenreward.engine.preprocess import Preprocessor
+from tokenreward.wire import RewardsRequest, encode_ids, parse
+
+SLOW = 70
+
+
+def request(token: int, *, num_items: int = 20) -> RewardsRequest:
+    """Two tokens an item; by default too many items to be made ready on the event loop."""
+    items = [{"prompt": [5], "response": [token]}] * num_items
+    return parse(RewardsRequest, {"scorer": "endogenous", "items": items})
+
+
+class Gate:
+    """Preprocessor stops at a request of the slow token until the gate opens."""
+
+    def __init__(self) -> None:
+        self.opened = threading.Event()
+        self.num_waiting = 0
+
+    def make_jobs(self, asked: RewardsRequest, *rest: Any) -> Any:
+        if asked.items[0].response == [SLOW]:
+            self.num_waiting += 1
+            assert self.opened.wait(30)
+        return make_jobs(asked, *rest)
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    made = Gate()
+    monkeypatch.setattr(module, "make_jobs", made.make_jobs)
+    yield made
+    made.opened.set()
+
+
+async def test_a_reply_does_not_wait_for_requests_that_are_being_tokenised(
+    make_engine: Callable[..., Any], gate: Gate
+) -> None:
+    engine = make_engine("causal_lm", ["endogenous"])
+    computing = threading.Event()
+    run = engine._device._layout.run
+
+    def wait_and_run(work: Any) -> Any:
+        assert computing.wait(30)
+        return run(work)
+
+    engine._device._layout = type("Waiting", (), {"run": staticmethod(wait_and_run)})
+    first = asyncio.create_task(engine.score(request(10)))
+    await until(lambda: engine._shift.began is not None)
+    others = [asyncio.create_task(engine.score(request(SLOW))) for _ in range(3)]
+    await until(lambda: gate.num_waiting == 2)
+    computing.set()
+    assert (await asyncio.wait_for(first, 10))["items"][0]["error"] is None
+    gate.opened.set()
+    await asyncio.gather(*others)
+
+
+async def test_requests_that_are_being_tokenised_count_for_those_that_come_after_them(
+    make_engine: Callable[..., Any], gate: Gate
+) -> None:
+    engine = make_engine("causal_lm", ["endogenous"], max_queued_tokens=60)
+    first = [asyncio.create_task(engine.score(request(SLOW))) for _ in range(3)]  # of 20 items each
+    await until(lambda: gate.num_waiting == 2)
+    for num_items in (1, 20):
+        with pytest.raises(errors.Overloaded) as caught:
+            await engine.score(request(10, num_items=num_items))
+        assert caught.value.retry_after_s >= 1
+    first.pop().cancel()
+    await until(lambda: engine._tokens_in_intake == 40)
+    assert (await engine.score(request(10, num_items=1)))["items"][0]["error"] is None
+    gate.opened.set()
+    await asyncio.gather(*first, return_exceptions=True)
+    assert engine._tokens_in_intake == 0
+    assert (await engine.score(request(10)))["items"][0]["error"] is None
+
+
+@pytest.mark.parametrize(
+    ("item", "expected"),
+    [
+        ({"prompt": [5] * 30, "response": [6] * 20}, 6),
+        ({"prompt": [5], "response": encode_ids([6] * 300)}, 200),
+        ({"prompt": "a" * 100, "response": "b" * 60}, 20),
+        (
+            {
+                "prompt": [{"role": "user", "content": "a" * 160}, {"role": "assistant"}],
+                "response": "b",
+            },
+            20,
+        ),
+        ({"prompt": "", "response": "b"}, 1),
+    ],
+)
+def test_what_a_request_counts_for_in_intake_is_less_than_its_tokens(
+    item: dict[str, Any], expected: int
+) -> None:
+    asked = parse(RewardsRequest, {"scorer": "endogenous", "items": [item] * 3})
+    assert num_tokens_at_least(asked) == 3 * expected
+
+
+async def test_whoever_is_being_tokenised_or_waits_for_it_is_answered_when_the_engine_closes(
+    make_engine: Callable[..., Any], gate: Gate
+) -> None:
+    engine = make_engine("causal_lm", ["endogenous"])
+    asked = [asyncio.create_task(engine.score(request(SLOW))) for _ in range(4)]
+    await until(lambda: gate.num_waiting == 2)
+    await engine.close()
+    done, waiting = await asyncio.wait(asked, timeout=0.2)
+    assert (len(done), len(waiting)) == (2, 2)  # two have no thread yet
+    gate.opened.set()
+    ends = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 10)
+    for end in ends:
+        assert isinstance(end, errors.InternalError)
+        assert "the engine is closing" in end.message
+    assert engine._shifts is None  # no step for ever on an engine that is closed
+
+
+@pytest.mark.parametrize("num_items", [1, 20])
+async def test_an_engine_that_is_closed_answers_that_it_is(
+    make_engine: Callable[..., Any], num_items: int
+) -> None:
+    engine = make_engine("causal_lm", ["endogenous"])
+    await engine.score(request(10))
+    await engine.close()
+    with pytest.raises(errors.InternalError, match="the engine is closing"):
+        await engine.score(request(10, num_items=num_items))
+    assert engine._shifts.done()
+
+
+async def test_who_is_cancelled_or_late_while_the_engine_closes_hears_just_that(
+    make_engine: Callable[..., Any], gate: Gate
+) -> None:
+    engine = make_engine("causal_lm", ["endogenous"])
+    asked = [asyncio.create_task(engine.score(request(SLOW))) for _ in range(3)]
+    late = asyncio.create_task(engine.score(request(SLOW), timeout_s=0.1))
+    await until(lambda: gate.num_waiting == 2)
+    with pytest.raises(errors.DeadlineExceeded):
+        await late
+    asked[2].cancel()
+    await engine.close()
+    with pytest.raises(asyncio.CancelledError):
+        await asked[2]
+    gate.opened.set()
+    await asyncio.gather(*asked, return_exceptions=True)
+
+
+LONG = "Be good. " * 10
+LIGHT = {"prompt": "2+2?", "response": "It is 4."}
+
+
+@pytest.mark.parametrize(
+    ("scorer", "options", "light"),
+    [
+        ("treg", {}, True),
+        ("treg", {"temperature": 0.75}, True),
+        ("treg", {"better": LONG}, False),
+        ("treg", {"worse": LONG}, False),
+        ("generative", {"mode": "yes_minus_no"}, True),
+        ("generative", {"template": "{{ response }}" * 3}, False),
+        ("generative", {"template": "{{response}}?"}, True),
+        ("generative", {"chat_template_kwargs": {"documents": [LONG]}}, False),
+        ("generative", {"yes": ["Y", "y"] * 10}, False),
+        ("theirs", {}, False),
+    ],
+)
+async def test_a_request_with_texts_among_its_options_is_not_made_ready_on_the_event_loop(
+    make_engine: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    scorer: str,
+    options: dict[str, Any],
+    light: bool,
+) -> None:
+    chosen_by_operator = {"type": "treg", "name": "theirs", "options": {"worse": LONG}}
+    spelled = {"type": "generative", "options": {"yes": ["Y"], "no": ["N"]}}
+    engine = make_engine("causal_lm", ["treg", spelled, chosen_by_operator])
+    threads: list[threading.Thread] = []
+
+    def noted(*arguments: Any) -> Any:
+        threads.append(threading.current_thread())
+        return make_jobs(*arguments)
+
+    monkeypatch.setattr(module, "make_jobs", noted)
+    await engine.score(
+        parse(RewardsRequest, {"scorer": scorer, "items": [LIGHT], "options": options})
+    )
+    assert [thread is threading.current_thread() for thread in threads] == [light]
+
+
+@pytest.mark.parametrize("timeout_s", [None, 0.3])
+async def test_items_of_a_caller_who_is_gone_or_too_late_are_not_tokenised_any_more(
+    make_engine: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, timeout_s: float | None
+) -> None:
+    engine = make_engine("causal_lm", ["endogenous"])
+    begun, ended = threading.Event(), threading.Event()
+    prepared: list[int] = []
+
+    def prepare(self: Preprocessor, item: Any, *, index: int, prompts: Any) -> Any:
+        prepared.append(index)
+        begun.set()
+        assert ended.wait(30)
+        raise errors.EmptyResponse("", param="")
+
+    monkeypatch.setattr(Preprocessor, "prepare", prepare)
+    asking = asyncio.create_task(engine.score(request(10), timeout_s=timeout_s))
+    await until(begun.is_set)
+    if timeout_s is None:
+        asking.cancel()
+    with pytest.raises(asyncio.CancelledError if timeout_s is None else errors.DeadlineExceeded):
+        await asking
+    ended.set()
+    await asyncio.to_thread(engine._intake_threads.shutdown)
+    assert prepared == [0]

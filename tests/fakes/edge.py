@@ -1,0 +1,152 @@
+"""The edge fake: a real HTTP server on a free port whose answers a test scripts, one per POST."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from fakes import web
+from tokenreward_client import Rewards
+
+Answer = Callable[[dict[str, Any]], Response]
+
+
+def b64(rewards: list[float]) -> str:
+    return base64.b64encode(np.asarray(rewards, dtype="<f4").tobytes()).decode()
+
+
+@dataclass
+class Edge:
+    """A service whose item `response: "r7"` with spans scores 7 on every unit; scripted answers go
+    first."""
+
+    url: str = ""
+    listing: dict[str, Any] | None = None
+    listing_status: int = 200
+    listing_delay_s: float = 0.0
+    script: deque[Answer] = field(default_factory=deque)
+    num_listed: int = 0
+    seen: list[tuple[str, dict[str, str], dict[str, Any]]] = field(default_factory=list)
+    delay_s: float = 0.0
+    in_flight: set[object] = field(default_factory=set)
+    most_in_flight: int = 0
+
+    def reset(self) -> None:
+        self.listing, self.delay_s, self.most_in_flight, self.num_listed = None, 0.0, 0, 0
+        self.script.clear()
+        self.in_flight.clear()
+        self.seen.clear()
+
+    @property
+    def bodies(self) -> list[dict[str, Any]]:
+        return [body for _, _, body in self.seen]
+
+    @property
+    def paths(self) -> list[str]:
+        return [path for path, _, _ in self.seen]
+
+    def items(self, body: dict[str, Any]) -> list[dict[str, Any]]:
+        return [self.item(index, item) for index, item in enumerate(body["items"])]
+
+    def item(self, index: int, item: dict[str, Any]) -> dict[str, Any]:
+        value = float(item["response"][1:])
+        return {"index": index, "rewards": b64([value] * len(item["spans"])), "score": value}
+
+    def reply(self, items: list[dict[str, Any]], **fields: Any) -> Response:
+        usage = {"prompt_tokens": 1, "response_tokens": 1}
+        timing = {"queue_s": 0.0, "tokenize_s": 0.0, "compute_s": 0.0}
+        body = {
+            "id": "x",
+            "scorer": "endogenous",
+            "model": "m",
+            "version": 3,
+            "usage": usage,
+            "timing": timing,
+        }
+        return Response(
+            json.dumps({**body, "items": items, **fields}), media_type="application/json"
+        )
+
+    def ok(self, body: dict[str, Any]) -> Response:
+        return self.reply(self.items(body))
+
+    def changed(self, index: int, /, **fields: Any) -> Answer:
+        """All is well but item `index`, which has these fields."""
+
+        def answer(body: dict[str, Any]) -> Response:
+            items = self.items(body)
+            items[index] |= fields
+            return self.reply(items)
+
+        return answer
+
+    def says(
+        self, status: int, code: str, *, retryable: bool, param: str = "items", **headers: str
+    ) -> Answer:
+        """Our error body; `Retry_After="0"` becomes a header."""
+        error = {"code": code, "message": "as scripted", "param": param, "retryable": retryable}
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return lambda body: JSONResponse({"error": error}, status, named)
+
+    def html(self, status: int) -> Answer:
+        return lambda body: Response("<html>Bad Gateway</html>", status, media_type="text/html")
+
+    def broken(self, body: dict[str, Any]) -> Response:
+        """Promises more bytes than it sends: the server then closes the connection in the middle of
+        the body."""
+        return Response(b'{"id', headers={"content-length": "1000"})
+
+    async def post(self, request: Request) -> Response:
+        body = await request.json()
+        self.seen.append((request.url.path, dict(request.headers), body))
+        answer = self.script.popleft() if self.script else self.ok
+        mark = object()
+        self.in_flight.add(mark)
+        self.most_in_flight = max(self.most_in_flight, len(self.in_flight))
+        await asyncio.sleep(self.delay_s)
+        self.in_flight.discard(mark)  # unless another test has begun meanwhile
+        return answer(body)
+
+    async def list_scorers(self, request: Request) -> Response:
+        self.num_listed += 1
+        await asyncio.sleep(self.listing_delay_s)
+        return (
+            Response("not here", 404)
+            if self.listing is None
+            else JSONResponse(self.listing, self.listing_status)
+        )
+
+
+def keyed(index: int, **scorers: dict[str, Any]) -> dict[str, Any]:
+    """An item of a reply to several scorers."""
+    return {"index": index, "scorers": scorers}
+
+
+def scores(answers: Sequence[Rewards]) -> list[float | None]:
+    return [answer.score for answer in answers]
+
+
+@contextmanager
+def serving() -> Iterator[Edge]:
+    """An Edge that answers, in a thread of its own."""
+    edge = Edge()
+    routes = [
+        Route("/v1/rewards", edge.post, methods=["POST"]),
+        Route("/d/{deployment}/v1/rewards", edge.post, methods=["POST"]),
+        Route("/v1/scorers", edge.list_scorers),
+    ]
+    with web.serving(Starlette(routes=routes)) as url:
+        edge.url = url
+        yield edge

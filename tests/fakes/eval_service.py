@@ -1,0 +1,109 @@
+"""A service over real HTTP whose answers are known, and a real one around real engines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.responses import Response
+from starlette.routing import Route
+
+from fakes import web
+from fakes.edge import Edge, b64
+
+ENTRY = {
+    "name": "known",
+    "type": "fake",
+    "deployment": None,
+    "model": "m",
+    "version": 3,
+    "options": {"a": {"default": 1}},
+}
+
+
+class Known(Edge):
+    """Score: the number of digits in the response. Tokens: characters and end-of-turn; a digit's
+    reward is its value.
+
+    The response `fail` is an item error. `asked` has every item asked for, in order of arrival.
+    """
+
+    @property
+    def asked(self) -> list[str]:
+        return [item["response"] for body in self.bodies for item in body["items"]]
+
+    def reset(self) -> None:
+        super().reset()
+        self.listing = {"scorers": [{**ENTRY}, {**ENTRY, "name": "second"}]}
+
+    def ok(self, body: dict[str, Any]) -> Response:
+        return self.reply(
+            [self._answer(index, item, body) for index, item in enumerate(body["items"])]
+        )
+
+    def _answer(self, index: int, item: dict[str, Any], body: dict[str, Any]) -> dict[str, Any]:
+        text = item["response"]
+        if text == "fail":
+            message = f"`items[{index}].response` is too long"
+            error = {
+                "code": "sequence_too_long",
+                "message": message,
+                "param": f"items[{index}].response",
+            }
+            return {"index": index, "error": error}
+        rewards = [float(char) if char.isdigit() else 0.0 for char in text] + [0.0]
+        answer = {
+            "index": index,
+            "rewards": b64(rewards),
+            "score": float(sum(map(str.isdigit, text))),
+        }
+        if body["return_tokens"]:
+            ends = [*range(1, len(text) + 1), len(text)]
+            tokens = zip([*text, "<|end|>"], [0, *ends[:-1]], ends, strict=True)
+            answer["tokens"] = [
+                {"id": 0, "text": char, "span": [start, end]} for char, start, end in tokens
+            ]
+        return answer
+
+
+@contextmanager
+def known() -> Iterator[Known]:
+    """A Known that answers, in a thread of its own."""
+    service = Known()
+    routes = [
+        Route("/v1/rewards", service.post, methods=["POST"]),
+        Route("/v1/scorers", service.list_scorers),
+    ]
+    with web.serving(Starlette(routes=routes)) as url:
+        service.url = url
+        service.reset()
+        yield service
+
+
+@contextmanager
+def replica(
+    checkpoint: str, task: str, scorers: Sequence[dict[str, Any]], **settings: Any
+) -> Iterator[str]:
+    """The URL of one replica's application around a real engine."""
+    from tokenreward.engine import Engine
+    from tokenreward.engine.slot import Slot
+    from tokenreward.http.guard import Limits
+    from tokenreward.http.replica import build_app
+    from tokenreward.metrics import Metrics
+    from tokenreward.settings import DeploymentSettings
+
+    entry = {
+        "name": "one",
+        "checkpoint": checkpoint,
+        "task": task,
+        "device": "cpu",
+        "scorers": scorers,
+        **settings,
+    }
+    slot = Slot()
+    slot._engine = Engine.load(DeploymentSettings.model_validate(entry), say=lambda line: None)
+    rules = Limits(max_body_bytes=2**26, max_request_items=4096, request_timeout_s=300.0)
+    with web.serving(build_app("one", slot, metrics=Metrics(), limits=rules)) as url:
+        yield url

@@ -1,0 +1,77 @@
+"""What every layout gives when it is asked first and fetched later: what it gives at once, in
+whatever order."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fakes import tiny
+from tokenreward.checkpoints.checkpoint import Checkpoint
+from tokenreward.contract import Needs, Row
+from tokenreward.engine.runner import Device
+from tokenreward.forward.packed import PackedLayout
+from tokenreward.forward.pair import Pair, Turn
+from tokenreward.forward.plain import PlainLayout
+
+NEEDS = Needs(frozenset({1.0}))
+
+
+def checkpoint(seed: int) -> Checkpoint:
+    return Checkpoint(tiny.model("llama", seed=seed), None, "causal_lm", torch.device("cpu"))
+
+
+LAYOUTS: dict[str, Any] = {
+    "packed": lambda: PackedLayout(checkpoint(0)),
+    "plain": lambda: PlainLayout(checkpoint(0)),
+    "pair": lambda: Pair(PackedLayout(checkpoint(0)), PlainLayout(checkpoint(1))),
+}
+
+
+def work(seed: int) -> list[tuple[Row, Needs]]:
+    generator = np.random.default_rng(seed)
+    rows = [Row(generator.integers(3, tiny.VOCAB_SIZE, size=n), 2, n) for n in (5, 40, 3)]
+    return [(Row(rows[0].ids, 2, 5, model="reference"), NEEDS)] + [(row, NEEDS) for row in rows]
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_fetched_later_and_out_of_order_outputs_are_those_of_run(name: str) -> None:
+    layout = LAYOUTS[name]()
+    first, second = layout.launch(work(0)), layout.launch(work(1))
+    for asked, fetch in ((work(1), second), (work(0), first)):
+        for found, expected in zip(fetch(), layout.run(asked), strict=True):
+            np.testing.assert_array_equal(found.chosen, expected.chosen)
+            np.testing.assert_array_equal(found.lse[1.0], expected.lse[1.0])
+
+
+def turn(layout: Any) -> Turn:
+    return Turn(
+        layout,
+        layout._checkpoint.model,
+        layout._checkpoint.model.config._attn_implementation,
+        nullcontext,
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "ahead"),
+    [
+        (LAYOUTS["packed"], True),
+        (LAYOUTS["plain"], False),
+        (LAYOUTS["pair"], False),
+        (lambda: Pair(LAYOUTS["packed"](), LAYOUTS["packed"]()), True),
+        (lambda: turn(LAYOUTS["packed"]()), True),
+        (lambda: turn(LAYOUTS["plain"]()), False),
+    ],
+    ids=["packed", "plain", "half a pair", "pair", "packed in turn", "plain in turn"],
+)
+def test_only_a_layout_that_does_not_wait_is_asked_ahead_and_only_where_the_device_lets_it(
+    make: Any, ahead: bool
+) -> None:
+    layout = make()
+    assert Device(layout, runs_ahead=True).runs_ahead == ahead
+    assert not Device(layout, runs_ahead=False).runs_ahead

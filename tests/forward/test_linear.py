@@ -1,0 +1,101 @@
+"""Float32 linears through oneDNN: as exact as torch's own, only where they are faster, and never
+for good."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fakes import oracle, tiny
+from tokenreward.contract import Needs
+from tokenreward.forward import linear
+from tokenreward.forward.packed import PackedLayout
+from tokenreward.forward.probe import choose_layout
+
+NEEDS = Needs(frozenset({1.0}))
+
+
+def swapped(model: nn.Module) -> int:
+    return sum(
+        "forward" in vars(module) for module in model.modules() if isinstance(module, nn.Linear)
+    )
+
+
+@pytest.mark.parametrize("architecture", ["llama", "phi", "gemma2"])
+def test_a_model_through_onednn_is_as_exact_as_its_own_forward(architecture: str) -> None:
+    model = tiny.model(architecture)
+    exact, layout = oracle.double(model), PackedLayout(tiny.checkpoint(model))
+    own = layout.run(tiny.work(NEEDS))
+    layout.compute_linears_through(linear.onednn)
+    assert swapped(model) > 10
+    for (row, _), fast, naive in zip(
+        tiny.work(NEEDS), layout.run(tiny.work(NEEDS)), own, strict=True
+    ):
+        rows = oracle.logits(exact, row.ids)[row.start - 1 :]
+        truth = oracle.logsumexp(rows)
+        bound = 1e-5 * max(1.0, float(np.abs(rows).max()))
+        assert np.abs(fast.lse[1.0] - truth).max() <= np.abs(naive.lse[1.0] - truth).max() + bound
+
+
+def test_layers_get_their_own_forward_back() -> None:
+    model = tiny.model("llama")
+    layout = PackedLayout(tiny.checkpoint(model))
+    own = layout.run(tiny.work(NEEDS))
+    layout.compute_linears_through(linear.onednn)
+    layout.compute_linears_through(None)
+    assert swapped(model) == 0
+    for before, after in zip(own, layout.run(tiny.work(NEEDS)), strict=True):
+        np.testing.assert_array_equal(before.lse[1.0], after.lse[1.0])
+
+
+def test_bf16_layers_and_subclasses_are_left_alone() -> None:
+    class Doubled(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(x)
+
+    model = nn.Sequential(Doubled(4, 4), nn.Linear(4, 4, dtype=torch.bfloat16))
+    linear.swap(model, linear.onednn)
+    assert swapped(model) == 0
+    assert linear.faster(model) is None
+
+
+def test_a_gain_below_the_threshold_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Linear(64, 64)
+    monkeypatch.setattr(linear, "_WORTH", 0.0)
+    assert (linear.faster(model) or math.nan) > 0
+    monkeypatch.setattr(linear, "_WORTH", 1e9)
+    assert linear.faster(model) is None
+
+
+@pytest.mark.parametrize("fault", ["another result", "an exception"])
+def test_an_operator_that_is_absent_or_wrong_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    def broken(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        if fault == "an exception":
+            raise AttributeError("no such operator")
+        return linear.plain(x, weight, bias) + 1e-3
+
+    assert linear.agrees(nn.Linear(64, 64))
+    assert not linear.agrees(nn.Linear(64, 64).half())
+    monkeypatch.setattr(linear, "onednn", broken)
+    monkeypatch.setattr(linear, "_WORTH", 0.0)
+    assert not linear.agrees(nn.Linear(64, 64))
+    assert linear.faster(nn.Linear(64, 64)) is None
+
+
+def test_the_probe_gives_up_onednn_if_the_whole_model_differs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    off = lambda x, weight, bias: linear.plain(x, weight, bias) * (1 + 1e-4)  # noqa: E731
+    monkeypatch.setattr("tokenreward.forward.probe.faster", lambda model: 2.0)
+    monkeypatch.setattr("tokenreward.forward.probe.onednn", off)
+    model, said = tiny.model("llama"), []
+    verdict = choose_layout(tiny.checkpoint(model), NEEDS, say=said.append)
+    assert verdict.layout.name == "packed"
+    assert swapped(model) == 0
+    assert any("stay torch's own" in line for line in said)

@@ -1,0 +1,181 @@
+"""The packed layout against float64 truth, on every architecture whose attention goes through the
+interface."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from fakes import oracle, tiny
+from tokenreward.checkpoints.checkpoint import Checkpoint
+from tokenreward.contract import Needs, Row
+from tokenreward.forward.packed import PackedLayout
+from tokenreward.forward.plain import PlainLayout
+
+LENGTHS = ((5, 9), (1, 1), (11, 30), (3, 1), (40, 17))
+TEMPERATURES = (1.0, 0.7)
+
+
+def responses(seed: int = 0) -> list[oracle.Response]:
+    """Ragged, and longer than the sliding windows of 8; without the pad token, which a classifier
+    would skip."""
+    generator = np.random.default_rng(seed)
+    draw = lambda size: generator.integers(3, tiny.VOCAB_SIZE, size=size)  # noqa: E731
+    return [oracle.Response(draw(p), draw(r)) for p, r in LENGTHS]
+
+
+def work(items: list[oracle.Response], needs: Needs) -> list[tuple[Row, Needs]]:
+    return [(Row(what.ids, len(what.prompt), len(what.ids)), needs) for what in items]
+
+
+def checkpoint(model: object, task: str) -> Checkpoint:
+    return Checkpoint(model=model, tokenizer=None, task=task, device=torch.device("cpu"))
+
+
+def assert_as_exact_as(fast: np.ndarray, naive: np.ndarray, truth: np.ndarray) -> None:
+    """|fast - truth| <= |naive - truth| + the contract's bound, and the same length."""
+    assert fast.shape == truth.shape
+    assert fast.dtype == np.float32
+    bound = 1e-5 * max(1.0, np.abs(truth).max())
+    assert np.abs(fast - truth).max() <= np.abs(naive - truth).max() + bound
+
+
+@pytest.mark.parametrize("architecture", tiny.PACKED)
+def test_packed_logits_are_as_exact_as_the_models_own_forward(architecture: str) -> None:
+    model = tiny.model(architecture)
+    exact, items = oracle.double(model), responses()
+    needs = Needs(temperatures=frozenset(TEMPERATURES))
+    naive = PlainLayout(checkpoint(model, "causal_lm")).run(work(items, needs))
+    packed = PackedLayout(checkpoint(model, "causal_lm")).run(work(items, needs))
+    for what, fast, slow in zip(items, packed, naive, strict=True):
+        z = oracle.logits(exact, what.ids)
+        rows = z[len(what.prompt) - 1 :]
+        assert_as_exact_as(
+            fast.chosen, slow.chosen, rows[np.arange(len(what.response)), what.response]
+        )
+        for t in TEMPERATURES:
+            assert_as_exact_as(fast.lse[t], slow.lse[t], oracle.logsumexp(rows / t))
+
+
+@pytest.mark.parametrize("num_labels", [1, 2])
+@pytest.mark.parametrize("architecture", tiny.REWARD_MODELS)
+def test_packed_values_and_attention_are_as_exact_as_the_models_own(
+    architecture: str, num_labels: int
+) -> None:
+    model = tiny.model(architecture, "reward_model", num_labels=num_labels)
+    exact, items = oracle.double(model), responses()
+    needs = Needs(values=True, attention=frozenset({"last"}))
+    naive = PlainLayout(checkpoint(model, "reward_model")).run(work(items, needs))
+    packed = PackedLayout(checkpoint(model, "reward_model")).run(work(items, needs))
+    for what, fast, slow in zip(items, packed, naive, strict=True):
+        values = oracle.head_values(exact, what.ids)
+        assert_as_exact_as(fast.values, slow.values, values[len(what.prompt) - 1 :])
+        assert abs(fast.pooled - values[-1]) <= 1e-5 * max(1.0, np.abs(values).max())
+        assert_as_exact_as(
+            fast.attention["last"],
+            slow.attention["last"],
+            oracle.last_attention_row(exact, what.ids),
+        )
+
+
+@pytest.mark.parametrize("architecture", tiny.PACKED)
+def test_entropies_labels_and_steps_of_attention_are_as_exact_as_the_models_own(
+    architecture: str,
+) -> None:
+    model = tiny.model(architecture)
+    exact, items = oracle.double(model), responses()
+    needs = Needs(
+        frozenset({1.0}), frozenset(TEMPERATURES), attention=frozenset({"last_step", "mean_step"})
+    )
+    asked = [
+        (replace(row, labels=frozenset({7, 200 + i})), needs)
+        for i, (row, _) in enumerate(work(items, needs))
+    ]
+    naive = PlainLayout(checkpoint(model, "causal_lm")).run(asked)
+    packed = PackedLayout(checkpoint(model, "causal_lm")).run(asked)
+    for i, (what, fast, slow) in enumerate(zip(items, packed, naive, strict=True)):
+        rows = oracle.logits(exact, what.ids)[len(what.prompt) - 1 :]
+        for t in TEMPERATURES:
+            assert_as_exact_as(fast.entropy[t], slow.entropy[t], oracle.entropy(rows / t))
+        for label in (7, 200 + i):
+            assert_as_exact_as(fast.logits[label], slow.logits[label], rows[:, label])
+        attention = oracle.last_layer_attention(exact, what.ids)
+        for reading, truth in (
+            ("last_step", attention[-2]),
+            ("mean_step", oracle.mean_step(attention, what)),
+        ):
+            assert_as_exact_as(fast.attention[reading], slow.attention[reading], truth)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "gemma2", "mistral", "gpt_oss"])
+def test_a_row_is_the_same_alone_and_in_any_company(architecture: str) -> None:
+    layout = PackedLayout(checkpoint(tiny.model(architecture), "causal_lm"))
+    items = responses()
+    needs = Needs(temperatures=frozenset({1.0}))
+    together = layout.run(work(items, needs))
+    backwards = layout.run(work(items[::-1], needs))[::-1]
+    for what, first, second in zip(items, together, backwards, strict=True):
+        (alone,) = layout.run(work([what], needs))
+        bound = 1e-5 * max(1.0, float(np.abs(alone.lse[1.0]).max()))
+        for other in (first, second):
+            assert np.abs(alone.chosen - other.chosen).max() <= bound
+            assert np.abs(alone.lse[1.0] - other.lse[1.0]).max() <= bound
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt_neox"])
+def test_bf16_in_a_batch_errs_no_more_than_twice_what_it_errs_alone(architecture: str) -> None:
+    model = tiny.model(architecture)
+    exact, items = oracle.double(model), responses()
+    needs = Needs(temperatures=frozenset({1.0}))
+    layout = PackedLayout(checkpoint(model.to(torch.bfloat16), "causal_lm"))
+    batched = layout.run(work(items, needs))
+    for what, fast in zip(items, batched, strict=True):
+        (alone,) = layout.run(work([what], needs))
+        rows = oracle.logits(exact, what.ids)[len(what.prompt) - 1 :]
+        truth = rows[np.arange(len(what.response)), what.response]
+        assert fast.chosen.dtype == np.float32
+        bound = 1e-5 * max(1.0, float(np.abs(rows).max()))
+        assert np.abs(fast.chosen - truth).max() <= 2 * np.abs(alone.chosen - truth).max() + bound
+
+
+def test_rows_with_different_needs_share_a_pass() -> None:
+    layout = PackedLayout(checkpoint(tiny.model("llama"), "causal_lm"))
+    items = responses()[:3]
+    wants = [Needs(frozenset({1.0})), Needs(), Needs(frozenset({0.5}))]
+    outputs = layout.run(
+        [(row, need) for (row, _), need in zip(work(items, Needs()), wants, strict=True)]
+    )
+    assert outputs[1].chosen is None
+    for index, temperature in ((0, 1.0), (2, 0.5)):
+        (alone,) = layout.run(work([items[index]], wants[index]))
+        np.testing.assert_allclose(
+            outputs[index].lse[temperature], alone.lse[temperature], atol=1e-5
+        )
+
+
+def test_no_tensor_of_tokens_by_vocabulary_is_made() -> None:
+    """The largest tensor of a pass must not grow with tokens x vocabulary."""
+    layout = PackedLayout(checkpoint(tiny.model("llama"), "causal_lm"))
+    layout._head.weight.data = torch.randn(50_000, 32)
+    generator = np.random.default_rng(0)
+    row = Row(generator.integers(3, tiny.VOCAB_SIZE, size=500), 1, 500)
+    largest = 0
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            nonlocal largest
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor) and func.overloadpacket.__name__ not in (
+                "t",
+                "slice",
+                "transpose",
+            ):
+                largest = max(largest, out.numel())
+            return out
+
+    with Watch():
+        layout.run([(row, Needs(frozenset({1.0})))])
+    assert 0 < largest <= 256 * 4096

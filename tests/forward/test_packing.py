@@ -1,0 +1,67 @@
+"""The layout of a packed batch: every row can be read back, a shared prompt stands once."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tokenreward.contract import Row
+from tokenreward.forward.packing import num_packed, pack
+
+LONG = list(range(100, 120))
+PROMPTS = st.sampled_from([[5], LONG, LONG[:-1], [*LONG, 7], LONG[::-1]])
+ROWS = st.lists(
+    st.tuples(PROMPTS, st.lists(st.integers(3, 9), max_size=5)), min_size=1, max_size=12
+)
+
+
+def as_rows(pairs: list[tuple[list[int], list[int]]]) -> list[Row]:
+    return [
+        Row(np.array(prompt + response), len(prompt), len(prompt + response))
+        for prompt, response in pairs
+    ]
+
+
+@given(pairs=ROWS, share=st.booleans())
+def test_each_row_reads_back_with_its_positions_and_every_token_belongs_to_a_group(
+    pairs: list, share: bool
+) -> None:
+    rows = as_rows(pairs)
+    packing = pack(rows, share=share)
+    for row, places in zip(rows, packing.places, strict=True):
+        assert packing.ids[places].tolist() == row.ids.tolist()
+        assert packing.positions[places].tolist() == list(range(len(row.ids)))
+    ranges = [part for group in packing.groups for part in (group.prompt, *group.responses)]
+    assert [start for start, _ in ranges] == [0, *(stop for _, stop in ranges[:-1])]
+    assert ranges[-1][1] == len(packing.ids) == len(packing.positions)
+
+
+@given(pairs=ROWS)
+def test_a_long_prompt_stands_once_however_many_rows_share_it(pairs: list) -> None:
+    rows = as_rows(pairs)
+    distinct = {tuple(prompt) for prompt, _ in pairs if len(prompt) >= 16}
+    expected = sum(map(len, distinct)) + sum(
+        len(r) + (len(p) if len(p) < 16 else 0) for p, r in pairs
+    )
+    assert num_packed(rows) == len(pack(rows).ids) == expected
+    assert (
+        num_packed(rows, share=False)
+        == len(pack(rows, share=False).ids)
+        == sum(len(row.ids) for row in rows)
+    )
+
+
+def test_rows_that_share_ids_but_not_where_the_prompt_ends_stay_apart() -> None:
+    ids = np.arange(3, 40)
+    packing = pack([Row(ids, 20, 37), Row(ids, 21, 37)])
+    assert len(packing.ids) == 2 * len(ids)
+    assert [group.responses for group in packing.groups] == [(), ()]
+
+
+def test_a_response_of_no_token_reads_the_prompt_alone() -> None:
+    prompt = np.arange(3, 23)
+    packing = pack([Row(prompt, 20, 20), Row(np.append(prompt, 5), 20, 21)])
+    assert packing.places[0].tolist() == list(range(20))
+    assert packing.groups[0].responses == ((20, 21),)
+    assert packing.groups[0].longest == 21

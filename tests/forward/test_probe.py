@@ -1,0 +1,171 @@
+"""The load-time probe: packed only where it is exact, plain where it is not, refused where nothing
+is right."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from fakes import oracle, tiny
+from tokenreward.checkpoints.checkpoint import Checkpoint, CheckpointRefused
+from tokenreward.contract import Needs, Row
+from tokenreward.forward import packed
+from tokenreward.forward.packed import PackedLayout
+from tokenreward.forward.probe import LayoutChoice, choose_layout
+
+LM_NEEDS = Needs(temperatures=frozenset({1.0}))
+RM_NEEDS = Needs(values=True, attention=frozenset({"last"}))
+
+
+def probe(model: object, task: str = "causal_lm", said: list[str] | None = None) -> LayoutChoice:
+    checkpoint = Checkpoint(model=model, tokenizer=None, task=task, device=torch.device("cpu"))
+    needs = LM_NEEDS if task == "causal_lm" else RM_NEEDS
+    return choose_layout(checkpoint, needs, say=(said if said is not None else []).append)
+
+
+@pytest.mark.parametrize("architecture", tiny.PACKED)
+def test_architectures_of_the_attention_interface_are_served_packed(architecture: str) -> None:
+    verdict = probe(tiny.model(architecture))
+    assert verdict.layout.name == "packed"
+    assert verdict.reason is None
+    assert verdict.gap.is_within
+    assert verdict.gap.bound < 1e-3
+
+
+@pytest.mark.parametrize("architecture", tiny.PLAIN)
+def test_others_are_served_plain_with_a_reason_and_right_numbers(architecture: str) -> None:
+    said: list[str] = []
+    model = tiny.model(architecture)
+    exact = oracle.double(model) if architecture != "mamba" else model
+    verdict = probe(model, said=said)
+    assert verdict.layout.name == "plain"
+    assert verdict.reason
+    assert verdict.reason in said[-1]
+    ids = np.random.default_rng(1).integers(3, tiny.VOCAB_SIZE, size=50)
+    (outputs,) = verdict.layout.run([(Row(ids, 10, 50), LM_NEEDS)])
+    rows = oracle.logits(exact, ids)[9:]
+    bound = 1e-5 * max(1.0, float(np.abs(rows).max()))
+    assert np.abs(outputs.chosen - rows[np.arange(40), ids[10:]]).max() <= bound
+    assert np.abs(outputs.lse[1.0] - oracle.logsumexp(rows)).max() <= bound
+
+
+def test_an_alibi_reward_model_gives_its_own_attention_from_the_plain_layout() -> None:
+    model = tiny.model("bloom", "reward_model")
+    exact = oracle.double(model)
+    verdict = probe(model, "reward_model")
+    assert verdict.layout.name == "plain"
+    ids = np.random.default_rng(1).integers(3, tiny.VOCAB_SIZE, size=30)
+    (outputs,) = verdict.layout.run([(Row(ids, 10, 30), RM_NEEDS)])
+    assert np.abs(outputs.attention["last"] - oracle.last_attention_row(exact, ids)).max() < 1e-6
+    assert np.abs(outputs.values - oracle.head_values(exact, ids)[9:]).max() < 1e-4
+
+
+def test_dynamic_rotary_rewards_do_not_depend_on_history() -> None:
+    layout = probe(tiny.model("llama_dynamic")).layout
+    generator = np.random.default_rng(2)
+    short, long = (generator.integers(3, tiny.VOCAB_SIZE, size=size) for size in (40, 60))
+    (first,) = layout.run([(Row(short, 5, 40), LM_NEEDS)])
+    layout.run([(Row(long, 5, 60), LM_NEEDS)])
+    (again,) = layout.run([(Row(short, 5, 40), LM_NEEDS)])
+    np.testing.assert_array_equal(first.lse[1.0], again.lse[1.0])
+
+
+def test_a_logit_scale_that_the_head_does_not_know_is_served_plain_and_exact() -> None:
+    model = tiny.model("llama")
+    own = type(model).forward
+
+    def forward(self: object, *args: object, **kwargs: object) -> object:
+        output = own(self, *args, **kwargs)
+        output.logits = output.logits * 1.5
+        return output
+
+    model.forward = forward.__get__(model)
+    ids = np.random.default_rng(1).integers(3, tiny.VOCAB_SIZE, size=20)
+    rows = oracle.logits(model, ids)[4:]
+    verdict = probe(model)
+    assert verdict.layout.name == "plain"
+    assert "logits by" in str(verdict.reason)
+    (outputs,) = verdict.layout.run([(Row(ids, 5, 20), LM_NEEDS)])
+    np.testing.assert_allclose(outputs.lse[1.0], oracle.logsumexp(rows), rtol=1e-5)
+
+
+def test_attention_in_chunks_is_not_packed() -> None:
+    model = tiny.model("llama")
+    model.config.attention_chunk_size = 8
+    assert "chunks" in str(probe(model).reason)
+
+
+def test_a_model_that_gives_nan_is_refused_by_name() -> None:
+    model = tiny.model("llama")
+    model.lm_head.weight.data[7] = float("nan")
+    with pytest.raises(CheckpointRefused, match=r"LlamaForCausalLM.*not finite"):
+        probe(model)
+
+
+def test_in_bf16_a_uniform_attention_row_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One bound for logits, values and attention alike would let it pass beside large values."""
+    model = tiny.model("llama", "reward_model")
+    model.score.weight.data *= 8
+    assert probe(model.to(torch.bfloat16), "reward_model").layout.name == "packed"
+    flat = lambda q, k, bias: torch.full((k.shape[1],), 1 / k.shape[1])  # noqa: E731
+    monkeypatch.setattr("tokenreward.forward.attention_weights.last_row", flat)
+    model = tiny.model("llama", "reward_model").to(torch.bfloat16)
+    verdict = probe(model, "reward_model")
+    assert verdict.layout.name == "plain"
+    assert "attention by" in str(verdict.reason)
+
+
+def test_in_bf16_a_state_that_leaks_between_segments_is_found() -> None:
+    """A little of the row before, added to the first layer's output: bf16's own rounding is not
+    much less."""
+    model = tiny.model("llama").to(torch.bfloat16)
+    layer = model.model.layers[0]
+
+    class Leaky(type(layer)):  # type: ignore[misc]
+        def forward(self, hidden: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
+            return super().forward(hidden, *args, **kwargs) + 0.01 * hidden.roll(1, dims=1)
+
+    layer.__class__ = Leaky
+    verdict = probe(model)
+    assert verdict.layout.name == "plain"
+
+
+def test_without_room_for_a_float32_copy_the_coarse_bound_is_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tokenreward.forward.probe._SHARE_OF_FREE_MEMORY", 0.0)
+    verdict = probe(tiny.model("llama").to(torch.bfloat16))
+    assert verdict.layout.name == "packed"
+    assert verdict.gap.bound > 1e-2
+
+
+def test_the_head_takes_the_fastest_logsumexp_of_a_gpu_and_keeps_a_cpus(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def quick(logits: torch.Tensor) -> torch.Tensor:
+        return torch.logsumexp(logits, dim=-1)
+
+    asked: list[tuple[str, tuple[int, int]]] = []
+    monkeypatch.setattr(
+        packed, "fastest", lambda device, shape: asked.append((device.type, shape)) or (quick, 3.0)
+    )
+    layouts = {
+        device: PackedLayout(
+            Checkpoint(tiny.model("llama").to(device), None, "causal_lm", torch.device(device))
+        )
+        for device in ("cpu", "meta")  # which stands for a GPU
+    }
+    assert [layout.choose_logsumexp() for layout in layouts.values()] == [1.0, 3.0]
+    assert asked == [("meta", (1024, tiny.VOCAB_SIZE))]
+    assert layouts["cpu"].note == "attention by attend_on_cpu (shares prompts), logsumexp in_place"
+    assert layouts["meta"].note == "attention by attend_alone (shares none), logsumexp quick"
+
+
+def test_a_probe_lets_the_layout_choose_its_logsumexp_and_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(PackedLayout, "choose_logsumexp", lambda layout: 3.0)
+    probe(tiny.model("llama"), said=said)
+    assert "the head's logsumexp is compiled: 3.00 times as fast" in said

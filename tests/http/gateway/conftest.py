@@ -1,0 +1,228 @@
+"""Two deployments on tiny checkpoints behind one address, as Ray's proxy mounts them, and the front
+before them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.routing import Mount
+
+from fakes import tiny, web
+from tokenreward.deployment.plan import serve_config
+from tokenreward.engine import Engine
+from tokenreward.http.gateway import Route, build_app
+from tokenreward.http.guard import Limits
+from tokenreward.http.replica import Slot
+from tokenreward.http.replica import build_app as build_replica
+from tokenreward.metrics import Metrics
+from tokenreward.settings import DeploymentSettings, parse_settings
+from tokenreward.wire.media import media_of
+
+LM = {
+    "name": "lm",
+    "task": "causal_lm",
+    "scorers": [{"type": "endogenous"}, {"type": "constant", "name": "one"}],
+}
+RM = {
+    "name": "rm",
+    "task": "reward_model",
+    "version": 3,
+    "scorers": [
+        {"type": "reward_model"},
+        {"type": "constant", "name": "two", "options": {"value": 2.0}},
+        {"type": "process", "options": {"layout": "skywork"}},
+    ],
+}
+SOURCED: list[dict[str, Any]] = [
+    {
+        "name": "lm",
+        "task": "causal_lm",
+        "version": 2,
+        "scorers": [
+            {"type": "endogenous"},
+            {"type": "constant", "name": "one"},
+            {"type": "generation_attention", "name": "free"},
+            {
+                "type": "generation_attention",
+                "name": "spread",
+                "options": {"score_from": "reward_model"},
+            },
+        ],
+    },
+    {"name": "rm", "task": "reward_model", "version": 3, "scorers": [{"type": "reward_model"}]},
+    {
+        "name": "sft",
+        "task": "causal_lm",
+        "version": 4,
+        "max_sequence_tokens": 40,
+        "scorers": [
+            {
+                "type": "endogenous",
+                "name": "sft",
+                "options": {"form": "logprob", "temperature": 0.7},
+            },
+            {
+                "type": "endogenous",
+                "name": "soft",
+                "options": {"alpha": 2.0, "aggregation": "mean"},
+            },
+        ],
+    },
+    {"name": "other", "task": "causal_lm", "scorers": [{"type": "endogenous", "name": "other"}]},
+]
+ROUTES = {
+    "endogenous": Route("lm", "endogenous"),
+    "one": Route("lm", "constant"),
+    "two": Route("rm", "constant"),
+    "reward_model": Route("rm", "reward_model"),
+    "process": Route("rm", "process"),
+}
+RULES = Limits(max_body_bytes=100_000, max_request_items=8, request_timeout_s=20)
+
+Gather = Callable[[], Any]
+Front = Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]
+
+
+@contextmanager
+def serving(*replicas: tuple[dict[str, Any], Path]) -> Iterator[dict[str, Any]]:
+    """Replicas of these settings on these checkpoints. `url`: their address. `metrics`: theirs, by
+    name. `asked`: path, headers and body of each POST that reached them."""
+    mounts, metrics, asked = [], {}, []
+    for settings, folder in replicas:
+        name = str(settings["name"])
+        metrics[name], slot = Metrics(), Slot()
+        parsed = DeploymentSettings.model_validate(
+            {**settings, "checkpoint": str(folder), "device": "cpu"}
+        )
+        slot._engine = Engine.load(parsed, report=metrics[name].report)
+        mounts.append(
+            Mount(f"/d/{name}", build_replica(name, slot, metrics=metrics[name], limits=RULES))
+        )
+    app = Starlette(routes=mounts)
+
+    async def recorded(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http" and scope["method"] == "POST":
+            body = await Request(scope, receive).body()
+            headers = dict(scope["headers"])
+            media = media_of({"content-type": headers[b"content-type"].decode()})
+            asked.append((scope["path"], headers, media.load(body)))
+            messages = iter([{"type": "http.request", "body": body}])
+            given = receive
+
+            async def receive() -> Any:
+                return next(messages, None) or await given()
+
+        await app(scope, receive, send)
+
+    with web.serving(recorded) as url:
+        yield {"url": url, "metrics": metrics, "asked": asked}
+
+
+@pytest.fixture(scope="session")
+def deployments(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    """A language model and a reward model."""
+    folders = [
+        tiny.save(tmp_path_factory.mktemp(str(each["name"])), task=str(each["task"]))
+        for each in (LM, RM)
+    ]
+    with serving((LM, folders[0]), (RM, folders[1])) as replicas:
+        yield replicas
+
+
+@pytest.fixture
+def front(deployments: dict[str, Any]) -> Front:
+    """Opens a client of a front: `front(upstream=URL, loaded={...}, limits=...)`. `front.asked`:
+    for readiness."""
+    return opener(deployments, ROUTES)
+
+
+@pytest.fixture(scope="session")
+def sourced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    """Four deployments whose scorers ask each other; `other` has a tokenizer of its own. `folders`:
+    the checkpoints."""
+    folders = {}
+    for seed, settings in enumerate(SOURCED):
+        folder = tmp_path_factory.mktemp(settings["name"])
+        folders[settings["name"]] = tiny.save(folder, task=settings["task"], seed=seed)
+    with_other_words(folders["other"])
+    with serving(*((settings, folders[settings["name"]]) for settings in SOURCED)) as replicas:
+        yield {**replicas, "folders": folders}
+
+
+def with_other_words(folder: Path) -> None:
+    """Two tokens change places."""
+    file = folder / "tokenizer.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    words = content["model"]["vocab"]
+    words["x"], words["y"] = words["y"], words["x"]
+    file.write_text(json.dumps(content), encoding="utf-8")
+
+
+@pytest.fixture
+def sourced_front(sourced: dict[str, Any]) -> Front:
+    """The front of `sourced`, with the routes that its operator's config plans."""
+    sourced["asked"].clear()
+    settings = parse_settings(
+        {"deployments": [{"checkpoint": "x", **settings} for settings in SOURCED]}
+    )
+    (planned,) = [
+        app for app in serve_config(settings)["applications"] if app["route_prefix"] == "/"
+    ]
+    return opener(
+        sourced, {name: Route(**route) for name, route in planned["args"]["routes"].items()}
+    )
+
+
+@pytest.fixture(scope="session")
+def serve() -> Any:
+    """`serving`, for tests with deployments of their own."""
+    return serving
+
+
+@pytest.fixture
+def open_front() -> Any:
+    """`opener`, for the same."""
+    return opener
+
+
+def opener(deployments: dict[str, Any], routes: Mapping[str, Route]) -> Front:
+    """What opens a client of a front before these replicas."""
+
+    @asynccontextmanager
+    async def opened(
+        upstream: str = deployments["url"],
+        *,
+        loaded: Mapping[str, Any] | None = None,
+        rules: Limits = RULES,
+    ) -> AsyncIterator[httpx.AsyncClient]:
+        async def gather() -> Mapping[str, Any]:
+            snapshots = {
+                name: {f"{name}-r1": metrics.snapshot()}
+                for name, metrics in deployments["metrics"].items()
+            }
+            return snapshots if loaded is None else loaded
+
+        async def has_ready(deployment: str) -> bool:
+            asked.append(deployment)
+            return bool((await gather()).get(deployment))
+
+        asked = opened.asked = []  # type: ignore[attr-defined]
+        async with httpx.AsyncClient(base_url=upstream, timeout=30, trust_env=False) as inner:
+            app = build_app(
+                routes, inner, gather=gather, has_ready=has_ready, limits=rules, replica="front-1"
+            )
+            async with (
+                web.serving_here(app) as url,
+                httpx.AsyncClient(base_url=url, timeout=20) as client,
+            ):
+                yield client
+
+    return opened

@@ -1,0 +1,269 @@
+"""What one replica's HTTP promises when nothing is wrong: replies, keys, ids, hang-ups, a change of
+weights."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import logging
+import weakref
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from fakes.web import until
+from tokenreward.engine import Engine
+from tokenreward.engine.slot import Slot
+from tokenreward.http.guard import Limits
+from tokenreward.http.replica import build_app
+from tokenreward.metrics import Metrics
+from tokenreward.settings import DeploymentSettings
+from tokenreward.wire import RewardsReply, RewardsRequest, decode_rewards, parse
+
+ITEM: dict[str, Any] = {"prompt": "2+2?", "response": "It is 4."}
+BODY = {"scorer": "endogenous", "items": [ITEM]}
+RULES = Limits(max_body_bytes=10**6, max_request_items=100, request_timeout_s=20)
+
+
+@pytest.fixture
+async def client(served: Any) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(base_url=served.url, timeout=20) as client:
+        yield client
+
+
+async def test_reply_is_what_the_engine_says(client: httpx.AsyncClient, checkpoint: Path) -> None:
+    scorers = ({"type": "endogenous"},)
+    settings = {
+        "name": "lm",
+        "checkpoint": str(checkpoint),
+        "task": "causal_lm",
+        "device": "cpu",
+        "scorers": scorers,
+    }
+    engine = Engine.load(DeploymentSettings.model_validate(settings))
+    expected = await engine.score(parse(RewardsRequest, BODY))
+    await engine.close()
+    reply = RewardsReply.model_validate((await client.post("/v1/rewards", json=BODY)).json())
+    assert (reply.scorer, reply.model, reply.version) == ("endogenous", str(checkpoint), 1)
+    np.testing.assert_allclose(
+        decode_rewards(reply.items[0].rewards or []), expected["items"][0]["rewards"], rtol=1e-5
+    )
+
+
+async def test_base64_and_float_carry_the_same_numbers(client: httpx.AsyncClient) -> None:
+    as_text = (await client.post("/v1/rewards", json={**BODY, "encoding_format": "base64"})).json()
+    as_list = (await client.post("/v1/rewards", json=BODY)).json()
+    assert isinstance(as_text["items"][0]["rewards"], str)
+    decoded = decode_rewards(as_text["items"][0]["rewards"])
+    np.testing.assert_allclose(decoded, np.float32(as_list["items"][0]["rewards"]), rtol=1e-5)
+
+
+async def test_wrong_item_fails_alone_with_status_200(client: httpx.AsyncClient) -> None:
+    response = await client.post(
+        "/v1/rewards", json={**BODY, "items": [{**ITEM, "response": ""}, ITEM]}
+    )
+    assert response.status_code == 200
+    failed, scored = response.json()["items"]
+    assert failed["error"]["code"] == "empty_response"
+    assert failed["rewards"] is None
+    assert scored["error"] is None
+
+
+async def test_combine_weighs_the_scorers_of_one_replica(client: httpx.AsyncClient) -> None:
+    item = {**ITEM, "spans": [[0, 3], [3, 8]]}
+    body = {
+        "scorers": ["endogenous", "one"],
+        "combine": {"endogenous": 0.5, "one": 2.0},
+        "items": [item],
+    }
+    (item,) = (await client.post("/v1/rewards", json=body)).json()["items"]
+    endogenous, one = item["scorers"]["endogenous"], item["scorers"]["one"]
+    expected = 0.5 * np.asarray(endogenous["rewards"]) + 2.0 * np.asarray(one["rewards"])
+    np.testing.assert_allclose(item["rewards"], expected, rtol=1e-6)
+    assert item["score"] == pytest.approx(0.5 * endogenous["score"] + 2.0 * one["score"])
+
+
+async def test_scorers_are_listed_with_their_direct_route(client: httpx.AsyncClient) -> None:
+    entries = (await client.get("/v1/scorers")).json()["scorers"]
+    assert [entry["name"] for entry in entries] == ["endogenous", "one"]
+    assert {entry["route"] for entry in entries} == {"/d/lm/v1/rewards"}
+    assert entries[0]["limits"]["max_request_items"] == 8
+    assert entries[0]["limits"]["max_body_bytes"] == 20_000
+    assert entries[0]["limits"]["max_queued_tokens"] == 64
+
+
+async def test_large_reply_says_the_same_as_a_small_one(checkpoint: Path) -> None:
+    settings = {"name": "lm", "checkpoint": str(checkpoint), "task": "causal_lm", "device": "cpu"}
+    slot = Slot()
+    engine = Engine.load(
+        DeploymentSettings.model_validate({**settings, "scorers": ({"type": "constant"},)})
+    )
+    await slot.put(engine)
+    transport = httpx.ASGITransport(build_app("lm", slot, metrics=Metrics(), limits=RULES))
+    body = json.dumps({"scorer": "constant", "items": [ITEM] * 2})
+    async with httpx.AsyncClient(transport=transport, base_url="http://replica") as client:
+        small = (await client.post("/v1/rewards", content=body)).json()
+        large = (await client.post("/v1/rewards", content=body + " " * 300_000)).json()
+    await engine.close()
+    for reply in (small, large):
+        del reply["id"], reply["timing"]
+    assert small == large
+
+
+@pytest.mark.parametrize("given", ["caller-7", None, "x" * 129, "two words"])
+async def test_request_id_is_the_callers_if_it_is_sane(
+    client: httpx.AsyncClient, given: str | None
+) -> None:
+    response = await client.post(
+        "/v1/rewards", json=BODY, headers={} if given is None else {"x-request-id": given}
+    )
+    echoed = response.headers["x-request-id"]
+    assert (echoed == given) == (given == "caller-7")
+    assert response.json()["id"] == echoed
+    assert len(echoed) <= 128
+
+
+async def test_probes_are_open_and_the_rest_takes_any_of_the_keys(
+    locked: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    async with httpx.AsyncClient(base_url=locked.url, timeout=20) as client:
+        for path in ("/healthz", "/readyz"):
+            assert (await client.get(path)).status_code == 200
+        for path in ("/v1/scorers", "/metrics"):
+            assert (await client.get(path)).status_code == 401
+            for key in ("the-first-key", "another-key"):
+                assert (
+                    await client.get(path, headers={"authorization": f"Bearer {key}"})
+                ).status_code == 200
+            assert (
+                await client.get(path, headers={"authorization": "Basic the-first-key"})
+            ).status_code == 401
+        refused = await client.post(
+            "/v1/rewards", json=BODY, headers={"authorization": "Bearer guessed-key"}
+        )
+    assert refused.headers["www-authenticate"] == "Bearer"
+    assert "guessed-key" not in refused.text + caplog.text
+    assert "the-first-key" not in caplog.text
+
+
+async def test_hang_up_cancels_what_waits_in_the_queue(
+    served: Any, client: httpx.AsyncClient
+) -> None:
+    engine = served.engine
+    with served.busy_device():
+        running = asyncio.create_task(client.post("/v1/rewards", json=BODY))
+        await until(lambda: engine._shift.began is not None)
+        waiting = asyncio.create_task(client.post("/v1/rewards", json=BODY))
+        await until(lambda: engine._batcher.queued_items == 1)
+        queued = engine._batcher._waiting[0]
+        waiting.cancel()
+        await until(queued.future.cancelled)
+        assert not running.done()
+    assert (await running).status_code == 200
+
+
+async def test_unexpected_failure_tells_neither_caller_nor_log_what_was_sent(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Faulty:
+        async def score(self, request: RewardsRequest, **_: Any) -> dict[str, Any]:
+            raise ValueError(f"cannot handle {request.items[0].response}")
+
+    slot = Slot()
+    slot._engine = Faulty()  # type: ignore[assignment]
+    transport = httpx.ASGITransport(build_app("lm", slot, metrics=Metrics(), limits=RULES))
+    async with httpx.AsyncClient(transport=transport, base_url="http://replica") as client:
+        response = await client.post(
+            "/v1/rewards", json={"scorer": "one", "items": [{**ITEM, "response": "plugh"}]}
+        )
+    assert response.status_code == 500
+    assert response.json()["error"]["code"] == "internal"
+    assert "plugh" not in response.text + caplog.text
+    request_id = response.headers["x-request-id"]
+    assert f"`{request_id}`" in response.json()["error"]["message"]
+    assert request_id in caplog.text
+    assert "ValueError" in caplog.text
+    assert "in score" in caplog.text
+
+
+async def test_requests_are_counted_and_probes_are_not(
+    served: Any, client: httpx.AsyncClient
+) -> None:
+    def counted(text: str, line: str) -> float:
+        return sum(
+            float(row.rsplit(" ", 1)[1]) for row in text.splitlines() if row.startswith(line)
+        )
+
+    before = (await client.get("/metrics")).text
+    await client.get("/healthz")
+    await client.post("/v1/rewards", json=BODY)
+    await client.post("/v1/rewards", content=b"{")
+    await client.get("/v1/scorers")
+    big = {"endogenous": 1e300, "one": 1e300}
+    sums = {"scorers": list(big), "combine": big, "items": [{"prompt": [5], "response": [6]}] * 2}
+    await client.post("/v1/rewards", json=sums)
+    after = (await client.get("/metrics")).text
+    for line, grown in {
+        'tokenreward_requests_total{deployment="lm",replica="",status="200"}': 3,
+        'tokenreward_requests_total{deployment="lm",replica="",status="400"}': 1,
+        'tokenreward_errors_total{code="malformed_json"': 1,
+        'tokenreward_errors_total{code="non_finite"': 2,
+        "tokenreward_request_seconds_count": 3,
+        'tokenreward_items_total{deployment="lm",replica="",scorer="endogenous"}': 3,
+    }.items():
+        assert counted(after, line) - counted(before, line) == grown, line
+
+
+async def test_request_under_way_finishes_on_the_old_weights(checkpoint: Path) -> None:
+    base = {"name": "lm", "checkpoint": str(checkpoint), "task": "causal_lm", "device": "cpu"}
+    settings = {**base, "scorers": ({"type": "endogenous"},)}
+    old, new = (
+        Engine.load(DeploymentSettings.model_validate({**settings, "version": v})) for v in (1, 2)
+    )
+    slot = Slot()
+    await slot.put(old)
+    transport = httpx.ASGITransport(build_app("lm", slot, metrics=Metrics(), limits=RULES))
+    async with httpx.AsyncClient(transport=transport, base_url="http://replica") as client:
+        blocked = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        old._device_thread.submit(
+            lambda: asyncio.run_coroutine_threadsafe(blocked.wait(), loop).result()
+        )
+        under_way = asyncio.create_task(client.post("/v1/rewards", json=BODY))
+        await until(lambda: old._shift.began is not None)
+        swap = asyncio.create_task(slot.put(new))
+        await until(lambda: slot.engine is new)
+        after = (await client.post("/v1/rewards", json=BODY)).json()
+        assert after["version"] == 2
+        assert not swap.done()
+        blocked.set()
+        before = (await under_way).json()
+        await asyncio.wait_for(swap, 5)
+    assert (before["version"], before["items"][0]["error"]) == (1, None)
+    with pytest.raises(RuntimeError, match="shutdown"):
+        old._device_thread.submit(print)
+    await new.close()
+
+
+async def test_old_weights_are_freed_with_the_engine_that_had_them(checkpoint: Path) -> None:
+    base = {"name": "lm", "checkpoint": str(checkpoint), "task": "causal_lm", "device": "cpu"}
+    settings = DeploymentSettings.model_validate({**base, "scorers": ({"type": "endogenous"},)})
+    slot = Slot()
+    transport = httpx.ASGITransport(build_app("lm", slot, metrics=Metrics(), limits=RULES))
+    gc.disable()
+    try:
+        await slot.put(Engine.load(settings))
+        old = weakref.ref(slot.engine)
+        async with httpx.AsyncClient(transport=transport, base_url="http://replica") as client:
+            assert (await client.post("/v1/rewards", json=BODY)).status_code == 200
+        await slot.put(Engine.load(settings))
+        assert old() is None
+    finally:
+        gc.enable()
+    await slot.engine.close()

@@ -64,12 +64,12 @@ def lines_with_forbidden_words(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("module", MODULES, ids=str)
-def test_a_file_has_at_most_so_many_lines(module: Module) -> None:
+def test_a_file_has_at_most_300_lines(module: Module) -> None:
     assert len(module.path.read_text(encoding="utf-8").splitlines()) <= MAX_FILE_LINES
 
 
 @pytest.mark.parametrize("module", MODULES, ids=str)
-def test_a_function_has_at_most_so_many_statements(module: Module) -> None:
+def test_a_function_has_at_most_50_lines(module: Module) -> None:
     assert too_long(module.tree) == []
 
 

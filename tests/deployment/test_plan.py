@@ -13,7 +13,7 @@ import yaml
 from ray.serve.schema import ServeDeploySchema
 
 from tokenreward.cli import schema
-from tokenreward.deployment.plan import internal_url, needed_cpus, rules_of, serve_config
+from tokenreward.deployment.plan import internal_url, needed_cpus, limits_of, serve_config
 from tokenreward.http.gateway import Route
 from tokenreward.settings import (
     DeploymentSettings,
@@ -127,9 +127,9 @@ def test_keys_travel_as_a_file_name_and_never_as_keys(tmp_path: Path) -> None:
     settings = parse_settings({**demo_settings().model_dump(), "api_keys_file": tmp_path / "keys"})
     config = serve_config(settings)
     assert "sesame" not in str(config)
-    rules = rules_of(config["applications"][0]["args"])
-    assert [key.get_secret_value() for key in rules.api_keys] == ["sesame"]
-    assert "sesame" not in repr(rules)
+    limits = limits_of(config["applications"][0]["args"])
+    assert [key.get_secret_value() for key in limits.api_keys] == ["sesame"]
+    assert "sesame" not in repr(limits)
 
 
 def test_all_replicas_fit_on_the_private_instance() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-NODE_ENV = Path(__file__).resolve().parents[1] / "deploy" / "node.env"
+NODE_ENV = Path(__file__).resolve().parents[2] / "deploy" / "node.env"
 
 
 def environment() -> dict[str, str]:

@@ -13,7 +13,7 @@ import torch
 from fakes import tiny
 from tokenreward.checkpoints.checkpoint import Checkpoint
 from tokenreward.contract import Needs, Row
-from tokenreward.engine.runner import Device
+from tokenreward.engine.runner import Runner
 from tokenreward.forward.packed import PackedLayout
 from tokenreward.forward.pair import Pair, Turn
 from tokenreward.forward.plain import PlainLayout
@@ -73,5 +73,5 @@ def test_only_a_layout_that_does_not_wait_is_asked_ahead_and_only_where_the_devi
     make: Any, ahead: bool
 ) -> None:
     layout = make()
-    assert Device(layout, runs_ahead=True).runs_ahead == ahead
-    assert not Device(layout, runs_ahead=False).runs_ahead
+    assert Runner(layout, runs_ahead=True).runs_ahead == ahead
+    assert not Runner(layout, runs_ahead=False).runs_ahead

@@ -15,7 +15,7 @@ import pytest
 from fakes import oracle, tiny
 from tokenreward.http.gateway import Route
 
-README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+README = (Path(__file__).resolve().parents[3] / "README.md").read_text(encoding="utf-8")
 DPO_BETA, DPO_CLIP, KL_COEF, SCORE_CLIP = 0.05, 0.05, 0.01, 10.0
 PAIR = {"name": "dpo", "task": "causal_lm", "scorers": [{"type": "implicit"}]}
 RM = {"name": "rm", "task": "reward_model", "scorers": [{"type": "reward_model"}]}

@@ -22,7 +22,7 @@ from tokenreward.wire.msgpack import pack, unpack
 from tokenreward.wire.plain import MOST_PLAIN_BYTES
 from tokenreward_client import AsyncClient, Client, ServerRefused
 
-README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+README = (Path(__file__).resolve().parents[3] / "README.md").read_text(encoding="utf-8")
 
 IDS: dict[str, Any] = {"prompt": [5, 6, 7], "response": [8, 90, 31]}
 PACKED = {name: np.array(ids, np.int32) for name, ids in IDS.items()}

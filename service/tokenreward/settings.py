@@ -1,8 +1,9 @@
-"""What an operator may set: frozen models, unknown keys are errors, each field's description is its
-documentation.
+"""The settings of a service: frozen models, in which an unknown key is an error and the description
+of a field is its documentation.
 
-It knows YAML and nothing of models: a checkpoint is a string until someone loads it. There is one
-spelling per setting and no environment layer beside it.
+It reads no files and knows nothing of models: a checkpoint is a string until someone loads it.
+`config.py` makes these objects from YAML. Each setting has one spelling, and no environment variable
+overrides it.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from tokenreward.wire import NAME_PATTERN, path
+from tokenreward.wire import NAME_PATTERN
 
 
 class SettingsError(ValueError):
@@ -21,6 +22,8 @@ class SettingsError(ValueError):
 
 
 class Frozen(BaseModel):
+    """A model without unknown keys, whose fields cannot be changed."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
@@ -38,7 +41,7 @@ class ScorerSettings(Frozen):
     )
 
     @model_validator(mode="after")
-    def _a_path_is_no_name(self) -> ScorerSettings:
+    def _type_without_name_can_be_requested(self) -> ScorerSettings:
         if self.name is None and re.fullmatch(NAME_PATTERN, self.type) is None:
             raise ValueError(f"`name` is required: requests could not use `{self.type}` as one")
         return self
@@ -46,14 +49,16 @@ class ScorerSettings(Frozen):
     @property
     def served_name(self) -> str:
         """The name that requests use."""
-        return self.name if self.name is not None else self.type
+        return self.type if self.name is None else self.name
 
     @property
     def score_from(self) -> str | None:
-        """The scorer that is asked for the score of items that have none; of the options, the one
-        that the front reads."""
-        named = self.options.get("score_from")
-        return named if isinstance(named, str) else None
+        """The scorer that the gateway asks for the score of items that have none.
+
+        It is the only option that the gateway reads.
+        """
+        name = self.options.get("score_from")
+        return name if isinstance(name, str) else None
 
 
 class DeploymentSettings(Frozen):
@@ -74,8 +79,8 @@ class DeploymentSettings(Frozen):
     reference_checkpoint: str | None = Field(
         default=None,
         min_length=1,
-        description="The model that `implicit` compares with, named as `checkpoint` is. Default: `checkpoint` without "
-        "its `adapter`, for which the weights are held once.",
+        description="The model that `implicit` compares with: local folder, hub id or embedded model. "
+        "Default: `checkpoint` without its `adapter`, and the weights are then held once.",
     )
     version: int = Field(
         default=1, ge=0, description="Version of the weights, stamped on every reply."
@@ -105,10 +110,8 @@ class DeploymentSettings(Frozen):
     )
     normalize_reward: bool | None = Field(
         default=None,
-        description=(
-            "Reward models: (value - mean) / std by config.json; default: as its "
-            "`normalize_reward` says."
-        ),
+        description="Reward models: (value - mean) / std by config.json; default: as its "
+        "`normalize_reward` says.",
     )
     chat_template: str | None = Field(
         default=None, description="Jinja; replaces the tokenizer's own template."
@@ -139,32 +142,36 @@ class DeploymentSettings(Frozen):
     )
 
     @model_validator(mode="after")
-    def _a_reward_models_settings_need_one(self) -> DeploymentSettings:
+    def _settings_of_reward_models_need_one(self) -> DeploymentSettings:
         for name in ("suffix_text", "normalize_reward"):
             if getattr(self, name) is not None and self.task != "reward_model":
                 raise ValueError(f"`{name}` has no effect with task `{self.task}`")
         return self
 
     @model_validator(mode="after")
-    def _a_revision_is_of_something(self) -> DeploymentSettings:
-        for name, of in (
-            ("adapter_revision", "adapter"),
-            ("reference_revision", "reference_checkpoint"),
-        ):
-            if getattr(self, name) is not None and getattr(self, of) is None:
-                raise ValueError(f"`{name}` has no effect without `{of}`")
+    def _revisions_need_their_repository(self) -> DeploymentSettings:
+        repositories = {
+            "adapter_revision": "adapter",
+            "reference_revision": "reference_checkpoint",
+        }
+        for revision, repository in repositories.items():
+            if getattr(self, revision) is not None and getattr(self, repository) is None:
+                raise ValueError(f"`{revision}` has no effect without `{repository}`")
         return self
 
     @property
     def model(self) -> str:
         """The model's name in replies."""
-        return self.checkpoint if self.adapter is None else f"{self.checkpoint} + {self.adapter}"
+        if self.adapter is None:
+            return self.checkpoint
+        return f"{self.checkpoint} + {self.adapter}"
 
     @property
     def reference(self) -> str | None:
-        """The name of what the model is compared with; None if there is nothing."""
-        base = None if self.adapter is None else self.checkpoint
-        return self.reference_checkpoint or base
+        """The name of the model that this one is compared with, or None without one."""
+        if self.reference_checkpoint is None and self.adapter is not None:
+            return self.checkpoint
+        return self.reference_checkpoint
 
 
 class Settings(Frozen):
@@ -177,9 +184,7 @@ class Settings(Frozen):
     port: int = Field(default=8000, ge=1, le=65535, description="Port that HTTP listens on.")
     api_keys_file: Path | None = Field(
         default=None,
-        description=(
-            "File with one key per line; every route but /healthz and /readyz then wants one."
-        ),
+        description="File with one key per line; every route but /healthz and /readyz then wants one.",
     )
     max_body_bytes: int = Field(
         default=16 * 2**20, ge=1, description="Largest request body; past it: 413."
@@ -199,8 +204,8 @@ class Settings(Frozen):
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Settings:
-        _refuse_twice("deployments", [deployment.name for deployment in self.deployments])
-        _refuse_twice(
+        _refuse_repeated_names("deployments", [deployment.name for deployment in self.deployments])
+        _refuse_repeated_names(
             "scorers", [scorer.served_name for d in self.deployments for scorer in d.scorers]
         )
         return self
@@ -212,175 +217,19 @@ class Settings(Frozen):
             source = scorer.score_from
             if source is None:
                 continue
-            where = f"`scorers`: `{name}`: the option `score_from` names `{source}`"
+            problem = f"`scorers`: `{name}`: the option `score_from` names `{source}`"
             if source not in scorers:
-                raise ValueError(f"{where}; there are {', '.join(scorers)}")
+                raise ValueError(f"{problem}; there are {', '.join(scorers)}")
             if scorers[source].score_from is not None:
                 raise ValueError(
-                    f"{where}, which takes its own score from `{scorers[source].score_from}`"
+                    f"{problem}, which takes its own score from `{scorers[source].score_from}`"
                 )
         return self
 
-    def api_keys(self) -> tuple[SecretStr, ...]:
-        """The accepted keys; empty if the service is open. Raises SettingsError."""
-        return read_api_keys(self.api_keys_file)
 
-
-def read_api_keys(file: Path | str | None) -> tuple[SecretStr, ...]:
-    """The keys in a file, one per line; empty without a file. Raises SettingsError, also for a key
-    that a caller's header cannot carry: it would never match."""
-    if file is None:
-        return ()
-    try:
-        lines = (
-            Path(file).read_text(encoding="utf-8-sig").splitlines()
-        )  # some editors put a mark in front
-    except OSError as error:
-        raise SettingsError(f"`api_keys_file`: cannot read {file}: {error.strerror}") from None
-    except UnicodeError:
-        raise SettingsError(f"`api_keys_file`: {file} is not UTF-8 text") from None
-    keys = {number: line.strip() for number, line in enumerate(lines, start=1) if line.strip()}
-    for number, key in keys.items():
-        if not all(
-            "!" <= character <= "~" for character in key
-        ):  # the message does not quote it: it ends up in logs
-            message = "a key is printable ASCII without white space"
-            raise SettingsError(f"`api_keys_file`: {file}, line {number}: {message}")
-    if not keys:
-        raise SettingsError(f"`api_keys_file`: {file} holds no key")
-    return tuple(SecretStr(key) for key in keys.values())
-
-
-def load_settings(file: Path) -> Settings:
-    """Settings from one YAML file; relative paths in it are relative to it. Raises
-    SettingsError."""
-    import yaml  # the server's dependency: a client that imports this module does not need it
-
-    class OnceEach(yaml.SafeLoader):
-        """PyYAML lets a key that stands twice win silently; here it is an error."""
-
-        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-            seen: set[str] = set()
-            for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-                if key.value in seen:
-                    raise yaml.MarkedYAMLError(
-                        problem=f"`{key.value}` is set twice", problem_mark=key.start_mark
-                    )
-                seen.add(key.value)
-            return super().construct_mapping(node, deep)
-
-    try:
-        content = yaml.load(file.read_text(encoding="utf-8"), Loader=OnceEach)  # noqa: S506 - a SafeLoader
-    except OSError as error:
-        raise SettingsError(f"cannot read {file}: {error.strerror}") from None
-    except UnicodeError:
-        raise SettingsError(f"{file} is not UTF-8 text") from None
-    except yaml.YAMLError as error:
-        raise SettingsError(f"{file} is not YAML: {error}") from None
-    if not isinstance(content, dict):
-        raise SettingsError(f"{file} must hold a mapping with `deployments`")
-    try:
-        return parse_settings(_with_absolute_paths(content, file.resolve().parent))
-    except SettingsError as error:
-        raise SettingsError(
-            "\n".join(f"{file}: {line}" for line in str(error).splitlines())
-        ) from None
-
-
-def parse_settings(content: dict[str, Any]) -> Settings:
-    """Settings from plain objects. Raises SettingsError, one line per setting that is wrong."""
-    try:
-        return Settings.model_validate(content)
-    except ValidationError as error:
-        problems = error.errors()
-        wrong_inside = {
-            problem["loc"][:depth] for problem in problems for depth in range(len(problem["loc"]))
-        }
-        lines = [
-            _line(path(problem["loc"]), problem["type"], problem["msg"])
-            for problem in problems
-            if problem["type"] != "too_short"
-            or problem["loc"] not in wrong_inside  # it counts valid entries only
-        ]
-        raise SettingsError("\n".join(lines)) from None
-
-
-def demo_settings() -> Settings:
-    """The embedded demo: a language model, a DPO model with its reference, and a reward model;
-    eight scorer types."""
-    lm_scorers = [
-        {"type": "endogenous"},
-        {"type": "endogenous", "name": "logprob", "options": {"form": "logprob"}},
-        {"type": "entropy"},
-        {"type": "treg"},
-        {"type": "generation_attention", "options": {"score_from": "reward_model"}},
-    ]
-    rm_scorers = [
-        {"type": "reward_model"},
-        {"type": "attention_dense"},
-        {"type": "process", "options": {"layout": "skywork"}},
-    ]
-    return parse_settings(
-        {
-            "deployments": [
-                {
-                    "name": "sft",
-                    "checkpoint": "demo:sft",
-                    "task": "causal_lm",
-                    "scorers": lm_scorers,
-                },
-                {
-                    "name": "dpo",
-                    "checkpoint": "demo:dpo",
-                    "reference_checkpoint": "demo:sft",
-                    "task": "causal_lm",
-                    "scorers": [{"type": "implicit"}],
-                },
-                {
-                    "name": "rm",
-                    "checkpoint": "demo:rm",
-                    "task": "reward_model",
-                    "scorers": rm_scorers,
-                },
-            ]
-        }
-    )
-
-
-def _with_absolute_paths(content: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """A checkpoint that is a folder beside the config, or a key file, keeps its meaning wherever it
-    is read."""
-    keys = content.get("api_keys_file")
-    if isinstance(keys, str):
-        content = {**content, "api_keys_file": str(folder / keys)}
-    deployments = content.get("deployments")
-    if not isinstance(deployments, list):
-        return content
-    return {
-        **content,
-        "deployments": [_with_absolute_folders(entry, folder) for entry in deployments],
-    }
-
-
-def _with_absolute_folders(entry: object, folder: Path) -> object:
-    if not isinstance(entry, dict):
-        return entry
-    given = {name: entry.get(name) for name in ("checkpoint", "adapter", "reference_checkpoint")}
-    paths = {name: folder / path for name, path in given.items() if isinstance(path, str) and path}
-    return {**entry, **{name: str(path) for name, path in paths.items() if path.is_dir()}}
-
-
-def _refuse_twice(field: str, names: list[str]) -> None:
+def _refuse_repeated_names(field: str, names: list[str]) -> None:
     for name in names:
         if names.count(name) > 1:
             raise ValueError(
                 f"`{field}`: the name `{name}` is used {names.count(name)} times; names are unique"
             )
-
-
-def _line(where: str, kind: str, message: str) -> str:
-    if kind == "extra_forbidden":
-        return f"unknown setting `{where}`"
-    if kind == "missing":
-        return f"`{where}` is required"
-    return f"`{where}`: {message}" if where else message.removeprefix("Value error, ")

@@ -31,6 +31,7 @@ def loaded_after(statement: str, names: tuple[str, ...]) -> list[str]:
         "tokenreward",
         "tokenreward.errors",
         "tokenreward.wire",
+        "tokenreward.config",
         "tokenreward.settings",
         "tokenreward.alignment",
         "tokenreward.batching",

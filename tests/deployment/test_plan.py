@@ -13,15 +13,10 @@ import yaml
 from ray.serve.schema import ServeDeploySchema
 
 from tokenreward.cli import schema
-from tokenreward.deployment.plan import internal_url, needed_cpus, limits_of, serve_config
+from tokenreward.config import demo_settings, parse_settings
+from tokenreward.deployment.plan import internal_url, limits_of, needed_cpus, serve_config
 from tokenreward.http.gateway import Route
-from tokenreward.settings import (
-    DeploymentSettings,
-    Settings,
-    demo_settings,
-    load_settings,
-    parse_settings,
-)
+from tokenreward.settings import DeploymentSettings, Settings
 
 
 def changed(settings: Settings, **fields: Any) -> Settings:
@@ -163,7 +158,3 @@ def test_printed_config_is_yaml_that_ray_deploys(
     printed = yaml.safe_load(capsys.readouterr().out)
     assert printed == serve_config(demo_settings())
     ServeDeploySchema.model_validate(printed)
-
-
-def test_example_config_is_the_embedded_demo() -> None:
-    assert load_settings(Path(__file__).parents[2] / "deploy" / "demo.yaml") == demo_settings()

@@ -35,7 +35,7 @@ def this_process() -> Iterator[None]:
 @pytest.fixture
 def replica(this_process: None, language_model: Path) -> Any:
     """The class that Ray wraps, without Ray."""
-    rules = {"max_body_bytes": 1000, "max_request_items": 8, "request_timeout_s": 30.0}
+    limits = {"max_body_bytes": 1000, "max_request_items": 8, "request_timeout_s": 30.0}
     deployment = {
         "name": "lm",
         "task": "causal_lm",
@@ -44,7 +44,7 @@ def replica(this_process: None, language_model: Path) -> Any:
     }
     mine = Replica.func_or_class.__mro__[1]
     replica = object.__new__(mine)
-    mine.__init__(replica, {"rules": rules, "api_keys_file": None, "deployment": deployment})
+    mine.__init__(replica, {"limits": limits, "api_keys_file": None, "deployment": deployment})
     return replica
 
 

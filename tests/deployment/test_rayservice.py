@@ -15,8 +15,8 @@ from ray.serve.schema import ServeDeploySchema
 
 from fakes import nodes
 from tokenreward import __version__
+from tokenreward.config import load_settings
 from tokenreward.deployment.plan import serve_config
-from tokenreward.settings import load_settings
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 SERVICE, POLICY = yaml.safe_load_all((DEPLOY / "rayservice.yaml").read_text(encoding="utf-8"))

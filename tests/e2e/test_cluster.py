@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from fakes import namespace, nodes, tiny
-from tokenreward.settings import load_settings
+from tokenreward.config import load_settings
 from tokenreward.wire import RewardsRequest, parse
 
 ROOT = Path(__file__).parents[2]

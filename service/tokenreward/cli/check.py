@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from tokenreward.cli import subcommand
-from tokenreward.settings import DeploymentSettings, demo_settings, load_settings
+from tokenreward.config import demo_settings, load_settings, read_api_keys
+from tokenreward.settings import DeploymentSettings
 
 
 def add_parser(subparsers: Any) -> None:
@@ -37,7 +38,7 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """0 if every deployment can be served, 1 if one is refused. Raises SettingsError."""
     settings = demo_settings() if args.config is None else load_settings(args.config)
-    settings.api_keys()
+    read_api_keys(settings.api_keys_file)
     print(f"settings: {len(settings.deployments)} deployments, all valid")
     if args.settings_only:
         return 0

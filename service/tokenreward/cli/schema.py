@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from tokenreward.cli import subcommand
-from tokenreward.settings import Settings, SettingsError, load_settings
+from tokenreward.config import load_settings
+from tokenreward.settings import Settings, SettingsError
 
 
 def add_parser(subparsers: Any) -> None:

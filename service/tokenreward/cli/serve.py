@@ -15,13 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from tokenreward.cli import subcommand
-from tokenreward.settings import (
-    Settings,
-    SettingsError,
-    demo_settings,
-    load_settings,
-    parse_settings,
-)
+from tokenreward.config import demo_settings, load_settings, parse_settings, read_api_keys
+from tokenreward.settings import Settings, SettingsError
 
 
 def add_parser(subparsers: Any) -> None:
@@ -47,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     """Serve until told to stop; 1 if it could not start or died."""
     try:
         settings = settings_of(args)
-        settings.api_keys()
+        read_api_keys(settings.api_keys_file)
     except SettingsError as error:
         return _fail(str(error))
     from tokenreward.deployment.instance import Instance, StartFailed, refuse_taken_port

@@ -15,14 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from tokenreward.cli import CommandError
 from tokenreward.cli.flags import json_object
-from tokenreward.settings import (
-    DeploymentSettings,
-    Settings,
-    SettingsError,
-    demo_settings,
-    load_settings,
-    read_api_keys,
-)
+from tokenreward.config import demo_settings, load_settings, read_api_keys
+from tokenreward.settings import DeploymentSettings, Settings, SettingsError
 from tokenreward.wire import RewardsRequest, parse_json
 from tokenreward_client import (
     AsyncClient,

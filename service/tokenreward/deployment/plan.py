@@ -11,8 +11,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from tokenreward.config import read_api_keys
 from tokenreward.http.guard import Limits
-from tokenreward.settings import DeploymentSettings, ScorerSettings, Settings, read_api_keys
+from tokenreward.settings import DeploymentSettings, ScorerSettings, Settings
 
 GATEWAY_APP = "Gateway"  # no deployment can have this name: theirs are lower case
 REPLICA = "Replica"

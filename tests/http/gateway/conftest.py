@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.routing import Mount
 
 from fakes import tiny, web
+from tokenreward.config import parse_settings
 from tokenreward.deployment.plan import serve_config
 from tokenreward.engine import Engine
 from tokenreward.http.gateway import Route, build_app
@@ -23,7 +24,7 @@ from tokenreward.http.guard import Limits
 from tokenreward.http.replica import Slot
 from tokenreward.http.replica import build_app as build_replica
 from tokenreward.metrics import Metrics
-from tokenreward.settings import DeploymentSettings, parse_settings
+from tokenreward.settings import DeploymentSettings
 from tokenreward.wire.media import media_of
 
 LM = {

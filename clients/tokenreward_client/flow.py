@@ -33,6 +33,9 @@ from tokenreward_client.window import Ticket, Window
 GATEWAY_REWARDS = "/v1/rewards"
 # The deadline travels in whole milliseconds, and the server refuses 0.000.
 LEAST_LEFT_S = 0.001
+# A service refuses a request that names a later deadline (its setting `max_timeout_s`, by default).
+# A call may last longer: it makes more than one request.
+LATEST_DEADLINE_S = 3600.0
 # While the window is closed an answer to somebody else may open it.
 _LOOK_AGAIN_S = 0.1
 # What the service says while it has no room or no weights yet.
@@ -58,7 +61,7 @@ class Send:
         """The caller's deadline travels with the request, so that the server starts no work past
         it."""
         headers = {
-            "x-request-timeout-seconds": f"{self.timeout_s:.3f}",
+            "x-request-timeout-seconds": f"{min(self.timeout_s, LATEST_DEADLINE_S):.3f}",
             REQUEST_ID: self.request_id,
         }
         return headers if self.body is None else headers | {"content-type": self.content_type}

@@ -2,8 +2,8 @@
 of a field is its documentation.
 
 It reads no files and knows nothing of models: a checkpoint is a string until someone loads it.
-`config.py` makes these objects from YAML. Each setting has one spelling, and no environment variable
-overrides it.
+`config.py` makes these objects from YAML. Each setting has one spelling, and no environment
+variable overrides it.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ class DeploymentSettings(Frozen):
     reference_checkpoint: str | None = Field(
         default=None,
         min_length=1,
-        description="The model that `implicit` compares with: local folder, hub id or embedded model. "
-        "Default: `checkpoint` without its `adapter`, and the weights are then held once.",
+        description="The model that `implicit` compares with: local folder, hub id or embedded "
+        "model. Default: `checkpoint` without its `adapter`, and the weights are then held once.",
     )
     version: int = Field(
         default=1, ge=0, description="Version of the weights, stamped on every reply."
@@ -127,6 +127,12 @@ class DeploymentSettings(Frozen):
         description="Tokens in one forward pass; default: 4096 on a CPU, 16384 on a GPU.",
     )
     max_batch_requests: int = Field(default=512, ge=1, description="Items in one forward pass.")
+    max_batch_s: float = Field(
+        default=600.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Longest forward pass: Ray replaces a replica whose pass takes longer.",
+    )
     max_queued_tokens: int = Field(
         default=1_000_000, ge=1, description="Tokens that may wait; past it: 503."
     )
@@ -184,10 +190,16 @@ class Settings(Frozen):
     port: int = Field(default=8000, ge=1, le=65535, description="Port that HTTP listens on.")
     api_keys_file: Path | None = Field(
         default=None,
-        description="File with one key per line; every route but /healthz and /readyz then wants one.",
+        description="File with one key per line; every route but /healthz and /readyz then wants "
+        "one.",
     )
     max_body_bytes: int = Field(
         default=16 * 2**20, ge=1, description="Largest request body; past it: 413."
+    )
+    max_body_memory_bytes: int = Field(
+        default=256 * 2**20,
+        ge=1,
+        description="Bytes of request bodies that one process holds at a time; past it: 503.",
     )
     max_request_items: int = Field(
         default=4096, ge=1, description="Most items in one request; past it: 413."
@@ -198,9 +210,27 @@ class Settings(Frozen):
         allow_inf_nan=False,
         description="Deadline of a request that names none.",
     )
+    max_timeout_s: float = Field(
+        default=3600.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Latest deadline that a caller may name; past it: 422.",
+    )
     gateway_num_cpus: float = Field(
         default=0.1, ge=0, description="CPUs that Ray reserves for the gateway."
     )
+
+    @model_validator(mode="after")
+    def _one_request_keeps_within_the_limits_for_all(self) -> Settings:
+        limits = {
+            "max_body_bytes": "max_body_memory_bytes",  # else the largest body never gets in
+            "request_timeout_s": "max_timeout_s",
+        }
+        for name, limit_name in limits.items():
+            value, limit = getattr(self, name), getattr(self, limit_name)
+            if value > limit:
+                raise ValueError(f"`{limit_name}` ({limit}) must be at least `{name}` ({value})")
+        return self
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Settings:

@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tokenreward.settings import Settings
 from tokenreward_client import BadReply, ConnectionFailed, DeadlineExceeded, ServerRefused
 from tokenreward_client.flow import Attempts, Retry, Road, Send, Sleep, answered
 from tokenreward_client.response import failure, retry_after_s
@@ -126,6 +127,14 @@ def test_shortest_deadline_that_is_sent_is_a_millisecond() -> None:
     walk = Walk(OK, timeout_s=0.0011)
     walk.run()
     assert walk.sends[0].headers["x-request-timeout-seconds"] == "0.001"
+
+
+def test_latest_deadline_that_is_sent_is_the_latest_that_a_service_takes_by_default() -> None:
+    walk = Walk(OK, timeout_s=86_400.0)
+    walk.run()
+    latest_s = Settings.model_fields["max_timeout_s"].default
+    assert float(walk.sends[0].headers["x-request-timeout-seconds"]) == latest_s
+    assert walk.sends[0].timeout_s == 86_400.0
 
 
 @pytest.mark.parametrize("timeout_s", [0.0, 0.0004, 0.0009])

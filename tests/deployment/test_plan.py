@@ -127,6 +127,20 @@ def test_keys_travel_as_a_file_name_and_never_as_keys(tmp_path: Path) -> None:
     assert "sesame" not in repr(limits)
 
 
+def test_limits_of_requests_travel_to_the_gateway_and_to_every_replica() -> None:
+    limits = {
+        "max_body_bytes": 1000,
+        "max_body_memory_bytes": 5000,
+        "max_request_items": 7,
+        "request_timeout_s": 20.0,
+        "max_timeout_s": 40.0,
+    }
+    settings = parse_settings({**demo_settings().model_dump(), **limits})
+    for application in serve_config(settings)["applications"]:
+        travelled = limits_of(application["args"])
+        assert {name: getattr(travelled, name) for name in limits} == limits
+
+
 def test_all_replicas_fit_on_the_private_instance() -> None:
     assert (
         needed_cpus(changed(demo_settings(), num_replicas=3, num_cpus=0.5)) == 4

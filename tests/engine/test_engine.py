@@ -155,6 +155,23 @@ async def test_a_lost_device_fails_everybody_retryably_and_the_health_check(engi
         engine.check_health()
 
 
+@pytest.mark.parametrize(("max_batch_s", "is_stuck"), [(0.1, True), (5.0, False)])
+async def test_a_batch_that_takes_longer_than_its_setting_fails_the_health_check(
+    make_engine: Callable[..., Any], max_batch_s: float, is_stuck: bool
+) -> None:
+    engine = make_engine("causal_lm", ["endogenous"], max_batch_s=max_batch_s)
+    Faulty(engine, lambda rows: time.sleep(0.6))
+    scoring = asyncio.create_task(engine.score(request([10])))
+    await asyncio.sleep(0.3)
+    if is_stuck:
+        with pytest.raises(errors.InternalError, match=r"more than 0.1 s \(`max_batch_s`\)"):
+            engine.check_health()
+    else:
+        engine.check_health()
+    await scoring
+    engine.check_health()
+
+
 async def test_a_caller_who_has_gone_is_not_computed(engine: Any) -> None:
     layout = Faulty(engine, lambda rows: time.sleep(0.3))
     first = asyncio.create_task(engine.score(request([10])))
@@ -282,10 +299,29 @@ async def test_what_is_measured_is_reported(make_engine: Callable[..., Any]) -> 
     assert totals["errors_total", "token_out_of_vocabulary"] == 1
     assert totals["batch_items",] == 1
     assert totals["batch_tokens",] == 3
-    assert totals["batch_padding_ratio",] == 0
     assert totals["queued_tokens",] == 0
     assert totals["model_version",] == 1
     assert totals["compute_seconds",] > 0
+
+
+async def test_tokens_of_an_item_that_fails_once_it_has_been_tokenised_are_not_counted(
+    make_engine: Callable[..., Any],
+) -> None:
+    totals: dict[tuple[str, ...], float] = {}
+    engine = make_engine(
+        "causal_lm",
+        ["endogenous"],
+        report=lambda name, value=1.0, **labels: totals.update({(name, *labels.values()): value}),
+    )
+    items = [
+        {"prompt": [5], "response": [10, 11]},
+        {"prompt": [5, 6], "response": [10, 11, 12], "mask": [1]},
+    ]
+    reply = await engine.score(parse(RewardsRequest, {"scorer": "endogenous", "items": items}))
+    assert reply["items"][1]["error"]["code"] == "length_mismatch"
+    assert totals["items_total", "endogenous"] == 1
+    assert totals["tokens_total", "prompt"] == 1
+    assert totals["tokens_total", "response"] == 2
 
 
 async def test_a_prompt_that_items_share_is_computed_once_and_reported(
@@ -303,7 +339,6 @@ async def test_a_prompt_that_items_share_is_computed_once_and_reported(
     assert totals["batch_tokens"] == 5 * 42
     assert totals["computed_tokens_total"] == 40 + 5 * 2
     assert totals["shared_tokens_total"] == 4 * 40
-    assert totals["padding_tokens_total"] == 0
     for item, shared in zip(items, together["items"], strict=True):
         alone = await engine.score(parse(RewardsRequest, {"scorer": "endogenous", "items": [item]}))
         np.testing.assert_allclose(

@@ -65,7 +65,12 @@ def test_a_missing_setting_is_named(content: dict[str, Any], setting: str) -> No
         (service(port="web"), "port"),
         (service(request_timeout_s=0), "request_timeout_s"),
         (service(request_timeout_s=float("nan")), "request_timeout_s"),
+        (service(max_timeout_s=0), "max_timeout_s"),
+        (service(max_timeout_s=float("inf")), "max_timeout_s"),
         (service(max_body_bytes=0), "max_body_bytes"),
+        (service(max_body_memory_bytes=0), "max_body_memory_bytes"),
+        (service(deployment(max_batch_s=0)), "deployments[0].max_batch_s"),
+        (service(deployment(max_batch_s=float("inf"))), "deployments[0].max_batch_s"),
         (service(max_request_items=0), "max_request_items"),
         (service(gateway_num_cpus=-1), "gateway_num_cpus"),
         (service(api_keys_file=3), "api_keys_file"),
@@ -101,6 +106,38 @@ def test_everything_that_is_wrong_is_told_at_once() -> None:
     lines = refusal(service(deployment(num_replicas=0, dtyp="x"), port=0))
     assert len(lines) == 3
     assert "".join(lines).count("deployments[0]") == 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "line"),
+    [
+        (
+            {"max_body_bytes": 2000, "max_body_memory_bytes": 1999},
+            "`max_body_memory_bytes` (1999) must be at least `max_body_bytes` (2000)",
+        ),
+        (
+            {"request_timeout_s": 7200},
+            "`max_timeout_s` (3600.0) must be at least `request_timeout_s` (7200.0)",
+        ),
+    ],
+)
+def test_a_limit_of_one_request_is_no_more_than_the_limit_above_it(
+    fields: dict[str, Any], line: str
+) -> None:
+    assert refusal(service(**fields)) == [line]
+
+
+def test_a_limit_of_one_request_may_be_the_limit_above_it() -> None:
+    settings = parse_settings(
+        service(
+            max_body_bytes=2000,
+            max_body_memory_bytes=2000,
+            request_timeout_s=7200,
+            max_timeout_s=7200,
+        )
+    )
+    assert settings.max_body_memory_bytes == settings.max_body_bytes
+    assert settings.max_timeout_s == settings.request_timeout_s
 
 
 def test_two_deployments_of_one_name_are_refused() -> None:

@@ -120,8 +120,10 @@ def _http(settings: Settings) -> dict[str, Any]:
     return {
         "limits": {
             "max_body_bytes": settings.max_body_bytes,
+            "max_body_memory_bytes": settings.max_body_memory_bytes,
             "max_request_items": settings.max_request_items,
             "request_timeout_s": settings.request_timeout_s,
+            "max_timeout_s": settings.max_timeout_s,
         },
         "api_keys_file": None if settings.api_keys_file is None else str(settings.api_keys_file),
     }

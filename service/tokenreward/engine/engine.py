@@ -44,7 +44,6 @@ from tokenreward.wire import RewardsRequest
 Report = Callable[..., None]
 ResultT = TypeVar("ResultT")
 
-_STUCK_AFTER_S = 600.0
 _NUM_INTAKE_THREADS = 2
 
 logger = logging.getLogger(__name__)
@@ -193,8 +192,9 @@ class Engine:
         if self._device.lost is not None:
             raise self._device.lost
         began = self._shift.began
-        if began is not None and time.monotonic() - began > _STUCK_AFTER_S:
-            raise InternalError(f"a batch has run for more than {_STUCK_AFTER_S:g} s")
+        limit_s = self.settings.max_batch_s
+        if began is not None and time.monotonic() - began > limit_s:
+            raise InternalError(f"a batch has run for more than {limit_s:g} s (`max_batch_s`)")
 
     async def close(self) -> None:
         """Stops the steps; whoever still waits, for a thread, in the queue or in a batch, is
@@ -312,11 +312,15 @@ class Engine:
             self._report(
                 "items_total", sum(result["error"] is None for result in results), scorer=plan.name
             )
-        for item in items:
-            for result in (item.get("scorers") or {"": item}).values():
-                if result["error"] is not None:
-                    self._report("errors_total", 1, code=result["error"]["code"])
-        for kind, count in _usage(jobs).items():
+        scored_jobs = []
+        for job, item in zip(jobs, items, strict=True):
+            errors = [result["error"] for result in (item.get("scorers") or {"": item}).values()]
+            for error in errors:
+                if error is not None:
+                    self._report("errors_total", 1, code=error["code"])
+            if None in errors:
+                scored_jobs.append(job)
+        for kind, count in _usage(scored_jobs).items():
             self._report("tokens_total", count, kind=kind.removesuffix("_tokens"))
 
 

@@ -44,7 +44,7 @@ class Step:
 @dataclass(frozen=True, slots=True, eq=False)
 class Done:
     """A batch that has run: each entry's outputs or error. `began` is a reading of time.monotonic,
-    in seconds; `num_computed`: tokens that its pass computes, padding included."""
+    in seconds; `num_computed`: tokens that its pass computes."""
 
     batch: Batch
     number: int
@@ -152,15 +152,12 @@ class Worker:
     def _measure(self, done: Done) -> None:
         num_tokens = sum(entry.num_tokens for entry in done.batch)
         num_computed = done.num_computed
-        num_padding = max(0, num_computed - num_tokens)
         self._batcher.measured(num_tokens, done.compute_s)
         self._report("compute_seconds", done.compute_s)
         self._report("batch_items", len(done.batch))
         self._report("batch_tokens", num_tokens)
-        self._report("batch_padding_ratio", num_padding / num_computed)
         self._report("computed_tokens_total", num_computed)
-        self._report("padding_tokens_total", num_padding)
-        self._report("shared_tokens_total", num_tokens + num_padding - num_computed)
+        self._report("shared_tokens_total", num_tokens - num_computed)
         for entry in done.batch:
             self._report("queue_seconds", done.began - entry.queued_at)
         self._report("queued_items", self._batcher.queued_items)

@@ -37,7 +37,7 @@ class Pair:
         self.runs_ahead = policy.runs_ahead and reference.runs_ahead
 
     def num_computed(self, rows: Sequence[Row]) -> int:
-        """Tokens that a pass over these rows computes, padding included, in both models
+        """Tokens that a pass over these rows computes, in both models
         together."""
         return sum(
             layout.num_computed([row for row in rows if row.model == model])

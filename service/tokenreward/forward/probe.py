@@ -62,7 +62,7 @@ class Layout(Protocol):
         on."""
 
     def num_computed(self, rows: Sequence[Row]) -> int:
-        """Tokens that running these rows computes, padding included."""
+        """Tokens that running these rows computes."""
 
     def run(self, work: Sequence[tuple[Row, Needs]]) -> list[Outputs]:
         """Outputs of each row, in order."""

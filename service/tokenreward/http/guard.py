@@ -96,6 +96,8 @@ class Limits:
     max_body_bytes: int
     max_request_items: int
     request_timeout_s: float
+    max_timeout_s: float = 3600.0
+    max_body_memory_bytes: int = 256 * 2**20
     api_keys: tuple[SecretStr, ...] = ()
     echo_request_id: bool = True
 
@@ -224,10 +226,22 @@ def time_limit_s(scope: Scope, limits: Limits) -> float:
     """Seconds that the work may take: the caller's deadline, or ours, less a margin.
 
     Ray's proxy reads the same header and would answer 408 at that very moment; the margin lets our
-    own answer win. Raises InvalidField.
+    own answer win.
+
+    Raises:
+        InvalidField: The caller's deadline is no number, not positive, or past `max_timeout_s`.
     """
-    given = headers_of(scope).get(TIMEOUT_HEADER)
-    seconds = limits.request_timeout_s if given is None else _positive(given)
+    header = headers_of(scope).get(TIMEOUT_HEADER)
+    if header is None:
+        seconds = limits.request_timeout_s
+    else:
+        seconds = _positive(header)
+        if seconds > limits.max_timeout_s:
+            raise InvalidField(
+                f"must be at most {limits.max_timeout_s:g} seconds (`max_timeout_s`), got "
+                f"`{shown(header)}`",
+                param=TIMEOUT_HEADER,
+            )
     return seconds - min(_MOST_MARGIN_S, max(seconds / 10, min(seconds / 2, _ANSWERING_S)))
 
 

@@ -274,6 +274,22 @@ async def test_deadline_must_be_a_positive_number_of_seconds(
     assert response.json()["error"]["message"].endswith(f", got `{value}`")
 
 
+async def test_deadline_past_the_ceiling_is_refused_with_both_numbers(
+    client: httpx.AsyncClient,
+) -> None:
+    body = {"scorer": "one", "items": [ITEM]}
+    for value, status in (("3600", 200), ("3600.5", 422), ("1e9", 422)):
+        response = await client.post(
+            "/v1/rewards", json=body, headers={"x-request-timeout-seconds": value}
+        )
+        assert response.status_code == status
+        if status == 422:
+            error = response.json()["error"]
+            assert (error["code"], error["param"]) == ("invalid_field", "x-request-timeout-seconds")
+            assert "at most 3600 seconds (`max_timeout_s`)" in error["message"]
+            assert error["message"].endswith(f"got `{value}`")
+
+
 async def test_scorer_that_nobody_serves_is_at_fault_in_the_field_that_named_it(
     client: httpx.AsyncClient,
 ) -> None:

@@ -125,7 +125,8 @@ async def test_the_payload_is_not_in_the_error(engine: Any) -> None:
     assert "secret" not in reply["items"][0]["error"]["message"]
 
 
-async def test_numbers_that_are_not_finite_are_an_error_of_their_item(engine: Any) -> None:
+def spoil_poison(engine: Any) -> None:
+    """Makes the model's outputs for a row with POISON in it not finite."""
     layout = Faulty(engine, lambda rows: None)
     run = layout._layout.run
 
@@ -137,6 +138,10 @@ async def test_numbers_that_are_not_finite_are_an_error_of_their_item(engine: An
         return outputs
 
     layout._layout = type("Spoiled", (), {"run": staticmethod(spoil)})
+
+
+async def test_numbers_that_are_not_finite_are_an_error_of_their_item(engine: Any) -> None:
+    spoil_poison(engine)
     items = (await engine.score(request([10], [POISON], [11])))["items"]
     assert [item["error"] and item["error"]["code"] for item in items] == [None, "non_finite", None]
 
@@ -313,12 +318,10 @@ async def test_tokens_of_an_item_that_fails_once_it_has_been_tokenised_are_not_c
         ["endogenous"],
         report=lambda name, value=1.0, **labels: totals.update({(name, *labels.values()): value}),
     )
-    items = [
-        {"prompt": [5], "response": [10, 11]},
-        {"prompt": [5, 6], "response": [10, 11, 12], "mask": [1]},
-    ]
-    reply = await engine.score(parse(RewardsRequest, {"scorer": "endogenous", "items": items}))
-    assert reply["items"][1]["error"]["code"] == "length_mismatch"
+    spoil_poison(engine)
+    reply = await engine.score(request([10, 11], [12, POISON, 13]))
+    assert [item["error"] is None for item in reply["items"]] == [True, False]
+    assert reply["usage"] == {"prompt_tokens": 2, "response_tokens": 5}
     assert totals["items_total", "endogenous"] == 1
     assert totals["tokens_total", "prompt"] == 1
     assert totals["tokens_total", "response"] == 2

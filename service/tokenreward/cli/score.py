@@ -31,12 +31,12 @@ def add_parser(subparsers: Any) -> None:
     parser = subcommand(
         subparsers,
         "score",
-        more='A line is {"prompt": ..., "response": ...}, as an item of POST /v1/rewards; each gives a line of output, '
-        "in order. Exit code 1 if any has no rewards.",
+        more='A line is {"prompt": ..., "response": ...}, as an item of POST /v1/rewards; each '
+        "gives a line of output, in order. Exit code 1 if any has no rewards.",
         examples="""
             tokenreward score answers.jsonl --scorer attention_dense --output rewards.jsonl
             tokenreward score answers.jsonl --scorer logprob --show
-            tokenreward score answers.jsonl --options '{"alpha": 0.5}' --credit '{"name": "last", "scale": 2}'
+            tokenreward score answers.jsonl --options '{"alpha": 0.5}' --credit '{"name": "last"}'
             echo '{"prompt": "2+2?", "response": "It is 4."}' | tokenreward score --demo
         """,
     )
@@ -71,8 +71,8 @@ def add_parser(subparsers: Any) -> None:
         "--output",
         type=Path,
         metavar="FILE",
-        help="write JSON lines here instead of stdout, over what the file held, once the service has answered or the "
-        "models are loaded; if the run dies, the lines until then are in it",
+        help="write JSON lines here instead of stdout; the file is emptied once the service has "
+        "answered or the models are loaded, and keeps its lines if the run dies",
     )
     parser.add_argument(
         "--show", action="store_true", help="print each response coloured by its rewards"

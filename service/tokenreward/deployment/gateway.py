@@ -42,12 +42,11 @@ class Gateway:
         limits = httpx.Limits(
             max_connections=None, max_keepalive_connections=256, keepalive_expiry=30
         )
-        # No timeout here: each request has its own deadline.
         client = httpx.AsyncClient(
             base_url=self._args["url"],
             limits=limits,
-            timeout=None,
-            trust_env=False,  # noqa: S113
+            timeout=None,  # noqa: S113 - each request has its own deadline
+            trust_env=False,
         )
         return build_app(
             self._routes,

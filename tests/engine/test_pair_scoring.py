@@ -178,14 +178,14 @@ class Counting:
             layouts[model] = self.counted(model, layout)
 
     def counted(self, model: str, layout: Any) -> Any:
-        def run(work: Any) -> Any:
+        def launch(work: Any) -> Any:
             self.rows[model].append(len(work))
-            return layout.run(work)
+            return layout.launch(work)
 
         return type(
             "Counted",
             (),
-            {"run": staticmethod(run), "num_computed": staticmethod(layout.num_computed)},
+            {"launch": staticmethod(launch), "num_computed": staticmethod(layout.num_computed)},
         )
 
 

@@ -30,6 +30,17 @@ def request(*responses: list[int]) -> RewardsRequest:
     )
 
 
+class Noted:
+    """A pass of the real layout, whose result is noted when it is fetched."""
+
+    def __init__(self, pending: Any, note: Callable[[], None]) -> None:
+        self._pending, self._note = pending, note
+
+    def result(self) -> Any:
+        self._note()
+        return self._pending.result()
+
+
 class Watched:
     """The real layout, with a diary of first tokens of responses, and a fault in the way of asking
     or of fetching."""
@@ -40,15 +51,9 @@ class Watched:
         self.faults: dict[str, Callable[[set[int]], object]] = {}
         self.run, self.num_computed = layout.run, layout.num_computed
 
-    def launch(self, work: Any) -> Callable[[], Any]:
+    def launch(self, work: Any) -> Noted:
         self._note("ask", work)
-        fetch = self._layout.launch(work)
-
-        def fetched() -> Any:
-            self._note("fetch", work)
-            return fetch()
-
-        return fetched
+        return Noted(self._layout.launch(work), partial(self._note, "fetch", work))
 
     def _note(self, what: str, work: Any) -> None:
         self.diary.append((what, int(work[0][0].ids[1])))

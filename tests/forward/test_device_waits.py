@@ -100,7 +100,7 @@ def test_an_answer_waits_for_its_own_copy_and_not_for_the_next_pass(
         asked = [line.diary.index(f"event {number}") for number in (1, 2)]
         assert line.diary[asked[0] - 1] == line.diary[asked[1] - 1] == "to host"
         line.diary.clear()
-        values = [[outputs.pooled for outputs in fetch()] for fetch in (first, second)]
+        values = [[outputs.pooled for outputs in each.result()] for each in (first, second)]
     assert line.diary == ["wait 1", "wait 2"]
     assert values == [[1.0] * 4, [2.0]]
 
@@ -108,10 +108,10 @@ def test_an_answer_waits_for_its_own_copy_and_not_for_the_next_pass(
 def test_an_answer_raises_what_the_device_failed_with(monkeypatch: pytest.MonkeyPatch) -> None:
     run = layout(monkeypatch, "llama", "reward_model")
     with watched() as line:
-        fetch = run.launch(work(ENDS))
+        pending = run.launch(work(ENDS))
         line.fault = RuntimeError("CUDA error: an illegal memory access was encountered")
         with pytest.raises(RuntimeError, match="illegal memory access"):
-            fetch()
+            pending.result()
 
 
 @pytest.mark.parametrize(("task", "needs"), [("causal_lm", LOGITS), ("reward_model", ENDS)])
@@ -128,10 +128,10 @@ def test_states_are_let_go_of_before_the_answer_is_fetched(
 
     monkeypatch.setattr(packed.PackedLayout, "_trunk", seen)
     with watched():
-        fetch = run.launch(work(needs))
+        pending = run.launch(work(needs))
         gc.collect()
         assert [state() for state in states] == [None]
-        fetch()
+        pending.result()
 
 
 def test_what_a_pass_gives_comes_in_one_copy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,7 +223,7 @@ def test_numbers_come_through_copies_under_way_together_as_they_were(
         far = [transfer.to_host(tensors) for tensors in parts]
         for place in (1, 0, 2):
             for expected, first, second in zip(
-                parts[place], near[place](), far[place](), strict=True
+                parts[place], near[place].result(), far[place].result(), strict=True
             ):
                 np.testing.assert_array_equal(first, expected.numpy())
                 np.testing.assert_array_equal(second, expected.numpy())
@@ -235,6 +235,6 @@ def test_numbers_come_through_copies_under_way_together_as_they_were(
 
 def test_on_a_cpu_nothing_is_copied() -> None:
     tensors = [torch.randn(2, 3), torch.randn(5)[::2]]
-    for tensor, array in zip(tensors, transfer.to_host(tensors)(), strict=True):
+    for tensor, array in zip(tensors, transfer.to_host(tensors).result(), strict=True):
         assert array.__array_interface__["data"][0] == tensor.data_ptr()
-    assert transfer.to_host([])() == []
+    assert transfer.to_host([]).result() == []

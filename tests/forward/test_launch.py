@@ -42,8 +42,8 @@ def work(seed: int) -> list[tuple[Row, Needs]]:
 def test_fetched_later_and_out_of_order_outputs_are_those_of_run(name: str) -> None:
     layout = LAYOUTS[name]()
     first, second = layout.launch(work(0)), layout.launch(work(1))
-    for asked, fetch in ((work(1), second), (work(0), first)):
-        for found, expected in zip(fetch(), layout.run(asked), strict=True):
+    for requests, pending in ((work(1), second), (work(0), first)):
+        for found, expected in zip(pending.result(), layout.run(requests), strict=True):
             np.testing.assert_array_equal(found.chosen, expected.chosen)
             np.testing.assert_array_equal(found.lse[1.0], expected.lse[1.0])
 

@@ -17,8 +17,8 @@ from tokenreward.checkpoints.checkpoint import Checkpoint, CheckpointRefused, lo
 from tokenreward.checkpoints.reference import with_reference
 from tokenreward.contract import Model, Needs, Outputs, Row
 from tokenreward.forward import linear
+from tokenreward.forward.layout import LayoutChoice
 from tokenreward.forward.pair import choose_layouts
-from tokenreward.forward.probe import LayoutChoice
 from tokenreward.settings import DeploymentSettings
 
 NEEDS = Needs(temperatures=frozenset({1.0}))

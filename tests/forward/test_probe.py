@@ -11,8 +11,9 @@ from fakes import oracle, tiny
 from tokenreward.checkpoints.checkpoint import Checkpoint, CheckpointRefused
 from tokenreward.contract import Needs, Row
 from tokenreward.forward import packed
+from tokenreward.forward.layout import LayoutChoice
 from tokenreward.forward.packed import PackedLayout
-from tokenreward.forward.probe import LayoutChoice, choose_layout
+from tokenreward.forward.probe import choose_layout
 
 LM_NEEDS = Needs(temperatures=frozenset({1.0}))
 RM_NEEDS = Needs(values=True, attention=frozenset({"last"}))

@@ -56,8 +56,8 @@ def first_and_both(stand: Stand, layout: Any, work: Work) -> tuple[float, float]
 
     def ask() -> None:
         began = time.perf_counter()
-        for fetch in [layout.launch(work), layout.launch(work)]:
-            fetch()
+        for pending in [layout.launch(work), layout.launch(work)]:
+            pending.result()
             times.append(time.perf_counter() - began)
 
     stand.clock.seconds(ask)
@@ -68,8 +68,8 @@ def furthest(layout: Any, works: list[Work]) -> float:
     """How far answers are from those of the same passes one by one, at most: all asked for first,
     of many sizes."""
     alone = [layout.run(work) for work in works]
-    fetches = [layout.launch(work) for work in works]
-    found = [fetch() for fetch in fetches[::-1]][::-1]
+    passes = [layout.launch(work) for work in works]
+    found = [pending.result() for pending in passes[::-1]][::-1]
     pairs = [
         pair
         for ours, theirs in zip(found, alone, strict=True)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,18 @@ from tokenreward.contract import Outputs
 PASS_S = 0.05
 
 
+class Asleep:
+    """A pass on the device's thread. Its answer is behind it, or, `late`, behind all passes so
+    far."""
+
+    def __init__(self, device: ThreadPoolExecutor, *, late: bool) -> None:
+        self._device, self._late = device, late
+        self._asleep = device.submit(time.sleep, PASS_S)
+
+    def result(self) -> Any:
+        return (self._device.submit(int) if self._late else self._asleep).result()
+
+
 class Line:
     """Asked for passes, and fetched as soon as they have ended; or, `late`, behind all that has
     been asked for."""
@@ -26,9 +39,8 @@ class Line:
         self._device = ThreadPoolExecutor(1)
         self._late = late
 
-    def launch(self, work: Any) -> Callable[[], Any]:
-        asked = self._device.submit(time.sleep, PASS_S)
-        return (lambda: self._device.submit(int).result()) if self._late else asked.result
+    def launch(self, work: Any) -> Asleep:
+        return Asleep(self._device, late=self._late)
 
     def close(self) -> None:
         self._device.shutdown()
@@ -47,6 +59,17 @@ def test_an_answer_behind_the_next_pass_is_seen(stand: Stand, line: Line) -> Non
     assert (first / both <= ahead.FIRST) == (not line._late)
 
 
+@dataclass
+class Numbers:
+    """A pass of so many rows, by what `number` says when the answer is fetched."""
+
+    num_rows: int
+    number: Callable[[], float]
+
+    def result(self) -> list[Outputs]:
+        return [Outputs(chosen=np.full(3, self.number(), np.float32)) for _ in range(self.num_rows)]
+
+
 class Mixing:
     """Gives what was asked last, whoever fetches."""
 
@@ -56,14 +79,14 @@ class Mixing:
     def run(self, work: Any) -> list[Outputs]:
         return [Outputs(chosen=np.full(3, float(len(work)), np.float32)) for _ in work]
 
-    def launch(self, work: Any) -> Callable[[], list[Outputs]]:
+    def launch(self, work: Any) -> Numbers:
         self._last = float(len(work))
-        return lambda: [Outputs(chosen=np.full(3, self._last, np.float32)) for _ in work]
+        return Numbers(len(work), lambda: self._last)
 
 
 class Right(Mixing):
-    def launch(self, work: Any) -> Callable[[], list[Outputs]]:
-        return lambda: self.run(work)
+    def launch(self, work: Any) -> Numbers:
+        return Numbers(len(work), lambda: float(len(work)))
 
 
 def test_an_answer_that_is_another_passes_is_seen() -> None:

@@ -34,9 +34,9 @@ from tokenreward.engine.preprocess import Preprocessor
 from tokenreward.engine.runner import Runner, max_batch_tokens
 from tokenreward.engine.worker import Worker
 from tokenreward.errors import DeadlineExceeded, InternalError, VersionNotReached
+from tokenreward.forward.layout import LayoutChoice
 from tokenreward.forward.own_call import compare_with_own_call
 from tokenreward.forward.pair import choose_layouts
-from tokenreward.forward.probe import LayoutChoice
 from tokenreward.settings import DeploymentSettings
 from tokenreward.text.tokenizer import Tokenizer
 from tokenreward.wire import RewardsRequest

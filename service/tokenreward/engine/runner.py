@@ -14,11 +14,10 @@ import torch
 
 from tokenreward.contract import Needs, Outputs, Row
 from tokenreward.errors import InternalError, ItemError, OutOfMemory, ScorerFailed, frames
-from tokenreward.forward.probe import Layout
+from tokenreward.forward.layout import Finished, Layout, Pending
 
 Rows = Sequence[tuple[Row, Needs]]
 Results = list[list[Outputs] | ItemError]
-Fetch = Callable[[], list[Outputs]]
 
 _FULL = ("out of memory", "alloc_failed", "can't allocate memory")
 _LOST = (
@@ -66,19 +65,20 @@ class Runner:
     def ask(self, batch: Sequence[Rows]) -> Callable[[], Results]:
         """The same, asked: calling what is returned waits for the device, and raises DeviceLost."""
         work = [row for rows in batch for row in rows]
-        asked: Fetch | ItemError | DeviceLost
+        asked: Pending | ItemError | DeviceLost
         try:
-            # A layout that is not asked ahead has its outputs at once; others give what fetches
-            # them.
-            asked = self._layout.launch(work) if self.runs_ahead else _given(self._layout.run(work))
+            if self.runs_ahead:
+                asked = self._layout.launch(work)
+            else:
+                asked = Finished(self._layout.run(work))
         except Exception as error:
             asked = self._blamed(batch, error)
         return partial(self._answer, batch, asked)
 
-    def _answer(self, batch: Sequence[Rows], asked: Fetch | ItemError | DeviceLost) -> Results:
+    def _answer(self, batch: Sequence[Rows], asked: Pending | ItemError | DeviceLost) -> Results:
         outcome: Results | ItemError | DeviceLost
         try:
-            outcome = asked if isinstance(asked, Exception) else _by_item(batch, asked())
+            outcome = asked if isinstance(asked, Exception) else _by_item(batch, asked.result())
         except Exception as error:
             outcome = self._blamed(batch, error)
         if isinstance(outcome, DeviceLost):
@@ -110,10 +110,6 @@ class Runner:
         if isinstance(blamed, DeviceLost):
             self.lost = blamed
         return blamed
-
-
-def _given(outputs: list[Outputs]) -> Fetch:
-    return lambda: outputs
 
 
 def _by_item(batch: Sequence[Rows], outputs: list[Outputs]) -> Results:

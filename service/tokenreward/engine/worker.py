@@ -22,7 +22,7 @@ from tokenreward.batching import Batcher, Entry
 from tokenreward.engine.job import Outcome, Rows
 from tokenreward.engine.runner import Runner
 from tokenreward.errors import InternalError, frames
-from tokenreward.forward.probe import Layout
+from tokenreward.forward.layout import Layout
 
 Batch = Sequence[Entry[Rows, Outcome]]
 Report = Callable[..., None]

@@ -6,7 +6,7 @@ Raises what the model raises; it does not split batches (the engine does) and kn
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -19,18 +19,16 @@ from tokenreward.forward.attention import IMPLEMENTATION, CannotPack, PackedRow,
 from tokenreward.forward.kernels import choose_kernel
 from tokenreward.forward.language_head import LanguageHead
 from tokenreward.forward.last_layer import LastLayer
+from tokenreward.forward.layout import Pending
 from tokenreward.forward.linear import Linear, plain, swap
 from tokenreward.forward.mlp import split_mlps
 from tokenreward.forward.packing import Packing, num_packed, pack
-from tokenreward.forward.readout import Hidden, Readout
+from tokenreward.forward.readout import HiddenStates, Readout
 from tokenreward.forward.reduction import fastest
 from tokenreward.forward.transfer import to_device
 
-Work = Sequence[tuple[Row, Needs]]
-Fetch = Callable[[], list[Outputs]]
 
-
-def _wanted(work: Work, packing: Packing) -> np.ndarray:
+def _wanted(work: Sequence[tuple[Row, Needs]], packing: Packing) -> np.ndarray:
     """Places whose hidden states some head reads; the end of each row always."""
     parts = [places[-1:] for places in packing.places]
     for (row, needs), places in zip(work, packing.places, strict=True):
@@ -110,35 +108,35 @@ class PackedLayout:
         """Tokens that a pass over these rows computes: no padding, and a shared prompt once."""
         return num_packed(rows, share=self._kernel.shares)
 
-    def run(self, work: Work) -> list[Outputs]:
-        """Outputs of each row, in order. Raises CannotPack if the attention was not asked in every
-        layer."""
-        return self.launch(work)()
+    def run(self, requests: Sequence[tuple[Row, Needs]]) -> list[Outputs]:
+        """Outputs of each row, in order. Raises CannotPack like `launch`."""
+        return self.launch(requests).result()
 
     @torch.inference_mode()
-    def launch(self, work: Work) -> Fetch:
-        """The same, asked of the device: what is returned waits for it. Raises CannotPack."""
-        arriving = self._asked(work).send()
-        return lambda: [Outputs(**found) for found in arriving()]
+    def launch(self, requests: Sequence[tuple[Row, Needs]]) -> Pending:
+        """Starts one pass over all rows, and the copy of its outputs to the host.
 
-    def _asked(self, work: Work) -> Readout:
-        packing = pack([row for row, _ in work], share=self._kernel.shares)
-        wanted = {
+        Raises:
+            CannotPack: The model did not use its attention interface in every layer.
+        """
+        packing = pack([row for row, _ in requests], share=self._kernel.shares)
+        readings = {
             index: (row, needs.attention)
-            for index, (row, needs) in enumerate(work)
+            for index, (row, needs) in enumerate(requests)
             if needs.attention
         }
-        context = PackedRow(packing, self._kernel, self._num_layers, wanted)
-        hidden = self._trunk(context, work)
-        readout = Readout(work)
-        readout.ask_attention(context.found)
+        context = PackedRow(packing, self._kernel, self._num_layers, readings)
+        hidden = self._trunk(context, requests)
+        readout = Readout(requests)
+        readout.add_attention(context.found)
         if self._head is not None:
-            readout.ask_logits(self._head, hidden)
-        if any(needs.values or needs.pooled for _, needs in work):
-            readout.ask_values(self._checkpoint.value_head, hidden)
+            readout.add_logits(self._head, hidden)
+        if any(needs.values or needs.pooled for _, needs in requests):
+            readout.add_values(self._checkpoint.value_head, hidden)
+        readout.send()
         return readout
 
-    def _trunk(self, context: PackedRow, work: Work) -> Hidden:
+    def _trunk(self, context: PackedRow, work: Sequence[tuple[Row, Needs]]) -> HiddenStates:
         packing = context.packing
         at = np.arange(len(packing.ids))
         if self._last_layer is not None:
@@ -160,4 +158,4 @@ class PackedLayout:
                 f"{context.num_calls} of {context.num_layers} layers went through the attention "
                 "interface"
             )
-        return Hidden(output.last_hidden_state[0], at, packing.places)
+        return HiddenStates(output.last_hidden_state[0], at, packing.places)

@@ -17,11 +17,11 @@ from typing import Any
 from tokenreward.checkpoints.adapter import Switch
 from tokenreward.checkpoints.checkpoint import Checkpoint
 from tokenreward.contract import Model, Needs, Outputs, Row
+from tokenreward.forward.layout import Layout, LayoutChoice, Pending
 from tokenreward.forward.linear import Linear, agrees
 from tokenreward.forward.packed import PackedLayout
-from tokenreward.forward.probe import Layout, LayoutChoice, choose_layout
+from tokenreward.forward.probe import choose_layout
 
-Work = Sequence[tuple[Row, Needs]]
 Say = Callable[[str], None]
 Standing = Callable[[], AbstractContextManager[None]]
 
@@ -37,42 +37,38 @@ class Pair:
         self.runs_ahead = policy.runs_ahead and reference.runs_ahead
 
     def num_computed(self, rows: Sequence[Row]) -> int:
-        """Tokens that a pass over these rows computes, in both models
-        together."""
+        """Tokens that a pass over these rows computes, in both models together."""
         return sum(
             layout.num_computed([row for row in rows if row.model == model])
             for model, layout in self._layouts.items()
         )
 
-    def run(self, work: Work) -> list[Outputs]:
-        """Outputs of each row, in order; each model reads its rows in the order they came."""
-        parts = self._parts(work)
-        return _joined([(places, self._layouts[model].run(part)) for model, places, part in parts])
+    def launch(self, requests: Sequence[tuple[Row, Needs]]) -> Pending:
+        """Starts a pass of each model over its own rows, in the order in which they come."""
+        parts = []
+        for model, layout in self._layouts.items():
+            places = [place for place, (row, _) in enumerate(requests) if row.model == model]
+            if places:
+                parts.append((places, layout.launch([requests[place] for place in places])))
+        return PendingPair(parts)
 
-    def launch(self, work: Work) -> Callable[[], list[Outputs]]:
-        """The same, asked of the device: what is returned waits for it."""
-        asked = [
-            (places, self._layouts[model].launch(part)) for model, places, part in self._parts(work)
-        ]
-        return lambda: _joined([(places, fetch()) for places, fetch in asked])
-
-    def _parts(self, work: Work) -> list[tuple[Model, list[int], Work]]:
-        """Of each model that has rows: their places, and what they are."""
-        places: dict[Model, list[int]] = {
-            model: [place for place, (row, _) in enumerate(work) if row.model == model]
-            for model in self._layouts
-        }
-        return [(model, at, [work[place] for place in at]) for model, at in places.items() if at]
+    def run(self, requests: Sequence[tuple[Row, Needs]]) -> list[Outputs]:
+        """Outputs of each row, in order."""
+        return self.launch(requests).result()
 
 
-def _joined(parts: list[tuple[list[int], list[Outputs]]]) -> list[Outputs]:
-    """In the order of their places."""
-    found = {
-        place: outputs
-        for places, part in parts
-        for place, outputs in zip(places, part, strict=True)
-    }
-    return [found[place] for place in range(len(found))]
+@dataclass(frozen=True, slots=True, eq=False)
+class PendingPair:
+    """A pass of each model that had rows, with the places of these rows among all rows."""
+
+    parts: list[tuple[list[int], Pending]]
+
+    def result(self) -> list[Outputs]:
+        """The outputs of both passes, in the order of the rows."""
+        outputs: dict[int, Outputs] = {}
+        for places, pending in self.parts:
+            outputs |= zip(places, pending.result(), strict=True)
+        return [outputs[place] for place in range(len(outputs))]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,16 +100,17 @@ class Turn:
         """The layout's."""
         return self.layout.num_computed(rows)
 
-    def run(self, work: Work) -> list[Outputs]:
-        """The layout's outputs, of the model with or without its adapter."""
-        with self._on():
-            return self.layout.run(work)
+    def launch(self, requests: Sequence[tuple[Row, Needs]]) -> Pending:
+        """The layout's pass, of the model with or without its adapter.
 
-    def launch(self, work: Work) -> Callable[[], list[Outputs]]:
-        """The same, asked of the device: what is returned waits for it, whatever the model is by
-        then."""
+        The model may be switched again before the result is asked for.
+        """
         with self._on():
-            return self.layout.launch(work)
+            return self.layout.launch(requests)
+
+    def run(self, requests: Sequence[tuple[Row, Needs]]) -> list[Outputs]:
+        """Outputs of each row, in order."""
+        return self.launch(requests).result()
 
     def _on(self) -> AbstractContextManager[None]:
         if self.model.config._attn_implementation != self.attention:

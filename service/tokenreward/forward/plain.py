@@ -19,6 +19,7 @@ from torch import Tensor
 from tokenreward.checkpoints.checkpoint import Checkpoint
 from tokenreward.checkpoints.refusal import CheckpointRefused
 from tokenreward.contract import Needs, Outputs, Reading, Row
+from tokenreward.forward.layout import Finished, Pending
 
 _CHUNK_ROWS = 256
 
@@ -41,15 +42,16 @@ class PlainLayout:
         """Tokens that running these rows computes: no padding."""
         return sum(len(row.ids) for row in rows)
 
-    def run(self, work: Sequence[tuple[Row, Needs]]) -> list[Outputs]:
-        """Outputs of each row, in order."""
-        return [self._one(row, needs) for row, needs in work]
+    def launch(self, requests: Sequence[tuple[Row, Needs]]) -> Pending:
+        """Runs the rows one after the other: the pass has ended when this returns.
 
-    def launch(self, work: Sequence[tuple[Row, Needs]]) -> Callable[[], list[Outputs]]:
-        """The same, computed by the time this returns: each row's numbers are fetched before the
-        next one is read."""
-        outputs = self.run(work)
-        return lambda: outputs
+        The numbers of each row are on the host before the next row is read.
+        """
+        return Finished([self._one(row, needs) for row, needs in requests])
+
+    def run(self, requests: Sequence[tuple[Row, Needs]]) -> list[Outputs]:
+        """Outputs of each row, in order."""
+        return self.launch(requests).result()
 
     @torch.inference_mode()
     def _one(self, row: Row, needs: Needs) -> Outputs:

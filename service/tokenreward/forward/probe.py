@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
-from typing import Protocol, get_args, runtime_checkable
+from typing import get_args
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from tokenreward.forward.comparison import (
     largest,
     numbers,
 )
+from tokenreward.forward.layout import Layout, LayoutChoice
 from tokenreward.forward.linear import faster, onednn
 from tokenreward.forward.mlp import PIECES
 from tokenreward.forward.packed import PackedLayout
@@ -42,45 +43,6 @@ _LONGEST_WINDOW = 2048
 _PROBED_PIECE = 7  # tokens: several pieces, and one that is smaller
 _DYNAMIC_ROPES = ("dynamic", "longrope")
 _SHARE_OF_FREE_MEMORY = 0.5
-
-
-@runtime_checkable
-class Layout(Protocol):
-    """A way to run rows."""
-
-    @property
-    def name(self) -> str:
-        """As `GET /v1/scorers` shows it."""
-
-    @property
-    def shares(self) -> bool:
-        """Whether a prompt that rows of one pass have in common is computed once."""
-
-    @property
-    def runs_ahead(self) -> bool:
-        """Whether `launch` asks without waiting, where the device computes while the host goes
-        on."""
-
-    def num_computed(self, rows: Sequence[Row]) -> int:
-        """Tokens that running these rows computes."""
-
-    def run(self, work: Sequence[tuple[Row, Needs]]) -> list[Outputs]:
-        """Outputs of each row, in order."""
-
-    def launch(self, work: Sequence[tuple[Row, Needs]]) -> Callable[[], list[Outputs]]:
-        """The same, asked of the device: what is returned waits for it, and for nothing that is
-        asked later."""
-
-
-@dataclass(frozen=True, slots=True)
-class LayoutChoice:
-    """The layout that serves, how far it is from the model's own forward, and why it is not packed.
-    `measure`: how far a layout is now, once it was changed."""
-
-    layout: Layout
-    gap: Gap
-    reason: str | None = None
-    measure: Callable[[Layout], Gap] | None = None
 
 
 def choose_layout(

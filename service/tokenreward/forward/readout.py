@@ -1,162 +1,179 @@
-"""What the heads say of a pass's hidden states, row by row: asked on the device, and sent to the
-host in one copy.
+"""Reads the heads of a pass, row by row: computed on the device, and sent to the host in one copy.
 
-It knows rows, needs and places, and no layers.
+It knows requests for rows and places of tokens, and no layers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import partial
-from itertools import islice
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from tokenreward.checkpoints.value_head import ValueHead
-from tokenreward.contract import Needs, Reading, Row
+from tokenreward.contract import Needs, Outputs, Reading, Row
 from tokenreward.forward.language_head import LanguageHead
-from tokenreward.forward.transfer import to_device, to_host
-
-Work = Sequence[tuple[Row, Needs]]
-Then = Callable[[list[np.ndarray]], None]
+from tokenreward.forward.transfer import HostCopy, to_device, to_host
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Hidden:
-    """The trunk's last hidden states [m, h], the places [m], ascending, of the packed sequence that
-    they are of, and of each row the places of its tokens there."""
+class HiddenStates:
+    """The last hidden states of a trunk, at some places of a packed sequence.
+
+    Attributes:
+        states: [m, h], in the model's dtype, on the device.
+        places: [m], ascending: the place in the packed sequence of each state.
+        places_of_rows: For each row, the places of its tokens in the packed sequence.
+    """
 
     states: Tensor
     places: np.ndarray
-    of_rows: Sequence[np.ndarray]
+    places_of_rows: Sequence[np.ndarray]
 
-    def at(self, places: np.ndarray) -> np.ndarray:
-        """Where the states of these places are."""
-        return np.searchsorted(self.places, places)
+    def last(self, index: int) -> int:
+        """Which state belongs to the last token of a row."""
+        return int(np.searchsorted(self.places, self.places_of_rows[index][-1]))
 
     def predicting(self, index: int, row: Row) -> np.ndarray:
-        """Where the states are that predict the row's wanted tokens, and the one after them."""
-        return self.at(self.of_rows[index][row.start - 1 : row.stop])
+        """Which states [r + 1] predict the row's response tokens and the token after them."""
+        return np.searchsorted(self.places, self.places_of_rows[index][row.start - 1 : row.stop])
 
 
-@dataclass(slots=True, eq=False)
+class _Part(NamedTuple):
+    """Numbers of one output: the number of a tensor that is sent, and an index into it."""
+
+    tensor: int
+    index: Any
+
+
 class Readout:
-    """Outputs of the rows of a pass: ask, then `send`, once. It keeps no states, which would fill
-    the device."""
+    """The outputs of one pass, on their way to the host: the pass as a `Pending`.
 
-    work: Work
-    _outputs: list[dict[str, Any]] = field(init=False)
-    _tensors: list[Tensor] = field(default_factory=list)
-    _then: list[tuple[int, Then]] = field(default_factory=list)
+    The `add_*` methods compute numbers on the device and note which of them belong to which row.
+    `send` is called once, after them; then `result` gives the outputs. A readout holds no hidden
+    states, because they would fill the device while the next pass runs.
+    """
 
-    def __post_init__(self) -> None:
-        self._outputs = [{} for _ in self.work]
+    def __init__(self, requests: Sequence[tuple[Row, Needs]]) -> None:
+        self._requests = requests
+        self._tensors: list[Tensor] = []
+        self._copy = HostCopy([], None)
+        # For each row, the parts of each field of `Outputs`; a field that is a dict has a dict.
+        self._parts: list[dict[str, Any]] = [{} for _ in requests]
 
-    def send(self) -> Callable[[], list[dict[str, Any]]]:
-        """Sends all that was asked to the host. Calling what is returned waits for it, not for what
-        is asked of the device later, and gives each row's outputs."""
-        arriving = to_host(self._tensors)
-        self._tensors = []  # the device may have the memory for the next pass
-        return partial(self._arrived, arriving)
+    def send(self) -> None:
+        """Launches the copy of all numbers to the host."""
+        self._copy = to_host(self._tensors)
+        self._tensors = []  # so that the next pass can have their memory
 
-    def _arrived(self, arriving: Callable[[], list[np.ndarray]]) -> list[dict[str, Any]]:
-        left = iter(arriving())
-        for count, then in self._then:
-            then(list(islice(left, count)))
-        return self._outputs
+    def result(self) -> list[Outputs]:
+        """Waits for the copy, and for nothing that was launched after it.
 
-    def ask_values(self, head: ValueHead, hidden: Hidden) -> None:
-        """The value head. It costs little, so every row has it."""
-        inside = [
-            hidden.predicting(i, row) if needs.values else None
-            for i, (row, needs) in enumerate(self.work)
+        Returns:
+            The outputs of each row, in order.
+        """
+        arrays = self._copy.result()
+        outputs = []
+        for parts in self._parts:
+            fields = {name: _numbers(arrays, part) for name, part in parts.items()}
+            outputs.append(Outputs(**fields))
+        return outputs
+
+    def add_attention(self, readings_of_rows: Mapping[int, Mapping[Reading, Tensor]]) -> None:
+        """Adds readings of the last layer's attention, for the rows that have any."""
+        for index, readings in readings_of_rows.items():
+            self._parts[index]["attention"] = {
+                name: _Part(self._add(tensor), ...) for name, tensor in readings.items()
+            }
+
+    def add_values(self, head: ValueHead, hidden: HiddenStates) -> None:
+        """Adds the value head. It costs little, so it is computed at every state there is."""
+        number = self._add(head.values(hidden.states))
+        for index, (row, needs) in enumerate(self._requests):
+            self._parts[index]["pooled"] = _Part(number, hidden.last(index))
+            if needs.values:
+                self._parts[index]["values"] = _Part(number, hidden.predicting(index, row))
+
+    def add_logits(self, head: LanguageHead, hidden: HiddenStates) -> None:
+        """Adds the language head, for the rows that want it."""
+        at = {
+            index: hidden.predicting(index, row)
+            for index, (row, needs) in enumerate(self._requests)
+            if needs.temperatures
+        }
+        if not at:
+            return
+        # Rows that want the same are read together: the odd temperature of one request must not be
+        # computed for everybody.
+        groups: dict[tuple[frozenset[float], frozenset[float]], list[int]] = {}
+        for index in at:
+            needs = self._requests[index][1]
+            groups.setdefault((needs.temperatures, needs.entropies), []).append(index)
+        # The last token of a shared prompt predicts the first token of many rows. It meets the
+        # vocabulary once.
+        unique = [
+            np.unique(np.concatenate([at[index] for index in members]), return_inverse=True)
+            for members in groups.values()
         ]
-        ends = [int(hidden.at(places[-1:])[0]) for places in hidden.of_rows]
-
-        def then(arrays: list[np.ndarray]) -> None:
-            (values,) = arrays
-            for found, of, end in zip(self._outputs, inside, ends, strict=True):
-                found |= {
-                    "values": None if of is None else values[of],
-                    "pooled": float(values[end]),
-                }
-
-        self._add([head.values(hidden.states)], then)
-
-    def ask_attention(self, found: dict[int, dict[Reading, Tensor]]) -> None:
-        """Readings of the last layer's attention."""
-        for i, readings in found.items():
-
-            def then(
-                arrays: list[np.ndarray], i: int = i, names: tuple[Reading, ...] = tuple(readings)
-            ) -> None:
-                self._outputs[i]["attention"] = dict(zip(names, arrays, strict=True))
-
-            self._add(list(readings.values()), then)
-
-    def ask_logits(self, head: LanguageHead, hidden: Hidden) -> None:
-        """The language head, for the rows that want it."""
-        # Rows of a kind together: a request's odd temperature must not be computed for everybody.
-        kinds: dict[tuple[frozenset[float], frozenset[float]], list[int]] = {}
-        for i, (_, needs) in enumerate(self.work):
-            if needs.temperatures:
-                kinds.setdefault((needs.temperatures, needs.entropies), []).append(i)
-        for (temperatures, entropies), members in kinds.items():
-            self._ask_kind(head, hidden, members, (sorted(temperatures), sorted(entropies)))
-
-    def _ask_kind(
-        self,
-        head: LanguageHead,
-        hidden: Hidden,
-        members: list[int],
-        asked: tuple[list[float], list[float]],
-    ) -> None:
-        """Of rows that want the same temperatures and entropies."""
-        rows = [self.work[i][0] for i in members]
-        # Position t predicts token t + 1; the position after the last token is wanted, too (its V),
-        # without a target. The last token of a shared prompt predicts many first tokens and meets
-        # the vocabulary once.
-        at = [hidden.predicting(i, row) for i, row in zip(members, rows, strict=True)]
-        unique, inverse = np.unique(np.concatenate(at), return_inverse=True)
-        labels = [sorted(row.labels) for row in rows]
-        targets = [np.append(row.ids[row.start : row.stop], 0) for row in rows]
-        label_at = [np.tile(places, len(of)) for places, of in zip(at, labels, strict=True)]
-        label_targets = [
-            np.repeat(np.array(of, np.int64), len(places))
-            for places, of in zip(at, labels, strict=True)
-        ]
-        all_at, all_targets, rows_of = to_device(
-            [np.concatenate([*at, *label_at]), np.concatenate([*targets, *label_targets]), unique],
-            hidden.states.device,
+        pairs_at, pairs_targets, *states_at = to_device(
+            [*self._note_chosen(at), *(states for states, _ in unique)], hidden.states.device
         )
-        everything = len(unique) == len(hidden.places)
-        chosen = head.chosen(hidden.states, all_at, all_targets)
-        lse, entropy = head.normalisers(hidden.states, None if everything else rows_of, *asked)
-
-        def then(arrays: list[np.ndarray]) -> None:
-            cuts = np.cumsum([len(part) for part in (*at, *label_at)])[:-1]
-            pieces = np.split(arrays[0], cuts)
-            places = np.split(inverse, cuts[: len(at) - 1])
-            for k, i in enumerate(members):
-                self._outputs[i] |= {
-                    "chosen": pieces[k][:-1],
-                    "lse": {t: arrays[1][n, places[k]] for n, t in enumerate(asked[0])},
-                    "entropy": {t: arrays[2][n, places[k]] for n, t in enumerate(asked[1])},
-                    "logits": dict(
-                        zip(
-                            labels[k],
-                            pieces[len(at) + k].reshape(len(labels[k]), len(at[k])),
-                            strict=True,
-                        )
-                    ),
+        self._add(head.chosen(hidden.states, pairs_at, pairs_targets))
+        for (kind, members), (states, which), on_device in zip(
+            groups.items(), unique, states_at, strict=True
+        ):
+            temperatures, entropies = sorted(kind[0]), sorted(kind[1])
+            some = None if len(states) == len(hidden.places) else on_device
+            normalisers = head.normalisers(hidden.states, some, temperatures, entropies)
+            lse, entropy = (self._add(tensor) for tensor in normalisers)
+            ends = np.cumsum([len(at[index]) for index in members])[:-1]
+            for index, own in zip(members, np.split(which, ends), strict=True):
+                self._parts[index] |= {
+                    "lse": {t: _Part(lse, (n, own)) for n, t in enumerate(temperatures)},
+                    "entropy": {t: _Part(entropy, (n, own)) for n, t in enumerate(entropies)},
                 }
 
-        self._add([chosen, lse, entropy], then)
+    def _note_chosen(self, at: Mapping[int, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Notes where the raw logits of response tokens and labels are in the next tensor.
 
-    def _add(self, tensors: list[Tensor], then: Then) -> None:
-        self._tensors += [tensor.to(torch.float32) for tensor in tensors]
-        self._then.append((len(tensors), then))
+        Args:
+            at: For each row that wants logits, the states [r + 1] that predict its tokens.
+
+        Returns:
+            The state and the token of each logit of that tensor.
+        """
+        number = len(self._tensors)
+        pairs: list[tuple[np.ndarray, np.ndarray]] = []
+        start = 0
+        for index, states in at.items():
+            row, parts = self._requests[index][0], self._parts[index]
+            # Position t predicts token t + 1. No token follows the last position, whose numbers
+            # other than the chosen logit are wanted.
+            pairs.append((states[:-1], row.ids[row.start : row.stop]))
+            stop = start + len(states) - 1
+            parts["chosen"] = _Part(number, slice(start, stop))
+            parts["logits"] = {}
+            for label in sorted(row.labels):
+                pairs.append((states, np.full(len(states), label)))
+                start, stop = stop, stop + len(states)
+                parts["logits"][label] = _Part(number, slice(start, stop))
+            start = stop
+        return np.concatenate([states for states, _ in pairs]), np.concatenate(
+            [tokens for _, tokens in pairs]
+        )
+
+    def _add(self, tensor: Tensor) -> int:
+        """Notes a tensor to be sent. Returns its number."""
+        self._tensors.append(tensor.to(torch.float32))
+        return len(self._tensors) - 1
+
+
+def _numbers(arrays: list[np.ndarray], part: Any) -> Any:
+    """The numbers of a part: an array, a float if it is one number, or a dict of them."""
+    if isinstance(part, dict):
+        return {key: _numbers(arrays, inner) for key, inner in part.items()}
+    numbers = arrays[part.tensor][part.index]
+    return float(numbers) if np.ndim(numbers) == 0 else numbers

@@ -1,16 +1,17 @@
-"""Between host and device: index arrays there and numbers back, each in one copy that nobody waits
-for.
+"""Moves index arrays to the device and numbers back to the host, each in one copy.
 
-The device works in the order it is asked, so what is to come back is asked for right behind the
-pass that gives it: asked for behind the next pass, it would come when that one has ended. Whoever
-wants the numbers waits for their copy and for nothing after it. It knows arrays and no rows.
+Nobody waits for a copy while it is launched. A device works in the order in which it is asked, so
+the copy of a pass's numbers must be launched right behind that pass: launched behind the next pass,
+it would arrive when the next pass has ended. `HostCopy.result` waits for its own copy and for
+nothing behind it. This module knows arrays and no rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,51 +19,67 @@ from torch import Tensor
 
 
 def to_device(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
-    """Arrays of int64 on the device, of the same shapes. On the CPU they share the arrays'
-    memory."""
+    """Copies int64 arrays to the device, all of them in one copy.
+
+    Returns:
+        Tensors of the arrays' shapes. On the CPU they share the arrays' memory.
+    """
     if device.type == "cpu":
         return [torch.from_numpy(array) for array in arrays]
-    flat = (
-        np.concatenate([array.reshape(-1) for array in arrays])
-        if arrays
-        else np.empty(0, dtype=np.int64)
-    )
-    # From ordinary memory, a copy waits until the device has nothing else to do. Of pinned memory
-    # torch keeps what is let go of, and gives it to another only after the copies from it or to it.
-    moved = torch.from_numpy(flat).pin_memory().to(device, non_blocking=True)
-    cuts = _cuts([array.size for array in arrays])
+    flat = np.concatenate([np.empty(0, dtype=np.int64), *(array.reshape(-1) for array in arrays)])
+    # A copy from ordinary memory waits until the device has nothing else to do; a copy from pinned
+    # memory does not. torch keeps pinned memory that is let go of until the copies from it have
+    # ended, so it may be let go of right away.
+    tensor = torch.from_numpy(flat).pin_memory().to(device, non_blocking=True)
+    ranges = _ranges([array.size for array in arrays])
     return [
-        moved[top:below].view(array.shape) for (top, below), array in zip(cuts, arrays, strict=True)
+        tensor[start:stop].view(array.shape)
+        for (start, stop), array in zip(ranges, arrays, strict=True)
     ]
 
 
-def to_host(tensors: Sequence[Tensor]) -> Callable[[], list[np.ndarray]]:
-    """Float32 tensors as arrays of the same shapes: their copy is asked for, and calling what is
-    returned waits for it, and raises what the device failed with by then. On the CPU they share the
-    tensors' memory."""
+@dataclass(frozen=True, slots=True, eq=False)
+class HostCopy:
+    """Numbers on their way to the host.
+
+    Attributes:
+        arrays: The memory that the numbers arrive in. It holds nothing before `result` returns.
+        event: Recorded behind the copy on the device's stream; None if there was nothing to copy.
+    """
+
+    arrays: list[np.ndarray]
+    event: Any  # torch.cuda.Event, whose methods torch does not type
+
+    def result(self) -> list[np.ndarray]:
+        """Waits for the copy. Raises what the device failed with by then."""
+        if self.event is not None:
+            self.event.synchronize()
+        return self.arrays
+
+
+def to_host(tensors: Sequence[Tensor]) -> HostCopy:
+    """Launches one copy of float32 tensors to arrays of the same shapes.
+
+    On the CPU nothing is copied: the arrays share the tensors' memory.
+    """
     if all(_is_on_host(tensor) for tensor in tensors):
-        arrays = [tensor.numpy() for tensor in tensors]
-        return lambda: arrays
+        return HostCopy([tensor.numpy() for tensor in tensors], None)
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
     host = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=True)
     host.copy_(flat, non_blocking=True)
-    arrived = torch.cuda.current_stream(flat.device).record_event()
-    return partial(_arrived, host, arrived.synchronize, [tensor.shape for tensor in tensors])
-
-
-def _arrived(
-    host: Tensor, wait: Callable[[], object], shapes: list[torch.Size]
-) -> list[np.ndarray]:
-    wait()
-    numbers, cuts = host.numpy(), _cuts([shape.numel() for shape in shapes])
-    return [
-        numbers[top:below].reshape(shape) for (top, below), shape in zip(cuts, shapes, strict=True)
+    event = torch.cuda.current_stream(flat.device).record_event()
+    numbers, ranges = host.numpy(), _ranges([tensor.numel() for tensor in tensors])
+    arrays = [
+        numbers[start:stop].reshape(tensor.shape)
+        for (start, stop), tensor in zip(ranges, tensors, strict=True)
     ]
+    return HostCopy(arrays, event)
 
 
 def _is_on_host(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu"
 
 
-def _cuts(sizes: list[int]) -> list[tuple[int, int]]:
+def _ranges(sizes: list[int]) -> list[tuple[int, int]]:
+    """Where parts of these sizes start and stop when they follow one another."""
     return list(pairwise(np.cumsum([0, *sizes]).tolist()))

@@ -1,0 +1,88 @@
+"""A way to run token rows through a model: the `Layout` protocol, and a pass under way, `Pending`.
+
+It knows no model and no device. `plain` and `packed` run one model, `pair` runs two, and `probe`
+chooses between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from tokenreward.contract import Needs, Outputs, Row
+from tokenreward.forward.comparison import Gap
+
+
+@runtime_checkable
+class Pending(Protocol):
+    """A pass that was launched."""
+
+    def result(self) -> list[Outputs]:
+        """Waits for the device: for this pass only, and for nothing that was launched later.
+
+        Returns:
+            The outputs of each row, in the order in which the rows were launched.
+
+        Raises:
+            Exception: whatever the device failed with by then.
+        """
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Finished:
+    """A pass that had ended when its launch returned."""
+
+    outputs: list[Outputs]
+
+    def result(self) -> list[Outputs]:
+        """The outputs, which are on the host already."""
+        return self.outputs
+
+
+@runtime_checkable
+class Layout(Protocol):
+    """A way to run rows."""
+
+    @property
+    def name(self) -> str:
+        """The name that `GET /v1/scorers` shows."""
+
+    @property
+    def shares(self) -> bool:
+        """Whether a prompt that rows of one pass have in common is computed once."""
+
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether `launch` returns before the device has computed the pass.
+
+        It does so only where the device computes while the host goes on.
+        """
+
+    def num_computed(self, rows: Sequence[Row]) -> int:
+        """Tokens that the model computes in a pass over these rows."""
+
+    def launch(self, requests: Sequence[tuple[Row, Needs]]) -> Pending:
+        """Starts a pass over rows on the device."""
+
+    def run(self, requests: Sequence[tuple[Row, Needs]]) -> list[Outputs]:
+        """Launches a pass and waits for it: the outputs of each row, in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayoutChoice:
+    """What a probe decided.
+
+    Attributes:
+        layout: The layout that serves.
+        gap: How far it is from the model's own forward, in the kind of number that comes nearest to
+            its bound.
+        reason: Why it is not the packed layout; None if it is.
+        measure: Measures the gap of a layout again, after a change to it; None for a layout that is
+            not changed any more.
+    """
+
+    layout: Layout
+    gap: Gap
+    reason: str | None = None
+    measure: Callable[[Layout], Gap] | None = None

@@ -16,7 +16,7 @@ from bench.floor import Product, floor_s, products
 from bench.rivals import huggingface
 from bench.timing import cpu_seconds, peak_bytes
 from tokenreward.contract import Needs
-from tokenreward.forward.linear import onednn, plain
+from tokenreward.forward.patches import onednn_linear, torch_linear
 
 LOGITS = Needs(frozenset({1.0}))
 POOLED = Needs(pooled=True)
@@ -42,7 +42,7 @@ class Sides:
         return self._run(batches)
 
     def fastest(self, batches: Any) -> list[Any]:
-        self.layout.compute_linears_through(onednn)
+        self.layout.compute_linears_through(onednn_linear)
         return self._run(batches)
 
     def unshared(self, batches: Any) -> list[Any]:
@@ -83,7 +83,7 @@ def endogenous(vocab_size: int, num_groups: int, *, rounds: int) -> Iterator[Fig
     )
     targets = {"eager": (7, 13), "sdpa": (0, 0)} if large else {"eager": (4.5, 8), "sdpa": (3, 5)}
     wanted = _products(sides.model.config, items)
-    floors = {"public": floor_s(wanted, plain), "fastest": floor_s(wanted, onednn)}
+    floors = {"public": floor_s(wanted, torch_linear), "fastest": floor_s(wanted, onednn_linear)}
     for rival, bounds in targets.items():
         for (mode, floor), target in zip(floors.items(), bounds, strict=True):
             name = f"endogenous mix V={vocab_size // 1000}k, {mode} linears / HF {rival}"

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from tokenreward.forward.linear import Linear
+from tokenreward.forward.patches import Linear
 
 _NUM_TIMED = 5
 _PIECE = 512  # rows of a product that is timed

@@ -8,7 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench import floor, workload
-from tokenreward.forward.linear import plain
+from tokenreward.forward.patches import torch_linear
 
 SHAPE: dict[str, Any] = {
     "hidden_size": 64,
@@ -32,4 +32,4 @@ def test_the_products_are_those_that_the_model_multiplies() -> None:
 def test_the_floor_grows_with_the_rows() -> None:
     config = workload.config(500, **SHAPE)
     few, many = (floor.products(config, num_tokens=n, num_scored=n) for n in (1000, 100_000))
-    assert floor.floor_s(many, plain) > 10 * floor.floor_s(few, plain) > 0
+    assert floor.floor_s(many, torch_linear) > 10 * floor.floor_s(few, torch_linear) > 0

@@ -130,5 +130,5 @@ def test_a_layer_that_only_looks_the_part_is_computed_in_full(
         checkpoint(tiny.model(architecture), "causal_lm"), Needs(frozenset({1.0})), say=said.append
     )
     assert verdict.layout.name == "packed"
-    assert verdict.layout._last_layer is None
+    assert verdict.layout.last_layer is None
     assert [line for line in said if "last layer" in line and (why or "") in line] or why is None

@@ -12,7 +12,7 @@ from torch import nn
 
 from fakes import oracle, tiny
 from tokenreward.contract import Needs
-from tokenreward.forward import linear
+from tokenreward.forward import patches
 from tokenreward.forward.packed import PackedLayout
 from tokenreward.forward.probe import choose_layout
 
@@ -30,7 +30,7 @@ def test_a_model_through_onednn_is_as_exact_as_its_own_forward(architecture: str
     model = tiny.model(architecture)
     exact, layout = oracle.double(model), PackedLayout(tiny.checkpoint(model))
     own = layout.run(tiny.work(NEEDS))
-    layout.compute_linears_through(linear.onednn)
+    layout.compute_linears_through(patches.onednn_linear)
     assert swapped(model) > 10
     for (row, _), fast, naive in zip(
         tiny.work(NEEDS), layout.run(tiny.work(NEEDS)), own, strict=True
@@ -45,7 +45,7 @@ def test_layers_get_their_own_forward_back() -> None:
     model = tiny.model("llama")
     layout = PackedLayout(tiny.checkpoint(model))
     own = layout.run(tiny.work(NEEDS))
-    layout.compute_linears_through(linear.onednn)
+    layout.compute_linears_through(patches.onednn_linear)
     layout.compute_linears_through(None)
     assert swapped(model) == 0
     for before, after in zip(own, layout.run(tiny.work(NEEDS)), strict=True):
@@ -58,17 +58,17 @@ def test_bf16_layers_and_subclasses_are_left_alone() -> None:
             return 2 * super().forward(x)
 
     model = nn.Sequential(Doubled(4, 4), nn.Linear(4, 4, dtype=torch.bfloat16))
-    linear.swap(model, linear.onednn)
+    patches.patch_linears(model, patches.onednn_linear)
     assert swapped(model) == 0
-    assert linear.faster(model) is None
+    assert patches.onednn_gain(model) is None
 
 
 def test_a_gain_below_the_threshold_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     model = nn.Linear(64, 64)
-    monkeypatch.setattr(linear, "_WORTH", 0.0)
-    assert (linear.faster(model) or math.nan) > 0
-    monkeypatch.setattr(linear, "_WORTH", 1e9)
-    assert linear.faster(model) is None
+    monkeypatch.setattr(patches, "_WORTH", 0.0)
+    assert (patches.onednn_gain(model) or math.nan) > 0
+    monkeypatch.setattr(patches, "_WORTH", 1e9)
+    assert patches.onednn_gain(model) is None
 
 
 @pytest.mark.parametrize("fault", ["another result", "an exception"])
@@ -78,22 +78,22 @@ def test_an_operator_that_is_absent_or_wrong_is_not_used(
     def broken(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         if fault == "an exception":
             raise AttributeError("no such operator")
-        return linear.plain(x, weight, bias) + 1e-3
+        return patches.torch_linear(x, weight, bias) + 1e-3
 
-    assert linear.agrees(nn.Linear(64, 64))
-    assert not linear.agrees(nn.Linear(64, 64).half())
-    monkeypatch.setattr(linear, "onednn", broken)
-    monkeypatch.setattr(linear, "_WORTH", 0.0)
-    assert not linear.agrees(nn.Linear(64, 64))
-    assert linear.faster(nn.Linear(64, 64)) is None
+    assert patches.onednn_agrees(nn.Linear(64, 64))
+    assert not patches.onednn_agrees(nn.Linear(64, 64).half())
+    monkeypatch.setattr(patches, "onednn_linear", broken)
+    monkeypatch.setattr(patches, "_WORTH", 0.0)
+    assert not patches.onednn_agrees(nn.Linear(64, 64))
+    assert patches.onednn_gain(nn.Linear(64, 64)) is None
 
 
 def test_the_probe_gives_up_onednn_if_the_whole_model_differs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    off = lambda x, weight, bias: linear.plain(x, weight, bias) * (1 + 1e-4)  # noqa: E731
-    monkeypatch.setattr("tokenreward.forward.probe.faster", lambda model: 2.0)
-    monkeypatch.setattr("tokenreward.forward.probe.onednn", off)
+    off = lambda x, weight, bias: patches.torch_linear(x, weight, bias) * (1 + 1e-4)  # noqa: E731
+    monkeypatch.setattr("tokenreward.forward.probe.onednn_gain", lambda model: 2.0)
+    monkeypatch.setattr("tokenreward.forward.probe.onednn_linear", off)
     model, said = tiny.model("llama"), []
     verdict = choose_layout(tiny.checkpoint(model), NEEDS, say=said.append)
     assert verdict.layout.name == "packed"

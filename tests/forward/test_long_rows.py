@@ -16,8 +16,8 @@ from tokenreward.checkpoints.checkpoint import Checkpoint
 from tokenreward.contract import Needs, Row
 from tokenreward.forward import attention_weights, packed
 from tokenreward.forward.kernels import Kernel
-from tokenreward.forward.mlp import PIECES
 from tokenreward.forward.packed import PackedLayout
+from tokenreward.forward.patches import MLP_PIECES
 from tokenreward.forward.varlen import Flash, VarlenKernel
 
 LENGTH = 32_768
@@ -64,11 +64,11 @@ def test_a_row_of_32k_tokens_takes_less_than_2_gib_above_a_model_of_8b(
     layout: PackedLayout,
 ) -> None:
     at_once = peak_bytes(layout)
-    assert layout.split_mlps(PIECES["cuda"])
+    assert layout.split_mlps(MLP_PIECES["cuda"])
     in_pieces = peak_bytes(layout)
     assert in_pieces < MOST_BYTES < at_once
 
 
 def test_what_a_row_takes_grows_no_faster_than_the_row(layout: PackedLayout) -> None:
-    layout.split_mlps(PIECES["cuda"])
+    layout.split_mlps(MLP_PIECES["cuda"])
     assert peak_bytes(layout) < 4.2 * peak_bytes(layout, LENGTH // 4)

@@ -12,8 +12,8 @@ from torch import nn
 
 from fakes import oracle, tiny
 from tokenreward.contract import Needs
-from tokenreward.forward import mlp
 from tokenreward.forward.packed import PackedLayout
+from tokenreward.forward.patches import MLP_PIECES
 from tokenreward.forward.probe import choose_layout
 
 NEEDS = Needs(frozenset({1.0}))
@@ -65,7 +65,7 @@ def test_the_probe_has_the_mlps_of_a_model_in_pieces() -> None:
     model = tiny.model("llama")
     said: list[str] = []
     choose_layout(tiny.checkpoint(model), NEEDS, say=said.append)
-    assert all(layer.mlp.forward.args[1] == mlp.PIECES["cpu"] for layer in model.model.layers)
+    assert all(layer.mlp.forward.args[1] == MLP_PIECES["cpu"] for layer in model.model.layers)
     assert not [line for line in said if "MLPs" in line]
 
 

@@ -16,7 +16,7 @@ from fakes.tiny import tokenizer_of
 from tokenreward.checkpoints.checkpoint import Checkpoint, CheckpointRefused, load_checkpoint
 from tokenreward.checkpoints.reference import with_reference
 from tokenreward.contract import Model, Needs, Outputs, Row
-from tokenreward.forward import linear
+from tokenreward.forward import patches
 from tokenreward.forward.layout import LayoutChoice
 from tokenreward.forward.pair import choose_layouts
 from tokenreward.settings import DeploymentSettings
@@ -119,7 +119,7 @@ def test_tokens_computed_are_those_of_both_models() -> None:
 def test_the_reasons_and_the_largest_gap_of_both_are_told(
     gain: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tokenreward.forward.probe.faster", lambda model: gain)
+    monkeypatch.setattr("tokenreward.forward.probe.onednn_gain", lambda model: gain)
     said: list[str] = []
     verdict = choose_layouts(
         two(tiny.model("llama"), tiny.model("bloom", seed=1)), BOTH, say=said.append
@@ -146,11 +146,11 @@ def after_all(figure: str) -> str:
 
 
 def test_the_gap_told_is_that_of_the_linears_that_serve(monkeypatch: pytest.MonkeyPatch) -> None:
-    off = lambda x, weight, bias: linear.plain(x, weight, bias) * (1 + 1e-6)  # noqa: E731
-    monkeypatch.setattr("tokenreward.forward.probe.onednn", off)
+    off = lambda x, weight, bias: patches.torch_linear(x, weight, bias) * (1 + 1e-6)  # noqa: E731
+    monkeypatch.setattr("tokenreward.forward.probe.onednn_linear", off)
     gaps = {}
     for gain in (None, 2.0):
-        monkeypatch.setattr("tokenreward.forward.probe.faster", lambda model, gain=gain: gain)
+        monkeypatch.setattr("tokenreward.forward.probe.onednn_gain", lambda model, gain=gain: gain)
         verdict = probed(two(tiny.model("llama"), tiny.model("bloom", seed=1)))
         gaps[gain] = verdict.gap
     assert gaps[2.0] == gaps[None]
@@ -253,8 +253,8 @@ def test_both_compute_linears_through_one_operator_and_each_is_probed_against_it
         swapped_when_asked.append(is_swapped(model))
         return equal
 
-    monkeypatch.setattr("tokenreward.forward.probe.faster", faster)
-    monkeypatch.setattr("tokenreward.forward.pair.agrees", agrees)
+    monkeypatch.setattr("tokenreward.forward.probe.onednn_gain", faster)
+    monkeypatch.setattr("tokenreward.forward.pair.onednn_agrees", agrees)
     through = gain is not None and equal
     folder = tiny.save(tmp_path / "base")
     other = (

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tokenreward.checkpoints.checkpoint import Checkpoint, CheckpointRefused
-from tokenreward.forward.linear import Linear, plain
+from tokenreward.forward.patches import Linear, torch_linear
 from tokenreward.forward.reduction import LogSumExp, in_place, merged_tiles, reduced
 from tokenreward.forward.tiling import Tiling
 
@@ -44,7 +44,7 @@ class LanguageHead:
     bias: Tensor | None
     scale: float
     softcap: float | None
-    linear: Linear = plain
+    linear: Linear = torch_linear
     product: Product | None = None
     logsumexp: LogSumExp = in_place
 

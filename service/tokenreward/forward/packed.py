@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,11 +19,16 @@ from tokenreward.contract import Needs, Outputs, Row
 from tokenreward.forward.attention import IMPLEMENTATION, CannotPack, PackedRow, packed
 from tokenreward.forward.kernels import choose_kernel
 from tokenreward.forward.language_head import LanguageHead
-from tokenreward.forward.last_layer import LastLayer
 from tokenreward.forward.layout import Pending
-from tokenreward.forward.linear import Linear, plain, swap
-from tokenreward.forward.mlp import split_mlps
 from tokenreward.forward.packing import Packing, num_packed, pack
+from tokenreward.forward.patches import (
+    Linear,
+    patch_linears,
+    prunable_last_layer,
+    pruned,
+    split_mlps,
+    torch_linear,
+)
 from tokenreward.forward.readout import HiddenStates, Readout
 from tokenreward.forward.reduction import fastest
 from tokenreward.forward.transfer import to_device
@@ -54,13 +60,13 @@ class PackedLayout:
         checkpoint.model.set_attn_implementation(IMPLEMENTATION)
         self._num_layers = int(checkpoint.text_config.num_hidden_layers)
         self._kernel = choose_kernel(checkpoint.device, checkpoint.model.dtype, checkpoint.head_dim)
-        self._last_layer: LastLayer | None = None
+        self.last_layer: Any = None
 
     def prune_last_layer(self, yes: bool) -> bool:
         """Whether the last layer computes the wanted tokens only; False if the model has no such
         layer."""
-        self._last_layer = LastLayer.of(self._checkpoint.trunk) if yes else None
-        return self._last_layer is not None
+        self.last_layer = prunable_last_layer(self._checkpoint.trunk) if yes else None
+        return self.last_layer is not None
 
     def split_mlps(self, num_tokens: int | None) -> bool:
         """Whether MLPs take so many tokens at a time; False if the model has none. None: all at
@@ -71,9 +77,9 @@ class PackedLayout:
         """Float32 linear layers and the language head through another operator; None gives them
         back torch's own."""
         self.linear = linear
-        swap(self._checkpoint.model, linear)
+        patch_linears(self._checkpoint.model, linear)
         if self._head is not None:
-            self._head = replace(self._head, linear=plain if linear is None else linear)
+            self._head = replace(self._head, linear=linear or torch_linear)
 
     # as the passes are: compiled in another mode, it would be compiled again at the first one
     @torch.inference_mode()
@@ -139,7 +145,7 @@ class PackedLayout:
     def _trunk(self, context: PackedRow, work: Sequence[tuple[Row, Needs]]) -> HiddenStates:
         packing = context.packing
         at = np.arange(len(packing.ids))
-        if self._last_layer is not None:
+        if self.last_layer is not None:
             at = _wanted(work, packing)
             context.ends_only = not any(needs.values or needs.temperatures for _, needs in work)
         read = range(len(work)) if context.ends_only else sorted(context.wanted)
@@ -150,8 +156,8 @@ class PackedLayout:
         context.places = dict(zip(read, places, strict=True))
         with ExitStack() as stack:
             stack.enter_context(packed(context))
-            if self._last_layer is not None:
-                stack.enter_context(self._last_layer.on(kept))
+            if self.last_layer is not None:
+                stack.enter_context(pruned(self.last_layer, kept))
             output = self._checkpoint.trunk(input_ids=ids, position_ids=positions, use_cache=False)
         if context.num_calls != context.num_layers:
             raise CannotPack(

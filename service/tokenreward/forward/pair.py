@@ -18,8 +18,8 @@ from tokenreward.checkpoints.adapter import Switch
 from tokenreward.checkpoints.checkpoint import Checkpoint
 from tokenreward.contract import Model, Needs, Outputs, Row
 from tokenreward.forward.layout import Layout, LayoutChoice, Pending
-from tokenreward.forward.linear import Linear, agrees
 from tokenreward.forward.packed import PackedLayout
+from tokenreward.forward.patches import Linear, onednn_agrees
 from tokenreward.forward.probe import choose_layout
 
 Say = Callable[[str], None]
@@ -134,7 +134,7 @@ def choose_layouts(
         checkpoint.reference,
         needs["reference"],
         say=_named("reference", say),
-        through_onednn=ours is not None and agrees(checkpoint.reference.model),
+        through_onednn=ours is not None and onednn_agrees(checkpoint.reference.model),
     )
     theirs = _take_linear(second.layout)
     if ours is theirs:

@@ -31,9 +31,8 @@ from tokenreward.forward.comparison import (
     numbers,
 )
 from tokenreward.forward.layout import Layout, LayoutChoice
-from tokenreward.forward.linear import faster, onednn
-from tokenreward.forward.mlp import PIECES
 from tokenreward.forward.packed import PackedLayout
+from tokenreward.forward.patches import MLP_PIECES, onednn_gain, onednn_linear
 from tokenreward.forward.plain import PlainLayout
 
 Work = list[tuple[Row, Needs]]
@@ -85,7 +84,7 @@ def choose_layout(
         layout, known = PackedLayout(checkpoint), (work, truth, bounds)
         _quicken(layout, checkpoint, known, say=say, through_onednn=through_onednn)
         _prune(layout, checkpoint, known, say=say)
-        _split(layout, PIECES[checkpoint.device.type], known, say=say)
+        _split(layout, MLP_PIECES[checkpoint.device.type], known, say=say)
         measured = _measure(known, layout)
         say(f"packed layout: differs from the model's own forward in {measured}")
         return LayoutChoice(layout, measured, measure=partial(_measure, known))
@@ -111,10 +110,10 @@ def _quicken(
     keeps every bound."""
     if (compiled := layout.choose_logsumexp()) > 1:
         say(f"the head's logsumexp is compiled: {compiled:.2f} times as fast")
-    gain = faster(checkpoint.model) if through_onednn is None else None
+    gain = onednn_gain(checkpoint.model) if through_onednn is None else None
     if not (gain or through_onednn):
         return
-    layout.compute_linears_through(onednn)
+    layout.compute_linears_through(onednn_linear)
     found = _measure(known, layout)
     if found.is_within:
         how = f": {gain:.2f} times as fast as torch's own" if gain else ""

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tokenreward.forward.kernels import attend_alone, attend_on_cpu, choose_kernel, merged
+from tokenreward.forward.attention import choose_kernel
+from tokenreward.forward.kernels import attend_alone, attend_on_cpu, merged
 from tokenreward.forward.packing import Group
 
 GROUPS = (

@@ -14,10 +14,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fakes.live import Live
-from tokenreward.forward import reduction, tiling
-from tokenreward.forward.language_head import LanguageHead, half_product
+from tokenreward.forward import language_head, reduction
+from tokenreward.forward.language_head import (
+    MAX_WORKSPACE_BYTES,
+    LanguageHead,
+    Tiling,
+    half_product,
+)
 from tokenreward.forward.reduction import compiled, fastest, in_place, merged_tiles, reduced
-from tokenreward.forward.tiling import MAX_WORKSPACE_BYTES, Tiling
 
 TEMPERATURES, ENTROPIES = [0.7, 1.0, 3.0], [1.0, 2.0]
 CPU = torch.device("cpu")
@@ -58,8 +62,8 @@ def entropy(z: Tensor) -> Tensor:
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several tiles, the last ones incomplete, and several blocks."""
-    monkeypatch.setattr(tiling, "_TILES", {"cpu": (3, 8), "cuda": (3, 8)})
-    monkeypatch.setattr(tiling, "_BLOCK_BYTES", 7 * 16 * 4)
+    monkeypatch.setattr(language_head, "_TILES", {"cpu": (3, 8), "cuda": (3, 8)})
+    monkeypatch.setattr(language_head, "_BLOCK_BYTES", 7 * 16 * 4)
 
 
 SHAPED = [
@@ -211,7 +215,7 @@ def test_a_compiled_logsumexp_that_is_wrong_or_fails_is_not_taken(
 
 def live_bytes(of: LanguageHead, num_rows: int, monkeypatch: pytest.MonkeyPatch, tiles: str) -> int:
     """At worst, beyond what is given and found."""
-    monkeypatch.setitem(tiling._TILES, "meta", tiling._TILES[tiles])
+    monkeypatch.setitem(language_head._TILES, "meta", language_head._TILES[tiles])
     hidden = torch.empty(num_rows + 1, of.weight.shape[1], dtype=of.weight.dtype, device="meta")
     at = torch.empty(num_rows, dtype=torch.int64, device="meta")
     with torch.inference_mode(), Live() as live:
@@ -255,7 +259,7 @@ def test_the_workspace_is_bounded_whatever_the_batch(
 
 
 def test_the_watch_on_the_workspace_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(tiling._TILES, "meta", (5000, 32_000))
+    monkeypatch.setitem(language_head._TILES, "meta", (5000, 32_000))
     of = LanguageHead(torch.empty(32_000, 256, device="meta"), None, 1.0, None)
     with torch.inference_mode(), Live() as live:
         of.normalisers(torch.empty(5000, 256, device="meta"), None, [1.0], [])

@@ -15,10 +15,11 @@ from fakes.live import Live
 from tokenreward.checkpoints.checkpoint import Checkpoint
 from tokenreward.contract import Needs, Row
 from tokenreward.forward import attention_weights, packed
+from tokenreward.forward.flash import Flash
 from tokenreward.forward.kernels import Kernel
 from tokenreward.forward.packed import PackedLayout
 from tokenreward.forward.patches import MLP_PIECES
-from tokenreward.forward.varlen import Flash, VarlenKernel
+from tokenreward.forward.varlen import VarlenKernel
 
 LENGTH = 32_768
 MOST_BYTES = 2 * 2**30

@@ -6,6 +6,7 @@ The kernel itself needs a GPU; `tests/gpu` runs it there.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from itertools import pairwise
@@ -15,9 +16,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from tokenreward.forward import flash as flash_module
 from tokenreward.forward import varlen
+from tokenreward.forward.flash import Flash, find_flash, try_flash
 from tokenreward.forward.packing import Group
-from tokenreward.forward.varlen import Flash, VarlenKernel, find_flash, tried
+from tokenreward.forward.varlen import VarlenKernel
 
 CPU = torch.device("cpu")
 GROUPS = (
@@ -139,7 +142,7 @@ def as_documented(*arguments: Any, **how: Any) -> Any:
     return attended, lse.transpose(0, 1)
 
 
-as_documented.__signature__ = varlen.inspect.signature(today)  # type: ignore[attr-defined]
+as_documented.__signature__ = inspect.signature(today)  # type: ignore[attr-defined]
 
 
 def refuses_whole_rows(*arguments: Any, **how: Any) -> Any:
@@ -149,12 +152,12 @@ def refuses_whole_rows(*arguments: Any, **how: Any) -> Any:
     return today(*arguments, **how, num_splits=1)
 
 
-refuses_whole_rows.__signature__ = varlen.inspect.signature(today)  # type: ignore[attr-defined]
+refuses_whole_rows.__signature__ = inspect.signature(today)  # type: ignore[attr-defined]
 VERSIONS = (today, of_2_11, as_documented, refuses_whole_rows)
 
 
 def flash(of: Callable[..., Any] = today) -> Flash:
-    found = tried(of, "lse", CPU, torch.bfloat16, 16)
+    found = try_flash(of, "lse", CPU, torch.bfloat16, 16)
     assert found is not None
     assert found[1]
     return found[0]
@@ -203,7 +206,7 @@ def test_keys_laid_out_for_a_window_are_bounded(monkeypatch: pytest.MonkeyPatch)
         seen.append(len(k))
         return today(q, k, *more, **how)
 
-    watched.__signature__ = varlen.inspect.signature(today)  # type: ignore[attr-defined]
+    watched.__signature__ = inspect.signature(today)  # type: ignore[attr-defined]
     kernel = VarlenKernel(flash(watched))
     seen.clear()
     monkeypatch.setattr(
@@ -218,8 +221,8 @@ def test_a_kernel_plans_once_for_a_pass_and_anew_for_another(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     kernel, made = VarlenKernel(flash()), []
-    cuts = varlen.cuts
-    monkeypatch.setattr(varlen, "cuts", lambda *parts: made.append(1) or cuts(*parts))
+    to_ragged = varlen.to_ragged
+    monkeypatch.setattr(varlen, "to_ragged", lambda *parts: made.append(1) or to_ragged(*parts))
     for groups in (GROUPS, GROUPS[:2], (Group((0, 95)),), GROUPS):
         made.clear()
         tensors = qkv()
@@ -257,7 +260,7 @@ def wrong(change: Callable[..., Any]) -> Callable[..., Any]:
     def version(*arguments: Any, **how: Any) -> Any:
         return change(today, *arguments, **how)
 
-    version.__signature__ = varlen.inspect.signature(today)  # type: ignore[attr-defined]
+    version.__signature__ = inspect.signature(today)  # type: ignore[attr-defined]
     return version
 
 
@@ -298,7 +301,7 @@ def absent(of: Any, *arguments: Any, **how: Any) -> Any:
     "version", [of_2_10, unmasked, unscaled, no_normaliser, padded_normaliser, nan, absent]
 )
 def test_a_kernel_that_gives_something_else_is_not_taken(version: Any) -> None:
-    assert tried(version, "lse", CPU, torch.bfloat16, 16) is None
+    assert try_flash(version, "lse", CPU, torch.bfloat16, 16) is None
 
 
 @wrong
@@ -308,7 +311,7 @@ def window_off_by_one(of: Any, *arguments: Any, **how: Any) -> Any:
 
 
 def test_a_kernel_whose_windows_are_others_is_taken_without_them() -> None:
-    found = tried(window_off_by_one, "lse", CPU, torch.bfloat16, 16)
+    found = try_flash(window_off_by_one, "lse", CPU, torch.bfloat16, 16)
     assert found is not None
     assert not found[1]
 
@@ -319,11 +322,11 @@ def refuses_windows(*arguments: Any, **how: Any) -> Any:
     return as_documented(*arguments, **how)
 
 
-refuses_windows.__signature__ = varlen.inspect.signature(today)  # type: ignore[attr-defined]
+refuses_windows.__signature__ = inspect.signature(today)  # type: ignore[attr-defined]
 
 
 def test_a_kernel_that_raises_for_windows_is_taken_without_them() -> None:
-    found = tried(refuses_windows, "lse", CPU, torch.bfloat16, 16)
+    found = try_flash(refuses_windows, "lse", CPU, torch.bfloat16, 16)
     assert found is not None
     flash, windows = found
     assert not windows
@@ -338,14 +341,14 @@ def test_heads_and_devices_that_flash_attention_does_not_serve(
     monkeypatch: pytest.MonkeyPatch, head_dim: int, capability: tuple[int, int]
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    monkeypatch.setattr(varlen, "tried", lambda *arguments: pytest.fail("was tried"))
+    monkeypatch.setattr(flash_module, "try_flash", lambda *arguments: pytest.fail("was tried"))
     assert find_flash(torch.device("cuda"), torch.bfloat16, head_dim) is None
 
 
 def test_torchs_own_kernel_is_what_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.setattr(varlen, "tried", lambda *arguments: asked.append(arguments))
+    monkeypatch.setattr(flash_module, "try_flash", lambda *arguments: asked.append(arguments))
     assert find_flash(torch.device("cuda"), torch.bfloat16, 128) is None
     ((of, aux, *more),) = asked
     assert of is torch.nn.attention.varlen.varlen_attn

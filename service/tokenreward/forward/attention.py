@@ -1,10 +1,10 @@
-"""Attention over one row of packed segments, and readings of the last layer's, through
-transformers' AttentionInterface.
+"""Attention over packed segments, registered in transformers' AttentionInterface, and the readings
+of the last layer's weights.
 
-The function registered here honours only what models pass it (scaling, grouped k/v heads,
+The function registered here honours only what models pass to it (scaling, grouped k/v heads,
 `sliding_window`, `softcap`, sinks as `s_aux`), so no architecture is known by name. No mask
-function is registered for it, on purpose: transformers then builds none, and segments keep to
-themselves. It knows no tokens and no heads of the model.
+function is registered for it, on purpose: transformers then builds no mask, and each segment
+attends to itself alone. This module knows no token ids and no heads of the model.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from transformers import AttentionInterface
 
 from tokenreward.contract import Reading, Row
 from tokenreward.forward.attention_weights import Bias, blocks, mix, read
-from tokenreward.forward.kernels import QKV, Kernel
+from tokenreward.forward.flash import find_flash
+from tokenreward.forward.kernels import QKV, Kernel, attend_alone, attend_on_cpu
 from tokenreward.forward.packing import Group, Packing
+from tokenreward.forward.varlen import VarlenKernel
 
 IMPLEMENTATION = "tokenreward_segments"
 
@@ -33,19 +35,26 @@ class CannotPack(RuntimeError):
 
 @dataclass(slots=True, eq=False)
 class PackedRow:
-    """A packed sequence while it runs, and what was captured of it.
+    """A packed sequence while the model runs over it, and what was read of its attention.
 
-    `wanted[i]`: what is to be read of row i's attention in the last layer. `found[i]`: those
-    readings, float32. `ends_only`: of the last layer, nothing is needed but what the last token of
-    each row attends to. `places[i]`: those of row i, on the device; of the rows in `wanted`, or of
-    all if `ends_only`. `num_calls`: how many layers came by.
+    Attributes:
+        packing: Where the tokens of each row are.
+        kernel: The attention kernel.
+        num_layers: Layers of the model, by which the last one is recognised.
+        wanted: For some rows, by their number: the row, and the readings that are wanted of its
+            attention in the last layer.
+        readings: The readings [n] of these rows, float32. The last layer fills them in.
+        ends_only: Whether nobody reads the last layer's output but at the last token of each row.
+        places: For some rows, the places of their tokens, on the device: for every row if
+            `ends_only`, else for the rows of `wanted`.
+        num_calls: How many layers have come by.
     """
 
     packing: Packing
     kernel: Kernel
     num_layers: int
     wanted: Mapping[int, tuple[Row, frozenset[Reading]]] = field(default_factory=dict)
-    found: dict[int, dict[Reading, Tensor]] = field(default_factory=dict)
+    readings: dict[int, dict[Reading, Tensor]] = field(default_factory=dict)
     ends_only: bool = False
     places: Mapping[int, Tensor] = field(default_factory=dict)
     num_calls: int = 0
@@ -55,13 +64,31 @@ _current: ContextVar[PackedRow | None] = ContextVar("tokenreward_packed_row", de
 
 
 @contextmanager
-def packed(row: PackedRow) -> Iterator[PackedRow]:
+def attending(row: PackedRow) -> Iterator[None]:
     """Within it, models that run under `IMPLEMENTATION` attend by the segments of `row`."""
     token = _current.set(row)
     try:
-        yield row
+        yield
     finally:
         _current.reset(token)
+
+
+def choose_kernel(device: torch.device, dtype: torch.dtype, head_dim: int | None) -> Kernel:
+    """The attention kernel for a device, a dtype and a head.
+
+    Args:
+        device: Where the model is.
+        dtype: The model's.
+        head_dim: Size of an attention head; None if queries and values differ in size.
+    """
+    if device.type == "cpu":
+        return Kernel(attend_on_cpu, shares=True)
+    if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16) and head_dim is not None:
+        choice = find_flash(device, dtype, head_dim)
+        if choice is not None:
+            flash, windows = choice
+            return Kernel(VarlenKernel(flash), shares=True, windows=windows)
+    return Kernel(attend_alone, shares=False)
 
 
 def segments_attention(
@@ -72,70 +99,77 @@ def segments_attention(
     attention_mask: Tensor | None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention of each row on itself: query [1, heads, n, d], key and value [1, kv_heads,
-    n, d] give [1, n, heads, d].
+    """Causal attention of each row of the current `PackedRow` on itself.
 
-    Raises CannotPack for a mask, a bias or a non-causal layer, which would be dropped silently
-    otherwise.
+    Args:
+        module: The attention layer that asks.
+        query: [1, heads, n, d].
+        key: [1, kv_heads, n, d].
+        value: [1, kv_heads, n, d].
+        attention_mask: Must be None.
+        **kwargs: What else the layer passes.
+
+    Returns:
+        Attended [1, n, heads, d], and no map of weights.
+
+    Raises:
+        CannotPack: The layer passes a mask or a bias, or is not causal. Each of these would
+            silently be dropped otherwise.
     """
     row = _current.get()
     is_causal = kwargs.get("is_causal")
-    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    if (
-        row is None
-        or attention_mask is not None
-        or kwargs.get("position_bias") is not None
-        or not causal
-    ):
+    if is_causal is None:
+        is_causal = getattr(module, "is_causal", True)
+    has_bias = attention_mask is not None or kwargs.get("position_bias") is not None
+    if row is None or has_bias or not is_causal:
         raise CannotPack(
             f"{type(module).__name__} wants a mask, a position bias or two-way attention"
         )
+    scaling = kwargs.get("scaling")
+    if scaling is None:
+        scaling = query.shape[-1] ** -0.5
     bias = Bias(
-        scaling=kwargs["scaling"] if kwargs.get("scaling") is not None else query.shape[-1] ** -0.5,
+        scaling=scaling,
         window=kwargs.get("sliding_window"),
         softcap=kwargs.get("softcap"),
         sinks=kwargs.get("s_aux"),
     )
     row.num_calls += 1
     is_last = row.num_calls == row.num_layers
+    shape = query.shape[2], query.shape[1], value.shape[-1]
     if is_last and row.ends_only:
-        output = query.new_zeros(query.shape[2], query.shape[1], value.shape[-1])
-        _attend_at_ends((query, key, value), row, bias, output)
+        output = query.new_zeros(shape)
+        for places in row.places.values():
+            _attend_range((query, key, value), places[-1:], places, bias, output)
     else:
-        output = query.new_empty(query.shape[2], query.shape[1], value.shape[-1])
+        output = query.new_empty(shape)
         _attend((query, key, value), row, bias, output)
     if is_last:
-        for index, (of, readings) in row.wanted.items():
+        for index, (of, wanted) in row.wanted.items():
             places = row.places[index]
-            row.found[index] = read(query[0][:, places], key[0][:, places], bias, of, readings)
+            q, k = query[0][:, places], key[0][:, places]
+            row.readings[index] = read(q, k, bias, of, wanted)
     return output[None], None
 
 
 def _attend(qkv: QKV, row: PackedRow, bias: Bias, out: Tensor) -> None:
-    """Every token of every group; what no kernel shapes goes in blocks."""
+    """Every token of every group, in blocks where the kernel cannot shape the scores so."""
     groups = row.packing.groups
     if row.kernel.windows and bias.softcap is None and bias.sinks is None:
         row.kernel.attend(qkv, groups, bias.scaling, out, window=bias.window)
         return
-    by_kernel = [group for group in groups if not bias.shapes(group.longest)]
-    if by_kernel:
-        row.kernel.attend(
-            qkv, groups if len(by_kernel) == len(groups) else by_kernel, bias.scaling, out
-        )
-    for group in groups:
-        if bias.shapes(group.longest):
-            _attend_in_blocks(qkv, group, bias, out)
-
-
-def _attend_at_ends(qkv: QKV, row: PackedRow, bias: Bias, out: Tensor) -> None:
-    """The last token of each row alone."""
-    for at in row.places.values():
-        _attend_range(qkv, at[-1:], at, bias, out)
+    in_blocks = [group for group in groups if bias.shapes(group.longest)]
+    if not in_blocks:
+        row.kernel.attend(qkv, groups, bias.scaling, out)  # the same object: a kernel plans by it
+    elif len(in_blocks) < len(groups):
+        by_kernel = [group for group in groups if not bias.shapes(group.longest)]
+        row.kernel.attend(qkv, by_kernel, bias.scaling, out)
+    for group in in_blocks:
+        _attend_in_blocks(qkv, group, bias, out)
 
 
 def _attend_in_blocks(qkv: QKV, group: Group, bias: Bias, out: Tensor) -> None:
-    """Attention of one group in float32 blocks of queries, for scores that no kernel shapes; never
-    a [n, n] map."""
+    """Attention of one group in float32 blocks of queries; never a map [n, n]."""
     prompt = torch.arange(*group.prompt, device=out.device)
     _attend_range(qkv, prompt, prompt, bias, out)
     for response in group.responses:
@@ -144,7 +178,7 @@ def _attend_in_blocks(qkv: QKV, group: Group, bias: Bias, out: Tensor) -> None:
 
 
 def _attend_range(qkv: QKV, queries: Tensor, keys: Tensor, bias: Bias, out: Tensor) -> None:
-    """Of places: the queries are the last of the keys."""
+    """Attention of the queries at some places, which are the last of the places of the keys."""
     q = qkv[0][:, :, queries].float()
     k, v = (tensor[:, :, keys].float() for tensor in qkv[1:])
     mixed = [

@@ -1,8 +1,9 @@
-"""Attention kernels for packed groups: each range on itself, causally, and a group's responses on
-their prompt; the two halves of a response's attention are merged by their logsumexp (Juravsky et
-al. 2024, "Hydragen", 2402.05099).
+"""Attention kernels for packed groups, where scale and causality are all that shapes the scores.
 
-It knows ranges and tensors; scores that no kernel shapes (soft-cap, sinks) are not its business.
+A kernel attends each range of a group on itself, causally, and the responses of a group on their
+prompt. The two halves of a response's attention are merged by their logsumexps (Juravsky et al.
+2024, "Hydragen", 2402.05099). This module knows ranges and tensors. Scores that a soft-cap or sinks
+shape go another way (`attention_weights`).
 """
 
 from __future__ import annotations
@@ -18,15 +19,21 @@ from tokenreward.forward.packing import Group, Range
 
 QKV = tuple[Tensor, Tensor, Tensor]  # queries [1, heads, n, d], keys and values [1, kv_heads, n, d]
 
-# (qkv, groups, scale, out): writes what was attended, out [n, heads, d], to the places of the
-# groups.
+# (qkv, groups, scale, out): writes the attended values, out [n, heads, d], at the places of the
+# groups, and nowhere else.
 Attend = Callable[..., None]
 
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """`shares`: groups may have responses; without it, whole rows only. `windows`: `attend` also
-    takes `window`, how many tokens each may see, itself included, or None."""
+    """An attention kernel and what it can do.
+
+    Attributes:
+        attend: The kernel.
+        shares: Whether groups may have responses; without it, whole rows only.
+        windows: Whether `attend` also takes `window`: how many tokens each token may see, itself
+            included, or None.
+    """
 
     attend: Attend
     shares: bool
@@ -34,67 +41,64 @@ class Kernel:
 
 
 def merged(own: Tensor, own_lse: Tensor, prompt: Tensor, prompt_lse: Tensor) -> Tensor:
-    """Softmax attention over two sets of keys, from that over each. Attended [..., d], logsumexps
-    [...] in float32."""
+    """Softmax attention over two sets of keys, from the attention over each set alone.
+
+    With s = sigmoid(prompt_lse - own_lse), the share of the prompt's keys in the joint softmax:
+    s * prompt + (1 - s) * own.
+
+    Args:
+        own: Attended over the first set, [..., d].
+        own_lse: logsumexp of its scores, [...], float32.
+        prompt: Attended over the second set, [..., d].
+        prompt_lse: logsumexp of its scores, [...], float32.
+    """
     share = torch.sigmoid(prompt_lse - own_lse)[..., None]
-    # Float32 by promotion within the operators: half-precision tensors are not written out as
-    # float32 first.
+    # The operators compute in float32 by promotion, so half-precision tensors are not written out
+    # as float32 first.
     return torch.addcmul(prompt * share, own, 1 - share, out=torch.empty_like(own))
 
 
 def attend_on_cpu(qkv: QKV, groups: Sequence[Group], scale: float, out: Tensor) -> None:
-    """One fused call per range."""
+    """A kernel with one fused call per range."""
     for group in groups:
         start, stop = group.prompt
         out[start:stop] = _flash(qkv, group.prompt, group.prompt, scale)[0]
         if not group.responses:
             continue
-        queries = first, _ = group.responses[0][0], group.responses[-1][1]
-        prompt, prompt_lse = _flash(qkv, queries, group.prompt, scale)
+        # All responses of a group meet its prompt in one call: they follow one another.
+        first, last = group.responses[0][0], group.responses[-1][1]
+        prompt, prompt_lse = _flash(qkv, (first, last), group.prompt, scale)
         for start, stop in group.responses:
             own, own_lse = _flash(qkv, (start, stop), (start, stop), scale)
-            half = slice(start - first, stop - first)
-            out[start:stop] = merged(own, own_lse, prompt[half], prompt_lse[half])
+            part = slice(start - first, stop - first)
+            out[start:stop] = merged(own, own_lse, prompt[part], prompt_lse[part])
 
 
 def _flash(qkv: QKV, queries: Range, keys: Range, scale: float) -> tuple[Tensor, Tensor]:
-    """Attended [m, heads, d] and lse [m, heads] of a range of queries; causal on itself, all of it
-    on another range."""
-    q, k, v = (
-        tensor[:, :, slice(*part)] for tensor, part in zip(qkv, (queries, keys, keys), strict=True)
-    )
+    """Attended [m, heads, d] and logsumexps [m, heads] of a range of queries.
+
+    A range is causal on itself; on another range, it attends to all of it.
+    """
+    ranges = (queries, keys, keys)
+    q, k, v = (tensor[:, :, slice(*part)] for tensor, part in zip(qkv, ranges, strict=True))
     flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     attended, lse = flash(q, k, v, 0.0, queries == keys, scale=scale)
     return attended[0].transpose(0, 1), lse[0].transpose(0, 1)
 
 
 def attend_alone(qkv: QKV, groups: Sequence[Group], scale: float, out: Tensor) -> None:
-    """Whole rows only, through torch's own choice of kernel: wherever no kernel with a logsumexp is
-    at hand."""
+    """A kernel for whole rows only, through torch's own choice.
+
+    It serves where no kernel gives a logsumexp, by which responses could be merged with a prompt.
+    """
     for group in groups:
         start, stop = group.prompt
         q, k, v = (tensor[0, :, start:stop] for tensor in qkv)
-        # Of torch's fused kernels the one for float32 on a GPU does not know grouped heads, and
-        # without it there is a map [heads, n, n]. So each key head is a batch of its own, seen by
-        # its queries' heads without being repeated.
+        # Of torch's fused kernels, the one for float32 on a GPU does not know grouped heads, and
+        # without a fused kernel there is a map [heads, n, n]. So each key head is a batch of its
+        # own, which the heads of its queries see without a copy of it.
         q = q.view(k.shape[0], q.shape[0] // k.shape[0], *q.shape[1:])
         k, v = (tensor[:, None].expand(-1, q.shape[1], -1, -1) for tensor in (k, v))
-        attended = functional.scaled_dot_product_attention(
-            q, k, v, is_causal=True, scale=scale
-        ).permute(2, 0, 1, 3)
+        sdpa = functional.scaled_dot_product_attention
+        attended = sdpa(q, k, v, is_causal=True, scale=scale).permute(2, 0, 1, 3)
         out[start:stop].view(attended.shape).copy_(attended)
-
-
-def choose_kernel(device: torch.device, dtype: torch.dtype, head_dim: int | None) -> Kernel:
-    """The kernel for a device, a dtype and a head; None for heads of which queries and values
-    differ in size."""
-    if device.type == "cpu":
-        return Kernel(attend_on_cpu, shares=True)
-    if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16) and head_dim is not None:
-        from tokenreward.forward.varlen import VarlenKernel, find_flash
-
-        found = find_flash(device, dtype, head_dim)
-        if found is not None:
-            flash, windows = found
-            return Kernel(VarlenKernel(flash), shares=True, windows=windows)
-    return Kernel(attend_alone, shares=False)

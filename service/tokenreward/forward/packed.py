@@ -16,8 +16,13 @@ import torch
 
 from tokenreward.checkpoints.checkpoint import Checkpoint
 from tokenreward.contract import Needs, Outputs, Row
-from tokenreward.forward.attention import IMPLEMENTATION, CannotPack, PackedRow, packed
-from tokenreward.forward.kernels import choose_kernel
+from tokenreward.forward.attention import (
+    IMPLEMENTATION,
+    CannotPack,
+    PackedRow,
+    attending,
+    choose_kernel,
+)
 from tokenreward.forward.language_head import LanguageHead
 from tokenreward.forward.layout import Pending
 from tokenreward.forward.packing import Packing, num_packed, pack
@@ -134,7 +139,7 @@ class PackedLayout:
         context = PackedRow(packing, self._kernel, self._num_layers, readings)
         hidden = self._trunk(context, requests)
         readout = Readout(requests)
-        readout.add_attention(context.found)
+        readout.add_attention(context.readings)
         if self._head is not None:
             readout.add_logits(self._head, hidden)
         if any(needs.values or needs.pooled for _, needs in requests):
@@ -155,7 +160,7 @@ class PackedLayout:
         )
         context.places = dict(zip(read, places, strict=True))
         with ExitStack() as stack:
-            stack.enter_context(packed(context))
+            stack.enter_context(attending(context))
             if self.last_layer is not None:
                 stack.enter_context(pruned(self.last_layer, kept))
             output = self._checkpoint.trunk(input_ids=ids, position_ids=positions, use_cache=False)

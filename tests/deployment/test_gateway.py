@@ -27,9 +27,7 @@ class Handle:
 
 
 def replicas(handle: Handle) -> Replicas:
-    replicas = Replicas(["lm"])
-    replicas._handles["lm"] = handle  # type: ignore[assignment]
-    return replicas
+    return Replicas(["lm"], handle_of={"lm": handle}.__getitem__)
 
 
 @pytest.mark.parametrize(

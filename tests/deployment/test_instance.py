@@ -1,14 +1,24 @@
-"""What the console is told while the service starts, from what Ray says of it."""
+"""What the console says while the service starts, from the statuses that Ray reports."""
 
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.serve.schema import (
+    ApplicationStatus,
+    ApplicationStatusOverview,
+    DeploymentStatus,
+    DeploymentStatusOverview,
+    DeploymentStatusTrigger,
+)
 
-from tokenreward.deployment.instance import Progress, StartFailed, reason, refuse_taken_port
+from tokenreward.deployment import instance
+from tokenreward.deployment.instance import StartFailed, StartMonitor, reason, refuse_taken_port
 
 TRACE = """A replica failed to start with exception. Retrying 2 more time(s). Error:
 \x1b[36mray::ServeReplica:lm:Replica.initialize_and_get_metadata()\x1b[39m (pid=1)
@@ -21,10 +31,30 @@ tokenreward.checkpoints.checkpoint.CheckpointRefused: no such checkpoint: /nowhe
 Try another one."""
 
 
-def application(status: str, message: str = "") -> Any:
-    return SimpleNamespace(
-        status=status, message="", deployments={"Replica": SimpleNamespace(message=message)}
+SLOW = """Deployment 'Replica' in application 'lm' has 1 replicas that have taken more than 30s to \
+initialize. This may be caused by a slow __init__ or reconfigure method."""
+
+
+def application(
+    status: str, message: str = "", *, deployment: str = "UPDATING"
+) -> ApplicationStatusOverview:
+    """An application of that status, whose only deployment has the message."""
+    replica = DeploymentStatusOverview(
+        DeploymentStatus(deployment), DeploymentStatusTrigger("UNSPECIFIED"), {}, message
     )
+    return ApplicationStatusOverview(ApplicationStatus(status), "", 0.0, {"Replica": replica})
+
+
+RUNNING = application("RUNNING", deployment="HEALTHY")
+DEPLOYING = application("DEPLOYING")
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The time that the monitor reads: `clock.now` in seconds."""
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(instance.time, "monotonic", lambda: clock.now)
+    return clock
 
 
 def test_reason_is_the_exception_alone_with_all_its_lines() -> None:
@@ -33,27 +63,86 @@ def test_reason_is_the_exception_alone_with_all_its_lines() -> None:
     assert reason("") == "it failed to start"
 
 
-def test_progress_says_each_deployment_once_and_ends_when_all_run() -> None:
-    said: list[str] = []
-    progress = Progress(said.append, {"lm": 1, "rm": 2})
-    assert not progress.update({})
-    assert not progress.update({"lm": application("DEPLOYING"), "rm": application("DEPLOYING")})
+def test_monitor_says_each_deployment_once_and_ends_when_all_run() -> None:
+    lines: list[str] = []
+    monitor = StartMonitor(lines.append, ["lm", "rm"])
+    assert not monitor.update({})
+    assert not monitor.update({"lm": DEPLOYING, "rm": DEPLOYING})
     for _ in range(2):
-        assert not progress.update({"lm": application("RUNNING"), "rm": application("DEPLOYING")})
-    assert progress.update({"lm": application("RUNNING"), "rm": application("RUNNING")})
-    assert [line.split(" after")[0] for line in said] == ["lm: ready", "rm: ready"]
+        assert not monitor.update({"lm": RUNNING, "rm": DEPLOYING})
+    assert monitor.update({"lm": RUNNING, "rm": RUNNING})
+    assert [line.split(" after")[0] for line in lines] == ["lm: ready", "rm: ready"]
 
 
-def test_first_failure_of_a_replica_ends_the_start_with_its_reason() -> None:
-    progress = Progress(lambda _: None, {"lm": 1})
+def test_monitor_says_every_few_seconds_what_is_loading_and_the_gateway_last(clock: Any) -> None:
+    lines: list[str] = []
+    monitor = StartMonitor(lines.append, ["lm", "rm"])
+    for clock.now, statuses in (
+        (104.0, {"lm": DEPLOYING, "rm": DEPLOYING, "Gateway": DEPLOYING}),
+        (106.0, {"lm": DEPLOYING, "rm": DEPLOYING, "Gateway": DEPLOYING}),
+        (112.0, {"lm": RUNNING, "rm": DEPLOYING, "Gateway": DEPLOYING}),
+        (118.0, {"lm": RUNNING, "rm": RUNNING, "Gateway": DEPLOYING}),
+    ):
+        assert not monitor.update(statuses)
+    assert lines == [
+        "loading lm, rm: 6.0 s",
+        "lm: ready after 12.0 s",
+        "loading rm: 12.0 s",
+        "rm: ready after 18.0 s",
+        "loading the gateway: 18.0 s",
+    ]
+
+
+@pytest.mark.parametrize("status", ["DEPLOY_FAILED", "UNHEALTHY"])
+@pytest.mark.parametrize("of_application", ["DEPLOYING", "DEPLOY_FAILED"])
+def test_a_deployment_that_ray_gives_up_ends_the_start_with_its_reason(
+    status: str, of_application: str
+) -> None:
+    failed = application(of_application, TRACE, deployment=status)
     with pytest.raises(StartFailed, match=r"^lm: CheckpointRefused: no such checkpoint"):
-        progress.update({"lm": application("DEPLOYING", TRACE)})
+        StartMonitor(lambda _: None, ["lm"]).update({"lm": failed})
 
 
-def test_application_that_cannot_be_built_ends_the_start_too() -> None:
-    failed = SimpleNamespace(status="DEPLOY_FAILED", message="no module named x", deployments={})
+def test_an_application_that_cannot_be_built_ends_the_start_too() -> None:
+    failed = ApplicationStatusOverview(
+        ApplicationStatus.DEPLOY_FAILED, "no module named x", 0.0, deployments={}
+    )
     with pytest.raises(StartFailed, match="lm: no module named x"):
-        Progress(lambda _: None, {"lm": 1}).update({"lm": failed})
+        StartMonitor(lambda _: None, ["lm"]).update({"lm": failed})
+
+
+@pytest.mark.parametrize("message", [SLOW, "Error", "2 replicas wait: no ErrorBudget node yet"])
+def test_a_message_ends_no_start_whatever_words_are_in_it(clock: Any, message: str) -> None:
+    lines: list[str] = []
+    monitor = StartMonitor(lines.append, ["lm"])
+    assert not monitor.update({"lm": application("DEPLOYING", message)})
+    clock.now += 6
+    assert not monitor.update({"lm": application("DEPLOYING", message)})
+    assert lines == ["loading lm: 6.0 s", f"lm: {message}"]
+    assert monitor.update({"lm": application("RUNNING", message, deployment="HEALTHY")})
+
+
+def test_each_failure_of_one_replica_among_several_is_said_once(clock: Any) -> None:
+    lines: list[str] = []
+    monitor = StartMonitor(lines.append, ["lm"])
+    for message in (TRACE, TRACE, TRACE.replace("/nowhere", "/elsewhere")):
+        clock.now += 6
+        assert not monitor.update({"lm": application("DEPLOYING", message)})
+    assert [line.partition("checkpoint: ")[2] for line in lines if "Refused" in line] == [
+        "/nowhere Try another one.",
+        "/elsewhere Try another one.",
+    ]
+
+
+def test_ray_gives_a_replica_of_ours_one_try() -> None:
+    code = (
+        "from tokenreward.deployment.instance import set_ray_environment; set_ray_environment();"
+        "from ray.serve._private import constants as ray; print(ray.MAX_PER_REPLICA_RETRY_COUNT)"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert process.stdout.strip() == "1"
 
 
 def test_taken_port_is_refused_and_a_free_one_is_not() -> None:

@@ -68,8 +68,8 @@ def test_the_modes_that_the_file_is_for_are_on() -> None:
 
 def test_serve_on_one_machine_leaves_them_as_they_are() -> None:
     code = (
-        "from tokenreward.deployment.instance import close_ray; import os, json; close_ray();"
-        "print(json.dumps(dict(os.environ)))"
+        "from tokenreward.deployment.instance import set_ray_environment; import os, json;"
+        "set_ray_environment(); print(json.dumps(dict(os.environ)))"
     )
     how = {"env": {**os.environ, **ENVIRONMENT}, "capture_output": True, "check": True}
     started = subprocess.run([sys.executable, "-c", code], **how)  # type: ignore[call-overload]

@@ -51,9 +51,9 @@ def replica(this_process: None, language_model: Path) -> Any:
 @pytest.mark.parametrize(("num_cpus", "threads"), [(0.5, 1), (1, 1), (1.5, 1), (2, 2), (2.5, 2)])
 def test_torch_gets_as_many_threads_as_the_replica_has_cpus(num_cpus: float, threads: int) -> None:
     code = (
-        "import sys; from tokenreward.deployment.process import compute_on; assert 'torch' not in "
-        "sys.modules;"
-        f"compute_on({num_cpus}); import torch; print(torch.get_num_threads())"
+        "import sys; from tokenreward.deployment.process import limit_threads;"
+        "assert 'torch' not in sys.modules;"
+        f"limit_threads({num_cpus}); import torch; print(torch.get_num_threads())"
     )
     wrong = {**os.environ, "OMP_NUM_THREADS": "7"}
     done = subprocess.run(
@@ -65,7 +65,7 @@ def test_torch_gets_as_many_threads_as_the_replica_has_cpus(num_cpus: float, thr
 
 
 def test_turns_are_short_and_searches_for_garbage_rare(this_process: None) -> None:
-    process.be_responsive()
+    process.tune_interpreter()
     assert sys.getswitchinterval() < 0.001
     assert gc.get_threshold()[0] >= 10_000
 
@@ -78,7 +78,7 @@ async def test_replaced_weights_are_freed_although_they_were_frozen(
     frozen = gc.get_freeze_count()
     assert frozen > 100_000
     for version in versions[1:]:
-        old = replica._slot.engine
+        old = replica.slot.engine
         await old.score(
             parse(
                 RewardsRequest,

@@ -1,4 +1,7 @@
-"""`tokenreward serve`: the whole service on this machine, until Ctrl-C."""
+"""`tokenreward serve`: the whole service on this machine, until Ctrl-C.
+
+It knows how to start, to say what to try, and to stop. What runs is `tokenreward.deployment`'s.
+"""
 
 from __future__ import annotations
 
@@ -39,9 +42,9 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serve until told to stop; 1 if it could not start or died."""
+    """Serve until a signal stops it; 1 if it could not start or died."""
     try:
-        settings = settings_of(args)
+        settings = _settings(args)
         read_api_keys(settings.api_keys_file)
     except SettingsError as error:
         return _fail(str(error))
@@ -53,43 +56,57 @@ def run(args: argparse.Namespace) -> int:
     except StartFailed as error:
         return _fail(str(error))
     instance = Instance(settings, _say)
-    on_stop_signal(lambda: _leave(instance.stop, 0))
+    on_stop_signal(lambda: _stop_and_exit(instance.stop, 0))
     try:
         instance.connect()
         claim_signals()
         instance.deploy()
         _say(f"ready {internal_url(settings)}")
-        _say(f"try: {curl(settings)}")
+        _say(f"try: {example_command(settings, internal_url(settings))}")
         instance.watch()
         _fail("Ray died; the service is down")
     except StartFailed as error:
         _fail(str(error))
     _say(f"logs are kept in {instance.logs}")
-    return _leave(partial(instance.stop, keep_logs=True), 1)
+    return _stop_and_exit(partial(instance.stop, keep_logs=True), 1)
 
 
-def settings_of(args: argparse.Namespace) -> Settings:
-    """The config's settings, or the demo's, with the command line's over them. Raises
-    SettingsError."""
-    settings = demo_settings() if args.config is None else load_settings(args.config)
-    given = {name: getattr(args, name, None) for name in ("host", "port")}
-    changed = {name: value for name, value in given.items() if value is not None}
-    return parse_settings({**settings.model_dump(), **changed}) if changed else settings
+def example_command(settings: Settings, url: str) -> str:
+    """A shell command that scores something with the first scorer.
+
+    With API keys, the first one goes to curl through a pipe: it is in no list of processes and in
+    no shell's history. A key is the first run of printable ASCII in the file, since the file holds
+    nothing else but white space and maybe a byte order mark. `grep -a -o` finds it whatever ends
+    the lines.
+
+    Args:
+        settings: What is served, on the keys of which file.
+        url: The address of the service.
+    """
+    scorer = settings.deployments[0].scorers[0].served_name
+    body = json.dumps({"scorer": scorer, "items": [_example(settings)]})
+    request = f"-H 'Content-Type: application/json' -d {shlex.quote(body)}"
+    if settings.api_keys_file is None:
+        return f"curl {url}/v1/rewards {request}"
+    file = shlex.quote(str(settings.api_keys_file))
+    first_key = f"LC_ALL=C grep -a -o '[[:graph:]]*' < {file} | head -n 1"
+    header = "sed 's/^/Authorization: Bearer /'"
+    return f"{first_key} | {header} | curl {url}/v1/rewards -H @- {request}"
 
 
 def on_stop_signal(stop: Callable[[], object]) -> None:
-    """Calls `stop` on its own thread at the first SIGINT or SIGTERM.
+    """Calls `stop` on a thread of its own at the first SIGINT or SIGTERM.
 
-    A thread at the end of a pipe hears of a signal at once, also while the main thread is deep in
+    A thread at the end of a pipe hears of a signal at once, even while the main thread is deep in
     Ray's C++ code, and no KeyboardInterrupt is raised anywhere.
     """
-    listening, told = os.pipe()
-    os.set_blocking(told, False)
-    signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
     claim_signals()
 
     def wait() -> None:
-        while os.read(listening, 1)[0] not in (signal.SIGINT, signal.SIGTERM):
+        while os.read(read_end, 1)[0] not in (signal.SIGINT, signal.SIGTERM):
             pass
         stop()
 
@@ -97,31 +114,24 @@ def on_stop_signal(stop: Callable[[], object]) -> None:
 
 
 def claim_signals() -> None:
-    """Have Python's own C handler take the signals, which wakes the thread; the Python handler has
-    nothing to do."""
+    """Has Python's own C handler take the signals, which wakes the thread of `on_stop_signal`.
+
+    The Python handler has nothing left to do.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
 
 
-def curl(settings: Settings) -> str:
-    """A command line that scores something with the first scorer, as it stands."""
-    from tokenreward.deployment.plan import internal_url
-
-    scorer = settings.deployments[0].scorers[0].served_name
-    key = (
-        ""
-        if settings.api_keys_file is None
-        else f' -H "Authorization: Bearer $(head -n1 {settings.api_keys_file})"'
-    )
-    body = json.dumps({"scorer": scorer, "items": [_example(settings)]})
-    return (
-        f"curl {internal_url(settings)}/v1/rewards{key} -H 'Content-Type: application/json' -d "
-        f"{shlex.quote(body)}"
-    )
+def _settings(args: argparse.Namespace) -> Settings:
+    """The settings of the config, or of the demo; `--host` and `--port` override them."""
+    settings = demo_settings() if args.config is None else load_settings(args.config)
+    overrides = {"host": args.host, "port": args.port}
+    overrides = {name: value for name, value in overrides.items() if value is not None}
+    return parse_settings({**settings.model_dump(), **overrides})
 
 
 def _example(settings: Settings) -> dict[str, Any]:
-    """Something to score: for the embedded models, a response from their world that gets a fact
+    """An item to score. For the embedded models it is a response from their world that gets a fact
     wrong."""
     if not settings.deployments[0].checkpoint.startswith("demo:"):
         return {"prompt": "2 + 2 =", "response": " 4."}
@@ -131,14 +141,16 @@ def _example(settings: Settings) -> dict[str, Any]:
     return {"prompt": [{"role": "user", "content": pair.prompt}], "response": pair.corrupted}
 
 
-def _leave(stop: Callable[[], None], code: int) -> int:
+def _stop_and_exit(stop: Callable[[], None], code: int) -> int:
+    """Ends the process, without Ray's exit hooks: they would wait for processes that are gone."""
     sys.stdout.flush()
     sys.stderr.flush()
-    silence = os.open(os.devnull, os.O_WRONLY)
-    for descriptor in (1, 2):  # Ray's C++ threads write there of processes that are gone
-        os.dup2(silence, descriptor)
+    # Ray's C++ threads complain on stdout and stderr of the processes that `stop` kills.
+    null = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        os.dup2(null, descriptor)
     stop()
-    os._exit(code)  # Ray's exit hooks would wait for them
+    os._exit(code)
 
 
 def _say(line: str) -> None:

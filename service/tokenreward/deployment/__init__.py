@@ -1,9 +1,9 @@
-"""Everything that knows Ray: applications built from settings, and the private Ray instance that
+"""The only room that knows Ray: applications made from settings, and the private Ray instance that
 `serve` runs them on.
 
-The two functions here are what Ray imports by name (`tokenreward.deployment:build_replica`).
-Importing this package loads no Ray, because Ray reads its environment when it is first imported and
-`serve` must set that before.
+Ray imports the two functions here by name (`tokenreward.deployment:build_replica`). Importing this
+package loads no Ray: Ray reads its environment when it is first imported, and `serve` sets it
+before.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def build_replica(args: dict[str, Any]) -> Application:
-    """The application of one deployment; checkpoint and version come with `user_config`."""
+    """The application of one deployment; its checkpoint and version come with `user_config`."""
     from tokenreward.deployment.replica import Replica
 
     return Replica.bind(args)  # type: ignore[attr-defined]

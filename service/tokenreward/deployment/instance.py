@@ -1,9 +1,9 @@
 """A private Ray instance for `tokenreward serve`: closed to the network, watched while it starts,
-gone when it stops.
+and gone when it stops.
 
-Everything HTTP listens on loopback, or on the host that the operator asked for; Ray's own gRPC
-ports refuse callers without this run's token. It never attaches to a cluster that is already there.
-It knows no scorers.
+All HTTP listens on loopback, or on the host that the operator named. Ray's own gRPC ports refuse
+callers that lack this run's random token. The instance never attaches to a cluster that is already
+there. It knows no scorers.
 """
 
 from __future__ import annotations
@@ -17,21 +17,24 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import psutil
 
 from tokenreward.deployment.plan import needed_cpus, serve_config
 from tokenreward.settings import Settings
 
-Say = Callable[[str], None]
+if TYPE_CHECKING:
+    from ray.serve.schema import ApplicationStatusOverview
 
 _OBJECT_STORE_BYTES = 512 * 2**20
 _POLL_S = 0.5
-_SAY_AGAIN_S = 5.0
-_DEATH_S = 2.0
+_REPORT_EVERY_S = 5.0
+_LONGEST_DEATH_S = 2.0
+# Statuses of Ray's applications and deployments that no waiting mends.
+_FAILED_STATUSES = ("DEPLOY_FAILED", "UNHEALTHY")
 
 
 class StartFailed(RuntimeError):
@@ -39,80 +42,58 @@ class StartFailed(RuntimeError):
 
 
 class Instance:
-    """One Ray instance and the service on it: `connect`, `deploy`, `watch`, and `stop` at any
-    time."""
+    """One Ray instance and the service on it: `connect`, `deploy`, `watch`, and `stop` at any time.
 
-    def __init__(self, settings: Settings, say: Say) -> None:
+    Args:
+        settings: What to serve.
+        say: Gets a line for the console whenever there is progress.
+    """
+
+    def __init__(self, settings: Settings, say: Callable[[str], None]) -> None:
         self._settings = settings
         self._say = say
-        self._stopping = False
+        self._is_stopping = False
         self.folder = Path(tempfile.mkdtemp(prefix="tokenreward-"))
 
     @property
     def logs(self) -> Path:
-        """Where Ray and the replicas write."""
+        """The folder that Ray and the replicas log to."""
         return self.folder / "session_latest" / "logs"
 
     def connect(self) -> None:
-        """Bring up Ray. It takes the process's signal handlers for itself. Raises StartFailed."""
-        close_ray()
-        self._say(f"starting; logs are in {self.logs} while it runs")
-        self._start_ray()
-        self._refuse_missing_gpus()
+        """Brings up Ray, which takes the process's signal handlers for itself.
 
-    def deploy(self) -> None:
-        """Bring up the service; returns when every replica is loaded. Raises StartFailed."""
-        self._deploy()
-        self._wait()
-
-    def stop(self, *, keep_logs: bool = False) -> None:
-        """Ends every process at once. Nothing in them is worth waiting for: scoring is pure, and
-        callers retry."""
-        self._stopping = True
-        processes = psutil.Process().children(recursive=True)
-        for process in processes:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        patience = time.monotonic() + _DEATH_S
-        while any(_is_alive(process) for process in processes) and time.monotonic() < patience:
-            time.sleep(0.01)
-        if not keep_logs:
-            shutil.rmtree(self.folder, ignore_errors=True)
-
-    def watch(self) -> None:
-        """Returns only if Ray died under the service."""
-        children = psutil.Process().children()
-        while self._stopping or all(_is_alive(child) for child in children):
-            time.sleep(_POLL_S)
-
-    def _start_ray(self) -> None:
+        Raises:
+            StartFailed: The deployments reserve more GPUs than the machine has.
+        """
+        set_ray_environment()
         import ray
 
+        self._say(f"starting; logs are in {self.logs} while it runs")
         logging.getLogger("ray").setLevel(logging.ERROR)
         ray.init(
             address="local",
-            num_cpus=needed_cpus(
-                self._settings
-            ),  # the operator's word on what fits, not the machine's
+            num_cpus=needed_cpus(self._settings),  # the operator says what fits, not the machine
             object_store_memory=_OBJECT_STORE_BYTES,
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,
             _temp_dir=str(self.folder),
         )
-
-    def _refuse_missing_gpus(self) -> None:
-        """Ray would wait for them to come."""
-        import ray
-
-        wanted = sum(d.num_replicas * d.num_gpus for d in self._settings.deployments)
-        found = ray.cluster_resources().get("GPU", 0)
-        if wanted > found:
+        num_needed = sum(d.num_replicas * d.num_gpus for d in self._settings.deployments)
+        num_present = ray.cluster_resources().get("GPU", 0)
+        if num_needed > num_present:  # Ray would wait for GPUs to come
             raise StartFailed(
-                f"the deployments reserve {wanted:g} GPUs (`num_gpus`), this machine has {found:g}"
+                f"the deployments reserve {num_needed:g} GPUs (`num_gpus`), this machine has "
+                f"{num_present:g}"
             )
 
-    def _deploy(self) -> None:
+    def deploy(self) -> None:
+        """Brings up the service, and returns when every replica is loaded.
+
+        Raises:
+            StartFailed: An application cannot be built, or a replica cannot start.
+        """
         from ray import serve
         from ray.serve.context import _get_global_client
         from ray.serve.schema import ServeDeploySchema
@@ -125,77 +106,105 @@ class Instance:
         client = _get_global_client()
         assert client is not None
         client.deploy_apps(config)
+        monitor = StartMonitor(self._say, [d.name for d in self._settings.deployments])
+        while not monitor.update(serve.status().applications):
+            time.sleep(_POLL_S)
 
-    def _wait(self) -> None:
-        from ray import serve
+    def stop(self, *, keep_logs: bool = False) -> None:
+        """Ends every process at once.
 
-        progress = Progress(self._say, {d.name: d.num_replicas for d in self._settings.deployments})
-        while not progress.update(serve.status().applications):
+        No process has anything to finish: scoring changes nothing, and callers retry.
+        """
+        self._is_stopping = True
+        processes = psutil.Process().children(recursive=True)
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        deadline = time.monotonic() + _LONGEST_DEATH_S
+        while any(_is_alive(process) for process in processes) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        if not keep_logs:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def watch(self) -> None:
+        """Returns only if Ray died under the service."""
+        children = psutil.Process().children()
+        while self._is_stopping or all(_is_alive(child) for child in children):
             time.sleep(_POLL_S)
 
 
-class Progress:
-    """Tells the console how far each deployment is: when it starts, every few seconds, and when it
-    is there."""
+class StartMonitor:
+    """Tells the console how far each deployment is.
 
-    def __init__(self, say: Say, num_replicas: dict[str, int]) -> None:
+    There is a line when a deployment is ready, and every few seconds one about those that are not.
+
+    Args:
+        say: Gets each line.
+        deployments: The names of all deployments.
+    """
+
+    def __init__(self, say: Callable[[str], None], deployments: list[str]) -> None:
         self._say = say
-        self._num_replicas = num_replicas
-        self._began = self._said = time.monotonic()
-        self._ready: set[str] = set()
+        self._loading = list(deployments)
+        self._began = self._reported_at = time.monotonic()
+        self._messages: dict[str, str] = {}
 
-    def update(self, applications: dict[str, Any]) -> bool:
-        """Whether all is running. Raises StartFailed."""
+    def update(self, applications: Mapping[str, ApplicationStatusOverview]) -> bool:
+        """Reports the statuses that Ray has now.
+
+        Args:
+            applications: The applications of `serve.status()`, by name.
+
+        Returns:
+            Whether all of them are running.
+
+        Raises:
+            StartFailed: Ray has given up on one of them.
+        """
         for name, application in applications.items():
-            self._refuse_failed(name, application)
-            if (
-                application.status == "RUNNING"
-                and name in self._num_replicas
-                and name not in self._ready
-            ):
-                self._ready.add(name)
-                self._say(f"{name}: ready after {self._seconds()}")
-        if time.monotonic() - self._said > _SAY_AGAIN_S:
-            self._said = time.monotonic()
-            loading = [name for name in self._num_replicas if name not in self._ready]
-            self._say(f"loading {', '.join(loading) or 'the gateway'}: {self._seconds()}")
+            _refuse_failed(name, application)
+            if application.status == "RUNNING" and name in self._loading:
+                self._loading.remove(name)
+                self._say(f"{name}: ready after {time.monotonic() - self._began:.1f} s")
+        if time.monotonic() - self._reported_at > _REPORT_EVERY_S:
+            self._reported_at = time.monotonic()
+            self._report_loading(applications)
         return bool(applications) and all(app.status == "RUNNING" for app in applications.values())
 
-    def _refuse_failed(self, name: str, application: Any) -> None:
-        messages = [deployment.message for deployment in application.deployments.values()]
-        failure = next((message for message in messages if "Error" in message), "")
-        if application.status == "DEPLOY_FAILED" or failure:
-            raise StartFailed(f"{name}: {reason(failure or application.message)}")
+    def _report_loading(self, applications: Mapping[str, ApplicationStatusOverview]) -> None:
+        """Says what is still loading, and each new message that Ray has about it.
 
-    def _seconds(self) -> str:
-        return f"{time.monotonic() - self._began:.1f} s"
-
-
-def _is_alive(process: psutil.Process) -> bool:
-    try:
-        return bool(process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
+        One replica of several may fail to start while the others run. Ray then tries again without
+        end and the status does not change: only the message says why.
+        """
+        loading = ", ".join(self._loading) or "the gateway"
+        self._say(f"loading {loading}: {self._reported_at - self._began:.1f} s")
+        for name, application in applications.items():
+            for deployment in application.deployments.values():
+                if deployment.message and deployment.message != self._messages.get(name):
+                    self._messages[name] = deployment.message
+                    self._say(f"{name}: {reason(deployment.message)}")
 
 
 def reason(message: str) -> str:
-    """The exception that ends a Ray status message, without the traceback before it."""
+    """The exception at the end of a Ray status message, without the traceback before it."""
     lines = [line for line in message.splitlines() if line.strip()]
-    last_indented = max(
-        (index for index, line in enumerate(lines) if line[0].isspace()), default=-1
-    )
-    text = " ".join(lines[last_indented + 1 :]) or "it failed to start"
-    return re.sub(r"^[\w.]*\.(?=\w+: )", "", text)
+    indented = [index for index, line in enumerate(lines) if line[0].isspace()]
+    first = indented[-1] + 1 if indented else 0
+    text = " ".join(lines[first:]) or "it failed to start"
+    return re.sub(r"^[\w.]*\.(?=\w+: )", "", text)  # the exception's class without its module
 
 
-def close_ray() -> None:
-    """Settings that Ray reads when it is first imported, here and in every process that it
-    starts."""
+def set_ray_environment() -> None:
+    """Sets what Ray reads when it is first imported, here and in every process that it starts."""
     os.environ.update(
         RAY_AUTH_MODE="token",
         RAY_AUTH_TOKEN=secrets.token_hex(32),
-        # despite its name: Ray's own address is then loopback, everywhere
+        # Despite its name: with 0, Ray's own address is loopback on every system.
         RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",
+        # A checkpoint that cannot be loaded once cannot be loaded twice: the deployment has failed
+        # when each of its replicas has.
+        RAY_SERVE_MAX_PER_REPLICA_RETRY_COUNT="1",
         RAY_USAGE_STATS_ENABLED="0",
         RAY_worker_niceness="0",
         RAY_SERVE_LOG_TO_STDERR="0",
@@ -203,7 +212,7 @@ def close_ray() -> None:
 
 
 def refuse_taken_port(host: str, port: int) -> None:
-    """Raises StartFailed if nobody could listen there."""
+    """Raises StartFailed if no process could listen there."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -214,3 +223,18 @@ def refuse_taken_port(host: str, port: int) -> None:
                 f"cannot listen on {host} port {port}: {error.strerror}; choose others with "
                 "--host and --port"
             ) from None
+
+
+def _refuse_failed(name: str, application: ApplicationStatusOverview) -> None:
+    for deployment in application.deployments.values():
+        if deployment.status in _FAILED_STATUSES:
+            raise StartFailed(f"{name}: {reason(deployment.message)}")
+    if application.status in _FAILED_STATUSES:
+        raise StartFailed(f"{name}: {reason(application.message)}")
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False

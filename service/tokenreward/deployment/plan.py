@@ -1,9 +1,9 @@
 """Ray Serve's declarative config from settings: what `serve` submits and what `schema --serve`
 prints.
 
-It knows the shape of that config and imports no Ray. What changes in place when the config is
-submitted again (number of replicas, checkpoint, version) stands outside `args`, because changed
-`args` restart replicas.
+It knows the shape of that config and imports no Ray. Ray restarts the replicas of an application
+whose `args` change. So the settings that change in place (number of replicas, checkpoint, version)
+stand outside `args`.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from tokenreward.config import read_api_keys
 from tokenreward.http.guard import Limits
 from tokenreward.settings import DeploymentSettings, ScorerSettings, Settings
 
-GATEWAY_APP = "Gateway"  # no deployment can have this name: theirs are lower case
+GATEWAY_APP = "Gateway"  # names of deployments are lower case, so that none can be this one
 REPLICA = "Replica"
 GATEWAY = "Gateway"
 
-_IN_PLACE = {"num_replicas", "checkpoint", "version", "max_concurrent_requests"}
+_OUTSIDE_ARGS = {"num_replicas", "checkpoint", "version", "max_concurrent_requests"}
 
 
 def serve_config(settings: Settings) -> dict[str, Any]:
-    """The full config, valid against Ray's ServeDeploySchema; plain objects."""
+    """The full config as plain objects, valid against Ray's ServeDeploySchema."""
     return {
         "proxy_location": "EveryNode",
         "http_options": {
@@ -39,24 +39,37 @@ def serve_config(settings: Settings) -> dict[str, Any]:
 
 
 def needed_cpus(settings: Settings) -> int:
-    """CPUs that all replicas reserve together."""
-    return math.ceil(
-        settings.gateway_num_cpus + sum(d.num_replicas * d.num_cpus for d in settings.deployments)
-    )
+    """CPUs that the gateway and all replicas reserve together."""
+    num_cpus = sum(d.num_replicas * d.num_cpus for d in settings.deployments)
+    return math.ceil(settings.gateway_num_cpus + num_cpus)
 
 
 def internal_url(settings: Settings) -> str:
-    """Where the service reaches itself: every node that runs the gateway has a proxy."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104 - compared, not bound
-    return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
+    """The address at which the service reaches itself: each node of the gateway has a proxy."""
+    loopback = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared, not bound
+    host = loopback.get(settings.host, settings.host)
+    if ":" in host:
+        host = f"[{host}]"
+    return f"http://{host}:{settings.port}"
+
+
+def limits_of(args: dict[str, Any]) -> Limits:
+    """The limits of requests that an application's `args` hold, with the API keys.
+
+    Raises:
+        SettingsError: The key file cannot be used on this node.
+    """
+    # Behind Ray's proxy, which adds X-Request-ID to replies, we do not.
+    return Limits(
+        **args["limits"], api_keys=read_api_keys(args["api_keys_file"]), echo_request_id=False
+    )
 
 
 def _gateway(settings: Settings) -> dict[str, Any]:
-    routes = {
-        scorer.served_name: _route(scorer, d.name)
-        for d in settings.deployments
-        for scorer in d.scorers
-    }
+    routes = {}
+    for deployment in settings.deployments:
+        for scorer in deployment.scorers:
+            routes[scorer.served_name] = _route(scorer, deployment.name)
     return {
         "name": GATEWAY_APP,
         "route_prefix": "/",
@@ -77,20 +90,18 @@ def _gateway(settings: Settings) -> dict[str, Any]:
 def _route(scorer: ScorerSettings, deployment: str) -> dict[str, Any]:
     """What the gateway knows of a scorer: the fields of its `Route`."""
     route = {"deployment": deployment, "type": scorer.type}
-    return route if scorer.score_from is None else {**route, "score_from": scorer.score_from}
+    if scorer.score_from is not None:
+        route["score_from"] = scorer.score_from
+    return route
 
 
 def _deployment(deployment: DeploymentSettings, settings: Settings) -> dict[str, Any]:
+    fixed = deployment.model_dump(mode="json", exclude=_OUTSIDE_ARGS, exclude_defaults=True)
     return {
         "name": deployment.name,
         "route_prefix": f"/d/{deployment.name}",
         "import_path": "tokenreward.deployment:build_replica",
-        "args": {
-            **_http(settings),
-            "deployment": deployment.model_dump(
-                mode="json", exclude=_IN_PLACE, exclude_defaults=True
-            ),
-        },
+        "args": {**_http(settings), "deployment": fixed},
         "deployments": [
             {
                 "name": REPLICA,
@@ -101,22 +112,18 @@ def _deployment(deployment: DeploymentSettings, settings: Settings) -> dict[str,
                     "num_cpus": deployment.num_cpus,
                     "num_gpus": deployment.num_gpus,
                 },
-                # By default a caller of a full replica waits up to half a second after it has room
-                # again.
+                # A caller of a full replica asks again after these pauses. By default they grow to
+                # half a second, and a caller waits that long after the replica has room again.
                 "request_router_config": {"initial_backoff_s": 0.005, "max_backoff_s": 0.02},
             }
         ],
     }
 
 
-def limits_of(args: dict[str, Any]) -> Limits:
-    """What `args` say of requests, read back in a replica. Raises SettingsError."""
-    return Limits(
-        **args["limits"], api_keys=read_api_keys(args["api_keys_file"]), echo_request_id=False
-    )
-
-
 def _http(settings: Settings) -> dict[str, Any]:
+    """The part of `args` that the gateway and every replica have: limits of requests, and the
+    name of the key file, which each node reads for itself so that no key stands in a config."""
+    keys_file = settings.api_keys_file
     return {
         "limits": {
             "max_body_bytes": settings.max_body_bytes,
@@ -125,5 +132,5 @@ def _http(settings: Settings) -> dict[str, Any]:
             "request_timeout_s": settings.request_timeout_s,
             "max_timeout_s": settings.max_timeout_s,
         },
-        "api_keys_file": None if settings.api_keys_file is None else str(settings.api_keys_file),
+        "api_keys_file": None if keys_file is None else str(keys_file),
     }

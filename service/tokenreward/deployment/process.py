@@ -1,5 +1,5 @@
-"""What a process of ours sets for itself: whose turn it is, when to look for garbage, how many
-threads compute.
+"""What a process of the service sets for itself: how long a thread's turn is, when the garbage
+collector runs, how many threads compute.
 
 It knows neither Ray nor what the process serves.
 """
@@ -11,33 +11,38 @@ import os
 import sys
 
 _TURN_S = 0.0005
-_ALLOCATIONS = 10_000
+_NUM_ALLOCATIONS = 10_000
 
 
-def be_responsive() -> None:
-    """Shorter turns and fewer searches for garbage than Python's defaults, which are those of a
-    script.
+def tune_interpreter() -> None:
+    """Makes threads take shorter turns, and the garbage collector run more rarely.
 
-    The device's thread asks for Python's lock at every operator. While another thread parses it
-    waits out that one's turn: with 5 ms, a thousand operators took twice as long as with 0.5 ms,
-    and nobody else got less done. Large requests make and drop tens of thousands of objects, none
-    of them in cycles: looking through them every 700 took a tenth of their CPU time.
+    Python's defaults are meant for scripts. The device's thread asks for the interpreter's lock at
+    every operator of the model. While another thread parses a request, it waits for the end of that
+    thread's turn: with turns of 5 ms, a thousand operators took twice as long as with 0.5 ms, and
+    the other thread got no more done. Large requests make and drop tens of thousands of objects,
+    none of them in cycles; a search for cycles every 700 allocations took a tenth of their CPU
+    time.
     """
     sys.setswitchinterval(_TURN_S)
-    gc.set_threshold(_ALLOCATIONS, 10, 10)
+    gc.set_threshold(_NUM_ALLOCATIONS, 10, 10)
 
 
-def compute_on(num_cpus: float) -> None:
-    """As many threads as the replica has CPUs, whatever the host has. Before torch is first
-    imported."""
+def limit_threads(num_cpus: float) -> None:
+    """Lets torch compute with as many threads as the replica has CPUs, whatever the host has.
+
+    It has an effect only before torch is first imported.
+    """
     os.environ["OMP_NUM_THREADS"] = str(max(1, int(num_cpus)))
-    os.environ["TOKENIZERS_PARALLELISM"] = (
-        "false"  # its threads would be as many as the host's CPUs
-    )
+    # The tokenizer's own threads would be as many as the host's CPUs.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
-def keep_what_is_loaded() -> None:
-    """Takes all that there is now out of the search for garbage: half a million objects that stay,
-    in which each full search would spend half a second. Undone by `gc.unfreeze`."""
+def freeze_loaded_objects() -> None:
+    """Hides all objects that exist now from the garbage collector; `gc.unfreeze` undoes it.
+
+    A loaded model is half a million objects that stay. Each full search for cycles would spend half
+    a second in them.
+    """
     gc.collect()
     gc.freeze()

@@ -1,5 +1,8 @@
-"""One replica as Ray Serve runs it: an engine behind the ingress, loaded and reloaded by
-`reconfigure`."""
+"""One replica as Ray Serve runs it: an engine behind its HTTP application, loaded and reloaded by
+`reconfigure`.
+
+It knows no scorers and reads no requests.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ray import serve
 
 from tokenreward.deployment.plan import limits_of
-from tokenreward.deployment.process import be_responsive, compute_on, keep_what_is_loaded
+from tokenreward.deployment.process import freeze_loaded_objects, limit_threads, tune_interpreter
 from tokenreward.engine.slot import Slot
 from tokenreward.http.guard import App
 from tokenreward.http.replica import build_app
@@ -27,39 +30,48 @@ logger = logging.getLogger("ray.serve")  # the logger that writes to the replica
 @serve.deployment
 @serve.ingress()
 class Replica:
-    """One deployment's weights and their HTTP routes."""
+    """One deployment's weights and their HTTP routes.
+
+    Args:
+        args: The application's `args` in the config that `plan.serve_config` made.
+    """
 
     def __init__(self, args: dict[str, Any]) -> None:
-        be_responsive()
+        tune_interpreter()
         self._settings = dict(args["deployment"])
         self._limits = limits_of(args)
         self._metrics = Metrics()
-        self._slot = Slot()
+        self.slot = Slot()
 
     def __serve_build_asgi_app__(self) -> App:
         return build_app(
-            self._settings["name"], self._slot, metrics=self._metrics, limits=self._limits
+            self._settings["name"], self.slot, metrics=self._metrics, limits=self._limits
         )
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Load other weights while the old ones serve, then swap."""
+        """Loads other weights while the old ones serve, then swaps them.
+
+        Args:
+            user_config: The settings that change in place: checkpoint and version.
+        """
         settings = DeploymentSettings.model_validate({**self._settings, **user_config})
         engine = await asyncio.to_thread(self._load, settings)
-        gc.unfreeze()  # the old weights are in it, and must be found
-        await self._slot.put(engine)
-        await asyncio.to_thread(keep_what_is_loaded)
+        # The old weights are frozen, too. Unfrozen, they are found and freed once they are dropped.
+        gc.unfreeze()
+        await self.slot.put(engine)
+        await asyncio.to_thread(freeze_loaded_objects)
 
     def _load(self, settings: DeploymentSettings) -> Engine:
-        compute_on(settings.num_cpus)
-        # Imported here, also because Ray imports this module in a process that only builds the
-        # application.
+        limit_threads(settings.num_cpus)
+        # Torch comes with this import, after its threads are limited. Ray also imports this module
+        # in a process that only builds the application, and that needs no torch.
         from tokenreward.engine import Engine
 
         return Engine.load(settings, report=self._metrics.report, say=logger.info)
 
     def check_health(self) -> None:
-        """Ray replaces a replica whose check keeps raising."""
-        self._slot.engine.check_health()
+        """Raises what is wrong. Ray replaces a replica whose check keeps raising."""
+        self.slot.engine.check_health()
 
     async def snapshot(self) -> tuple[str, Snapshot]:
         """This replica's id and its metrics."""

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from tokenreward.deployment.instance import close_ray
+from tokenreward.deployment.instance import set_ray_environment
 from tokenreward.http.guard import App, Message, Receive, Scope, Send, read_body
 
 NAME = "empty"
@@ -47,7 +47,7 @@ def _work() -> float:
 
 def deploy(port: int) -> None:
     """Brings up a Ray of its own with the application at `/empty`."""
-    close_ray()
+    set_ray_environment()
     import ray
     from ray import serve
 

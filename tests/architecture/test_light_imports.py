@@ -25,6 +25,16 @@ def loaded_after(statement: str, names: tuple[str, ...]) -> list[str]:
     return done.stdout.split()
 
 
+def import_all(package: str) -> str:
+    """A statement that imports every module of a package, those of its folders too."""
+    return (
+        f"import importlib, pkgutil; package = importlib.import_module({package!r}); "
+        f"modules = pkgutil.walk_packages(package.__path__, {package + '.'!r}); "
+        "names = [importlib.import_module(module.name).__name__ for module in modules]; "
+        "assert len(names) > 2, names"
+    )
+
+
 @pytest.mark.parametrize(
     "module",
     [
@@ -51,15 +61,15 @@ def test_contract_and_credit_are_numpy_and_load_no_torch(module: str) -> None:
     assert loaded_after(f"import {module}", HEAVY) == []
 
 
+@pytest.mark.parametrize("package", ["tokenreward.text", "tokenreward.scorers"])
+def test_no_module_of_text_or_scorers_loads_torch(package: str) -> None:
+    assert loaded_after(import_all(package), HEAVY) == []
+
+
 def test_the_engine_and_all_scorers_import_without_the_libraries_of_the_front() -> None:
     blocked = (*SERVING, "orjson", "msgspec", "tokenreward_client")
     block = f"sys.modules.update(dict.fromkeys({blocked!r})); "  # None makes an import raise
-    every = "import importlib, pkgutil, tokenreward.engine, tokenreward.scorers as s; "
-    every += (
-        "[importlib.import_module('tokenreward.scorers.' + m.name) for m in "
-        "pkgutil.iter_modules(s.__path__)]"
-    )
-    done = run(block + every)
+    done = run(f"{block}import tokenreward.engine; {import_all('tokenreward.scorers')}")
     assert done.returncode == 0, done.stderr
 
 

@@ -418,10 +418,9 @@ async def test_a_prompt_that_the_items_of_a_request_share_is_tokenised_once(
     assert (
         engine._intake.vocabulary.end_of_turn == tiny.END_ID
     )  # which is found by tokenising, once
-    read, encode = [], engine._intake.vocabulary._read
-    monkeypatch.setattr(
-        engine._intake.vocabulary, "_read", lambda text: read.append(text) or encode(text)
-    )
+    encoder, read = engine._intake.vocabulary.encoder, []
+    encode = encoder.read
+    monkeypatch.setattr(encoder, "read", lambda text: read.append(text) or encode(text))
     other = [{"role": "user", "content": "3+3?"}]
     prompts = [PROMPT, PROMPT, other, "2+2?", PROMPT, "2+2?"]
     items = [{"prompt": prompt, "response": RESPONSE + "!" * i} for i, prompt in enumerate(prompts)]

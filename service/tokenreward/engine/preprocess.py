@@ -136,13 +136,11 @@ class Preprocessor:
 
     def _response(self, item: Item, *, param: str) -> EncodedResponse:
         if not isinstance(item.response, str):
-            response = EncodedResponse(
-                decode_ids(item.response, param=param), ends=None, num_appended=0
-            )
+            response = EncodedResponse(decode_ids(item.response, param=param))
         elif not item.response and item.finished is not True:
             # A policy may stop at once, but then the caller says so: an empty text by itself looks
             # like a mistake.
-            response = EncodedResponse(np.empty(0, dtype=np.int64), ends=None, num_appended=0)
+            response = EncodedResponse(np.empty(0, dtype=np.int64))
         else:
             finished = item.finished is not False
             response = self.vocabulary.response(item.response, finished=finished, param=param)

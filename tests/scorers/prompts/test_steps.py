@@ -168,8 +168,8 @@ def test_a_row_is_made_once_for_each_layout_and_kept_no_longer_than_its_sample()
 
 def test_math_shepherds_text_is_tokenised_once(monkeypatch: pytest.MonkeyPatch) -> None:
     words, read = words_of(prm.like_mistral()), []
-    own = words._read
-    monkeypatch.setattr(words, "_read", lambda text: read.append(text) or own(text))
+    own = words.encoder.read
+    monkeypatch.setattr(words.encoder, "read", lambda text: read.append(text) or own(text))
     sample = sample_of(words, "a\nb")
     assert words.bos_id is not None
     for _ in range(2):

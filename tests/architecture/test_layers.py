@@ -46,6 +46,7 @@ HOMES = {
     "prometheus_client": {"metrics"},
     "transformers": {"checkpoints", "forward", "text", "demo"},
     "tokenizers": {"text", "demo"},
+    "huggingface_hub": {"checkpoints"},
     "peft": {"checkpoints"},
     "safetensors": {"checkpoints", "demo"},
     "datasets": {"demo"},

@@ -17,6 +17,7 @@ from tokenreward.checkpoints.checkpoint import (
     refuse_longer,
     resolve,
 )
+from tokenreward.checkpoints.value_head import ValueHead
 from tokenreward.settings import DeploymentSettings, SettingsError
 
 
@@ -57,6 +58,13 @@ def test_a_sequence_may_not_be_longer_than_a_table_of_positions(
             SettingsError, match=r"`x`: `max_sequence_tokens` is 513, the model has 512 positions"
         ):
             refuse_longer(of, settings("x", max_sequence_tokens=513))
+
+
+def test_a_reference_of_fewer_positions_hides_no_table() -> None:
+    short = tiny.checkpoint(tiny.model("llama_dynamic"))
+    policy = replace(tiny.checkpoint(tiny.model("gpt2")), reference=short)
+    assert (policy.max_positions, short.max_positions) == (32, 32)
+    assert policy.num_tabled_positions == 512
 
 
 def test_a_table_of_positions_may_be_computed() -> None:
@@ -117,6 +125,16 @@ def test_an_encoder_with_a_pooler_before_its_head_is_refused_by_what_would_not_b
         CheckpointRefused, match=r"bert\.pooler\.dense\.bias, .* nothing would read"
     ):
         load_checkpoint(settings(tmp_path, "reward_model"))
+
+
+def test_a_value_head_is_built_once_when_the_checkpoint_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built, build = [], ValueHead.of
+    monkeypatch.setattr(ValueHead, "of", lambda model: built.append(model) or build(model))
+    checkpoint = load_checkpoint(settings(tiny.save(tmp_path, task="reward_model"), "reward_model"))
+    assert checkpoint.value_head is checkpoint.value_head
+    assert built == [checkpoint.model]
 
 
 def test_pickled_weights_are_loaded_only_if_the_operator_says_so(tmp_path: Path) -> None:

@@ -8,17 +8,19 @@ the operator's settings say so.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tokenreward.checkpoints.adapter import CONFIG, Adapter, find
+from tokenreward.checkpoints.adapter import CONFIG, Adapter
 from tokenreward.checkpoints.refusal import CheckpointRefused, refuse_incomplete
 from tokenreward.checkpoints.reward_model import load_reward_model, refuse_unreadable
 from tokenreward.checkpoints.value_head import ValueHead
+from tokenreward.checkpoints.weight_files import find
 from tokenreward.contract import Task
+from tokenreward.demo import CHECKPOINTS, checkpoint_path
 from tokenreward.settings import DeploymentSettings, SettingsError
 
 __all__ = [
@@ -32,18 +34,20 @@ __all__ = [
 
 DEMO_PREFIX = "demo:"
 _MOST_LEADING_POSITIONS = 8  # rows of a table before the first position's
-_DEMO_WEIGHTS = Path(__file__).resolve().parents[1] / "demo" / "weights"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """A loaded model in eval mode, with its tokenizer. `trunk` is the model without its head.
-    `head_format`: how a reward model's head was stored (see `head_formats`). `reference`: the other
-    half of a pair (see `pair`); it may be the same model, to be read without its adapter.
-    `adapter_base`: the base that the adapter says it has.
+    """A loaded model in eval mode, with its tokenizer.
 
     Model and tokenizer are `Any`: transformers' Auto classes promise no types that hold for every
     architecture.
+
+    Attributes:
+        head_format: How a reward model's head was stored (see `head_formats`).
+        reference: The model that this one is compared with (see `reference`). It may be the same
+            model, to be read without its adapter.
+        adapter_base: The base that the adapter says it was trained on.
     """
 
     model: Any
@@ -56,12 +60,18 @@ class Checkpoint:
 
     @property
     def trunk(self) -> Any:
+        """The model without its head."""
         return self.model.base_model
 
     @property
     def text_config(self) -> Any:
         """The language part of the configuration (multi-modal models nest it)."""
         return self.model.config.get_text_config()
+
+    @cached_property
+    def value_head(self) -> ValueHead:
+        """A reward model's head. Raises CheckpointRefused."""
+        return ValueHead.of(self.model)
 
     @property
     def head_dim(self) -> int | None:
@@ -70,106 +80,146 @@ class Checkpoint:
         config = self.text_config
         if getattr(config, "v_head_dim", None) is not None:
             return None
-        hidden_size, num_heads = (
-            getattr(config, name, None) for name in ("hidden_size", "num_attention_heads")
-        )
-        own = getattr(config, "head_dim", None) or (
-            hidden_size // num_heads if hidden_size and num_heads else None
-        )
-        return None if own is None else int(own)
+        if getattr(config, "head_dim", None):
+            return int(config.head_dim)
+        hidden_size = getattr(config, "hidden_size", None)
+        num_heads = getattr(config, "num_attention_heads", None)
+        if not hidden_size or not num_heads:
+            return None
+        return int(hidden_size // num_heads)
 
     @property
     def vocab_size(self) -> int:
         """Ids from 0 to this, exclusive, have an embedding, also in the reference."""
-        own = int(self.model.get_input_embeddings().weight.shape[0])
-        return own if self.reference is None else min(own, self.reference.vocab_size)
+        size = int(self.model.get_input_embeddings().weight.shape[0])
+        if self.reference is not None:
+            size = min(size, self.reference.vocab_size)
+        return size
 
     @property
     def num_labels(self) -> int:
-        """Ids from 0 to this, exclusive, can be predicted: a language head may have fewer rows than
-        the embedding."""
+        """Ids from 0 to this, exclusive, can be predicted, also by the reference: a language head
+        may have fewer rows than the embedding."""
+        num_labels = self.vocab_size
         head = self.model.get_output_embeddings() if self.task == "causal_lm" else None
-        own = self.vocab_size if head is None else min(self.vocab_size, int(head.weight.shape[0]))
-        return own if self.reference is None else min(own, self.reference.num_labels)
+        if head is not None:
+            num_labels = min(num_labels, int(head.weight.shape[0]))
+        if self.reference is not None:
+            num_labels = min(num_labels, self.reference.num_labels)
+        return num_labels
 
     @property
     def max_positions(self) -> int | None:
         """Longest sequence that the positions allow, also the reference's; None if there is no
         limit."""
-        own = getattr(self.text_config, "max_position_embeddings", None)
-        limits = [own, None if self.reference is None else self.reference.max_positions]
-        return min((int(limit) for limit in limits if limit), default=None)
+        limits = [self._own_max_positions]
+        if self.reference is not None:
+            limits.append(self.reference.max_positions)
+        return min((limit for limit in limits if limit is not None), default=None)
 
     @property
     def num_tabled_positions(self) -> int | None:
-        """`max_positions` if they are rows of a table, learned or computed, so that a longer
-        sequence has none to read; None if they are not, as with rotary ones, which go on."""
-        own, read = self.max_positions, self.model.get_input_embeddings()
-        modules = [module for module in self.trunk.modules() if module is not read]
-        tables = [module.weight for module in modules if isinstance(module, torch.nn.Embedding)]
-        tables += [buffer for module in modules for buffer in module.buffers(recurse=False)]
-        sizes = [table.shape[0] - own for table in tables if own is not None and table.dim() == 2]
-        tabled = own if any(0 <= size <= _MOST_LEADING_POSITIONS for size in sizes) else None
-        limits = [tabled, None if self.reference is None else self.reference.num_tabled_positions]
+        """Longest sequence for which every table of positions has a row, also the reference's.
+
+        Tables are learned or computed. None if there are none, as with rotary positions, which go
+        on beyond `max_positions`.
+        """
+        limits = [self._own_max_positions if self._has_position_table() else None]
+        if self.reference is not None:
+            limits.append(self.reference.num_tabled_positions)
         return min((limit for limit in limits if limit is not None), default=None)
+
+    @property
+    def _own_max_positions(self) -> int | None:
+        return getattr(self.text_config, "max_position_embeddings", None) or None
+
+    def _has_position_table(self) -> bool:
+        num_positions, embedding = self._own_max_positions, self.model.get_input_embeddings()
+        if num_positions is None:
+            return False
+        for module in self.trunk.modules():
+            if module is embedding:
+                continue
+            tables = list(module.buffers(recurse=False))
+            if isinstance(module, torch.nn.Embedding):
+                tables.append(module.weight)
+            for table in tables:
+                # OPT's table, for one, has two rows before the first position's.
+                num_leading = table.shape[0] - num_positions if table.dim() == 2 else -1
+                if 0 <= num_leading <= _MOST_LEADING_POSITIONS:
+                    return True
+        return False
 
     @property
     def eos_ids(self) -> frozenset[int]:
         """Every EOS id that the generation config, the config or the tokenizer names."""
-        found: set[int] = set()
-        for holder in (
-            getattr(self.model, "generation_config", None),
-            self.model.config,
-            self.tokenizer,
-        ):
+        eos_ids: set[int] = set()
+        generation_config = getattr(self.model, "generation_config", None)
+        for holder in (generation_config, self.model.config, self.tokenizer):
             ids = getattr(holder, "eos_token_id", None)
-            found.update(ids if isinstance(ids, (list, tuple)) else [] if ids is None else [ids])
-        return frozenset(int(token_id) for token_id in found)
-
-    @property
-    def value_head(self) -> ValueHead:
-        """A reward model's head. Raises CheckpointRefused."""
-        return ValueHead.of(self.model)
+            if isinstance(ids, (list, tuple)):
+                eos_ids.update(int(token_id) for token_id in ids)
+            elif ids is not None:
+                eos_ids.add(int(ids))
+        return frozenset(eos_ids)
 
 
 def load_checkpoint(settings: DeploymentSettings) -> Checkpoint:
-    """The model and tokenizer that the settings name. Raises CheckpointRefused."""
+    """The model and tokenizer that the settings name, without a reference (see `with_reference`).
+
+    Raises CheckpointRefused, also for a folder or a hub that could not be read.
+    """
     source, device = resolve(settings.checkpoint), choose_device(settings)
     try:
-        adapter = _adapter(source, settings)
+        adapter = _read_adapter(source, settings)
         tokenizer = AutoTokenizer.from_pretrained(
             source, revision=settings.revision, trust_remote_code=settings.trust_remote_code
         )
-        model, head_format = _model(source, settings)
+        model, head_format = _load_model(source, settings)
         if adapter is not None:
             adapter.add_to(model)
-        model = model.eval().requires_grad_(False).to(device)
+        checkpoint = Checkpoint(
+            model=model.eval().requires_grad_(False).to(device),
+            tokenizer=tokenizer,
+            task=settings.task,
+            device=device,
+            head_format=head_format,
+            adapter_base=None if adapter is None else adapter.base,
+        )
         if settings.task == "reward_model":
-            refuse_unreadable(model, ValueHead.of(model), device)
+            refuse_unreadable(checkpoint.model, checkpoint.value_head, device)
     except CheckpointRefused as error:
         raise CheckpointRefused(
             f"`{settings.checkpoint}` cannot be served as {settings.task}: {error}"
         ) from None
-    except (
-        Exception
-    ) as error:  # transformers and safetensors raise of all kinds for a file that is not right
+    except Exception as error:
+        # transformers and safetensors raise errors of all kinds for a file that is not right.
         raise CheckpointRefused(
             f"`{settings.checkpoint}` cannot be loaded as {settings.task}: {error}"
         ) from error
     if settings.chat_template is not None:
         tokenizer.chat_template = settings.chat_template
-    return Checkpoint(
-        model=model,
-        tokenizer=tokenizer,
-        task=settings.task,
-        device=device,
-        head_format=head_format,
-        adapter_base=None if adapter is None else adapter.base,
+    return checkpoint
+
+
+def _read_adapter(source: str, settings: DeploymentSettings) -> Adapter | None:
+    """The deployment's adapter, if it has one."""
+    # transformers adds an adapter that lies in the checkpoint's folder by itself, without a word.
+    if find(source, CONFIG, revision=settings.revision) is not None:
+        raise CheckpointRefused(
+            f"it holds an adapter ({CONFIG}): name it as `adapter`, and as `checkpoint` its base, "
+            "in another folder"
+        )
+    if settings.adapter is None:
+        return None
+    return Adapter.read(
+        settings.adapter, revision=settings.adapter_revision, allow_pickle=settings.allow_pickle
     )
 
 
-def _model(source: str, settings: DeploymentSettings) -> tuple[Any, str | None]:
-    """The model, and the format of a reward model's head."""
+def _load_model(source: str, settings: DeploymentSettings) -> tuple[Any, str | None]:
+    """The model, and the format of a reward model's head. Another kind of model gets its branch
+    here."""
     arguments = {
         "revision": settings.revision,
         "dtype": getattr(torch, settings.dtype),
@@ -185,52 +235,36 @@ def _model(source: str, settings: DeploymentSettings) -> tuple[Any, str | None]:
     return model, None
 
 
-def _adapter(source: str, settings: DeploymentSettings) -> Adapter | None:
-    """The deployment's adapter. Raises CheckpointRefused for one that transformers would add by
-    itself, unsaid."""
-    if find(source, CONFIG, revision=settings.revision) is not None:
-        raise CheckpointRefused(
-            f"it holds an adapter ({CONFIG}): name it as `adapter`, and as `checkpoint` its base, "
-            "in another folder"
-        )
-    if settings.adapter is None:
-        return None
-    return Adapter.read(
-        settings.adapter, revision=settings.adapter_revision, allow_pickle=settings.allow_pickle
-    )
-
-
 def refuse_longer(checkpoint: Checkpoint, settings: DeploymentSettings) -> None:
     """Raises SettingsError for a `max_sequence_tokens` that runs out of the model's positions."""
-    asked, limit = settings.max_sequence_tokens, checkpoint.num_tabled_positions
-    if asked is not None and limit is not None and asked > limit:
+    num_tokens, limit = settings.max_sequence_tokens, checkpoint.num_tabled_positions
+    if num_tokens is not None and limit is not None and num_tokens > limit:
         raise SettingsError(
-            f"deployment `{settings.name}`: `max_sequence_tokens` is {asked}, the model has "
+            f"deployment `{settings.name}`: `max_sequence_tokens` is {num_tokens}, the model has "
             f"{limit} positions"
         )
 
 
 def resolve(checkpoint: str) -> str:
-    """A folder or hub id as transformers wants it. Raises CheckpointRefused for a demo model that
-    does not exist."""
+    """A folder or hub id as transformers wants it; `demo:sft` becomes the folder of that model.
+    Raises CheckpointRefused for a demo model that does not exist."""
     if not checkpoint.startswith(DEMO_PREFIX):
         return checkpoint
     name = checkpoint.removeprefix(DEMO_PREFIX)
-    known = sorted(folder.name for folder in _DEMO_WEIGHTS.glob("*") if folder.is_dir())
-    if name not in known:
-        raise CheckpointRefused(f"no embedded model `{name}`; there are {', '.join(known)}")
-    return str(_DEMO_WEIGHTS / name)
+    if name not in CHECKPOINTS:
+        raise CheckpointRefused(f"no embedded model `{name}`; there are {', '.join(CHECKPOINTS)}")
+    return str(checkpoint_path(name))
 
 
 def choose_device(settings: DeploymentSettings) -> torch.device:
     """`auto` is a GPU if one is visible and the deployment reserves one. Raises
     CheckpointRefused."""
-    if settings.device == "cuda" and not torch.cuda.is_available():
+    if settings.device == "cpu" or (settings.device == "auto" and not settings.num_gpus):
+        return torch.device("cpu")
+    if torch.cuda.is_available():
+        return torch.device("cuda", 0)
+    if settings.device == "cuda":
         raise CheckpointRefused(
             f"deployment `{settings.name}` wants device `cuda` and torch sees none"
         )
-    if settings.device == "cuda" or (
-        settings.device == "auto" and settings.num_gpus and torch.cuda.is_available()
-    ):
-        return torch.device("cuda", 0)
     return torch.device("cpu")

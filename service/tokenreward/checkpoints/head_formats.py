@@ -1,20 +1,23 @@
 """How value heads are stored: which tensors of a checkpoint are its head, recognised by their names
 alone.
 
-| format | tensors of the head | the trunk's names | written by |
-|---|---|---|---|
-| `score` | `score.weight`, maybe `.bias` | transformers' | transformers, TRL, verl, OpenRLHF |
-| `classifier` | `classifier.weight`, maybe `.bias` | transformers' | transformers (GPT-2, BLOOM, Falcon) |
-| `score.mlp` | `score.0.*`, `score.2.*`, with a ReLU between | transformers' | Qwen2.5-Math-PRM and -RM |
-| `value_head` | `value_head.weight`, maybe `.bias` (1) | transformers' | OpenRLHF |
-| `v_head.summary` | `v_head.summary.weight`, `.bias` (2) | maybe after `pretrained_model.` | TRL (3), Skywork-o1 PRM |
-| `v_head` | `v_head.weight`, maybe `.bias` | maybe after `rwtransformer.`, `rwtranrsformer.` | DeepSpeed-Chat |
+| format | tensors of the head | written by |
+|---|---|---|
+| `score` | `score.weight`, maybe `.bias` | transformers, TRL, verl, OpenRLHF |
+| `classifier` | `classifier.weight`, maybe `.bias` | transformers (GPT-2, BLOOM, Falcon) |
+| `score.mlp` | `score.0.*`, `score.2.*`, a ReLU between | Qwen2.5-Math-PRM and -RM |
+| `value_head` | `value_head.weight`, maybe `.bias` (1) | OpenRLHF |
+| `v_head.summary` | `v_head.summary.weight`, `.bias` (2) | TRL (3), Skywork-o1 PRM |
+| `v_head` | `v_head.weight`, maybe `.bias` | DeepSpeed-Chat |
 
 (1) or another name that config.json gives as `value_head_prefix`; (2) also in a file
 `value_head.safetensors`, as LLaMA-Factory has it; (3) AutoModelForCausalLMWithValueHead.
 
+The trunk has transformers' own names. In two formats they may stand behind a prefix:
+`pretrained_model.` with `v_head.summary`, `rwtransformer.` or `rwtranrsformer.` with `v_head`.
+
 It reads no files and knows no architecture. A head that is in none of these forms, or in two, is
-refused.
+refused. Another format is another line of `FORMATS`.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from tokenreward.checkpoints.refusal import CheckpointRefused
+from tokenreward.checkpoints.refusal import CheckpointRefused, few
 
 _LINEAR = (frozenset({"weight"}), frozenset({"weight", "bias"}))
 _MLP = (
@@ -34,8 +37,14 @@ _MLP = (
 
 @dataclass(frozen=True, slots=True)
 class HeadFormat:
-    """`prefix`: what the head's names start with; `forms`: the sets of names below it that make a
-    head; `trunk`: prefixes that the trunk's names may have on top of transformers' own."""
+    """One way to store a head.
+
+    Attributes:
+        name: What the log and the README call it.
+        prefix: What the names of the head's tensors start with.
+        forms: The sets of names below the prefix that make a head.
+        trunk: Prefixes that the trunk's names may have before transformers' own.
+    """
 
     name: str
     prefix: str
@@ -49,64 +58,66 @@ FORMATS = (
     HeadFormat("score.mlp", "score", _MLP),
     HeadFormat("value_head", "value_head", _LINEAR),
     HeadFormat("v_head.summary", "v_head.summary", _LINEAR, trunk=("pretrained_model",)),
-    HeadFormat(
-        "v_head", "v_head", _LINEAR, trunk=("rwtransformer", "rwtranrsformer")
-    ),  # its authors' spelling
+    # The second is its authors' spelling.
+    HeadFormat("v_head", "v_head", _LINEAR, trunk=("rwtransformer", "rwtranrsformer")),
 )
 
 
 @dataclass(frozen=True, slots=True)
-class FoundHead:
-    """`tensors`: the checkpoint's name of each tensor of the head, by its name in the module;
-    `renames`: what to cut off the trunk's names, as a pattern and its replacement."""
+class StoredHead:
+    """The head of one checkpoint.
+
+    Attributes:
+        format: The way in which it is stored.
+        tensors: The checkpoint's name of each tensor of the head, by its name in the module.
+        renames: What to cut off the trunk's names, as a pattern and its replacement.
+    """
 
     format: HeadFormat
     tensors: dict[str, str]
     renames: dict[str, str] = field(default_factory=dict)
 
 
-def find_head(names: Iterable[str], value_head_prefix: str | None) -> FoundHead:
-    """The one head among a checkpoint's tensors. Raises CheckpointRefused with what there is and
-    what is known."""
+def find_head(names: Iterable[str], value_head_prefix: str | None) -> StoredHead:
+    """The one head among a checkpoint's tensors.
+
+    Args:
+        names: The names of all tensors of the checkpoint.
+        value_head_prefix: The prefix that config.json gives, if any.
+
+    Raises:
+        CheckpointRefused: There is no head in a known format, or more than one. The message says
+            what there is and what is known.
+    """
     names = sorted(names)
     formats = list(FORMATS)
     if value_head_prefix is not None and all(each.prefix != value_head_prefix for each in formats):
         formats.append(HeadFormat("value_head", value_head_prefix, _LINEAR))
-    found = [head for each in formats if (head := _head(each, names)) is not None]
-    if len(found) == 1:
-        return found[0]
-    known = ", ".join(f"{each.prefix}.{min(each.forms[0])}" for each in formats)
-    if not found:
+    matches = (_match(each, names) for each in formats)
+    heads = [head for head in matches if head is not None]
+    if len(heads) == 1:
+        return heads[0]
+    if not heads:
+        known = ", ".join(f"{each.prefix}.{min(each.forms[0])}" for each in formats)
+        outside = [name for name in names if not re.search(r"\.\d+\..*\.", name)]
         raise CheckpointRefused(
             "it holds no value head: as a reward_model its head would be random. Outside of its "
-            "layers there are "
-            f"{_listed(_outside(names))}; known heads are {known}"
+            f"layers there are {few(outside, 8) or 'no tensors'}; known heads are {known}"
         )
-    several = ", ".join(name for head in found for name in head.tensors.values())
+    several = ", ".join(name for head in heads for name in head.tensors.values())
     raise CheckpointRefused(
         f"it holds more than one value head, {several}; which is meant cannot be told"
     )
 
 
-def _head(known: HeadFormat, names: list[str]) -> FoundHead | None:
-    below = [
-        name.removeprefix(f"{known.prefix}.")
-        for name in names
-        if name.startswith(f"{known.prefix}.")
-    ]
-    if frozenset(below) not in known.forms:
+def _match(candidate: HeadFormat, names: list[str]) -> StoredHead | None:
+    """The head in this format; None if the names below its prefix are not exactly a head."""
+    prefix = f"{candidate.prefix}."
+    below = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+    if frozenset(below) not in candidate.forms:
         return None
-    wrapped = sorted({name.split(".", 1)[0] for name in names} & set(known.trunk))
-    renames = {rf"^{re.escape(prefix)}\.": "" for prefix in wrapped}
-    return FoundHead(known, {name: f"{known.prefix}.{name}" for name in below}, renames)
-
-
-def _outside(names: list[str]) -> list[str]:
-    """Names that belong to no numbered layer."""
-    return [name for name in names if not re.search(r"\.\d+\..*\.", name)]
-
-
-def _listed(names: list[str]) -> str:
-    if not names:
-        return "no tensors"
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    first_parts = {name.split(".", 1)[0] for name in names}
+    renames = {}
+    for part in sorted(first_parts.intersection(candidate.trunk)):
+        renames[rf"^{re.escape(part)}\."] = ""
+    return StoredHead(candidate, {name: prefix + name for name in below}, renames)

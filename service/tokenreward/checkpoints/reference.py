@@ -1,7 +1,7 @@
-"""The model that a policy is compared with: another checkpoint, or the policy read without its
-adapter.
+"""Loads the model that a policy is compared with: another checkpoint, or the policy itself, to be
+read without its adapter.
 
-It loads and compares tokenizers, and runs no rows.
+It loads and compares tokenizers; it runs no rows.
 """
 
 from __future__ import annotations
@@ -16,28 +16,36 @@ from tokenreward.text.tokenizer import Tokenizer
 
 
 def with_reference(
-    checkpoint: Checkpoint, settings: DeploymentSettings, vocabulary: Tokenizer
+    checkpoint: Checkpoint, settings: DeploymentSettings, tokenizer: Tokenizer
 ) -> Checkpoint:
-    """The checkpoint, holding its reference: `reference_checkpoint`, or itself to be read without
-    its adapter. `vocabulary`: the checkpoint's.
+    """The same checkpoint with a `reference`.
 
-    Raises CheckpointRefused, also for a reference whose tokens are others.
+    Args:
+        checkpoint: The policy.
+        settings: The deployment's. Without a `reference_checkpoint`, the reference is the policy.
+        tokenizer: The policy's.
+
+    Raises:
+        CheckpointRefused: The reference cannot be loaded, or its tokens are not the policy's.
     """
     if settings.reference_checkpoint is None:
         return replace(checkpoint, reference=checkpoint)
-    alone = {
+    # The reference loads as the policy does (task, dtype, device, ...), but from its own place and
+    # without an adapter.
+    changes = {
+        "checkpoint": settings.reference_checkpoint,
+        "revision": settings.reference_revision,
         "adapter": None,
         "adapter_revision": None,
         "reference_checkpoint": None,
         "reference_revision": None,
     }
-    named = {"checkpoint": settings.reference_checkpoint, "revision": settings.reference_revision}
-    reference = load_checkpoint(settings.model_copy(update={**alone, **named}))
-    ours, theirs = vocabulary.fingerprint, fingerprint(reference.tokenizer.get_vocab())
+    reference = load_checkpoint(settings.model_copy(update=changes))
+    ours, theirs = tokenizer.fingerprint, fingerprint(reference.tokenizer.get_vocab())
     if ours != theirs:
         raise CheckpointRefused(
             f"the tokenizers of `{settings.checkpoint}` ({ours}) and its reference "
-            f"`{settings.reference_checkpoint}` "
-            f"({theirs}) differ: their log-probabilities would be of other tokens"
+            f"`{settings.reference_checkpoint}` ({theirs}) differ: their log-probabilities would "
+            "be of other tokens"
         )
     return replace(checkpoint, reference=reference)

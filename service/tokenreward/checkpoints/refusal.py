@@ -1,5 +1,5 @@
-"""What loading raises, and what it raises for weights that would be random. It knows no kind of
-model."""
+"""What loading a checkpoint raises, and the refusal of weights that would be random. It knows no
+kind of model."""
 
 from __future__ import annotations
 
@@ -12,20 +12,28 @@ class CheckpointRefused(ValueError):
 
 
 def refuse_incomplete(info: dict[str, Any]) -> None:
-    """Refuses weights that transformers would initialise at random with no more than a warning."""
-    for kind, what in (
+    """Refuses weights that transformers would initialise at random with no more than a warning.
+
+    Args:
+        info: The loading info that transformers returns beside a model.
+    """
+    for kind, fault in (
         ("missing_keys", "does not hold"),
         ("mismatched_keys", "holds in another shape"),
     ):
-        keys = sorted(key if isinstance(key, str) else key[0] for key in info.get(kind) or ())
+        # A mismatched key comes with its two shapes.
+        keys = [key if isinstance(key, str) else key[0] for key in info.get(kind) or ()]
         if keys:
             raise CheckpointRefused(
-                f"it {what} {few(keys)}: these weights would be random. Check `task` and the "
-                "files of the checkpoint."
+                f"it {fault} {few(sorted(keys))}: these weights would be random. Check `task` and "
+                "the files of the checkpoint."
             )
 
 
-def few(names: Iterable[str]) -> str:
-    """The first three names, and how many more."""
-    listed = list(names)
-    return ", ".join(listed[:3]) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")
+def few(names: Iterable[str], most: int = 3) -> str:
+    """The first names, and how many more there are."""
+    names = list(names)
+    text = ", ".join(names[:most])
+    if len(names) > most:
+        text += f" and {len(names) - most} more"
+    return text

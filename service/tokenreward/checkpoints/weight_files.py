@@ -1,95 +1,170 @@
-"""The tensors of a checkpoint by name, read from its files without building a model.
+"""Finds a checkpoint's files, and reads its tensors by name without building a model.
 
-Local folder or hub, one file or shards; safetensors, and pickled `.bin` files only if the caller
-may read them. It knows no models.
+A checkpoint is a local folder or a repository of the Hugging Face hub; its weights are one file or
+shards, safetensors or, only if the caller allows them, pickled `.bin` files. It knows no models.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from huggingface_hub import (
+    hf_hub_download,
+    is_offline_mode,
+    snapshot_download,
+    try_to_load_from_cache,
+)
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+)
 from safetensors import safe_open
 from torch import Tensor
-from transformers.utils import cached_file
 
-_SAFE = ("model.safetensors", "model.safetensors.index.json")
-_PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
-_BESIDE = (
-    "value_head.safetensors",
-    "value_head.bin",
-)  # LLaMA-Factory stores the head in a file of its own
+from tokenreward.checkpoints.refusal import CheckpointRefused
+
 _INDEX = ".index.json"
+# In the order in which transformers looks for them.
+_SAFE = ["model.safetensors", f"model.safetensors{_INDEX}"]
+_PICKLED = ["pytorch_model.bin", f"pytorch_model.bin{_INDEX}"]
+# LLaMA-Factory stores the value head in a file of its own.
+_SAFE_HEAD, _PICKLED_HEAD = ["value_head.safetensors"], ["value_head.bin"]
 
 
 @dataclass(frozen=True, slots=True)
 class WeightFiles:
-    """`file_of`: where each tensor is. Empty if there are no files that may be read."""
+    """Where each tensor of a checkpoint is: `file_of` maps the names of tensors to files."""
 
     file_of: dict[str, Path]
 
     @classmethod
     def of(cls, source: str, *, revision: str | None, allow_pickle: bool) -> WeightFiles:
-        """Raises OSError or safetensors' own error for a file that cannot be read."""
+        """The files of a folder or hub repository.
 
-        def fetch(name: str) -> Path | None:
-            return _fetch(source, name, revision)
-
-        for candidates in (_SAFE, _PICKLED) if allow_pickle else (_SAFE,):
-            for name in candidates:
-                path = fetch(name)
-                if path is not None:
-                    return cls({**_indexed(path, fetch), **_beside(fetch, allow_pickle)})
-        return cls({})
+        Raises:
+            CheckpointRefused: There are no weights that may be read.
+            OSError: The folder or the hub could not be asked, or an index names a shard that is
+                not there. A damaged file raises the error of safetensors or torch.
+        """
+        weights, heads = _SAFE, _SAFE_HEAD
+        if allow_pickle:
+            weights, heads = weights + _PICKLED, heads + _PICKLED_HEAD
+        path = find(source, *weights, revision=revision)
+        if path is None:
+            hint = "" if allow_pickle else "; `.bin` files are read only with `allow_pickle`"
+            raise CheckpointRefused(f"it has no {' or '.join(weights)}{hint}")
+        if path.name.endswith(_INDEX):
+            file_of = _shards_of(path, source, revision)
+        else:
+            file_of = dict.fromkeys(_tensor_names(path), path)
+        head = find(source, *heads, revision=revision)
+        if head is not None:
+            file_of |= dict.fromkeys(_tensor_names(head), head)
+        return cls(file_of)
 
     def read(self, name: str) -> Tensor:
         """One tensor, in the dtype it is stored in, on the CPU."""
         path = self.file_of[name]
         if path.suffix != ".safetensors":
-            return _pickled(path)[name]
+            return _unpickle(path)[name]
         with safe_open(path, framework="pt", device="cpu") as file:
             tensor: Tensor = file.get_tensor(name)
             return tensor
 
 
-def _fetch(source: str, name: str, revision: str | None) -> Path | None:
-    try:
-        found = cached_file(source, name, revision=revision)
-    except OSError:  # what transformers raises for a file that is not there
-        return None
-    return None if found is None else Path(found)
+def find(source: str, *names: str, revision: str | None) -> Path | None:
+    """The first of these files that a folder or hub repository has; None if it has none of them.
 
+    A hub that does not answer is not the same as a file that is not there: a value head or an
+    adapter would be overlooked.
 
-def _indexed(path: Path, fetch: Callable[[str], Path | None]) -> dict[str, Path]:
-    """Names in one file, or in the shards of an index."""
-    if not path.name.endswith(_INDEX):
-        return dict.fromkeys(_names(path), path)
-    shard_of: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-    shards = {shard: fetch(shard) for shard in sorted(set(shard_of.values()))}
-    missing = [shard for shard, found in shards.items() if found is None]
-    if missing:
-        raise OSError(f"{path.name} names {missing[0]}, which is not there")
-    return {name: found for name, shard in shard_of.items() if (found := shards[shard]) is not None}
+    Args:
+        source: A local folder, else a repository of the hub. Its files are downloaded into the
+            hub's cache.
+        names: Names of files, in order of preference.
+        revision: Branch, tag or commit of the repository; None for its main branch.
 
-
-def _beside(fetch: Callable[[str], Path | None], allow_pickle: bool) -> dict[str, Path]:
-    for name in _BESIDE if allow_pickle else _BESIDE[:1]:
-        path = fetch(name)
+    Raises:
+        OSError: Whether the file is there cannot be told, because the folder or the hub could not
+            be read.
+    """
+    is_folder = Path(source).is_dir()
+    for name in names:
+        try:
+            if is_folder:
+                path = _find_in_folder(source, name)
+            else:
+                path = _find_on_hub(source, name, revision)
+        except Exception as error:  # of the file system, the hub's client or its HTTP library
+            reason: BaseException = error
+            if isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:
+                reason = error.__cause__  # what came of asking the hub
+            hint = "" if is_folder else " (with HF_HUB_OFFLINE=1 only the hub's cache is read)"
+            raise OSError(
+                f"could not look for {name} in `{source}`: {type(reason).__name__}: {reason}{hint}"
+            ) from error
         if path is not None:
-            return dict.fromkeys(_names(path), path)
-    return {}
+            return path
+    return None
 
 
-def _names(path: Path) -> list[str]:
+def _find_in_folder(folder: str, name: str) -> Path | None:
+    path = Path(folder, name)
+    try:
+        path.stat()  # `exists` would also say no where the file system gives another error
+    except FileNotFoundError:
+        return None
+    return path
+
+
+def _find_on_hub(repository: str, name: str, revision: str | None) -> Path | None:
+    try:
+        return Path(hf_hub_download(repository, name, revision=revision))
+    except HFValidationError:
+        return None  # the name of no repository, such as the path of a folder that is not there
+    except LocalEntryNotFoundError:
+        # The file is not in the cache, and the hub was not asked or did not answer. The cache also
+        # remembers which files the hub did not have when it answered.
+        if try_to_load_from_cache(repository, name, revision=revision) is not None:
+            return None
+        if is_offline_mode() and _is_cached(repository, revision):
+            return None  # the operator says that the cache is all there is
+        raise
+    except EntryNotFoundError:
+        return None
+
+
+def _is_cached(repository: str, revision: str | None) -> bool:
+    try:
+        snapshot_download(repository, revision=revision, local_files_only=True)
+    except LocalEntryNotFoundError:
+        return False
+    return True
+
+
+def _shards_of(index: Path, source: str, revision: str | None) -> dict[str, Path]:
+    shard_of: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    path_of: dict[str, Path] = {}
+    for shard in sorted(set(shard_of.values())):
+        path = find(source, shard, revision=revision)
+        if path is None:
+            raise OSError(f"{index.name} names {shard}, which is not there")
+        path_of[shard] = path
+    return {name: path_of[shard] for name, shard in shard_of.items()}
+
+
+def _tensor_names(path: Path) -> list[str]:
     if path.suffix != ".safetensors":
-        return list(_pickled(path))
+        return list(_unpickle(path))
     with safe_open(path, framework="pt", device="cpu") as file:
         return list(file.keys())
 
 
-def _pickled(path: Path) -> dict[str, Tensor]:
+def _unpickle(path: Path) -> dict[str, Tensor]:
+    # Tensors only: `weights_only` runs none of the code that a pickle may hold.
     state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
     return state

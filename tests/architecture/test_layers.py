@@ -28,6 +28,7 @@ ORDER = (
     ("alignment",),
     ("config",),
     ("settings",),
+    ("display",),
     ("wire",),
     ("errors",),
     ("demo",),  # imports nothing of the service
@@ -177,7 +178,7 @@ def test_the_check_flags_a_forbidden_import(tmp_path: Path, name: str, text: str
         ("tokenreward.checkpoints.checkpoint", "from tokenreward.demo import checkpoint_path"),
         ("tokenreward.cli.score", "import tokenreward_client\nfrom tokenreward import __version__"),
         (
-            "tokenreward.eval.asking",
+            "tokenreward.eval.ask",
             "from tokenreward_client import AsyncClient\nfrom tokenreward.wire import Item",
         ),
         (

@@ -13,7 +13,7 @@ import pytest
 from fakes.eval_data import write
 from fakes.eval_service import replica
 from tokenreward.cli import main, score
-from tokenreward.eval import asking
+from tokenreward.eval import ask
 from tokenreward_client import AsyncClient
 
 NUM = 200
@@ -42,21 +42,21 @@ def items() -> list[dict[str, Any]]:
 def one_item_per_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(AsyncClient, "max_request_items", 1)
     monkeypatch.setattr(score, "GROUP_SIZE", 1)
-    monkeypatch.setattr(asking, "BATCH_ITEMS", 1)
+    monkeypatch.setattr(ask, "BATCH_ITEMS", 1)
 
 
 @pytest.mark.parametrize("in_flight", [64, NUM])
 def test_the_clients_batch_gets_through_and_changes_no_number(
     url: str, items: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, in_flight: int
 ) -> None:
-    async def ask(max_concurrency: int) -> list[Any]:
+    async def score_all(max_concurrency: int) -> list[Any]:
         async with AsyncClient(
             url, max_retries=0, max_concurrency=max_concurrency, timeout_s=120
         ) as client:
             return await client.score(items, "logprob")
 
     monkeypatch.setattr(AsyncClient, "max_request_items", 1)
-    alone, many = asyncio.run(ask(1)), asyncio.run(ask(in_flight))
+    alone, many = asyncio.run(score_all(1)), asyncio.run(score_all(in_flight))
     for one, other in zip(alone, many, strict=True):
         assert one.rewards.tolist() == pytest.approx(other.rewards.tolist(), abs=1e-4)
 
@@ -78,7 +78,7 @@ def test_score_gets_every_line_through(
 def test_eval_gets_every_pair_through_in_small_requests_and_in_ones_larger_than_the_queue(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request_items: int
 ) -> None:
-    monkeypatch.setattr(asking, "BATCH_ITEMS", request_items)
+    monkeypatch.setattr(ask, "BATCH_ITEMS", request_items)
     file = write(
         tmp_path / "pairs.jsonl",
         [{"prompt": "q", "chosen": f"c{n}", "rejected": f"r{n}"} for n in range(100)],

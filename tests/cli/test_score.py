@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from fakes import tiny
+from fakes.edge import b64
 from tokenreward.cli import main
 
 
@@ -240,6 +242,35 @@ def test_refusal_keeps_what_was_written_before(
     said = capsys.readouterr()
     assert len(entries(said.out)) == 64
     assert "error: unknown_option: as scripted" in said.err
+
+
+@pytest.mark.parametrize("no_color", [False, True])
+def test_response_error_and_label_cannot_steer_the_terminal(
+    edge: Any,
+    file: Any,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    no_color: bool,
+) -> None:
+    unsafe = "\u202e\u202a\u2066\u2069\u200f\u061c\x1b[2J\x9b"
+    item = {"prompt": "p", "response": f"a{unsafe}", "spans": [[0, 1], [1, 1 + len(unsafe)]]}
+    error = {"code": "non_finite", "message": f"is {unsafe}", "retryable": False}
+
+    def answer(body: dict[str, Any]) -> Any:
+        rewards = {"index": 0, "rewards": b64([1.0, -1.0]), "score": 1.0}
+        return edge.reply([rewards, {"index": 1, "error": error}])
+
+    edge.script.append(answer)
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stdout", terminal)
+    if no_color:
+        monkeypatch.setenv("NO_COLOR", "1")
+    path = file(2, {0: json.dumps(item) + "\n"})
+    assert main(["score", path, "--url", edge.url, "--show"]) == 1
+    own_colours = re.compile(r"\x1b\[(0|[34]8;2;\d+;\d+;\d+)m")
+    for text in (own_colours.sub("", terminal.getvalue()), capsys.readouterr().err):
+        assert not set(unsafe.replace("[2J", "")) & set(text)
+        assert "[2J" in text
 
 
 def test_show_colours_a_terminal_and_respects_no_color(

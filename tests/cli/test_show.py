@@ -8,7 +8,8 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from tokenreward.cli.show import colour_of, coloured, coloured_svg, pieces
+from tokenreward.cli.show import coloured, coloured_svg, unit_texts
+from tokenreward.display import colour_of
 from tokenreward.wire import Token
 from tokenreward_client import Rewards
 
@@ -97,10 +98,10 @@ def test_svg_labels_follow_the_page_and_letters_do_not() -> None:
     assert 'fill="#111"' in svg
 
 
-def test_pieces_are_the_spans_else_the_tokens() -> None:
+def test_texts_are_the_spans_else_the_tokens() -> None:
     answer = Rewards(np.zeros(2, dtype=np.float32))
-    assert pieces({"response": "It is", "spans": [[0, 2], [2, 5]]}, answer) == ["It", " is"]
+    assert unit_texts({"response": "It is", "spans": [[0, 2], [2, 5]]}, answer) == ["It", " is"]
     tokens = (Token(id=1, text="ĠIt", span=(0, 2)), Token(id=2, text="<|end|>", span=(2, 2)))
     answer = Rewards(np.zeros(2, dtype=np.float32), tokens=tokens)
-    assert pieces({"response": "It"}, answer) == ["It", "<|end|>"]
-    assert pieces({"response": [1, 2]}, answer) == ["ĠIt", "<|end|>"]
+    assert unit_texts({"response": "It"}, answer) == ["It", "<|end|>"]
+    assert unit_texts({"response": [1, 2]}, answer) == ["ĠIt", "<|end|>"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from tokenreward.eval import Answer, Candidate, Dataset, Judged, Subject, judged
-from tokenreward.eval.answer import Timing, Units
+from tokenreward.eval import Candidate, CandidateAnswer, Dataset, ScorerOutcome, Subject
+from tokenreward.eval.answer import UnitRewards
+from tokenreward.eval.statistics import RequestTiming
 from tokenreward.wire import ErrorDetail
 from tokenreward_client import ScorerInfo
 
-FAILED = Answer(error=ErrorDetail(code="sequence_too_long", message="is long"))
-TIMING = Timing(2.0, 0.5, 4, 8)
+FAILED = CandidateAnswer(error=ErrorDetail(code="sequence_too_long", message="is long"))
+TIMING = RequestTiming(2.0, 0.5, 4, 8)
 
 
 def write(path: Path, rows: Sequence[Any], *, as_array: bool = False) -> Path:
@@ -24,22 +26,22 @@ def write(path: Path, rows: Sequence[Any], *, as_array: bool = False) -> Path:
     return path
 
 
-def by_text(scores: dict[str, float | None]) -> Callable[[Candidate], Answer]:
+def by_text(scores: dict[str, float | None]) -> Callable[[Candidate], CandidateAnswer]:
     """The answer of a candidate is the score of its response; None: it failed."""
 
-    def answer(candidate: Candidate) -> Answer:
+    def answer(candidate: Candidate) -> CandidateAnswer:
         score = scores[candidate.item["response"]]
-        return FAILED if score is None else Answer(score, timing=TIMING)
+        return FAILED if score is None else CandidateAnswer(score, timing=TIMING)
 
     return answer
 
 
-def per_character(rewards: Sequence[float], text: str) -> Answer:
+def per_character(rewards: Sequence[float], text: str) -> CandidateAnswer:
     """One unit per character, and one more for end-of-turn."""
     ends = np.arange(len(text) + 1)
     spans = np.stack([ends, np.append(ends[1:], len(text))], axis=1)
-    units = Units(np.asarray(rewards, dtype=np.float32), spans, ("<|end|>",))
-    return Answer(float(sum(rewards)), units, timing=TIMING)
+    units = UnitRewards(np.asarray(rewards, dtype=np.float32), spans, ("<|end|>",))
+    return CandidateAnswer(float(sum(rewards)), units, timing=TIMING)
 
 
 def subject(**info: Any) -> Subject:
@@ -48,13 +50,24 @@ def subject(**info: Any) -> Subject:
     )
 
 
-def verdict_of(dataset: Dataset, answer: Callable[[Candidate], Answer]) -> Judged:
-    return judged(subject(), dataset, [answer(candidate) for candidate in dataset.candidates])
+def outcome_of(dataset: Dataset, answer: Callable[[Candidate], CandidateAnswer]) -> ScorerOutcome:
+    return dataset.outcome(subject(), [answer(candidate) for candidate in dataset.candidates])
 
 
-def values(row: Judged) -> dict[str, float | None]:
-    """Every figure's value by name."""
+def values(outcome: ScorerOutcome) -> dict[str, float | None]:
+    """Every estimate's value by name."""
     return {
-        column.name: column.figure.value if column.figure else None
-        for column in row.verdict.columns
+        column.name: column.estimate.value if column.estimate else None
+        for column in outcome.judgement.columns
     }
+
+
+def share_in_order(labels: Sequence[bool], scores: Sequence[float]) -> float | None:
+    """The share of (positive, negative) couples in the right order, by looking at each."""
+    positives = [score for label, score in zip(labels, scores, strict=True) if label]
+    negatives = [score for label, score in zip(labels, scores, strict=True) if not label]
+    if not positives or not negatives:
+        return None
+    couples = itertools.product(positives, negatives)
+    in_order = sum((p > n) + 0.5 * (p == n) for p, n in couples)
+    return in_order / (len(positives) * len(negatives))

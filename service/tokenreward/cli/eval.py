@@ -1,8 +1,7 @@
 """`tokenreward eval`: judges the scorers of a running service on preference data; a table, and JSON
 and HTML if wanted.
 
-What the data are, how answers are asked for and what they are worth is `tokenreward.eval`'s
-business.
+It knows flags, files and the terminal; `tokenreward.eval` knows the data and judges the answers.
 """
 
 from __future__ import annotations
@@ -21,26 +20,23 @@ from tokenreward.cli import CommandError, subcommand
 from tokenreward.cli.flags import add_service_flags, by_label, positive
 from tokenreward.cli.progress import Progress
 from tokenreward.cli.source import key_in, probe
+from tokenreward.display import safe_text
 from tokenreward.eval import (
     KINDS,
-    Answer,
-    Cache,
+    AnswerCache,
     Candidate,
+    CandidateAnswer,
     Dataset,
     EvalError,
-    Judged,
     Run,
+    ScorerOutcome,
     Subject,
-    ask,
-    judged,
-    known_subject,
+    collect_answers,
+    find_subject,
     load,
     try_out,
 )
-from tokenreward.eval.page import Answered, examples_of, page
-from tokenreward.eval.record import record
-from tokenreward.eval.table import WIDTH, tables
-from tokenreward.eval.visible import visible
+from tokenreward.eval.report import WIDTH, html_report, json_report, text_report
 from tokenreward_client import AsyncClient, ScorerInfo
 
 DEFAULT_CACHE = Path("tokenreward-eval-cache.jsonl")
@@ -51,12 +47,14 @@ def add_parser(subparsers: Any) -> None:
     parser = subcommand(
         subparsers,
         "eval",
-        more="Answers are kept as they come: a run that was stopped goes on where it stopped. Exit code 1 if any item "
-        "has no answer.",
+        more="Answers are kept as they come: a run that was stopped goes on where it stopped. "
+        "Exit code 1 if any item has no answer.",
         examples="""
             python -m tokenreward.demo.pairs --pairs 1000 > pairs.jsonl
-            tokenreward eval pairs.jsonl --scorer logprob --scorer attention_dense --html report.html
-            tokenreward eval pairs.jsonl --scorer mean=endogenous --options 'mean={"aggregation": "mean"}'
+            tokenreward eval pairs.jsonl --scorer logprob --scorer attention_dense \
+--html report.html
+            tokenreward eval pairs.jsonl --scorer mean=endogenous \
+--options 'mean={"aggregation": "mean"}'
         """,
     )
     parser.add_argument("file", nargs="+", type=Path, help="data, all of one kind; see --kind")
@@ -83,9 +81,12 @@ def add_parser(subparsers: Any) -> None:
         ),
     )
     for flag in ("options", "credit"):
-        said = f"{flag} of a scorer, repeatable; the label may be left out if only one is judged"
         parser.add_argument(
-            f"--{flag}", action="append", default=[], metavar="[LABEL=]{...}", help=said
+            f"--{flag}",
+            action="append",
+            default=[],
+            metavar="[LABEL=]{...}",
+            help=f"{flag} of a scorer, repeatable; the label may be left out if only one is judged",
         )
     parser.add_argument(
         "--cache",
@@ -113,125 +114,124 @@ def run(args: argparse.Namespace) -> int:
             raise CommandError(f"{file.parent} is not a directory", exit_code=2)
     try:
         dataset = load(args.file, kind=args.kind, prompt_as=args.prompt_as, limit=args.limit)
-        answered = asyncio.run(_evaluate(args, dataset))
+        outcomes = asyncio.run(_evaluate(args, dataset))
     except EvalError as error:
-        raise CommandError(visible(str(error))) from None
-    rows = [row.judged for row in answered]
+        raise CommandError(safe_text(str(error))) from None
     if args.json is not None:
-        outcome = record(dataset, rows, files=[str(file) for file in args.file])
-        args.json.write_text(json.dumps(outcome, indent=2) + "\n", encoding="utf-8")
+        report = json_report(dataset, outcomes, files=[str(file) for file in args.file])
+        args.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     if args.html is not None:
         title = f"tokenreward eval: {', '.join(file.name for file in args.file)}"
-        args.html.write_text(page(dataset, answered, title=title), encoding="utf-8")
-    print(tables(dataset, rows, width=_width()))
-    return _exit_code(rows)
+        args.html.write_text(html_report(dataset, outcomes, title=title), encoding="utf-8")
+    width = WIDTH
+    if sys.stdout.isatty():
+        width = shutil.get_terminal_size((WIDTH, 0)).columns
+    print(text_report(dataset, outcomes, width=width))
+    return _exit_code(outcomes)
 
 
-async def _evaluate(args: argparse.Namespace, dataset: Dataset) -> list[Answered]:
-    """One scorer after the other: what one takes is no other's latency."""
+async def _evaluate(args: argparse.Namespace, dataset: Dataset) -> list[ScorerOutcome]:
+    """The outcomes, one scorer after the other: the time of one is no other's latency."""
     key = None if args.api_key_file is None else key_in(args.api_key_file)
     await probe(args.url, key)
     client = AsyncClient(
         args.url, api_key=key, timeout_s=args.timeout_s, max_concurrency=args.concurrency
     )
     async with client:
-        run = Run(
-            client, None if args.no_cache else Cache(args.cache), concurrency=args.concurrency
-        )
+        cache = None if args.no_cache else AnswerCache(args.cache)
+        run = Run(client, cache, concurrency=args.concurrency)
         subjects = _subjects(args, await client.scorers())
         for subject in subjects:
             await try_out(run, subject, dataset.candidates)
         if len(subjects) > 1:
-            print(
-                f"{len(subjects)} scorers: {', '.join(subject.label for subject in subjects)}",
-                file=sys.stderr,
-            )
+            labels = ", ".join(subject.label for subject in subjects)
+            _say(f"{len(subjects)} scorers: {labels}")
+        outcomes = []
         try:
-            return [
-                await _one(run, subject, dataset, with_examples=args.html is not None)
-                for subject in subjects
-            ]
+            for subject in subjects:
+                outcome = await _judge(run, subject, dataset, with_examples=args.html is not None)
+                outcomes.append(outcome)
         except BaseException:  # Ctrl-C, too, which cancels this
-            if run.cache is not None and run.cache.num_kept:
-                said = f"{run.cache.num_kept} new answers are kept in {run.cache.file}"
-                print(f"stopped; {said}: the same command goes on from there", file=sys.stderr)
+            if cache is not None and cache.num_appended:
+                _say(
+                    f"stopped; {cache.num_appended} new answers are kept in {cache.file}: "
+                    "the same command goes on from there"
+                )
             raise
+    return outcomes
 
 
-def _subjects(args: argparse.Namespace, listed: list[ScorerInfo]) -> list[Subject]:
-    """What `--scorer`, `--options` and `--credit` ask for."""
+def _subjects(args: argparse.Namespace, listing: list[ScorerInfo]) -> list[Subject]:
+    """The scorers that `--scorer`, `--options` and `--credit` name."""
     names: dict[str, str] = {}
-    for value in args.scorer or [info.name for info in listed]:
+    for value in args.scorer or [info.name for info in listing]:
         label, _, name = value.partition("=")
         if label in names:
             raise CommandError(
                 f"two scorers are labelled `{label}`: give one of them as LABEL=NAME", exit_code=2
             )
         names[label] = name or label
-    options, credit = (
-        by_label(args.options, "--options", names),
-        by_label(args.credit, "--credit", names),
-    )
-    return [
-        known_subject(
-            label, name, listed, options=options.get(label, {}), credit=credit.get(label, {})
+    options = by_label(args.options, "--options", names)
+    credit = by_label(args.credit, "--credit", names)
+    subjects = []
+    for label, name in names.items():
+        subject = find_subject(
+            label, name, listing, options=options.get(label, {}), credit=credit.get(label, {})
         )
-        for label, name in names.items()
-    ]
+        subjects.append(subject)
+    return subjects
 
 
-async def _one(run: Run, subject: Subject, dataset: Dataset, *, with_examples: bool) -> Answered:
-    row = judged(subject, dataset, await _with_progress(run, subject, dataset.candidates))
-    examples = examples_of(row, dataset) if with_examples else {}
-    return Answered(
-        row, dict(zip(examples, await ask(run, subject, list(examples.values())), strict=True))
-    )
+async def _judge(
+    run: Run, subject: Subject, dataset: Dataset, *, with_examples: bool
+) -> ScorerOutcome:
+    """The outcome for one scorer; `with_examples` asks for the units that the page shows."""
+    answers = await _ask_with_progress(run, subject, dataset.candidates)
+    outcome = dataset.outcome(subject, answers)
+    if not with_examples:
+        return outcome
+    examples = dataset.example_candidates(outcome)
+    answers = await collect_answers(run, subject, list(examples.values()))
+    return replace(outcome, example_answers=dict(zip(examples, answers, strict=True)))
 
 
-async def _with_progress(
+async def _ask_with_progress(
     run: Run, subject: Subject, candidates: Sequence[Candidate]
-) -> list[Answer]:
+) -> list[CandidateAnswer]:
+    """The answers, with a progress bar while they come; none where the cache has them all."""
     bars: list[Progress] = []
 
-    def started(num_asked: int, num_cached: int) -> None:
-        found = f", {num_cached} are in the cache" if num_cached else ""
-        print(f"{subject.label}: {num_asked} items to score{found}", file=sys.stderr)
-        bars.extend([Progress(sys.stderr, num_asked)] if num_asked else [])
+    def on_start(num_missing: int, num_cached: int) -> None:
+        cache_note = f", {num_cached} are in the cache" if num_cached else ""
+        _say(f"{subject.label}: {num_missing} items to score{cache_note}")
+        if num_missing:
+            bars.append(Progress(sys.stderr, num_missing))
 
-    def done(num_answered: int, num_failed: int) -> None:
-        bars[0].advance(num_answered, num_answered, num_failed=num_failed)
+    def on_answers(num_answers: int, num_errors: int) -> None:
+        bars[0].advance(num_answers, num_answers, num_failed=num_errors)
 
+    run = replace(run, on_start=on_start, on_answers=on_answers)
     try:
-        answers = await ask(replace(run, on_start=started, on_done=done), subject, candidates)
+        answers = await collect_answers(run, subject, candidates)
     finally:
         for bar in bars:
             bar.finish()
     if run.cache is not None and run.cache.num_unreadable:
-        print(
-            f"{run.cache.file}: {run.cache.num_unreadable} lines cannot be read and count as "
-            "absent",
-            file=sys.stderr,
-        )
+        num = run.cache.num_unreadable
+        _say(f"{run.cache.file}: {num} lines cannot be read and count as absent")
     return answers
 
 
-def _exit_code(rows: Sequence[Judged]) -> int:
-    """Says on stderr whether all was answered."""
-    num_failed, num_items = (
-        sum(len(row.failures) for row in rows),
-        sum(row.num_items for row in rows),
-    )
-    if not num_failed:
+def _exit_code(outcomes: Sequence[ScorerOutcome]) -> int:
+    """0 if every item has an answer; otherwise 1, and stderr gets a line about them."""
+    failures = [failure for outcome in outcomes for failure in outcome.failures]
+    if not failures:
         return 0
-    first = next(failure for row in rows for failure in row.failures)
-    said = visible(f"{first.where}: {first.code}: {first.message}")
-    print(
-        f"error: {num_failed} of {num_items} items have no answer; the first: {said}",
-        file=sys.stderr,
-    )
+    num_items = sum(outcome.num_items for outcome in outcomes)
+    first = f"{failures[0].where}: {failures[0].code}: {failures[0].message}"
+    _say(f"error: {len(failures)} of {num_items} items have no answer; the first: {first}")
     return 1
 
 
-def _width() -> int:
-    """Of the terminal, if it is one."""
-    return shutil.get_terminal_size((WIDTH, 0)).columns if sys.stdout.isatty() else WIDTH
+def _say(line: str) -> None:
+    print(safe_text(line), file=sys.stderr)

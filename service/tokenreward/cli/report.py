@@ -1,5 +1,7 @@
-"""Where answers go: JSON lines or coloured text, a progress bar beside them, and a count of what
-failed."""
+"""Writes answers as JSON lines or as coloured text, beside a progress bar, and counts the failures.
+
+It knows streams and lines; it knows no HTTP and no scorers.
+"""
 
 from __future__ import annotations
 
@@ -13,48 +15,58 @@ import numpy.typing as npt
 
 from tokenreward.cli.lines import Line
 from tokenreward.cli.progress import Progress
-from tokenreward.cli.show import coloured, pieces
+from tokenreward.cli.show import coloured, unit_texts
+from tokenreward.display import safe_text
 from tokenreward_client.rewards import Rewards
 
 
 class Report:
-    """Writes answers in the order it is given them.
+    """Writes answers in the order in which they are handed over.
 
-    `out` gets one JSON object per line: index, rewards, score, error, and the steps of a scorer
-    that finds them. `shown` gets coloured text. Either may be None.
+    Args:
+        out: Gets one JSON object per line: index, rewards, score, error, and the steps of a scorer
+            that finds them. None: nothing.
+        pictures: Gets coloured text. None: nothing.
+        progress: Counts the lines.
     """
 
-    def __init__(self, out: TextIO | None, shown: TextIO | None, progress: Progress) -> None:
+    def __init__(self, out: TextIO | None, pictures: TextIO | None, progress: Progress) -> None:
         self._out = out
-        self._shown = shown
+        self._pictures = pictures
         self._progress = progress
-        self._colour = shown is not None and shown.isatty() and "NO_COLOR" not in os.environ
+        self._colour = False
+        if pictures is not None:
+            self._colour = pictures.isatty() and "NO_COLOR" not in os.environ
         self._num_lines = self._num_failed = 0
         self._first_failure = ""
 
     def take(self, group: list[Line], answers: list[Rewards]) -> None:
-        """The next lines and their answers."""
-        failed_before = self._num_failed
-        if any(stream is not None and stream.isatty() for stream in (self._out, self._shown)):
+        """Write the next lines' answers."""
+        num_failed_before = self._num_failed
+        streams = [stream for stream in (self._out, self._pictures) if stream is not None]
+        if any(stream.isatty() for stream in streams):
             self._progress.clear()
         for line, answer in zip(group, answers, strict=True):
-            self._count(line, answer)
+            self._num_lines += 1
+            if answer.error is not None:
+                self._num_failed += 1
+                self._first_failure = self._first_failure or error_text(line, answer)
             if self._out is not None:
                 self._out.write(json_line(line, answer))
-            if self._shown is not None:
-                self._shown.write(self._picture(line, answer))
-        for stream in (self._out, self._shown):
-            if stream is not None:
-                stream.flush()
+            if self._pictures is not None:
+                self._pictures.write(self._picture(line, answer))
+        for stream in streams:
+            stream.flush()
         num_bytes = sum(line.num_bytes for line in group)
-        self._progress.advance(len(group), num_bytes, num_failed=self._num_failed - failed_before)
+        num_failed = self._num_failed - num_failed_before
+        self._progress.advance(len(group), num_bytes, num_failed=num_failed)
 
     def clear(self) -> None:
-        """Leave the terminal's line to what is said next."""
+        """Clear the terminal's line for other output."""
         self._progress.clear()
 
     def finish(self) -> int:
-        """Says what failed. The exit code: 1 if any line has no rewards."""
+        """Say how many lines failed. Returns the exit code: 1 if any line has no rewards."""
         self._progress.finish()
         if not self._num_failed:
             return 0
@@ -65,36 +77,32 @@ class Report:
         print(f"error: {message}", file=sys.stderr)
         return 1
 
-    def _count(self, line: Line, answer: Rewards) -> None:
-        self._num_lines += 1
-        if answer.error is not None:
-            self._num_failed += 1
-            self._first_failure = self._first_failure or said(line, answer)
-
     def _picture(self, line: Line, answer: Rewards) -> str:
         if line.item is None or answer.rewards is None:
-            return f"{said(line, answer)}\n\n"
-        score = "" if answer.score is None else f"  score {answer.score:+.4g}"
-        texts = pieces(line.item, answer)
-        return f"{coloured(texts, answer.rewards.tolist(), colour=self._colour)}{score}\n\n"
+            return f"{error_text(line, answer)}\n\n"
+        texts = unit_texts(line.item, answer)
+        picture = coloured(texts, answer.rewards.tolist(), colour=self._colour)
+        if answer.score is not None:
+            picture += f"  score {answer.score:+.4g}"
+        return f"{picture}\n\n"
 
 
-def said(line: Line, answer: Rewards) -> str:
-    """An error as a person reads it: with the line and the code."""
+def error_text(line: Line, answer: Rewards) -> str:
+    """An answer's error for a terminal, with its line and code; empty without an error."""
     if answer.error is None:
         return ""
-    message = f"{answer.error.code}: {answer.error.message}"
-    return message if line.error is not None else f"line {line.number}: {message}"
+    text = safe_text(f"{answer.error.code}: {answer.error.message}")
+    # The error of a line that is no item names the line itself.
+    return text if line.error is not None else f"line {line.number}: {text}"
 
 
 def json_line(line: Line, answer: Rewards) -> str:
     """One line of output. Each float32 is written with as few digits as name it."""
-    error = None if answer.error is None else answer.error.model_dump()
     entry = {
         "index": line.index,
         "rewards": _short(answer.rewards),
         "score": answer.score,
-        "error": error,
+        "error": None if answer.error is None else answer.error.model_dump(),
     }
     if answer.step_scores is not None and answer.step_ids is not None:
         entry |= {"step_scores": _short(answer.step_scores), "step_ids": answer.step_ids.tolist()}

@@ -1,9 +1,8 @@
-"""A response with each token on the colour of its reward: as text for a terminal, as SVG for a
-page.
+"""Draws a response with each unit on the colour of its reward, for a terminal or a page.
 
 Red is below zero, white is zero, green is above; the strongest colour is the largest |reward|
 shown. The letters are black on every colour, so that the picture reads the same on dark and light
-ground. It knows no HTTP.
+ground. It knows no HTTP and no files.
 """
 
 from __future__ import annotations
@@ -13,21 +12,23 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from typing import Any
 
+from tokenreward.display import ABOVE, BELOW, NO_TEXT, ZERO, colour_of, full_strength, safe_text
 from tokenreward_client.rewards import Rewards
 
-Colour = tuple[int, int, int]
-
-_BELOW, _ZERO, _ABOVE = (221, 76, 70), (255, 255, 255), (52, 168, 83)
 _RESET = "\x1b[0m"
-_NOTHING = "\N{EMPTY SET}"
 _NEWLINE = "\N{RETURN SYMBOL}"
 _LEGEND_STEPS = 9
 _CELL_WIDTH, _LINE_HEIGHT, _BOX_HEIGHT, _MARGIN = 8.4, 24, 20, 12
+_MONOSPACE = "ui-monospace,SFMono-Regular,Menlo,Consolas,monospace"
 
 
-def pieces(item: dict[str, Any], answer: Rewards) -> list[str]:
-    """The text of each unit: the caller's spans, or the tokens that came with the answer. One per
-    reward."""
+def unit_texts(item: dict[str, Any], answer: Rewards) -> list[str]:
+    """The text of each unit, one per reward: the caller's spans, or the tokens of the answer.
+
+    Args:
+        item: The item as it was sent.
+        answer: Its answer, with tokens unless the item has spans.
+    """
     response = item["response"]
     if isinstance(item.get("spans"), list):
         return [response[start:end] for start, end in item["spans"]]
@@ -35,102 +36,94 @@ def pieces(item: dict[str, Any], answer: Rewards) -> list[str]:
     for token in answer.tokens or ():
         start, end = token.span or (0, 0)
         # The response's own characters are exact; a token of half a character is not text at all.
-        texts.append(
-            response[start:end] if isinstance(response, str) and end > start else token.text
-        )
+        is_exact = isinstance(response, str) and end > start
+        texts.append(response[start:end] if is_exact else token.text)
     return texts
 
 
 def coloured(texts: Sequence[str], rewards: Sequence[float], *, colour: bool = True) -> str:
-    """The texts on their colours, in 24-bit ANSI, and a legend line; without colour, the numbers
-    beside them.
+    """The units for a terminal: on their colours in 24-bit ANSI with a legend line below.
 
-    Raises ValueError if there are not as many texts as rewards.
+    Args:
+        texts: The text of each unit.
+        rewards: The reward of each unit.
+        colour: Off: each number stands beside its text instead, and nothing is coloured.
+
+    Raises:
+        ValueError: There are not as many texts as rewards.
     """
-    limit = _limit(texts, rewards)
-    if not colour:
-        shown = (
-            f"{_visible(text) or _NOTHING}[{reward:+.3g}]"
-            for text, reward in zip(texts, rewards, strict=True)
-        )
-        return "".join(shown)
-    body = "".join(
-        _painted(text, reward / limit) for text, reward in zip(texts, rewards, strict=True)
-    )
-    return f"{body}\n{_legend(limit)}"
+    strongest = _strongest(texts, rewards)
+    pieces = []
+    for text, reward in zip(texts, rewards, strict=True):
+        if colour:
+            pieces.append(_painted(text, reward / strongest))
+        else:
+            pieces.append(f"{_shown_text(text)}[{reward:+.3g}]")
+    if colour:
+        half = _LEGEND_STEPS // 2
+        scale = "".join(_painted("  ", step / half) for step in range(-half, half + 1))
+        pieces.append(f"\n{-strongest:+.3g} {scale} {strongest:+.3g}")
+    return "".join(pieces)
 
 
 def coloured_svg(texts: Sequence[str], rewards: Sequence[float], *, columns: int = 80) -> str:
-    """The same picture as an SVG document, wrapped at `columns`; each token's number is its
-    tooltip.
+    """The same picture as an SVG document; each unit's number is its tooltip.
 
-    Raises ValueError if there are not as many texts as rewards.
+    Args:
+        texts: The text of each unit.
+        rewards: The reward of each unit.
+        columns: Characters per line; longer lines are wrapped.
+
+    Raises:
+        ValueError: There are not as many texts as rewards.
     """
-    limit = _limit(texts, rewards)
+    strongest = _strongest(texts, rewards)
     boxes, row, column = [], 0, 0
     for text, reward in zip(texts, rewards, strict=True):
-        for fragment in _fragments(_visible(text) or _NOTHING, columns):
-            width = _num_cells(fragment)
-            if column and column + width > columns:
+        red, green, blue = colour_of(reward / strongest)
+        for fragment in _fragments(_shown_text(text), columns):
+            num_cells = _num_cells(fragment)
+            if column and column + num_cells > columns:
                 row, column = row + 1, 0
-            boxes.append(_box(fragment, reward, limit=limit, row=row, column=column))
-            column += width
+            x, y = _MARGIN + column * _CELL_WIDTH, _MARGIN + row * _LINE_HEIGHT
+            width = max(num_cells, 1) * _CELL_WIDTH
+            boxes.append(
+                f"<g><title>{reward:+.3g}</title>"
+                f'<rect x="{x:.1f}" y="{y}" width="{width:.1f}" height="{_BOX_HEIGHT}" rx="3" '
+                f'fill="rgb({red},{green},{blue})" stroke="#888" stroke-opacity="0.25"/>'
+                f'<text x="{x:.1f}" y="{y + 15}" textLength="{width:.1f}" '
+                f'lengthAdjust="spacingAndGlyphs" fill="#111" xml:space="preserve">'
+                f"{escape(fragment)}</text></g>"
+            )
+            column += num_cells
             if fragment.endswith(_NEWLINE):
                 row, column = row + 1, 0
-    return _document(boxes, num_rows=row + (1 if column else 0), columns=columns, limit=limit)
+    num_rows = row + 1 if column else row
+    return _svg_document(boxes, num_rows=num_rows, columns=columns, strongest=strongest)
 
 
-def colour_of(share: float) -> Colour:
-    """The colour of a reward that is `share` (-1 to 1) of the strongest."""
-    end = _ABOVE if share > 0 else _BELOW
-    weight = min(abs(share), 1.0)
-    red, green, blue = (
-        round(zero + weight * (far - zero)) for zero, far in zip(_ZERO, end, strict=True)
-    )
-    return red, green, blue
-
-
-def _limit(texts: Sequence[str], rewards: Sequence[float]) -> float:
-    """The largest |reward|; 1 if there is none, since any scale will do then."""
+def _strongest(texts: Sequence[str], rewards: Sequence[float]) -> float:
+    """The |reward| at full colour. Raises ValueError if texts and rewards do not go together."""
     if len(texts) != len(rewards):
         raise ValueError(f"{len(texts)} texts cannot show {len(rewards)} rewards")
-    return max((abs(float(reward)) for reward in rewards), default=0.0) or 1.0
+    return full_strength(rewards)
 
 
-def _visible(text: str) -> str:
-    """Control characters as their pictures: a response must not steer the terminal that shows
-    it."""
-    return "".join(_picture(char) for char in text)
-
-
-def _picture(char: str) -> str:
-    if char in "\n\t" or unicodedata.category(char) not in ("Cc", "Cs"):
-        return char
-    code = ord(char)
-    return (
-        chr(0x2400 + code)
-        if code < 0x20
-        else "\N{SYMBOL FOR DELETE}"
-        if code == 0x7F
-        else "\N{REPLACEMENT CHARACTER}"
-    )
+def _shown_text(text: str) -> str:
+    """What is drawn for the text of a unit, which must not steer the terminal that shows it."""
+    return safe_text(text, keep="\n\t", pictures=True) or NO_TEXT
 
 
 def _painted(text: str, share: float) -> str:
+    """A text on the colour of a reward that is `share` of the strongest."""
     red, green, blue = colour_of(share)
     on = f"\x1b[48;2;{red};{green};{blue}m\x1b[38;2;0;0;0m"
     # A colour that is on at the end of a line floods the rest of it in many terminals.
-    return on + (_visible(text) or _NOTHING).replace("\n", f"{_NEWLINE}{_RESET}\n{on}") + _RESET
-
-
-def _legend(limit: float) -> str:
-    half = _LEGEND_STEPS // 2
-    scale = "".join(_painted("  ", step / half) for step in range(-half, half + 1))
-    return f"{-limit:+.3g} {scale} {limit:+.3g}"
+    return on + _shown_text(text).replace("\n", f"{_NEWLINE}{_RESET}\n{on}") + _RESET
 
 
 def _fragments(text: str, columns: int) -> Iterator[str]:
-    """Pieces that fit a row and end where a line ends."""
+    """Pieces of a text that fit a row and end where a line ends."""
     fragment = ""
     for char in text.replace("\t", "    "):
         fragment += _NEWLINE if char == "\n" else char
@@ -143,39 +136,33 @@ def _fragments(text: str, columns: int) -> Iterator[str]:
 
 def _num_cells(text: str) -> int:
     """Columns in a monospaced font: wide characters take two, marks that combine take none."""
-    wide = sum(unicodedata.east_asian_width(char) in "WF" for char in text)
-    return len(text) + wide - sum(unicodedata.category(char) in ("Mn", "Me", "Cf") for char in text)
+    num = len(text)
+    for char in text:
+        num += unicodedata.east_asian_width(char) in "WF"
+        num -= unicodedata.category(char) in ("Mn", "Me", "Cf")
+    return num
 
 
-def _box(text: str, reward: float, *, limit: float, row: int, column: int) -> str:
-    width = max(_num_cells(text), 1) * _CELL_WIDTH
-    x, y = _MARGIN + column * _CELL_WIDTH, _MARGIN + row * _LINE_HEIGHT
-    red, green, blue = colour_of(reward / limit)
-    return (
-        f"<g><title>{reward:+.3g}</title>"
-        f'<rect x="{x:.1f}" y="{y}" width="{width:.1f}" height="{_BOX_HEIGHT}" rx="3" '
-        f'fill="rgb({red},{green},{blue})" stroke="#888" stroke-opacity="0.25"/>'
-        f'<text x="{x:.1f}" y="{y + 15}" textLength="{width:.1f}" lengthAdjust="spacingAndGlyphs" fill="#111" '
-        f'xml:space="preserve">{escape(text)}</text></g>'
-    )
-
-
-def _document(boxes: Sequence[str], *, num_rows: int, columns: int, limit: float) -> str:
+def _svg_document(boxes: Sequence[str], *, num_rows: int, columns: int, strongest: float) -> str:
+    """The document around the boxes, with a legend below them."""
     width = 2 * _MARGIN + columns * _CELL_WIDTH
     legend_y = 2 * _MARGIN + num_rows * _LINE_HEIGHT
     height = legend_y + _BOX_HEIGHT + _MARGIN
-    stops = "".join(
-        f'<stop offset="{offset}" stop-color="rgb({",".join(map(str, colour))})"/>'
-        for offset, colour in ((0, _BELOW), (0.5, _ZERO), (1, _ABOVE))
-    )
+    stops = []
+    for offset, colour in ((0, BELOW), (0.5, ZERO), (1, ABOVE)):
+        rgb = ",".join(map(str, colour))
+        stops.append(f'<stop offset="{offset}" stop-color="rgb({rgb})"/>')
     return f"""<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height}" \
-viewBox="0 0 {width:.0f} {height}" font-family="ui-monospace,SFMono-Regular,Menlo,Consolas,monospace" font-size="14">
-<style>.note{{fill:#57606a}}@media(prefers-color-scheme:dark){{.note{{fill:#9da7b1}}}}</style>
-<defs><linearGradient id="scale">{stops}</linearGradient></defs>
+viewBox="0 0 {width:.0f} {height}" font-family="{_MONOSPACE}" font-size="14">
+<style>.note{{fill:#57606a}}\
+@media(prefers-color-scheme:dark){{.note{{fill:#9da7b1}}}}</style>
+<defs><linearGradient id="scale">{"".join(stops)}</linearGradient></defs>
 {"".join(boxes)}
-<text class="note" x="{_MARGIN + 64}" y="{legend_y + 12}" text-anchor="end" font-size="12">{-limit:+.3g}</text>
-<rect x="{_MARGIN + 72}" y="{legend_y + 2}" width="160" height="12" rx="3" fill="url(#scale)" stroke="#888" \
-stroke-opacity="0.25"/>
-<text class="note" x="{_MARGIN + 240}" y="{legend_y + 12}" font-size="12">{limit:+.3g} reward per token</text>
+<text class="note" x="{_MARGIN + 64}" y="{legend_y + 12}" text-anchor="end" \
+font-size="12">{-strongest:+.3g}</text>
+<rect x="{_MARGIN + 72}" y="{legend_y + 2}" width="160" height="12" rx="3" fill="url(#scale)" \
+stroke="#888" stroke-opacity="0.25"/>
+<text class="note" x="{_MARGIN + 240}" y="{legend_y + 12}" font-size="12">{strongest:+.3g} \
+reward per token</text>
 </svg>
 """

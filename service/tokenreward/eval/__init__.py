@@ -1,40 +1,40 @@
-"""Judging served scorers on preference data: what a scorer's numbers say about answers whose worth
-is known.
+"""Judges served scorers on preference data: what their numbers say about answers of known worth.
 
-    rows, flags              files as rows, errors that name the line and the field; characters known to be wrong
-    dataset                  what all kinds of data are: items to score, and a judgement of the answers
-    rm_bench, preference, best_of_n, tokens      the four kinds
-    loading                  which kind a file is
-    asking, answer, cache    the client, what it brought, and what need not be asked again
-    figure, auc, latency     shares, means, areas under curves, with intervals; seconds
-    verdict, record, table   the outcome, as JSON, as text for a terminal
-    page/                    the same as one HTML file that needs nothing else
+rows, candidate        files as rows, and the responses in them as items; errors name line and field
+subject, ask           the scorer under judgement; asking the service for its answers
+answer, cache          the answer for one response; answers that need not be asked for again
+statistics             shares, means, areas under curves, with intervals; seconds
+outcome, dataset       the outcome for one scorer; what every kind of data is
+kinds/                 the four kinds
+loading                which kind a file is
+report/                the outcome as text for a terminal, as JSON, as an HTML file
 
 It talks to a URL through the client and knows numpy and the wire: no engine, no models, no command
 line.
 """
 
-from tokenreward.eval.answer import Answer
-from tokenreward.eval.asking import Run, Subject, ask, known_subject, try_out
-from tokenreward.eval.cache import Cache
-from tokenreward.eval.dataset import Candidate, Dataset
+from tokenreward.eval.answer import CandidateAnswer
+from tokenreward.eval.ask import Run, collect_answers, try_out
+from tokenreward.eval.cache import AnswerCache
+from tokenreward.eval.candidate import Candidate
+from tokenreward.eval.dataset import Dataset
 from tokenreward.eval.loading import KINDS, load
+from tokenreward.eval.outcome import ScorerOutcome
 from tokenreward.eval.rows import EvalError
-from tokenreward.eval.verdict import Judged, judged
+from tokenreward.eval.subject import Subject, find_subject
 
 __all__ = [
     "KINDS",
-    "Answer",
-    "Cache",
+    "AnswerCache",
     "Candidate",
+    "CandidateAnswer",
     "Dataset",
     "EvalError",
-    "Judged",
     "Run",
+    "ScorerOutcome",
     "Subject",
-    "ask",
-    "judged",
-    "known_subject",
+    "collect_answers",
+    "find_subject",
     "load",
     "try_out",
 ]

@@ -1,21 +1,22 @@
-"""Files to a dataset: which kind they are is seen in the fields of their first row, unless it is
-said."""
+"""Loads data files as one dataset. The fields of a file's first row tell the kind of the file.
+
+It knows which kinds there are; it asks nothing and judges nothing.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tokenreward.eval.best_of_n import BestOfN, is_gsm8k
-from tokenreward.eval.dataset import Dataset, PromptAs
-from tokenreward.eval.preference import Preference
-from tokenreward.eval.rm_bench import RmBench
-from tokenreward.eval.rows import DataError, Row, read_rows
-from tokenreward.eval.tokens import Tokens
+from tokenreward.eval.candidate import PromptAs
+from tokenreward.eval.dataset import Dataset
+from tokenreward.eval.kinds.best_of_n import BestOfN, is_gsm8k
+from tokenreward.eval.kinds.preference import Preference
+from tokenreward.eval.kinds.rm_bench import RmBench
+from tokenreward.eval.kinds.tokens import Tokens
+from tokenreward.eval.rows import DataError, DataRow, read_rows
 
-_Maker = Callable[[Sequence[Row], PromptAs], Dataset]
-
-KINDS: dict[str, _Maker] = {
+KINDS: dict[str, Callable[[Sequence[DataRow], PromptAs], Dataset]] = {
     RmBench.kind: RmBench,
     Preference.kind: Preference,
     BestOfN.kind: BestOfN,
@@ -30,23 +31,32 @@ def load(
     prompt_as: PromptAs = "user",
     limit: int | None = None,
 ) -> Dataset:
-    """All rows of all files as one dataset; `limit`: no more than so many rows of each file.
+    """All rows of all files as one dataset.
 
-    Raises DataError, which names file, line and field, and OSError.
+    Args:
+        files: JSON lines or JSON arrays, all of one kind.
+        kind: A key of `KINDS`; by default the first row of each file tells.
+        prompt_as: What a prompt that is a string becomes, see `prompt_of`.
+        limit: The most rows to take of each file, from its beginning.
+
+    Raises:
+        DataError: A file is not what it should be; the message names file, line and field.
+        OSError: A file cannot be read.
     """
-    rows: list[Row] = []
+    rows: list[DataRow] = []
     kinds: dict[str, Path] = {}
     for file in files:
-        found = read_rows(file)
-        kinds.setdefault(kind or _kind(found[0]), file)
-        rows += found[:limit]
+        file_rows = read_rows(file)
+        kinds.setdefault(kind or _kind_of(file_rows[0]), file)
+        rows += file_rows[:limit]
     if len(kinds) > 1:
-        listed = ", ".join(f"{file} is {name}" for name, file in kinds.items())
-        raise DataError(f"all files of a run must be of one kind: {listed}")
+        kinds_text = ", ".join(f"{file} is {name}" for name, file in kinds.items())
+        raise DataError(f"all files of a run must be of one kind: {kinds_text}")
     return KINDS[next(iter(kinds))](rows, prompt_as)
 
 
-def _kind(row: Row) -> str:
+def _kind_of(row: DataRow) -> str:
+    """The name of a row's kind. Raises DataError if its fields are of none."""
     fields = row.fields
     if "chosen" in fields and "rejected" in fields:
         return RmBench.kind if isinstance(fields["chosen"], list) else Preference.kind
@@ -54,9 +64,9 @@ def _kind(row: Row) -> str:
         return BestOfN.kind
     if "response" in fields and not {"flags", "flagged"}.isdisjoint(fields):
         return Tokens.kind
-    named = ", ".join(f"`{name[:40]}`" for name in list(fields)[:8]) or "none"
+    names = ", ".join(f"`{name[:40]}`" for name in list(fields)[:8]) or "none"
     raise DataError(
-        f"{row.where}: the fields ({named}) are of no known kind: rm-bench and preference have "
-        "`chosen` and "
-        "`rejected`, best-of-n `responses` and `labels`, tokens `response` and `flagged` or `flags`"
+        f"{row.where}: the fields ({names}) are of no known kind: rm-bench and preference have "
+        "`chosen` and `rejected`, best-of-n `responses` and `labels`, tokens `response` and "
+        "`flagged` or `flags`"
     )

@@ -1,7 +1,6 @@
-"""Data files as rows: JSON lines, or one JSON array. What is wrong with a file is said with its
-line and field.
+"""Reads data files as rows: JSON lines, or one JSON array. Errors name the file, line and field.
 
-It knows JSON and nothing of what the rows mean. Fields that nobody asks for are left alone.
+It knows JSON and nothing of what the rows mean. Fields that no kind of data reads are left alone.
 """
 
 from __future__ import annotations
@@ -22,9 +21,11 @@ class DataError(EvalError):
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One JSON object. `where` is what messages call it: `pairs.jsonl line 3`, or `chat.json row
-    3`."""
+class DataRow:
+    """One JSON object of a data file.
+
+    `where` is what messages call it: `pairs.jsonl line 3`, or `chat.json row 3`.
+    """
 
     where: str
     fields: dict[str, Any]
@@ -35,90 +36,128 @@ class Row:
         return DataError(f"{self.where}: `{field}` {message}")
 
     def get(self, field: str) -> Any:
-        """Raises DataError if it is not there."""
+        """The value of a field. Raises DataError if the row lacks it."""
         if field not in self.fields:
             raise self.wrong(field, "is required")
         return self.fields[field]
 
     def text(self, field: str) -> str:
-        """Raises DataError if it is not a string."""
+        """A field that is a string. Raises DataError if it is anything else."""
         value = self.get(field)
         if not isinstance(value, str):
             raise self.wrong(field, f"must be a string, got {kind_of(value)}")
         return value
 
     def texts(self, field: str, *, num: int | None = None) -> list[str]:
-        """A list of strings, `num` of them. Raises DataError."""
+        """A field that is a list of strings.
+
+        Args:
+            field: Its name.
+            num: How many strings it must hold; by default one or more.
+
+        Raises:
+            DataError: It is anything else.
+        """
         value = self.get(field)
-        wanted = f"a list of {num} strings" if num is not None else "a list of one string or more"
-        if not isinstance(value, list) or not value or (num is not None and len(value) != num):
-            raise self.wrong(field, f"must be {wanted}, got {kind_of(value)}")
+        expected = "a list of one string or more"
+        if num is not None:
+            expected = f"a list of {num} strings"
+        if not isinstance(value, list) or not value or len(value) != (num or len(value)):
+            raise self.wrong(field, f"must be {expected}, got {kind_of(value)}")
         for index, entry in enumerate(value):
             if not isinstance(entry, str):
                 raise self.wrong(f"{field}[{index}]", f"must be a string, got {kind_of(entry)}")
         return value
 
     def flags(self, field: str, *, num: int, of: str) -> list[bool]:
-        """`num` zeros and ones (or false and true). Raises DataError."""
+        """A field that is a list of zeros and ones, or of false and true.
+
+        Args:
+            field: Its name.
+            num: How many flags it must hold.
+            of: What one flag is about, for the message: `character`.
+
+        Raises:
+            DataError: It is anything else.
+        """
         value = self.get(field)
         if not isinstance(value, list) or len(value) != num:
-            raise self.wrong(
-                field, f"must be a list of {num} flags, one per {of}, got {kind_of(value)}"
-            )
+            message = f"must be a list of {num} flags, one per {of}, got {kind_of(value)}"
+            raise self.wrong(field, message)
         for index, entry in enumerate(value):
             if not isinstance(entry, int) or entry not in (0, 1):
                 raise self.wrong(f"{field}[{index}]", f"must be 0 or 1, got {kind_of(entry)}")
         return [bool(entry) for entry in value]
 
+    def ranges(self, field: str, *, noun: str, allow_empty: bool) -> Iterator[tuple[int, int]]:
+        """A field that is a list of pairs of integers, each checked when it is taken.
 
-def read_rows(file: Path) -> list[Row]:
+        Whether the pairs fit a text is not checked.
+
+        Args:
+            field: Its name.
+            noun: What the pairs are, for the message: `ranges`.
+            allow_empty: The list may hold no pair.
+
+        Raises:
+            DataError: It is anything else.
+        """
+        value = self.get(field)
+        if not isinstance(value, list) or not (value or allow_empty):
+            raise self.wrong(field, f"must be a list of [start, end] {noun}, got {kind_of(value)}")
+        for index, entry in enumerate(value):
+            # `type`, not isinstance: JSON's true and false are no positions.
+            if not isinstance(entry, list) or [type(end) for end in entry] != [int, int]:
+                raise self.wrong(f"{field}[{index}]", f"must be [start, end], got {kind_of(entry)}")
+            yield entry[0], entry[1]
+
+
+def read_rows(file: Path) -> list[DataRow]:
     """Every row of a file. Raises DataError, OSError."""
     try:
         text = file.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise DataError(f"{file} line {line}: not UTF-8") from None
-    whole = text.lstrip().startswith("[")
-    rows = [
-        _row(value, where, file)
-        for where, value in (_array(text, file) if whole else _lines(text, file))
-    ]
+    rows = []
+    for where, value in _values(text, file):
+        if not isinstance(value, dict):
+            raise DataError(f"{where}: must be an object, got {kind_of(value)}")
+        rows.append(DataRow(where, value, file))
     if not rows:
         raise DataError(f"{file}: holds no rows")
     return rows
 
 
 def kind_of(value: object) -> str:
-    """What a value is, without quoting text: `a list of length 2`, `true`, `a string`."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
+    """What a JSON value is, without quoting its text: `a list of length 2`, `true`, `a string`."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, (int, float)):
         return f"{value}" if abs(value) < 10**12 else "a large number"
-    if isinstance(value, str):
-        return "a string"
-    return f"{'a list' if isinstance(value, list) else 'an object'} of length {len(value)}"  # type: ignore[arg-type]
+    if isinstance(value, list):
+        return f"a list of length {len(value)}"
+    if isinstance(value, dict):
+        return f"an object of length {len(value)}"
+    return "a string"
 
 
-def _row(value: Any, where: str, file: Path) -> Row:
-    if not isinstance(value, dict):
-        raise DataError(f"{where}: must be an object, got {kind_of(value)}")
-    return Row(where, value, file)
-
-
-def _array(text: str, file: Path) -> Iterator[tuple[str, Any]]:
-    values = _parsed(text, str(file))
-    return ((f"{file} row {number}", value) for number, value in enumerate(values, start=1))
-
-
-def _lines(text: str, file: Path) -> Iterator[tuple[str, Any]]:
+def _values(text: str, file: Path) -> Iterator[tuple[str, Any]]:
+    """Each value of a file's text, with what messages call it."""
+    if text.lstrip().startswith("["):
+        for number, value in enumerate(_parse(text, str(file)), start=1):
+            yield f"{file} row {number}", value
+        return
     # Not splitlines: a string in JSON may hold U+2028 and the like, which end no line of a file.
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             where = f"{file} line {number}"
-            yield where, _parsed(line, where)
+            yield where, _parse(line, where)
 
 
-def _parsed(text: str, where: str) -> Any:
+def _parse(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except RecursionError:

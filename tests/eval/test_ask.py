@@ -14,8 +14,17 @@ from typing import Any
 import pytest
 
 from fakes.eval_service import ENTRY, Known
-from tokenreward.eval import Answer, Cache, Candidate, EvalError, Run, Subject, ask, known_subject
-from tokenreward.eval.answer import from_record, to_record
+from tokenreward.eval import (
+    AnswerCache,
+    Candidate,
+    CandidateAnswer,
+    EvalError,
+    Run,
+    Subject,
+    collect_answers,
+    find_subject,
+)
+from tokenreward.eval.cache import from_record, to_record
 from tokenreward_client import AsyncClient, ScorerInfo, ServerRefused
 
 
@@ -38,20 +47,20 @@ def answers(
     cache: Path | None = None,
     who: Subject | None = None,
     **run: Any,
-) -> list[Answer]:
-    async def asked() -> list[Answer]:
+) -> list[CandidateAnswer]:
+    async def ask_all() -> list[CandidateAnswer]:
         async with AsyncClient(service.url, max_retries=0) as client:
-            made = Run(client, None if cache is None else Cache(cache), **run)
-            return await ask(made, who or subject(), wanted)
+            options = Run(client, None if cache is None else AnswerCache(cache), **run)
+            return await collect_answers(options, who or subject(), wanted)
 
-    return asyncio.run(asked())
+    return asyncio.run(ask_all())
 
 
 def test_answers_are_in_order_in_batches_with_so_many_in_flight(service: Known) -> None:
     service.delay_s = 0.02
     steps: list[tuple[int, int]] = []
     found = answers(
-        service, candidates(300), concurrency=3, on_done=lambda *done: steps.append(done)
+        service, candidates(300), concurrency=3, on_answers=lambda *counts: steps.append(counts)
     )
     assert [answer.score for answer in found] == [float(n + 1) for n in range(300)]
     assert sorted(len(body["items"]) for body in service.bodies) == [44, 64, 64, 64, 64]
@@ -192,7 +201,7 @@ def test_change_of_the_scorer_that_is_asked_first_asks_again(
         entry = {**ENTRY, "options": {"score_from": {"default": default}}}
         listed = [entry, {**ENTRY, "name": "second", "version": second_version}]
         found = [ScorerInfo.model_validate(each) for each in listed]
-        asked = known_subject("known", "known", found, options=options, credit=credit)
+        asked = find_subject("known", "known", found, options=options, credit=credit)
         return asked.key(candidates(1)[0])
 
     assert key(3) == key(3)
@@ -203,7 +212,7 @@ def test_change_of_a_scorer_that_is_not_asked_changes_nothing() -> None:
     def key(second_version: int) -> str:
         listed = [ENTRY, {**ENTRY, "name": "second", "version": second_version}]
         found = [ScorerInfo.model_validate(each) for each in listed]
-        return known_subject("known", "known", found, options={"score_from": None}, credit={}).key(
+        return find_subject("known", "known", found, options={"score_from": None}, credit={}).key(
             candidates(1)[0]
         )
 
@@ -234,7 +243,7 @@ def test_half_a_line_at_the_end_is_tolerated_and_does_not_take_the_next_line_wit
     assert len(service.asked) == 4
     answers(service, candidates(3), cache)
     assert len(service.asked) == 4
-    reader = Cache(cache)
+    reader = AnswerCache(cache)
     reader.read([])
     assert reader.num_unreadable == 1
 
@@ -254,7 +263,7 @@ def test_half_a_line_at_the_end_is_tolerated_and_does_not_take_the_next_line_wit
 )
 def test_line_that_is_no_record_counts_as_absent(tmp_path: Path, line: str) -> None:
     (tmp_path / "cache").write_text(line + "\n")
-    cache = Cache(tmp_path / "cache")
+    cache = AnswerCache(tmp_path / "cache")
     assert cache.read(["k"]) == {}
     assert cache.num_unreadable == 1
 
@@ -295,7 +304,7 @@ def test_options_and_credit_travel_and_the_label_does_not(service: Known) -> Non
 def test_scorer_that_is_not_served_is_named_with_those_that_are() -> None:
     listed = [ScorerInfo(name="a"), ScorerInfo(name="b")]
     with pytest.raises(EvalError, match="no scorer `c`; it has a, b"):
-        known_subject("c", "c", listed, options={}, credit={})
+        find_subject("c", "c", listed, options={}, credit={})
 
 
 def test_times_add_up_to_the_time_of_the_run(service: Known) -> None:
@@ -318,8 +327,8 @@ def test_the_package_is_light() -> None:
         "tokenreward.demo",
     )
     code = (
-        f"import sys; sys.path[:0] = {sys.path!r}; import tokenreward.eval.page, "
-        "tokenreward.eval.table\n"
+        f"import sys; sys.path[:0] = {sys.path!r}; import tokenreward.eval, "
+        "tokenreward.eval.report\n"
     )
     code += f"print(*[name for name in {heavy!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

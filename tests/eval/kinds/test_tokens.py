@@ -10,11 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval.test_auc import counted
-from fakes.eval_data import TIMING, per_character, values, verdict_of, write
-from tokenreward.eval import Answer, load
-from tokenreward.eval.answer import Units
-from tokenreward.eval.flags import Flags, token_figures
+from fakes.eval_data import TIMING, outcome_of, per_character, share_in_order, values, write
+from tokenreward.eval import CandidateAnswer, load
+from tokenreward.eval.answer import UnitRewards
+from tokenreward.eval.kinds.flags import FlaggedResponse, judge_flags
 
 
 def judged_rows(
@@ -25,7 +24,7 @@ def judged_rows(
         candidate.needs_units and not candidate.needs_score for candidate in dataset.candidates
     )
     return values(
-        verdict_of(
+        outcome_of(
             dataset, lambda c: per_character(rewards[c.item["response"]], c.item["response"])
         )
     )
@@ -56,9 +55,9 @@ def test_mean_is_over_responses_and_micro_over_all_units(tmp_path: Path) -> None
 
 
 def test_token_that_straddles_a_flagged_range_is_flagged() -> None:
-    flags = Flags(np.array([0, 0, 1, 0, 0, 0], dtype=bool))
-    units = Units(np.zeros(4, dtype=np.float32), np.array([[0, 2], [2, 4], [4, 6], [6, 6]]))
-    flagged, counts = flags.of(units)
+    response = FlaggedResponse("row", 0, np.array([0, 0, 1, 0, 0, 0], dtype=bool))
+    units = UnitRewards(np.zeros(4, dtype=np.float32), np.array([[0, 2], [2, 4], [4, 6], [6, 6]]))
+    flagged, counts = response.unit_flags(units)
     assert flagged.tolist() == [False, True, False, False]
     assert counts.tolist() == [True, True, True, False]
 
@@ -72,8 +71,10 @@ def test_spans_of_the_file_are_the_units_and_all_of_them_count(tmp_path: Path) -
     }
     dataset = load([write(tmp_path / "tokens.jsonl", [row])])
     assert dataset.candidates[0].item["spans"] == row["spans"]
-    units = Units(np.array([0, 2, 1, -1], dtype=np.float32), np.array(row["spans"]))
-    found = values(verdict_of(dataset, lambda candidate: Answer(None, units, timing=TIMING)))
+    units = UnitRewards(np.array([0, 2, 1, -1], dtype=np.float32), np.array(row["spans"]))
+    found = values(
+        outcome_of(dataset, lambda candidate: CandidateAnswer(None, units, timing=TIMING))
+    )
     assert found["token_auc"] == pytest.approx(3 / 4)
 
 
@@ -86,21 +87,24 @@ RESPONSES = st.lists(
 
 @given(RESPONSES)
 def test_areas_are_the_share_of_couples_in_order(responses: list[list[tuple[bool, int]]]) -> None:
-    made, areas, pooled = [], [], []
-    for response in responses:
+    flagged, answers, areas, pooled = [], [], [], []
+    for index, response in enumerate(responses):
         ends = np.arange(len(response) + 1)
-        units = Units(
+        units = UnitRewards(
             np.array([reward for _, reward in response], dtype=np.float32),
             np.stack([ends[:-1], ends[1:]], 1),
         )
-        made.append((Flags(np.array([flag for flag, _ in response])), units))
+        flags = np.array([flag for flag, _ in response])
+        flagged.append(FlaggedResponse(f"row {index}", index, flags))
+        answers.append(CandidateAnswer(None, units))
         pooled += response
-        areas.append(counted([flag for flag, _ in response], [-reward for _, reward in response]))
-    found = token_figures(made)
+        areas.append(
+            share_in_order([flag for flag, _ in response], [-reward for _, reward in response])
+        )
+    found = judge_flags(flagged, answers)
+    mean, micro = (column.estimate for column in found.columns)
     assert found.areas == [None if area is None else pytest.approx(area) for area in areas]
-    expected = counted([flag for flag, _ in pooled], [-reward for _, reward in pooled])
-    assert (found.micro and found.micro.value) == (
-        None if expected is None else pytest.approx(expected)
-    )
+    expected = share_in_order([flag for flag, _ in pooled], [-reward for _, reward in pooled])
+    assert (micro and micro.value) == (None if expected is None else pytest.approx(expected))
     known = [area for area in areas if area is not None]
-    assert (found.mean and found.mean.value) == (pytest.approx(np.mean(known)) if known else None)
+    assert (mean and mean.value) == (pytest.approx(np.mean(known)) if known else None)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from fakes.eval_data import FAILED, TIMING, subject, write
-from tokenreward.eval import Answer, Dataset, Judged, judged, load
-from tokenreward.eval.table import tables
+from tokenreward.eval import CandidateAnswer, Dataset, ScorerOutcome, load
+from tokenreward.eval.report import text_report
 from tokenreward.wire import ErrorDetail
 
 
@@ -19,17 +19,18 @@ def pairs(folder: Path, subsets: Sequence[str]) -> Dataset:
     return load([write(folder / "data", rows)])
 
 
-def row(dataset: Dataset, label: str) -> Judged:
+def row(dataset: Dataset, label: str) -> ScorerOutcome:
     """Longer responses score higher."""
     answers = [
-        Answer(float(len(each.item["response"])), timing=TIMING) for each in dataset.candidates
+        CandidateAnswer(float(len(each.item["response"])), timing=TIMING)
+        for each in dataset.candidates
     ]
-    return judged(dataclasses.replace(subject(), label=label), dataset, answers)
+    return dataset.outcome(dataclasses.replace(subject(), label=label), answers)
 
 
 def test_table_is_aligned_and_says_all(tmp_path: Path) -> None:
     dataset = pairs(tmp_path, ("x", "a longer name"))
-    text = tables(dataset, [row(dataset, "a"), row(dataset, "bb")])
+    text = text_report(dataset, [row(dataset, "a"), row(dataset, "bb")])
     assert text.startswith(
         "2 pairs (preference), 95 % intervals in brackets\n\nscorer  pair accuracy "
     )
@@ -43,7 +44,7 @@ def test_table_is_aligned_and_says_all(tmp_path: Path) -> None:
 def test_many_scorers_take_more_lines_and_no_more_width(tmp_path: Path, width: int) -> None:
     dataset = pairs(tmp_path, ("math", "code", "safety"))
     labels = [f"scorer {number}" for number in range(13)]
-    text = tables(dataset, [row(dataset, label) for label in labels], width=width)
+    text = text_report(dataset, [row(dataset, label) for label in labels], width=width)
     assert max(map(len, text.splitlines())) <= width
     *_, groups = text.partition("by subset:\n")
     blocks = [block.splitlines() for block in groups.split("\n\n")]
@@ -56,14 +57,29 @@ def test_many_scorers_take_more_lines_and_no_more_width(tmp_path: Path, width: i
 
 def test_one_column_wider_than_allowed_is_shown_whole(tmp_path: Path) -> None:
     dataset = pairs(tmp_path, ("a subset whose name is long",))
-    text = tables(dataset, [row(dataset, "first"), row(dataset, "second")], width=10)
+    text = text_report(dataset, [row(dataset, "first"), row(dataset, "second")], width=10)
     assert text.count("a subset whose name is long  1.000 [0.207, 1.000]") == 2
+
+
+def test_text_of_others_cannot_steer_the_terminal(tmp_path: Path) -> None:
+    unsafe = "\u202e\u202a\u2066\u2069\u200f\u061c\x1b\x9b"
+    dataset = pairs(tmp_path, ("x" + unsafe,))
+    error = ErrorDetail(code="non_finite", message=f"is {unsafe}")
+    answers = [CandidateAnswer(error=error), CandidateAnswer(1.0)]
+    who = dataclasses.replace(subject(), label=f"mine{unsafe}")
+    text = text_report(dataset, [dataset.outcome(who, answers)])
+    assert not set(unsafe) & set(text)
+    bad = "\N{REPLACEMENT CHARACTER}" * len(unsafe)
+    assert {f"mine{bad}", f"x{bad}"} <= set(text.split())
+    assert f"non_finite: is {bad}" in text
 
 
 def test_errors_are_counted_by_code_the_most_frequent_first(tmp_path: Path) -> None:
     dataset = pairs(tmp_path, ("x", "y"))
-    other = Answer(error=ErrorDetail(code="non_finite", message="is nan"))
-    text = tables(dataset, [judged(subject(), dataset, [other, FAILED, FAILED, Answer(1.0)])])
+    other = CandidateAnswer(error=ErrorDetail(code="non_finite", message="is nan"))
+    text = text_report(
+        dataset, [dataset.outcome(subject(), [other, FAILED, FAILED, CandidateAnswer(1.0)])]
+    )
     assert (
         "mine: 3 of 4 items have no answer and count nowhere: sequence_too_long 2, non_finite 1\n"
         in text

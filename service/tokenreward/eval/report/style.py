@@ -1,21 +1,26 @@
-"""The frame of the page: head, style, and the promise to the browser that nothing is loaded or
-run."""
+"""The frame of the page: its head, its style sheet, and the policy that nothing is loaded or run.
+
+It knows nothing of what the page shows.
+"""
 
 from __future__ import annotations
 
-from tokenreward.eval.page.markup import safe
+from tokenreward.display import safe_html
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
 _STYLE = """
-:root{color-scheme:light dark;--ink:#1f2328;--soft:#59636e;--paper:#fff;--panel:#f6f8fa;--line:#d1d9e0;
+:root{color-scheme:light dark;--ink:#1f2328;--soft:#59636e;--paper:#fff;--panel:#f6f8fa;\
+--line:#d1d9e0;
 --first:#0969da;--second:#c4620a}
-@media(prefers-color-scheme:dark){:root{--ink:#e6edf3;--soft:#9198a1;--paper:#0d1117;--panel:#151b23;--line:#3d444d;
+@media(prefers-color-scheme:dark){:root{--ink:#e6edf3;--soft:#9198a1;--paper:#0d1117;\
+--panel:#151b23;--line:#3d444d;
 --first:#58a6ff;--second:#f0883e}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.5 system-ui,sans-serif}
 main{max-width:1100px;margin:auto;padding:1rem}
-h1{font-size:1.5rem}h2{font-size:1.25rem;margin-top:2.5rem;border-bottom:1px solid var(--line)}h3{font-size:1rem}
+h1{font-size:1.5rem}h2{font-size:1.25rem;margin-top:2.5rem;border-bottom:1px solid var(--line)}\
+h3{font-size:1rem}
 p.note,figcaption,small{color:var(--soft)}
 .wide{overflow-x:auto}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums}
@@ -32,7 +37,8 @@ svg text{fill:var(--ink)}
 .curve{stroke:var(--first);stroke-width:2;fill:none}
 details{margin:.6rem 0;padding:.5rem .8rem;background:var(--panel);border-radius:6px}
 summary{cursor:pointer;overflow-wrap:anywhere}
-.text{margin:.3rem 0 1rem;white-space:pre-wrap;overflow-wrap:anywhere;font:15px/1.8 ui-monospace,monospace}
+.text{margin:.3rem 0 1rem;white-space:pre-wrap;overflow-wrap:anywhere;\
+font:15px/1.8 ui-monospace,monospace}
 .text b{font-weight:400;color:#000;border-radius:3px;box-shadow:inset 0 0 0 1px #8884}
 .text b i{font-style:normal;opacity:.7}
 .text u{text-decoration:underline 3px}
@@ -40,19 +46,24 @@ summary{cursor:pointer;overflow-wrap:anywhere}
 
 
 def document(title: str, body: str) -> str:
-    """A whole HTML document; `body` is markup, `title` is text."""
+    """A whole HTML document.
+
+    Args:
+        title: Text, escaped here.
+        body: Markup, put in as it is.
+    """
     return f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="{_POLICY}">
-<title>{safe(title)}</title>
+<title>{safe_html(title)}</title>
 <style>{_STYLE}</style>
 </head>
 <body>
 <main>
-<h1>{safe(title)}</h1>
+<h1>{safe_html(title)}</h1>
 {body}
 </main>
 </body>

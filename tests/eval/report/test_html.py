@@ -17,14 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fakes.eval_data import FAILED, TIMING, per_character, subject, write
-from tokenreward.eval import Answer, Candidate, Dataset, Subject, judged, load
-from tokenreward.eval.answer import Units
-from tokenreward.eval.auc import roc_curve
-from tokenreward.eval.figure import Figure
-from tokenreward.eval.page import Answered, examples_of, page, plot
-from tokenreward.eval.page.passage import colour, passage
-from tokenreward.eval.record import record
-from tokenreward.eval.table import tables
+from tokenreward.eval import Candidate, CandidateAnswer, Dataset, ScorerOutcome, Subject, load
+from tokenreward.eval.answer import UnitRewards
+from tokenreward.eval.report import html_report, json_report, plot, text_report
+from tokenreward.eval.report.passage import passage
+from tokenreward.eval.statistics import Estimate, roc_curve
 from tokenreward.wire import ErrorDetail
 
 VOID = {"meta", "rect", "path", "circle", "polyline"}
@@ -119,7 +116,7 @@ def score_of(text: str) -> float:
     return float(len(text) % 7)
 
 
-def answer(candidate: Candidate) -> Answer:
+def answer(candidate: Candidate) -> CandidateAnswer:
     text = candidate.item["response"]
     if text.startswith("fail"):
         return dataclasses.replace(
@@ -130,16 +127,17 @@ def answer(candidate: Candidate) -> Answer:
         return dataclasses.replace(per_character(rewards, text), score=score_of(text))
     if candidate.needs_units:
         spans = np.array(candidate.item["spans"])
-        return Answer(
-            score_of(text), Units(np.ones(len(spans), dtype=np.float32), spans), timing=TIMING
+        return CandidateAnswer(
+            score_of(text), UnitRewards(np.ones(len(spans), dtype=np.float32), spans), timing=TIMING
         )
-    return Answer(score_of(text), timing=TIMING)
+    return CandidateAnswer(score_of(text), timing=TIMING)
 
 
-def answered(dataset: Dataset, who: Subject | None = None) -> Answered:
-    row = judged(who or subject(), dataset, [answer(candidate) for candidate in dataset.candidates])
-    return Answered(
-        row, {index: answer(candidate) for index, candidate in examples_of(row, dataset).items()}
+def outcome(dataset: Dataset, who: Subject | None = None) -> ScorerOutcome:
+    whole = dataset.outcome(who or subject(), [answer(each) for each in dataset.candidates])
+    examples = dataset.example_candidates(whole)
+    return dataclasses.replace(
+        whole, example_answers={index: answer(each) for index, each in examples.items()}
     )
 
 
@@ -181,29 +179,29 @@ def dataset(request: pytest.FixtureRequest, tmp_path: Path) -> Dataset:
 
 def test_page_of_every_kind_is_well_formed_and_has_every_figure(dataset: Dataset) -> None:
     rows = [
-        answered(dataset),
-        answered(dataset, dataclasses.replace(subject(), label="the second")),
+        outcome(dataset),
+        outcome(dataset, dataclasses.replace(subject(), label="the second")),
     ]
-    reader = read(page(dataset, rows, title="a title"))
+    reader = read(html_report(dataset, rows, title="a title"))
     for row in rows:
-        assert row.judged.subject.label in reader.text
-        for column in row.judged.verdict.columns:
+        assert row.subject.label in reader.text
+        for column in row.judgement.columns:
             assert column.title in reader.text
-            assert column.figure is None or f"{column.figure.value:.3f}" in reader.text
-        for name in row.judged.verdict.groups:
+            assert column.estimate is None or f"{column.estimate.value:.3f}" in reader.text
+        for name in row.judgement.groups:
             assert name in reader.text
-            assert f"{row.judged.verdict.groups_title}" in reader.text
-            assert row.judged.verdict.groups_title
-        for note in row.judged.verdict.notes:
+            assert f"{row.judgement.groups_title}" in reader.text
+            assert row.judgement.groups_title
+        for note in row.judgement.notes:
             assert note in reader.text
-        for examples in row.judged.verdict.examples.values():
+        for examples in row.judgement.examples.values():
             assert len(examples) <= 10
             assert all(example.where in reader.text for example in examples)
     assert reader.seen >= {"svg", "table", "details"}
 
 
 def test_page_fits_narrow_screens_and_both_modes(dataset: Dataset) -> None:
-    source = page(dataset, [answered(dataset)], title="t")
+    source = html_report(dataset, [outcome(dataset)], title="t")
     assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in source
     assert "prefers-color-scheme:dark" in source
     widths = [int(width) for width in re.findall(r'viewBox="0 0 (\d+) ', source)]
@@ -229,12 +227,12 @@ def test_hostile_text_is_text_everywhere(tmp_path: Path) -> None:
     who = dataclasses.replace(
         subject(type=HOSTILE, model=HOSTILE), label=HOSTILE + "L", options={HOSTILE: HOSTILE}
     )
-    reader = read(page(dataset, [answered(dataset, who)], title=HOSTILE + "T"))
+    reader = read(html_report(dataset, [outcome(dataset, who)], title=HOSTILE + "T"))
     shown = HOSTILE.replace("\x1b", "\ufffd").replace("\u202e", "\ufffd").replace("\x00", "\ufffd")
     for mark in "PCSLT":
         assert shown + mark in reader.text
     assert "\x1b" not in reader.text
-    printed = tables(dataset, [answered(dataset, who).judged])
+    printed = text_report(dataset, [outcome(dataset, who)])
     assert "\x1b" not in printed
     assert "\x00" not in printed
 
@@ -242,15 +240,15 @@ def test_hostile_text_is_text_everywhere(tmp_path: Path) -> None:
 def test_hostile_domain_stays_inside_the_attributes_of_its_plot(tmp_path: Path) -> None:
     rows = [{"id": 1, "prompt": "q", "domain": HOSTILE, **styles(1)}]
     dataset = load([write(tmp_path / "data", rows)])
-    reader = read(page(dataset, [answered(dataset)], title="t"))
+    reader = read(html_report(dataset, [outcome(dataset)], title="t"))
     assert any(
         name == "aria-label" and value and "<script" in value for name, value in reader.attributes
     )
 
 
 def test_hostile_name_of_a_unit_is_text() -> None:
-    units = Units(np.array([1.0], dtype=np.float32), np.array([[0, 0]]), (HOSTILE,))
-    assert "<script" not in passage("", units, limit=1.0)
+    units = UnitRewards(np.array([1.0], dtype=np.float32), np.array([[0, 0]]), (HOSTILE,))
+    assert "<script" not in passage("", units, strongest=1.0)
 
 
 @given(st.text(max_size=30), st.data())
@@ -262,8 +260,8 @@ def test_passage_has_every_character_once_and_underlines_what_is_flagged(
     )
     cuts = sorted({0, len(text), *data.draw(st.lists(st.integers(0, len(text)), max_size=4))})
     spans = np.array([*itertools.pairwise(cuts), (len(text), len(text))])
-    units = Units(np.zeros(len(spans), dtype=np.float32), spans, ("END",))
-    source = passage(text, units, limit=1.0, flagged=flags)
+    units = UnitRewards(np.zeros(len(spans), dtype=np.float32), spans, ("END",))
+    source = passage(text, units, strongest=1.0, flagged=flags)
 
     class Underlined(Reader):
         underlined = ""
@@ -282,42 +280,42 @@ def test_passage_has_every_character_once_and_underlines_what_is_flagged(
 
 
 def test_colours_are_red_white_and_green() -> None:
-    assert colour(0.0) == "#ffffff"
-    assert (colour(-1.0), colour(1.0)) == ("#dd4c46", "#34a853")
-    assert colour(-7.0) == colour(-1.0)
+    units = UnitRewards(np.array([0, -2, 2, -14], dtype=np.float32), np.zeros((4, 2), dtype=int))
+    colours = re.findall("background:(#[0-9a-f]{6})", passage("", units, strongest=2.0))
+    assert colours == ["#ffffff", "#dd4c46", "#34a853", "#dd4c46"]
 
 
 def test_scorer_without_any_answer_has_a_page_a_table_and_a_record(tmp_path: Path) -> None:
     rows = [{"prompt": "q", "chosen": "fail1", "rejected": "fail2"}] * 150
     dataset = load([write(tmp_path / "data", rows)])
-    row = answered(dataset)
-    reader = read(page(dataset, [row], title="t"))
+    row = outcome(dataset)
+    reader = read(html_report(dataset, [row], title="t"))
     assert "300 of 300 items have no answer" in reader.text
     assert "sequence_too_long 300" in reader.text
     assert "and 200 more" in reader.text
-    printed = tables(dataset, [row.judged])
+    printed = text_report(dataset, [row])
     assert "mine    -              -        0     300" in printed
     assert "and 295 more" in printed
-    (kept,) = record(dataset, [row.judged], files=["data"])["scorers"]
+    (kept,) = json_report(dataset, [row], files=["data"])["scorers"]
     assert kept["figures"]["accuracy"] == {"title": "pair accuracy", "value": None}
     assert len(kept["errors"]) == 300
     assert kept["error_codes"] == {"sequence_too_long": 300}
 
 
 def test_record_is_json_and_has_every_figure_with_its_interval(dataset: Dataset) -> None:
-    row = answered(dataset).judged
-    kept = json.loads(json.dumps(record(dataset, [row], files=["a"]), allow_nan=False))
+    row = outcome(dataset)
+    kept = json.loads(json.dumps(json_report(dataset, [row], files=["a"]), allow_nan=False))
     assert kept["kind"] == dataset.kind
     (scorer,) = kept["scorers"]
-    for column in row.verdict.columns:
+    for column in row.judgement.columns:
         figure = scorer["figures"][column.name]
-        if column.figure is not None:
+        if column.estimate is not None:
             assert (figure["value"], figure["low"], figure["high"]) == (
-                column.figure.value,
-                column.figure.low,
-                column.figure.high,
+                column.estimate.value,
+                column.estimate.low,
+                column.estimate.high,
             )
-    assert scorer["counts"] == dict(row.verdict.counts)
+    assert scorer["counts"] == dict(row.judgement.counts)
     assert scorer["latency"]["per_item_s"] == pytest.approx(0.125)
 
 
@@ -338,8 +336,8 @@ def test_histogram_of_nearly_equal_scores_is_drawn(values: list[float]) -> None:
 
 
 def test_track_and_bar_and_heat_map_and_curve_are_where_they_should_be() -> None:
-    assert 'cx="80.0"' in plot.track(Figure(0.5, 0.25, 0.75, 9, "wilson"))
-    assert "M42.0 8H118.0" in plot.track(Figure(0.5, 0.25, 0.75, 9, "wilson"))
+    assert 'cx="80.0"' in plot.track(Estimate(0.5, 0.25, 0.75, 9, "wilson"))
+    assert "M42.0 8H118.0" in plot.track(Estimate(0.5, 0.25, 0.75, 9, "wilson"))
     assert 'width="80.0"' in plot.bar(0.5, "half")
     cells = re.findall(
         r'class="(first|second)"', plot.heat_map(np.array([[0.9, 0.1], [0.5, 0.4]]), "ab", "n")

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fakes.eval_data import FAILED, by_text, per_character, values, verdict_of, write
-from tokenreward.eval import Answer, Candidate, Dataset, load
+from fakes.eval_data import FAILED, by_text, outcome_of, per_character, values, write
+from tokenreward.eval import Candidate, CandidateAnswer, Dataset, load
 
 # RewardBench's columns; hand-computed: alpha 2 of 3 right, beta 1 of 1, gamma 0 of 1 (a tie).
 ROWS = [
@@ -43,19 +43,19 @@ def dataset(tmp_path: Path) -> Dataset:
 
 
 def test_accuracy_by_hand(dataset: Dataset) -> None:
-    row = verdict_of(dataset, by_text(SCORES))
+    row = outcome_of(dataset, by_text(SCORES))
     assert values(row) == {"accuracy": 3 / 5, "accuracy_macro": pytest.approx((2 / 3 + 1 + 0) / 3)}
     groups = {
-        name: figure and (figure.value, figure.num) for name, figure in row.verdict.groups.items()
+        name: figure and (figure.value, figure.num) for name, figure in row.judgement.groups.items()
     }
     assert groups == {"alpha": (pytest.approx(2 / 3), 3), "beta": (1, 1), "gamma": (0, 1)}
-    assert row.verdict.counts == {"pairs": 5, "judged": 5, "failed": 0, "wrong": 1, "ties": 1}
+    assert row.judgement.counts == {"pairs": 5, "judged": 5, "failed": 0, "wrong": 1, "ties": 1}
 
 
 def test_failed_answer_takes_its_pair_out_and_is_listed(dataset: Dataset) -> None:
-    row = verdict_of(dataset, by_text(SCORES | {"r3": None, "c4": None}))
+    row = outcome_of(dataset, by_text(SCORES | {"r3": None, "c4": None}))
     assert values(row) == {"accuracy": 1.0, "accuracy_macro": None}
-    assert row.verdict.counts == {"pairs": 5, "judged": 3, "failed": 2, "wrong": 0, "ties": 0}
+    assert row.judgement.counts == {"pairs": 5, "judged": 3, "failed": 2, "wrong": 0, "ties": 0}
     assert [failure.where.split("/")[-1] for failure in row.failures] == [
         "filtered.jsonl line 4, `rejected`",
         "filtered.jsonl line 5, `chosen`",
@@ -64,23 +64,23 @@ def test_failed_answer_takes_its_pair_out_and_is_listed(dataset: Dataset) -> Non
 
 
 def test_all_failed_is_no_figure(dataset: Dataset) -> None:
-    row = verdict_of(dataset, lambda candidate: FAILED)
+    row = outcome_of(dataset, lambda candidate: FAILED)
     assert values(row) == {"accuracy": None, "accuracy_macro": None}
     assert row.latency is None
 
 
 def test_worst_pair_comes_first(dataset: Dataset) -> None:
-    row = verdict_of(dataset, by_text(SCORES))
-    (examples,) = row.verdict.examples.values()
+    row = outcome_of(dataset, by_text(SCORES))
+    (examples,) = row.judgement.examples.values()
     assert [example.margin for example in examples] == [3, 0, -1, -1, -1]
-    assert examples[0].said == "rejected minus chosen +3"
+    assert examples[0].fault == "rejected minus chosen +3"
 
 
 def test_without_subsets_there_is_no_macro(tmp_path: Path) -> None:
     rows = [{"prompt": "q", "chosen": "a", "rejected": "b"}]
-    row = verdict_of(load([write(tmp_path / "p.jsonl", rows)]), by_text({"a": 1, "b": 0}))
+    row = outcome_of(load([write(tmp_path / "p.jsonl", rows)]), by_text({"a": 1, "b": 0}))
     assert values(row) == {"accuracy": 1.0}
-    assert row.verdict.groups == {}
+    assert row.judgement.groups == {}
 
 
 def test_string_prompt_is_a_user_message_unless_raw_and_messages_stay(tmp_path: Path) -> None:
@@ -107,25 +107,25 @@ def test_flagged_characters_give_token_areas_of_rejected_responses(tmp_path: Pat
     ]
     rewards = {"abcd": [-2, -1, 0, 1, -99], "xy": [-3, 3, -99]}
 
-    def answer(candidate: Candidate) -> Answer:
+    def answer(candidate: Candidate) -> CandidateAnswer:
         text = candidate.item["response"]
         assert candidate.needs_units == (text in rewards)
-        return per_character(rewards[text], text) if text in rewards else Answer(0.0)
+        return per_character(rewards[text], text) if text in rewards else CandidateAnswer(0.0)
 
-    row = verdict_of(load([write(tmp_path / "p.jsonl", rows)]), answer)
+    row = outcome_of(load([write(tmp_path / "p.jsonl", rows)]), answer)
     found = values(row)
     assert found["token_auc"] == pytest.approx(2 / 3)
     # Flagged -1, -3, 3 against -2, 0, 1: -1 is below 0 and 1, -3 below all, 3 below none.
     assert found["token_auc_micro"] == pytest.approx(5 / 9)
-    (example,) = row.verdict.examples["flagged tokens"]
-    assert example.said == "token AUC 0.667"
-    assert example.shown[0].flagged is not None
-    assert np.flatnonzero(example.shown[0].flagged).tolist() == [1]
+    (example,) = row.judgement.examples["flagged tokens"]
+    assert example.fault == "token AUC 0.667"
+    assert example.responses[0].flagged is not None
+    assert np.flatnonzero(example.responses[0].flagged).tolist() == [1]
 
 
 def test_token_areas_of_a_pair_do_not_need_the_chosen_answer(tmp_path: Path) -> None:
     rows = [{"prompt": "q", "chosen": "long", "rejected": "ab", "rejected_flagged": [[0, 1]]}]
-    row = verdict_of(
+    row = outcome_of(
         load([write(tmp_path / "p.jsonl", rows)]),
         lambda c: per_character([-1, 0, 0], "ab") if c.item["response"] == "ab" else FAILED,
     )

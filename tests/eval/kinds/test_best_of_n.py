@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fakes.eval_data import by_text, values, verdict_of, write
+from fakes.eval_data import by_text, outcome_of, values, write
 from tokenreward.eval import Dataset, load
 
 ROWS = [
@@ -40,7 +40,7 @@ def dataset(tmp_path: Path) -> Dataset:
 
 
 def test_figures_by_hand(dataset: Dataset) -> None:
-    row = verdict_of(dataset, by_text(SCORES))
+    row = outcome_of(dataset, by_text(SCORES))
     found = values(row)
     assert found["top_ranked"] == pytest.approx((1 + 0 + 1 / 3 + 0) / 4)
     assert found["random"] == pytest.approx((1 / 3 + 1 / 2 + 1 / 3 + 0) / 4)
@@ -49,22 +49,22 @@ def test_figures_by_hand(dataset: Dataset) -> None:
     # Right: 5, 2, 0. Wrong: 4, 1, 3, 0, 0, 9, 9. 5 beats 5 of 7; 2 beats 1, 0, 0; 0 ties with two.
     assert found["auc_pooled"] == pytest.approx((5 + 3 + 1) / 21)
     counts = {"prompts": 4, "judged": 4, "failed": 0, "with right and wrong": 3, "ties": 1}
-    assert row.verdict.counts == counts
+    assert row.judgement.counts == counts
 
 
 def test_failed_answer_takes_its_prompt_out_of_every_figure(dataset: Dataset) -> None:
-    row = verdict_of(dataset, by_text(SCORES | {"g": None}))
+    row = outcome_of(dataset, by_text(SCORES | {"g": None}))
     assert values(row)["oracle"] == pytest.approx(2 / 3)
     assert values(row)["random"] == pytest.approx((1 / 3 + 1 / 2) / 3)
-    assert row.verdict.counts["failed"] == 1
+    assert row.judgement.counts["failed"] == 1
 
 
 def test_example_sets_the_best_wrong_response_against_the_best_right_one(dataset: Dataset) -> None:
-    row = verdict_of(dataset, by_text(SCORES))
-    (examples,) = row.verdict.examples.values()
+    row = outcome_of(dataset, by_text(SCORES))
+    (examples,) = row.judgement.examples.values()
     assert [example.margin for example in examples] == [1, 0, -1]
     assert [
-        dataset.candidates[shown.candidate].item["response"] for shown in examples[0].shown
+        dataset.candidates[each.candidate].item["response"] for each in examples[0].responses
     ] == ["e", "d"]
 
 
@@ -84,7 +84,7 @@ def test_gsm8ks_solutions_are_read_as_they_are(tmp_path: Path) -> None:
         {"prompt": [{"role": "user", "content": "Janet\u2019s ducks?"}], "response": text}
         for text in ("no", "yes", "nay", "aye")
     ]
-    found = values(verdict_of(dataset, by_text({"no": 3, "yes": 4, "nay": 1, "aye": 2})))
+    found = values(outcome_of(dataset, by_text({"no": 3, "yes": 4, "nay": 1, "aye": 2})))
     assert found["top_ranked"] == 1.0
     assert found["random"] == 0.5
     assert found["auc_pooled"] == pytest.approx(3 / 4)
@@ -92,7 +92,7 @@ def test_gsm8ks_solutions_are_read_as_they_are(tmp_path: Path) -> None:
 
 def test_all_right_or_all_wrong_has_no_area(tmp_path: Path) -> None:
     rows = [{"prompt": "p", "responses": ["a", "b"], "labels": [1, 1]}]
-    row = verdict_of(load([write(tmp_path / "g.jsonl", rows)]), by_text({"a": 1, "b": 0}))
+    row = outcome_of(load([write(tmp_path / "g.jsonl", rows)]), by_text({"a": 1, "b": 0}))
     expected = {
         "top_ranked": 1.0,
         "random": 1.0,
@@ -101,4 +101,4 @@ def test_all_right_or_all_wrong_has_no_area(tmp_path: Path) -> None:
         "auc_within": None,
     }
     assert values(row) == expected
-    assert row.verdict.curve is None
+    assert row.judgement.curve is None

@@ -1,0 +1,88 @@
+"""One response of a data file that is to be scored, as an item that the service accepts.
+
+It knows rows and the client's check of an item; it knows no kinds of data and no answers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tokenreward.eval.rows import DataError, DataRow, kind_of
+from tokenreward_client.errors import BadArgument
+from tokenreward_client.items import parcel
+
+PromptAs = Literal["user", "raw"]
+Prompt = str | list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One response to be scored.
+
+    `item` is an item that has been checked; `where` names its row and field. `needs_score`: the
+    score is needed. `needs_units`: the rewards are needed, with the characters that each stands
+    for.
+    """
+
+    item: dict[str, Any]
+    where: str
+    needs_score: bool = True
+    needs_units: bool = False
+
+
+def prompt_of(row: DataRow, field: str, prompt_as: PromptAs) -> Prompt:
+    """The prompt in a field of a row.
+
+    Args:
+        row: The row.
+        field: The name of the field: a string, or a list of messages.
+        prompt_as: What a string becomes: one user message (`user`), or itself (`raw`).
+
+    Raises:
+        DataError: The field is missing, or neither a string nor a list of messages.
+    """
+    value = row.get(field)
+    if isinstance(value, str):
+        return value if prompt_as == "raw" else [{"role": "user", "content": value}]
+    is_list = isinstance(value, list) and bool(value)
+    if not is_list or not all(isinstance(message, dict) for message in value):
+        raise row.wrong(field, f"must be a string or a list of messages, got {kind_of(value)}")
+    messages: list[dict[str, Any]] = value
+    return messages
+
+
+def candidate(
+    row: DataRow,
+    prompt: Prompt,
+    response: str,
+    *,
+    field: str,
+    needs_score: bool = True,
+    needs_units: bool = False,
+    spans: list[list[int]] | None = None,
+) -> Candidate:
+    """A candidate whose item can be sent.
+
+    Args:
+        row: The row that it stands in.
+        prompt: Text or messages.
+        response: Text.
+        field: Where in the row the response stands, for messages: `chosen[1]`.
+        needs_score: The score is needed.
+        needs_units: The rewards and their characters are needed.
+        spans: Character spans that tile the response; by default the scorer's tokens are its units.
+
+    Raises:
+        DataError: The service would refuse the item.
+    """
+    item: dict[str, Any] = {"prompt": prompt, "response": response}
+    if spans is not None:
+        item["spans"] = spans
+    try:
+        parcel(item, "row")
+    except BadArgument as error:
+        message = str(error).replace("`row.response", f"`{field}")
+        message = message.replace("`row.", "`").replace("`row`", f"`{field}`")
+        raise DataError(f"{row.where}: {message}") from None
+    return Candidate(item, f"{row.where}, `{field}`", needs_score, needs_units)

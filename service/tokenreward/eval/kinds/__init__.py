@@ -1,0 +1,10 @@
+"""The kinds of data, one file each: how a row is read, and how answers are judged.
+
+A kind is a `Dataset`. `tokenreward.eval.loading` lists them and tells which one a file is.
+
+rm_bench       three styles of a right answer against three styles of a wrong one
+preference     a chosen and a rejected response
+best_of_n      several responses to a prompt, each right or wrong
+tokens         responses with what is wrong in them, character by character
+flags          flagged characters, which `preference` and `tokens` share; no kind itself
+"""

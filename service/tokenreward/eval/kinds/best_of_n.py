@@ -1,0 +1,163 @@
+"""Kind `best-of-n`: several responses to each prompt, each labelled right or wrong.
+
+A row is {prompt, responses: [...], labels: [0, 1, ...]}, or one of GSM8K's
+example_model_solutions.jsonl: {question, ground_truth, and one {is_correct, solution} per model}.
+
+Top-ranked: the share of prompts whose highest-scored response is right; where several share the
+highest score, the share of right ones among them, since picking one is a lottery. Random: what
+picking any response gives. Oracle: the share of prompts with a right response at all, the ceiling.
+AUC is of right against wrong by score, over all responses (pooled), and within each prompt that has
+both (mean). A prompt counts only with all its answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tokenreward.eval.answer import CandidateAnswer
+from tokenreward.eval.candidate import PromptAs, candidate, prompt_of
+from tokenreward.eval.dataset import Dataset, have_answers
+from tokenreward.eval.outcome import Column, Example, ExampleResponse, Judgement, worst
+from tokenreward.eval.rows import DataRow
+from tokenreward.eval.statistics import Bools, Floats, mean, pooled_auc, roc_auc, roc_curve, share
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LabelledPrompt:
+    """One row: the indices of its candidates, and whether each is right."""
+
+    where: str
+    candidates: list[int]
+    labels: Bools
+
+
+class BestOfN(Dataset):
+    """Prompts with labelled responses."""
+
+    kind = "best-of-n"
+    noun = "prompts"
+
+    def __init__(self, rows: Sequence[DataRow], prompt_as: PromptAs) -> None:
+        super().__init__()
+        self._prompts = [self._prompt(row, prompt_as) for row in rows]
+        self.num_cases = len(self._prompts)
+
+    def judge(self, answers: Sequence[CandidateAnswer]) -> Judgement:
+        """Accuracy of the top-ranked between chance and ceiling, and the areas."""
+        complete = [p for p in self._prompts if have_answers(p.candidates, answers)]
+        labels, scores = [np.empty(0, np.bool_)], [np.empty(0)]
+        tops, examples = [], []
+        for prompt in complete:
+            score = np.array([answers[i].require_score() for i in prompt.candidates])
+            labels.append(prompt.labels)
+            scores.append(score)
+            tops.append(prompt.labels[score == score.max()])
+            if _is_mixed(prompt.labels):
+                examples.append(_example(prompt, score))
+        counts = {
+            "prompts": self.num_cases,
+            "judged": len(complete),
+            "failed": self.num_cases - len(complete),
+            "with right and wrong": len(examples),
+            "ties": sum(map(_is_mixed, tops)),
+        }
+        label, score = np.concatenate(labels), np.concatenate(scores)
+        return Judgement(
+            _columns(labels[1:], scores[1:], tops),
+            counts,
+            classes={"right": score[label], "wrong": score[~label]},
+            curve=roc_curve(label, score),
+            curve_title="right responses found by high score",
+            examples={"wrong against right": worst(examples)},
+            notes=["ties are prompts whose highest score is shared by right and wrong responses"],
+        )
+
+    def _prompt(self, row: DataRow, prompt_as: PromptAs) -> LabelledPrompt:
+        if is_gsm8k(row):
+            prompt_field, responses = "question", _gsm8k_responses(row)
+        else:
+            prompt_field, responses = "prompt", _plain_responses(row)
+        prompt = prompt_of(row, prompt_field, prompt_as)
+        indices, labels = [], []
+        for field, text, label in responses:
+            indices.append(self.add(candidate(row, prompt, text, field=field)))
+            labels.append(label)
+        return LabelledPrompt(row.where, indices, np.array(labels, dtype=np.bool_))
+
+
+def is_gsm8k(row: DataRow) -> bool:
+    """Whether the row has the two fields that no other kind has together."""
+    return "question" in row.fields and "ground_truth" in row.fields
+
+
+def _columns(
+    labels: Sequence[Bools], scores: Sequence[Floats], tops: Sequence[Bools]
+) -> list[Column]:
+    """The estimates.
+
+    Args:
+        labels: Whether each response is right, [responses] per prompt.
+        scores: The score of each response, [responses] per prompt.
+        tops: The labels of the responses that share the highest score, per prompt.
+    """
+    num = len(labels)
+    within = [roc_auc(label, score) for label, score in zip(labels, scores, strict=True)]
+    owners = np.repeat(np.arange(num), [len(label) for label in labels])
+    pooled = None
+    if num:
+        pooled = pooled_auc(np.concatenate(labels), np.concatenate(scores), owners)
+    right_on_top = share(float(sum(top.mean() for top in tops)), num)
+    oracle = share(sum(bool(label.any()) for label in labels), num)
+    return [
+        Column("top_ranked", "top-ranked is right", right_on_top),
+        Column("random", "random", mean([label.mean() for label in labels])),
+        Column("oracle", "oracle", oracle),
+        Column("auc_pooled", "AUC (pooled)", pooled),
+        Column("auc_within", "AUC (within prompts)", mean([a for a in within if a is not None])),
+    ]
+
+
+def _plain_responses(row: DataRow) -> list[tuple[str, str, bool]]:
+    """Each response: the field that it stands in, its text, and whether it is right."""
+    texts = row.texts("responses")
+    labels = row.flags("labels", num=len(texts), of="response")
+    fields = [f"responses[{index}]" for index in range(len(texts))]
+    return list(zip(fields, texts, labels, strict=True))
+
+
+def _gsm8k_responses(row: DataRow) -> list[tuple[str, str, bool]]:
+    """The same of a row of GSM8K: every field but question and ground truth is a model's
+    solution."""
+    responses = []
+    for name in row.fields:
+        if name in ("question", "ground_truth"):
+            continue
+        entry = row.get(name)
+        if not isinstance(entry, dict) or not isinstance(entry.get("solution"), str):
+            raise row.wrong(f"{name}.solution", "must be a string")
+        if not isinstance(entry.get("is_correct"), bool):
+            raise row.wrong(f"{name}.is_correct", "must be true or false")
+        responses.append((f"{name}.solution", entry["solution"], entry["is_correct"]))
+    if not responses:
+        raise row.wrong("question", "has no solutions beside it: one field per model is expected")
+    return responses
+
+
+def _is_mixed(labels: Bools) -> bool:
+    """Whether some are right and some are wrong."""
+    return bool(labels.any() and not labels.all())
+
+
+def _example(prompt: LabelledPrompt, scores: Floats) -> Example:
+    """The best of the prompt's wrong responses against the best of its right ones."""
+    right = int(np.argmax(np.where(prompt.labels, scores, -np.inf)))
+    wrong = int(np.argmax(np.where(prompt.labels, -np.inf, scores)))
+    responses = (
+        ExampleResponse(f"right, score {scores[right]:+.4g}", prompt.candidates[right]),
+        ExampleResponse(f"wrong, score {scores[wrong]:+.4g}", prompt.candidates[wrong]),
+    )
+    margin = float(scores[wrong] - scores[right])
+    return Example(prompt.where, f"wrong minus right {margin:+.4g}", margin, responses)

@@ -1,0 +1,250 @@
+"""Numbers with their 95 % intervals: shares, means, areas under ROC curves; and seconds per item.
+
+Shares of independent cases get Wilson's score interval (Wilson 1927), which is honest at 0 and 1.
+Means get the percentiles of a bootstrap over cases. A mean of shares gets MOVER (Zou and Donner
+2008), which puts the intervals of its parts together. The area under the ROC curve says how often a
+positive case has the higher score, where a tie counts half. Cases may come in clusters (the tokens
+of one response), and tokens of one response are not independent: the interval of a pooled area is
+the bootstrap over clusters. Without cases there is no estimate: None, never NaN.
+
+It knows no data and no scorers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+Ints = npt.NDArray[np.int64]
+Method = Literal["wilson", "bootstrap", "mover"]
+
+NUM_RESAMPLES = 2000
+NUM_AREA_RESAMPLES = 500
+PERCENTILES = (2.5, 97.5)
+_Z = 1.959963984540054  # of the standard normal distribution, 97.5 % lies below
+_SEED = 0
+_BLOCK = 2_000_000  # draws in memory at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A value with its 95 % interval.
+
+    `low` and `high` are the ends of the interval, `num` is the number of cases, `method` is how the
+    interval was made.
+    """
+
+    value: float
+    low: float
+    high: float
+    num: int
+    method: Method
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RocCurve:
+    """False and true positive rates [k] at every threshold, from (0, 0) to (1, 1)."""
+
+    false_rates: Floats
+    true_rates: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class RequestTiming:
+    """How long the request took that an answer came with.
+
+    `seconds` runs from sending the request to its whole reply, measured in this process.
+    `since_last_s` is the part of it since the reply before: over all requests it adds up to the
+    time of the run. `concurrency` is how many requests were in flight at most.
+    """
+
+    seconds: float
+    since_last_s: float
+    num_items: int
+    concurrency: int
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """How long answers took, seen from this process.
+
+    `per_item_s` is the wall time of scoring over the items scored, with `concurrencies` requests in
+    flight: one over the throughput. A request carries up to 64 items; `request_median_s` and
+    `request_p95_s` are the median and the 95th percentile, over items, of the seconds of the
+    item's request: network, waiting for the device, the other requests in flight and the client's
+    retries included. A scorer's first item, which is sent alone before, is not timed.
+    `concurrencies` holds more than one number if a run was resumed with another concurrency.
+    """
+
+    per_item_s: float
+    request_median_s: float
+    request_p95_s: float
+    num_items: int
+    concurrencies: tuple[int, ...]
+
+
+def share(total: float, num: int) -> Estimate | None:
+    """The share `total / num` with Wilson's score interval.
+
+    Args:
+        total: Cases that count. A case may count in part (the mean of values in [0, 1]): the
+            interval is then wide, never narrow, because values in [0, 1] vary at most as much as
+            zeros and ones of the same mean.
+        num: Cases in all; None is returned for 0.
+    """
+    if num == 0:
+        return None
+    value = total / num
+    middle = (value + _Z**2 / (2 * num)) / (1 + _Z**2 / num)
+    half = _Z * math.sqrt(value * (1 - value) / num + _Z**2 / (4 * num**2)) / (1 + _Z**2 / num)
+    low, high = max(0.0, min(value, middle - half)), min(1.0, max(value, middle + half))
+    return Estimate(value, low, high, num, "wilson")
+
+
+def mean(values: npt.ArrayLike) -> Estimate | None:
+    """The mean of values [n], one per case."""
+    return mean_of_means([np.asarray(values, dtype=np.float64)])
+
+
+def mean_of_means(strata: Sequence[Floats]) -> Estimate | None:
+    """The unweighted mean of the means of strata, each [n].
+
+    Cases are resampled within their stratum. Returns None if there is no stratum or one is empty.
+    """
+    if not strata or any(len(values) == 0 for values in strata):
+        return None
+    rng = np.random.default_rng(_SEED)
+    means = np.mean([_resampled_means(values, rng) for values in strata], axis=0)
+    low, high = np.percentile(means, PERCENTILES)
+    value = float(np.mean([values.mean() for values in strata]))
+    return Estimate(value, float(low), float(high), sum(map(len, strata)), "bootstrap")
+
+
+def mean_of_shares(shares: Sequence[Estimate | None]) -> Estimate | None:
+    """The unweighted mean of independent shares. Returns None if there is no share or one of them
+    has no cases."""
+    parts = [part for part in shares if part is not None]
+    if not parts or len(parts) < len(shares):
+        return None
+    value = float(np.mean([part.value for part in parts]))
+    below = math.sqrt(sum((part.value - part.low) ** 2 for part in parts)) / len(parts)
+    above = math.sqrt(sum((part.high - part.value) ** 2 for part in parts)) / len(parts)
+    return Estimate(value, value - below, value + above, sum(part.num for part in parts), "mover")
+
+
+def _resampled_means(values: Floats, rng: np.random.Generator) -> Floats:
+    """Means [NUM_RESAMPLES] of as many draws with replacement as there are values."""
+    num = len(values)
+    block = max(1, _BLOCK // num)
+    means = []
+    for first in range(0, NUM_RESAMPLES, block):
+        size = min(block, NUM_RESAMPLES - first)
+        means.append(values[rng.integers(0, num, size=(size, num))].mean(axis=1))
+    return np.concatenate(means)
+
+
+def roc_auc(labels: Bools, scores: Floats) -> float | None:
+    """The area under the ROC curve: the share of (positive, negative) couples in the right order.
+
+    Args:
+        labels: Which cases are positive, [n].
+        scores: The score of each case, [n].
+
+    Returns:
+        The area; None if there is no positive or no negative case.
+    """
+    positives, negatives = scores[labels], np.sort(scores[~labels])
+    if not len(positives) or not len(negatives):
+        return None
+    below = np.searchsorted(negatives, positives, side="left")
+    not_above = np.searchsorted(negatives, positives, side="right")
+    return float((below + not_above).sum() / (2 * len(positives) * len(negatives)))
+
+
+def roc_curve(labels: Bools, scores: Floats) -> RocCurve | None:
+    """The ROC curve of cases [n]; None if there is no positive or no negative case."""
+    if labels.all() or not labels.any():
+        return None
+    order = np.argsort(-scores, kind="stable")
+    ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
+    hits = np.cumsum(labels[order])[ends]
+    false_alarms = ends + 1 - hits
+    rates = [np.concatenate([[0.0], counts / counts[-1]]) for counts in (false_alarms, hits)]
+    return RocCurve(rates[0], rates[1])
+
+
+def pooled_auc(labels: Bools, scores: Floats, clusters: Ints) -> Estimate | None:
+    """The area under the ROC curve over all cases, with the interval of a bootstrap over clusters.
+
+    Args:
+        labels: Which cases are positive, [n].
+        scores: The score of each case, [n].
+        clusters: The cluster of each case, [n], counted from 0.
+
+    Returns:
+        The estimate; None if there is no positive or no negative case.
+    """
+    value = roc_auc(labels, scores)
+    if value is None:
+        return None
+    num_clusters = int(clusters.max()) + 1
+    area_of = weighted_auc(labels, scores, clusters)
+    rng = np.random.default_rng(_SEED)
+    areas = []
+    for _ in range(NUM_AREA_RESAMPLES):
+        draw = rng.integers(0, num_clusters, size=num_clusters)
+        area = area_of(np.bincount(draw, minlength=num_clusters))
+        if area is not None:
+            areas.append(area)
+    low, high = np.percentile(areas or [value], PERCENTILES)
+    return Estimate(value, float(low), float(high), len(labels), "bootstrap")
+
+
+def weighted_auc(labels: Bools, scores: Floats, clusters: Ints) -> Callable[[Ints], float | None]:
+    """A function from how often each cluster counts, [clusters], to the area under the ROC curve.
+
+    The function returns None if all positive or all negative cases count 0 times. Cases are sorted
+    by score once, here, so that each of many calls is a few sums.
+
+    Args:
+        labels: Which cases are positive, [n].
+        scores: The score of each case, [n].
+        clusters: The cluster of each case, [n], counted from 0.
+    """
+    order = np.argsort(scores, kind="stable")
+    labels, clusters = labels[order], clusters[order]
+    starts = np.concatenate([[0], np.flatnonzero(np.diff(scores[order])) + 1])
+
+    def area(times: Ints) -> float | None:
+        weights = times[clusters]
+        # Sums over equal scores: a tie counts half.
+        positive = np.add.reduceat(np.where(labels, weights, 0), starts)
+        negative = np.add.reduceat(np.where(labels, 0, weights), starts)
+        num_couples = int(positive.sum()) * int(negative.sum())
+        if num_couples == 0:
+            return None
+        below = np.cumsum(negative) - negative
+        return float((positive * (2 * below + negative)).sum() / (2 * num_couples))
+
+    return area
+
+
+def latency_of(timings: Sequence[RequestTiming]) -> Latency | None:
+    """The latency from the timing of each item; None if there is none."""
+    if not timings:
+        return None
+    median, p95 = np.percentile([timing.seconds for timing in timings], [50, 95])
+    return Latency(
+        per_item_s=float(np.mean([timing.since_last_s / timing.num_items for timing in timings])),
+        request_median_s=float(median),
+        request_p95_s=float(p95),
+        num_items=len(timings),
+        concurrencies=tuple(sorted({timing.concurrency for timing in timings})),
+    )

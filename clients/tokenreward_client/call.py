@@ -165,7 +165,10 @@ class Batch:
         )
         param = error.param if isinstance(error, ServerRefused) else None
         detail = ErrorDetail(
-            code=code or "failed", message=str(error), param=param, retryable=error.retryable
+            code=code or "failed",
+            message=str(error.args[0]),
+            param=param,
+            retryable=error.retryable,
         )
         answer = Rewards(None, error=detail, scorers={} if self.keyed else None)
         answers = dict.fromkeys(positions, answer)
@@ -225,9 +228,8 @@ def part_flow(
                 return answers
             if error.retryable and all(position in answers for position in pending):
                 return answers
-            if isinstance(error, ServerRefused):
-                error.args = (renumbered(str(error), pending),)
-                error.param = renumbered(error.param or "", pending) or None
+            if isinstance(error, ServerRefused) and error.param is not None:
+                error.param = renumbered(error.param, pending)
             return answers | batch.given_up(
                 error, [position for position in pending if position not in answers]
             )
@@ -254,9 +256,7 @@ def _head(scorer: str | None, asked: Asked, wire: Wire) -> bytes:
         raise BadArgument("give `scorer` or `scorers`, not both", param="scorers")
     names = asked.get("scorers")
     if isinstance(names, str):
-        raise BadArgument(
-            "`scorers` must be a list of names; for one scorer use `scorer`", param="scorers"
-        )
+        raise BadArgument("must be a list of names; for one scorer use `scorer`", param="scorers")
     head: dict[str, Any] = {
         "encoding_format": "base64",
         "return_tokens": asked.get("return_tokens", False),
@@ -282,12 +282,10 @@ def _renumbered(result: ResultT, positions: Sequence[int]) -> ResultT:
             name: _renumbered(each, positions) for name, each in result.scorers.items()
         }
     if result.error is not None:
-        message, param = (
-            renumbered(text, positions) for text in (result.error.message, result.error.param or "")
-        )
-        changes["error"] = result.error.model_copy(
-            update={"message": message, "param": param or None}
-        )
+        param = result.error.param
+        if param is not None:
+            param = renumbered(param, positions)
+        changes["error"] = result.error.model_copy(update={"param": param})
     return result.model_copy(update=changes) if changes else result
 
 
@@ -309,7 +307,8 @@ def _item_failed(position: int, rewards: Rewards, *, others: int) -> ItemFailed:
     if found is None:
         raise BadReply(f"items[{position}] failed without an error")
     scorer, detail = found
-    asked = f" ({scorer})" if scorer is not None else ""
+    where = detail.param or f"items[{position}]"
+    scorer_note = f" ({scorer})" if scorer is not None else ""
     more = f"; and {others} more items failed" if others else ""
-    message = f"items[{position}]{asked}: {detail.code}: {detail.message}{more}"
+    message = f"{where}{scorer_note}: {detail.code}: {detail.message}{more}"
     return ItemFailed(message, index=position, code=detail.code, param=detail.param, scorer=scorer)

@@ -20,6 +20,8 @@ from __future__ import annotations
 import copyreg
 from typing import Any
 
+from tokenreward.errors import described
+
 
 class ClientError(Exception):
     """Root of all errors that the client raises. They travel between processes (pickle) with all
@@ -42,6 +44,9 @@ class BadArgument(ClientError, ValueError):
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message)
         self.param = param
+
+    def __str__(self) -> str:
+        return described(super().__str__(), self.param)
 
 
 class NotText(ClientError, ValueError):
@@ -77,6 +82,10 @@ class ServerRefused(ClientError):
         self.code = code
         self.param = param
         self.retryable = retryable
+
+    def __str__(self) -> str:
+        text = described(super().__str__(), self.param)
+        return text if self.code is None else f"{self.code}: {text}"
 
 
 class ItemFailed(ClientError):

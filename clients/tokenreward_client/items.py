@@ -36,9 +36,7 @@ class Parcel:
 def pack(items: Iterable[ItemLike], wire: Wire = JSON) -> list[Parcel]:
     """All items, in order. Raises BadArgument, naming the first item at fault."""
     if isinstance(items, (str, bytes, Mapping, Item)):
-        raise BadArgument(
-            "`items` must be a list of items; put a single one in a list", param="items"
-        )
+        raise BadArgument("must be a list of items; put a single one in a list", param="items")
     return [parcel(item, f"items[{index}]", wire) for index, item in enumerate(items)]
 
 
@@ -61,7 +59,7 @@ def parcel(given: ItemLike, where: str, wire: Wire = JSON) -> Parcel:
         return Parcel(wire.item(item), units, has_ids)
     except ValueError as error:  # a lone surrogate in a text, say
         raise BadArgument(
-            f"`{where}` cannot be written as {wire.name}: {error}", param=where
+            f"the item cannot be written as {wire.name}: {error}", param=where
         ) from None
 
 
@@ -72,10 +70,7 @@ def _fields(given: ItemLike, where: str) -> dict[str, Any]:
         return dict(given)
     if isinstance(given, (tuple, list)) and len(given) == 2:
         return {"prompt": given[0], "response": given[1]}
-    message = (
-        f"`{where}` must be an Item, a dict or a (prompt, response) pair, got "
-        f"{type(given).__name__}"
-    )
+    message = f"must be an Item, a dict or a (prompt, response) pair, got {type(given).__name__}"
     raise BadArgument(message, param=where)
 
 
@@ -94,9 +89,7 @@ def _packed_if_ids(value: Any, wire: Wire, where: str) -> Any:
             raise ValueError("they must be one flat list")
         return wire.ids(as_int32(ids))
     except ValueError as error:
-        message = (
-            f"`{where}` must be text, messages or token ids, and these ids cannot be sent: {error}"
-        )
+        message = f"must be text, messages or token ids, and these ids cannot be sent: {error}"
         raise BadArgument(message, param=where) from None
 
 
@@ -112,7 +105,7 @@ def _units(item: Item, where: str) -> int | None:
     if len(set(counts.values())) > 1:
         listed = ", ".join(f"{name} {count}" for name, count in counts.items())
         raise BadArgument(
-            f"`{where}`: one entry per unit is needed, but the lengths differ: {listed}",
+            f"one entry per unit is needed, but the lengths differ: {listed}",
             param=where,
         )
     return next(iter(counts.values()), None)

@@ -101,7 +101,7 @@ def _refusal(answer: httpx.Response) -> ServerRefused:
         )
         error = ServerRefused(message, status=status, retryable=retryable)
     else:
-        message, retryable = f"{detail.code}: {detail.message}{traced}", detail.retryable
+        message, retryable = f"{detail.message}{traced}", detail.retryable
         error = ServerRefused(
             message, status=status, code=detail.code, param=detail.param, retryable=retryable
         )

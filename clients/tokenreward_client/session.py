@@ -56,12 +56,10 @@ class Service(ABC):
         )
         self._timeout_s = checked_timeout(timeout_s)
         if max_retries < 0:
-            raise BadArgument(
-                f"`max_retries` must be 0 or more, got {max_retries}", param="max_retries"
-            )
+            raise BadArgument(f"must be 0 or more, got {max_retries}", param="max_retries")
         if max_concurrency < 1:
             raise BadArgument(
-                f"`max_concurrency` must be 1 or more, got {max_concurrency}",
+                f"must be 1 or more, got {max_concurrency}",
                 param="max_concurrency",
             )
         self._retry = dataclasses.replace(self.retry, max_retries=max_retries)

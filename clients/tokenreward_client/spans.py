@@ -59,7 +59,7 @@ def text_and_spans(
     ids = [int(id_) for id_ in (ids.tolist() if hasattr(ids, "tolist") else ids)]
     pad = getattr(tokenizer, "pad_token_id", None)
     if pad is not None and ids[-2:] == [pad, pad]:
-        raise BadArgument("`ids` end in padding: pass the response alone", param="ids")
+        raise BadArgument("the ids end in padding: pass the response alone", param="ids")
     special = _special(tokenizer, ids)
     kept = [index for index, id_ in enumerate(ids) if id_ not in special]
     text = _decode(tokenizer, ids)

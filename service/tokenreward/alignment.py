@@ -38,7 +38,7 @@ def tiles(spans: npt.ArrayLike, length: int, *, param: str) -> Ints:
     array = np.asarray(spans, dtype=np.int64).reshape(-1, 2)
     if not len(array):
         raise SpansDoNotTile(
-            f"`{param}` is empty but the response has {length} characters", param=param
+            f"there are no spans but the response has {length} characters", param=param
         )
     expected = np.concatenate([[0], array[:-1, 1]])
     wrong = np.flatnonzero((array[:, 0] != expected) | (array[:, 1] < array[:, 0]))
@@ -46,13 +46,13 @@ def tiles(spans: npt.ArrayLike, length: int, *, param: str) -> Ints:
         index = int(wrong[0])
         start, end = array[index].tolist()
         raise SpansDoNotTile(
-            f"`{param}[{index}]` is [{start}, {end}] but must start at {expected[index]} and not "
-            "end before it",
+            f"the span is [{start}, {end}] but must start at {expected[index]} and not end before "
+            "it",
             param=f"{param}[{index}]",
         )
     if array[-1, 1] != length:
         raise SpansDoNotTile(
-            f"`{param}` ends at {array[-1, 1]} but the response has {length} characters (Unicode "
+            f"the spans end at {array[-1, 1]} but the response has {length} characters (Unicode "
             "code points)",
             param=f"{param}[{len(array) - 1}]",
         )

@@ -26,7 +26,7 @@ def refuse_unequal_units(request: RewardsRequest, fingerprints: Mapping[str, str
     for name in weights:
         if name not in request.names:
             raise InvalidField(
-                f"`combine` names `{shown(name)}`, which `scorers` does not", param="combine"
+                f"`{shown(name)}` is named, which `scorers` does not name", param="combine"
             )
     for index, item in enumerate(request.items):
         if has_token_units(item) and not has_id_units(item):

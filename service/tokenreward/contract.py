@@ -9,9 +9,9 @@ come after it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, Int64
@@ -30,9 +30,12 @@ WITHOUT_EFFECT = "value_error.without_effect"
 @runtime_checkable
 class TokenizerView(Protocol):
     """The checkpoint's text in both directions, for scorers whose rows are not prompt + response.
-    Methods raise ItemError that names `param`."""
 
-    def prompt_from_text(self, text: str, *, param: str) -> Int64[np.ndarray, " p"]:
+    `param` is the field of the item that a text comes from, as an ItemError names it: `prompt`,
+    `response`; None for a text that is no field of the item.
+    """
+
+    def prompt_from_text(self, text: str, *, param: str | None) -> Int64[np.ndarray, " p"]:
         """Raw text as a prompt, with at most one BOS in front."""
 
     def with_bos(self, ids: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " p"]:
@@ -44,12 +47,12 @@ class TokenizerView(Protocol):
         tools: list[dict[str, Any]] | None,
         template_kwargs: dict[str, Any],
         *,
-        param: str,
+        param: str | None,
     ) -> Int64[np.ndarray, " p"]:
         """Messages through the chat template, with its generation prompt."""
 
     def pieces(
-        self, text: str, *, param: str
+        self, text: str, *, param: str | None
     ) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"] | None]:
         """Ids of a text alone, without special tokens around it, and where each token's characters
         end."""
@@ -70,88 +73,116 @@ class TokenizerView(Protocol):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Source:
-    """Where a sample came from: the caller's item, its place in the request (`items[3]`), and the
-    words of the model.
-
-    `ends`: where each response token's characters end, without the appended end-of-turn; None for
-    ids.
-    """
-
-    item: Item
-    param: str
-    words: TokenizerView
-    ends: Int64[np.ndarray, " t"] | None = None
-
-
-@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Sample:
-    """One item in the scorer's own tokens.
+    """One item in the scorer's own tokens, and the item that they came from.
 
-    `terminal`: the last response token is a recognised end-of-turn. `keep`: False where the caller
-    masked the token's unit; such tokens are read but count in no sum. `suffix_ids`: read after the
-    response (reward models), own no entry. `source`: what the caller wrote, for scorers that put it
-    in other words; always there for an item of a request.
+    Attributes:
+        prompt_ids: The prompt's tokens.
+        response_ids: The response's tokens, an appended end-of-turn included.
+        terminal: Whether the last response token is a recognised end-of-turn.
+        keep: False where the caller masked the token's unit. Such tokens are read but count in no
+            sum.
+        item: What the caller wrote, for scorers that put it in other words.
+        tokenizer: The checkpoint's text in both directions, for the same scorers.
+        suffix_ids: Tokens that a reward model reads after the response. They own no entry.
+        ends: Where each response token's characters end in a text, without the appended
+            end-of-turn. None for ids, and for a tokenizer that cannot say.
+        memo: What a scorer's `rows` leaves for its `score`, under keys of its own.
     """
 
     prompt_ids: Int64[np.ndarray, " p"]
     response_ids: Int64[np.ndarray, " r"]
     terminal: bool
     keep: Bool[np.ndarray, " r"]
+    item: Item
+    tokenizer: TokenizerView
     suffix_ids: Int64[np.ndarray, " s"] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
-    source: Source | None = None
+    ends: Int64[np.ndarray, " t"] | None = None
+    memo: dict[Hashable, Any] = field(default_factory=dict)
 
-    def kept(self, values: Float[np.ndarray, " r"]) -> Float64[np.ndarray, " k"]:
+    def unmasked(self, values: Float[np.ndarray, " r"]) -> Float64[np.ndarray, " k"]:
         """The unmasked tokens' values, in float64: what a score is made of."""
-        kept: Float64[np.ndarray, " k"] = values[self.keep].astype(np.float64)
-        return kept
+        unmasked: Float64[np.ndarray, " k"] = values[self.keep].astype(np.float64)
+        return unmasked
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Row:
-    """One sequence for the model, at least one token long. Entries [start, stop), 1 <= start <=
-    stop, are the tokens whose outputs are wanted; the last token is the pooled one, whose attention
-    row and value head a reward model is read at.
+    """One sequence of tokens for a model to read.
 
-    `model`: which of the deployment's models reads it. `labels`: tokens whose raw logits are wanted
-    at every position that `Outputs.lse` has.
+    Attributes:
+        ids: The tokens, at least one. The last one is the pooled token: a reward model's score and
+            its attention row are read there.
+        start: First token whose outputs are wanted, 1 <= start <= stop.
+        stop: End of the tokens whose outputs are wanted, exclusive.
+        model: Which of the deployment's models reads the row.
     """
 
     ids: Int64[np.ndarray, " n"]
     start: int
     stop: int
     model: Model = "policy"
-    labels: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """Outputs wanted of a row. `temperatures`: one logsumexp of the raw logits per temperature;
-    `entropies`: the temperatures among them at which the distribution's entropy is wanted, too.
-    `values`: the value head everywhere, the pooled token included; `pooled`: there alone, which
-    costs less. `attention`: see `Outputs`."""
+    """The outputs that are wanted of a row.
+
+    Attributes:
+        temperatures: One logsumexp of logits / T is computed per temperature T.
+        entropies: The temperatures among them at which the distribution's entropy is wanted, too.
+        labels: Tokens whose raw logits are wanted at every position that `Outputs.lse` has. Alone
+            they cost a few dot products, and no logsumexp over the vocabulary.
+        values: The value head at every token, the pooled one included.
+        pooled: The value head at the pooled token alone, which costs less.
+        attention: Readings of the last layer's attention (see `Outputs`).
+
+    Raises:
+        ValueError: No model has these outputs together, or an entropy has no temperature.
+    """
 
     temperatures: frozenset[float] = frozenset()
     entropies: frozenset[float] = frozenset()
+    labels: frozenset[int] = frozenset()
     values: bool = False
     pooled: bool = False
     attention: frozenset[Reading] = frozenset()
 
+    def __post_init__(self) -> None:
+        if not self.entropies <= self.temperatures:
+            missing = sorted(self.entropies - self.temperatures)
+            raise ValueError(f"entropies at {missing} need the same `temperatures`")
+        if self.reads_logits and (self.values or self.pooled):
+            raise ValueError("no checkpoint has both logits and a value head")
+
     def __or__(self, other: Needs) -> Needs:
         return Needs(
-            self.temperatures | other.temperatures,
-            self.entropies | other.entropies,
-            self.values or other.values,
-            self.pooled or other.pooled,
-            self.attention | other.attention,
+            temperatures=self.temperatures | other.temperatures,
+            entropies=self.entropies | other.entropies,
+            labels=self.labels | other.labels,
+            values=self.values or other.values,
+            pooled=self.pooled or other.pooled,
+            attention=self.attention | other.attention,
         )
+
+    @property
+    def reads_logits(self) -> bool:
+        """Whether the language head is needed."""
+        return bool(self.temperatures or self.labels)
 
     @property
     def task(self) -> Task | None:
         """The kind of checkpoint that has these outputs; None if any has."""
-        if self.temperatures or self.entropies:
+        if self.reads_logits:
             return "causal_lm"
         return "reward_model" if self.values or self.pooled else None
+
+
+class RowRequest(NamedTuple):
+    """A row to read, and the outputs that are wanted of it."""
+
+    row: Row
+    needs: Needs
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -247,9 +278,24 @@ class Scorer(ABC):
         start = len(sample.prompt_ids)
         return (Row(ids=ids, start=start, stop=start + len(sample.response_ids)),)
 
-    def check(self, options: Any, words: TokenizerView) -> None:  # noqa: B027 - most have nothing to refuse
-        """Whether this checkpoint's words can serve these options, for an operator's at load; by
-        default they can. Raises ItemError."""
+    def task_for(self, options: Any) -> Task | None:
+        """The kind of checkpoint that these options read; None if any will do."""
+        return self.task or self.needs(options).task
+
+    def check(self, options: Any, tokenizer: TokenizerView) -> None:  # noqa: B027 - most accept all
+        """Refuses an operator's options that this checkpoint's tokenizer cannot serve.
+
+        Raises:
+            ItemError: Says why. By default nothing is refused.
+        """
+
+    def labels(self, options: Any, tokenizer: TokenizerView) -> frozenset[int]:
+        """Tokens whose raw logits `score` reads, at every position of each row. By default none.
+
+        Raises:
+            ItemError: The tokenizer has no such tokens.
+        """
+        return frozenset()
 
     @abstractmethod
     def needs(self, options: Any) -> Needs:

@@ -43,14 +43,16 @@ value, not the text.
 from __future__ import annotations
 
 import traceback
-from typing import ClassVar
+from typing import ClassVar, Self
 
 
 class RewardError(Exception):
     """Root of all errors that the service answers with.
 
-    `param` is the path of the field at fault, for example `items[0].response`; `retry_after_s` is a
-    hint in seconds.
+    Attributes:
+        message: What is wrong, in a sentence. It never repeats `param`.
+        param: Path of the field at fault, for example `items[0].response`.
+        retry_after_s: A hint in seconds: when to try again.
     """
 
     status: ClassVar[int] = 500
@@ -64,6 +66,18 @@ class RewardError(Exception):
         self.message = message
         self.param = param
         self.retry_after_s = retry_after_s
+
+    def __str__(self) -> str:
+        return described(self.message, self.param)
+
+    def within(self, prefix: str) -> Self:
+        """The same error, whose `param` is now a path below `prefix`.
+
+        Code that knows one item names its fields; who knows the item's place puts it in front:
+        `response` within `items[3]` is `items[3].response`.
+        """
+        self.param = path_below(prefix, self.param)
+        return self
 
     def detail(self) -> dict[str, object]:
         """The one error body, as it stands under `error` at the top level and in an item."""
@@ -200,6 +214,18 @@ class OutOfMemory(ItemError):
 
 class ScorerFailed(ItemError):
     code = "scorer_failed"
+
+
+def described(message: str, param: str | None) -> str:
+    """An error's message behind the place that it is about, as people read it."""
+    return message if param is None else f"`{param}`: {message}"
+
+
+def path_below(prefix: str, param: str | None) -> str:
+    """The path of a field below another: `items[3]` and `spans[1]` give `items[3].spans[1]`."""
+    if param is None:
+        return prefix
+    return f"{prefix}{param}" if param.startswith("[") else f"{prefix}.{param}"
 
 
 def shown(text: str) -> str:

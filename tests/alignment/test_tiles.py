@@ -96,13 +96,15 @@ def test_no_spans_at_all_tile_nothing(length: int) -> None:
 @pytest.mark.parametrize("length", [7, 9])
 def test_spans_of_another_length_than_the_text_are_refused_with_both_lengths(length: int) -> None:
     with pytest.raises(
-        SpansDoNotTile, match=rf"ends at 8 .*{length} characters \(Unicode code points\)"
+        SpansDoNotTile, match=rf"end at 8 .*{length} characters \(Unicode code points\)"
     ):
         tiles([[0, 2], [2, 8]], length, param="spans")
 
 
 def test_the_refusal_says_where_the_span_had_to_start() -> None:
-    with pytest.raises(SpansDoNotTile, match=r"`spans\[1\]` is \[3, 5\] but must start at 2"):
+    with pytest.raises(
+        SpansDoNotTile, match=r"`spans\[1\]`: the span is \[3, 5\] but must start at 2"
+    ):
         tiles([[0, 2], [3, 5]], 5, param="spans")
 
 

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from tokenreward.checkpoints.checkpoint import Checkpoint
-from tokenreward.contract import Needs, Row
+from tokenreward.contract import Needs, Row, RowRequest
 from tokenreward.forward.probe import choose_layout
 
 _SPREAD = 0.7  # of the logarithm of lengths: the 90th percentile is 2.5 times the median
@@ -132,15 +132,15 @@ def log_normal(count: int, *, median: int = 267, seed: int = 0) -> list[int]:
     ]
 
 
-def rows(items: list[Item], needs: Needs) -> list[tuple[Row, Needs]]:
-    return [(Row(item.ids, len(item.prompt), len(item.ids)), needs) for item in items]
+def rows(items: list[Item], needs: Needs) -> list[RowRequest]:
+    return [RowRequest(Row(item.ids, len(item.prompt), len(item.ids)), needs) for item in items]
 
 
 def budgeted(
-    work: list[tuple[Row, Needs]], *, max_tokens: int = 4096, share: bool = True
-) -> list[list[tuple[Row, Needs]]]:
+    work: list[RowRequest], *, max_tokens: int = 4096, share: bool = True
+) -> list[list[RowRequest]]:
     """Batches as the service makes them: prompts together, up to a budget of computed tokens."""
-    batches: list[list[tuple[Row, Needs]]] = []
+    batches: list[list[RowRequest]] = []
     used, seen = 0, set()
     for row, needs in work:
         key = row.ids[: row.start].tobytes()
@@ -148,7 +148,7 @@ def budgeted(
         if not batches or used + cost > max_tokens:
             batches.append([])
             used, seen, cost = 0, set(), len(row.ids)
-        batches[-1].append((row, needs))
+        batches[-1].append(RowRequest(row, needs))
         used += cost
         seen.add(key)
     return batches

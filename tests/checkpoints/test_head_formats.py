@@ -17,7 +17,7 @@ from fakes import oracle, tiny
 from fakes.tiny import tokenizer_of
 from tokenreward.checkpoints.checkpoint import Checkpoint, CheckpointRefused, load_checkpoint
 from tokenreward.checkpoints.head_formats import FORMATS, find_head
-from tokenreward.contract import Needs, Row
+from tokenreward.contract import Needs, Row, RowRequest
 from tokenreward.forward.own_call import compare_with_own_call
 from tokenreward.forward.packed import PackedLayout
 from tokenreward.forward.plain import PlainLayout
@@ -177,7 +177,7 @@ def truth(architecture: str, head: Tensors, ids: np.ndarray) -> np.ndarray:
 def assert_values(checkpoint: Checkpoint, expected: Callable[[np.ndarray], np.ndarray]) -> None:
     ids = np.random.default_rng(0).integers(3, tiny.VOCAB_SIZE, size=40)
     for layout in (PlainLayout, PackedLayout):
-        (outputs,) = layout(checkpoint).run([(Row(ids, 1, len(ids)), Needs(values=True))])
+        (outputs,) = layout(checkpoint).run([RowRequest(Row(ids, 1, len(ids)), Needs(values=True))])
         values = expected(ids)
         assert outputs.values is not None
         bound = 1e-5 * max(1.0, float(np.abs(values).max()))
@@ -224,7 +224,9 @@ def test_a_classifier_of_tokens_is_compared_with_its_own_last_logits(tmp_path: P
     ids = np.arange(3, 30)
     with torch.no_grad():
         logits = oracle.double(model)(input_ids=torch.from_numpy(ids)[None]).logits[0].numpy()
-    (outputs,) = PlainLayout(checkpoint).run([(Row(ids, 1, len(ids)), Needs(values=True))])
+    (outputs,) = PlainLayout(checkpoint).run(
+        [RowRequest(Row(ids, 1, len(ids)), Needs(values=True))]
+    )
     np.testing.assert_allclose(outputs.values, logits[:, 1] - logits[:, 0], atol=1e-5)
     assert "of the model's own templated call" in compare_with_own_call(
         checkpoint, tokenizer_of(checkpoint), None

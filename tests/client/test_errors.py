@@ -56,9 +56,7 @@ def test_copy_has_all_that_the_error_has(error: ClientError, again: Callable[[An
 
 
 def refuse() -> None:
-    raise ServerRefused(
-        "overloaded: m", status=503, code="overloaded", param="items", retryable=True
-    )
+    raise ServerRefused("m", status=503, code="overloaded", param="items", retryable=True)
 
 
 def test_error_of_another_process_arrives_whole() -> None:
@@ -66,7 +64,7 @@ def test_error_of_another_process_arrives_whole() -> None:
         error = pool.submit(refuse).exception(timeout=60)
     assert isinstance(error, ServerRefused)
     assert (str(error), error.status, error.code, error.param) == (
-        "overloaded: m",
+        "overloaded: `items`: m",
         503,
         "overloaded",
         "items",

@@ -214,7 +214,7 @@ def test_other_status_without_our_body_is_final(status: int) -> None:
 @pytest.mark.parametrize("status", [404, 422, 500, 503])
 def test_our_body_decides_whatever_the_status(status: int) -> None:
     error = {"code": "c", "message": "m", "param": "p", "retryable": False}
-    with pytest.raises(ServerRefused, match="c: m") as caught:
+    with pytest.raises(ServerRefused, match="c: `p`: m") as caught:
         Walk(httpx.Response(status, json={"error": error})).run()
     assert caught.value.param == "p"
     assert Walk(httpx.Response(status, json={"error": error | {"retryable": True}}), OK).run() is OK

@@ -29,7 +29,7 @@ def test_item_error_that_stays_is_raised_after_all_are_done(
     edge: Any, score: Any, items: Any
 ) -> None:
     edge.script.append(edge.changed(1, rewards=None, score=None, error=FINAL))
-    with pytest.raises(ItemFailed, match=r"items\[1\]: sequence_too_long") as caught:
+    with pytest.raises(ItemFailed, match=r"items\[\d\]\S*: sequence_too_long") as caught:
         score(items(3))
     assert (caught.value.index, caught.value.code) == (1, "sequence_too_long")
     assert len(edge.seen) == 1
@@ -40,10 +40,10 @@ def test_errors_count_the_callers_items(
 ) -> None:
     for kind in (Client, AsyncClient):
         monkeypatch.setattr(kind, "max_request_items", 2)
-    error = FINAL | {"message": "`items[1].response` is long", "param": "items[1].response"}
+    error = FINAL | {"message": "it is long", "param": "items[1].response"}
     edge.script.extend([edge.ok, edge.changed(1, rewards=None, error=error)])
     with pytest.raises(
-        ItemFailed, match=r"items\[3\]: sequence_too_long: `items\[3\].response` is long"
+        ItemFailed, match=r"items\[3\]\.response: sequence_too_long: it is long"
     ) as caught:
         score(items(4), settings={"max_concurrency": 1})
     assert caught.value.param == "items[3].response"
@@ -224,6 +224,6 @@ def test_combination_that_is_missing_is_an_exception(edge: Any, score: Any, item
 def test_error_of_one_scorer_is_raised_with_its_name(edge: Any, score: Any, items: Any) -> None:
     result, bad = {"rewards": [1.0, 2.0]}, {"rewards": None, "error": FINAL}
     edge.script.append(lambda body: edge.reply([keyed(0, a=result, b=bad)]))
-    with pytest.raises(ItemFailed, match=r"items\[0\] \(b\)") as caught:
+    with pytest.raises(ItemFailed, match=r"items\[\d\]\S* \(b\)") as caught:
         score(items(1), scorers=["a", "b"])
     assert caught.value.scorer == "b"

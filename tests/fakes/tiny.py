@@ -37,7 +37,7 @@ from transformers import (
 )
 
 from tokenreward.checkpoints.checkpoint import Checkpoint
-from tokenreward.contract import Needs, Row
+from tokenreward.contract import Needs, Row, RowRequest
 
 VOCAB_SIZE = 320
 TEMPLATE = (
@@ -197,10 +197,12 @@ def checkpoint(model: Any, task: Any = "causal_lm") -> Checkpoint:
     return Checkpoint(model=model, tokenizer=None, task=task, device=torch.device("cpu"))
 
 
-def work(needs: Needs) -> list[tuple[Row, Needs]]:
+def work(needs: Needs) -> list[RowRequest]:
     """Three random rows of a prompt of two tokens."""
     generator = np.random.default_rng(0)
-    return [(Row(generator.integers(3, VOCAB_SIZE, size=n), 2, n), needs) for n in (5, 40, 3)]
+    return [
+        RowRequest(Row(generator.integers(3, VOCAB_SIZE, size=n), 2, n), needs) for n in (5, 40, 3)
+    ]
 
 
 def tokenizer_of(checkpoint: Any, max_tokens: int | None = None) -> Any:

@@ -13,7 +13,7 @@ import torch
 from fakes import tiny
 from fakes.live import Live
 from tokenreward.checkpoints.checkpoint import Checkpoint
-from tokenreward.contract import Needs, Row
+from tokenreward.contract import Needs, Row, RowRequest
 from tokenreward.forward import attention_weights
 from tokenreward.forward.attention_weights import Bias, read
 from tokenreward.forward.packed import PackedLayout
@@ -139,8 +139,8 @@ def long_pass(request: pytest.FixtureRequest) -> Callable[[], object]:
     checkpoint = Checkpoint(tiny.model(request.param), None, "causal_lm", torch.device("cpu"))
     layout = PackedLayout(checkpoint)
     ids = np.random.default_rng(0).integers(3, tiny.VOCAB_SIZE, size=LONG)
-    layout.run([(Row(ids[:50], 1, 50), ALL_STEPS)])
-    return lambda: layout.run([(Row(ids, 1, LONG), ALL_STEPS)])
+    layout.run([RowRequest(Row(ids[:50], 1, 50), ALL_STEPS)])
+    return lambda: layout.run([RowRequest(Row(ids, 1, LONG), ALL_STEPS)])
 
 
 def test_no_tensor_of_tokens_by_tokens_is_made(long_pass: Callable[[], object]) -> None:

@@ -19,7 +19,7 @@ from torch.nn.attention.varlen import AuxRequest, varlen_attn
 from fakes import tiny
 from fakes.far import META, watched
 from tokenreward.checkpoints.checkpoint import Checkpoint
-from tokenreward.contract import Needs, Row
+from tokenreward.contract import Needs, Row, RowRequest
 from tokenreward.forward import attention_weights, packed, transfer
 from tokenreward.forward.flash import Flash
 from tokenreward.forward.kernels import Kernel
@@ -46,7 +46,7 @@ def layout(monkeypatch: pytest.MonkeyPatch, architecture: str, task: Any) -> Pac
     return made
 
 
-def work(needs: Needs) -> list[tuple[Row, Needs]]:
+def work(needs: Needs) -> list[RowRequest]:
     """Longer than the windows of 8; two rows share a prompt."""
     generator = np.random.default_rng(0)
     draw = lambda size: generator.integers(3, tiny.VOCAB_SIZE, size=size)  # noqa: E731
@@ -54,14 +54,9 @@ def work(needs: Needs) -> list[tuple[Row, Needs]]:
     parts = ((draw(5), 9), (shared, 4), (draw(1), 1), (shared, 30))
     labels = frozenset({5, 6}) if needs.temperatures else frozenset()
     return [
-        (
-            Row(
-                np.concatenate([p, draw(r)]),
-                len(p),
-                len(p) + r,
-                labels=labels if r > 5 else frozenset(),
-            ),
-            needs,
+        RowRequest(
+            Row(np.concatenate([p, draw(r)]), len(p), len(p) + r),
+            replace(needs, labels=labels if r > 5 else frozenset()),
         )
         for p, r in parts
     ]
@@ -147,11 +142,11 @@ def test_what_a_pass_gives_comes_in_one_copy(monkeypatch: pytest.MonkeyPatch) ->
         assert {t: lse.shape for t, lse in found.lse.items()} == {1.0: (num + 1,), 0.7: (num + 1,)}
         assert found.entropy[1.0].shape == (num + 1,)
         assert {label: of.shape for label, of in found.logits.items()} == dict.fromkeys(
-            row.labels, (num + 1,)
+            needs.labels, (num + 1,)
         )
         assert found.attention["last"].shape == (len(row.ids),)
         assert found.attention["mean_step"].shape == (num,)
-        assert needs is LOGITS
+        assert needs | LOGITS == needs
 
 
 def item(x: torch.Tensor) -> None:

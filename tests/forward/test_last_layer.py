@@ -11,7 +11,7 @@ import torch
 
 from fakes import oracle, tiny
 from tokenreward.checkpoints.checkpoint import Checkpoint
-from tokenreward.contract import Needs, Row
+from tokenreward.contract import Needs, Row, RowRequest
 from tokenreward.forward.packed import PackedLayout
 from tokenreward.forward.probe import choose_layout
 
@@ -34,12 +34,12 @@ def rows() -> list[oracle.Response]:
     ]
 
 
-def work(needs: Needs) -> list[tuple[Row, Needs]]:
-    return [(Row(what.ids, len(what.prompt), len(what.ids)), needs) for what in rows()]
+def work(needs: Needs) -> list[RowRequest]:
+    return [RowRequest(Row(what.ids, len(what.prompt), len(what.ids)), needs) for what in rows()]
 
 
 def mlp_rows(
-    layout: PackedLayout, model: Any, asked: list[tuple[Row, Needs]]
+    layout: PackedLayout, model: Any, asked: list[RowRequest]
 ) -> tuple[list[Any], list[int]]:
     """The outputs, and how many tokens the MLP of each layer saw."""
     seen: list[int] = []
@@ -108,7 +108,7 @@ def test_a_run_that_fails_leaves_the_layer_as_it_was() -> None:
     layout = PackedLayout(checkpoint(model, "reward_model"))
     layout.prune_last_layer(True)
     with pytest.raises(IndexError):
-        layout.run([(Row(np.array([5, 10**6]), 1, 2), ENDS)])
+        layout.run([RowRequest(Row(np.array([5, 10**6]), 1, 2), ENDS)])
     assert all("forward" not in vars(module) for module in model.modules())
 
 

@@ -12,7 +12,7 @@ import torch
 
 from fakes import tiny
 from tokenreward.checkpoints.checkpoint import Checkpoint
-from tokenreward.contract import Needs, Row
+from tokenreward.contract import Needs, Row, RowRequest
 from tokenreward.engine.runner import Runner
 from tokenreward.forward.packed import PackedLayout
 from tokenreward.forward.pair import Pair, Turn
@@ -32,10 +32,12 @@ LAYOUTS: dict[str, Any] = {
 }
 
 
-def work(seed: int) -> list[tuple[Row, Needs]]:
+def work(seed: int) -> list[RowRequest]:
     generator = np.random.default_rng(seed)
     rows = [Row(generator.integers(3, tiny.VOCAB_SIZE, size=n), 2, n) for n in (5, 40, 3)]
-    return [(Row(rows[0].ids, 2, 5, model="reference"), NEEDS)] + [(row, NEEDS) for row in rows]
+    return [RowRequest(Row(rows[0].ids, 2, 5, model="reference"), NEEDS)] + [
+        RowRequest(row, NEEDS) for row in rows
+    ]
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

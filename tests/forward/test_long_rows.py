@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, LlamaConfig
 from fakes.far import META, watched
 from fakes.live import Live
 from tokenreward.checkpoints.checkpoint import Checkpoint
-from tokenreward.contract import Needs, Row
+from tokenreward.contract import Needs, Row, RowRequest
 from tokenreward.forward import attention_weights, packed
 from tokenreward.forward.flash import Flash
 from tokenreward.forward.kernels import Kernel
@@ -57,7 +57,7 @@ def layout(monkeypatch: pytest.MonkeyPatch) -> PackedLayout:
 def peak_bytes(layout: PackedLayout, length: int = LENGTH) -> int:
     ids = np.random.default_rng(0).integers(3, 1000, size=length)
     with watched(), Live() as live:
-        layout.launch([(Row(ids, length // 2, length), DENSE)])
+        layout.launch([RowRequest(Row(ids, length // 2, length), DENSE)])
     return live.most
 
 

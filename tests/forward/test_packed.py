@@ -11,7 +11,7 @@ import torch
 
 from fakes import oracle, tiny
 from tokenreward.checkpoints.checkpoint import Checkpoint
-from tokenreward.contract import Needs, Row
+from tokenreward.contract import Needs, Row, RowRequest
 from tokenreward.forward.packed import PackedLayout
 from tokenreward.forward.plain import PlainLayout
 
@@ -27,8 +27,8 @@ def responses(seed: int = 0) -> list[oracle.Response]:
     return [oracle.Response(draw(p), draw(r)) for p, r in LENGTHS]
 
 
-def work(items: list[oracle.Response], needs: Needs) -> list[tuple[Row, Needs]]:
-    return [(Row(what.ids, len(what.prompt), len(what.ids)), needs) for what in items]
+def work(items: list[oracle.Response], needs: Needs) -> list[RowRequest]:
+    return [RowRequest(Row(what.ids, len(what.prompt), len(what.ids)), needs) for what in items]
 
 
 def checkpoint(model: object, task: str) -> Checkpoint:
@@ -91,7 +91,7 @@ def test_entropies_labels_and_steps_of_attention_are_as_exact_as_the_models_own(
         frozenset({1.0}), frozenset(TEMPERATURES), attention=frozenset({"last_step", "mean_step"})
     )
     asked = [
-        (replace(row, labels=frozenset({7, 200 + i})), needs)
+        RowRequest(row, replace(needs, labels=frozenset({7, 200 + i})))
         for i, (row, _) in enumerate(work(items, needs))
     ]
     naive = PlainLayout(checkpoint(model, "causal_lm")).run(asked)
@@ -146,7 +146,7 @@ def test_rows_with_different_needs_share_a_pass() -> None:
     items = responses()[:3]
     wants = [Needs(frozenset({1.0})), Needs(), Needs(frozenset({0.5}))]
     outputs = layout.run(
-        [(row, need) for (row, _), need in zip(work(items, Needs()), wants, strict=True)]
+        [RowRequest(row, need) for (row, _), need in zip(work(items, Needs()), wants, strict=True)]
     )
     assert outputs[1].chosen is None
     for index, temperature in ((0, 1.0), (2, 0.5)):
@@ -177,5 +177,5 @@ def test_no_tensor_of_tokens_by_vocabulary_is_made() -> None:
             return out
 
     with Watch():
-        layout.run([(row, Needs(frozenset({1.0})))])
+        layout.run([RowRequest(row, Needs(frozenset({1.0})))])
     assert 0 < largest <= 256 * 4096

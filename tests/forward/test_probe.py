@@ -9,7 +9,7 @@ import torch
 
 from fakes import oracle, tiny
 from tokenreward.checkpoints.checkpoint import Checkpoint, CheckpointRefused
-from tokenreward.contract import Needs, Row
+from tokenreward.contract import Needs, Row, RowRequest
 from tokenreward.forward import packed
 from tokenreward.forward.layout import LayoutChoice
 from tokenreward.forward.packed import PackedLayout
@@ -44,7 +44,7 @@ def test_others_are_served_plain_with_a_reason_and_right_numbers(architecture: s
     assert verdict.reason
     assert verdict.reason in said[-1]
     ids = np.random.default_rng(1).integers(3, tiny.VOCAB_SIZE, size=50)
-    (outputs,) = verdict.layout.run([(Row(ids, 10, 50), LM_NEEDS)])
+    (outputs,) = verdict.layout.run([RowRequest(Row(ids, 10, 50), LM_NEEDS)])
     rows = oracle.logits(exact, ids)[9:]
     bound = 1e-5 * max(1.0, float(np.abs(rows).max()))
     assert np.abs(outputs.chosen - rows[np.arange(40), ids[10:]]).max() <= bound
@@ -57,7 +57,7 @@ def test_an_alibi_reward_model_gives_its_own_attention_from_the_plain_layout() -
     verdict = probe(model, "reward_model")
     assert verdict.layout.name == "plain"
     ids = np.random.default_rng(1).integers(3, tiny.VOCAB_SIZE, size=30)
-    (outputs,) = verdict.layout.run([(Row(ids, 10, 30), RM_NEEDS)])
+    (outputs,) = verdict.layout.run([RowRequest(Row(ids, 10, 30), RM_NEEDS)])
     assert np.abs(outputs.attention["last"] - oracle.last_attention_row(exact, ids)).max() < 1e-6
     assert np.abs(outputs.values - oracle.head_values(exact, ids)[9:]).max() < 1e-4
 
@@ -66,9 +66,9 @@ def test_dynamic_rotary_rewards_do_not_depend_on_history() -> None:
     layout = probe(tiny.model("llama_dynamic")).layout
     generator = np.random.default_rng(2)
     short, long = (generator.integers(3, tiny.VOCAB_SIZE, size=size) for size in (40, 60))
-    (first,) = layout.run([(Row(short, 5, 40), LM_NEEDS)])
-    layout.run([(Row(long, 5, 60), LM_NEEDS)])
-    (again,) = layout.run([(Row(short, 5, 40), LM_NEEDS)])
+    (first,) = layout.run([RowRequest(Row(short, 5, 40), LM_NEEDS)])
+    layout.run([RowRequest(Row(long, 5, 60), LM_NEEDS)])
+    (again,) = layout.run([RowRequest(Row(short, 5, 40), LM_NEEDS)])
     np.testing.assert_array_equal(first.lse[1.0], again.lse[1.0])
 
 
@@ -87,7 +87,7 @@ def test_a_logit_scale_that_the_head_does_not_know_is_served_plain_and_exact() -
     verdict = probe(model)
     assert verdict.layout.name == "plain"
     assert "logits by" in str(verdict.reason)
-    (outputs,) = verdict.layout.run([(Row(ids, 5, 20), LM_NEEDS)])
+    (outputs,) = verdict.layout.run([RowRequest(Row(ids, 5, 20), LM_NEEDS)])
     np.testing.assert_allclose(outputs.lse[1.0], oracle.logsumexp(rows), rtol=1e-5)
 
 

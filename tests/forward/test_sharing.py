@@ -8,7 +8,7 @@ import torch
 
 from fakes import oracle, tiny
 from tokenreward.checkpoints.checkpoint import Checkpoint
-from tokenreward.contract import Needs, Row
+from tokenreward.contract import Needs, Row, RowRequest
 from tokenreward.forward.packed import PackedLayout
 from tokenreward.forward.plain import PlainLayout
 
@@ -47,7 +47,7 @@ def assert_close(fast: np.ndarray, naive: np.ndarray, truth: np.ndarray) -> None
 def test_a_language_model_that_reads_a_prompt_once_is_as_exact(architecture: str) -> None:
     exact, packed, plain = layouts(architecture, "causal_lm")
     items = grouped()
-    work = [(Row(what.ids, len(what.prompt), len(what.ids)), NEEDS) for what in items]
+    work = [RowRequest(Row(what.ids, len(what.prompt), len(what.ids)), NEEDS) for what in items]
     assert (
         packed.num_computed([row for row, _ in work])
         == sum(len(row.ids) for row, _ in work) - 2 * 30 - 17
@@ -70,7 +70,7 @@ def test_a_language_model_that_reads_a_prompt_once_is_as_exact(architecture: str
 def test_a_reward_model_that_reads_a_prompt_once_is_as_exact(architecture: str) -> None:
     exact, packed, plain = layouts(architecture, "reward_model")
     items, needs = grouped(), Needs(values=True)
-    work = [(Row(what.ids, len(what.prompt), len(what.ids)), needs) for what in items]
+    work = [RowRequest(Row(what.ids, len(what.prompt), len(what.ids)), needs) for what in items]
     for what, fast, slow in zip(items, packed.run(work), plain.run(work), strict=True):
         truth = oracle.head_values(exact, what.ids)
         assert_close(fast.values, slow.values, truth[len(what.prompt) - 1 :])
@@ -84,7 +84,7 @@ def test_in_bf16_a_shared_prompt_stays_within_twice_the_noise_of_alone() -> None
         Checkpoint(model.to(torch.bfloat16), None, "causal_lm", torch.device("cpu"))
     )
     items = grouped()
-    work = [(Row(what.ids, len(what.prompt), len(what.ids)), NEEDS) for what in items]
+    work = [RowRequest(Row(what.ids, len(what.prompt), len(what.ids)), NEEDS) for what in items]
     together, alone = packed.run(work), [packed.run([entry])[0] for entry in work]
     truth = [
         oracle.logsumexp(oracle.logits(exact, what.ids)[len(what.prompt) - 1 :]) for what in items

@@ -17,7 +17,7 @@ from bench.figure import Figure, Result
 from gpu.shapes import NORMED, WIDE, WINDOWED, Shape, build
 from gpu.stand import Stand, Work
 from tokenreward.checkpoints.checkpoint import Checkpoint
-from tokenreward.contract import Needs, Outputs, Row
+from tokenreward.contract import Needs, Outputs, Row, RowRequest
 from tokenreward.forward.comparison import ByKind, differences, float32_bounds, gap
 from tokenreward.forward.packed import PackedLayout
 from tokenreward.forward.plain import PlainLayout
@@ -113,7 +113,7 @@ def _ragged(stand: Stand, case: Case) -> Work:
     generator = np.random.default_rng(0)
     vocab = stand.shape(case.shape).vocab
     ids = [generator.integers(3, vocab, size=length) for length in stand.sizes.ragged]
-    return [(Row(of, max(1, len(of) // 3), len(of)), case.needs) for of in ids]
+    return [RowRequest(Row(of, max(1, len(of) // 3), len(of)), case.needs) for of in ids]
 
 
 def _shared(stand: Stand, case: Case) -> Work:
@@ -123,6 +123,8 @@ def _shared(stand: Stand, case: Case) -> Work:
         generator.integers(3, vocab, size=length) for length in stand.sizes.shared
     )
     return [
-        (Row(np.concatenate([prompt, of]), len(prompt), len(prompt) + len(of)), case.needs)
+        RowRequest(
+            Row(np.concatenate([prompt, of]), len(prompt), len(prompt) + len(of)), case.needs
+        )
         for of in responses
     ]

@@ -24,10 +24,10 @@ from gpu.roofline import Rates
 from gpu.shapes import Shape, build
 from gpu.sizes import Sizes
 from tokenreward.checkpoints.checkpoint import Checkpoint
-from tokenreward.contract import Needs, Outputs, Row
+from tokenreward.contract import Needs, Outputs, RowRequest
 from tokenreward.forward.probe import choose_layout
 
-Work = list[tuple[Row, Needs]]
+Work = list[RowRequest]
 
 
 class NotPacked(RuntimeError):

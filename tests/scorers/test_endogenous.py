@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from fakes import oracle, tiny
+from fakes.samples import sample_of_ids
 from tokenreward.contract import Outputs, Sample
 from tokenreward.scorers.endogenous import Scorer
 
@@ -21,7 +22,7 @@ ROWS = st.integers(1, 12)
 
 def sample_of(what: oracle.Response, *, terminal: bool, keep: np.ndarray | None = None) -> Sample:
     keep = np.ones(len(what.response), dtype=bool) if keep is None else keep
-    return Sample(what.prompt, what.response, terminal, keep)
+    return sample_of_ids(what.prompt, what.response, terminal, keep)
 
 
 def outputs_of(z: np.ndarray, what: oracle.Response, temperature: float) -> Outputs:

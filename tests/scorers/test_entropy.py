@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from transformers import AutoModelForCausalLM
 
 from fakes import oracle, tiny
-from tokenreward.contract import Outputs, Sample
+from fakes.samples import sample_of_ids
+from tokenreward.contract import Outputs
 from tokenreward.scorers.entropy import Scorer
 from tokenreward.wire import RewardsRequest, parse
 
@@ -87,7 +88,7 @@ def test_the_mean_of_the_sums_over_all_responses_is_the_entropy_of_the_responses
     for a in range(5):
         along = np.array([oracle.entropy(first), oracle.entropy(second[a]), 99.0])
         for b in range(5):
-            sample = Sample(
+            sample = sample_of_ids(
                 np.array([1]), np.array([a, b]), terminal=False, keep=np.ones(2, dtype=np.bool_)
             )
             signals = Scorer().score(sample, outputs_of(along), Scorer.Options())
@@ -97,7 +98,7 @@ def test_the_mean_of_the_sums_over_all_responses_is_the_entropy_of_the_responses
 
 def test_masked_tokens_are_in_no_aggregate() -> None:
     along = np.arange(5)
-    sample = Sample(
+    sample = sample_of_ids(
         np.array([1]), np.array([1, 2, 3, 4]), False, np.array([True, False, True, False])
     )
     for aggregation, truth in (("sum", 2.0), ("mean", 1.0)):

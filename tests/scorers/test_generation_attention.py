@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from fakes import oracle, tiny
 from fakes.tiny import tokenizer_of
 from tokenreward.checkpoints.checkpoint import Checkpoint, CheckpointRefused
-from tokenreward.contract import Outputs, Sample, Source
+from tokenreward.contract import Outputs, RowRequest, Sample
 from tokenreward.errors import ScorerFailed
 from tokenreward.forward.packed import PackedLayout
 from tokenreward.forward.plain import PlainLayout
@@ -73,7 +73,8 @@ def sample_of(
         what.response,
         terminal=False,
         keep=kept,
-        source=Source(item, "items[0]", words),
+        item=item,
+        tokenizer=words,
     )
 
 
@@ -83,7 +84,7 @@ def weights_by(
     scorer, options = Scorer(), Scorer.Options(variant=variant)
     samples = [sample_of(what) for what in items]
     rows = [row for sample in samples for row in scorer.rows(sample, options)]
-    outputs = layout.run([(row, scorer.needs(options)) for row in rows])
+    outputs = layout.run([RowRequest(row, scorer.needs(options)) for row in rows])
     return [
         scorer.score(sample, [found], options).weights
         for sample, found in zip(samples, outputs, strict=True)
@@ -206,7 +207,7 @@ def test_unmasked_tokens_that_nobody_pays_anything_fail_the_item(variant: str) -
         ),
         (
             {"score_from": "reward_model"},
-            "send it to the front (/v1/rewards), which asks `reward_model`",
+            "send the item to the gateway (/v1/rewards), which asks `reward_model`",
         ),
     ],
 )

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from fakes import oracle, tiny
-from tokenreward.contract import Outputs, Sample, Signals
+from fakes.samples import sample_of_ids
+from tokenreward.contract import Outputs, Signals
 from tokenreward.scorers.implicit import Scorer
 
 SCORER = Scorer()
@@ -38,7 +39,7 @@ def score(
 ) -> Signals:
     chosen = Scorer.Options(**options)
     keep = np.ones(len(what.response), dtype=bool) if keep is None else keep
-    sample = Sample(what.prompt, what.response, True, keep)
+    sample = sample_of_ids(what.prompt, what.response, True, keep)
     return SCORER.score(
         sample, [outputs_of(z, what, chosen.temperature) for z in (policy, reference)], chosen
     )
@@ -135,7 +136,7 @@ def test_the_score_is_the_sum_of_the_unmasked_values() -> None:
 
 
 def test_both_models_read_the_same_row() -> None:
-    sample = Sample(np.array([5, 6]), np.array([7, 8, 9]), False, np.ones(3, dtype=bool))
+    sample = sample_of_ids(np.array([5, 6]), np.array([7, 8, 9]), False, np.ones(3, dtype=bool))
     policy, reference = SCORER.rows(sample, Scorer.Options())
     assert (policy.model, reference.model) == ("policy", "reference")
     for row in (policy, reference):

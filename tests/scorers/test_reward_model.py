@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from transformers import AutoModelForSequenceClassification
 
 from fakes import oracle, tiny
-from tokenreward.contract import Needs, Outputs, Sample
+from fakes.samples import sample_of_ids
+from tokenreward.contract import Needs, Outputs
 from tokenreward.scorers.reward_model import Scorer
 from tokenreward.wire import RewardsRequest, parse
 
@@ -146,7 +147,7 @@ async def test_without_a_credit_red_changes_nothing_of_the_rewards(
 )
 def test_increments_sum_to_the_score_less_the_prompts(values: list[float], pooled: float) -> None:
     num_tokens = len(values) - 1
-    sample = Sample(
+    sample = sample_of_ids(
         np.array([3]),
         np.full(num_tokens, 4),
         terminal=False,

@@ -328,7 +328,7 @@ def test_a_text_of_more_tokens_than_a_sequence_has_is_refused_before_lists_are_m
     exactly = tokenizer_of(checkpoint, num_tokens)
     assert len(exactly.response(text, finished=False, param="p").ids) == num_tokens
     with pytest.raises(
-        SequenceTooLong, match=f"`p` is {num_tokens} tokens, `max_sequence_tokens` is {most}"
+        SequenceTooLong, match=f"the text is {num_tokens} tokens, `max_sequence_tokens` is {most}"
     ):
         tokenizer_of(checkpoint, most).prompt_from_text(text, param="p")
     tracemalloc.start()

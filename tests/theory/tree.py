@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from fakes import oracle
+from fakes.samples import sample_of_ids
 from tokenreward.contract import Outputs, Sample, Signals
 from tokenreward.scorers import endogenous
 
@@ -96,7 +97,7 @@ def outputs_of(logits: Table, response: Prefix, temperature: float) -> Outputs:
 
 
 def sample_of(response: Prefix) -> Sample:
-    return Sample(
+    return sample_of_ids(
         np.array([0]),
         np.array(response),
         terminal=True,

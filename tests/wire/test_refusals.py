@@ -87,7 +87,8 @@ def test_a_field_that_does_not_exist_is_an_unknown_field_at_any_depth(
     error = refuse(body)
     assert type(error) is UnknownField
     assert (error.status, error.param) == (422, param)
-    assert param in error.message
+    assert f"`{param}`" not in error.message
+    assert str(error) == f"`{param}`: {error.message}"
 
 
 @pytest.mark.parametrize(
@@ -143,7 +144,8 @@ def test_a_field_of_the_wrong_form_is_an_invalid_field_and_its_path_is_given(
     error = refuse(body)
     assert type(error) is InvalidField
     assert (error.status, error.param) == (422, param)
-    assert param in error.message
+    assert f"`{param}`" not in error.message
+    assert str(error) == f"`{param}`: {error.message}"
 
 
 @pytest.mark.parametrize(

@@ -159,7 +159,7 @@ def test_with_scorers_options_and_credit_are_keyed_by_name() -> None:
 @pytest.mark.parametrize("field", ["options", "credit"])
 def test_an_entry_for_a_scorer_that_is_not_asked_for_is_an_unknown_field(field: str) -> None:
     parsed = keyed(**{field: {"sft": {}}})
-    with pytest.raises(UnknownField, match="`sft`") as caught:
+    with pytest.raises(UnknownField) as caught:
         parsed.options_of("rm") if field == "options" else parsed.credit_of("rm")
     assert caught.value.param == f"{field}.sft"
 

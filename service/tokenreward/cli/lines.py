@@ -50,24 +50,23 @@ def read_groups(stream: BinaryIO, size: int) -> Iterator[list[Line]]:
 
 def _line(content: bytes, index: int, *, number: int, num_bytes: int) -> Line:
     try:
-        return Line(index, number, num_bytes, item=_item(content, f"line {number}"))
+        return Line(index, number, num_bytes, item=_item(content))
     except RewardError as error:
         return Line(index, number, num_bytes, error=ErrorDetail.model_validate(error.detail()))
 
 
-def _item(content: bytes, where: str) -> dict[str, Any]:
+def _item(content: bytes) -> dict[str, Any]:
     try:
         item = json.loads(content)
     except UnicodeDecodeError:
-        raise MalformedJson(f"{where}: not UTF-8") from None
+        raise MalformedJson("not UTF-8") from None
     except (json.JSONDecodeError, RecursionError) as error:
-        raise MalformedJson(f"{where}: not valid JSON: {error}") from None
+        raise MalformedJson(f"not valid JSON: {error}") from None
     if not isinstance(item, dict):
-        raise InvalidField(f"{where}: must be an object with `prompt` and `response`")
+        raise InvalidField("must be an object with `prompt` and `response`")
     try:
-        parcel(item, where)
+        parcel(item, "item")
     except BadArgument as error:
-        raise InvalidField(
-            f"{where}: {error}".replace(f"`{where}.", "`"), param=error.param
-        ) from None
+        param = (error.param or "").removeprefix("item").removeprefix(".")
+        raise InvalidField(str(error.args[0]), param=param or None) from None
     return item

@@ -17,6 +17,7 @@ from tokenreward.cli.lines import Line
 from tokenreward.cli.progress import Progress
 from tokenreward.cli.show import coloured, unit_texts
 from tokenreward.display import safe_text
+from tokenreward.errors import described
 from tokenreward_client.rewards import Rewards
 
 
@@ -91,9 +92,8 @@ def error_text(line: Line, answer: Rewards) -> str:
     """An answer's error for a terminal, with its line and code; empty without an error."""
     if answer.error is None:
         return ""
-    text = safe_text(f"{answer.error.code}: {answer.error.message}")
-    # The error of a line that is no item names the line itself.
-    return text if line.error is not None else f"line {line.number}: {text}"
+    message = described(answer.error.message, answer.error.param)
+    return safe_text(f"line {line.number}: {answer.error.code}: {message}")
 
 
 def json_line(line: Line, answer: Rewards) -> str:

@@ -54,7 +54,7 @@ def check(
     for parameter, owner in _ONLY_WITH.items():
         if getattr(credit, parameter) is not None and name != owner:
             raise InvalidField(
-                f"`{param}.{parameter}` belongs to credit `{owner}`, not `{name}`",
+                f"`{parameter}` belongs to credit `{owner}`, not `{name}`",
                 param=f"{param}.{parameter}",
             )
     return name
@@ -100,11 +100,9 @@ def penalise(
     keep: Bool[np.ndarray, " u"],
     policy_logprobs: Numbers | None,
     ref_logprobs: Numbers | None,
-    *,
-    param: str,
 ) -> Float32[np.ndarray, " u"]:
     """Rewards less `credit.kl`, if it is asked for. Raises as `check_logprobs`."""
-    check_logprobs(credit, len(rewards), policy_logprobs, ref_logprobs, param=param)
+    check_logprobs(credit, len(rewards), policy_logprobs, ref_logprobs)
     if credit.kl is None:
         return rewards
     policy, reference = (
@@ -122,15 +120,10 @@ def check_logprobs(
     num_units: int,
     policy_logprobs: Numbers | None,
     ref_logprobs: Numbers | None,
-    *,
-    param: str,
 ) -> None:
     """Raises LengthMismatch if `credit.kl` is asked for and log-probs are missing or not one per
     unit."""
     for field, logprobs in (("policy_logprobs", policy_logprobs), ("ref_logprobs", ref_logprobs)):
         given = 0 if logprobs is None else len(logprobs)
         if credit.kl is not None and given != num_units:
-            where = f"{param}.{field}"
-            raise LengthMismatch(
-                f"`{where}`: `credit.kl` needs {num_units} entries, got {given}", param=where
-            )
+            raise LengthMismatch(f"`credit.kl` needs {num_units} entries, got {given}", param=field)

@@ -7,20 +7,20 @@ neighbours.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any
 
 from tokenreward import credit as credits
 from tokenreward.batching import Entry
-from tokenreward.contract import Needs, Outputs, Row
+from tokenreward.contract import Needs, Outputs, RowRequest
 from tokenreward.engine.postprocess import Plan, failed, judge, result, scorer_failed, shown_tokens
 from tokenreward.engine.preprocess import Prepared, Preprocessor, Prompts
-from tokenreward.errors import ItemError
+from tokenreward.errors import ItemError, RequestError
 from tokenreward.forward.packing import shared_key
 from tokenreward.wire import IdsB64, Item, Message, RewardsRequest
 
-Rows = list[tuple[Row, Needs]]
+Rows = list[RowRequest]
 
 # In characters, of which the tokenizer reads a thousand in some 0.3 ms: an item's own cost, and a
 # thread's.
@@ -56,6 +56,11 @@ class Job:
     rows: Rows = field(default_factory=list)
     rows_of: dict[str, list[int] | ItemError] = field(default_factory=dict)
     entry: Entry[Rows, Outcome] | None = None
+
+    @property
+    def param(self) -> str:
+        """Where the item stands in the request."""
+        return f"items[{self.index}]"
 
     @property
     def num_tokens(self) -> int:
@@ -129,50 +134,55 @@ def _make_job(
     """The item's rows for all scorers, each distinct row once."""
     job = Job(index)
     try:
-        prepared = job.prepared = intake.prepare(item, index=index, prompts=prompts)
+        job.prepared = intake.prepare(item, index=index, prompts=prompts)
     except ItemError as error:
-        job.error = error
+        job.error = error.within(job.param)
         return job
-    seen: dict[tuple[str, int, int, bytes], int] = {}
+    except RequestError as error:
+        raise error.within(job.param) from None
+    places: dict[tuple[str, int, int, bytes], int] = {}
     for plan in plans:
         try:
-            credits.check_logprobs(
-                plan.credit,
-                len(prepared.scored),
-                item.policy_logprobs,
-                item.ref_logprobs,
-                param=prepared.param,
-            )
-            asked, needs = plan.scorer.rows(prepared.sample, plan.options), plan.needs
-            if not {row.model for row in asked} <= plan.scorer.models:
-                raise ValueError(
-                    "a scorer's rows go to the models that it names"
-                )  # another might not be there
-            if not isinstance(needs, Needs):
-                raise TypeError(
-                    "a scorer says what it needs as Needs"
-                )  # other scorers' are joined with them
-            for row in asked:
-                intake.check_row(row, param=prepared.param)
+            requests = _requests(job.prepared, plan, intake)
         except ItemError as error:
-            job.rows_of[plan.name] = error
+            job.rows_of[plan.name] = error.within(job.param)
             continue
         except Exception as error:
-            job.rows_of[plan.name] = scorer_failed(plan.name, error)
+            job.rows_of[plan.name] = scorer_failed(plan.name, error).within(job.param)
             continue
-        places = []
-        for row in asked:
-            place = seen.setdefault(
-                (row.model, row.start, row.stop, row.ids.tobytes()), len(job.rows)
-            )
+        own = []
+        for row, needs in requests:
+            key = (row.model, row.start, row.stop, row.ids.tobytes())
+            place = places.setdefault(key, len(job.rows))
             if place == len(job.rows):
-                job.rows.append((row, needs))
+                job.rows.append(RowRequest(row, needs))
             else:
-                known, wanted = job.rows[place]
-                job.rows[place] = (replace(known, labels=known.labels | row.labels), wanted | needs)
-            places.append(place)
-        job.rows_of[plan.name] = places
+                job.rows[place] = RowRequest(row, job.rows[place].needs | needs)
+            own.append(place)
+        job.rows_of[plan.name] = own
     return job
+
+
+def _requests(prepared: Prepared, plan: Plan, intake: Preprocessor) -> list[RowRequest]:
+    """What one scorer wants to be read of an item. Raises ItemError, and ValueError or TypeError
+    for a scorer that does not keep to the contract."""
+    item = prepared.item
+    credits.check_logprobs(
+        plan.credit, len(prepared.scored), item.policy_logprobs, item.ref_logprobs
+    )
+    rows, needs = plan.scorer.rows(prepared.sample, plan.options), plan.needs
+    if not {row.model for row in rows} <= plan.scorer.models:
+        # Another model might not be there.
+        raise ValueError("a scorer's rows go to the models that it names")
+    if not isinstance(needs, Needs):
+        # The needs of several scorers are joined.
+        raise TypeError("a scorer says what it needs as Needs")
+    labels = plan.scorer.labels(plan.options, prepared.sample.tokenizer)
+    if labels:
+        needs |= Needs(labels=labels)
+    for row in rows:
+        intake.check_row(row, needs)
+    return [RowRequest(row, needs) for row in rows]
 
 
 def reply_item(
@@ -208,5 +218,5 @@ def _result(job: Job, plan: Plan, encoding: str) -> dict[str, Any]:
     try:
         judged = judge(plan, job.prepared, [outputs[place] for place in places])
     except ItemError as error:
-        return failed(error)
+        return failed(error.within(job.param))
     return result(judged, encoding=encoding)

@@ -45,7 +45,7 @@ class Served:
             raise SettingsError(
                 f"{where}: {refusal(error, prefix=('options',), unknown=UnknownOption)}"
             ) from error
-        task = scorer.task or scorer.needs(scorer.Options.model_validate(settings.options)).task
+        task = scorer.task_for(scorer.Options.model_validate(settings.options))
         if task not in (None, deployment.task):
             raise SettingsError(
                 f"{where}: type `{settings.type}` reads a {task}, this is a {deployment.task}"
@@ -68,10 +68,10 @@ class Served:
         credit."""
         below = "" if request.scorer is not None else f".{self.name}"
         options = self._options(request.options_of(self.name), prefix=f"options{below}")
-        task = self.scorer.task or self.scorer.needs(options).task
+        task = self.scorer.task_for(options)
         if task not in (None, self.task):
             raise InvalidField(
-                f"`options{below}`: these read a {task}, this deployment is a {self.task}",
+                f"these read a {task}, this deployment is a {self.task}",
                 param=f"options{below}",
             )
         credit = request.credit_of(self.name)
@@ -80,9 +80,9 @@ class Served:
             credit, default=self.scorer.default_credit, gives=self.scorer.gives, param=param
         )
         if credit.kl is not None and credit.kl.reference is not None:
-            raise _for_the_front(f"{param}.kl.reference", "ref_logprobs")
+            raise _for_the_gateway(f"{param}.kl.reference", "ref_logprobs")
         if request.options_of(self.name).get("score_from") is not None:
-            raise _for_the_front(f"options{below}.score_from", "score")
+            raise _for_the_gateway(f"options{below}.score_from", "score")
         return Plan(self.name, self.scorer, options, credit, name)
 
     def _options(self, asked: dict[str, Any], *, prefix: str) -> Options:
@@ -140,12 +140,12 @@ def needs_of(served: Iterable[Served]) -> dict[Model, Needs]:
     return found
 
 
-def check_words(deployment: DeploymentSettings, words: TokenizerView) -> None:
+def check_words(deployment: DeploymentSettings, tokenizer: TokenizerView) -> None:
     """Raises SettingsError for options of the operator's that this checkpoint's words cannot
     serve."""
     for served in (Served.of(entry, deployment) for entry in deployment.scorers):
         try:
-            served.scorer.check(served.scorer.Options.model_validate(served.defaults), words)
+            served.scorer.check(served.scorer.Options.model_validate(served.defaults), tokenizer)
         except ItemError as error:
             where = f"deployment `{deployment.name}`, scorer `{served.name}`"
             raise SettingsError(f"{where}: {error.message}") from None
@@ -162,11 +162,11 @@ def plans(served: dict[str, Served], request: RewardsRequest) -> list[Plan]:
     return [served[name].plan(request) for name in request.names]
 
 
-def _for_the_front(param: str, field: str) -> InvalidField:
+def _for_the_gateway(param: str, field: str) -> InvalidField:
     """A replica asks no other: what names another scorer is filled in before the request comes
     here."""
     return InvalidField(
-        f"`{param}` names another scorer: send the request to the front (/v1/rewards), which asks "
+        "another scorer is named: send the request to the gateway (/v1/rewards), which asks "
         "it and fills in "
         f"`{field}`",
         param=param,

@@ -78,15 +78,12 @@ def _judged(plan: Plan, prepared: Prepared, outputs: Sequence[Outputs]) -> Judge
         prepared.scored,
         prepared.item.policy_logprobs,
         prepared.item.ref_logprobs,
-        param=prepared.param,
     )
     shown = signals.steps.scores if signals.steps is not None else np.zeros(0)
     if not all(
         np.isfinite(numbers).all() for numbers in (rewards, shown, 0.0 if score is None else score)
     ):
-        raise NonFinite(
-            f"scorer `{plan.name}` gave a number that is not finite", param=prepared.param
-        )
+        raise NonFinite(f"scorer `{plan.name}` gave a number that is not finite")
     return Judged(
         rewards,
         score,

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Int64
 
 from tokenreward.alignment import owners, scored_spans, tiles
-from tokenreward.contract import Row, Sample, Source
+from tokenreward.contract import Needs, Row, Sample
 from tokenreward.errors import (
     EmptyResponse,
     LengthMismatch,
@@ -38,11 +38,6 @@ class Prepared:
     owner: Int64[np.ndarray, " r"]
     scored: Bool[np.ndarray, " u"]
     ends: Int64[np.ndarray, " t"] | None
-
-    @property
-    def param(self) -> str:
-        """Where the item stands in the request."""
-        return f"items[{self.index}]"
 
 
 class Prompts:
@@ -85,47 +80,49 @@ class Preprocessor:
 
     def prepare(self, item: Item, *, index: int, prompts: Prompts) -> Prepared:
         """`prompts` are those of the items before it. Raises ItemError, or InvalidField if a field
-        cannot be decoded at all."""
-        param = f"items[{index}]"
-        prompt_ids = prompts.get(item, lambda: self._prompt(item, param=f"{param}.prompt"))
-        response = self._response(item, param=f"{param}.response")
-        self._check_vocabulary(prompt_ids, self.vocab_size, param=f"{param}.prompt")
-        self._check_vocabulary(response.ids, self.num_labels, param=f"{param}.response")
-        self._check_length(len(prompt_ids), len(response.ids), param=f"{param}.response")
-        owner, scored = _units(item, response, param=param)
-        terminal = int(response.ids[-1]) in self.vocabulary.terminal_ids
-        source = Source(item, param, self.vocabulary, response.ends)
-        sample = Sample(prompt_ids, response.ids, terminal, scored[owner], self.suffix_ids, source)
+        cannot be decoded at all; `param` is a field of the item."""
+        prompt_ids = prompts.get(item, lambda: self._prompt(item))
+        response = self._response(item)
+        self._check_vocabulary(prompt_ids, self.vocab_size, param="prompt")
+        self._check_vocabulary(response.ids, self.num_labels, param="response")
+        self._check_length(len(prompt_ids), len(response.ids))
+        owner, scored = _units(item, response)
+        sample = Sample(
+            prompt_ids,
+            response.ids,
+            terminal=int(response.ids[-1]) in self.vocabulary.terminal_ids,
+            keep=scored[owner],
+            item=item,
+            tokenizer=self.vocabulary,
+            suffix_ids=self.suffix_ids,
+            ends=response.ends,
+        )
         if not sample.keep.any():
-            raise EmptyResponse(f"`{param}.mask` leaves no token to score", param=f"{param}.mask")
+            raise EmptyResponse("no token is left to score", param="mask")
         return Prepared(index, item, sample, owner, scored, response.ends)
 
-    def check_row(self, row: Row, *, param: str) -> None:
+    def check_row(self, row: Row, needs: Needs) -> None:
         """Refuses a row of a scorer that the model cannot read. Raises SequenceTooLong,
         TokenOutOfVocabulary."""
-        predicted = np.concatenate(
-            [row.ids[row.start : row.stop], np.array([*row.labels], dtype=np.int64)]
-        )
+        labels = np.array([*needs.labels], dtype=np.int64)
+        predicted = np.concatenate([row.ids[row.start : row.stop], labels])
         for ids, size, does in (
             (row.ids, self.vocab_size, "reads"),
             (predicted, self.num_labels, "predicts"),
         ):
             if len(ids) and not 0 <= ids.min() <= ids.max() < size:
                 raise TokenOutOfVocabulary(
-                    f"`{param}`: the tokenizer has tokens that the model, which {does} ids 0 to "
-                    f"{size - 1}, has not",
-                    param=param,
+                    f"the tokenizer has tokens that the model, which {does} ids 0 to {size - 1}, "
+                    "has not"
                 )
         if self.max_sequence_tokens is not None and len(row.ids) > self.max_sequence_tokens:
             raise SequenceTooLong(
-                f"`{param}` is {len(row.ids)} tokens as this scorer reads it, "
-                "`max_sequence_tokens` is "
-                f"{self.max_sequence_tokens}",
-                param=param,
+                f"the item is {len(row.ids)} tokens as this scorer reads it, "
+                f"`max_sequence_tokens` is {self.max_sequence_tokens}"
             )
 
-    def _prompt(self, item: Item, *, param: str) -> Int64[np.ndarray, " p"]:
-        prompt, messages = item.prompt, item.messages
+    def _prompt(self, item: Item) -> Int64[np.ndarray, " p"]:
+        prompt, messages, param = item.prompt, item.messages, "prompt"
         if isinstance(prompt, str):
             return self.vocabulary.prompt_from_text(prompt, param=param)
         if messages is not None:
@@ -134,7 +131,8 @@ class Preprocessor:
             )
         return self.vocabulary.prompt_from_ids(decode_ids(prompt, param=param), param=param)  # type: ignore[arg-type]
 
-    def _response(self, item: Item, *, param: str) -> EncodedResponse:
+    def _response(self, item: Item) -> EncodedResponse:
+        param = "response"
         if not isinstance(item.response, str):
             response = EncodedResponse(decode_ids(item.response, param=param))
         elif not item.response and item.finished is not True:
@@ -145,7 +143,7 @@ class Preprocessor:
             finished = item.finished is not False
             response = self.vocabulary.response(item.response, finished=finished, param=param)
         if not len(response.ids):
-            raise EmptyResponse(f"`{param}` has no tokens", param=param)
+            raise EmptyResponse("the response has no tokens", param=param)
         return response
 
     def _check_vocabulary(self, ids: Int64[np.ndarray, " n"], size: int, *, param: str) -> None:
@@ -153,24 +151,22 @@ class Preprocessor:
         if len(wrong):
             position = int(wrong[0])
             raise TokenOutOfVocabulary(
-                f"`{param}[{position}]` is {ids[position]}, ids of this model are 0 to {size - 1} "
-                "there",
+                f"entry {position} is {ids[position]}, ids of this model are 0 to {size - 1} there",
                 param=param,
             )
 
-    def _check_length(self, num_prompt: int, num_response: int, *, param: str) -> None:
+    def _check_length(self, num_prompt: int, num_response: int) -> None:
         total = num_prompt + num_response + len(self.suffix_ids)
         if self.max_sequence_tokens is not None and total > self.max_sequence_tokens:
             raise SequenceTooLong(
                 f"{num_prompt} prompt + {num_response} response + {len(self.suffix_ids)} suffix = "
-                f"{total} tokens, "
-                f"`max_sequence_tokens` is {self.max_sequence_tokens}",
-                param=param,
+                f"{total} tokens, `max_sequence_tokens` is {self.max_sequence_tokens}",
+                param="response",
             )
 
 
 def _units(
-    item: Item, response: EncodedResponse, *, param: str
+    item: Item, response: EncodedResponse
 ) -> tuple[Int64[np.ndarray, " r"], Bool[np.ndarray, " u"]]:
     """The unit of each token, and which units carry reward."""
     if item.spans is None:
@@ -178,21 +174,16 @@ def _units(
         scored = np.ones(len(response.ids), dtype=np.bool_)
     else:
         assert isinstance(item.response, str)
-        spans = tiles(item.spans, len(item.response), param=f"{param}.spans")
+        spans = tiles(item.spans, len(item.response), param="spans")
         if response.ends is None:
-            raise UnsupportedText(
-                f"`{param}.spans`: this tokenizer cannot say where tokens end",
-                param=f"{param}.spans",
-            )
+            raise UnsupportedText("this tokenizer cannot say where tokens end", param="spans")
         owner = owners(response.ends, spans, num_appended=response.num_appended)
         scored = scored_spans(spans, finished=response.num_appended > 0)
     for name in ("mask", "policy_logprobs", "ref_logprobs"):
         given = getattr(item, name)
         if given is not None and len(given) != len(scored):
-            where = f"{param}.{name}"
             raise LengthMismatch(
-                f"`{where}` has {len(given)} entries, the response has {len(scored)} units",
-                param=where,
+                f"there are {len(given)} entries, the response has {len(scored)} units", param=name
             )
     if item.mask is not None:
         scored = scored & np.asarray(item.mask, dtype=np.bool_)

@@ -12,11 +12,11 @@ from functools import partial
 
 import torch
 
-from tokenreward.contract import Needs, Outputs, Row
+from tokenreward.contract import Outputs, RowRequest
 from tokenreward.errors import InternalError, ItemError, OutOfMemory, ScorerFailed, frames
 from tokenreward.forward.layout import Finished, Layout, Pending
 
-Rows = Sequence[tuple[Row, Needs]]
+Rows = Sequence[RowRequest]
 Results = list[list[Outputs] | ItemError]
 
 _FULL = ("out of memory", "alloc_failed", "can't allocate memory")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from tokenreward.contract import Needs, Outputs, Row
+from tokenreward.contract import Outputs, Row, RowRequest
 from tokenreward.forward.comparison import Gap
 
 
@@ -62,10 +62,10 @@ class Layout(Protocol):
     def num_computed(self, rows: Sequence[Row]) -> int:
         """Tokens that the model computes in a pass over these rows."""
 
-    def launch(self, requests: Sequence[tuple[Row, Needs]]) -> Pending:
+    def launch(self, requests: Sequence[RowRequest]) -> Pending:
         """Starts a pass over rows on the device."""
 
-    def run(self, requests: Sequence[tuple[Row, Needs]]) -> list[Outputs]:
+    def run(self, requests: Sequence[RowRequest]) -> list[Outputs]:
         """Launches a pass and waits for it: the outputs of each row, in order."""
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from tokenreward.checkpoints.checkpoint import Checkpoint, CheckpointRefused
-from tokenreward.contract import Needs, Row
+from tokenreward.contract import Needs, Row, RowRequest
 from tokenreward.forward.plain import PlainLayout
 from tokenreward.text.tokenizer import Tokenizer
 
@@ -93,7 +93,9 @@ def _conversation(vocabulary: Tokenizer) -> tuple[np.ndarray, np.ndarray, np.nda
 
 
 def _pooled(checkpoint: Checkpoint, ids: np.ndarray) -> float:
-    (outputs,) = PlainLayout(checkpoint).run([(Row(ids, 1, len(ids)), Needs(values=True))])
+    (outputs,) = PlainLayout(checkpoint).run(
+        [RowRequest(Row(ids, 1, len(ids)), Needs(values=True))]
+    )
     assert outputs.pooled is not None
     return outputs.pooled
 

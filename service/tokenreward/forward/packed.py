@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from tokenreward.checkpoints.checkpoint import Checkpoint
-from tokenreward.contract import Needs, Outputs, Row
+from tokenreward.contract import Outputs, Row, RowRequest
 from tokenreward.forward.attention import (
     IMPLEMENTATION,
     CannotPack,
@@ -39,11 +39,11 @@ from tokenreward.forward.reduction import fastest
 from tokenreward.forward.transfer import to_device
 
 
-def _wanted(work: Sequence[tuple[Row, Needs]], packing: Packing) -> np.ndarray:
+def _wanted(work: Sequence[RowRequest], packing: Packing) -> np.ndarray:
     """Places whose hidden states some head reads; the end of each row always."""
     parts = [places[-1:] for places in packing.places]
     for (row, needs), places in zip(work, packing.places, strict=True):
-        if needs.values or needs.temperatures:
+        if needs.values or needs.reads_logits:
             parts.append(places[row.start - 1 : row.stop])
     return np.unique(np.concatenate(parts))
 
@@ -119,12 +119,12 @@ class PackedLayout:
         """Tokens that a pass over these rows computes: no padding, and a shared prompt once."""
         return num_packed(rows, share=self._kernel.shares)
 
-    def run(self, requests: Sequence[tuple[Row, Needs]]) -> list[Outputs]:
+    def run(self, requests: Sequence[RowRequest]) -> list[Outputs]:
         """Outputs of each row, in order. Raises CannotPack like `launch`."""
         return self.launch(requests).result()
 
     @torch.inference_mode()
-    def launch(self, requests: Sequence[tuple[Row, Needs]]) -> Pending:
+    def launch(self, requests: Sequence[RowRequest]) -> Pending:
         """Starts one pass over all rows, and the copy of its outputs to the host.
 
         Raises:
@@ -147,12 +147,12 @@ class PackedLayout:
         readout.send()
         return readout
 
-    def _trunk(self, context: PackedRow, work: Sequence[tuple[Row, Needs]]) -> HiddenStates:
+    def _trunk(self, context: PackedRow, work: Sequence[RowRequest]) -> HiddenStates:
         packing = context.packing
         at = np.arange(len(packing.ids))
         if self.last_layer is not None:
             at = _wanted(work, packing)
-            context.ends_only = not any(needs.values or needs.temperatures for _, needs in work)
+            context.ends_only = not any(needs.values or needs.reads_logits for _, needs in work)
         read = range(len(work)) if context.ends_only else sorted(context.wanted)
         ids, positions, kept, *places = to_device(
             [packing.ids[None], packing.positions[None], at, *(packing.places[i] for i in read)],

@@ -16,7 +16,7 @@ from typing import Any
 
 from tokenreward.checkpoints.adapter import Switch
 from tokenreward.checkpoints.checkpoint import Checkpoint
-from tokenreward.contract import Model, Needs, Outputs, Row
+from tokenreward.contract import Model, Needs, Outputs, Row, RowRequest
 from tokenreward.forward.layout import Layout, LayoutChoice, Pending
 from tokenreward.forward.packed import PackedLayout
 from tokenreward.forward.patches import Linear, onednn_agrees
@@ -43,7 +43,7 @@ class Pair:
             for model, layout in self._layouts.items()
         )
 
-    def launch(self, requests: Sequence[tuple[Row, Needs]]) -> Pending:
+    def launch(self, requests: Sequence[RowRequest]) -> Pending:
         """Starts a pass of each model over its own rows, in the order in which they come."""
         parts = []
         for model, layout in self._layouts.items():
@@ -52,7 +52,7 @@ class Pair:
                 parts.append((places, layout.launch([requests[place] for place in places])))
         return PendingPair(parts)
 
-    def run(self, requests: Sequence[tuple[Row, Needs]]) -> list[Outputs]:
+    def run(self, requests: Sequence[RowRequest]) -> list[Outputs]:
         """Outputs of each row, in order."""
         return self.launch(requests).result()
 
@@ -100,7 +100,7 @@ class Turn:
         """The layout's."""
         return self.layout.num_computed(rows)
 
-    def launch(self, requests: Sequence[tuple[Row, Needs]]) -> Pending:
+    def launch(self, requests: Sequence[RowRequest]) -> Pending:
         """The layout's pass, of the model with or without its adapter.
 
         The model may be switched again before the result is asked for.
@@ -108,7 +108,7 @@ class Turn:
         with self._on():
             return self.layout.launch(requests)
 
-    def run(self, requests: Sequence[tuple[Row, Needs]]) -> list[Outputs]:
+    def run(self, requests: Sequence[RowRequest]) -> list[Outputs]:
         """Outputs of each row, in order."""
         return self.launch(requests).result()
 

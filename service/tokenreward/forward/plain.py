@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tokenreward.checkpoints.checkpoint import Checkpoint
 from tokenreward.checkpoints.refusal import CheckpointRefused
-from tokenreward.contract import Needs, Outputs, Reading, Row
+from tokenreward.contract import Needs, Outputs, Reading, Row, RowRequest
 from tokenreward.forward.layout import Finished, Pending
 
 _CHUNK_ROWS = 256
@@ -42,14 +42,14 @@ class PlainLayout:
         """Tokens that running these rows computes: no padding."""
         return sum(len(row.ids) for row in rows)
 
-    def launch(self, requests: Sequence[tuple[Row, Needs]]) -> Pending:
+    def launch(self, requests: Sequence[RowRequest]) -> Pending:
         """Runs the rows one after the other: the pass has ended when this returns.
 
         The numbers of each row are on the host before the next row is read.
         """
         return Finished([self._one(row, needs) for row, needs in requests])
 
-    def run(self, requests: Sequence[tuple[Row, Needs]]) -> list[Outputs]:
+    def run(self, requests: Sequence[RowRequest]) -> list[Outputs]:
         """Outputs of each row, in order."""
         return self.launch(requests).result()
 
@@ -57,7 +57,7 @@ class PlainLayout:
     def _one(self, row: Row, needs: Needs) -> Outputs:
         self._forget_lengths()
         ids = torch.from_numpy(row.ids).to(self._checkpoint.device)[None]
-        logits = self._logits(ids, row, needs) if needs.temperatures else {}
+        logits = self._logits(ids, row, needs) if needs.reads_logits else {}
         values = self._values(ids, row) if needs.values or needs.pooled else {}
         return Outputs(
             **logits,
@@ -75,7 +75,7 @@ class PlainLayout:
             "chosen": logits[:-1].gather(1, targets[:, None])[:, 0].float().cpu().numpy(),
             "lse": {t: _chunked(_logsumexp, logits, t) for t in needs.temperatures},
             "entropy": {t: _chunked(_entropy, logits, t) for t in needs.entropies},
-            "logits": {label: logits[:, label].float().cpu().numpy() for label in row.labels},
+            "logits": {label: logits[:, label].float().cpu().numpy() for label in needs.labels},
         }
 
     def _values(self, ids: Tensor, row: Row) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from tokenreward.checkpoints.checkpoint import Checkpoint, CheckpointRefused
-from tokenreward.contract import Needs, Outputs, Reading, Row
+from tokenreward.contract import Needs, Outputs, Reading, Row, RowRequest
 from tokenreward.forward.comparison import (
     ByKind,
     Gap,
@@ -35,7 +35,7 @@ from tokenreward.forward.packed import PackedLayout
 from tokenreward.forward.patches import MLP_PIECES, onednn_gain, onednn_linear
 from tokenreward.forward.plain import PlainLayout
 
-Work = list[tuple[Row, Needs]]
+Work = list[RowRequest]
 
 _LENGTHS = (9, 61, 2, 23)
 _LONGEST_WINDOW = 2048
@@ -63,7 +63,7 @@ def choose_layout(
         needs = needs | Needs(
             attention=frozenset(get_args(Reading))
         )  # a request's options may choose another
-    work = [(row, needs) for row in _rows(checkpoint)]
+    work = [RowRequest(row, needs) for row in _rows(checkpoint)]
     plain = PlainLayout(checkpoint)
     implementation = checkpoint.model.config._attn_implementation
     naive = _own_numbers(checkpoint, plain, work)
@@ -137,7 +137,7 @@ def _prune(
         return
     tries = [(work, truth)]
     if checkpoint.task == "reward_model":
-        ends = [(row, replace(needs, values=False, pooled=True)) for row, needs in work]
+        ends = [RowRequest(row, replace(needs, values=False, pooled=True)) for row, needs in work]
         tries.append((ends, [replace(outputs, values=None) for outputs in truth]))
     for asked, expected in tries:
         try:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tokenreward.checkpoints.value_head import ValueHead
-from tokenreward.contract import Needs, Outputs, Reading, Row
+from tokenreward.contract import Outputs, Reading, Row, RowRequest
 from tokenreward.forward.language_head import LanguageHead
 from tokenreward.forward.transfer import HostCopy, to_device, to_host
 
@@ -57,7 +57,7 @@ class Readout:
     states, because they would fill the device while the next pass runs.
     """
 
-    def __init__(self, requests: Sequence[tuple[Row, Needs]]) -> None:
+    def __init__(self, requests: Sequence[RowRequest]) -> None:
         self._requests = requests
         self._tensors: list[Tensor] = []
         self._copy = HostCopy([], None)
@@ -102,7 +102,7 @@ class Readout:
         at = {
             index: hidden.predicting(index, row)
             for index, (row, needs) in enumerate(self._requests)
-            if needs.temperatures
+            if needs.reads_logits
         }
         if not at:
             return
@@ -110,7 +110,9 @@ class Readout:
         # computed for everybody.
         groups: dict[tuple[frozenset[float], frozenset[float]], list[int]] = {}
         for index in at:
-            needs = self._requests[index][1]
+            needs = self._requests[index].needs
+            if not needs.temperatures:
+                continue  # labels alone are dot products: no pass over the vocabulary
             groups.setdefault((needs.temperatures, needs.entropies), []).append(index)
         # The last token of a shared prompt predicts the first token of many rows. It meets the
         # vocabulary once.
@@ -149,14 +151,14 @@ class Readout:
         pairs: list[tuple[np.ndarray, np.ndarray]] = []
         start = 0
         for index, states in at.items():
-            row, parts = self._requests[index][0], self._parts[index]
+            (row, needs), parts = self._requests[index], self._parts[index]
             # Position t predicts token t + 1. No token follows the last position, whose numbers
             # other than the chosen logit are wanted.
             pairs.append((states[:-1], row.ids[row.start : row.stop]))
             stop = start + len(states) - 1
             parts["chosen"] = _Part(number, slice(start, stop))
             parts["logits"] = {}
-            for label in sorted(row.labels):
+            for label in sorted(needs.labels):
                 pairs.append((states, np.full(len(states), label)))
                 start, stop = stop, stop + len(states)
                 parts["logits"][label] = _Part(number, slice(start, stop))

@@ -96,8 +96,7 @@ def _reference(name: str, routes: Mapping[str, Route], *, where: str) -> Source:
     kind = find(routes, name, param=where).type
     if kind not in LOG_PROBS:
         raise InvalidField(
-            f"`{where}`: `{name}` is of type `{kind}`, which has no log-probs; "
-            f"{_listed(LOG_PROBS)} has",
+            f"`{name}` is of type `{kind}`, which has no log-probs; {_listed(LOG_PROBS)} has",
             param=where,
         )
     return Source(name, "ref_logprobs")
@@ -105,14 +104,12 @@ def _reference(name: str, routes: Mapping[str, Route], *, where: str) -> Source:
 
 def _score_source(given: object, asker: str, routes: Mapping[str, Route], *, where: str) -> Source:
     if not isinstance(given, str):
-        raise InvalidField(f"`{where}` must be the name of a scorer, or null", param=where)
+        raise InvalidField("must be the name of a scorer, or null", param=where)
     route = find(routes, given, param=where)
     if given == asker:
-        raise InvalidField(f"`{where}` must name another scorer than `{asker}` itself", param=where)
+        raise InvalidField(f"must name another scorer than `{asker}` itself", param=where)
     if route.score_from is not None:
-        raise InvalidField(
-            f"`{where}`: `{given}` takes its own score from `{route.score_from}`", param=where
-        )
+        raise InvalidField(f"`{given}` takes its own score from `{route.score_from}`", param=where)
     return Source(given, "score")
 
 
@@ -122,7 +119,7 @@ def _refuse_own(request: RewardsRequest, name: str, *, where: str) -> None:
         if getattr(item, name) is not None:
             param = f"items[{index}].{name}"
             raise InvalidField(
-                f"`{param}` is given, and `{where}` names a scorer to ask for it", param=param
+                f"`{where}` names a scorer to ask for what the item brings", param=param
             )
 
 
@@ -201,8 +198,4 @@ def _log_probs(encoded: object) -> list[float]:
 def renumbered_error(error: Mapping[str, Any], positions: Sequence[int]) -> dict[str, Any]:
     """An error's detail with `items[i]` counting the caller's items."""
     param = error.get("param")
-    return {
-        **error,
-        "message": renumbered(error["message"], positions),
-        "param": None if param is None else renumbered(param, positions),
-    }
+    return {**error, "param": None if param is None else renumbered(param, positions)}

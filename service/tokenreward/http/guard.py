@@ -252,8 +252,7 @@ def _positive(text: str) -> float:
         seconds = math.nan
     if not (0 < seconds < math.inf):
         raise InvalidField(
-            f"the header `{TIMEOUT_HEADER}` must be a positive number of seconds, got "
-            f"`{shown(text)}`",
+            f"the header must be a positive number of seconds, got `{shown(text)}`",
             param=TIMEOUT_HEADER,
         )
     return seconds

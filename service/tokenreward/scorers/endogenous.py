@@ -87,7 +87,7 @@ class Scorer(contract.Scorer):
             else _soft_bellman(outputs[0], sample, options)
         )
         values = exact.astype(np.float32)
-        return Signals(score=_aggregate(sample.kept(values), options), values=values)
+        return Signals(score=_aggregate(sample.unmasked(values), options), values=values)
 
 
 def _soft_bellman(

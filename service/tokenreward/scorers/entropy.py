@@ -40,7 +40,7 @@ class Scorer(contract.Scorer):
 
     def score(self, sample: Sample, outputs: Sequence[Outputs], options: Options) -> Signals:
         values = outputs[0].entropy[options.temperature][:-1]
-        kept = sample.kept(values)
+        kept = sample.unmasked(values)
         return Signals(
             score=float(kept.sum() if options.aggregation == "sum" else kept.mean()), values=values
         )

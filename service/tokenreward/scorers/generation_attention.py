@@ -69,21 +69,18 @@ class Scorer(contract.Scorer):
 
 
 def _given_score(sample: Sample, options: Scorer.Options) -> float:
-    item = None if sample.source is None else sample.source.item
-    if item is not None and item.score is not None:
-        return item.score
+    if sample.item.score is not None:
+        return sample.item.score
     if options.score_from is None:
-        what = (
-            "send `score` with the item, or name a scorer in the option `score_from` and ask the "
-            "front (/v1/rewards)"
+        remedy = (
+            "send it, or name a scorer in the option `score_from` and ask the gateway (/v1/rewards)"
         )
     else:
-        what = (
-            f"send it to the front (/v1/rewards), which asks `{options.score_from[:64]}`, or send "
-            "`score` with it"
+        remedy = (
+            f"send the item to the gateway (/v1/rewards), which asks `{options.score_from[:64]}`, "
+            "or send a score with it"
         )
-    param = None if sample.source is None else f"{sample.source.param}.score"
-    raise ScorerFailed(f"the item has no score to spread: {what}", param=param)
+    raise ScorerFailed(f"the item has no score to spread: {remedy}", param="score")
 
 
 def _normalised(shifted: Float64[np.ndarray, " r"], sample: Sample) -> Float64[np.ndarray, " r"]:

@@ -26,7 +26,7 @@ import numpy as np
 from pydantic import Field, FiniteFloat, field_validator, model_validator
 
 from tokenreward import contract
-from tokenreward.contract import Needs, Outputs, Row, Sample, Signals, TokenizerView
+from tokenreward.contract import Needs, Outputs, Row, Sample, Signals, Task, TokenizerView
 from tokenreward.errors import UnsupportedText
 from tokenreward.scorers._prompts.quotation import quote
 from tokenreward.scorers._prompts.template import TemplateRefused, template
@@ -148,33 +148,35 @@ class Scorer(contract.Scorer):
         "grade)"
     )
 
-    def check(self, options: Options, words: TokenizerView) -> None:
-        _tokens(options, words, param=None)
+    def task_for(self, options: Options) -> Task | None:
+        return "causal_lm"
+
+    def check(self, options: Options, tokenizer: TokenizerView) -> None:
+        _tokens(options, tokenizer)
+
+    def labels(self, options: Options, tokenizer: TokenizerView) -> frozenset[int]:
+        return frozenset().union(*_tokens(options, tokenizer).values())
 
     def rows(self, sample: Sample, options: Options) -> tuple[Row, ...]:
-        assert sample.source is not None
-        words, param = sample.source.words, sample.source.param
-        tokens = _tokens(options, words, param=param)
-        question = _question(sample, options)
-        if words.has_chat_template or options.chat_template_kwargs:
+        question, tokenizer = _question(sample, options), sample.tokenizer
+        if tokenizer.has_chat_template or options.chat_template_kwargs:
             turn = [{"role": "user", "content": question}]
-            ids = words.prompt_from_messages(turn, None, options.chat_template_kwargs, param=param)
+            ids = tokenizer.prompt_from_messages(
+                turn, None, options.chat_template_kwargs, param=None
+            )
         else:
-            ids = words.prompt_from_text(question, param=param)
-        return (
-            Row(ids, start=len(ids), stop=len(ids), labels=frozenset().union(*tokens.values())),
-        )
+            ids = tokenizer.prompt_from_text(question, param=None)
+        return (Row(ids, start=len(ids), stop=len(ids)),)
 
     def needs(self, options: Options) -> Needs:
-        return Needs(temperatures=frozenset({1.0}))
+        """The normaliser is read for `yes` alone; the other modes compare logits of labels."""
+        return Needs(temperatures=frozenset({1.0})) if options.mode == "yes" else Needs()
 
     def score(self, sample: Sample, outputs: Sequence[Outputs], options: Options) -> Signals:
-        assert sample.source is not None
-        tokens = _tokens(options, sample.source.words, param=sample.source.param)
-        logits = {
-            name: np.asarray([outputs[0].logits[token][-1] for token in found], dtype=np.float64)
-            for name, found in tokens.items()
-        }
+        logits = {}
+        for name, tokens in _tokens(options, sample.tokenizer).items():
+            last = [outputs[0].logits[token][-1] for token in tokens]
+            logits[name] = np.asarray(last, dtype=np.float64)
         if options.mode == "graded":
             return Signals(score=_expected(logits["labels"], options.worth))
         yes = float(np.logaddexp.reduce(logits["yes"]))
@@ -188,7 +190,6 @@ class Scorer(contract.Scorer):
 
 def _question(sample: Sample, options: Scorer.Options) -> str:
     """The verifier's prompt. Raises UnsupportedText."""
-    assert sample.source is not None
     quoted = quote(sample)
     default = _QUOTED + (_GRADING if options.mode == "graded" else _QUESTION)
     ranked = [label for _, label in sorted(zip(options.worth, options.labels, strict=True))]
@@ -202,39 +203,35 @@ def _question(sample: Sample, options: Scorer.Options) -> str:
             labels=", ".join(label.strip() for label in ranked),
         )
     except TemplateRefused as error:
-        raise UnsupportedText(f"option `template` {error}", param=sample.source.param) from None
+        raise UnsupportedText(f"option `template` {error}") from None
 
 
-def _tokens(
-    options: Scorer.Options, words: TokenizerView, *, param: str | None
-) -> dict[str, list[int]]:
+def _tokens(options: Scorer.Options, tokenizer: TokenizerView) -> dict[str, list[int]]:
     """The distinct tokens of each list of spellings that the mode reads. Raises UnsupportedText."""
-    found = {name: _single(name, options, words, param=param) for name in _READ[options.mode]}
-    if set(found.get("yes", ())) & set(found.get("no", ())):
-        raise UnsupportedText("options `yes` and `no` share a token of this tokenizer", param=param)
-    return found
+    tokens = {name: _single(name, options, tokenizer) for name in _READ[options.mode]}
+    if set(tokens.get("yes", ())) & set(tokens.get("no", ())):
+        raise UnsupportedText("options `yes` and `no` share a token of this tokenizer")
+    return tokens
 
 
-def _single(
-    name: str, options: Scorer.Options, words: TokenizerView, *, param: str | None
-) -> list[int]:
-    """A spelling that is not one token cannot be read; of the default spellings of Yes and No, one
-    is enough."""
-    given: list[str] = getattr(options, name)
-    tokens = [words.single(text) for text in given]
+def _single(name: str, options: Scorer.Options, tokenizer: TokenizerView) -> list[int]:
+    """The tokens of one list of spellings. A spelling that is not one token cannot be read; of the
+    default spellings of Yes and No, one is enough."""
+    spellings: list[str] = getattr(options, name)
+    tokens = [tokenizer.single(text) for text in spellings]
     for place, token in enumerate(tokens):
         if token is None and (name == "labels" or name in options.model_fields_set):
-            pieces = words.pieces(given[place], param=f"options.{name}[{place}]")[0].tolist()
+            pieces = tokenizer.pieces(spellings[place], param=None)[0].tolist()
             raise UnsupportedText(
-                f"option `{name}[{place}]` must be one token, here it is {pieces}", param=param
+                f"option `{name}[{place}]` must be one token, here it is {pieces}"
             )
     distinct = list(dict.fromkeys(token for token in tokens if token is not None))
     if not distinct:
         raise UnsupportedText(
-            f"none of the default spellings of `{name}` is a single token; set it", param=param
+            f"none of the default spellings of `{name}` is a single token; set it"
         )
-    if name == "labels" and len(distinct) < len(given):
-        raise UnsupportedText("two of option `labels` are the same token", param=param)
+    if name == "labels" and len(distinct) < len(spellings):
+        raise UnsupportedText("two of option `labels` are the same token")
     return distinct
 
 

@@ -79,4 +79,4 @@ class Scorer(contract.Scorer):
         if options.last_token == "zero":  # noqa: S105 - a token of text
             exact[-1] = 0.0
         values = exact.astype(np.float32)
-        return Signals(score=float(sample.kept(values).sum()), values=values)
+        return Signals(score=float(sample.unmasked(values).sum()), values=values)

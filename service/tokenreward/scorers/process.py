@@ -23,7 +23,16 @@ from jaxtyping import Bool, Float64, Int64
 from pydantic import Field, model_validator
 
 from tokenreward import contract
-from tokenreward.contract import Needs, Outputs, Row, Sample, Signals, Steps, TokenizerView
+from tokenreward.contract import (
+    Needs,
+    Outputs,
+    Row,
+    Sample,
+    Signals,
+    Steps,
+    Task,
+    TokenizerView,
+)
 from tokenreward.errors import UnsupportedText
 from tokenreward.scorers._prompts.steps import LayoutName, StepLayout, StepRow, step_row, tag_of
 
@@ -111,26 +120,24 @@ class Scorer(contract.Scorer):
         "unmasked tokens"
     )
 
-    def check(self, options: Options, words: TokenizerView) -> None:
-        tag_of(_layout(options), words, param=None)
-        if _reads_labels(options):
-            _labels(options, words, param=None)
+    def task_for(self, options: Options) -> Task | None:
+        return "causal_lm" if _reads_labels(options) else "reward_model"
+
+    def check(self, options: Options, tokenizer: TokenizerView) -> None:
+        tag_of(_layout(options), tokenizer)
+        self.labels(options, tokenizer)
+
+    def labels(self, options: Options, tokenizer: TokenizerView) -> frozenset[int]:
+        return frozenset(_labels(options, tokenizer)) if _reads_labels(options) else frozenset()
 
     def needs(self, options: Options) -> Needs:
-        return (
-            Needs(temperatures=frozenset({1.0})) if _reads_labels(options) else Needs(values=True)
-        )
+        return Needs(values=not _reads_labels(options))
 
     def rows(self, sample: Sample, options: Options) -> tuple[Row, ...]:
         """One, up to the last tag; its entries begin behind the first. Raises EmptyResponse,
         UnsupportedText."""
-        read = _read(sample, options)
-        labels = _labels_for(sample, options) if _reads_labels(options) else ()
-        return (
-            Row(
-                read.ids, start=int(read.tags[0]) + 1, stop=len(read.ids), labels=frozenset(labels)
-            ),
-        )
+        steps = _read(sample, options)
+        return (Row(steps.ids, start=int(steps.tags[0]) + 1, stop=len(steps.ids)),)
 
     def score(self, sample: Sample, outputs: Sequence[Outputs], options: Options) -> Signals:
         read = _read(sample, options)
@@ -169,26 +176,17 @@ def _reads_labels(options: Scorer.Options) -> bool:
     return options.layout == "math_shepherd"
 
 
-def _labels(options: Scorer.Options, words: TokenizerView, *, param: str | None) -> tuple[int, int]:
+def _labels(options: Scorer.Options, tokenizer: TokenizerView) -> tuple[int, int]:
     """The good token and the bad one. Raises UnsupportedText: no such token, or twice the same."""
-    found = []
+    tokens = []
     for name in ("good_token", "bad_token"):
-        token = words.single(getattr(options, name))
+        token = tokenizer.single(getattr(options, name))
         if token is None:
-            raise UnsupportedText(
-                f"the option `{name}` is not one token of this tokenizer", param=param
-            )
-        found.append(token)
-    if found[0] == found[1]:
-        raise UnsupportedText(
-            "the options `good_token` and `bad_token` are the same token", param=param
-        )
-    return found[0], found[1]
-
-
-def _labels_for(sample: Sample, options: Scorer.Options) -> tuple[int, int]:
-    assert sample.source is not None
-    return _labels(options, sample.source.words, param=sample.source.param)
+            raise UnsupportedText(f"the option `{name}` is not one token of this tokenizer")
+        tokens.append(token)
+    if tokens[0] == tokens[1]:
+        raise UnsupportedText("the options `good_token` and `bad_token` are the same token")
+    return tokens[0], tokens[1]
 
 
 def _margins(
@@ -197,7 +195,7 @@ def _margins(
     """log p / (1 - p) from the first tag on."""
     if _reads_labels(options):
         good, bad = (
-            outputs.logits[label].astype(np.float64) for label in _labels_for(sample, options)
+            outputs.logits[label].astype(np.float64) for label in _labels(options, sample.tokenizer)
         )
         return np.asarray(good - bad)
     assert outputs.values is not None

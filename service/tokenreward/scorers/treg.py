@@ -21,7 +21,7 @@ from jaxtyping import Int64
 from pydantic import Field, model_validator
 
 from tokenreward import contract
-from tokenreward.contract import Needs, Outputs, Row, Sample, Signals, Source
+from tokenreward.contract import Needs, Outputs, Row, Sample, Signals
 from tokenreward.errors import UnsupportedText
 
 _BETTER = "Answer as well as you can: be helpful, correct, coherent and concise."
@@ -59,10 +59,7 @@ class Scorer(contract.Scorer):
     score_is = "sum of the unmasked tokens' rewards, each within +-0.5"
 
     def rows(self, sample: Sample, options: Options) -> tuple[Row, ...]:
-        assert sample.source is not None
-        prompts = [
-            _prompt(sample.source, instruction) for instruction in (options.better, options.worse)
-        ]
+        prompts = [_prompt(sample, instruction) for instruction in (options.better, options.worse)]
         return tuple(
             Row(
                 ids=np.concatenate([prompt, sample.response_ids]),
@@ -79,24 +76,23 @@ class Scorer(contract.Scorer):
         better, worse = (row.log_probs(options.temperature) for row in outputs)
         # sigmoid(d) - 0.5 in the form that keeps its digits near 0, where most tokens are.
         values = np.asarray(0.5 * np.tanh((better - worse) / 2), dtype=np.float32)
-        return Signals(score=float(sample.kept(values).sum()), values=values)
+        return Signals(score=float(sample.unmasked(values).sum()), values=values)
 
 
-def _prompt(source: Source, instruction: str) -> Int64[np.ndarray, " p"]:
+def _prompt(sample: Sample, instruction: str) -> Int64[np.ndarray, " p"]:
     """The item's prompt under an instruction. Raises UnsupportedText, EmptyPrompt."""
-    item, param = source.item, f"{source.param}.prompt"
+    item, tokenizer = sample.item, sample.tokenizer
     if isinstance(item.prompt, str):
-        return source.words.prompt_from_text(f"{instruction}\n\n{item.prompt}", param=param)
+        return tokenizer.prompt_from_text(f"{instruction}\n\n{item.prompt}", param="prompt")
     messages = item.messages
     if messages is None:
         raise UnsupportedText(
-            f"`{param}`: an instruction goes into this prompt, and ids have no place for it; send "
-            "messages or text",
-            param=param,
+            "an instruction goes into this prompt, and ids have no place for it; send messages or text",
+            param="prompt",
         )
     instructed = _instructed(messages, instruction)
-    return source.words.prompt_from_messages(
-        instructed, item.tools, item.chat_template_kwargs, param=param
+    return tokenizer.prompt_from_messages(
+        instructed, item.tools, item.chat_template_kwargs, param="prompt"
     )
 
 

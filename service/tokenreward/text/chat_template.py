@@ -22,7 +22,7 @@ def render_prompt(
     tools: list[dict[str, Any]] | None,
     variables: dict[str, Any],
     *,
-    param: str,
+    param: str | None,
 ) -> str:
     """The conversation so far, with the template's generation prompt behind it.
 
@@ -45,23 +45,21 @@ def render_prompt(
             if name in arguments:
                 raise UnsupportedText(f"`chat_template_kwargs` may not set `{name}`", param=param)
     if not tokenizer.chat_template:
-        raise UnsupportedText(
-            f"`{param}`: this tokenizer has no chat template; send raw text", param=param
-        )
+        raise UnsupportedText("this tokenizer has no chat template; send raw text", param=param)
     try:
         text: str = tokenizer.apply_chat_template(
             messages, tools=tools, add_generation_prompt=True, tokenize=False, **variables
         )
     except TemplateError as error:
         raise UnsupportedText(
-            f"`{param}`: the chat template refused these messages: {error}", param=param
+            f"the chat template refused these messages: {error}", param=param
         ) from None
     except Exception as error:
         # Whatever a template raises is the fault of this item. Only the kind of error is
         # repeated, because its text may quote the messages.
         kind = type(error).__name__
         raise UnsupportedText(
-            f"`{param}`: the chat template failed on these messages: {kind}", param=param
+            f"the chat template failed on these messages: {kind}", param=param
         ) from None
     return text
 

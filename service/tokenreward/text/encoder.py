@@ -58,12 +58,12 @@ class TextEncoder:
         """Ids of a text that the checkpoint or the operator wrote, without a limit."""
         return _ids(self.read(text))
 
-    def caller_ids(self, text: str, *, param: str) -> Int64[np.ndarray, " n"]:
+    def caller_ids(self, text: str, *, param: str | None) -> Int64[np.ndarray, " n"]:
         """Ids of a text that a caller sent. Raises UnsupportedText, SequenceTooLong."""
         return _ids(self._read_caller_text(text, param=param))
 
     def caller_ids_and_ends(
-        self, text: str, *, param: str
+        self, text: str, *, param: str | None
     ) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"] | None]:
         """The same ids, and where the characters of each token end, in code points.
 
@@ -84,17 +84,17 @@ class TextEncoder:
     def _offsets(self) -> Offsets:
         return Offsets(self._backend)
 
-    def _read_caller_text(self, text: str, *, param: str) -> Any:
+    def _read_caller_text(self, text: str, *, param: str | None) -> Any:
         try:
             encoding = self.read(text)
         except (TypeError, UnicodeError, OverflowError) as error:
             raise UnsupportedText(
-                f"`{param}` cannot be tokenised: {type(error).__name__}", param=param
+                f"the text cannot be tokenised: {type(error).__name__}", param=param
             ) from None
         if self._max_tokens is not None and len(encoding) > self._max_tokens:
             # Refused before ids and offsets become lists, which take hundreds of bytes a token.
             raise SequenceTooLong(
-                f"`{param}` is {len(encoding)} tokens, `max_sequence_tokens` is {self._max_tokens}",
+                f"the text is {len(encoding)} tokens, `max_sequence_tokens` is {self._max_tokens}",
                 param=param,
             )
         return encoding

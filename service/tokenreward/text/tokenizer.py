@@ -115,7 +115,7 @@ class Tokenizer:
             return self._eos_ids
         return self._eos_ids | {self.end_of_turn}
 
-    def prompt_from_text(self, text: str, *, param: str) -> Int64[np.ndarray, " p"]:
+    def prompt_from_text(self, text: str, *, param: str | None) -> Int64[np.ndarray, " p"]:
         """Raw text, with at most one BOS in front. Raises EmptyPrompt, UnsupportedText,
         SequenceTooLong."""
         ids = self.with_bos(self.encoder.caller_ids(text, param=param))
@@ -127,7 +127,7 @@ class Tokenizer:
         tools: list[dict[str, Any]] | None,
         template_kwargs: dict[str, Any],
         *,
-        param: str,
+        param: str | None,
     ) -> Int64[np.ndarray, " p"]:
         """Messages through the chat template, with its generation prompt. Raises UnsupportedText,
         EmptyPrompt, SequenceTooLong."""
@@ -135,7 +135,7 @@ class Tokenizer:
         return self.prompt_from_ids(self.encoder.caller_ids(text, param=param), param=param)
 
     def prompt_from_ids(
-        self, ids: Int64[np.ndarray, " given"], *, param: str
+        self, ids: Int64[np.ndarray, " given"], *, param: str | None
     ) -> Int64[np.ndarray, " p"]:
         """Ids as they are; an empty prompt becomes BOS. Raises EmptyPrompt if the model has
         none."""
@@ -143,7 +143,7 @@ class Tokenizer:
             return ids
         if self._tokenizer.bos_token_id is None:
             raise EmptyPrompt(
-                f"`{param}` is empty and this model has no BOS to begin with", param=param
+                "the prompt is empty and this model has no BOS to begin with", param=param
             )
         return np.asarray([self._tokenizer.bos_token_id], dtype=np.int64)
 
@@ -153,7 +153,7 @@ class Tokenizer:
             return ids
         return np.concatenate([[self.bos_id], ids])
 
-    def response(self, text: str, *, finished: bool, param: str) -> EncodedResponse:
+    def response(self, text: str, *, finished: bool, param: str | None) -> EncodedResponse:
         """A response's tokens.
 
         Args:
@@ -171,12 +171,12 @@ class Tokenizer:
             return EncodedResponse(ids, ends)
         if self.end_of_turn is None:
             raise UnsupportedText(
-                f"`{param}`: this tokenizer has no end-of-turn; send `finished: false`", param=param
+                "this tokenizer has no end-of-turn; send `finished: false`", param=param
             )
         return EncodedResponse(np.append(ids, self.end_of_turn), ends, num_appended=1)
 
     def pieces(
-        self, text: str, *, param: str
+        self, text: str, *, param: str | None
     ) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"] | None]:
         """Ids of a text alone, and where each token's characters end (None as in
         `EncodedResponse`). Raises UnsupportedText, SequenceTooLong."""

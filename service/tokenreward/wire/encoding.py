@@ -69,7 +69,7 @@ def decode_ids(value: list[int] | IntArray | IdsB64, *, param: str) -> npt.NDArr
         return np.frombuffer(_from_base64(value.ids_b64), dtype="<i4").astype(np.int64)
     except ValueError:
         raise InvalidField(
-            f"`{param}.ids_b64` is not base64 of little-endian int32", param=f"{param}.ids_b64"
+            "the text is not base64 of little-endian int32", param=f"{param}.ids_b64"
         ) from None
 
 

@@ -133,7 +133,7 @@ def _array(
     if len(value) % width:
         param, pairs = path(where), "pairs of " if key == "spans" else ""
         raise InvalidField(
-            f"`{param}` has {len(value)} bytes, which are no {pairs}little-endian {_WORDS[dtype]}",
+            f"{len(value)} bytes are no {pairs}little-endian {_WORDS[dtype]}",
             param=param,
         )
     array = np.frombuffer(value, dtype=dtype)
@@ -157,6 +157,6 @@ def _check(value: object, where: Path) -> None:
             _check(entry, (*where, index))
     elif isinstance(value, bytes):
         param = path(where)[:_LONGEST_PATH]
-        raise InvalidField(f"`{param}` takes no binary data, got {len(value)} bytes", param=param)
+        raise InvalidField(f"this field takes no binary data, got {len(value)} bytes", param=param)
     else:
         raise MalformedBody("the body has an extension type")

@@ -73,16 +73,15 @@ def refusal(
         return MalformedBody(f"the body must be a JSON object, got {_shown(first['input'])}")
     if kind == "extra_forbidden":
         noun = "option" if unknown is UnknownOption else "field"
-        return unknown(f"unknown {noun} `{where}`", param=where)
+        return unknown(f"unknown {noun}", param=where)
     if kind == "missing":
-        return InvalidField(f"`{where}` is required", param=where)
+        return InvalidField("it is required", param=where)
     message = first["msg"].removeprefix("Value error, ")
     if kind.startswith("value_error"):
         return InvalidField(message, param=where or None)
     if kind == "model_type":
         message = "must be an object"  # pydantic would name our class
-    named = f"`{where}`: " if where else ""
-    return InvalidField(f"{named}{message}, got {_shown(first['input'])}", param=where or None)
+    return InvalidField(f"{message}, got {_shown(first['input'])}", param=where or None)
 
 
 def path(location: tuple[int | str, ...]) -> str:

@@ -46,7 +46,7 @@ def refuse_much_plain(body: bytes) -> None:
     try:
         request = _DECODER.decode(body)
     except msgspec.ValidationError as error:  # which names our fields and types, and quotes nothing
-        raise InvalidField(f"`items` must be a list of items: {error}", param="items") from None
+        raise InvalidField(f"must be a list of items: {error}", param="items") from None
     num_plain = len(body)
     if len(request.items) * _LEAST_PLAIN_BYTES <= MOST_PLAIN_BYTES:
         num_plain -= sum(len(memoryview(raw)) for item in request.items for raw in _packed(item))

@@ -222,7 +222,7 @@ class RewardsRequest(Strict):
     @classmethod
     def _names_are_unique(cls, names: list[str] | None) -> list[str] | None:
         if names is not None and len(set(names)) < len(names):
-            raise ValueError("`scorers` names a scorer twice")
+            raise ValueError("a scorer is named twice")
         return names
 
     @model_validator(mode="after")
@@ -253,7 +253,7 @@ class RewardsRequest(Strict):
         for key in value:
             if key not in self.names:
                 raise UnknownField(
-                    f"`{field}` has an entry for `{key[:64]}`, which `scorers` does not name",
+                    "`scorers` does not name this scorer",
                     param=f"{field}.{key[:64]}",
                 )
         entry = value.get(name, {})

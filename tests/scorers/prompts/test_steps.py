@@ -4,7 +4,6 @@ tags stand."""
 from __future__ import annotations
 
 import copy
-import gc
 from dataclasses import replace
 from typing import Any
 
@@ -17,9 +16,8 @@ from hypothesis import strategies as st
 from fakes import prm, tiny, vocabularies
 from fakes.tiny import tokenizer_of
 from tokenreward.checkpoints.checkpoint import Checkpoint
-from tokenreward.contract import Sample, Source
+from tokenreward.contract import Sample
 from tokenreward.errors import EmptyResponse, UnsupportedText
-from tokenreward.scorers._prompts import steps as step_layouts
 from tokenreward.scorers._prompts.steps import StepLayout, StepRow, step_row
 from tokenreward.text.tokenizer import Tokenizer
 from tokenreward.wire import Item
@@ -52,9 +50,15 @@ def sample_of(
         if isinstance(prompt, str)
         else np.asarray(prompt)
     )
-    source = Source(Item(prompt=prompt, response=response), "items[0]", words, encoded.ends)
-    terminal = int(encoded.ids[-1]) in words.terminal_ids
-    return Sample(ids, encoded.ids, terminal, np.ones(len(encoded.ids), dtype=bool), source=source)
+    return Sample(
+        ids,
+        encoded.ids,
+        terminal=int(encoded.ids[-1]) in words.terminal_ids,
+        keep=np.ones(len(encoded.ids), dtype=bool),
+        item=Item(prompt=prompt, response=response),
+        tokenizer=words,
+        ends=encoded.ends,
+    )
 
 
 def row_of(words: Tokenizer, name: str, response: str, **more: Any) -> StepRow:
@@ -88,13 +92,12 @@ def test_a_tokens_step_is_that_of_its_last_character(response: str) -> None:
         row_of(BYTES, "skywork", response, finished=False),
         sample_of(BYTES, response, finished=False),
     )
-    assert sample.source is not None
-    assert sample.source.ends is not None
+    assert sample.ends is not None
     step, owner = -1, []
     for line in response.split("\n"):
         step += bool(line.strip())
         owner += [max(step, 0)] * (len(line) + 1)
-    assert row.step_of.tolist() == [owner[end - 1] for end in sample.source.ends]
+    assert row.step_of.tolist() == [owner[end - 1] for end in sample.ends]
 
 
 @pytest.mark.parametrize(
@@ -126,7 +129,7 @@ def test_prompt_ids_are_read_as_they_are_or_refused() -> None:
         assert row_of(BYTES, name, "4", prompt=ids).ids[:4].tolist() == ids
     with pytest.raises(UnsupportedText, match="send text") as caught:
         row_of(BYTES, "math_shepherd", "4", prompt=[250, 251, 252])
-    assert caught.value.param == "items[0].prompt"
+    assert caught.value.param == "prompt"
     told = BYTES.pieces("2+2?", param="p")[0].tolist()
     np.testing.assert_array_equal(
         row_of(BYTES, "math_shepherd", "4", prompt=told).ids,
@@ -155,15 +158,12 @@ def test_white_space_alone_has_no_step(name: str) -> None:
 
 
 def test_a_row_is_made_once_for_each_layout_and_kept_no_longer_than_its_sample() -> None:
-    before = len(step_layouts._made)
     sample = sample_of(BYTES, "a\nb")
     rows = {name: step_row(sample, layout) for name, layout in LAYOUTS.items()}
     assert all(step_row(sample, replace(layout)) is rows[name] for name, layout in LAYOUTS.items())
     assert len({tuple(row.ids.tolist()) for row in rows.values()}) == len(LAYOUTS)
     assert step_row(sample_of(BYTES, "a\nb"), LAYOUTS["skywork"]) is not rows["skywork"]
-    del sample, rows
-    gc.collect()
-    assert len(step_layouts._made) == before
+    assert set(sample.memo) == set(LAYOUTS.values())
 
 
 def test_math_shepherds_text_is_tokenised_once(monkeypatch: pytest.MonkeyPatch) -> None:

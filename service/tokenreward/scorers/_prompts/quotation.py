@@ -12,7 +12,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from tokenreward.contract import Sample, Source, TokenizerView
+from tokenreward.contract import Sample, TokenizerView
 from tokenreward.errors import UnsupportedText
 
 
@@ -27,45 +27,43 @@ class Quotation:
 
 
 def quote(sample: Sample) -> Quotation:
-    """What to quote of a sample that has its source. Raises UnsupportedText for content that is not
-    text."""
-    source = sample.source
-    assert source is not None
-    messages = source.item.messages
+    """What to quote of a sample. Raises UnsupportedText for content that is not text."""
+    messages = sample.item.messages
     if messages is None:
-        messages = [{"role": "user", "content": _prompt(sample, source)}]
+        messages = [{"role": "user", "content": _prompt(sample)}]
     else:
-        messages = [_clean(message, source.words) for message in messages]
-    said = [
-        _said(message, param=f"{source.param}.prompt[{place}]")
-        for place, message in enumerate(messages)
-    ]
-    if len(said) > 1:
-        said = [f"{message['role']}: {text}" for message, text in zip(messages, said, strict=True)]
-    return Quotation("\n\n".join(said), messages, _response(sample, source))
+        messages = [_clean(message, sample.tokenizer) for message in messages]
+    texts = [_said(message, param=f"prompt[{place}]") for place, message in enumerate(messages)]
+    if len(texts) > 1:
+        pairs = zip(messages, texts, strict=True)
+        texts = [f"{message['role']}: {text}" for message, text in pairs]
+    return Quotation("\n\n".join(texts), messages, _response(sample))
 
 
-def _prompt(sample: Sample, source: Source) -> str:
-    if isinstance(source.item.prompt, str):
-        return source.words.without_special(source.item.prompt)
-    return source.words.without_special(source.words.text(sample.prompt_ids)).strip("\n")
+def _prompt(sample: Sample) -> str:
+    if isinstance(sample.item.prompt, str):
+        return sample.tokenizer.without_special(sample.item.prompt)
+    text = sample.tokenizer.text(sample.prompt_ids)
+    return sample.tokenizer.without_special(text).strip("\n")
 
 
-def _response(sample: Sample, source: Source) -> str:
-    if isinstance(source.item.response, str):
-        return source.words.without_special(source.item.response)
+def _response(sample: Sample) -> str:
+    if isinstance(sample.item.response, str):
+        return sample.tokenizer.without_special(sample.item.response)
     ids = sample.response_ids[:-1] if sample.terminal else sample.response_ids
-    return source.words.without_special(source.words.text(ids))
+    return sample.tokenizer.without_special(sample.tokenizer.text(ids))
 
 
-def _clean(value: Any, words: TokenizerView) -> Any:
+def _clean(value: Any, tokenizer: TokenizerView) -> Any:
     """The same JSON with no special token in any of its texts."""
     if isinstance(value, str):
-        return words.without_special(value)
+        return tokenizer.without_special(value)
     if isinstance(value, list):
-        return [_clean(entry, words) for entry in value]
+        return [_clean(entry, tokenizer) for entry in value]
     if isinstance(value, dict):
-        return {words.without_special(key): _clean(entry, words) for key, entry in value.items()}
+        return {
+            tokenizer.without_special(key): _clean(entry, tokenizer) for key, entry in value.items()
+        }
     return value
 
 
@@ -74,9 +72,7 @@ def _said(message: dict[str, Any], *, param: str) -> str:
     content = message.get("content") or ""
     parts = [{"text": content}] if isinstance(content, str) else content
     if not all(isinstance(part.get("text"), str) for part in parts):
-        raise UnsupportedText(
-            f"`{param}.content`: only text can be quoted to a verifier", param=f"{param}.content"
-        )
+        raise UnsupportedText("only text can be quoted to a verifier", param=f"{param}.content")
     texts = [part["text"] for part in parts]
     if message.get("tool_calls"):
         texts.append(json.dumps(message["tool_calls"], ensure_ascii=False))

@@ -23,13 +23,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
-from weakref import WeakKeyDictionary
 
 import numpy as np
 from jaxtyping import Int64
 
 from tokenreward.alignment import owners
-from tokenreward.contract import Sample, Source, TokenizerView
+from tokenreward.contract import Sample, TokenizerView
 from tokenreward.errors import EmptyPrompt, EmptyResponse, UnsupportedText
 
 LayoutName = Literal["qwen", "math_shepherd", "skywork"]
@@ -56,9 +55,6 @@ class StepRow:
     step_of: Int64[np.ndarray, " r"]
 
 
-_made: WeakKeyDictionary[Sample, dict[StepLayout, StepRow]] = WeakKeyDictionary()
-
-
 @dataclass(frozen=True, slots=True)
 class _Piece:
     """A stretch of the response between separators, from `start` on."""
@@ -72,47 +68,43 @@ class _Piece:
 
 
 def step_row(sample: Sample, layout: StepLayout) -> StepRow:
-    """The row that holds a sample's steps, kept as long as the sample is: it is read, and then
-    scored.
+    """The row that holds a sample's steps. It is made once: `rows` reads it, and then `score`.
 
-    Raises EmptyResponse if it has none, UnsupportedText, EmptyPrompt.
+    Raises:
+        EmptyResponse: The response has no step.
+        UnsupportedText: The format cannot be made of these texts or ids.
+        EmptyPrompt: There is nothing before the response, and no BOS.
     """
-    made = _made.setdefault(sample, {})
-    if layout not in made:
-        made[layout] = _step_row(sample, layout)
-    return made[layout]
+    if layout not in sample.memo:
+        sample.memo[layout] = _step_row(sample, layout)
+    row: StepRow = sample.memo[layout]
+    return row
 
 
 def _step_row(sample: Sample, layout: StepLayout) -> StepRow:
-    source = _source(sample)
-    text, ends = _response(sample, source)
+    text, ends = _response(sample)
     pieces = _pieces(text, layout.separator)
     steps = [piece for piece in pieces if piece.is_step]
     if not steps:
-        where = f"{source.param}.response"
-        raise EmptyResponse(f"`{where}` has no step to score, only white space", param=where)
+        raise EmptyResponse("there is no step to score, only white space", param="response")
     step_of = _step_of(steps, ends, sample, length=len(text))
     if layout.name == "math_shepherd":
-        return StepRow(*_as_one_text(source, sample, steps, layout), step_of)
+        return StepRow(*_as_one_text(sample, steps, layout), step_of)
     if layout.name == "skywork":
-        return StepRow(*_line_by_line(source, sample, pieces, layout), step_of)
-    return StepRow(*_step_by_step(source, sample, steps, layout), step_of)
+        return StepRow(*_line_by_line(sample, pieces, layout), step_of)
+    return StepRow(*_step_by_step(sample, steps, layout), step_of)
 
 
-def tag_of(
-    layout: StepLayout, words: TokenizerView, *, param: str | None
-) -> Int64[np.ndarray, " 1"]:
+def tag_of(layout: StepLayout, tokenizer: TokenizerView) -> Int64[np.ndarray, " 1"]:
     """The token that the scores are read at; `math_shepherd`'s need not be one. Raises
     UnsupportedText."""
     if layout.name != "qwen":
-        return words.pieces(layout.tag, param=param or "step_tag")[0][-1:]
-    tag = words.single(layout.tag)
+        return tokenizer.pieces(layout.tag, param="step_tag")[0][-1:]
+    tag = tokenizer.single(layout.tag)
     if tag is None:
         raise UnsupportedText(
             f"the step tag {layout.tag[:64]!r} is not one token of this tokenizer: is it the "
-            "`layout` of this "
-            "checkpoint, and its `step_tag`?",
-            param=param,
+            "`layout` of this checkpoint, and its `step_tag`?"
         )
     return np.asarray([tag], dtype=np.int64)
 
@@ -134,73 +126,64 @@ def _step_of(
     step_of = owners(ends, spans, num_appended=len(sample.response_ids) - len(ends))
     without = np.setdiff1d(np.arange(len(steps)), step_of)
     if len(without):
-        where = f"{_source(sample).param}.response"
         raise UnsupportedText(
-            f"`{where}`: step {without[0]} (from 0) has no token to itself: another step ends in "
-            "the token that it "
-            "ends in. Use another `separator`",
-            param=where,
+            f"step {without[0]} (from 0) has no token to itself: another step ends in the token "
+            "that it ends in. Use another `separator`",
+            param="response",
         )
     return step_of
 
 
-def _response(sample: Sample, source: Source) -> tuple[str, Int64[np.ndarray, " b"]]:
+def _response(sample: Sample) -> tuple[str, Int64[np.ndarray, " b"]]:
     """The response without a final end-of-turn, and where its tokens' characters end. Raises
     UnsupportedText."""
     ids = sample.response_ids[:-1] if sample.terminal else sample.response_ids
-    text = source.item.response
+    text = sample.item.response
     if not isinstance(text, str):
-        return _text_of(source, ids, field="response")
-    if source.ends is None:
-        raise UnsupportedText(
-            f"`{source.param}.response`: this tokenizer cannot say where tokens end",
-            param=f"{source.param}.response",
-        )
-    ends = source.ends[: len(ids)]
-    if len(source.ends) > len(ids):  # the text spells its end-of-turn
+        return _text_of(sample, ids, field="response")
+    if sample.ends is None:
+        raise UnsupportedText("this tokenizer cannot say where tokens end", param="response")
+    ends = sample.ends[: len(ids)]
+    if len(sample.ends) > len(ids):  # the text spells its end-of-turn
         text = text[: ends[-1] if len(ends) else 0]
     return text, ends
 
 
 def _text_of(
-    source: Source, ids: Int64[np.ndarray, " n"], *, field: str
+    sample: Sample, ids: Int64[np.ndarray, " n"], *, field: str
 ) -> tuple[str, Int64[np.ndarray, " n"]]:
     """The text of ids, and where each one's characters end, if they are what the text tokenises
     to."""
-    where = f"{source.param}.{field}"
-    text = source.words.text(ids)
-    again, ends = source.words.pieces(text, param=where)
+    text = sample.tokenizer.text(ids)
+    again, ends = sample.tokenizer.pieces(text, param=field)
     if ends is None or not np.array_equal(again, ids):
         raise UnsupportedText(
-            f"`{where}`: these ids are not what their text tokenises to, and this format is made "
-            "of text: send text "
-            "(with `spans` for rewards per token of yours)",
-            param=where,
+            "these ids are not what their text tokenises to, and this format is made of text: send "
+            "text (with `spans` for rewards per token of yours)",
+            param=field,
         )
     return text, ends
 
 
 def _step_by_step(
-    source: Source, sample: Sample, steps: Sequence[_Piece], layout: StepLayout
+    sample: Sample, steps: Sequence[_Piece], layout: StepLayout
 ) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " k"]]:
-    tag = tag_of(layout, source.words, param=source.param)
-    return _joined(
-        source, _chat(source, sample, layout), [step.text.strip() for step in steps], tag
-    )
+    tag = tag_of(layout, sample.tokenizer)
+    return _joined(sample, _chat(sample, layout), [step.text.strip() for step in steps], tag)
 
 
 def _line_by_line(
-    source: Source, sample: Sample, pieces: Sequence[_Piece], layout: StepLayout
+    sample: Sample, pieces: Sequence[_Piece], layout: StepLayout
 ) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " k"]]:
     last_step = max(index for index, piece in enumerate(pieces) if piece.is_step)
     read = pieces[: last_step + 1]
-    tag = tag_of(layout, source.words, param=source.param)
-    ids, tags = _joined(source, _opening(source, sample), [piece.text for piece in read], tag)
+    tag = tag_of(layout, sample.tokenizer)
+    ids, tags = _joined(sample, _opening(sample), [piece.text for piece in read], tag)
     return ids, tags[[piece.is_step for piece in read]]
 
 
 def _joined(
-    source: Source,
+    sample: Sample,
     prompt: Int64[np.ndarray, " p"],
     texts: Sequence[str],
     tag: Int64[np.ndarray, " g"],
@@ -208,73 +191,65 @@ def _joined(
     """The prompt, then each text tokenised alone and the tag behind it; and where the tags end."""
     parts = [prompt]
     for text in texts:
-        parts += [source.words.pieces(text, param=f"{source.param}.response")[0], tag]
+        parts += [sample.tokenizer.pieces(text, param="response")[0], tag]
     ends = np.cumsum([len(part) for part in parts])
     return np.concatenate(parts), ends[2::2] - 1
 
 
 def _as_one_text(
-    source: Source, sample: Sample, steps: Sequence[_Piece], layout: StepLayout
+    sample: Sample, steps: Sequence[_Piece], layout: StepLayout
 ) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " k"]]:
-    where = f"{source.param}.response"
-    text, tag_ends = f"{_problem(source, sample)} ", []
+    text, tag_ends = f"{_problem(sample)} ", []
     for index, step in enumerate(steps):
         text += ("\n" if index else "") + step.text.strip() + layout.tag
         tag_ends.append(len(text))
-    alone, ends = source.words.pieces(text, param=where)
-    ids = source.words.with_bos(alone)
+    alone, ends = sample.tokenizer.pieces(text, param="response")
+    ids = sample.tokenizer.with_bos(alone)
     # Several tokens can end with the tag's last character, if they are its bytes: the last of them
     # has read it all.
     tags = np.empty(0) if ends is None else np.searchsorted(ends, tag_ends, side="right") - 1
     if ends is None or not np.array_equal(ends[tags], tag_ends):
         raise UnsupportedText(
-            f"`{where}`: this tokenizer lets no token end with the step tag {layout.tag[:64]!r}",
-            param=where,
+            f"this tokenizer lets no token end with the step tag {layout.tag[:64]!r}",
+            param="response",
         )
     return ids, tags + len(ids) - len(alone)
 
 
-def _chat(source: Source, sample: Sample, layout: StepLayout) -> Int64[np.ndarray, " p"]:
+def _chat(sample: Sample, layout: StepLayout) -> Int64[np.ndarray, " p"]:
     """The prompt as everywhere, messages with the layout's system message if they have none."""
-    item = source.item
+    item = sample.item
     if item.messages is None or item.messages[0]["role"] == "system" or layout.system is None:
         return sample.prompt_ids
     told = [{"role": "system", "content": layout.system}, *item.messages]
-    return source.words.prompt_from_messages(
-        told, item.tools, item.chat_template_kwargs, param=f"{source.param}.prompt"
+    return sample.tokenizer.prompt_from_messages(
+        told, item.tools, item.chat_template_kwargs, param="prompt"
     )
 
 
-def _opening(source: Source, sample: Sample) -> Int64[np.ndarray, " p"]:
+def _opening(sample: Sample) -> Int64[np.ndarray, " p"]:
     """BOS, the problem and a line break; ids are all of that already."""
-    where = f"{source.param}.prompt"
-    if not isinstance(source.item.prompt, str) and source.item.messages is None:
+    if not isinstance(sample.item.prompt, str) and sample.item.messages is None:
         return sample.prompt_ids
-    problem = source.words.pieces(f"{_problem(source, sample)}\n", param=where)[0]
+    problem = sample.tokenizer.pieces(f"{_problem(sample)}\n", param="prompt")[0]
     try:
-        bos = source.words.prompt_from_text("", param=where)  # an empty prompt is BOS alone
+        bos = sample.tokenizer.prompt_from_text("", param="prompt")  # an empty prompt is BOS alone
     except EmptyPrompt:
         return problem
     return problem if np.array_equal(problem[:1], bos) else np.concatenate([bos, problem])
 
 
-def _problem(source: Source, sample: Sample) -> str:
+def _problem(sample: Sample) -> str:
     """The question as text. Raises UnsupportedText for a conversation, or ids that are not their
     text's."""
-    if isinstance(source.item.prompt, str):
-        return source.item.prompt
-    if source.item.messages is None:
-        return _text_of(source, sample.prompt_ids, field="prompt")[0]
-    turns = [message for message in source.item.messages if message["role"] != "system"]
+    if isinstance(sample.item.prompt, str):
+        return sample.item.prompt
+    if sample.item.messages is None:
+        return _text_of(sample, sample.prompt_ids, field="prompt")[0]
+    turns = [message for message in sample.item.messages if message["role"] != "system"]
     asked = turns[0].get("content") if [turn["role"] for turn in turns] == ["user"] else None
     if not isinstance(asked, str):
-        where = f"{source.param}.prompt"
         raise UnsupportedText(
-            f"`{where}`: this format reads one user message of text, or a raw prompt", param=where
+            "this format reads one user message of text, or a raw prompt", param="prompt"
         )
     return asked
-
-
-def _source(sample: Sample) -> Source:
-    assert sample.source is not None
-    return sample.source

@@ -88,7 +88,9 @@ def test_entropies_labels_and_steps_of_attention_are_as_exact_as_the_models_own(
     model = tiny.model(architecture)
     exact, items = oracle.double(model), responses()
     needs = Needs(
-        frozenset({1.0}), frozenset(TEMPERATURES), attention=frozenset({"last_step", "mean_step"})
+        frozenset({1.0, *TEMPERATURES}),
+        frozenset(TEMPERATURES),
+        attention=frozenset({"last_step", "mean_step"}),
     )
     asked = [
         RowRequest(row, replace(needs, labels=frozenset({7, 200 + i})))

@@ -87,7 +87,8 @@ def _prompt(sample: Sample, instruction: str) -> Int64[np.ndarray, " p"]:
     messages = item.messages
     if messages is None:
         raise UnsupportedText(
-            "an instruction goes into this prompt, and ids have no place for it; send messages or text",
+            "an instruction goes into this prompt, and ids have no place for it; send messages or "
+            "text",
             param="prompt",
         )
     instructed = _instructed(messages, instruction)

@@ -1,7 +1,7 @@
 """The weighted sum of several scorers' rewards: `combine` of a request, over the replies' plain
 objects; and when two scorers' units are the same.
 
-Pure: one replica uses it on its own reply, the front on what it merged. It knows no HTTP and runs
+Pure: one replica uses it on its own reply, the gateway on what it merged. It knows no HTTP and runs
 no model.
 """
 

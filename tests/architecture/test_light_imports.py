@@ -1,5 +1,5 @@
-"""What a trainer's process imports is light, and the engine imports without what only the server's
-front needs."""
+"""What a trainer's process imports is light, and the engine imports without what only the
+server's HTTP needs."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_no_module_of_text_or_scorers_loads_torch(package: str) -> None:
     assert loaded_after(import_all(package), HEAVY) == []
 
 
-def test_the_engine_and_all_scorers_import_without_the_libraries_of_the_front() -> None:
+def test_the_engine_and_all_scorers_import_without_the_libraries_of_http() -> None:
     blocked = (*SERVING, "orjson", "msgspec", "tokenreward_client")
     block = f"sys.modules.update(dict.fromkeys({blocked!r})); "  # None makes an import raise
     done = run(f"{block}import tokenreward.engine; {import_all('tokenreward.scorers')}")

@@ -53,7 +53,7 @@ def large() -> dict[str, Any]:
 
 
 QUESTIONS: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "front": (
+    "gateway": (
         "POST",
         "/v1/rewards",
         {**WITH_KEY, "json": {"scorer": "endogenous", "items": [ITEM]}},
@@ -191,7 +191,7 @@ def code(answer: dict[str, Any]) -> tuple[int, str]:
     return answer["status"], json.loads(answer["text"])["error"]["code"]
 
 
-async def test_rewards_are_those_of_the_engine_through_the_front_and_directly(
+async def test_rewards_are_those_of_the_engine_through_the_gateway_and_directly(
     answers: Any, folder: Path
 ) -> None:
     from tokenreward.engine import Engine
@@ -202,7 +202,7 @@ async def test_rewards_are_those_of_the_engine_through_the_front_and_directly(
     expected = await engine.score(parse(RewardsRequest, {"scorer": "endogenous", "items": [ITEM]}))
     await engine.close()
     wanted = expected["items"][0]["rewards"]
-    for name in ("front", "direct"):
+    for name in ("gateway", "direct"):
         (item,) = reply(answers[name])["items"]
         np.testing.assert_allclose(item["rewards"], wanted, rtol=1e-5, atol=1e-5)
     (item,) = reply(answers["both"])["items"]
@@ -212,7 +212,7 @@ async def test_rewards_are_those_of_the_engine_through_the_front_and_directly(
     assert len(item["scorers"]["reward_model"]["rewards"]) == len(ITEM["response"])
 
 
-def test_more_than_4_mib_goes_through_the_front_both_ways(answers: Any) -> None:
+def test_more_than_4_mib_goes_through_the_gateway_both_ways(answers: Any) -> None:
     assert len(large()["content"]) > 4 * 2**20 < len(answers["large"]["text"])
     rewards = np.array([item["rewards"] for item in reply(answers["large"])["items"]], np.float32)
     assert rewards.shape == (MANY, LONG)
@@ -250,7 +250,7 @@ def test_request_id_comes_back_once(answers: Any) -> None:
     assert reply(answers["named"])["id"] == "mine-1"
 
 
-def test_metrics_hold_every_replica_and_the_front(answers: Any) -> None:
+def test_metrics_hold_every_replica_and_the_gateway(answers: Any) -> None:
     assert answers["metrics"]["status"] == 200
     found = re.findall(
         r'tokenreward_requests_total\{deployment="(\w+)",replica="\w+",status="200"\}',

@@ -279,7 +279,7 @@ async def test_what_names_another_scorer_is_sent_to_the_front(
 ) -> None:
     engine = make_engine("causal_lm", ["endogenous"])
     body = {"scorer": "endogenous", "items": [{"prompt": "x", "response": "y"}]}
-    with pytest.raises(errors.InvalidField, match="send the request to the front") as caught:
+    with pytest.raises(errors.InvalidField, match="send the request to the gateway") as caught:
         await engine.score(
             parse(RewardsRequest, {**body, "credit": {"kl": {"coef": 0.1, "reference": "sft"}}})
         )

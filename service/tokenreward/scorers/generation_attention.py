@@ -39,8 +39,8 @@ class Scorer(contract.Scorer):
         )
         score_from: str | None = Field(
             default=None,
-            description="A scorer that is asked for `score` where the item has none; the front (`/v1/rewards`) does "
-            "that.",
+            description="The scorer that the gateway (`/v1/rewards`) asks for the `score` of items "
+            "that have none.",
         )
 
     task = "causal_lm"

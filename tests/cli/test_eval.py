@@ -65,8 +65,8 @@ def test_demo_figures_over_http_are_those_of_the_plain_evaluation(
 ) -> None:
     """The model card's own code, one sequence at a time, against batches over HTTP."""
     from tokenreward.demo import pairs as pairs_file
-    from tokenreward.demo.evaluate import EVALUATION_SEED, load_models, measure
-    from tokenreward.demo.world import sample_pairs
+    from tokenreward.demo.evaluate import load_models, measure
+    from tokenreward.demo.world import EVALUATION_SEED, sample_pairs
 
     pairs_file.main(["--pairs", "60"])
     Path("pairs.jsonl").write_text(capsys.readouterr().out)

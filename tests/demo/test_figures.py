@@ -9,9 +9,16 @@ import torch
 
 from tokenreward.demo import WEIGHTS, scoring
 from tokenreward.demo.corpus import user_turn
-from tokenreward.demo.evaluate import EVALUATION_SEED, Models, judge, load_models, measure
-from tokenreward.demo.figures import Figure, figure, overlaps, roc_auc
-from tokenreward.demo.world import Pair, sample_pairs
+from tokenreward.demo.evaluate import (
+    Estimate,
+    Models,
+    estimate,
+    judge,
+    load_models,
+    measure,
+    roc_auc,
+)
+from tokenreward.demo.world import EVALUATION_SEED, OfferPair, overlaps, sample_pairs
 
 NUM_PAIRS = 200
 
@@ -22,12 +29,12 @@ def models() -> Models:
 
 
 @pytest.fixture(scope="module")
-def pairs() -> list[Pair]:
+def pairs() -> list[OfferPair]:
     return sample_pairs(NUM_PAIRS, EVALUATION_SEED, "held_out")
 
 
 @pytest.fixture(scope="module")
-def figures(models: Models, pairs: list[Pair]) -> dict[str, Figure]:
+def figures(models: Models, pairs: list[OfferPair]) -> dict[str, Estimate]:
     return measure(models, pairs)
 
 
@@ -45,7 +52,7 @@ def test_roc_auc_needs_both_labels() -> None:
 
 def test_interval_covers_the_mean_and_shrinks() -> None:
     values = np.random.default_rng(0).normal(size=400)
-    few, many = figure(values[:40].tolist()), figure(values.tolist())
+    few, many = estimate(values[:40].tolist()), estimate(values.tolist())
     assert few.low < few.mean < few.high
     assert many.high - many.low < few.high - few.low
 
@@ -56,36 +63,36 @@ def test_a_token_overlaps_when_a_character_is_shared() -> None:
 
 
 def test_soft_bellman_telescopes_to_logprob_and_the_first_value(
-    models: Models, pairs: list[Pair]
+    models: Models, pairs: list[OfferPair]
 ) -> None:
-    encoded = scoring.encode(models.tokenizer, user_turn(pairs[0]), pairs[0].faithful)
-    logits = scoring.response_logits(models.sft, encoded)
-    total = scoring.soft_bellman(logits, encoded.response_ids).sum()
-    expected = scoring.logprob(logits, encoded.response_ids).sum() + logits[0].logsumexp(-1)
+    conversation = scoring.encode(models.tokenizer, user_turn(pairs[0]), pairs[0].faithful)
+    logits = scoring.response_logits(models.sft, conversation)
+    total = scoring.soft_bellman(logits, conversation.response_ids).sum()
+    expected = scoring.logprob(logits, conversation.response_ids).sum() + logits[0].logsumexp(-1)
     torch.testing.assert_close(total, expected, atol=1e-3, rtol=1e-4)
 
 
-def test_attention_credit_sums_to_the_score(models: Models, pairs: list[Pair]) -> None:
-    judged = judge(models, pairs[0], pairs[0].corrupted)
+def test_attention_credit_sums_to_the_score(models: Models, pairs: list[OfferPair]) -> None:
+    response = judge(models, pairs[0], pairs[0].corrupted)
     for name in ("attention_dense", "uniform", "last"):
-        assert float(judged.rewards[name].sum()) == pytest.approx(
-            judged.scores["reward_model"], rel=1e-4
+        assert float(response.rewards[name].sum()) == pytest.approx(
+            response.scores["reward_model"], rel=1e-4
         )
 
 
 @pytest.mark.parametrize("name", ["logprob mean", "soft_bellman mean", "reward_model"])
 def test_faithful_is_preferred_in_ninety_five_percent(
-    figures: dict[str, Figure], name: str
+    figures: dict[str, Estimate], name: str
 ) -> None:
     assert figures[f"pair: {name}"].mean >= 0.95
 
 
-def test_low_logprob_points_at_the_wrong_characters(figures: dict[str, Figure]) -> None:
+def test_low_logprob_points_at_the_wrong_characters(figures: dict[str, Estimate]) -> None:
     assert figures["token (differing): logprob"].mean >= 0.95
 
 
 def test_attention_points_at_the_wrong_characters_better_than_uniform_and_last(
-    figures: dict[str, Figure],
+    figures: dict[str, Estimate],
 ) -> None:
     attention = figures["token (differing): attention_dense"]
     assert attention.mean >= 0.65
@@ -94,12 +101,12 @@ def test_attention_points_at_the_wrong_characters_better_than_uniform_and_last(
     )
 
 
-def test_attention_prefers_wrong_values_over_right_ones(figures: dict[str, Figure]) -> None:
+def test_attention_prefers_wrong_values_over_right_ones(figures: dict[str, Estimate]) -> None:
     """Pointing at any value would do for the test above; here only values are compared."""
     assert figures["token (among values): attention_dense"].low > 0.5
 
 
-def test_model_card_reports_what_the_models_do(figures: dict[str, Figure]) -> None:
+def test_model_card_reports_what_the_models_do(figures: dict[str, Estimate]) -> None:
     """The card's figures are of more pairs; these few hundred must agree within what so few can
     tell."""
     card = (WEIGHTS.parent / "MODEL_CARD.md").read_text()

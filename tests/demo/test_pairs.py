@@ -10,8 +10,7 @@ import pytest
 
 from tokenreward.demo import pairs
 from tokenreward.demo.corpus import user_turn
-from tokenreward.demo.evaluate import EVALUATION_SEED
-from tokenreward.demo.world import sample_pairs
+from tokenreward.demo.world import EVALUATION_SEED, sample_pairs
 from tokenreward.eval import load
 
 

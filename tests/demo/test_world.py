@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenreward.demo import example_pair, phrasing, values
-from tokenreward.demo.world import Pair, differing_ranges, sample_pair, sample_pairs, split_of
+from tokenreward.demo.world import OfferPair, differing_ranges, sample_pair, sample_pairs, split_of
 
 PAIRS = sample_pairs(4000, seed=11)
 WORDS = st.lists(st.text("ab12", min_size=1, max_size=4), min_size=1, max_size=3).map(" ".join)
@@ -121,7 +121,7 @@ def test_place_of_the_error_is_uniform_over_the_slots() -> None:
         assert share == pytest.approx(0.2, abs=0.05)
 
 
-def _wrong_places(pair: Pair) -> list[bool]:
+def _wrong_places(pair: OfferPair) -> list[bool]:
     """For each fact that the response restates, in order, whether the corrupted response has it
     wrong."""
     wrong = {error.field for error in pair.errors}

@@ -7,7 +7,7 @@ light; training and evaluation import torch and friends themselves.
 
 from pathlib import Path
 
-from tokenreward.demo.world import Pair, sample_pairs
+from tokenreward.demo.world import OfferPair, sample_pairs
 
 CHECKPOINTS = ("base", "sft", "dpo", "rm")
 WEIGHTS = Path(__file__).parent / "weights"
@@ -20,6 +20,6 @@ def checkpoint_path(name: str) -> Path:
     return WEIGHTS / name
 
 
-def example_pair(seed: int = 0) -> Pair:
+def example_pair(seed: int = 0) -> OfferPair:
     """One held-out pair, the same for the same seed."""
     return sample_pairs(1, seed, "held_out")[0]

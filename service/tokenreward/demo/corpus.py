@@ -10,12 +10,12 @@ import random
 from typing import TypedDict
 
 from tokenreward.demo.phrasing import render_facts
-from tokenreward.demo.world import Pair, sample_pair
+from tokenreward.demo.world import OfferPair, sample_pair
 
 TWICE_SHARE = 0.4
 
 
-class Message(TypedDict):
+class ChatTurn(TypedDict):
     """One turn of a conversation."""
 
     role: str
@@ -32,11 +32,11 @@ def raw_document(rng: random.Random) -> tuple[str, str]:
     return f"{pair.prompt}\n\n", pair.faithful
 
 
-def user_turn(pair: Pair) -> list[Message]:
+def user_turn(pair: OfferPair) -> list[ChatTurn]:
     """The prompt as a conversation."""
     return [{"role": "user", "content": pair.prompt}]
 
 
-def assistant_turn(response: str) -> list[Message]:
+def assistant_turn(response: str) -> list[ChatTurn]:
     """A response as the turn that follows."""
     return [{"role": "assistant", "content": response}]

@@ -18,7 +18,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -28,19 +30,16 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from tokenreward.demo import checkpoint_path, scoring
+from tokenreward.demo import CHECKPOINTS, checkpoint_path, scoring
 from tokenreward.demo.corpus import user_turn
-from tokenreward.demo.figures import Figure, figure, overlaps, roc_auc
-from tokenreward.demo.world import Pair, Range, sample_pairs
+from tokenreward.demo.world import EVALUATION_SEED, OfferPair, Range, overlaps, sample_pairs
 
 logger = logging.getLogger(__name__)
 
-EVALUATION_SEED = 1234
-"""No training stage draws with this seed, and the held-out split shares no tuple of facts with
-training anyway."""
-
 SUMMED = ("logprob", "soft_bellman", "base logprob", "implicit")
 """Scorers whose sequence score is the mean or the sum of the token rewards."""
+
+NUM_RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class Models:
 
 
 @dataclass(frozen=True)
-class Judged:
+class ResponseScores:
     """Every scorer's score and per-token rewards for one response."""
 
     offsets: list[tuple[int, int]]
@@ -63,31 +62,60 @@ class Judged:
     rewards: dict[str, Tensor]
 
 
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over responses or pairs with the 2.5 % and 97.5 % points of its bootstrap
+    distribution."""
+
+    mean: float
+    low: float
+    high: float
+    count: int
+
+
+def roc_auc(labels: Sequence[bool], scores: Sequence[float]) -> float:
+    """The share of (positive, negative) couples that the score puts in the right order; a tie
+    counts half."""
+    truth, values = np.asarray(labels, dtype=bool), np.asarray(scores, dtype=np.float64)
+    positives, negatives = values[truth], values[~truth]
+    if len(positives) == 0 or len(negatives) == 0:
+        raise ValueError("ROC-AUC needs at least one label of each kind")
+    difference = positives[:, None] - negatives[None, :]
+    return float((difference > 0).mean() + 0.5 * (difference == 0).mean())
+
+
+def estimate(values: Sequence[float], seed: int = 0) -> Estimate:
+    """The mean of some values, resampled with replacement for its interval."""
+    data: NDArray[np.float64] = np.asarray(values, dtype=np.float64)
+    draws = np.random.default_rng(seed).integers(0, len(data), size=(NUM_RESAMPLES, len(data)))
+    low, high = np.quantile(data[draws].mean(axis=1), [0.025, 0.975])
+    return Estimate(float(data.mean()), float(low), float(high), len(data))
+
+
 def load_models(folder: Path | None = None) -> Models:
     """From a folder of checkpoints; the embedded ones by default."""
-    paths = {
-        name: folder / name if folder else checkpoint_path(name)
-        for name in ("base", "sft", "dpo", "rm")
-    }
-    load_lm, load_rm = (
-        AutoModelForCausalLM.from_pretrained,
-        AutoModelForSequenceClassification.from_pretrained,
+    paths = {name: checkpoint_path(name) for name in CHECKPOINTS}
+    if folder is not None:
+        paths = {name: folder / name for name in CHECKPOINTS}
+    lms = {}
+    for name in ("base", "sft", "dpo"):
+        lm = AutoModelForCausalLM.from_pretrained(paths[name], dtype=torch.float32)
+        lms[name] = lm.eval()
+    # Eager attention alone returns its weights.
+    rm = AutoModelForSequenceClassification.from_pretrained(
+        paths["rm"], dtype=torch.float32, attn_implementation="eager"
     )
-    lms = {
-        name: load_lm(paths[name], dtype=torch.float32).eval() for name in ("base", "sft", "dpo")
-    }
-    rm = load_rm(paths["rm"], dtype=torch.float32, attn_implementation="eager")
     return Models(AutoTokenizer.from_pretrained(paths["sft"]), rm=rm.eval(), **lms)
 
 
-def judge(models: Models, pair: Pair, response: str) -> Judged:
+def judge(models: Models, pair: OfferPair, response: str) -> ResponseScores:
     """Score one response in every way."""
-    encoded = scoring.encode(models.tokenizer, user_turn(pair), response)
-    ids = encoded.response_ids
-    base, sft, dpo = (
-        scoring.response_logits(model, encoded) for model in (models.base, models.sft, models.dpo)
-    )
-    score, weights = scoring.reward_and_attention(models.rm, encoded)
+    conversation = scoring.encode(models.tokenizer, user_turn(pair), response)
+    ids = conversation.response_ids
+    base = scoring.response_logits(models.base, conversation)
+    sft = scoring.response_logits(models.sft, conversation)
+    dpo = scoring.response_logits(models.dpo, conversation)
+    score, weights = scoring.reward_and_attention(models.rm, conversation)
     rewards = {
         "logprob": scoring.logprob(sft, ids),
         "soft_bellman": scoring.soft_bellman(sft, ids),
@@ -99,60 +127,68 @@ def judge(models: Models, pair: Pair, response: str) -> Judged:
     }
     scores = {f"{name} mean": float(rewards[name].mean()) for name in SUMMED}
     scores |= {f"{name} sum": float(rewards[name].sum()) for name in SUMMED}
-    return Judged(encoded.offsets, scores | {"reward_model": score}, rewards)
+    return ResponseScores(conversation.offsets, scores | {"reward_model": score}, rewards)
 
 
 def token_auc(
-    judged: Judged, name: str, wrong: list[Range], among: Sequence[Range] | None = None
+    response: ResponseScores,
+    name: str,
+    wrong: Sequence[Range],
+    among: Sequence[Range] | None = None,
 ) -> float:
-    """How well a low reward points at the wrong characters of one response; nan if there is nothing
-    to tell apart."""
-    tokens = [
-        place
-        for place, offset in enumerate(judged.offsets)
-        if among is None or overlaps(offset, among)
-    ]
-    labels = [overlaps(judged.offsets[place], wrong) for place in tokens]
+    """How well a low reward points at the wrong characters of one response.
+
+    Args:
+        response: The response and its rewards.
+        name: Whose rewards.
+        wrong: The ranges of wrong characters.
+        among: Only tokens that overlap these ranges count; None for all tokens.
+
+    Returns:
+        ROC-AUC; nan if all tokens are wrong, or none.
+    """
+    labels, rewards = [], []
+    for offset, reward in zip(response.offsets, response.rewards[name].tolist(), strict=False):
+        if among is None or overlaps(offset, among):
+            labels.append(overlaps(offset, wrong))
+            rewards.append(-reward)
     if len(set(labels)) < 2:
         return math.nan
-    return roc_auc(labels, [-float(judged.rewards[name][place]) for place in tokens])
+    return roc_auc(labels, rewards)
 
 
-def measure(models: Models, pairs: list[Pair]) -> dict[str, Figure]:
+def measure(models: Models, pairs: list[OfferPair]) -> dict[str, Estimate]:
     """Every figure, by name: `pair: ...`, `negative score: ...` and `token (...): ...`."""
-    found: dict[str, list[float]] = defaultdict(list)
+    samples: dict[str, list[float]] = defaultdict(list)
     for number, pair in enumerate(pairs):
-        faithful, corrupted = (
-            judge(models, pair, response) for response in (pair.faithful, pair.corrupted)
-        )
+        faithful = judge(models, pair, pair.faithful)
+        corrupted = judge(models, pair, pair.corrupted)
         for name, score in faithful.scores.items():
-            found[f"pair: {name}"].append(float(score > corrupted.scores[name]))
-        found["negative score: faithful"].append(float(faithful.scores["reward_model"] < 0))
-        found["negative score: corrupted"].append(float(corrupted.scores["reward_model"] < 0))
+            samples[f"pair: {name}"].append(float(score > corrupted.scores[name]))
+        for kind, response in (("faithful", faithful), ("corrupted", corrupted)):
+            is_negative = response.scores["reward_model"] < 0
+            samples[f"negative score: {kind}"].append(float(is_negative))
+        ranges = {
+            "differing": (pair.differing, None),
+            "whole value": (pair.whole_values, None),
+            "among values": (pair.differing, pair.values),
+        }
         for name in corrupted.rewards:
-            found[f"token (differing): {name}"].append(token_auc(corrupted, name, pair.differing))
-            found[f"token (whole value): {name}"].append(
-                token_auc(corrupted, name, pair.whole_values)
-            )
-            found[f"token (among values): {name}"].append(
-                token_auc(corrupted, name, pair.differing, pair.values)
-            )
+            for kind, (wrong, among) in ranges.items():
+                auc = token_auc(corrupted, name, wrong, among)
+                if not math.isnan(auc):
+                    samples[f"token ({kind}): {name}"].append(auc)
         if number % 100 == 99:
             logger.info("%d of %d pairs", number + 1, len(pairs))
-    known = {
-        name: [value for value in numbers if not math.isnan(value)]
-        for name, numbers in found.items()
-    }
-    return {name: figure(known[name]) for name in sorted(known)}
+    return {name: estimate(samples[name]) for name in sorted(samples)}
 
 
-def table(figures: dict[str, Figure]) -> str:
+def table(estimates: dict[str, Estimate]) -> str:
     """The figures as a Markdown table."""
     lines = ["| figure | mean | 95 % interval | n |", "|---|---|---|---|"]
-    lines += [
-        f"| {name} | {item.mean:.4f} | {item.low:.4f} to {item.high:.4f} | {item.count} |"
-        for name, item in figures.items()
-    ]
+    for name, item in estimates.items():
+        interval = f"{item.low:.4f} to {item.high:.4f}"
+        lines.append(f"| {name} | {item.mean:.4f} | {interval} | {item.count} |")
     return "\n".join(lines)
 
 

@@ -13,19 +13,18 @@ import json
 from typing import Any
 
 from tokenreward.demo.corpus import user_turn
-from tokenreward.demo.world import Pair, sample_pairs
-
-EVALUATION_SEED = 1234
+from tokenreward.demo.world import EVALUATION_SEED, OfferPair, sample_pairs
 
 
-def line(pair: Pair, flag: str = "differing") -> dict[str, Any]:
+def line(pair: OfferPair, flag: str = "differing") -> dict[str, Any]:
     """One pair as it is written down."""
     ranges = pair.differing if flag == "differing" else pair.whole_values
+    fields = [error.field for error in pair.errors]
     return {
         "prompt": user_turn(pair),
         "chosen": pair.faithful,
         "rejected": pair.corrupted,
-        "subset": pair.errors[0].field if len(pair.errors) == 1 else "two facts",
+        "subset": "two facts" if len(fields) > 1 else fields[0],
         "rejected_flagged": [list(item) for item in ranges],
     }
 

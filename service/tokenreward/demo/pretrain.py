@@ -18,16 +18,14 @@ import torch
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from tokenreward.demo.corpus import raw_document
-from tokenreward.demo.recipe import Recipe, Stage
+from tokenreward.demo.recipe import IGNORED_LABEL, Recipe, Stage
 from tokenreward.demo.tokenizer import MAX_TOKENS, SPECIALS
 
 logger = logging.getLogger(__name__)
 
-Row = tuple[list[int], int]
+Document = tuple[list[int], int]
 """Token ids, and how many of them at the front are context, which does not count."""
 
-IGNORED = -100
-"""The label that torch's cross entropy leaves out."""
 DRILL_SHARE, DRILL_TOKENS, DRILL_PERIOD, MAX_PERIODS = 0.5, 96, (8, 32), 8
 FINAL_RATE = 0.05
 """The learning rate at the end, as a share of its peak."""
@@ -60,69 +58,59 @@ def pretrain(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, stage:
         model.parameters(), lr=stage.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: _rate(step, stage.num_steps)
+        optimizer, lambda step: rate_share(step, stage.num_steps)
     )
-    started = time.monotonic()
-    for step, (ids, labels) in enumerate(_batches(tokenizer, stage)):
-        loss = _loss(model, ids, labels)
+    began = time.monotonic()
+    for step, (ids, labels) in enumerate(batches(tokenizer, stage)):
+        # Only where a label counts, because logits take most of the time. Padding is on the right,
+        # where causality hides it.
+        counts = labels[:, 1:] != IGNORED_LABEL
+        hidden = model.model(input_ids=ids).last_hidden_state[:, :-1][counts]
+        loss = torch.nn.functional.cross_entropy(model.lm_head(hidden), labels[:, 1:][counts])
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         if step % 50 == 0 or step == stage.num_steps - 1:
-            logger.info(
-                "base %d/%d loss %.3f %.0f s",
-                step,
-                stage.num_steps,
-                loss.item(),
-                time.monotonic() - started,
-            )
+            seconds = time.monotonic() - began
+            logger.info("base %d/%d loss %.3f %.0f s", step, stage.num_steps, loss.item(), seconds)
 
 
-def _loss(model: Qwen3ForCausalLM, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Cross entropy where it counts. Padding is on the right, where causality hides it."""
-    counts = labels[:, 1:] != IGNORED
-    hidden = model.model(input_ids=ids).last_hidden_state[:, :-1][counts]
-    return torch.nn.functional.cross_entropy(model.lm_head(hidden), labels[:, 1:][counts])
-
-
-def _rate(step: int, num_steps: int) -> float:
+def rate_share(step: int, num_steps: int) -> float:
+    """The learning rate at a step as a share of its peak: a linear warm-up times a cosine."""
     warm_up = min(1.0, (step + 1) / max(1, num_steps // 15))
     cosine = 0.5 * (1 + math.cos(math.pi * step / num_steps))
     return warm_up * (FINAL_RATE + (1 - FINAL_RATE) * cosine)
 
 
-def _batches(
+def batches(
     tokenizer: PreTrainedTokenizerFast, stage: Stage
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Ids and labels [rows, tokens] of each step, padded on the right."""
     rng = random.Random(stage.seed)
     for _ in range(stage.num_steps):
-        rows = [
-            _drill(tokenizer, rng) if rng.random() < DRILL_SHARE else _document(tokenizer, rng)
-            for _ in range(stage.batch_size)
-        ]
-        yield _tensors(rows, tokenizer.pad_token_id)
+        rows = []
+        for _ in range(stage.batch_size):
+            draw = _drill if rng.random() < DRILL_SHARE else _document
+            rows.append(draw(tokenizer, rng))
+        ids = torch.full((len(rows), max(len(row) for row, _ in rows)), tokenizer.pad_token_id)
+        labels = torch.full_like(ids, IGNORED_LABEL)
+        for number, (row, num_context) in enumerate(rows):
+            ids[number, : len(row)] = torch.tensor(row)
+            labels[number, num_context : len(row)] = ids[number, num_context : len(row)]
+        yield ids, labels
 
 
-def _document(tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> Row:
+def _document(tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> Document:
     context, target = raw_document(rng)
-    ids: list[int] = tokenizer(context)["input_ids"]
-    return ids + tokenizer(target, add_special_tokens=False)["input_ids"] + [
-        tokenizer.eos_token_id
-    ], len(ids)
+    context_ids: list[int] = tokenizer(context)["input_ids"]
+    target_ids = tokenizer(target, add_special_tokens=False)["input_ids"]
+    return [*context_ids, *target_ids, tokenizer.eos_token_id], len(context_ids)
 
 
-def _drill(tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> Row:
+def _drill(tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> Document:
+    """Random tokens that repeat; the first period cannot be known and counts as context."""
     period = rng.randint(*DRILL_PERIOD)
     tokens = [rng.randrange(len(SPECIALS), len(tokenizer)) for _ in range(period)]
     return [tokenizer.bos_token_id, *(tokens * MAX_PERIODS)[:DRILL_TOKENS]], 1 + period
-
-
-def _tensors(rows: list[Row], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    ids = torch.full((len(rows), max(len(row) for row, _ in rows)), pad_id)
-    labels = torch.full_like(ids, IGNORED)
-    for number, (row, context) in enumerate(rows):
-        ids[number, : len(row)] = torch.tensor(row)
-        labels[number, context : len(row)] = ids[number, context : len(row)]
-    return ids, labels

@@ -3,6 +3,9 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
+IGNORED_LABEL = -100
+"""The label that torch's cross entropy leaves out."""
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -66,8 +69,8 @@ class Recipe:
 
 
 def trainer_arguments(stage: Stage, folder: str) -> dict[str, Any]:
-    """The arguments that TRL's three trainers share: fp32 on the CPU, warm-up then cosine, progress
-    on the terminal."""
+    """The arguments that all trainers but the base model's share: fp32 on the CPU, warm-up then
+    cosine, progress on the terminal. `max_length` is for TRL's trainers alone."""
     return {
         "output_dir": folder,
         "use_cpu": True,

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from tokenreward.demo.corpus import Message
+from tokenreward.demo.corpus import ChatTurn
 
 BETA_ABC = 0.8
 BETA_IMPLICIT = 0.1
 
 
 @dataclass(frozen=True)
-class Encoded:
+class ConversationIds:
     """A prompt's and a response's ids; offsets are the response tokens' character ranges,
     end-of-turn has none."""
 
@@ -33,23 +33,25 @@ class Encoded:
         return torch.tensor([self.prompt_ids + self.response_ids])
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, prompt: list[Message], response: str) -> Encoded:
+def encode(
+    tokenizer: PreTrainedTokenizerFast, prompt: list[ChatTurn], response: str
+) -> ConversationIds:
     """The prompt through the chat template, the response on its own, end-of-turn behind it."""
     prompt_ids = tokenizer.apply_chat_template(
         prompt, add_generation_prompt=True, return_dict=False
     )
     encoding = tokenizer(response, add_special_tokens=False, return_offsets_mapping=True)
-    return Encoded(
+    return ConversationIds(
         prompt_ids, [*encoding["input_ids"], tokenizer.eos_token_id], encoding["offset_mapping"]
     )
 
 
 @torch.no_grad()
-def response_logits(model: PreTrainedModel, encoded: Encoded) -> Tensor:
+def response_logits(model: PreTrainedModel, conversation: ConversationIds) -> Tensor:
     """Raw logits, (T + 1, vocabulary): one row before each response token and one after the
     last."""
-    logits: Tensor = model(input_ids=encoded.ids).logits[0].float()
-    return logits[len(encoded.prompt_ids) - 1 :]
+    logits: Tensor = model(input_ids=conversation.ids).logits[0].float()
+    return logits[len(conversation.prompt_ids) - 1 :]
 
 
 def logprob(logits: Tensor, response_ids: list[int]) -> Tensor:
@@ -74,14 +76,16 @@ def implicit(policy_logits: Tensor, reference_logits: Tensor, response_ids: list
 
 
 @torch.no_grad()
-def reward_and_attention(model: PreTrainedModel, encoded: Encoded) -> tuple[float, Tensor]:
+def reward_and_attention(
+    model: PreTrainedModel, conversation: ConversationIds
+) -> tuple[float, Tensor]:
     """The score, and the last layer's attention of end-of-turn over the response (mean over heads,
     sum 1).
 
     The model must run with eager attention, which is the one that returns its weights.
     """
-    output = model(input_ids=encoded.ids, output_attentions=True)
-    row = output.attentions[-1][0, :, -1, len(encoded.prompt_ids) :].float().mean(0)
+    output = model(input_ids=conversation.ids, output_attentions=True)
+    row = output.attentions[-1][0, :, -1, len(conversation.prompt_ids) :].float().mean(0)
     return float(output.logits[0, 0]), row / row.sum()
 
 

@@ -5,11 +5,11 @@ After the figure of "From r to Q*" (arXiv 2404.12358): a summary that says 250K 
 150K.
 
 A wrong value is another draw of the same field from the same distribution, in the same template, so
-nothing but the prompt tells right from wrong. Which characters are wrong is said twice:
-`Error.value` is the whole wrong value; `Error.differing` are the characters that really differ,
-found word by word after taking off what a word shares with the right one at its front and at its
-end (in 250K for 150K only the 2). A word that differs only by lacking something (5% for 15%) counts
-as wrong in full.
+nothing but the prompt tells right from wrong. Which characters are wrong is said twice.
+`WrongFact.value` is the whole wrong value. `WrongFact.differing` are the characters that really
+differ, found word by word after taking off what a word shares with the right one at its front and
+at its end (in 250K for 150K only the 2). A word that differs only by lacking something (5% for 15%)
+counts as wrong in full.
 
 It does not know tokens, models or training; it is seeded by the generator that the caller hands in.
 """
@@ -17,6 +17,7 @@ It does not know tokens, models or training; it is seeded by the generator that 
 import hashlib
 import itertools
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,13 +26,16 @@ from tokenreward.demo import phrasing, values
 Range = tuple[int, int]
 Split = Literal["train", "held_out"]
 
+EVALUATION_SEED = 1234
+"""No training stage draws with this seed, and the held-out split shares no tuple of facts with
+training anyway."""
 EXTRA_FACTS = (1, 3)
 """Facts in the prompt beyond those that the response restates: fewest and most."""
 HELD_OUT_ONE_IN = 10
 
 
 @dataclass(frozen=True)
-class Error:
+class WrongFact:
     """One wrong fact in a corrupted response; ranges are half-open character ranges of that
     response."""
 
@@ -43,7 +47,7 @@ class Error:
 
 
 @dataclass(frozen=True)
-class Pair:
+class OfferPair:
     """A prompt, a response that is faithful to it, and the same response with one or two facts
     wrong."""
 
@@ -51,7 +55,7 @@ class Pair:
     prompt: str
     faithful: str
     corrupted: str
-    errors: tuple[Error, ...]
+    errors: tuple[WrongFact, ...]
     values: tuple[Range, ...]
     """Where the corrupted response restates a value, right or wrong."""
 
@@ -69,19 +73,23 @@ class Pair:
 def split_of(facts: tuple[tuple[str, str], ...]) -> Split:
     """The split that a tuple of facts belongs to, by its hash: no tuple can be in both."""
     digest = hashlib.sha256(repr(sorted(facts)).encode()).digest()
-    return "held_out" if digest[0] * 256 + digest[1] < 65536 // HELD_OUT_ONE_IN else "train"
+    is_held_out = digest[0] * 256 + digest[1] < 65536 // HELD_OUT_ONE_IN
+    return "held_out" if is_held_out else "train"
 
 
-def sample_pair(rng: random.Random, split: Split = "train") -> Pair:
+def sample_pair(rng: random.Random, split: Split = "train") -> OfferPair:
     """Draw one pair of the given split."""
     while True:
         template = phrasing.draw_template(rng)
-        facts = _draw_facts(phrasing.slots(template), rng)
+        used = phrasing.slots(template)
+        others = [field for field in values.DRAWS if field not in used]
+        fields = used + rng.sample(others, rng.randint(*EXTRA_FACTS))
+        facts = tuple((field, values.draw(field, rng)) for field in fields)
         if split_of(facts) == split:
             return _build(template, facts, rng)
 
 
-def sample_pairs(num_pairs: int, seed: int, split: Split = "train") -> list[Pair]:
+def sample_pairs(num_pairs: int, seed: int, split: Split = "train") -> list[OfferPair]:
     """A list of pairs, the same for the same seed."""
     rng = random.Random(seed)
     return [sample_pair(rng, split) for _ in range(num_pairs)]
@@ -96,52 +104,44 @@ def differing_ranges(right: str, wrong: str) -> tuple[Range, ...]:
     ranges, start = [], 0
     for right_word, wrong_word in zip(rights, wrongs, strict=True):
         if right_word != wrong_word:
-            first, last = _differing_in_word(right_word, wrong_word)
-            ranges.append((start + first, start + last))
+            front = _num_shared(right_word, wrong_word)
+            back = _num_shared(right_word[front:][::-1], wrong_word[front:][::-1])
+            if front + back == len(wrong_word):
+                front = back = 0  # it only lacks something, so all of it counts as wrong
+            ranges.append((start + front, start + len(wrong_word) - back))
         start += len(wrong_word) + 1
     return tuple(ranges)
 
 
-def _differing_in_word(right: str, wrong: str) -> Range:
-    front = _shared_front(right, wrong)
-    back = _shared_front(right[front:][::-1], wrong[front:][::-1])
-    return (front, len(wrong) - back) if front + back < len(wrong) else (0, len(wrong))
+def overlaps(token: Range, ranges: Sequence[Range]) -> bool:
+    """Whether a token's characters and any of the ranges have a character in common."""
+    return any(token[0] < last and first < token[1] for first, last in ranges)
 
 
-def _shared_front(one: str, other: str) -> int:
+def _num_shared(one: str, other: str) -> int:
+    """How many characters two words share at their front."""
     same = (a == b for a, b in zip(one, other, strict=False))
     return sum(itertools.takewhile(bool, same))
 
 
-def _draw_facts(used: list[str], rng: random.Random) -> tuple[tuple[str, str], ...]:
-    others = [field for field in values.DRAWS if field not in used]
-    fields = used + rng.sample(others, rng.randint(*EXTRA_FACTS))
-    return tuple((field, values.draw(field, rng)) for field in fields)
-
-
-def _build(template: str, facts: tuple[tuple[str, str], ...], rng: random.Random) -> Pair:
+def _build(template: str, facts: tuple[tuple[str, str], ...], rng: random.Random) -> OfferPair:
     right, used = dict(facts), phrasing.slots(template)
     wrong_fields = rng.sample(used, min(len(used), rng.choice((1, 1, 2))))
     wrong = right | {field: values.draw_other(field, right[field], rng) for field in wrong_fields}
     faithful, _ = phrasing.render(template, right)
     corrupted, ranges = phrasing.render(template, wrong)
-    errors = tuple(
-        _error(field, right[field], wrong[field], ranges[field])
-        for field in used
-        if field in wrong_fields
-    )
-    return Pair(
+    errors = []
+    for field in used:
+        if field in wrong_fields:
+            start, end = ranges[field]
+            differing = differing_ranges(right[field], wrong[field])
+            shifted = tuple((start + first, start + last) for first, last in differing)
+            errors.append(WrongFact(field, right[field], wrong[field], (start, end), shifted))
+    return OfferPair(
         facts,
         phrasing.render_prompt(right, rng),
         faithful,
         corrupted,
-        errors,
+        tuple(errors),
         tuple(ranges.values()),
     )
-
-
-def _error(field: str, right: str, wrong: str, where: Range) -> Error:
-    shifted = tuple(
-        (where[0] + first, where[0] + last) for first, last in differing_ranges(right, wrong)
-    )
-    return Error(field, right, wrong, where, shifted)

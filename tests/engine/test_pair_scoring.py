@@ -172,7 +172,7 @@ class Counting:
     """The real layouts of a pair, counting what each of them is given."""
 
     def __init__(self, engine: Any) -> None:
-        layouts = engine._verdict.layout._layouts
+        layouts = engine._verdict.layout.layouts
         self.rows: dict[str, list[int]] = {model: [] for model in layouts}
         for model, layout in layouts.items():
             layouts[model] = self.counted(model, layout)

@@ -53,7 +53,7 @@ async def test_a_layout_that_shares_none_computes_no_more_in_a_pass_than_the_bud
         "causal_lm", ["endogenous"], max_batch_tokens=BUDGET, checkpoint=checkpoint
     )
     if because == "kernel":
-        engine._verdict.layout._kernel = Kernel(attend_alone, shares=False)
+        engine._verdict.layout.kernel = Kernel(attend_alone, shares=False)
     passes = computed_by_pass(engine)
     await score_a_group(engine, "endogenous")
     assert passes == [NUM_PROMPT + NUM_RESPONSE] * NUM_ITEMS

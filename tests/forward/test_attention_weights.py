@@ -17,7 +17,7 @@ from tokenreward.contract import Needs, Row, RowRequest
 from tokenreward.forward import attention_weights
 from tokenreward.forward.attention_weights import Bias, read
 from tokenreward.forward.packed import PackedLayout
-from tokenreward.forward.plain import _read as read_of_map
+from tokenreward.forward.plain import read_map
 
 READINGS = ("last", "last_step", "mean_step")
 PLAIN = Bias(scaling=0.4, window=None, softcap=None, sinks=None)
@@ -117,7 +117,7 @@ def test_a_map_with_weights_rounded_to_zero_is_read_alike(
     steps = rounded[10:79, 10:80]
     by_non_zero = steps.sum(axis=0) / np.maximum(np.count_nonzero(steps, axis=0), 1)
     assert np.abs(by_non_zero - expected).max() > 1e-3
-    np.testing.assert_allclose(read_of_map(rounded, row, "mean_step"), expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(read_map(rounded, row, "mean_step"), expected, rtol=0, atol=1e-5)
     ours = read(what.q, what.k, bias, row, ["mean_step"])["mean_step"]
     np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5)
 

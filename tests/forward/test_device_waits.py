@@ -41,8 +41,8 @@ def layout(monkeypatch: pytest.MonkeyPatch, architecture: str, task: Any) -> Pac
     monkeypatch.setitem(attention_weights._BLOCK_WEIGHTS, "meta", 2**20)
     model = tiny.model(architecture, task).to(torch.bfloat16).to(META)
     made = PackedLayout(Checkpoint(model, None, task, META))
-    if made._head is not None:
-        made._head = replace(made._head, product=half_product)
+    if made.language_head is not None:
+        made.language_head = replace(made.language_head, product=half_product)
     return made
 
 
@@ -52,7 +52,7 @@ def work(needs: Needs) -> list[RowRequest]:
     draw = lambda size: generator.integers(3, tiny.VOCAB_SIZE, size=size)  # noqa: E731
     shared = draw(20)
     parts = ((draw(5), 9), (shared, 4), (draw(1), 1), (shared, 30))
-    labels = frozenset({5, 6}) if needs.temperatures else frozenset()
+    labels = frozenset({5, 6}) if needs.reads_logits else frozenset()
     return [
         RowRequest(
             Row(np.concatenate([p, draw(r)]), len(p), len(p) + r),
@@ -74,6 +74,13 @@ def test_a_language_models_pass_waits_for_nothing(
     of_kernel = {"gemma2": 0, "gpt_oss": 0, "mistral": 1, "gemma3": 1}.get(architecture, 2)
     num_copies = 1 + of_kernel + 1  # tokens, what the kernel needs, what the head needs
     assert line.diary == ["to device"] * num_copies + ["to host", "event 1"]
+
+
+def test_a_pass_for_labels_alone_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = layout(monkeypatch, "llama", "causal_lm")
+    with watched() as line:
+        run.launch(work(Needs(labels=frozenset({5, 6}))))
+    assert line.diary == ["to device"] * 4 + ["to host", "event 1"]
 
 
 @pytest.mark.parametrize("prune", [False, True], ids=["whole last layer", "ends alone"])
@@ -115,14 +122,14 @@ def test_states_are_let_go_of_before_the_answer_is_fetched(
     monkeypatch: pytest.MonkeyPatch, task: Any, needs: Needs
 ) -> None:
     run, states = layout(monkeypatch, "llama", task), []
-    trunk = packed.PackedLayout._trunk
+    trunk = packed.PackedLayout._run_trunk
 
     def seen(*given: Any) -> Any:
         hidden = trunk(*given)
         states.append(weakref.ref(hidden.states))
         return hidden
 
-    monkeypatch.setattr(packed.PackedLayout, "_trunk", seen)
+    monkeypatch.setattr(packed.PackedLayout, "_run_trunk", seen)
     with watched():
         pending = run.launch(work(needs))
         gc.collect()

@@ -15,7 +15,7 @@ from tokenreward.checkpoints.checkpoint import Checkpoint
 from tokenreward.contract import Needs, Row, RowRequest
 from tokenreward.engine.runner import Runner
 from tokenreward.forward.packed import PackedLayout
-from tokenreward.forward.pair import Pair, Turn
+from tokenreward.forward.pair import AdapterView, Pair
 from tokenreward.forward.plain import PlainLayout
 
 NEEDS = Needs(frozenset({1.0}))
@@ -50,13 +50,11 @@ def test_fetched_later_and_out_of_order_outputs_are_those_of_run(name: str) -> N
             np.testing.assert_array_equal(found.lse[1.0], expected.lse[1.0])
 
 
-def turn(layout: Any) -> Turn:
-    return Turn(
-        layout,
-        layout._checkpoint.model,
-        layout._checkpoint.model.config._attn_implementation,
-        nullcontext,
-    )
+def view(make: Any) -> AdapterView:
+    of = checkpoint(0)
+    layout = make(of)
+    attention = of.model.config._attn_implementation
+    return AdapterView(layout, of.model, attention=attention, switched=nullcontext)
 
 
 @pytest.mark.parametrize(
@@ -66,10 +64,10 @@ def turn(layout: Any) -> Turn:
         (LAYOUTS["plain"], False),
         (LAYOUTS["pair"], False),
         (lambda: Pair(LAYOUTS["packed"](), LAYOUTS["packed"]()), True),
-        (lambda: turn(LAYOUTS["packed"]()), True),
-        (lambda: turn(LAYOUTS["plain"]()), False),
+        (lambda: view(PackedLayout), True),
+        (lambda: view(PlainLayout), False),
     ],
-    ids=["packed", "plain", "half a pair", "pair", "packed in turn", "plain in turn"],
+    ids=["packed", "plain", "half a pair", "pair", "a view of packed", "a view of plain"],
 )
 def test_only_a_layout_that_does_not_wait_is_asked_ahead_and_only_where_the_device_lets_it(
     make: Any, ahead: bool

@@ -161,7 +161,7 @@ def test_rows_with_different_needs_share_a_pass() -> None:
 def test_no_tensor_of_tokens_by_vocabulary_is_made() -> None:
     """The largest tensor of a pass must not grow with tokens x vocabulary."""
     layout = PackedLayout(checkpoint(tiny.model("llama"), "causal_lm"))
-    layout._head.weight.data = torch.randn(50_000, 32)
+    layout.language_head.weight.data = torch.randn(50_000, 32)
     generator = np.random.default_rng(0)
     row = Row(generator.integers(3, tiny.VOCAB_SIZE, size=500), 1, 500)
     largest = 0

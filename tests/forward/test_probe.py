@@ -135,7 +135,7 @@ def test_in_bf16_a_state_that_leaks_between_segments_is_found() -> None:
 def test_without_room_for_a_float32_copy_the_coarse_bound_is_used(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("tokenreward.forward.probe._SHARE_OF_FREE_MEMORY", 0.0)
+    monkeypatch.setattr("tokenreward.forward.trial._SHARE_OF_FREE_MEMORY", 0.0)
     verdict = probe(tiny.model("llama").to(torch.bfloat16))
     assert verdict.layout.name == "packed"
     assert verdict.gap.bound > 1e-2

@@ -71,13 +71,13 @@ def profile(stand: Stand) -> Iterator[Result]:
 
 def _head_alone(layout: Any, stand: Stand) -> Callable[[], object]:
     """What a pass asks of the head, on random states."""
-    weight, device, num_rows = layout._head.weight, stand.clock.device, stand.sizes.budget
+    weight, device, num_rows = layout.language_head.weight, stand.clock.device, stand.sizes.budget
     hidden = torch.randn(num_rows, weight.shape[1], device=device).to(weight.dtype)
     at = torch.arange(num_rows, device=device)
 
     def ask() -> None:
-        layout._head.chosen(hidden, at, at % weight.shape[0])
-        layout._head.normalisers(hidden, None, [1.0], [])
+        layout.language_head.chosen(hidden, at, at % weight.shape[0])
+        layout.language_head.normalisers(hidden, None, [1.0], [])
 
     return ask
 

@@ -126,7 +126,7 @@ def memory(
 def head(stand: Stand) -> Iterator[Result]:
     """Logit and logsumexp of each row, beside this run's own matrix product."""
     served = stand.served(HEAD, "causal_lm", LOGITS)
-    part: Any = served.layout._head
+    part: Any = served.layout.language_head
     device, num_rows = stand.clock.device, stand.sizes.head_rows
     hidden = torch.randn(num_rows, served.shape.hidden, device=device).bfloat16()
     at = torch.arange(num_rows, device=device)

@@ -53,7 +53,7 @@ class PackedRow:
     packing: Packing
     kernel: Kernel
     num_layers: int
-    wanted: Mapping[int, tuple[Row, frozenset[Reading]]] = field(default_factory=dict)
+    wanted: dict[int, tuple[Row, frozenset[Reading]]] = field(default_factory=dict)
     readings: dict[int, dict[Reading, Tensor]] = field(default_factory=dict)
     ends_only: bool = False
     places: Mapping[int, Tensor] = field(default_factory=dict)

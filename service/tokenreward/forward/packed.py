@@ -1,7 +1,7 @@
-"""The fast layout: all rows of a batch in one [1, n] sequence, each shared prompt once, one trunk
-pass, heads on the wanted tokens only.
+"""The fast layout: all rows of a pass in one sequence [1, n], each shared prompt once, one run of
+the trunk, and heads on the wanted tokens only.
 
-Raises what the model raises; it does not split batches (the engine does) and knows no scorers.
+It raises what the model raises. It does not split batches (the engine does), and knows no scorers.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from tokenreward.checkpoints.checkpoint import Checkpoint
+from tokenreward.checkpoints.value_head import ValueHead
 from tokenreward.contract import Outputs, Row, RowRequest
 from tokenreward.forward.attention import (
     IMPLEMENTATION,
@@ -39,85 +40,93 @@ from tokenreward.forward.reduction import fastest
 from tokenreward.forward.transfer import to_device
 
 
-def _wanted(work: Sequence[RowRequest], packing: Packing) -> np.ndarray:
-    """Places whose hidden states some head reads; the end of each row always."""
-    parts = [places[-1:] for places in packing.places]
-    for (row, needs), places in zip(work, packing.places, strict=True):
-        if needs.values or needs.reads_logits:
-            parts.append(places[row.start - 1 : row.stop])
-    return np.unique(np.concatenate(parts))
-
-
-def _name(of: object) -> str:
-    return str(getattr(of, "__name__", type(of).__name__))
-
-
 class PackedLayout:
-    """Runs rows of one checkpoint packed. Switches the model to the segments attention for good."""
+    """Runs rows of one checkpoint packed. It leaves the model under the segments attention.
+
+    Attributes:
+        kernel: The attention kernel.
+        language_head: The head of a language model.
+        linear: The operator that float32 linears are computed through; None if it is torch's own.
+        last_layer: The last layer, if it computes the wanted tokens only.
+    """
 
     name = "packed"
     runs_ahead = True
-    linear: Linear | None = None  # what float32 linears go through, if not torch's own
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
-        self._head = LanguageHead.of(checkpoint) if checkpoint.task == "causal_lm" else None
+        self.linear: Linear | None = None
+        self.last_layer: Any = None
+        self.language_head: LanguageHead | None = None
+        self._value_head: ValueHead | None = None
+        if checkpoint.task == "causal_lm":
+            self.language_head = LanguageHead.of(checkpoint)
+        else:
+            self._value_head = checkpoint.value_head
         checkpoint.model.set_attn_implementation(IMPLEMENTATION)
         self._num_layers = int(checkpoint.text_config.num_hidden_layers)
-        self._kernel = choose_kernel(checkpoint.device, checkpoint.model.dtype, checkpoint.head_dim)
-        self.last_layer: Any = None
+        self.kernel = choose_kernel(checkpoint.device, checkpoint.model.dtype, checkpoint.head_dim)
 
     def prune_last_layer(self, yes: bool) -> bool:
-        """Whether the last layer computes the wanted tokens only; False if the model has no such
-        layer."""
+        """Has the last layer compute the wanted tokens only, or all tokens again.
+
+        Returns:
+            Whether it now computes the wanted tokens only: False if the model has no such layer.
+        """
         self.last_layer = prunable_last_layer(self._checkpoint.trunk) if yes else None
         return self.last_layer is not None
 
     def split_mlps(self, num_tokens: int | None) -> bool:
-        """Whether MLPs take so many tokens at a time; False if the model has none. None: all at
-        once."""
+        """Has MLPs take so many tokens at a time; None: all at once again.
+
+        Returns:
+            Whether the model has such MLPs.
+        """
         return split_mlps(self._checkpoint.trunk, num_tokens)
 
     def compute_linears_through(self, linear: Linear | None) -> None:
-        """Float32 linear layers and the language head through another operator; None gives them
+        """Computes float32 linear layers and the language head through an operator; None gives them
         back torch's own."""
         self.linear = linear
         patch_linears(self._checkpoint.model, linear)
-        if self._head is not None:
-            self._head = replace(self._head, linear=linear or torch_linear)
+        if self.language_head is not None:
+            self.language_head = replace(self.language_head, linear=linear or torch_linear)
 
-    # as the passes are: compiled in another mode, it would be compiled again at the first one
+    # In inference mode, as the passes are: code that is compiled in another mode would be compiled
+    # again at the first pass.
     @torch.inference_mode()
     def choose_logsumexp(self) -> float:
-        """Lets the language head take the fastest logsumexp of a GPU; how many times as fast that
-        is. A CPU's is the one in place: its tiles stay in the cache, and compiling takes
-        seconds."""
-        if self._head is None or self._checkpoint.device.type == "cpu":
+        """Lets the language head take the fastest logsumexp of a GPU.
+
+        A CPU keeps the one in place: its tiles stay in the cache, and compiling takes seconds.
+
+        Returns:
+            How many times as fast as the one in place it is.
+        """
+        if self.language_head is None or self._checkpoint.device.type == "cpu":
             return 1.0
-        logsumexp, gain = fastest(self._checkpoint.device, self._head.tile_shape)
-        self._head = replace(self._head, logsumexp=logsumexp)
+        logsumexp, gain = fastest(self._checkpoint.device, self.language_head.tile_shape)
+        self.language_head = replace(self.language_head, logsumexp=logsumexp)
         return gain
 
     @property
     def note(self) -> str:
         """The kernels that it runs, in words."""
-        shares = "shares prompts" if self._kernel.shares else "shares none"
-        windows = ", windows" if self._kernel.windows else ""
-        attention = f"attention by {_name(self._kernel.attend)} ({shares}{windows})"
-        return (
-            attention
-            if self._head is None
-            else f"{attention}, logsumexp {_name(self._head.logsumexp)}"
-        )
+        shares = "shares prompts" if self.kernel.shares else "shares none"
+        windows = ", windows" if self.kernel.windows else ""
+        note = f"attention by {_name(self.kernel.attend)} ({shares}{windows})"
+        if self.language_head is not None:
+            note += f", logsumexp {_name(self.language_head.logsumexp)}"
+        return note
 
     @property
     def shares(self) -> bool:
-        """As its attention kernel does."""
-        return self._kernel.shares
+        """Whether a prompt that rows of one pass have in common is computed once: so the kernel."""
+        return self.kernel.shares
 
     def num_computed(self, rows: Sequence[Row]) -> int:
-        """Tokens that a pass over these rows computes: no padding, and a shared prompt once."""
-        return num_packed(rows, share=self._kernel.shares)
+        """Tokens that a pass over these rows computes: a shared prompt once, and no padding."""
+        return num_packed(rows, share=self.kernel.shares)
 
     def run(self, requests: Sequence[RowRequest]) -> list[Outputs]:
         """Outputs of each row, in order. Raises CannotPack like `launch`."""
@@ -130,39 +139,38 @@ class PackedLayout:
         Raises:
             CannotPack: The model did not use its attention interface in every layer.
         """
-        packing = pack([row for row, _ in requests], share=self._kernel.shares)
-        readings = {
-            index: (row, needs.attention)
-            for index, (row, needs) in enumerate(requests)
-            if needs.attention
-        }
-        context = PackedRow(packing, self._kernel, self._num_layers, readings)
-        hidden = self._trunk(context, requests)
+        packing = pack([row for row, _ in requests], share=self.kernel.shares)
+        context = PackedRow(packing, self.kernel, self._num_layers)
+        for index, (row, needs) in enumerate(requests):
+            if needs.attention:
+                context.wanted[index] = (row, needs.attention)
+        hidden = self._run_trunk(context, requests)
         readout = Readout(requests)
         readout.add_attention(context.readings)
-        if self._head is not None:
-            readout.add_logits(self._head, hidden)
-        if any(needs.values or needs.pooled for _, needs in requests):
-            readout.add_values(self._checkpoint.value_head, hidden)
+        if self.language_head is not None:
+            readout.add_logits(self.language_head, hidden)
+        if self._value_head is not None:
+            readout.add_values(self._value_head, hidden)
         readout.send()
         return readout
 
-    def _trunk(self, context: PackedRow, work: Sequence[RowRequest]) -> HiddenStates:
+    def _run_trunk(self, context: PackedRow, requests: Sequence[RowRequest]) -> HiddenStates:
+        """Runs all layers. Raises CannotPack."""
         packing = context.packing
         at = np.arange(len(packing.ids))
         if self.last_layer is not None:
-            at = _wanted(work, packing)
-            context.ends_only = not any(needs.values or needs.reads_logits for _, needs in work)
-        read = range(len(work)) if context.ends_only else sorted(context.wanted)
-        ids, positions, kept, *places = to_device(
-            [packing.ids[None], packing.positions[None], at, *(packing.places[i] for i in read)],
+            at = _read_places(requests, packing)
+            context.ends_only = not any(needs.values or needs.reads_logits for _, needs in requests)
+        rows = range(len(requests)) if context.ends_only else sorted(context.wanted)
+        ids, positions, states_at, *places = to_device(
+            [packing.ids[None], packing.positions[None], at, *(packing.places[i] for i in rows)],
             self._checkpoint.device,
         )
-        context.places = dict(zip(read, places, strict=True))
+        context.places = dict(zip(rows, places, strict=True))
         with ExitStack() as stack:
             stack.enter_context(attending(context))
             if self.last_layer is not None:
-                stack.enter_context(pruned(self.last_layer, kept))
+                stack.enter_context(pruned(self.last_layer, states_at))
             output = self._checkpoint.trunk(input_ids=ids, position_ids=positions, use_cache=False)
         if context.num_calls != context.num_layers:
             raise CannotPack(
@@ -170,3 +178,16 @@ class PackedLayout:
                 "interface"
             )
         return HiddenStates(output.last_hidden_state[0], at, packing.places)
+
+
+def _read_places(requests: Sequence[RowRequest], packing: Packing) -> np.ndarray:
+    """The places whose hidden states a head reads, ascending; the end of each row always."""
+    parts = [places[-1:] for places in packing.places]
+    for (row, needs), places in zip(requests, packing.places, strict=True):
+        if needs.values or needs.reads_logits:
+            parts.append(places[row.start - 1 : row.stop])
+    return np.unique(np.concatenate(parts))
+
+
+def _name(of: object) -> str:
+    return str(getattr(of, "__name__", type(of).__name__))

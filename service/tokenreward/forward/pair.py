@@ -1,9 +1,9 @@
-"""A policy and its reference on one deployment: two checkpoints, or one, read with its adapter and
-without.
+"""A policy and its reference on one deployment: two checkpoints, or one checkpoint that is read
+with its adapter and without.
 
-Each is probed by itself and keeps the layout that serves it; the pair sends every row to its own
-model and puts the outputs back in order. It knows no scorers. Not thread-safe: one thread runs it,
-because switching is on the model.
+Each is probed by itself and keeps the layout that serves it. The pair sends every row to its own
+model and puts the outputs back in order. It knows no scorers. It is not thread-safe: a switch of
+the adapter is on the model, so one thread runs it.
 """
 
 from __future__ import annotations
@@ -22,17 +22,15 @@ from tokenreward.forward.packed import PackedLayout
 from tokenreward.forward.patches import Linear, onednn_agrees
 from tokenreward.forward.probe import choose_layout
 
-Say = Callable[[str], None]
-Standing = Callable[[], AbstractContextManager[None]]
-
 
 class Pair:
-    """Two layouts as one."""
+    """A layout made of two: each reads the rows of its own model."""
 
     def __init__(self, policy: Layout, reference: Layout) -> None:
-        self._layouts: dict[Model, Layout] = {"policy": policy, "reference": reference}
-        same = policy.name == reference.name
-        self.name = policy.name if same else f"policy {policy.name}, reference {reference.name}"
+        self.layouts: dict[Model, Layout] = {"policy": policy, "reference": reference}
+        self.name = policy.name
+        if policy.name != reference.name:
+            self.name = f"policy {policy.name}, reference {reference.name}"
         self.shares = policy.shares and reference.shares
         self.runs_ahead = policy.runs_ahead and reference.runs_ahead
 
@@ -40,13 +38,13 @@ class Pair:
         """Tokens that a pass over these rows computes, in both models together."""
         return sum(
             layout.num_computed([row for row in rows if row.model == model])
-            for model, layout in self._layouts.items()
+            for model, layout in self.layouts.items()
         )
 
     def launch(self, requests: Sequence[RowRequest]) -> Pending:
         """Starts a pass of each model over its own rows, in the order in which they come."""
         parts = []
-        for model, layout in self._layouts.items():
+        for model, layout in self.layouts.items():
             places = [place for place, (row, _) in enumerate(requests) if row.model == model]
             if places:
                 parts.append((places, layout.launch([requests[place] for place in places])))
@@ -71,81 +69,86 @@ class PendingPair:
         return [outputs[place] for place in range(len(outputs))]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Turn:
-    """One of two layouts on one model: `attention` is what its layout runs under, `standing` what
-    the model is within while it runs."""
+class AdapterView:
+    """A layout of a model with its adapter, or of the same model without it.
 
-    layout: Layout
-    model: Any
-    attention: str
-    standing: Standing
+    Args:
+        layout: The layout.
+        model: The model, which another view may switch meanwhile.
+        attention: The attention implementation that the layout runs under.
+        switched: Gives a context within which the model has its adapter, or has it not.
+    """
 
-    @property
-    def name(self) -> str:
-        """The layout's."""
-        return self.layout.name
-
-    @property
-    def shares(self) -> bool:
-        """As the layout does."""
-        return self.layout.shares
-
-    @property
-    def runs_ahead(self) -> bool:
-        """As the layout does."""
-        return self.layout.runs_ahead
+    def __init__(
+        self,
+        layout: Layout,
+        model: Any,
+        *,
+        attention: str,
+        switched: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        self.layout = layout
+        self.name = layout.name
+        self.shares = layout.shares
+        self.runs_ahead = layout.runs_ahead
+        self._model = model
+        self._attention = attention
+        self._switched = switched
 
     def num_computed(self, rows: Sequence[Row]) -> int:
-        """The layout's."""
+        """Tokens that a pass over these rows computes."""
         return self.layout.num_computed(rows)
 
     def launch(self, requests: Sequence[RowRequest]) -> Pending:
-        """The layout's pass, of the model with or without its adapter.
-
-        The model may be switched again before the result is asked for.
-        """
-        with self._on():
+        """Starts a pass. The model may be switched again before the result is asked for."""
+        if self._model.config._attn_implementation != self._attention:
+            self._model.set_attn_implementation(self._attention)
+        with self._switched():
             return self.layout.launch(requests)
 
     def run(self, requests: Sequence[RowRequest]) -> list[Outputs]:
         """Outputs of each row, in order."""
         return self.launch(requests).result()
 
-    def _on(self) -> AbstractContextManager[None]:
-        if self.model.config._attn_implementation != self.attention:
-            self.model.set_attn_implementation(self.attention)
-        return self.standing()
-
 
 def choose_layouts(
-    checkpoint: Checkpoint, needs: Mapping[Model, Needs], *, say: Say
+    checkpoint: Checkpoint, needs: Mapping[Model, Needs], *, say: Callable[[str], None]
 ) -> LayoutChoice:
-    """The layout of the checkpoint, or the pair's with its reference. Raises CheckpointRefused."""
-    if checkpoint.reference is None:
+    """The layout of a checkpoint, or the pair of layouts of a checkpoint and its reference.
+
+    Args:
+        checkpoint: The policy, which holds its reference if it has one.
+        needs: What scorers will ask of the rows of each model.
+        say: Is told each decision, in one line.
+
+    Raises:
+        CheckpointRefused: A model's own forward fails.
+    """
+    reference = checkpoint.reference
+    if reference is None:
         return choose_layout(checkpoint, needs["policy"], say=say)
     probe = probe_reference = choose_layout
-    if checkpoint.reference.model is checkpoint.model:
-        probe = partial(_turn, standing=nullcontext)
-        probe_reference = partial(_turn, standing=Switch(checkpoint.model).off)
-    first = probe(checkpoint, needs["policy"], say=_named("policy", say))
-    ours = _take_linear(first.layout)
+    if reference.model is checkpoint.model:
+        probe = partial(_choose_view, switched=nullcontext)
+        probe_reference = partial(_choose_view, switched=Switch(checkpoint.model).off)
+    first = probe(checkpoint, needs["policy"], say=lambda line: say(f"policy: {line}"))
+    # The operator of linears is on the model, so one model has one. Two models must have the same,
+    # for equal models to give equal numbers. So the reference is probed with the policy's choice.
+    linear = _swap_linear(first.layout, None)
     second = probe_reference(
-        checkpoint.reference,
+        reference,
         needs["reference"],
-        say=_named("reference", say),
-        through_onednn=ours is not None and onednn_agrees(checkpoint.reference.model),
+        say=lambda line: say(f"reference: {line}"),
+        through_onednn=linear is not None and onednn_agrees(reference.model),
     )
-    theirs = _take_linear(second.layout)
-    if ours is theirs:
-        for layout in (first.layout, second.layout):
-            _give_linear(layout, ours)
+    if _swap_linear(second.layout, None) is linear:
+        for choice in (first, second):
+            _swap_linear(choice.layout, linear)
     elif first.measure is not None:
         first = replace(first, gap=first.measure(first.layout))
         say(
             "policy: float32 linears are torch's own after all, as the reference's cannot go "
-            "through oneDNN, too: the "
-            f"packed layout differs in {first.gap}"
+            f"through oneDNN, too: the packed layout differs in {first.gap}"
         )
     reasons = {"policy": first.reason, "reference": second.reason}
     reason = "; ".join(f"{name}: {reason}" for name, reason in reasons.items() if reason)
@@ -153,47 +156,37 @@ def choose_layouts(
     return LayoutChoice(Pair(first.layout, second.layout), nearest, reason or None)
 
 
-def _turn(
+def _choose_view(
     checkpoint: Checkpoint,
     needs: Needs,
     *,
-    standing: Standing,
-    say: Say,
+    switched: Callable[[], AbstractContextManager[None]],
+    say: Callable[[str], None],
     through_onednn: bool | None = None,
 ) -> LayoutChoice:
-    """The verdict on the model with or without its adapter. It leaves the model's attention as it
-    found it."""
+    """The layout of a model with or without its adapter.
+
+    It leaves the model under the attention that it had, so that the other probe sees it as loaded.
+    """
     model = checkpoint.model
     before = model.config._attn_implementation
-    with standing():
-        verdict = choose_layout(checkpoint, needs, say=say, through_onednn=through_onednn)
+    with switched():
+        choice = choose_layout(checkpoint, needs, say=say, through_onednn=through_onednn)
     attention = model.config._attn_implementation
     model.set_attn_implementation(before)
-    return replace(verdict, layout=Turn(verdict.layout, model, attention, standing))
+    view = AdapterView(choice.layout, model, attention=attention, switched=switched)
+    return replace(choice, layout=view)
 
 
-def _take_linear(layout: Layout) -> Linear | None:
-    """The operator that the layout chose for float32 linears, which then are torch's own again.
+def _swap_linear(layout: Layout, linear: Linear | None) -> Linear | None:
+    """Has a packed layout compute float32 linears through an operator; None is torch's own.
 
-    It is put on the model, so one model has one; and two must have the same for equal models to
-    give equal numbers.
+    Returns:
+        The operator before; None for torch's own, and for a layout that is not packed.
     """
-    packed = _packed(layout)
-    chosen = None if packed is None else packed.linear
-    _give_linear(layout, None)
-    return chosen
-
-
-def _give_linear(layout: Layout, linear: Linear | None) -> None:
-    packed = _packed(layout)
-    if packed is not None:
-        packed.compute_linears_through(linear)
-
-
-def _packed(layout: Layout) -> PackedLayout | None:
-    inner = layout.layout if isinstance(layout, Turn) else layout
-    return inner if isinstance(inner, PackedLayout) else None
-
-
-def _named(name: str, say: Say) -> Say:
-    return lambda line: say(f"{name}: {line}")
+    inner = layout.layout if isinstance(layout, AdapterView) else layout
+    if not isinstance(inner, PackedLayout):
+        return None
+    before = inner.linear
+    inner.compute_linears_through(linear)
+    return before

@@ -1,9 +1,9 @@
-"""The plain layout: one `model(...)` call per row, as transformers runs it. Fall-back and oracle of
-the packed one.
+"""The plain layout: one call of the model per row, as transformers runs it. It serves where rows
+cannot be packed, and it is the truth that the packed layout is compared with.
 
-A row at a time has no padding, so nothing depends on a neighbour: not positions, not the
-frequencies that dynamic rotary embeddings choose by the longest sequence of a call. Slow, and right
-for any decoder. It knows no packing.
+A row at a time has no padding, so no number depends on a neighbour: not by its positions, and not
+by the frequencies that dynamic rotary embeddings choose by the longest sequence of a call. It is
+slow, and right for any decoder. It knows no packing.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tokenreward.checkpoints.checkpoint import Checkpoint
 from tokenreward.checkpoints.refusal import CheckpointRefused
+from tokenreward.checkpoints.value_head import ValueHead
 from tokenreward.contract import Needs, Outputs, Reading, Row, RowRequest
 from tokenreward.forward.layout import Finished, Pending
 
@@ -25,8 +26,7 @@ _CHUNK_ROWS = 256
 
 
 class PlainLayout:
-    """Runs rows of one checkpoint one by one, under the attention that the checkpoint was loaded
-    with."""
+    """Runs rows of one checkpoint one by one, under the attention that it was loaded with."""
 
     name = "plain"
     shares = False
@@ -35,11 +35,14 @@ class PlainLayout:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
         self._model: Any = checkpoint.model
+        self._value_head: ValueHead | None = None
+        if checkpoint.task == "reward_model":
+            self._value_head = checkpoint.value_head
         self._implementation = self._model.config._attn_implementation
         self._keeps_rows = "logits_to_keep" in inspect.signature(self._model.forward).parameters
 
     def num_computed(self, rows: Sequence[Row]) -> int:
-        """Tokens that running these rows computes: no padding."""
+        """Tokens that running these rows computes: each row's own, and no padding."""
         return sum(len(row.ids) for row in rows)
 
     def launch(self, requests: Sequence[RowRequest]) -> Pending:
@@ -47,46 +50,51 @@ class PlainLayout:
 
         The numbers of each row are on the host before the next row is read.
         """
-        return Finished([self._one(row, needs) for row, needs in requests])
+        return Finished([self._read(row, needs) for row, needs in requests])
 
     def run(self, requests: Sequence[RowRequest]) -> list[Outputs]:
         """Outputs of each row, in order."""
         return self.launch(requests).result()
 
     @torch.inference_mode()
-    def _one(self, row: Row, needs: Needs) -> Outputs:
+    def _read(self, row: Row, needs: Needs) -> Outputs:
+        """The outputs of one row: a call of the model for each kind of number that is wanted."""
         self._forget_lengths()
         ids = torch.from_numpy(row.ids).to(self._checkpoint.device)[None]
-        logits = self._logits(ids, row, needs) if needs.reads_logits else {}
-        values = self._values(ids, row) if needs.values or needs.pooled else {}
-        return Outputs(
-            **logits,
-            **values,
-            attention=self._attention(ids, row, needs) if needs.attention else {},
-        )
+        fields: dict[str, Any] = {}
+        if needs.reads_logits:
+            fields |= self._logits(ids, row, needs)
+        if needs.values or needs.pooled:
+            fields |= self._values(ids, row)
+        if needs.attention:
+            fields["attention"] = self._attention(ids, row, needs)
+        return Outputs(**fields)
 
     def _logits(self, ids: Tensor, row: Row, needs: Needs) -> dict[str, Any]:
+        """Numbers of the model's own logits: its call alone knows how it scales or caps them."""
         num_wanted = len(row.ids) - row.start + 1
         keep = {"logits_to_keep": num_wanted} if self._keeps_rows else {}
         logits = self._model(input_ids=ids, use_cache=False, **keep).logits[0][-num_wanted:]
         logits = logits[: row.stop - row.start + 1]
-        targets = ids[0, row.start : row.stop]
+        targets = ids[0, row.start : row.stop, None]
         return {
-            "chosen": logits[:-1].gather(1, targets[:, None])[:, 0].float().cpu().numpy(),
-            "lse": {t: _chunked(_logsumexp, logits, t) for t in needs.temperatures},
-            "entropy": {t: _chunked(_entropy, logits, t) for t in needs.entropies},
+            "chosen": logits[:-1].gather(1, targets)[:, 0].float().cpu().numpy(),
+            "lse": {t: _in_chunks(_logsumexp, logits, t) for t in needs.temperatures},
+            "entropy": {t: _in_chunks(_entropy, logits, t) for t in needs.entropies},
             "logits": {label: logits[:, label].float().cpu().numpy() for label in needs.labels},
         }
 
     def _values(self, ids: Tensor, row: Row) -> dict[str, Any]:
+        assert self._value_head is not None
         hidden = self._checkpoint.trunk(input_ids=ids, use_cache=False).last_hidden_state[0]
-        values = self._checkpoint.value_head.values(hidden).cpu().numpy()
+        values = self._value_head.values(hidden).cpu().numpy()
         return {"values": values[row.start - 1 : row.stop], "pooled": float(values[-1])}
 
     def _attention(self, ids: Tensor, row: Row, needs: Needs) -> dict[Reading, np.ndarray]:
-        """Of the last layer's map as transformers gives it, which only its eager attention does.
+        """Readings of the last layer's map [n, n], which only transformers' eager attention gives.
 
-        Raises CheckpointRefused if the model has none: state-space layers.
+        Raises:
+            CheckpointRefused: The model has no such map, as state-space layers have none.
         """
         self._model.set_attn_implementation("eager")
         try:
@@ -100,36 +108,36 @@ class PlainLayout:
                 "deployment reads them"
             )
         weights = maps[-1][0].float().mean(dim=0).cpu().numpy()
-        return {reading: _read(weights, row, reading) for reading in needs.attention}
+        return {reading: read_map(weights, row, reading) for reading in needs.attention}
 
     def _forget_lengths(self) -> None:
-        """Dynamic rotary embeddings remember the longest sequence so far; a reward must not depend
-        on history."""
+        """Sets rotary embeddings back to their own frequencies.
+
+        Dynamic ones keep the frequencies of the longest sequence so far, and a reward must not
+        depend on what was read before.
+        """
         for module in self._model.modules():
             original = getattr(module, "original_max_seq_len", None)
             for name in [name for name in vars(module) if name.endswith("max_seq_len_cached")]:
-                prefix = name.removesuffix(
-                    "max_seq_len_cached"
-                )  # a layer type, in models that have several
+                # The prefix is a layer type, in models that have several; else it is empty.
+                prefix = name.removesuffix("max_seq_len_cached")
                 if original is not None and getattr(module, name) != original:
                     setattr(module, name, original)
-                    frequencies = getattr(module, f"{prefix}original_inv_freq").to(
-                        self._checkpoint.device
-                    )
-                    setattr(module, f"{prefix}inv_freq", frequencies)
+                    frequencies = getattr(module, f"{prefix}original_inv_freq")
+                    setattr(module, f"{prefix}inv_freq", frequencies.to(self._checkpoint.device))
 
 
-def _chunked(of: Callable[[Tensor], Tensor], logits: Tensor, temperature: float) -> np.ndarray:
-    """A function of logits / T [rows, vocabulary] that gives one number a row, in float32 and a few
-    rows at a time."""
+def _in_chunks(of: Callable[[Tensor], Tensor], logits: Tensor, temperature: float) -> np.ndarray:
+    """A function of logits / T [n, vocabulary] that gives one number a row, a few rows at a time.
+
+    It is computed in float32.
+    """
     chunks = [of(chunk.float() / temperature) for chunk in torch.split(logits, _CHUNK_ROWS)]
-    found: np.ndarray = torch.cat(chunks).cpu().numpy()
-    return found
+    return np.asarray(torch.cat(chunks).cpu().numpy())
 
 
 def _logsumexp(logits: Tensor) -> Tensor:
-    normaliser: Tensor = torch.logsumexp(logits, dim=-1)
-    return normaliser
+    return torch.logsumexp(logits, dim=-1)
 
 
 def _entropy(logits: Tensor) -> Tensor:
@@ -137,13 +145,15 @@ def _entropy(logits: Tensor) -> Tensor:
     return entropy
 
 
-def _read(weights: np.ndarray, row: Row, reading: Reading) -> np.ndarray:
-    """One reading of a whole map [n, n] (see `contract.Outputs`)."""
-    if reading != "mean_step":
-        one: np.ndarray = weights[-1 if reading == "last" else row.stop - 2]
-        return one
-    # Who pays a token anything sees all from there on, and so do the tokens in between: a zero
-    # there is rounding.
+def read_map(weights: np.ndarray, row: Row, reading: Reading) -> np.ndarray:
+    """One reading of a whole map of attention weights [n, n] (see `contract.Outputs`)."""
+    if reading == "last":
+        return np.asarray(weights[-1])
+    if reading == "last_step":
+        return np.asarray(weights[row.stop - 2])
+    # A mean over the queries that can see a token. A map says who cannot by zeros, but a zero may
+    # also be rounding: a query that attends to a token sees all tokens from there up to itself, and
+    # so do all earlier queries from that token on.
     seen = np.logical_or.accumulate(weights[row.start :] > 0, axis=1)
     seen = np.tril(np.logical_or.accumulate(seen[::-1], axis=0)[::-1][:, row.start : row.stop])
     num_seen = np.maximum(seen[: row.stop - row.start - 1].sum(axis=0), 1)

@@ -90,7 +90,9 @@ class Readout:
             }
 
     def add_values(self, head: ValueHead, hidden: HiddenStates) -> None:
-        """Adds the value head. It costs little, so it is computed at every state there is."""
+        """Adds the value head, if a row wants it. It costs little, so every state is read."""
+        if not any(needs.values or needs.pooled for _, needs in self._requests):
+            return
         number = self._add(head.values(hidden.states))
         for index, (row, needs) in enumerate(self._requests):
             self._parts[index]["pooled"] = _Part(number, hidden.last(index))
@@ -107,38 +109,42 @@ class Readout:
         if not at:
             return
         # Rows that want the same are read together: the odd temperature of one request must not be
-        # computed for everybody.
+        # computed for everybody. Labels alone are dot products, and need no pass over the
+        # vocabulary.
         groups: dict[tuple[frozenset[float], frozenset[float]], list[int]] = {}
         for index in at:
             needs = self._requests[index].needs
-            if not needs.temperatures:
-                continue  # labels alone are dot products: no pass over the vocabulary
-            groups.setdefault((needs.temperatures, needs.entropies), []).append(index)
+            if needs.temperatures:
+                groups.setdefault((needs.temperatures, needs.entropies), []).append(index)
         # The last token of a shared prompt predicts the first token of many rows. It meets the
         # vocabulary once.
         unique = [
             np.unique(np.concatenate([at[index] for index in members]), return_inverse=True)
             for members in groups.values()
         ]
-        pairs_at, pairs_targets, *states_at = to_device(
-            [*self._note_chosen(at), *(states for states, _ in unique)], hidden.states.device
+        dots_at, dots_tokens, *states_at = to_device(
+            [*self._note_dots(at), *(states for states, _ in unique)], hidden.states.device
         )
-        self._add(head.chosen(hidden.states, pairs_at, pairs_targets))
+        self._add(head.chosen(hidden.states, dots_at, dots_tokens))
         for (kind, members), (states, which), on_device in zip(
             groups.items(), unique, states_at, strict=True
         ):
             temperatures, entropies = sorted(kind[0]), sorted(kind[1])
-            some = None if len(states) == len(hidden.places) else on_device
-            normalisers = head.normalisers(hidden.states, some, temperatures, entropies)
-            lse, entropy = (self._add(tensor) for tensor in normalisers)
+            is_every_state = len(states) == len(hidden.places)
+            lse, entropy = head.normalisers(
+                hidden.states, None if is_every_state else on_device, temperatures, entropies
+            )
+            lse_number, entropy_number = self._add(lse), self._add(entropy)
             ends = np.cumsum([len(at[index]) for index in members])[:-1]
             for index, own in zip(members, np.split(which, ends), strict=True):
                 self._parts[index] |= {
-                    "lse": {t: _Part(lse, (n, own)) for n, t in enumerate(temperatures)},
-                    "entropy": {t: _Part(entropy, (n, own)) for n, t in enumerate(entropies)},
+                    "lse": {t: _Part(lse_number, (k, own)) for k, t in enumerate(temperatures)},
+                    "entropy": {
+                        t: _Part(entropy_number, (k, own)) for k, t in enumerate(entropies)
+                    },
                 }
 
-    def _note_chosen(self, at: Mapping[int, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    def _note_dots(self, at: Mapping[int, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Notes where the raw logits of response tokens and labels are in the next tensor.
 
         Args:
@@ -147,25 +153,25 @@ class Readout:
         Returns:
             The state and the token of each logit of that tensor.
         """
-        number = len(self._tensors)
-        pairs: list[tuple[np.ndarray, np.ndarray]] = []
-        start = 0
+        number, end = len(self._tensors), 0
+        all_states: list[np.ndarray] = []
+        all_tokens: list[np.ndarray] = []
+
+        def note(states: np.ndarray, tokens: np.ndarray) -> _Part:
+            nonlocal end
+            all_states.append(states)
+            all_tokens.append(tokens)
+            end += len(states)
+            return _Part(number, slice(end - len(states), end))
+
         for index, states in at.items():
             (row, needs), parts = self._requests[index], self._parts[index]
-            # Position t predicts token t + 1. No token follows the last position, whose numbers
-            # other than the chosen logit are wanted.
-            pairs.append((states[:-1], row.ids[row.start : row.stop]))
-            stop = start + len(states) - 1
-            parts["chosen"] = _Part(number, slice(start, stop))
-            parts["logits"] = {}
-            for label in sorted(needs.labels):
-                pairs.append((states, np.full(len(states), label)))
-                start, stop = stop, stop + len(states)
-                parts["logits"][label] = _Part(number, slice(start, stop))
-            start = stop
-        return np.concatenate([states for states, _ in pairs]), np.concatenate(
-            [tokens for _, tokens in pairs]
-        )
+            # The last position predicts the token after the response, which nobody chose.
+            parts["chosen"] = note(states[:-1], row.ids[row.start : row.stop])
+            parts["logits"] = {
+                label: note(states, np.full(len(states), label)) for label in sorted(needs.labels)
+            }
+        return np.concatenate(all_states), np.concatenate(all_tokens)
 
     def _add(self, tensor: Tensor) -> int:
         """Notes a tensor to be sent. Returns its number."""

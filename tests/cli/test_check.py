@@ -49,7 +49,7 @@ def test_settings_only_loads_nothing(tmp_path: Path, capsys: pytest.CaptureFixtu
             {"scorers": "[{type: reward_model}]"},
             "type `reward_model` reads a reward_model, this is a causal_lm",
         ),
-        ({"scorers": "[{type: endogenous, options: {alpa: 1}}]"}, "unknown option `options.alpa`"),
+        ({"scorers": "[{type: endogenous, options: {alpa: 1}}]"}, "`options.alpa`: unknown option"),
         ({"task": "reward_model", "scorers": "[{type: reward_model}]"}, "score.weight"),
     ],
 )

@@ -352,7 +352,7 @@ def test_refusal_is_said_before_the_long_run(
 ) -> None:
     service.script.extend([service.ok, service.says(422, "unknown_option", retryable=False)])
     assert main(["eval", str(pairs(100)), "--url", service.url]) == 1
-    assert "error: scorer `second`: unknown_option: as scripted" in capsys.readouterr().err
+    assert "error: scorer `second`: unknown_option: `items`: as scripted" in capsys.readouterr().err
     assert len(service.asked) == 2
 
 

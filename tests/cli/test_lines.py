@@ -69,6 +69,8 @@ def test_bad_line_is_an_error_that_names_it_and_the_others_stay(
     assert wrong.error is not None
     assert wrong.error.code == code
     assert wrong.error.message.startswith(message)
+    assert wrong.error.param is not None
+    assert wrong.error.param.startswith("line 2")
     assert (after.index, after.number) == (2, 3)
 
 

@@ -112,7 +112,8 @@ import sys
 from tokenreward.cli import main
 try: main(['{name}', '--help'])
 except SystemExit: pass
-print('HEAVY', *[name for name in ('torch', 'ray', 'transformers', 'fastapi', 'yaml') if name in sys.modules])
+heavy = ('torch', 'ray', 'transformers', 'fastapi', 'yaml')
+print('HEAVY', *[name for name in heavy if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert f"usage: tokenreward {name}" in done.stdout

@@ -71,7 +71,7 @@ def test_bad_lines_and_failed_items_are_errors_and_the_others_are_not_lost(
 ) -> None:
     error = {
         "code": "sequence_too_long",
-        "message": "`items[1].response` is long",
+        "message": "too long",
         "param": "items[1].response",
     }
     edge.script.append(edge.changed(1, rewards=None, score=None, error=error))
@@ -80,15 +80,16 @@ def test_bad_lines_and_failed_items_are_errors_and_the_others_are_not_lost(
     found = entries(said.out)
     assert [entry["index"] for entry in found] == [0, 1, 2, 3]
     assert [entry["score"] for entry in found] == [0.0, None, None, 3.0]
-    assert found[1]["error"]["message"].startswith("line 2: not valid JSON")
+    assert found[1]["error"]["message"].startswith("not valid JSON")
+    assert found[1]["error"]["param"] == "line 2"
     assert found[2]["error"] == {
         "code": "sequence_too_long",
-        "message": "`response` is long",
+        "message": "too long",
         "param": "response",
         "retryable": False,
     }
     assert found[2]["rewards"] is None
-    assert "error: 2 of 4 lines have no rewards; the first: malformed_json: line 2" in said.err
+    assert "error: 2 of 4 lines have no rewards; the first: line 2: malformed_json: " in said.err
 
 
 def test_output_goes_to_a_file_and_float32_keeps_its_digits(
@@ -241,7 +242,7 @@ def test_refusal_keeps_what_was_written_before(
     assert main(["score", file(128), "--url", edge.url, "--concurrency", "1"]) == 1
     said = capsys.readouterr()
     assert len(entries(said.out)) == 64
-    assert "error: unknown_option: as scripted" in said.err
+    assert "error: unknown_option: `items`: as scripted" in said.err
 
 
 @pytest.mark.parametrize("no_color", [False, True])
@@ -289,7 +290,7 @@ def test_show_colours_a_terminal_and_respects_no_color(
     assert "score +1" in shown["coloured"]
     assert "\x1b" not in shown["plain"]
     assert "r[+1]1[+1]" in shown["plain"]
-    assert "invalid_field: line 1" in shown["plain"]
+    assert "line 1: invalid_field: `prompt`: must be" in shown["plain"]
     assert edge.bodies[0]["return_tokens"] is True
 
 
@@ -331,7 +332,7 @@ def test_what_asks_a_second_scorer_takes_a_running_service_and_loads_no_engine(
 ) -> None:
     assert main(["score", file(1), "--demo", *arguments]) == 2
     said = capsys.readouterr().err
-    assert f"`{named}` asks a second scorer: that takes a running service" in said
+    assert f"`{named}`: asks a second scorer: that takes a running service" in said
     assert "loading" not in said
 
 
@@ -345,7 +346,7 @@ def test_scorer_that_the_config_does_not_serve_is_named(
 def test_service_that_is_still_loading_is_waited_for(
     edge: Any, file: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tokenreward.cli.source._PROBE_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("tokenreward.cli.backend._PROBE_TIMEOUT_S", 0.3)
     loading = {"code": "loading", "message": "m", "param": None, "retryable": True}
     monkeypatch.setattr(edge, "listing_status", 503)
     edge.listing = {"error": loading}

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from tokenreward.cli import CommandError, subcommand
+from tokenreward.cli.backend import first_key, probe
 from tokenreward.cli.flags import add_service_flags, by_label, positive
 from tokenreward.cli.progress import Progress
-from tokenreward.cli.source import key_in, probe
 from tokenreward.display import safe_text
 from tokenreward.eval import (
     KINDS,
@@ -132,7 +132,7 @@ def run(args: argparse.Namespace) -> int:
 
 async def _evaluate(args: argparse.Namespace, dataset: Dataset) -> list[ScorerOutcome]:
     """The outcomes, one scorer after the other: the time of one is no other's latency."""
-    key = None if args.api_key_file is None else key_in(args.api_key_file)
+    key = first_key(args.api_key_file)
     await probe(args.url, key)
     client = AsyncClient(
         args.url, api_key=key, timeout_s=args.timeout_s, max_concurrency=args.concurrency

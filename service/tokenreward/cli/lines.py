@@ -1,18 +1,29 @@
-"""JSONL in: each line becomes an item, or an error that names the line; the others are not lost.
+"""JSONL in and answers out.
 
-It reads a group at a time and holds no more. It knows no scorers.
+Each line becomes an item, or an error that names the line. Answers become JSON lines or coloured
+text, and failures are counted.
+
+It reads a group of lines at a time and holds no more. It knows no HTTP and no scorers.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
-from tokenreward.errors import InvalidField, MalformedJson, RewardError
+import numpy as np
+import numpy.typing as npt
+
+from tokenreward.cli.progress import Progress
+from tokenreward.cli.show import coloured, unit_texts
+from tokenreward.display import safe_text
+from tokenreward.errors import InvalidField, MalformedJson, RewardError, described
 from tokenreward.wire import ErrorDetail
-from tokenreward_client.errors import BadArgument
+from tokenreward_client import BadArgument, Rewards
 from tokenreward_client.items import parcel
 
 _BOM = b"\xef\xbb\xbf"
@@ -20,8 +31,13 @@ _BOM = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line that is not blank. `index` counts these from 0, `number` counts all lines from 1.
-    `item` or `error`."""
+    """One line that is not blank, as an item or as the error that makes it none.
+
+    Attributes:
+        index: Counts the lines that are not blank, from 0.
+        number: Counts all lines, from 1.
+        num_bytes: Its length, with the blank lines before it.
+    """
 
     index: int
     number: int
@@ -31,15 +47,21 @@ class Line:
 
 
 def read_groups(stream: BinaryIO, size: int) -> Iterator[list[Line]]:
-    """Lines in order, `size` at a time."""
+    """The lines of a file in order, `size` at a time; blank ones are skipped."""
     group: list[Line] = []
     index = num_bytes = 0
     for number, raw in enumerate(stream, start=1):
         num_bytes += len(raw)
-        content = (raw.removeprefix(_BOM) if number == 1 else raw).strip()
+        content = raw.removeprefix(_BOM) if number == 1 else raw
+        content = content.strip()
         if not content:
             continue
-        group.append(_line(content, index, number=number, num_bytes=num_bytes))
+        item, error = None, None
+        try:
+            item = _item(content)
+        except RewardError as refusal:
+            error = ErrorDetail.model_validate(refusal.within(f"line {number}").detail())
+        group.append(Line(index, number, num_bytes, item, error))
         index, num_bytes = index + 1, 0
         if len(group) == size:
             yield group
@@ -48,14 +70,13 @@ def read_groups(stream: BinaryIO, size: int) -> Iterator[list[Line]]:
         yield group
 
 
-def _line(content: bytes, index: int, *, number: int, num_bytes: int) -> Line:
-    try:
-        return Line(index, number, num_bytes, item=_item(content))
-    except RewardError as error:
-        return Line(index, number, num_bytes, error=ErrorDetail.model_validate(error.detail()))
-
-
 def _item(content: bytes) -> dict[str, Any]:
+    """The item that a line holds.
+
+    Raises:
+        RewardError: It holds none, or one that the client would refuse with all others of its
+            request.
+    """
     try:
         item = json.loads(content)
     except UnicodeDecodeError:
@@ -70,3 +91,96 @@ def _item(content: bytes) -> dict[str, Any]:
         param = (error.param or "").removeprefix("item").removeprefix(".")
         raise InvalidField(str(error.args[0]), param=param or None) from None
     return item
+
+
+class Report:
+    """Writes answers in the order in which they are handed over.
+
+    Args:
+        out: Gets one JSON object per line: index, rewards, score, error, and the steps of a scorer
+            that finds them. None: nothing.
+        pictures: Gets coloured text. None: nothing.
+        progress: Counts the lines.
+    """
+
+    def __init__(self, out: TextIO | None, pictures: TextIO | None, progress: Progress) -> None:
+        self._out = out
+        self._pictures = pictures
+        self._progress = progress
+        self._colour = False
+        if pictures is not None:
+            self._colour = pictures.isatty() and "NO_COLOR" not in os.environ
+        self._num_lines = self._num_failed = 0
+        self._first_failure = ""
+
+    def take(self, group: list[Line], answers: list[Rewards]) -> None:
+        """Write the next lines' answers."""
+        num_failed_before = self._num_failed
+        streams = [stream for stream in (self._out, self._pictures) if stream is not None]
+        if any(stream.isatty() for stream in streams):
+            self._progress.clear()
+        for line, answer in zip(group, answers, strict=True):
+            self._num_lines += 1
+            if answer.error is not None:
+                self._num_failed += 1
+                self._first_failure = self._first_failure or error_text(line, answer)
+            if self._out is not None:
+                self._out.write(json_line(line, answer))
+            if self._pictures is not None:
+                self._pictures.write(self._picture(line, answer))
+        for stream in streams:
+            stream.flush()
+        num_bytes = sum(line.num_bytes for line in group)
+        num_failed = self._num_failed - num_failed_before
+        self._progress.advance(len(group), num_bytes, num_failed=num_failed)
+
+    def clear(self) -> None:
+        """Clear the terminal's line for other output."""
+        self._progress.clear()
+
+    def finish(self) -> int:
+        """Say how many lines failed. Returns the exit code: 1 if any line has no rewards."""
+        self._progress.finish()
+        if not self._num_failed:
+            return 0
+        message = (
+            f"{self._num_failed} of {self._num_lines} lines have no rewards; the first: "
+            f"{self._first_failure}"
+        )
+        print(f"error: {message}", file=sys.stderr)
+        return 1
+
+    def _picture(self, line: Line, answer: Rewards) -> str:
+        if line.item is None or answer.rewards is None:
+            return f"{error_text(line, answer)}\n\n"
+        texts = unit_texts(line.item, answer)
+        picture = coloured(texts, answer.rewards.tolist(), colour=self._colour)
+        if answer.score is not None:
+            picture += f"  score {answer.score:+.4g}"
+        return f"{picture}\n\n"
+
+
+def error_text(line: Line, answer: Rewards) -> str:
+    """An answer's error for a terminal, with its line and code; empty without an error."""
+    if answer.error is None:
+        return ""
+    param = (answer.error.param or "").removeprefix(f"line {line.number}").removeprefix(".")
+    message = described(answer.error.message, param or None)
+    return safe_text(f"line {line.number}: {answer.error.code}: {message}")
+
+
+def json_line(line: Line, answer: Rewards) -> str:
+    """One line of output. Each float32 is written with as few digits as name it."""
+    entry = {
+        "index": line.index,
+        "rewards": None if answer.rewards is None else _short(answer.rewards),
+        "score": answer.score,
+        "error": None if answer.error is None else answer.error.model_dump(),
+    }
+    if answer.step_scores is not None and answer.step_ids is not None:
+        entry |= {"step_scores": _short(answer.step_scores), "step_ids": answer.step_ids.tolist()}
+    return json.dumps(entry, ensure_ascii=False) + "\n"
+
+
+def _short(numbers: npt.NDArray[np.float32]) -> list[float]:
+    return [float(str(number)) for number in numbers]

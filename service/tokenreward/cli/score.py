@@ -1,5 +1,8 @@
 """`tokenreward score`: JSONL in, JSONL out, in order and in bounded memory, by a running service or
-in this process."""
+in this process.
+
+It knows no wire format and no engine: `backend` scores.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +18,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from tokenreward.cli import CommandError, subcommand
+from tokenreward.cli.backend import Score, backend
 from tokenreward.cli.flags import add_service_flags
-from tokenreward.cli.lines import Line, read_groups
+from tokenreward.cli.lines import Line, Report, read_groups
 from tokenreward.cli.progress import Progress
-from tokenreward.cli.report import Report
-from tokenreward.cli.source import Score, source
 from tokenreward.cli.stream import in_order
-from tokenreward_client.rewards import Rewards
+from tokenreward_client import Rewards
 
 GROUP_SIZE = 64
 
@@ -83,42 +85,50 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Score every line; 1 if any of them has no rewards."""
     with ExitStack() as files:
-        lines = _input(args.file, files)
+        lines = _open_input(args.file, files)
         if args.output is not None:
             _refuse_input(args.output, lines)
-        scoring = source(args)
+        scoring = backend(args)
 
-        def report() -> Report:
+        def open_report() -> Report:
+            pictures = sys.stdout if args.show else None
             out = None if args.show else sys.stdout
             if args.output is not None:
                 out = files.enter_context(args.output.open("w", encoding="utf-8"))
-            return Report(
-                out, sys.stdout if args.show else None, Progress(sys.stderr, _size(lines))
-            )
+            return Report(out, pictures, Progress(sys.stderr, _num_bytes(lines)))
 
-        return asyncio.run(_score_all(lines, scoring, report, concurrency=args.concurrency))
+        return asyncio.run(_score_all(lines, scoring, open_report, concurrency=args.concurrency))
 
 
 async def _score_all(
     lines: BinaryIO,
     scoring: AbstractAsyncContextManager[Score],
-    begin: Callable[[], Report],
+    open_report: Callable[[], Report],
     *,
     concurrency: int,
 ) -> int:
-    """The exit code. `begin` empties the output: only once there is somebody to answer."""
-    async with scoring as score:
-        report = begin()
+    """Scores all lines, some groups of them at a time, and reports them in order.
 
-        async def answers(group: list[Line]) -> list[Rewards]:
+    Args:
+        lines: JSONL.
+        scoring: Gives `score` once the service has answered or the engine is loaded.
+        open_report: Empties the output file. It is called only once there is a `score`.
+        concurrency: Groups that are scored at the same time.
+
+    Returns:
+        The exit code.
+    """
+    async with scoring as score:
+        report = open_report()
+
+        async def answer(group: list[Line]) -> list[Rewards]:
             return await _answers(group, score)
 
+        groups = in_order(read_groups(lines, GROUP_SIZE), answer, concurrency=concurrency)
         try:
-            async with aclosing(
-                in_order(read_groups(lines, GROUP_SIZE), answers, concurrency=concurrency)
-            ) as scored:
-                async for group, rewards in scored:
-                    report.take(group, rewards)
+            async with aclosing(groups) as answered_groups:
+                async for group, answers in answered_groups:
+                    report.take(group, answers)
         except BaseException:
             report.clear()
             raise
@@ -129,44 +139,45 @@ async def _answers(group: list[Line], score: Score) -> list[Rewards]:
     """One answer per line; a line that is no item keeps its error."""
     items = [line.item for line in group if line.item is not None]
     scored = enumerate(await score(items) if items else ())
-    return [
-        Rewards(None, error=line.error) if line.item is None else _unnumbered(*next(scored))
-        for line in group
-    ]
+    answers = []
+    for line in group:
+        if line.item is None:
+            answers.append(Rewards(None, error=line.error))
+        else:
+            answers.append(_without_position(*next(scored)))
+    return answers
 
 
-def _unnumbered(position: int, answer: Rewards) -> Rewards:
-    """An item's place among those it was sent with means nothing to the reader: the line is named
-    instead."""
+def _without_position(position: int, answer: Rewards) -> Rewards:
+    """The answer with `response` for `items[3].response` in its error: the reader of a file knows
+    lines, and nothing of the items that travelled together."""
     if answer.error is None:
         return answer
-    prefix = f"items[{position}]."
-    message, param = (
-        answer.error.message.replace(f"`{prefix}", "`"),
-        (answer.error.param or "").removeprefix(prefix),
-    )
-    return replace(
-        answer, error=answer.error.model_copy(update={"message": message, "param": param or None})
-    )
+    param = (answer.error.param or "").removeprefix(f"items[{position}]").removeprefix(".")
+    return replace(answer, error=answer.error.model_copy(update={"param": param or None}))
 
 
-def _input(name: str, files: ExitStack) -> BinaryIO:
-    # Not sys.stdin: a thread that still waits in it at exit would hold a lock that Python wants.
-    stream = open(0, "rb", closefd=False) if name == "-" else Path(name).open("rb")  # noqa: SIM115
+def _open_input(name: str, files: ExitStack) -> BinaryIO:
+    if name == "-":
+        # Not sys.stdin: a thread that still waits in it at exit would hold a lock that Python
+        # needs.
+        stream: BinaryIO = open(0, "rb", closefd=False)  # noqa: SIM115
+    else:
+        stream = Path(name).open("rb")  # noqa: SIM115
     # Closing a pipe would wait for a read that may never end; the exit of the process closes it.
-    return (
-        files.enter_context(stream) if stat.S_ISREG(os.fstat(stream.fileno()).st_mode) else stream
-    )
+    if stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+        files.enter_context(stream)
+    return stream
 
 
 def _refuse_input(output: Path, lines: BinaryIO) -> None:
-    """Writing where we read would lose what is not read yet. Raises CommandError."""
+    """Raises CommandError if the output is the input: it would lose the lines not read yet."""
     status = os.fstat(lines.fileno())
     if stat.S_ISREG(status.st_mode) and output.exists() and os.path.samestat(status, output.stat()):
         raise CommandError(f"--output {output} is the file that is read: name another", exit_code=2)
 
 
-def _size(stream: BinaryIO) -> int | None:
-    """Bytes to read, where they are known."""
+def _num_bytes(stream: BinaryIO) -> int | None:
+    """The size of a file; None of a pipe."""
     status = os.fstat(stream.fileno())
     return status.st_size if stat.S_ISREG(status.st_mode) else None

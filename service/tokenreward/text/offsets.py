@@ -1,12 +1,16 @@
-"""Where each token ends in the text: a fast tokenizer's offsets, mended where normalising lost
-them, or refused.
+"""Says where each token ends in the text: a fast tokenizer's offsets, corrected where normalising
+made them wrong, or refused.
 
 The tokenizers library carries offsets through normalisation one character at a time, and loses two
-things. A character composed of several (e + U+0301) keeps the place of the first alone; marks put
-into canonical order take each other's places. Both happen only between a character and the marks
-behind it, so such a run is cut here only where normalising the two sides apart gives the same text,
-and a token that ends at no cut ends at the next one: there its last character is complete. Offsets
-that do not fit the text even so are not guessed at. It knows no spans and no model.
+things:
+
+- A character that is composed of several (e + U+0301) keeps the place of the first alone.
+- Marks that are put into canonical order take each other's places.
+
+Both happen only within a run: a character and the marks behind it. So a run is cut only where
+normalising the two sides apart gives the same text as normalising the run. The stretch between two
+cuts normalises as one, and a token that ends inside it ends at its end: there its last character is
+complete. Offsets that still do not fit the text are not guessed at. It knows no spans and no model.
 """
 
 from __future__ import annotations
@@ -21,94 +25,127 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int64
 
-# composes with nothing, so it shields what stands between two of it from the ends of the string
+# Composes with nothing. Between two of it a text is normalised as it is inside a longer one.
 _ANCHOR = "_"
-# a character and 30 marks, as in Unicode's stream-safe text (UAX #15); cuts take time squared in it
+# A character and 30 marks, as in Unicode's stream-safe text (UAX #15). Finding the cuts of a run
+# takes time that grows with its length squared.
 _MAX_RUN = 31
-_CACHED = 2**16
+_MAX_CACHED = 2**16
+
+_Stretch = tuple[int, int]  # [start, end), in code points
 
 
-class _Fate(Enum):
-    """What becomes of a character that stands alone."""
+class _Treatment(Enum):
+    """What a tokenizer makes of a character that stands alone."""
 
     READ = "there is a token for it"
     NORMALISED_AWAY = "normalising leaves nothing of it"
-    SPLIT_OFF = "it only separates words"
-    UNKNOWN = "the model has no token for it, not even one for the unknown, and passes over it"
+    SEPARATOR = "it only separates words"
+    PASSED_OVER = "the model has no token for it, not even one for the unknown, and passes over it"
 
 
 class Offsets:
-    """Judges the offsets that `backend`, a `tokenizers.Tokenizer`, gives. Keeps what it learned of
-    characters."""
+    """Corrects and checks the offsets of one tokenizer. It keeps what it learned of characters and
+    runs.
+
+    Args:
+        backend: A `tokenizers.Tokenizer` without a post-processor.
+    """
 
     def __init__(self, backend: Any) -> None:
         self._backend = backend
-        self._normalise = _shielded(backend.normalizer)
-        self._fate = lru_cache(_CACHED)(self._find_fate)
-        self._wholes = lru_cache(_CACHED)(self._find_wholes)
+        self._normalise = _inner_normaliser(backend.normalizer)
+        self._treatment = lru_cache(_MAX_CACHED)(self._find_treatment)
+        self._stretches_of_run = lru_cache(_MAX_CACHED)(self._find_stretches)
 
     def ends(self, text: str, offsets: Sequence[tuple[int, int]]) -> Int64[np.ndarray, " t"] | None:
-        """Where each token's characters end [t], in code points; they never decrease. None if
-        `offsets` cannot be trusted: they leave the text, run backwards, skip a character that
-        counts, or hold one that does not."""
+        """Where the characters of each token end.
+
+        Args:
+            text: The text that was encoded.
+            offsets: The backend's [start, end) of each token, in code points.
+
+        Returns:
+            The ends [t], in code points; they never decrease. None if `offsets` cannot be trusted:
+            they leave the text, run backwards, skip a character that counts, or hold one that does
+            not.
+        """
         edges = itertools.chain.from_iterable(offsets)
         starts, ends = np.fromiter(edges, dtype=np.int64, count=2 * len(offsets)).reshape(-1, 2).T
-        if (
-            (starts < 0).any()
-            or (starts > ends).any()
-            or (ends > len(text)).any()
-            or (np.diff(ends) < 0).any()
-        ):
+        if (starts < 0).any() or (starts > ends).any() or (ends > len(text)).any():
             return None
-        wholes = self._wholes_of(text)
-        if wholes is None:
+        if (np.diff(ends) < 0).any():
             return None
-        up = np.arange(len(text) + 1)
-        covered = _covered(starts, ends, len(text))
-        for start, end in wholes:
-            up[start + 1 : end] = end
+        stretches = self._stretches(text)
+        if stretches is None:
+            return None
+        # Which characters lie in some token: more tokens began than ended up to there.
+        num_starts = np.bincount(starts, minlength=len(text) + 1)[: len(text)]
+        num_ends = np.bincount(ends, minlength=len(text) + 1)[: len(text)]
+        covered = np.cumsum(num_starts - num_ends) > 0
+        rounded_up = np.arange(len(text) + 1)
+        for start, end in stretches:
+            rounded_up[start + 1 : end] = end
             covered[start:end] = covered[start:end].any()
-        return up[ends] if self._account_for(text, covered, starts[starts < ends]) else None
+        if not self._explains(text, covered, starts[starts < ends]):
+            return None
+        return rounded_up[ends]
 
-    def _account_for(
+    def _explains(
         self, text: str, covered: Bool[np.ndarray, " n"], starts: Int64[np.ndarray, " _"]
     ) -> bool:
-        """A character in no token must be white space or one that gives no token. Where the model,
-        or the first rule of a character map, leaves one out, the library moves all that follows to
-        the front: the next token then begins on it, or holds it."""
-        fates = {char: self._fate(char) for char in set(text)}
-        skipped = {text[index] for index in np.flatnonzero(~covered)}
-        if any(fates[char] is _Fate.READ and not char.isspace() for char in skipped):
-            return False
-        held = np.flatnonzero(covered) if _Fate.UNKNOWN in fates.values() else ()
-        begun = starts if _Fate.NORMALISED_AWAY in fates.values() else ()
-        return all(fates[text[index]] is not _Fate.UNKNOWN for index in held) and all(
-            fates[text[index]] is not _Fate.NORMALISED_AWAY for index in begun
-        )
+        """Whether each character is covered or left out for a reason.
 
-    def _find_fate(self, char: str) -> _Fate:
+        A character in no token must be white space, or one that gives no token. Where the model
+        passes over a character, or the first rule of a character map removes one, the library moves
+        all offsets behind it to the front: the next token then seems to hold the character that was
+        passed over, or to begin on the one that was removed.
+        """
+        treatments = {char: self._treatment(char) for char in set(text)}
+        for char in {text[index] for index in np.flatnonzero(~covered)}:
+            if treatments[char] is _Treatment.READ and not char.isspace():
+                return False
+        # Most texts have no such characters, so their tokens need not be looked at one by one.
+        suspects: list[tuple[_Treatment, Int64[np.ndarray, " _"]]] = [
+            (_Treatment.PASSED_OVER, np.flatnonzero(covered)),
+            (_Treatment.NORMALISED_AWAY, starts),
+        ]
+        for treatment, places in suspects:
+            if treatment not in treatments.values():
+                continue
+            if any(treatments[text[index]] is treatment for index in places):
+                return False
+        return True
+
+    def _find_treatment(self, char: str) -> _Treatment:
         if self._backend.encode(char, add_special_tokens=False).ids:
-            return _Fate.READ
-        normal = char if self._normalise is None else self._normalise(char)
+            return _Treatment.READ
+        normal = char
+        if self._normalise is not None:
+            normal = self._normalise(char)
+        if not normal:
+            return _Treatment.NORMALISED_AWAY
         splitter = self._backend.pre_tokenizer
-        if normal and splitter is not None and not splitter.pre_tokenize_str(normal):
-            return _Fate.SPLIT_OFF
-        return _Fate.UNKNOWN if normal else _Fate.NORMALISED_AWAY
+        if splitter is not None and not splitter.pre_tokenize_str(normal):
+            return _Treatment.SEPARATOR
+        return _Treatment.PASSED_OVER
 
-    def _wholes_of(self, text: str) -> list[tuple[int, int]] | None:
-        """The stretches [start, end) of several characters that normalise as one; None if one is
-        too long to find."""
+    def _stretches(self, text: str) -> list[_Stretch] | None:
+        """The stretches of several characters that normalise as one; None if a run is too long to
+        find them."""
         if self._normalise is None or text.isascii():
             return []
-        found = []
-        for at, run in _runs(text):
-            wholes = (self._wholes if len(run) <= _MAX_RUN else self._find_wholes)(run)
-            if wholes is None:
+        stretches: list[_Stretch] = []
+        for place, run in _runs(text):
+            # Long runs are not cached: they cost memory, and they are only compared, not cut.
+            find = self._stretches_of_run if len(run) <= _MAX_RUN else self._find_stretches
+            of_run = find(run)
+            if of_run is None:
                 return None
-            found += [(at + start, at + end) for start, end in wholes]
-        return found
+            stretches += [(place + start, place + end) for start, end in of_run]
+        return stretches
 
-    def _find_wholes(self, run: str) -> list[tuple[int, int]] | None:
+    def _find_stretches(self, run: str) -> list[_Stretch] | None:
         assert self._normalise is not None
         normal = self._normalise(run)
         if normal == run:
@@ -116,24 +153,14 @@ class Offsets:
         if len(run) > _MAX_RUN:
             return None
         inner = range(1, len(run))
-        cuts = [
-            at for at in inner if self._normalise(run[:at]) + self._normalise(run[at:]) == normal
-        ]
+        cuts = [i for i in inner if self._normalise(run[:i]) + self._normalise(run[i:]) == normal]
         edges = [0, *cuts, len(run)]
         return [(start, end) for start, end in itertools.pairwise(edges) if end - start > 1]
 
 
-def _covered(
-    starts: Int64[np.ndarray, " t"], ends: Int64[np.ndarray, " t"], length: int
-) -> Bool[np.ndarray, " n"]:
-    """Which characters [length] lie in some token."""
-    begun, done = (np.bincount(edges, minlength=length + 1)[:length] for edges in (starts, ends))
-    return np.asarray(np.cumsum(begun - done) > 0)
-
-
-def _shielded(normalizer: Any) -> Callable[[str], str] | None:
-    """How the tokenizer normalises a stretch inside a text: without what it does at the ends of
-    one."""
+def _inner_normaliser(normalizer: Any) -> Callable[[str], str] | None:
+    """How the tokenizer normalises a stretch inside a text: without what it does at the ends of a
+    text, such as a prefix. None if it does not normalise."""
     if normalizer is None:
         return None
     frame: str = normalizer.normalize_str(_ANCHOR * 2)
@@ -146,7 +173,7 @@ def _shielded(normalizer: Any) -> Callable[[str], str] | None:
 
 
 def _runs(text: str) -> Iterator[tuple[int, str]]:
-    """Each character with the marks behind it, where there are any: (where it stands, the run)."""
+    """Each character that has marks behind it, with these marks: (its place, the run)."""
     marks = {char for char in set(text) if _joins(char)}
     if not marks:
         return
@@ -158,9 +185,12 @@ def _runs(text: str) -> Iterator[tuple[int, str]]:
             start = index
 
 
-@lru_cache(_CACHED)
+@lru_cache(_MAX_CACHED)
 def _joins(char: str) -> bool:
-    """Whether it may compose with, or be put before, what stands in front of it: marks, and the
-    vowels and finals of Hangul; by its decomposition, since half-width forms decompose to such."""
+    """Whether a character may compose with the one in front of it, or be put before it.
+
+    These are marks, and the vowels and finals of Hangul. Its decomposition decides, because
+    half-width forms decompose to such characters.
+    """
     first = unicodedata.normalize("NFKD", char)[0]
     return unicodedata.category(first)[0] == "M" or "\u1160" <= first <= "\u11ff"

@@ -47,12 +47,12 @@ class Sides:
 
     def unshared(self, batches: Any) -> list[Any]:
         """Our layout, every row with a prompt of its own."""
-        sharing = self.layout._kernel
-        self.layout._kernel = replace(sharing, shares=False)
+        sharing = self.layout.kernel
+        self.layout.kernel = replace(sharing, shares=False)
         try:
             return self.public(batches)
         finally:
-            self.layout._kernel = sharing
+            self.layout.kernel = sharing
 
     def _rival(self, attention: str, function: Any, *arguments: Any, **how: Any) -> Any:
         self.model.set_attn_implementation(attention)

@@ -125,15 +125,7 @@ def segments_attention(
         raise CannotPack(
             f"{type(module).__name__} wants a mask, a position bias or two-way attention"
         )
-    scaling = kwargs.get("scaling")
-    if scaling is None:
-        scaling = query.shape[-1] ** -0.5
-    bias = Bias(
-        scaling=scaling,
-        window=kwargs.get("sliding_window"),
-        softcap=kwargs.get("softcap"),
-        sinks=kwargs.get("s_aux"),
-    )
+    bias = _bias(query, kwargs)
     row.num_calls += 1
     is_last = row.num_calls == row.num_layers
     shape = query.shape[2], query.shape[1], value.shape[-1]
@@ -150,6 +142,19 @@ def segments_attention(
             q, k = query[0][:, places], key[0][:, places]
             row.readings[index] = read(q, k, bias, of, wanted)
     return output[None], None
+
+
+def _bias(query: Tensor, arguments: Mapping[str, Any]) -> Bias:
+    """What a layer's arguments make of its scores, beyond q and k."""
+    scaling = arguments.get("scaling")
+    if scaling is None:
+        scaling = query.shape[-1] ** -0.5
+    return Bias(
+        scaling=scaling,
+        window=arguments.get("sliding_window"),
+        softcap=arguments.get("softcap"),
+        sinks=arguments.get("s_aux"),
+    )
 
 
 def _attend(qkv: QKV, row: PackedRow, bias: Bias, out: Tensor) -> None:

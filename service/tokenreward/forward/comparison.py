@@ -1,8 +1,7 @@
-"""How far apart two sets of outputs are, and how far they may be: per kind of number, because kinds
-differ in size.
+"""How far apart two sets of outputs are, and how far they may be, for each kind of number.
 
-It knows arrays only. Attention weights are at most 1 and values may be 100: one bound for all would
-say nothing.
+Kinds differ in size: attention weights are at most 1, and values may be 100, so one bound for all
+of them would say nothing. This module knows arrays, and no layouts.
 """
 
 from __future__ import annotations
@@ -20,7 +19,13 @@ ByKind = dict[str, float]
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """The kind of number that comes nearest to its bound, or is furthest past it."""
+    """The difference in the kind of number that is nearest to its bound, or furthest past it.
+
+    Attributes:
+        kind: "logits", "values" or "attention".
+        difference: The largest absolute difference of that kind.
+        bound: What it may be.
+    """
 
     kind: str
     difference: float
@@ -36,47 +41,53 @@ class Gap:
 
 
 def numbers(outputs: Outputs) -> dict[str, np.ndarray]:
-    """Everything the model said of a row, by kind, in float64."""
+    """All numbers of a row that are there, by kind, in float64."""
+    kinds: dict[str, list[np.ndarray]] = {"logits": [], "values": [], "attention": []}
+    if outputs.chosen is not None:
+        kinds["logits"].append(outputs.chosen)
     tables: tuple[Mapping[Any, np.ndarray], ...] = (outputs.lse, outputs.entropy, outputs.logits)
-    logits = [outputs.chosen, *(table[key] for table in tables for key in sorted(table))]
-    pooled = None if outputs.pooled is None else np.asarray([outputs.pooled])
-    attention = [outputs.attention[reading] for reading in sorted(outputs.attention)]
-    kinds: dict[str, Sequence[np.ndarray | None]] = {
-        "logits": logits,
-        "values": [outputs.values, pooled],
-        "attention": attention,
-    }
-    there = {kind: [part for part in parts if part is not None] for kind, parts in kinds.items()}
+    for table in tables:
+        kinds["logits"] += [table[key] for key in sorted(table)]
+    if outputs.values is not None:
+        kinds["values"].append(outputs.values)
+    if outputs.pooled is not None:
+        kinds["values"].append(np.asarray([outputs.pooled]))
+    kinds["attention"] += [outputs.attention[reading] for reading in sorted(outputs.attention)]
     return {
-        kind: np.concatenate(parts).astype(np.float64) for kind, parts in there.items() if parts
+        kind: np.concatenate(parts).astype(np.float64) for kind, parts in kinds.items() if parts
     }
 
 
 def largest(outputs: Sequence[Outputs]) -> ByKind:
     """The largest absolute number of each kind."""
-    found: ByKind = {}
+    sizes: ByKind = {}
     for row in outputs:
         for kind, values in numbers(row).items():
-            found[kind] = max(found.get(kind, 0.0), float(np.abs(values).max(initial=0.0)))
-    return found
+            sizes[kind] = max(sizes.get(kind, 0.0), float(np.abs(values).max(initial=0.0)))
+    return sizes
 
 
 def differences(ours: Sequence[Outputs], truth: Sequence[Outputs]) -> ByKind:
-    """The largest absolute difference of each kind; infinite if one of ours is not finite."""
-    found: ByKind = {}
-    for left, right in zip(ours, truth, strict=True):
-        for kind, expected in numbers(right).items():
-            difference = np.nan_to_num(np.abs(numbers(left)[kind] - expected), nan=np.inf)
-            found[kind] = max(found.get(kind, 0.0), float(difference.max(initial=0.0)))
-    return found
+    """The largest absolute difference of each kind that the truth has.
+
+    It is infinite if one of our numbers is not finite.
+    """
+    largest_differences: ByKind = {}
+    for our_row, true_row in zip(ours, truth, strict=True):
+        our_numbers = numbers(our_row)
+        for kind, expected in numbers(true_row).items():
+            difference = np.nan_to_num(np.abs(our_numbers[kind] - expected), nan=np.inf)
+            most = float(difference.max(initial=0.0))
+            largest_differences[kind] = max(largest_differences.get(kind, 0.0), most)
+    return largest_differences
 
 
 def float32_bounds(truth: Sequence[Outputs]) -> ByKind:
-    """What exact float32 paths may differ by: 1e-5 * max(1, largest)."""
+    """What exact float32 paths may differ by: 1e-5 * max(1, largest number of the kind)."""
     return {kind: 1e-5 * max(1.0, size) for kind, size in largest(truth).items()}
 
 
-def gap(found: ByKind, bounds: ByKind) -> Gap:
-    """The tightest kind."""
-    kind = max(found, key=lambda kind: found[kind] / bounds[kind])
-    return Gap(kind, found[kind], bounds[kind])
+def gap(differences_by_kind: ByKind, bounds: ByKind) -> Gap:
+    """The difference that is largest in terms of its bound."""
+    kind = max(differences_by_kind, key=lambda kind: differences_by_kind[kind] / bounds[kind])
+    return Gap(kind, differences_by_kind[kind], bounds[kind])

@@ -1,8 +1,9 @@
-"""Rows of a batch laid out in one packed sequence, a prompt that several rows share only once.
+"""Lays the rows of a pass out in one packed sequence: a prompt that several rows share stands there
+once.
 
-Rows share a prompt if their ids before `start` are equal; nobody has to say so. It knows ids and
-positions, and nothing of models: what reads the layout must let each response attend to its prompt
-and to itself.
+Rows share a prompt if their ids before `start` are equal; no caller has to say so. This module
+knows ids and positions, and no models. A model that runs over the packed sequence must let each
+response attend to its prompt and to itself, and to nothing else.
 """
 
 from __future__ import annotations
@@ -15,22 +16,31 @@ from jaxtyping import Int64
 
 from tokenreward.contract import Row
 
-Range = tuple[int, int]
+Range = tuple[int, int]  # start and stop of a run of tokens
 
-# Below it, the extra attention call that a shared prompt costs is dearer than reading the prompt
-# again.
+# Tokens of a prompt. Below it, the extra attention call that a shared prompt costs is dearer than
+# reading the prompt again.
 _SHORTEST_SHARED = 16
 
 
 def shared_key(row: Row) -> bytes | None:
-    """Equal for rows that can share their prompt; None if it is too short to be worth it."""
-    return row.ids[: row.start].tobytes() if row.start >= _SHORTEST_SHARED else None
+    """A key that is equal for rows that can share their prompt.
+
+    It is None if the prompt is too short to be worth sharing.
+    """
+    if row.start < _SHORTEST_SHARED:
+        return None
+    return row.ids[: row.start].tobytes()
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A prompt and the responses that continue it, as token ranges of the packed sequence; the
-    responses follow one another. Without responses the prompt is a whole row."""
+    """A prompt and the responses that continue it.
+
+    Attributes:
+        prompt: The prompt's range of the packed sequence; the whole row if there is no response.
+        responses: The responses' ranges, which follow one another.
+    """
 
     prompt: Range
     responses: tuple[Range, ...] = ()
@@ -44,8 +54,14 @@ class Group:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Packing:
-    """`ids`, `positions` [n] of the packed sequence, its `groups` in order; `places[i]`: where row
-    i's tokens are."""
+    """A packed sequence of n tokens.
+
+    Attributes:
+        ids: The tokens.
+        positions: Each token's position in its own row.
+        groups: The groups, in the order of their places.
+        places: For each row, the places of its tokens in the packed sequence.
+    """
 
     ids: Int64[np.ndarray, " n"]
     positions: Int64[np.ndarray, " n"]
@@ -69,34 +85,38 @@ def pack(rows: Sequence[Row], *, share: bool = True) -> Packing:
         return end - len(ids), end
 
     for members in _families(rows, share):
-        num_shared = rows[members[0]].start if len(members) > 1 else len(rows[members[0]].ids)
-        prompt = put(rows[members[0]].ids[:num_shared], 0)
+        first = rows[members[0]]
+        num_shared = len(first.ids)  # a row that is alone is a prompt as a whole
+        if len(members) > 1:
+            num_shared = first.start
+        prompt = put(first.ids[:num_shared], 0)
         responses = []
         for i in members:
-            start, stop = (
-                put(rows[i].ids[num_shared:], num_shared)
-                if len(rows[i].ids) > num_shared
-                else (end, end)
-            )
-            places[i] = np.concatenate([np.arange(*prompt), np.arange(start, stop)])
-            if stop > start:
-                responses.append((start, stop))
+            response = (end, end)
+            if len(rows[i].ids) > num_shared:
+                response = put(rows[i].ids[num_shared:], num_shared)
+                responses.append(response)
+            places[i] = np.concatenate([np.arange(*prompt), np.arange(*response)])
         groups.append(Group(prompt, tuple(responses)))
     return Packing(np.concatenate(pieces), np.concatenate(positions), tuple(groups), tuple(places))
 
 
 def num_packed(rows: Sequence[Row], *, share: bool = True) -> int:
-    """Tokens of the packed sequence."""
+    """Tokens of the packed sequence, without laying it out."""
     families = _families(rows, share)
-    saved = sum((len(members) - 1) * rows[members[0]].start for members in families)
-    return sum(len(row.ids) for row in rows) - saved
+    num_saved = sum((len(members) - 1) * rows[members[0]].start for members in families)
+    return sum(len(row.ids) for row in rows) - num_saved
 
 
 def _families(rows: Sequence[Row], share: bool) -> list[list[int]]:
-    """Rows by shared prompt, in order of first appearance; a row whose prompt nobody shares is
-    alone."""
-    found: dict[object, list[int]] = {}
+    """The numbers of rows that share a prompt, in order of first appearance.
+
+    A row whose prompt no other row has is alone.
+    """
+    families: dict[object, list[int]] = {}
     for i, row in enumerate(rows):
-        key = shared_key(row) if share else None
-        found.setdefault(i if key is None else key, []).append(i)
-    return list(found.values())
+        key: object = i
+        if share:
+            key = shared_key(row) or i
+        families.setdefault(key, []).append(i)
+    return list(families.values())

@@ -36,10 +36,10 @@ class Pair:
 
     def num_computed(self, rows: Sequence[Row]) -> int:
         """Tokens that a pass over these rows computes, in both models together."""
-        return sum(
-            layout.num_computed([row for row in rows if row.model == model])
-            for model, layout in self.layouts.items()
-        )
+        num_tokens = 0
+        for model, layout in self.layouts.items():
+            num_tokens += layout.num_computed([row for row in rows if row.model == model])
+        return num_tokens
 
     def launch(self, requests: Sequence[RowRequest]) -> Pending:
         """Starts a pass of each model over its own rows, in the order in which they come."""

@@ -59,7 +59,9 @@ def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def patch_linears(model: nn.Module, linear: Linear | None) -> None:
     """Has the float32 linear layers on the CPU compute through `linear`; None undoes it."""
     for layer in _float32_linears(model):
-        replace_forward(layer, None if linear is None else partial(_through, linear, layer))
+        replace_forward(layer, None)
+        if linear is not None:
+            replace_forward(layer, lambda x, of=layer: linear(x, of.weight, of.bias))
 
 
 def onednn_agrees(model: nn.Module) -> bool:
@@ -96,10 +98,6 @@ def onednn_gain(model: nn.Module) -> float | None:
                 times.append(time.perf_counter() - began)
     gain = median(seconds[torch_linear]) / median(seconds[onednn_linear])
     return gain if gain >= _WORTH else None
-
-
-def _through(linear: Linear, layer: nn.Linear, x: Tensor) -> Tensor:
-    return linear(x, layer.weight, layer.bias)
 
 
 def _float32_linears(model: nn.Module) -> list[nn.Linear]:

@@ -65,7 +65,10 @@ class PlainLayout:
         if needs.reads_logits:
             fields |= self._logits(ids, row, needs)
         if needs.values or needs.pooled:
-            fields |= self._values(ids, row)
+            assert self._value_head is not None
+            hidden = self._checkpoint.trunk(input_ids=ids, use_cache=False).last_hidden_state[0]
+            values = self._value_head.values(hidden).cpu().numpy()
+            fields |= {"values": values[row.start - 1 : row.stop], "pooled": float(values[-1])}
         if needs.attention:
             fields["attention"] = self._attention(ids, row, needs)
         return Outputs(**fields)
@@ -83,12 +86,6 @@ class PlainLayout:
             "entropy": {t: _in_chunks(_entropy, logits, t) for t in needs.entropies},
             "logits": {label: logits[:, label].float().cpu().numpy() for label in needs.labels},
         }
-
-    def _values(self, ids: Tensor, row: Row) -> dict[str, Any]:
-        assert self._value_head is not None
-        hidden = self._checkpoint.trunk(input_ids=ids, use_cache=False).last_hidden_state[0]
-        values = self._value_head.values(hidden).cpu().numpy()
-        return {"values": values[row.start - 1 : row.stop], "pooled": float(values[-1])}
 
     def _attention(self, ids: Tensor, row: Row, needs: Needs) -> dict[Reading, np.ndarray]:
         """Readings of the last layer's map [n, n], which only transformers' eager attention gives.

@@ -118,10 +118,10 @@ class Readout:
                 groups.setdefault((needs.temperatures, needs.entropies), []).append(index)
         # The last token of a shared prompt predicts the first token of many rows. It meets the
         # vocabulary once.
-        unique = [
-            np.unique(np.concatenate([at[index] for index in members]), return_inverse=True)
-            for members in groups.values()
-        ]
+        unique = []
+        for members in groups.values():
+            states = np.concatenate([at[index] for index in members])
+            unique.append(np.unique(states, return_inverse=True))
         dots_at, dots_tokens, *states_at = to_device(
             [*self._note_dots(at), *(states for states, _ in unique)], hidden.states.device
         )

@@ -1,7 +1,7 @@
-"""What a language head keeps of a tile of logits: logsumexp, and the entropy of their own softmax.
+"""What a language head keeps of a tile of logits: logsumexps, and entropies of softmaxes over them.
 
-Of several ways to compute a logsumexp, the fastest on the device at hand is chosen by measurement.
-It knows tiles and no models.
+Of several ways to compute a logsumexp, the fastest one on the device at hand is chosen by
+measurement. This module knows tiles, and no models.
 """
 
 from __future__ import annotations
@@ -14,13 +14,12 @@ from statistics import median
 import torch
 from torch import Tensor
 
-LogSumExp = Callable[
-    [Tensor], Tensor
-]  # of [rows, columns] gives [rows], and may overwrite what it is given
+# Of logits [rows, columns], gives [rows]. It may overwrite the logits.
+LogSumExp = Callable[[Tensor], Tensor]
 
 _NUM_TRIALS = 7
 _WORTH = 1.05
-_FEWEST_COMPILED = 2  # compiled code is made anew for a length of 1
+_FEWEST_COMPILED = 2  # code for a length of 1 would be compiled anew
 
 
 def in_place(logits: Tensor) -> Tensor:
@@ -36,8 +35,13 @@ def _fused() -> LogSumExp:
 
 
 def compiled(logits: Tensor) -> Tensor:
-    """The same as one compiled kernel, which reads the logits and writes nothing of their size."""
-    return _fused()(logits) if min(logits.shape) >= _FEWEST_COMPILED else in_place(logits)
+    """logsumexp over the last axis as one compiled kernel.
+
+    It reads the logits and writes nothing of their size.
+    """
+    if min(logits.shape) < _FEWEST_COMPILED:
+        return in_place(logits)
+    return _fused()(logits)
 
 
 def reduced(
@@ -46,36 +50,60 @@ def reduced(
     entropies: Sequence[float],
     logsumexp: LogSumExp = in_place,
 ) -> Tensor:
-    """[len(temperatures), n], logsumexp(logits / T), and below it [2 * len(entropies), n]:
-    logsumexp and entropy of logits / T. Overwrites the logits [n, columns], float32."""
-    normalisers, own = {}, {}
-    asked = sorted(
-        {*temperatures, *entropies}, key=lambda t: t == 1
-    )  # 1 last: its logits are the ones at hand
-    for place, t in enumerate(asked):
-        scaled = logits / t if place + 1 < len(asked) else logits if t == 1 else logits.div_(t)
+    """What is kept of a tile of logits [n, columns], float32, which it overwrites.
+
+    Returns:
+        One row [n] for each number that is kept: logsumexp(logits / T) for each of the
+        temperatures, then, for each T of the entropies, logsumexp(logits / T) and the entropy of
+        softmax(logits / T).
+    """
+    normalisers: dict[float, Tensor] = {}
+    own_entropies: dict[float, Tensor] = {}
+    # 1 comes last. Whatever comes last may overwrite the logits, which are those of T = 1.
+    ordered = sorted({*temperatures, *entropies}, key=lambda t: t == 1)
+    for t in ordered:
+        scaled = logits
+        if t != ordered[-1]:
+            scaled = logits / t
+        elif t != 1:
+            scaled = logits.div_(t)
         if t in entropies:
-            normalisers[t], own[t] = _with_entropy(scaled)
+            normalisers[t], own_entropies[t] = _with_entropy(scaled)
         else:
             normalisers[t] = logsumexp(scaled)
-    of_entropies = [part for t in entropies for part in (normalisers[t], own[t])]
-    return torch.stack([*(normalisers[t] for t in temperatures), *of_entropies])
+    numbers = [normalisers[t] for t in temperatures]
+    for t in entropies:
+        numbers += [normalisers[t], own_entropies[t]]
+    return torch.stack(numbers)
 
 
-def merged_tiles(partial: Tensor, num_temperatures: int) -> tuple[Tensor, Tensor]:
-    """Of what `reduced` gave of each tile [tiles, k, n]: logsumexps over all columns
-    [num_temperatures, n], and entropies."""
-    total = torch.logsumexp(partial[:, :num_temperatures], dim=0)
-    normalisers, own = partial[:, num_temperatures::2], partial[:, num_temperatures + 1 :: 2]
-    # The chain rule: which tile, then which token of it. No two large numbers are subtracted.
+def merged_tiles(tiles: Tensor, num_temperatures: int) -> tuple[Tensor, Tensor]:
+    """Merges what `reduced` kept of each tile of columns.
+
+    The entropy follows the chain rule: with w_k, the share of tile k in the softmax, and H_k, the
+    entropy within it, H = sum_k w_k (H_k - log w_k). No two large numbers are subtracted.
+
+    Args:
+        tiles: [tiles, k, n].
+        num_temperatures: How many of the k numbers are of the temperatures.
+
+    Returns:
+        The logsumexps [num_temperatures, n] and the entropies [(k - num_temperatures) / 2, n] over
+        all columns.
+    """
+    total = torch.logsumexp(tiles[:, :num_temperatures], dim=0)
+    normalisers, own = tiles[:, num_temperatures::2], tiles[:, num_temperatures + 1 :: 2]
     log_shares = torch.log_softmax(normalisers, dim=0)
     shares = log_shares.exp()
+    # A tile without any finite logit has the share 0, whose logarithm must not be multiplied.
     return total, (shares * (own - log_shares.masked_fill(shares == 0, 0.0))).sum(dim=0)
 
 
 def _with_entropy(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """logsumexp [n] of logits [n, v], and the entropy of their softmax; a logit of -inf has no part
-    in either."""
+    """logsumexp [n] of logits [n, columns], and the entropy [n] of their softmax.
+
+    A logit of -inf has no part in either.
+    """
     top = logits.amax(dim=-1, keepdim=True)
     top.masked_fill_(top.isinf(), 0.0)  # inf - inf would be NaN
     below = logits - top
@@ -86,15 +114,17 @@ def _with_entropy(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def fastest(device: torch.device, shape: tuple[int, int]) -> tuple[LogSumExp, float]:
-    """The faster logsumexp of tiles of this shape that is exact, and how many times as fast it is
-    as the one in place.
+    """The fastest exact logsumexp for tiles of a shape.
 
-    Compiling takes seconds. Where nothing can be compiled the one in place is it.
+    Compiling takes seconds. Where nothing can be compiled, it is the one in place.
+
+    Returns:
+        The logsumexp, and how many times as fast as the one in place it is.
     """
     logits = torch.randn(shape, generator=torch.Generator().manual_seed(0)).mul_(8).to(device)
     try:
-        expected, found = torch.logsumexp(logits.double(), dim=-1), compiled(logits.clone())
-        if not float((found - expected).abs().max()) <= 1e-5 * float(expected.abs().max()):
+        expected, ours = torch.logsumexp(logits.double(), dim=-1), compiled(logits.clone())
+        if not float((ours - expected).abs().max()) <= 1e-5 * float(expected.abs().max()):
             return in_place, 1.0
         gain = _gain(logits)
     except Exception:  # no compiler, no Triton: whatever it raises means the same
@@ -103,15 +133,15 @@ def fastest(device: torch.device, shape: tuple[int, int]) -> tuple[LogSumExp, fl
 
 
 def _gain(logits: Tensor) -> float:
-    """Median time in place over that of the compiled one, taken in turns on fresh copies."""
+    """Median time in place over that of the compiled one, in turns, on fresh copies."""
     seconds: dict[LogSumExp, list[float]] = {in_place: [], compiled: []}
     for _ in range(_NUM_TRIALS):
-        for logsumexp, taken in seconds.items():
+        for logsumexp, times in seconds.items():
             copy = logits.clone()
             _wait(copy)
             began = time.perf_counter()
             _wait(logsumexp(copy))
-            taken.append(time.perf_counter() - began)
+            times.append(time.perf_counter() - began)
     return median(seconds[in_place]) / median(seconds[compiled])
 
 

@@ -62,8 +62,13 @@ def to_host(tensors: Sequence[Tensor]) -> HostCopy:
 
     On the CPU nothing is copied: the arrays share the tensors' memory.
     """
-    if all(_is_on_host(tensor) for tensor in tensors):
+    if all(tensor.device.type == "cpu" for tensor in tensors):
         return HostCopy([tensor.numpy() for tensor in tensors], None)
+    return copy_to_host(tensors)
+
+
+def copy_to_host(tensors: Sequence[Tensor]) -> HostCopy:
+    """The copy that `to_host` launches where there is something to copy."""
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
     host = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=True)
     host.copy_(flat, non_blocking=True)
@@ -74,10 +79,6 @@ def to_host(tensors: Sequence[Tensor]) -> HostCopy:
         for (start, stop), tensor in zip(ranges, tensors, strict=True)
     ]
     return HostCopy(arrays, event)
-
-
-def _is_on_host(tensor: Tensor) -> bool:
-    return tensor.device.type == "cpu"
 
 
 def _ranges(sizes: list[int]) -> list[tuple[int, int]]:

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tokenreward import __version__
+from tokenreward.display import safe_text
 
 COMMANDS = {
     "serve": "serve scorers over HTTP on this machine",
@@ -52,7 +53,8 @@ def main(argv: list[str] | None = None) -> int:
         if explained is None:
             raise
         line, exit_code = explained
-        print(f"error: {line}", file=sys.stderr)
+        # A service's message may quote text of others.
+        print("error:", safe_text(line, keep="\n\t"), file=sys.stderr)
         return exit_code
 
 

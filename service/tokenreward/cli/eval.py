@@ -1,5 +1,6 @@
-"""`tokenreward eval`: judges the scorers of a running service on preference data; a table, and JSON
-and HTML if wanted.
+"""`tokenreward eval`: judges the scorers of a running service on preference data.
+
+It prints a table, and writes JSON and an HTML page if a file is named for them.
 
 It knows flags, files and the terminal; `tokenreward.eval` knows the data and judges the answers.
 """
@@ -57,28 +58,14 @@ def add_parser(subparsers: Any) -> None:
 --options 'mean={"aggregation": "mean"}'
         """,
     )
-    parser.add_argument("file", nargs="+", type=Path, help="data, all of one kind; see --kind")
-    parser.add_argument(
-        "--kind", choices=list(KINDS), help="default: seen in the fields of the first row"
-    )
-    parser.add_argument(
-        "--limit", type=positive, metavar="N", help="no more than the first N rows of each file"
-    )
-    parser.add_argument(
-        "--prompt-as",
-        choices=("user", "raw"),
-        default="user",
-        help="a prompt that is a string is one user message, or raw text (default: %(default)s)",
-    )
+    _add_data_flags(parser)
     add_service_flags(parser)
     parser.add_argument(
         "--scorer",
         action="append",
         metavar="[LABEL=]NAME",
-        help=(
-            "a scorer, repeatable (default: all that are served); a label lets one be judged "
-            "under several options"
-        ),
+        help="a scorer, repeatable (default: all that are served); a label lets one be judged "
+        "under several options",
     )
     for flag in ("options", "credit"):
         parser.add_argument(
@@ -105,6 +92,23 @@ def add_parser(subparsers: Any) -> None:
         "--html", type=Path, metavar="FILE", help="write a page with plots and the worst cases here"
     )
     parser.set_defaults(run=run)
+
+
+def _add_data_flags(parser: argparse.ArgumentParser) -> None:
+    """The files, and how they are read."""
+    parser.add_argument("file", nargs="+", type=Path, help="data, all of one kind; see --kind")
+    parser.add_argument(
+        "--kind", choices=list(KINDS), help="default: seen in the fields of the first row"
+    )
+    parser.add_argument(
+        "--limit", type=positive, metavar="N", help="no more than the first N rows of each file"
+    )
+    parser.add_argument(
+        "--prompt-as",
+        choices=("user", "raw"),
+        default="user",
+        help="a prompt that is a string is one user message, or raw text (default: %(default)s)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""Work that overlaps and answers that stay in order, with a bounded number of groups in memory.
+"""Overlaps the work on many groups, keeps the answers in order, and bounds the groups in memory.
 
 It knows no files and no scorers: groups come from an iterator that may block, and each has one
 awaitable answer.
@@ -20,8 +20,15 @@ U = TypeVar("U")
 async def in_order(
     groups: Iterator[T], work: Callable[[T], Awaitable[U]], *, concurrency: int
 ) -> AsyncGenerator[tuple[T, U], None]:
-    """Each group with its answer; at most `concurrency` groups are under way. Closing it cancels
-    them."""
+    """Each group with its answer, in the order of the groups.
+
+    Args:
+        groups: An iterator that may block; it is read in a thread of its own.
+        work: Makes the answer of a group.
+        concurrency: The most groups under way at a time.
+
+    Closing the generator cancels the work under way.
+    """
     running: deque[tuple[T, asyncio.Future[U]]] = deque()
     try:
         while True:
@@ -43,22 +50,24 @@ async def in_order(
 
 
 async def in_thread(function: Callable[[], T]) -> T:
-    """The result of a call that may block. The thread is a daemon: a read that never ends must not
-    hold up Ctrl-C."""
+    """The result of a call that may block.
+
+    The thread is a daemon: a read that never ends must not hold up Ctrl-C.
+    """
     loop = asyncio.get_running_loop()
-    done: asyncio.Future[T] = loop.create_future()
+    result: asyncio.Future[T] = loop.create_future()
 
     def settle(setter: Callable[[Any], None], value: Any) -> None:
-        if not done.cancelled():
+        if not result.cancelled():
             setter(value)
 
     def work() -> None:
         try:
-            outcome: tuple[Callable[[Any], None], Any] = (done.set_result, function())
+            outcome: tuple[Callable[[Any], None], Any] = (result.set_result, function())
         except Exception as error:
-            outcome = (done.set_exception, error)
-        with contextlib.suppress(RuntimeError):  # the loop has closed: nobody waits any more
+            outcome = (result.set_exception, error)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: no one waits
             loop.call_soon_threadsafe(settle, *outcome)
 
     threading.Thread(target=work, daemon=True).start()
-    return await done
+    return await result

@@ -72,10 +72,8 @@ class Preference(Dataset):
             columns.append(Column("accuracy_macro", "macro over subsets", macro))
         examples = {"rejected against chosen": worst([_example(p, answers) for p in complete])}
         curve: RocCurve | None = None
-        flagged = self._flagged_responses()
-        if flagged:
-            judged = [each for each in flagged if answers[each.candidate].error is None]
-            tokens = judge_flags(judged, answers)
+        if any(pair.flags is not None for pair in self._pairs):
+            tokens = judge_flags(self._flagged_responses(answers), answers)
             columns += tokens.columns
             examples["flagged tokens"] = tokens.examples
             curve = tokens.curve
@@ -101,12 +99,14 @@ class Preference(Dataset):
         second = candidate(row, prompt, rejected, field="rejected", needs_units=flags is not None)
         return PreferencePair(row.where, subset, self.add(first), self.add(second), flags)
 
-    def _flagged_responses(self) -> list[FlaggedResponse]:
-        return [
-            FlaggedResponse(pair.where, pair.rejected, pair.flags)
-            for pair in self._pairs
-            if pair.flags is not None
-        ]
+    def _flagged_responses(self, answers: Sequence[CandidateAnswer]) -> list[FlaggedResponse]:
+        """The flagged rejected responses that have answers. Their tokens count without an answer
+        for the chosen response."""
+        responses = []
+        for pair in self._pairs:
+            if pair.flags is not None and have_answers([pair.rejected], answers):
+                responses.append(FlaggedResponse(pair.where, pair.rejected, pair.flags))
+        return responses
 
     def _subset_accuracies(
         self, complete: Sequence[PreferencePair], wins: Bools

@@ -35,7 +35,11 @@ def text_report(dataset: Dataset, outcomes: Sequence[ScorerOutcome], *, width: i
     ]
     parts += _latency_note(outcomes)
     if first.groups:
-        parts.append(f"{first.groups_title}:\n{_group_table(outcomes, width)}")
+        lines = [["", *(outcome.subject.label for outcome in outcomes)]]
+        for name in first.groups:
+            cells = [_cell(outcome.judgement.groups[name]) for outcome in outcomes]
+            lines.append([name, *cells])
+        parts.append(f"{first.groups_title}:\n{_aligned(lines, width)}")
     parts += [f"note: {note}" for note in first.notes]
     parts += [_failures(outcome) for outcome in outcomes if outcome.failures]
     return "\n\n".join(parts)
@@ -73,14 +77,6 @@ def _latency_note(outcomes: Sequence[ScorerOutcome]) -> list[str]:
         return []
     numbers = " or ".join(map(str, sorted(concurrencies)))
     return [f"ms/item: wall time over items scored, up to {numbers} requests in flight"]
-
-
-def _group_table(outcomes: Sequence[ScorerOutcome], width: int) -> str:
-    lines = [["", *(outcome.subject.label for outcome in outcomes)]]
-    for name in outcomes[0].judgement.groups:
-        cells = [_cell(outcome.judgement.groups[name]) for outcome in outcomes]
-        lines.append([name, *cells])
-    return _aligned(lines, width)
 
 
 def _failures(outcome: ScorerOutcome) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.responses import JSONResponse
 
 from fakes import tiny
 from fakes.edge import b64
@@ -243,6 +244,17 @@ def test_refusal_keeps_what_was_written_before(
     said = capsys.readouterr()
     assert len(entries(said.out)) == 64
     assert "error: unknown_option: `items`: as scripted" in said.err
+
+
+def test_refusal_of_the_service_cannot_steer_the_terminal(
+    edge: Any, file: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unsafe = "\u202e\u2066\u200f\u061c\x1b\x9b"
+    error = {"code": "unknown_option", "message": f"is {unsafe}", "retryable": False}
+    edge.script.append(lambda body: JSONResponse({"error": error}, 422))
+    assert main(["score", file(1), "--url", edge.url]) == 1
+    (line,) = [line for line in capsys.readouterr().err.split("\n") if "error: " in line]
+    assert "is " + "\N{REPLACEMENT CHARACTER}" * len(unsafe) in line
 
 
 @pytest.mark.parametrize("no_color", [False, True])

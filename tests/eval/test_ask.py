@@ -102,7 +102,7 @@ def test_failed_item_is_an_error_without_its_place_in_the_request_and_is_asked_a
         found = answers(service, wanted, tmp_path / "cache")
         assert [answer.error is None for answer in found] == [True, True, False]
         assert found[2].error is not None
-        assert found[2].error.message == "`response` is too long"
+        assert found[2].error.message == "it is too long"
         assert found[2].error.param == "response"
     assert sorted(service.asked) == ["7", "77", "fail", "fail"]
 

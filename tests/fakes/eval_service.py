@@ -46,10 +46,9 @@ class Known(Edge):
     def _answer(self, index: int, item: dict[str, Any], body: dict[str, Any]) -> dict[str, Any]:
         text = item["response"]
         if text == "fail":
-            message = f"`items[{index}].response` is too long"
             error = {
                 "code": "sequence_too_long",
-                "message": message,
+                "message": "it is too long",
                 "param": f"items[{index}].response",
             }
             return {"index": index, "error": error}

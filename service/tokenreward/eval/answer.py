@@ -11,12 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from tokenreward.errors import described
 from tokenreward.eval.candidate import Candidate
 from tokenreward.eval.statistics import Ints, RequestTiming
 from tokenreward.wire import ErrorDetail
 from tokenreward_client import Rewards
 
-_PLACE = re.compile(r"\bitems\[\d+\]\.?")
+_ITEM = re.compile(r"^items\[\d+\]\.?")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,7 +35,10 @@ class UnitRewards:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CandidateAnswer:
-    """All that the candidate needs, or `error`; and the timing of the request that brought it."""
+    """All that the candidate needs, or `error`; and the timing of the request that brought it.
+
+    The error's `param` is a path inside the item: `response`.
+    """
 
     score: float | None = None
     units: UnitRewards | None = None
@@ -46,6 +50,16 @@ class CandidateAnswer:
         if self.score is None:
             raise ValueError("this answer has no score")
         return self.score
+
+    @property
+    def fault(self) -> str:
+        """What is wrong, for a reader who knows the response's place: the error's message, behind
+        the field that it is about if that is another one. Empty without an error."""
+        if self.error is None:
+            return ""
+        if self.error.param in (None, "response"):
+            return self.error.message
+        return described(self.error.message, self.error.param)
 
 
 def answer_of(candidate: Candidate, rewards: Rewards, timing: RequestTiming) -> CandidateAnswer:
@@ -62,10 +76,9 @@ def answer_of(candidate: Candidate, rewards: Rewards, timing: RequestTiming) -> 
     """
     if rewards.error is not None:
         # An item's place in its request means nothing to the reader: the row is named instead.
-        error = rewards.error
-        param = _PLACE.sub("", error.param or "") or None
-        changes = {"message": _PLACE.sub("", error.message), "param": param}
-        return CandidateAnswer(error=error.model_copy(update=changes), timing=timing)
+        param = _ITEM.sub("", rewards.error.param or "") or None
+        error = rewards.error.model_copy(update={"param": param})
+        return CandidateAnswer(error=error, timing=timing)
     if candidate.needs_score and rewards.score is None:
         detail = ErrorDetail(code="no_score", message="the scorer answered without a score")
         return CandidateAnswer(error=detail, timing=timing)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from tokenreward.errors import described
 from tokenreward.eval.rows import DataError, DataRow, kind_of
 from tokenreward_client.errors import BadArgument
 from tokenreward_client.items import parcel
@@ -80,9 +81,11 @@ def candidate(
     if spans is not None:
         item["spans"] = spans
     try:
-        parcel(item, "row")
+        parcel(item, "item")
     except BadArgument as error:
-        message = str(error).replace("`row.response", f"`{field}")
-        message = message.replace("`row.", "`").replace("`row`", f"`{field}`")
-        raise DataError(f"{row.where}: {message}") from None
+        # An error about the response, or about the item as a whole, stands in the response's field.
+        path = (error.param or "").removeprefix("item").removeprefix(".") or field
+        if path.startswith("response"):
+            path = field + path.removeprefix("response")
+        raise DataError(f"{row.where}: {described(str(error.args[0]), path)}") from None
     return Candidate(item, f"{row.where}, `{field}`", needs_score, needs_units)

@@ -50,8 +50,7 @@ class Dataset(ABC):
         failures = []
         for candidate, answer in zip(self.candidates, answers, strict=True):
             if answer.error is not None:
-                error = answer.error
-                failures.append(Failure(candidate.where, error.code, error.message))
+                failures.append(Failure(candidate.where, answer.error.code, answer.fault))
         timings = [answer.timing for answer in answers if answer.timing is not None]
         latency = latency_of(timings)
         return ScorerOutcome(subject, self.judge(answers), failures, len(answers), latency)

@@ -102,11 +102,11 @@ class Preference(Dataset):
     def _flagged_responses(self, answers: Sequence[CandidateAnswer]) -> list[FlaggedResponse]:
         """The flagged rejected responses that have answers. Their tokens count without an answer
         for the chosen response."""
-        responses = []
-        for pair in self._pairs:
-            if pair.flags is not None and have_answers([pair.rejected], answers):
-                responses.append(FlaggedResponse(pair.where, pair.rejected, pair.flags))
-        return responses
+        return [
+            FlaggedResponse(pair.where, pair.rejected, pair.flags)
+            for pair in self._pairs
+            if pair.flags is not None and have_answers([pair.rejected], answers)
+        ]
 
     def _subset_accuracies(
         self, complete: Sequence[PreferencePair], wins: Bools

@@ -164,7 +164,7 @@ def _body(
         return passage(text, answer.units, strongest=strongest, flagged=response.flagged)
     reason = "not asked"
     if answer is not None and answer.error is not None:
-        reason = answer.error.message
+        reason = answer.fault
     return f"{safe_html(text)}\n<small>no rewards: {safe_html(reason)}</small>"
 
 

@@ -57,9 +57,12 @@ def test_every_kind_is_known_by_its_name() -> None:
             [PAIR | {"prompt": []}],
             "`prompt` must be a string or a list of messages, got a list of length 0",
         ),
-        ([PAIR | {"prompt": [{"content": "x"}]}], "data line 1: `prompt[0].role` is required"),
+        ([PAIR | {"prompt": [{"content": "x"}]}], "data line 1: `prompt[0].role`: it is required"),
         ([PAIR | {"prompt": [{"role": "user", "content": 3}]}], "line 1: `prompt[0].content`"),
-        ([PAIR | {"rejected": "\ud800"}], "data line 1: `rejected` cannot be written as JSON"),
+        (
+            [PAIR | {"rejected": "\ud800"}],
+            "data line 1: `rejected`: the item cannot be written as JSON",
+        ),
         ([PAIR | {"subset": 7}], "data line 1: `subset` must be a string, got 7"),
         (
             [PAIR | {"rejected_flagged": [[0, 2]]}],

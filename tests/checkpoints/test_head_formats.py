@@ -28,7 +28,7 @@ README = Path(__file__).resolve().parents[2] / "README.md"
 Tensors = dict[str, torch.Tensor]
 
 
-def drawn(*shape: int, seed: int = 7) -> torch.Tensor:
+def random_tensor(*shape: int, seed: int = 7) -> torch.Tensor:
     return (
         torch.randn(*shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
         / shape[-1] ** 0.5
@@ -36,16 +36,16 @@ def drawn(*shape: int, seed: int = 7) -> torch.Tensor:
 
 
 def linear(prefix: str, num_labels: int = 1, *, bias: bool) -> Tensors:
-    tensors = {f"{prefix}.weight": drawn(num_labels, HIDDEN)}
-    return tensors | ({f"{prefix}.bias": drawn(num_labels)} if bias else {})
+    tensors = {f"{prefix}.weight": random_tensor(num_labels, HIDDEN)}
+    return tensors | ({f"{prefix}.bias": random_tensor(num_labels)} if bias else {})
 
 
 def mlp(prefix: str, num_labels: int) -> Tensors:
     return {
-        f"{prefix}.0.weight": drawn(HIDDEN, HIDDEN),
-        f"{prefix}.0.bias": drawn(HIDDEN),
-        f"{prefix}.2.weight": drawn(num_labels, HIDDEN),
-        f"{prefix}.2.bias": drawn(num_labels),
+        f"{prefix}.0.weight": random_tensor(HIDDEN, HIDDEN),
+        f"{prefix}.0.bias": random_tensor(HIDDEN),
+        f"{prefix}.2.weight": random_tensor(num_labels, HIDDEN),
+        f"{prefix}.2.bias": random_tensor(num_labels),
     }
 
 
@@ -284,40 +284,53 @@ def test_pickled_tensors_are_read_only_if_the_operator_says_so(tmp_path: Path) -
     assert_values(load(folder, allow_pickle=True), lambda ids: truth("opt", head, ids))
 
 
-def refused(folder: Path, **more: Any) -> str:
+def refusal_of(folder: Path, **more: Any) -> str:
     with pytest.raises(CheckpointRefused) as refusal:
         load(folder, **more)
     return str(refusal.value)
 
 
 def test_a_head_that_is_missing_lists_what_is_there_and_what_is_known(tmp_path: Path) -> None:
-    message = refused(write(tmp_path, "llama", dict(tiny.model("llama").state_dict())))
+    message = refusal_of(write(tmp_path, "llama", dict(tiny.model("llama").state_dict())))
     assert str(tmp_path) in message
     assert "there are lm_head.weight, model.embed_tokens.weight, model.norm.weight" in message
-    for known in FORMATS:
-        assert known.prefix in message.split("known heads are")[1]
+    for head_format in FORMATS:
+        assert head_format.prefix in message.split("known heads are")[1]
 
 
 @pytest.mark.parametrize(
     "head",
     [
-        {"v_head.0.weight": drawn(HIDDEN, HIDDEN), "v_head.2.weight": drawn(1, HIDDEN)},
-        {"score.0.weight": drawn(HIDDEN, HIDDEN), "score.4.weight": drawn(1, HIDDEN)},
-        {"score.dense.weight": drawn(HIDDEN, HIDDEN), "score.out_proj.weight": drawn(1, HIDDEN)},
-        {"score_head.weight": drawn(1, HIDDEN)},
-        {"v_head.summary.bias": drawn(1)},
+        {
+            "v_head.0.weight": random_tensor(HIDDEN, HIDDEN),
+            "v_head.2.weight": random_tensor(1, HIDDEN),
+        },
+        {
+            "score.0.weight": random_tensor(HIDDEN, HIDDEN),
+            "score.4.weight": random_tensor(1, HIDDEN),
+        },
+        {
+            "score.dense.weight": random_tensor(HIDDEN, HIDDEN),
+            "score.out_proj.weight": random_tensor(1, HIDDEN),
+        },
+        {"score_head.weight": random_tensor(1, HIDDEN)},
+        {"v_head.summary.bias": random_tensor(1)},
     ],
     ids=lambda head: min(head),
 )
 def test_a_head_in_no_known_form_is_refused_by_its_names(tmp_path: Path, head: Tensors) -> None:
-    message = refused(write(tmp_path, "llama", trunk_of_a_classifier(tiny.model("llama")) | head))
+    message = refusal_of(
+        write(tmp_path, "llama", trunk_of_a_classifier(tiny.model("llama")) | head)
+    )
     assert "holds no value head" in message
     assert min(head) in message
 
 
 def test_two_heads_are_refused_because_which_is_meant_cannot_be_told(tmp_path: Path) -> None:
     heads = linear("score", bias=False) | linear("v_head.summary", bias=True)
-    message = refused(write(tmp_path, "llama", trunk_of_a_classifier(tiny.model("llama")) | heads))
+    message = refusal_of(
+        write(tmp_path, "llama", trunk_of_a_classifier(tiny.model("llama")) | heads)
+    )
     assert (
         "more than one value head, score.weight, v_head.summary.bias, v_head.summary.weight"
         in message
@@ -332,8 +345,8 @@ def test_two_heads_are_refused_because_which_is_meant_cannot_be_told(tmp_path: P
 )
 def test_tensors_that_nothing_would_read_are_refused(tmp_path: Path, case: str, extra: str) -> None:
     trunk, head, config = CASES[case]
-    tensors = trunk(tiny.model("llama")) | head | {extra: drawn(4, HIDDEN)}
-    message = refused(write(tmp_path, "llama", tensors, config))
+    tensors = trunk(tiny.model("llama")) | head | {extra: random_tensor(4, HIDDEN)}
+    message = refusal_of(write(tmp_path, "llama", tensors, config))
     assert f"holds {extra}, which nothing would read" in message
 
 
@@ -359,7 +372,7 @@ def test_a_trunk_that_lacks_a_tensor_is_refused_by_its_name(tmp_path: Path, case
     trunk, head, config = CASES[case]
     tensors = trunk(tiny.model("llama")) | head
     del tensors[next(name for name in tensors if name.endswith("layers.1.mlp.up_proj.weight"))]
-    assert "layers.1.mlp.up_proj.weight: these weights would be random" in refused(
+    assert "layers.1.mlp.up_proj.weight: these weights would be random" in refusal_of(
         write(tmp_path, "llama", tensors, config)
     )
 
@@ -367,23 +380,23 @@ def test_a_trunk_that_lacks_a_tensor_is_refused_by_its_name(tmp_path: Path, case
 def test_a_config_that_says_another_number_of_labels_is_refused(tmp_path: Path) -> None:
     trunk, head, _ = CASES["score"]
     tensors = trunk(tiny.model("llama")) | head
-    message = refused(write(tmp_path, "llama", tensors, {"num_labels": 2}))
+    message = refusal_of(write(tmp_path, "llama", tensors, {"num_labels": 2}))
     assert "config.json says 2 labels, the head's weight has 1" in message
 
 
 @pytest.mark.parametrize("case", ["score", "v_head"])
 def test_a_head_of_three_labels_is_refused(tmp_path: Path, case: str) -> None:
     trunk, head, _ = CASES[case]
-    head = {name: drawn(3, HIDDEN) for name in head}
-    assert "3 labels; a reward model has 1 or 2" in refused(
+    head = {name: random_tensor(3, HIDDEN) for name in head}
+    assert "3 labels; a reward model has 1 or 2" in refusal_of(
         write(tmp_path, "llama", trunk(tiny.model("llama")) | head, {"num_labels": 3})
     )
 
 
 def test_a_head_of_another_width_is_refused(tmp_path: Path) -> None:
     trunk, _, _ = CASES["v_head"]
-    tensors = trunk(tiny.model("llama")) | {"v_head.weight": drawn(1, 48)}
-    assert "reads 48 numbers a token, the trunk gives 32" in refused(
+    tensors = trunk(tiny.model("llama")) | {"v_head.weight": random_tensor(1, 48)}
+    assert "reads 48 numbers a token, the trunk gives 32" in refusal_of(
         write(tmp_path, "llama", tensors)
     )
 
@@ -408,7 +421,7 @@ def test_a_trunk_whose_tokens_see_the_ones_after_them_is_refused(
         parameter.data.mul_(8.0)
     model.save_pretrained(tmp_path)
     tiny.tokenizer().save_pretrained(tmp_path)
-    assert "BertForTokenClassification is no decoder" in refused(tmp_path, dtype=dtype)
+    assert "BertForTokenClassification is no decoder" in refusal_of(tmp_path, dtype=dtype)
 
 
 def openrlhf(folder: Path, **config: Any) -> Path:
@@ -454,7 +467,7 @@ def test_mean_and_std_are_applied_if_the_checkpoint_or_else_the_operator_says_so
 def test_an_affine_that_cannot_be_applied_is_refused_at_load(
     tmp_path: Path, config: dict[str, Any], setting: bool | None, message: str
 ) -> None:
-    assert message in refused(openrlhf(tmp_path, **config), normalize_reward=setting)
+    assert message in refusal_of(openrlhf(tmp_path, **config), normalize_reward=setting)
 
 
 def test_a_prefix_of_the_configuration_that_is_known_anyway_adds_nothing() -> None:
@@ -463,5 +476,5 @@ def test_a_prefix_of_the_configuration_that_is_known_anyway_adds_nothing() -> No
 
 def test_the_readme_has_every_form() -> None:
     readme = README.read_text(encoding="utf-8")
-    for known in FORMATS:
-        assert f"| `{known.name}` |" in readme
+    for head_format in FORMATS:
+        assert f"| `{head_format.name}` |" in readme

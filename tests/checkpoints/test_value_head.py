@@ -70,15 +70,13 @@ def test_a_classifier_is_a_head_too() -> None:
 
 def test_a_head_made_of_tensors_is_float32_and_the_one_that_they_were_of() -> None:
     for module in (linear(1), linear(2, bias=False), mlp(2)):
-        made = head_module(
-            {name: tensor.bfloat16() for name, tensor in module.state_dict().items()}
-        )
-        assert {name: tensor.dtype for name, tensor in made.state_dict().items()} == dict.fromkeys(
-            module.state_dict(), torch.float32
-        )
+        state = module.state_dict()
+        copy = head_module({name: tensor.bfloat16() for name, tensor in state.items()})
+        dtypes = {name: tensor.dtype for name, tensor in copy.state_dict().items()}
+        assert dtypes == dict.fromkeys(state, torch.float32)
         hidden = torch.randn(5, HIDDEN)
         expected = truth(module.bfloat16(), hidden)
-        np.testing.assert_allclose(ValueHead.of(model(made)).values(hidden), expected, atol=1e-5)
+        np.testing.assert_allclose(ValueHead.of(model(copy)).values(hidden), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -124,10 +122,10 @@ def test_the_affine_of_the_configuration_is_applied_if_it_says_so(num_labels: in
     assert head.note.endswith("then (value - -1.5) / 0.25 as `normalize_reward` says")
 
 
-@pytest.mark.parametrize("said", [{}, {"normalize_reward": False}, {"normalize_reward": None}])
-def test_mean_and_std_alone_change_nothing_and_that_is_said(said: dict[str, Any]) -> None:
+@pytest.mark.parametrize("config", [{}, {"normalize_reward": False}, {"normalize_reward": None}])
+def test_mean_and_std_alone_change_nothing_and_that_is_said(config: dict[str, Any]) -> None:
     module, hidden = linear(1), torch.randn(7, HIDDEN)
-    head = ValueHead.of(model(module, mean=-1.5, std=0.25, **said))
+    head = ValueHead.of(model(module, mean=-1.5, std=0.25, **config))
     np.testing.assert_allclose(head.values(hidden).detach(), truth(module, hidden), atol=1e-5)
     assert "mean -1.5 and std 0.25 of config.json are not applied" in head.note
 

@@ -35,7 +35,7 @@ KNOWN = (
 )
 
 
-def defined(kind: str, text: str) -> bool:
+def has_definition(kind: str, text: str) -> bool:
     """Whether the definition says where this text's tokens end."""
     if kind not in KNOWN or "<unk>" in text:  # an added token is no text
         return False
@@ -43,7 +43,7 @@ def defined(kind: str, text: str) -> bool:
     return kind != "unigram_nfkc" or "  " not in normalizers.NFKC().normalize_str(text)
 
 
-def seen(kind: str, backend: Any, text: str) -> str:
+def model_input(kind: str, backend: Any, text: str) -> str:
     """What the model of the tokenizer is given, as text."""
     if backend.normalizer is not None and text:
         text = backend.normalizer.normalize_str(text)
@@ -65,17 +65,20 @@ def token_bytes(kind: str, token: str) -> bytes:
 def true_ends(kind: str, backend: Any, text: str) -> tuple[list[int], list[int]]:
     """Ids and ends of a text's tokens."""
     encoding = backend.encode(text, add_special_tokens=False)
-    whole = seen(kind, backend, text)
+    whole = model_input(kind, backend, text)
     pieces = [token_bytes(kind, token) for token in encoding.tokens]
     assert b"".join(pieces) == whole.encode(), "the definition does not know this tokenizer"
     first_bytes = np.cumsum([0, *(len(char.encode()) for char in whole)])[:-1]
     touched = np.searchsorted(first_bytes, np.cumsum([len(piece) for piece in pieces]), side="left")
-    return list(encoding.ids), [
-        settled(lambda end: seen(kind, backend, text[:end]), whole, int(n)) for n in touched
-    ]
+
+    def beginning(end: int) -> str:
+        return model_input(kind, backend, text[:end])
+
+    ends = [end_of_characters(beginning, whole, int(n)) for n in touched]
+    return list(encoding.ids), ends
 
 
-def settled(beginning: Callable[[int], str], whole: str, num_characters: int) -> int:
+def end_of_characters(beginning: Callable[[int], str], whole: str, num_characters: int) -> int:
     end = 0
     while len(beginning(end)) < num_characters or not whole.startswith(beginning(end)):
         end += 1

@@ -174,13 +174,13 @@ def model(architecture: str, task: str = "causal_lm", *, seed: int = 0, num_labe
     config.num_labels = num_labels
     torch.manual_seed(seed)
     auto = AutoModelForCausalLM if task == "causal_lm" else AutoModelForSequenceClassification
-    made = auto.from_config(config).eval().requires_grad_(False)
-    for name, parameter in made.named_parameters():
+    random_model = auto.from_config(config).eval().requires_grad_(False)
+    for name, parameter in random_model.named_parameters():
         if "sinks" in name:
             parameter.normal_()
         elif parameter.dim() > 1 and "conv" not in name:
             parameter.mul_(12.0)
-    return made
+    return random_model
 
 
 def save(

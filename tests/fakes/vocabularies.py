@@ -37,7 +37,7 @@ EOS, BOS, PAD, UNK, RESERVED, TOOL = (
 )
 
 
-def wrapped(tokenizer: Tokenizer, *, unk: str | None = None) -> PreTrainedTokenizerFast:
+def with_special_tokens(tokenizer: Tokenizer, *, unk: str | None = None) -> PreTrainedTokenizerFast:
     # RESERVED is special to the decoder but no attribute of the tokenizer; TOOL is added, not
     # special.
     tokenizer.add_special_tokens([AddedToken(RESERVED, special=True)])
@@ -68,7 +68,7 @@ def byte_level(normalizer: Any = None) -> PreTrainedTokenizerFast:
             show_progress=False,
         ),
     )
-    return wrapped(tokenizer)
+    return with_special_tokens(tokenizer)
 
 
 @cache
@@ -82,23 +82,23 @@ def unigram(normalizer: Any = None) -> PreTrainedTokenizerFast:
         vocab_size=220, special_tokens=[EOS, BOS, PAD, UNK], unk_token=UNK, show_progress=False
     )
     tokenizer.train_from_iterator(CORPUS, trainer)
-    return wrapped(tokenizer, unk=UNK)
+    return with_special_tokens(tokenizer, unk=UNK)
 
 
 @cache
 def byte_fallback(*, strip: bool, legacy: bool = False) -> PreTrainedTokenizerFast:
     """As Llama 2 (`strip`) and Gemma decode; `legacy` writes the spaces while it normalises."""
-    trained = Tokenizer(models.BPE())
-    trained.pre_tokenizer = pre_tokenizers.Metaspace()
+    prototype = Tokenizer(models.BPE())
+    prototype.pre_tokenizer = pre_tokenizers.Metaspace()
     byte_tokens = [f"<0x{byte:02X}>" for byte in range(256)]
     specials = [UNK, EOS, BOS, PAD]
-    trained.train_from_iterator(
+    prototype.train_from_iterator(
         CORPUS[:2],
         trainers.BpeTrainer(
             vocab_size=500, special_tokens=specials + byte_tokens, show_progress=False
         ),
     )
-    state = json.loads(trained.to_str())["model"]
+    state = json.loads(prototype.to_str())["model"]
     merges = [tuple(merge) for merge in state["merges"]]
     tokenizer = Tokenizer(
         models.BPE(
@@ -114,7 +114,7 @@ def byte_fallback(*, strip: bool, legacy: bool = False) -> PreTrainedTokenizerFa
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     steps: list[Any] = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     tokenizer.decoder = decoders.Sequence(steps + ([decoders.Strip(" ", 1, 0)] if strip else []))
-    return wrapped(tokenizer, unk=UNK)
+    return with_special_tokens(tokenizer, unk=UNK)
 
 
 @cache
@@ -128,19 +128,19 @@ def word_piece(normalizer: Any = None) -> PreTrainedTokenizerFast:
         vocab_size=300, special_tokens=[UNK, EOS, BOS, PAD], show_progress=False
     )
     tokenizer.train_from_iterator(CORPUS, trainer)
-    return wrapped(tokenizer, unk=UNK)
+    return with_special_tokens(tokenizer, unk=UNK)
 
 
 @cache
 def characters() -> PreTrainedTokenizerFast:
     """A token per character of the corpus; what it does not know it leaves out without a word."""
-    known = sorted({char for text in CORPUS for char in text})
+    alphabet = sorted({char for text in CORPUS for char in text})
     tokenizer = Tokenizer(
-        models.BPE(vocab={char: index for index, char in enumerate(known)}, merges=[])
+        models.BPE(vocab={char: index for index, char in enumerate(alphabet)}, merges=[])
     )
     tokenizer.decoder = decoders.Fuse()
     tokenizer.add_special_tokens([EOS, BOS, PAD])
-    return wrapped(tokenizer)
+    return with_special_tokens(tokenizer)
 
 
 @cache

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fakes.offsets_truth import KNOWN, defined, true_ends
+from fakes.offsets_truth import KNOWN, has_definition, true_ends
 from fakes.texts import TEXTS
 from fakes.vocabularies import KINDS
 from tokenreward_client import NotText, text_and_spans
@@ -65,7 +65,7 @@ def bound(rewards: np.ndarray) -> float:
 def expected_units(kind: str, item: dict[str, Any], whole: dict[str, Any]) -> np.ndarray:
     """Each token's reward, given to the unit that holds the last character of the token."""
     text, spans, tokens = item["response"], item["spans"], whole["tokens"]
-    if defined(kind, text):
+    if has_definition(kind, text):
         ids, ends = true_ends(kind, KINDS[kind]().backend_tokenizer, text)
         assert [token["id"] for token in tokens[: len(ids)]] == ids
     else:
@@ -163,7 +163,7 @@ def test_if_both_tokenizers_are_one_spans_give_what_ids_give(
     ids = [*tokenizer.encode(item["response"], add_special_tokens=False), tokenizer.eos_token_id]
     by_ids = {"prompt": [3, 4], "response": ids}
     cut, whole = score(kind, "endogenous", [item, by_ids], return_tokens=True)
-    if defined(kind, item["response"]) and not (kind in REFUSES and cut["error"]):
+    if has_definition(kind, item["response"]) and not (kind in REFUSES and cut["error"]):
         expected = expected_units(kind, item, whole)
         np.testing.assert_allclose(cut["rewards"], expected, rtol=0, atol=bound(whole["rewards"]))
 

@@ -19,25 +19,23 @@ from tokenreward.errors import EmptyPrompt, SequenceTooLong, UnsupportedText
 from tokenreward.text.tokenizer import Tokenizer
 
 
-def vocabulary(**changes: object) -> Tokenizer:
-    tokenizer = copy.deepcopy(tiny.tokenizer())
+def tokenizer_with(**changes: object) -> Tokenizer:
+    """The tests' tokenizer with some of its attributes changed."""
+    theirs = copy.deepcopy(tiny.tokenizer())
     for name, value in changes.items():
-        setattr(tokenizer, name, value)
-    return tokenizer_of(
-        Checkpoint(tiny.model("llama"), tokenizer, "causal_lm", torch.device("cpu"))
-    )
+        setattr(theirs, name, value)
+    return Tokenizer(theirs, frozenset({tiny.END_ID}))
 
 
-def with_bos() -> Tokenizer:
+def tokenizer_with_bos() -> Tokenizer:
+    """One that puts BOS before raw text."""
     from tokenizers.processors import TemplateProcessing
 
-    tokenizer = copy.deepcopy(tiny.tokenizer())
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+    theirs = copy.deepcopy(tiny.tokenizer())
+    theirs.backend_tokenizer.post_processor = TemplateProcessing(
         single="<|bos|> $A", special_tokens=[("<|bos|>", tiny.BOS_ID)]
     )
-    return tokenizer_of(
-        Checkpoint(tiny.model("llama"), tokenizer, "causal_lm", torch.device("cpu"))
-    )
+    return Tokenizer(theirs)
 
 
 TEXTS = [
@@ -51,7 +49,7 @@ TEXTS = [
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_response_ends_tile_the_text_and_end_of_turn_is_appended(text: str) -> None:
-    response = vocabulary().response(text, finished=True, param="p")
+    response = tokenizer_with().response(text, finished=True, param="p")
     assert response.num_appended == 1
     assert response.ids[-1] == tiny.END_ID
     assert response.ends is not None
@@ -61,34 +59,34 @@ def test_response_ends_tile_the_text_and_end_of_turn_is_appended(text: str) -> N
 
 @pytest.mark.parametrize("text", [*TEXTS, ""])
 def test_the_pieces_of_a_text_are_an_unfinished_responses_tokens_and_ends(text: str) -> None:
-    ids, ends = vocabulary().pieces(text, param="p")
-    response = vocabulary().response(text, finished=False, param="p")
+    ids, ends = tokenizer_with().pieces(text, param="p")
+    response = tokenizer_with().response(text, finished=False, param="p")
     np.testing.assert_array_equal(ids, response.ids)
     np.testing.assert_array_equal(ends, response.ends)
 
 
 def test_an_unfinished_response_gets_no_end_of_turn() -> None:
-    finished = vocabulary().response("It is 4.", finished=True, param="p")
-    unfinished = vocabulary().response("It is 4.", finished=False, param="p")
+    finished = tokenizer_with().response("It is 4.", finished=True, param="p")
+    unfinished = tokenizer_with().response("It is 4.", finished=False, param="p")
     np.testing.assert_array_equal(unfinished.ids, finished.ids[:-1])
     assert unfinished.num_appended == 0
 
 
 def test_a_text_that_spells_its_end_of_turn_gets_no_second_one() -> None:
-    response = vocabulary().response("It is 4.<|end|>", finished=True, param="p")
+    response = tokenizer_with().response("It is 4.<|end|>", finished=True, param="p")
     assert response.ids.tolist().count(tiny.END_ID) == 1
 
 
 def test_the_response_is_tokenised_alone() -> None:
-    made = vocabulary()
-    response = made.response("It is 4.", finished=False, param="p")
+    tokenizer = tokenizer_with()
+    response = tokenizer.response("It is 4.", finished=False, param="p")
     assert (
         response.ids.tolist() == tiny.tokenizer()("It is 4.", add_special_tokens=False)["input_ids"]
     )
 
 
 def test_messages_go_through_the_template_with_its_generation_prompt() -> None:
-    ids = vocabulary().prompt_from_messages(
+    ids = tokenizer_with().prompt_from_messages(
         [{"role": "user", "content": "2+2?"}], None, {}, param="p"
     )
     expected = tiny.tokenizer()("<|user|>2+2?<|end|>\n<|assistant|>", add_special_tokens=False)[
@@ -98,30 +96,30 @@ def test_messages_go_through_the_template_with_its_generation_prompt() -> None:
 
 
 def test_template_kwargs_reach_the_template_but_not_our_own_arguments() -> None:
-    made = vocabulary(chat_template="{{ mood }}{{ messages[0].content }}")
-    ids = made.prompt_from_messages(
+    tokenizer = tokenizer_with(chat_template="{{ mood }}{{ messages[0].content }}")
+    ids = tokenizer.prompt_from_messages(
         [{"role": "user", "content": "x"}], None, {"mood": "calm "}, param="p"
     )
     assert ids.tolist() == tiny.tokenizer()("calm x", add_special_tokens=False)["input_ids"]
     for name in ("tokenize", "chat_template", "documents", "truncation"):
         with pytest.raises(UnsupportedText, match=f"may not set `{name}`"):
-            made.prompt_from_messages(
+            tokenizer.prompt_from_messages(
                 [{"role": "user", "content": "x"}], None, {name: "{{ 1 }}"}, param="p"
             )
 
 
 def test_a_template_that_fails_is_unsupported_text_and_its_message_is_not_quoted() -> None:
-    made = vocabulary(chat_template="{{ 1 / messages[0].content | int }}")
+    tokenizer = tokenizer_with(chat_template="{{ 1 / messages[0].content | int }}")
     with pytest.raises(UnsupportedText, match="failed on these messages: ZeroDivisionError"):
-        made.prompt_from_messages([{"role": "user", "content": "0"}], None, {}, param="p")
+        tokenizer.prompt_from_messages([{"role": "user", "content": "0"}], None, {}, param="p")
 
 
 def test_messages_without_a_template_or_that_it_refuses_are_unsupported_text() -> None:
     with pytest.raises(UnsupportedText, match="no chat template"):
-        vocabulary(chat_template=None).prompt_from_messages(
+        tokenizer_with(chat_template=None).prompt_from_messages(
             [{"role": "user", "content": "x"}], None, {}, param="p"
         )
-    refusing = vocabulary(chat_template="{{ raise_exception('roles must alternate') }}")
+    refusing = tokenizer_with(chat_template="{{ raise_exception('roles must alternate') }}")
     with pytest.raises(UnsupportedText, match="roles must alternate"):
         refusing.prompt_from_messages([{"role": "user", "content": "x"}], None, {}, param="p")
 
@@ -141,42 +139,37 @@ def test_messages_without_a_template_or_that_it_refuses_are_unsupported_text() -
 def test_end_of_turn_is_what_the_template_emits_else_eos(
     template: str | None, expected: int
 ) -> None:
-    assert vocabulary(chat_template=template).end_of_turn == expected
+    assert tokenizer_with(chat_template=template).end_of_turn == expected
 
 
 def test_every_eos_of_the_generation_config_ends_a_turn() -> None:
-    made = vocabulary()
-    assert made.terminal_ids == {tiny.END_ID}
-    model = tiny.model("llama")
+    model, theirs = tiny.model("llama"), tiny.tokenizer()
+    checkpoint = Checkpoint(model, theirs, "causal_lm", torch.device("cpu"))
+    assert tokenizer_of(checkpoint).terminal_ids == {tiny.END_ID}
     model.generation_config.eos_token_id = [7, 9]
-    many = tokenizer_of(
-        Checkpoint(model, copy.deepcopy(tiny.tokenizer()), "causal_lm", torch.device("cpu"))
-    )
+    many = tokenizer_of(checkpoint)
     assert many.terminal_ids == {7, 9, tiny.END_ID}
 
 
 def test_raw_text_gets_one_bos_if_the_tokenizer_puts_one() -> None:
-    assert vocabulary().prompt_from_text("abc", param="p")[0] != tiny.BOS_ID
-    made = with_bos()
-    assert made.prompt_from_text("abc", param="p")[0] == tiny.BOS_ID
-    assert made.prompt_from_text("<|bos|>abc", param="p").tolist().count(tiny.BOS_ID) == 1
+    assert tokenizer_with().prompt_from_text("abc", param="p")[0] != tiny.BOS_ID
+    tokenizer = tokenizer_with_bos()
+    assert tokenizer.prompt_from_text("abc", param="p")[0] == tiny.BOS_ID
+    assert tokenizer.prompt_from_text("<|bos|>abc", param="p").tolist().count(tiny.BOS_ID) == 1
 
 
 def test_an_empty_prompt_is_bos_or_refused() -> None:
-    assert vocabulary().prompt_from_text("", param="p").tolist() == [tiny.BOS_ID]
-    assert with_bos().prompt_from_text("", param="p").tolist() == [tiny.BOS_ID]
+    assert tokenizer_with().prompt_from_text("", param="p").tolist() == [tiny.BOS_ID]
+    assert tokenizer_with_bos().prompt_from_text("", param="p").tolist() == [tiny.BOS_ID]
     with pytest.raises(EmptyPrompt, match="no BOS"):
-        vocabulary(bos_token=None).prompt_from_ids(np.empty(0, dtype=np.int64), param="p")
+        tokenizer_with(bos_token=None).prompt_from_ids(np.empty(0, dtype=np.int64), param="p")
 
 
 def test_a_tokenizer_that_truncates_or_pads_is_told_not_to() -> None:
-    tokenizer = copy.deepcopy(tiny.tokenizer())
-    tokenizer.backend_tokenizer.enable_truncation(4)
-    tokenizer.backend_tokenizer.enable_padding(length=64)
-    made = tokenizer_of(
-        Checkpoint(tiny.model("llama"), tokenizer, "causal_lm", torch.device("cpu"))
-    )
-    response = made.response("a b c d e f g h", finished=False, param="p")
+    theirs = copy.deepcopy(tiny.tokenizer())
+    theirs.backend_tokenizer.enable_truncation(4)
+    theirs.backend_tokenizer.enable_padding(length=64)
+    response = Tokenizer(theirs).response("a b c d e f g h", finished=False, param="p")
     assert (
         response.ids.tolist()
         == tiny.tokenizer()("a b c d e f g h", add_special_tokens=False)["input_ids"]
@@ -186,13 +179,13 @@ def test_a_tokenizer_that_truncates_or_pads_is_told_not_to() -> None:
 @pytest.mark.parametrize("text", ["\ud800", "\ud800" + "long " * 1000])
 def test_a_lone_surrogate_is_unsupported_text(text: str) -> None:
     with pytest.raises(UnsupportedText):
-        vocabulary().response(text, finished=False, param="items[0].response")
+        tokenizer_with().response(text, finished=False, param="items[0].response")
 
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_a_long_text_has_the_tokens_and_ends_that_it_would_have_by_itself(text: str) -> None:
     long = (text + " ") * (2000 // len(text))
-    response = vocabulary().response(long, finished=False, param="p")
+    response = tokenizer_with().response(long, finished=False, param="p")
     alone = tiny.tokenizer().backend_tokenizer.encode(long, add_special_tokens=False)
     assert response.ids.tolist() == alone.ids
     assert response.ends is not None
@@ -200,7 +193,7 @@ def test_a_long_text_has_the_tokens_and_ends_that_it_would_have_by_itself(text: 
 
 
 def test_other_threads_go_on_while_a_long_text_is_tokenised() -> None:
-    made, turns, done = vocabulary(), [0], threading.Event()
+    tokenizer, turns, done = tokenizer_with(), [0], threading.Event()
 
     def turn() -> None:
         while not done.is_set():
@@ -212,7 +205,7 @@ def test_other_threads_go_on_while_a_long_text_is_tokenised() -> None:
     try:
         other.start()
         before = turns[0]
-        made.encoder.ids("It is 4. " * 30_000)
+        tokenizer.encoder.ids("It is 4. " * 30_000)
         went_on = turns[0] - before
     finally:
         done.set()
@@ -224,13 +217,11 @@ def test_other_threads_go_on_while_a_long_text_is_tokenised() -> None:
 def test_ends_cover_white_space_even_if_the_tokenizer_trims_its_offsets() -> None:
     from tokenizers.processors import ByteLevel
 
-    tokenizer = copy.deepcopy(tiny.tokenizer())
-    tokenizer.backend_tokenizer.post_processor = ByteLevel(trim_offsets=True)
-    made = tokenizer_of(
-        Checkpoint(tiny.model("llama"), tokenizer, "causal_lm", torch.device("cpu"))
-    )
+    theirs = copy.deepcopy(tiny.tokenizer())
+    theirs.backend_tokenizer.post_processor = ByteLevel(trim_offsets=True)
     text = "a \n   b  "
-    trimming, plain = (v.response(text, finished=False, param="p") for v in (made, vocabulary()))
+    trimming = Tokenizer(theirs).response(text, finished=False, param="p")
+    plain = tokenizer_with().response(text, finished=False, param="p")
     np.testing.assert_array_equal(trimming.ends, plain.ends)
     assert trimming.ends is not None
     assert trimming.ends[-1] == len(text)
@@ -240,27 +231,28 @@ def test_ends_cover_white_space_even_if_the_tokenizer_trims_its_offsets() -> Non
 def test_a_text_without_special_tokens_spells_none_even_where_one_was_cut_out_of_another(
     kind: str,
 ) -> None:
-    tokenizer = vocabularies.KINDS[kind]()
-    made = tokenizer_of(
-        Checkpoint(tiny.model("llama"), tokenizer, "causal_lm", torch.device("cpu"))
-    )
+    theirs = vocabularies.KINDS[kind]()
+    tokenizer = Tokenizer(theirs)
+
+    def ids_of(text: str) -> set[int]:
+        return set(tokenizer.response(text, finished=False, param="p").ids.tolist())
+
     words = (vocabularies.EOS, vocabularies.BOS, vocabularies.RESERVED)
-    special = {tokenizer.convert_tokens_to_ids(word) for word in words}
-    spelled = "".join(words) + "<|e<|end|>nd|>" + "It is 4."
-    read = lambda text: set(made.response(text, finished=False, param="p").ids.tolist())  # noqa: E731
-    assert special & read(spelled) == special
-    assert special & read(made.without_special(spelled)) == set()
-    assert made.without_special("It is 4.\n< |end| > <s>") == "It is 4.\n< |end| > <s>"
+    special = {theirs.convert_tokens_to_ids(word) for word in words}
+    text = "".join(words) + "<|e<|end|>nd|>" + "It is 4."
+    assert special & ids_of(text) == special
+    assert special & ids_of(tokenizer.without_special(text)) == set()
+    assert tokenizer.without_special("It is 4.\n< |end| > <s>") == "It is 4.\n< |end| > <s>"
 
 
 def test_a_chat_template_is_there_or_not() -> None:
-    assert vocabulary().has_chat_template
-    assert not vocabulary(chat_template=None).has_chat_template
+    assert tokenizer_with().has_chat_template
+    assert not tokenizer_with(chat_template=None).has_chat_template
 
 
 def test_a_tokenizer_that_splits_special_tokens_does_so_before_it_was_ever_called() -> None:
-    made = vocabulary(split_special_tokens=True)
-    response = made.response("a<|end|>b", finished=False, param="p")
+    tokenizer = tokenizer_with(split_special_tokens=True)
+    response = tokenizer.response("a<|end|>b", finished=False, param="p")
     assert tiny.END_ID not in response.ids
     theirs = copy.deepcopy(tiny.tokenizer())
     theirs.split_special_tokens = True
@@ -268,39 +260,27 @@ def test_a_tokenizer_that_splits_special_tokens_does_so_before_it_was_ever_calle
 
 
 def test_a_tokenizer_in_plain_python_gives_tokens_but_cannot_say_where_they_end() -> None:
-    checkpoint = Checkpoint(
-        tiny.model("llama"), vocabularies.python_bytes(), "causal_lm", torch.device("cpu")
-    )
-    response = tokenizer_of(checkpoint).response("é", finished=True, param="p")
+    response = Tokenizer(vocabularies.python_bytes()).response("é", finished=True, param="p")
     assert len(response.ids) == 3
     assert response.num_appended == 1
     assert response.ends is None
 
 
 def test_ends_that_cannot_be_trusted_are_none_and_the_tokens_are_there() -> None:
-    checkpoint = Checkpoint(
-        tiny.model("llama"), vocabularies.characters(), "causal_lm", torch.device("cpu")
-    )
-    response = tokenizer_of(checkpoint).response("a\u4e01b", finished=False, param="p")
+    tokenizer = Tokenizer(vocabularies.characters())
+    response = tokenizer.response("a\u4e01b", finished=False, param="p")
     assert len(response.ids) == 2
     assert response.ends is None
 
 
 def test_a_text_is_a_single_token_unless_it_is_none_several_or_unknown() -> None:
-    made = vocabulary()
-    assert [made.single(text) for text in ("7", "", "77")] == [
-        made.pieces("7", param="p")[0][0],
+    tokenizer = tokenizer_with()
+    assert [tokenizer.single(text) for text in ("7", "", "77")] == [
+        tokenizer.pieces("7", param="p")[0][0],
         None,
         None,
     ]
-    unknowing = tokenizer_of(
-        Checkpoint(
-            tiny.model("llama"),
-            vocabularies.KINDS["word_piece"](),
-            "causal_lm",
-            torch.device("cpu"),
-        )
-    )
+    unknowing = Tokenizer(vocabularies.KINDS["word_piece"]())
     assert unknowing.single("answer") is not None
     assert unknowing.single("Ω") is None
 
@@ -308,33 +288,33 @@ def test_a_text_is_a_single_token_unless_it_is_none_several_or_unknown() -> None
 def test_what_a_short_text_is_is_asked_of_the_tokenizer_once_and_a_long_one_is_not_kept(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    made, read = vocabulary(), []
-    own = made.encoder.read
-    monkeypatch.setattr(made.encoder, "read", lambda text: read.append(text) or own(text))
+    tokenizer, texts = tokenizer_with(), []
+    own = tokenizer.encoder.read
+    monkeypatch.setattr(tokenizer.encoder, "read", lambda text: texts.append(text) or own(text))
     short, long = "7", "7" * 101
-    assert {made.single(short) for _ in range(3)} == {own(short).ids[0]}
-    assert {made.single(long) for _ in range(3)} == {None}
-    assert read == [short, long, long, long]
+    assert {tokenizer.single(short) for _ in range(3)} == {own(short).ids[0]}
+    assert {tokenizer.single(long) for _ in range(3)} == {None}
+    assert texts == [short, long, long, long]
     for n in range(1024):
-        made.single(f"{n} ")
-    made.single(short)  # so many others came since that it was let go
-    assert read[-1] == short
+        tokenizer.single(f"{n} ")
+    tokenizer.single(short)  # so many others came since that it was let go
+    assert texts[-1] == short
 
 
 def test_a_text_of_more_tokens_than_a_sequence_has_is_refused_before_lists_are_made_of_it() -> None:
     text, most = "It is 4. " * 400, 200
-    checkpoint = Checkpoint(tiny.model("llama"), tiny.tokenizer(), "causal_lm", torch.device("cpu"))
-    num_tokens = len(tokenizer_of(checkpoint).pieces(text, param="p")[0])
-    exactly = tokenizer_of(checkpoint, num_tokens)
+    num_tokens = len(Tokenizer(tiny.tokenizer()).pieces(text, param="p")[0])
+    exactly = Tokenizer(tiny.tokenizer(), max_tokens=num_tokens)
+    less = Tokenizer(tiny.tokenizer(), max_tokens=most)
     assert len(exactly.response(text, finished=False, param="p").ids) == num_tokens
     with pytest.raises(
         SequenceTooLong, match=f"the text is {num_tokens} tokens, `max_sequence_tokens` is {most}"
     ):
-        tokenizer_of(checkpoint, most).prompt_from_text(text, param="p")
+        less.prompt_from_text(text, param="p")
     tracemalloc.start()
     try:
         with pytest.raises(SequenceTooLong):
-            tokenizer_of(checkpoint, most).response(text, finished=True, param="p")
+            less.response(text, finished=True, param="p")
         assert tracemalloc.get_traced_memory()[1] < 8 * num_tokens
     finally:
         tracemalloc.stop()

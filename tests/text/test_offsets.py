@@ -13,7 +13,7 @@ from hypothesis import assume, given, settings
 from tokenizers import Tokenizer, models, normalizers
 
 from fakes import vocabularies
-from fakes.offsets_truth import KNOWN, defined, true_ends
+from fakes.offsets_truth import KNOWN, has_definition, true_ends
 from fakes.texts import TEXTS
 from fakes.vocabularies import KINDS
 from tokenreward.text.offsets import Offsets
@@ -34,7 +34,7 @@ def ends_of(backend: Any, text: str) -> list[int] | None:
 @settings(max_examples=150)
 @given(text=TEXTS)
 def test_a_token_ends_where_its_last_byte_does(kind: str, text: str) -> None:
-    assume(defined(kind, text))
+    assume(has_definition(kind, text))
     backend = backend_of(kind)
     ends = ends_of(backend, text)
     if kind == "characters":  # it may refuse, and then nothing is wrong

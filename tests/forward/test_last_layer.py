@@ -95,7 +95,8 @@ def test_rows_of_other_needs_in_one_batch_each_get_theirs() -> None:
     model = tiny.model("llama", "reward_model")
     exact, layout = oracle.double(model), PackedLayout(checkpoint(model, "reward_model"))
     layout.prune_last_layer(True)
-    mixed = [(row, ENDS if i % 2 else Needs(values=True)) for i, (row, _) in enumerate(work(ENDS))]
+    wanted = [Needs(values=True), ENDS] * 2
+    mixed = [RowRequest(row, needs) for (row, _), needs in zip(work(ENDS), wanted, strict=True)]
     for what, found in zip(rows(), layout.run(mixed), strict=True):
         truth = oracle.head_values(exact, what.ids)
         assert abs(found.pooled - truth[-1]) < 1e-4

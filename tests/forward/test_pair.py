@@ -15,7 +15,7 @@ from fakes import lora, oracle, tiny
 from fakes.tiny import tokenizer_of
 from tokenreward.checkpoints.checkpoint import Checkpoint, CheckpointRefused, load_checkpoint
 from tokenreward.checkpoints.reference import with_reference
-from tokenreward.contract import Model, Needs, Outputs, Row
+from tokenreward.contract import Model, Needs, Outputs, Row, RowRequest
 from tokenreward.forward import patches
 from tokenreward.forward.layout import LayoutChoice
 from tokenreward.forward.pair import choose_layouts
@@ -57,7 +57,7 @@ def rows(*models: Model, seed: int = 0) -> list[Row]:
 
 
 def run(verdict: LayoutChoice, asked: list[Row]) -> list[Outputs]:
-    return verdict.layout.run([(row, NEEDS) for row in asked])
+    return verdict.layout.run([RowRequest(row, NEEDS) for row in asked])
 
 
 def assert_is(outputs: Outputs, row: Row, exact: Any) -> None:

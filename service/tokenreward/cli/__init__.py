@@ -1,9 +1,9 @@
-"""The `tokenreward` command: picks the subcommand and turns what goes wrong into one line on stderr
-and an exit code.
+"""The `tokenreward` command: runs a subcommand and turns errors into a line on stderr and an exit
+code.
 
-It imports the module of the subcommand that was named and no other, so `tokenreward score` works
-where only the client is installed. Exit codes: 0 done, 1 it failed, 2 it was asked wrongly, 130
-interrupted.
+Each subcommand is the module of its name. Only the one on the command line is imported, so that
+`tokenreward score` works where only the client is installed. Exit codes: 0 success, 1 failure, 2
+wrong usage, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ COMMANDS = {
 
 
 class CommandError(Exception):
-    """The command cannot do what it was asked; the message is for the person who asked."""
+    """The command cannot be carried out; its message is printed for the user."""
 
     def __init__(self, message: str, *, exit_code: int = 1) -> None:
         super().__init__(message)
@@ -37,32 +37,40 @@ class CommandError(Exception):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command line, by default the process's own, and return its exit code."""
-    argv = sys.argv[1:] if argv is None else argv
+    """Runs one command line, by default the process's own, and returns its exit code."""
+    if argv is None:
+        argv = sys.argv[1:]
     try:
         args = _parser(argv).parse_args(argv)
         return int(args.run(args))
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # Whoever read our output has left; Python would complain again while flushing at exit.
+        # The reader of our output is gone. Python would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        explained = _explained(error)
-        if explained is None:
+        explanation = _explanation(error)
+        if explanation is None:
             raise
-        line, exit_code = explained
+        line, exit_code = explanation
         # A service's message may quote text of others.
-        print("error:", safe_text(line, keep="\n\t"), file=sys.stderr)
+        print("error:", safe_text(line, keep="
+	"), file=sys.stderr)
         return exit_code
 
 
 def subcommand(
     subparsers: Any, name: str, *, more: str = "", examples: str
 ) -> argparse.ArgumentParser:
-    """The parser of one command: its summary and what `more` there is to say above the arguments,
-    examples below."""
+    """Adds the parser of one command.
+
+    Args:
+        subparsers: The parsers of all commands.
+        name: A key of COMMANDS, which has its summary.
+        more: Sentences that follow the summary above the arguments.
+        examples: Command lines that stand below the arguments.
+    """
     summary = COMMANDS[name]
     parser: argparse.ArgumentParser = subparsers.add_parser(
         name,
@@ -83,18 +91,17 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"tokenreward {__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
-    named = next((argument for argument in argv if not argument.startswith("-")), None)
+    command = next((argument for argument in argv if not argument.startswith("-")), None)
     for name, summary in COMMANDS.items():
-        if name == named:
+        if name == command:
             importlib.import_module(f"tokenreward.cli.{name}").add_parser(subparsers)
         else:
             subparsers.add_parser(name, help=summary)
     return parser
 
 
-def _explained(error: Exception) -> tuple[str, int] | None:
-    """What to tell the person and the exit code, or None for a bug of ours, whose traceback is
-    wanted."""
+def _explanation(error: Exception) -> tuple[str, int] | None:
+    """The line to print and the exit code; None for a bug of ours, whose traceback is of use."""
     from tokenreward.errors import RewardError
     from tokenreward.settings import SettingsError
     from tokenreward_client.errors import BadArgument, ClientError
@@ -106,9 +113,10 @@ def _explained(error: Exception) -> tuple[str, int] | None:
     if isinstance(error, (ClientError, RewardError, SettingsError)):
         return str(error), 1
     if isinstance(error, OSError) and error.strerror is not None:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror, 1
-    if isinstance(error, ModuleNotFoundError) and not (error.name or "tokenreward").startswith(
-        "tokenreward"
-    ):
-        return f"this needs {error.name}, which comes with: pip install 'tokenreward[server]'", 1
+        place = f"{error.filename}: " if error.filename else ""
+        return f"{place}{error.strerror}", 1
+    if isinstance(error, ModuleNotFoundError):
+        name = error.name or ""
+        if name and not name.startswith("tokenreward"):
+            return f"this needs {name}, which comes with: pip install 'tokenreward[server]'", 1
     return None

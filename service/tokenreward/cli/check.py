@@ -1,5 +1,8 @@
-"""`tokenreward check`: can this config be served? Validates it, loads every checkpoint, probes it.
-No Ray."""
+"""`tokenreward check`: whether a config can be served. It validates the settings, then loads and
+probes every checkpoint.
+
+It starts no service and needs no Ray.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,11 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """0 if every deployment can be served, 1 if one is refused. Raises SettingsError."""
+    """0 if every deployment can be served, 1 if one is refused.
+
+    Raises:
+        SettingsError: The config or its key file is wrong.
+    """
     settings = demo_settings() if args.config is None else load_settings(args.config)
     read_api_keys(settings.api_keys_file)
     print(f"settings: {len(settings.deployments)} deployments, all valid")

@@ -1,5 +1,8 @@
-"""The flags that `score` and `eval` share, spelled once: where the service is, how it is asked,
-options and credit."""
+"""The flags that `score` and `eval` share: the service's address, limits of its use, and the syntax
+of options and credit.
+
+It parses and sends nothing.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,12 @@ from tokenreward.cli import CommandError
 
 
 def add_service_flags(parser: argparse.ArgumentParser, *, url_among: Any = None) -> None:
-    """`--url`, in a group of flags if it is one way among several; `--concurrency`, `--timeout-s`,
-    `--api-key-file`."""
+    """Adds `--url`, `--concurrency`, `--timeout-s` and `--api-key-file`.
+
+    Args:
+        parser: The parser of a command.
+        url_among: A group of flags that exclude one another, for `--url`; None: it is in no group.
+    """
     (url_among or parser).add_argument(
         "--url", default="http://127.0.0.1:8000", help="the running service (default: %(default)s)"
     )
@@ -40,7 +47,7 @@ def add_service_flags(parser: argparse.ArgumentParser, *, url_among: Any = None)
 
 
 def positive(text: str) -> int:
-    """A whole number, 1 or more; anything else is a usage error."""
+    """A whole number, 1 or more. Raises ArgumentTypeError."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be 1 or more, got {value}")
@@ -48,7 +55,7 @@ def positive(text: str) -> int:
 
 
 def json_object(text: str, flag: str) -> dict[str, Any]:
-    """`{...}`, as it stands in a request. Raises CommandError."""
+    """The JSON object that a flag holds, as it stands in a request. Raises CommandError."""
     try:
         value = json.loads(text)
     except ValueError:
@@ -58,11 +65,22 @@ def json_object(text: str, flag: str) -> dict[str, Any]:
     return value
 
 
-def by_label(given: list[str], flag: str, labels: Collection[str]) -> dict[str, dict[str, Any]]:
-    """`LABEL={...}` arguments by label, which may be left out where there is but one. Raises
-    CommandError."""
+def by_label(arguments: list[str], flag: str, labels: Collection[str]) -> dict[str, dict[str, Any]]:
+    """Reads a flag that is repeated, once per scorer.
+
+    Args:
+        arguments: Its values, each `LABEL={...}`, or `{...}` if there is only one label.
+        flag: Its name, for messages.
+        labels: The scorers' labels.
+
+    Returns:
+        The JSON objects by label.
+
+    Raises:
+        CommandError: A value has another form, or a label that is not among `labels`.
+    """
     values: dict[str, dict[str, Any]] = {}
-    for argument in given:
+    for argument in arguments:
         label, equals, text = argument.partition("=")
         if argument.lstrip().startswith("{"):
             if len(labels) > 1:

@@ -1,6 +1,7 @@
-"""A progress bar for people and an occasional line for logs: items, items per second, time left.
+"""A progress bar for a terminal, or a line now and then for a log: items, items per second, time
+left.
 
-It knows no files: progress is bytes done of bytes in all, where the sum is known.
+It reads no files: its caller counts items and bytes.
 """
 
 from __future__ import annotations
@@ -15,8 +16,15 @@ _LINE_EVERY_S = 10.0
 
 
 class Progress:
-    """Draws on `stream`: over and over in one line of a terminal, else a new line every ten seconds
-    and at the end."""
+    """Shows how far a run is, in one line that is drawn again and again.
+
+    Without a terminal there is a new line every ten seconds, and one at the end.
+
+    Args:
+        stream: Where it is drawn.
+        num_bytes_total: The work that there is; None if it is not known, and then there is no bar.
+        clock: Seconds.
+    """
 
     def __init__(
         self,
@@ -28,27 +36,28 @@ class Progress:
         self._stream = stream
         self._num_bytes_total = num_bytes_total
         self._clock = clock
-        self._terminal = stream.isatty()
+        self._is_terminal = stream.isatty()
+        self._draw_every_s = _REDRAW_EVERY_S if self._is_terminal else _LINE_EVERY_S
         self._began = self._drawn_at = clock()
         self._num_items = self._num_bytes = self._num_failed = 0
 
     def advance(self, num_items: int, num_bytes: int, *, num_failed: int = 0) -> None:
-        """Count what has been done, and draw if it is time to."""
+        """Counts finished work, and draws from time to time."""
         self._num_items += num_items
         self._num_bytes += num_bytes
         self._num_failed += num_failed
         now = self._clock()
-        if now - self._drawn_at >= (_REDRAW_EVERY_S if self._terminal else _LINE_EVERY_S):
+        if now - self._drawn_at >= self._draw_every_s:
             self._drawn_at = now
-            self._draw(end="" if self._terminal else "\n")
+            self._draw(is_last=False)
 
     def finish(self) -> None:
-        """Draw for the last time."""
-        self._draw(end="\n")
+        """Draws for the last time."""
+        self._draw(is_last=True)
 
     def clear(self) -> None:
-        """Make room for other output in a terminal."""
-        if self._terminal:
+        """Empties the line in a terminal, for other output."""
+        if self._is_terminal:
             self._stream.write("\r\x1b[K")
             self._stream.flush()
 
@@ -58,22 +67,24 @@ class Progress:
         parts = [f"{self._num_items} items", f"{self._num_items / elapsed_s:.3g}/s"]
         if self._num_failed:
             parts.append(f"{self._num_failed} failed")
-        done = self._num_bytes / self._num_bytes_total if self._num_bytes_total else None
-        if done is None:
+        if not self._num_bytes_total:
             return ", ".join(parts)
-        if 0 < done < 1:
-            parts.append(f"eta {_clock_face(elapsed_s * (1 - done) / done)}")
-        filled = round(min(done, 1.0) * _BAR_WIDTH)
-        return f"[{'#' * filled}{' ' * (_BAR_WIDTH - filled)}] {', '.join(parts)}"
+        share = self._num_bytes / self._num_bytes_total
+        if 0 < share < 1:
+            minutes, seconds = divmod(round(elapsed_s * (1 - share) / share), 60)
+            hours, minutes = divmod(minutes, 60)
+            eta = f"{minutes}:{seconds:02d}"
+            if hours:
+                eta = f"{hours}:{minutes:02d}:{seconds:02d}"
+            parts.append(f"eta {eta}")
+        num_marks = round(min(share, 1.0) * _BAR_WIDTH)
+        return f"[{('#' * num_marks).ljust(_BAR_WIDTH)}] {', '.join(parts)}"
 
-    def _draw(self, *, end: str) -> None:
-        self._stream.write(
-            f"\r\x1b[K{self.text()}{end}" if self._terminal else f"{self.text()}{end}"
-        )
+    def _draw(self, *, is_last: bool) -> None:
+        text = self.text()
+        if self._is_terminal:
+            text = f"\r\x1b[K{text}"  # to the start of the line, which is emptied
+        if is_last or not self._is_terminal:
+            text += "\n"
+        self._stream.write(text)
         self._stream.flush()
-
-
-def _clock_face(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

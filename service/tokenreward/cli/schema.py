@@ -1,4 +1,7 @@
-"""`tokenreward schema`: what a config may say, and what Ray Serve is told to run for one."""
+"""`tokenreward schema`: the JSON schema of the settings, or Ray Serve's config made of a file.
+
+It loads no checkpoint and starts nothing.
+"""
 
 from __future__ import annotations
 

@@ -91,8 +91,9 @@ def run(args: argparse.Namespace) -> int:
         scoring = backend(args)
 
         def open_report() -> Report:
-            pictures = sys.stdout if args.show else None
-            out = None if args.show else sys.stdout
+            pictures, out = None, sys.stdout
+            if args.show:
+                pictures, out = sys.stdout, None
             if args.output is not None:
                 out = files.enter_context(args.output.open("w", encoding="utf-8"))
             return Report(out, pictures, Progress(sys.stderr, _num_bytes(lines)))
@@ -138,13 +139,16 @@ async def _score_all(
 async def _answers(group: list[Line], score: Score) -> list[Rewards]:
     """One answer per line; a line that is no item keeps its error."""
     items = [line.item for line in group if line.item is not None]
-    scored = enumerate(await score(items) if items else ())
+    scored: list[Rewards] = []
+    if items:
+        scored = await score(items)
+    numbered = enumerate(scored)
     answers = []
     for line in group:
         if line.item is None:
             answers.append(Rewards(None, error=line.error))
         else:
-            answers.append(_without_position(*next(scored)))
+            answers.append(_without_position(*next(numbered)))
     return answers
 
 

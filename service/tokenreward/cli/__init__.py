@@ -55,8 +55,7 @@ def main(argv: list[str] | None = None) -> int:
             raise
         line, exit_code = explanation
         # A service's message may quote text of others.
-        print("error:", safe_text(line, keep="
-	"), file=sys.stderr)
+        print("error:", safe_text(line, keep="\n\t"), file=sys.stderr)
         return exit_code
 
 

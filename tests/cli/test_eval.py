@@ -218,9 +218,9 @@ def test_second_run_asks_for_nothing_but_one_item_and_says_the_same(
     said = capsys.readouterr()
     assert said.out == first
     assert "known: 0 items to score, 100 are in the cache" in said.err
-    assert len(service.asked) == 1
+    assert len(service.responses) == 1
     assert main([*asked, "--no-cache"]) == 0
-    assert len(service.asked) == 1 + 1 + 100
+    assert len(service.responses) == 1 + 1 + 100
     assert main([*asked, "--cache", "other.jsonl", "--credit", 'known={"name": "last"}']) == 0
     assert service.bodies[-1]["credit"] == {"name": "last"}
     assert Path("other.jsonl").exists()
@@ -256,7 +256,7 @@ def test_other_version_is_asked_again(service: Known) -> None:
         assert main(asked) == 0
     finally:
         del service.reply  # type: ignore[method-assign]
-    assert len(service.asked) == 41
+    assert len(service.responses) == 41
     assert outcome()[0]["version"] == 4
 
 
@@ -296,7 +296,7 @@ def test_wrong_arguments_are_one_line_and_nothing_is_scored(
     assert message in said.err
     assert said.err.startswith("error: ")
     assert said.err.count("\n") == 1
-    assert len(service.asked) == 0
+    assert len(service.responses) == 0
     assert said.out == ""
 
 
@@ -353,7 +353,7 @@ def test_refusal_is_said_before_the_long_run(
     service.script.extend([service.ok, service.says(422, "unknown_option", retryable=False)])
     assert main(["eval", str(pairs(100)), "--url", service.url]) == 1
     assert "error: scorer `second`: unknown_option: `items`: as scripted" in capsys.readouterr().err
-    assert len(service.asked) == 2
+    assert len(service.responses) == 2
 
 
 def test_key_travels(service: Known) -> None:

@@ -55,7 +55,7 @@ def stopped(service: Known, how: signal.Signals, *more: str) -> tuple[int, str, 
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
     ) as process:
         deadline = time.monotonic() + 30
-        while len(service.asked) < 5 * 64 and time.monotonic() < deadline:
+        while len(service.responses) < 5 * 64 and time.monotonic() < deadline:
             time.sleep(0.02)
         process.send_signal(how)
         out, err = process.communicate(timeout=20)
@@ -79,7 +79,7 @@ def test_run_that_is_stopped_goes_on_where_it_stopped(service: Known, how: signa
         )
         == 0
     )
-    assert len(service.asked) == 1 + 1280 - kept
+    assert len(service.responses) == 1 + 1280 - kept
     figure = json.loads(Path("out.json").read_text())["scorers"][0]["figures"]["accuracy"]
     assert (figure["value"], figure["num"]) == (1.0, 640)
 

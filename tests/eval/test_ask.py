@@ -37,13 +37,13 @@ def candidates(num: int, **needs: bool) -> list[Candidate]:
 
 
 def subject(**changes: Any) -> Subject:
-    asked = {name: changes.pop(name) for name in ("options", "credit") if name in changes}
-    return Subject("known", ScorerInfo.model_validate({**ENTRY, **changes}), **asked)
+    options = {name: changes.pop(name) for name in ("options", "credit") if name in changes}
+    return Subject("known", ScorerInfo.model_validate({**ENTRY, **changes}), **options)
 
 
 def answers(
     service: Known,
-    wanted: Sequence[Candidate],
+    targets: Sequence[Candidate],
     cache: Path | None = None,
     who: Subject | None = None,
     **run: Any,
@@ -51,7 +51,7 @@ def answers(
     async def ask_all() -> list[CandidateAnswer]:
         async with AsyncClient(service.url, max_retries=0) as client:
             options = Run(client, None if cache is None else AnswerCache(cache), **run)
-            return await collect_answers(options, who or subject(), wanted)
+            return await collect_answers(options, who or subject(), targets)
 
     return asyncio.run(ask_all())
 
@@ -59,10 +59,10 @@ def answers(
 def test_answers_are_in_order_in_batches_with_so_many_in_flight(service: Known) -> None:
     service.delay_s = 0.02
     steps: list[tuple[int, int]] = []
-    found = answers(
+    results = answers(
         service, candidates(300), concurrency=3, on_answers=lambda *counts: steps.append(counts)
     )
-    assert [answer.score for answer in found] == [float(n + 1) for n in range(300)]
+    assert [answer.score for answer in results] == [float(n + 1) for n in range(300)]
     assert sorted(len(body["items"]) for body in service.bodies) == [44, 64, 64, 64, 64]
     assert service.most_in_flight == 3
     assert sorted(steps) == [(44, 0), (64, 0), (64, 0), (64, 0), (64, 0)]
@@ -70,18 +70,21 @@ def test_answers_are_in_order_in_batches_with_so_many_in_flight(service: Known) 
 
 
 def test_equal_candidates_are_asked_once(service: Known) -> None:
-    found = answers(service, candidates(3) * 4)
-    assert [answer.score for answer in found] == [1.0, 2.0, 3.0] * 4
-    assert sorted(service.asked) == ["7", "77", "777"]
+    results = answers(service, candidates(3) * 4)
+    assert [answer.score for answer in results] == [1.0, 2.0, 3.0] * 4
+    assert sorted(service.responses) == ["7", "77", "777"]
 
 
 def test_units_come_with_their_characters_and_the_names_of_those_without(service: Known) -> None:
-    wanted = [Candidate({"prompt": "p", "response": "a5"}, "row", needs_units=True), *candidates(1)]
-    found, plain = answers(service, wanted)
-    assert found.units is not None
-    assert found.units.rewards.tolist() == [0, 5, 0]
-    assert found.units.spans.tolist() == [[0, 1], [1, 2], [2, 2]]
-    assert found.units.names == ("<|end|>",)
+    targets = [
+        Candidate({"prompt": "p", "response": "a5"}, "row", needs_units=True),
+        *candidates(1),
+    ]
+    results, plain = answers(service, targets)
+    assert results.units is not None
+    assert results.units.rewards.tolist() == [0, 5, 0]
+    assert results.units.spans.tolist() == [[0, 1], [1, 2], [2, 2]]
+    assert results.units.names == ("<|end|>",)
     assert plain.units is None
     assert [body["return_tokens"] for body in service.bodies] == [False, True]
 
@@ -89,22 +92,22 @@ def test_units_come_with_their_characters_and_the_names_of_those_without(service
 def test_own_spans_are_the_units(service: Known) -> None:
     service.script.append(service.changed(0))
     item = {"prompt": "p", "response": "r5", "spans": [[0, 1], [1, 2]]}
-    (found,) = answers(service, [Candidate(item, "row", needs_units=True)])
-    assert found.units is not None
-    assert found.units.spans.tolist() == [[0, 1], [1, 2]]
+    (results,) = answers(service, [Candidate(item, "row", needs_units=True)])
+    assert results.units is not None
+    assert results.units.spans.tolist() == [[0, 1], [1, 2]]
 
 
 def test_failed_item_is_an_error_without_its_place_in_the_request_and_is_asked_again(
     service: Known, tmp_path: Path
 ) -> None:
-    wanted = [*candidates(2), Candidate({"prompt": "p", "response": "fail"}, "row")]
+    targets = [*candidates(2), Candidate({"prompt": "p", "response": "fail"}, "row")]
     for _ in range(2):
-        found = answers(service, wanted, tmp_path / "cache")
-        assert [answer.error is None for answer in found] == [True, True, False]
-        assert found[2].error is not None
-        assert found[2].error.message == "it is too long"
-        assert found[2].error.param == "response"
-    assert sorted(service.asked) == ["7", "77", "fail", "fail"]
+        results = answers(service, targets, tmp_path / "cache")
+        assert [answer.error is None for answer in results] == [True, True, False]
+        assert results[2].error is not None
+        assert results[2].error.message == "it is too long"
+        assert results[2].error.param == "response"
+    assert sorted(service.responses) == ["7", "77", "fail", "fail"]
 
 
 @pytest.mark.parametrize(
@@ -116,13 +119,13 @@ def test_answer_without_what_is_needed_is_an_error(
 ) -> None:
     def without(body: dict[str, Any]) -> Any:
         return service.reply(
-            [service._answer(n, item, body) | fields for n, item in enumerate(body["items"])]
+            [service.answer(n, item, body) | fields for n, item in enumerate(body["items"])]
         )
 
     service.script.append(without)
-    (found,) = answers(service, candidates(1, needs_units=needs_units))
-    assert found.error is not None
-    assert found.error.code == code
+    (results,) = answers(service, candidates(1, needs_units=needs_units))
+    assert results.error is not None
+    assert results.error.code == code
 
 
 def test_interrupted_run_goes_on_where_it_stopped(service: Known, tmp_path: Path) -> None:
@@ -131,19 +134,19 @@ def test_interrupted_run_goes_on_where_it_stopped(service: Known, tmp_path: Path
     )
     with pytest.raises(ServerRefused):
         answers(service, candidates(300), tmp_path / "cache", concurrency=1)
-    assert len(service.asked) == 192
+    assert len(service.responses) == 192
     started: list[tuple[int, int]] = []
-    found = answers(
+    results = answers(
         service,
         candidates(300),
         tmp_path / "cache",
         on_start=lambda *counts: started.append(counts),
     )
-    assert [answer.score for answer in found] == [float(n + 1) for n in range(300)]
+    assert [answer.score for answer in results] == [float(n + 1) for n in range(300)]
     assert started == [(172, 128)]
-    assert len(service.asked) == 192 + 172
+    assert len(service.responses) == 192 + 172
     answers(service, candidates(300), tmp_path / "cache")
-    assert len(service.asked) == 192 + 172
+    assert len(service.responses) == 192 + 172
 
 
 @pytest.mark.parametrize(
@@ -165,11 +168,11 @@ def test_change_of_what_an_answer_depends_on_asks_again(
     version = change.get("version", 3)
     service.script.append(
         lambda body: service.reply(
-            [service._answer(n, i, body) for n, i in enumerate(body["items"])], version=version
+            [service.answer(n, i, body) for n, i in enumerate(body["items"])], version=version
         )
     )
     answers(service, candidates(3), tmp_path / "cache", subject(**change))
-    assert len(service.asked) == 6
+    assert len(service.responses) == 6
 
 
 def test_change_of_the_servers_own_default_asks_again_and_of_its_route_does_not(
@@ -180,10 +183,10 @@ def test_change_of_the_servers_own_default_asks_again_and_of_its_route_does_not(
         "l", ScorerInfo.model_validate({**ENTRY, "route": "/elsewhere", "limits": {"x": 1}})
     )
     answers(service, candidates(3), tmp_path / "cache", elsewhere)
-    assert len(service.asked) == 3
+    assert len(service.responses) == 3
     default = Subject("l", ScorerInfo.model_validate({**ENTRY, "options": {"a": {"default": 2}}}))
     answers(service, candidates(3), tmp_path / "cache", default)
-    assert len(service.asked) == 6
+    assert len(service.responses) == 6
 
 
 @pytest.mark.parametrize(
@@ -199,10 +202,10 @@ def test_change_of_the_scorer_that_is_asked_first_asks_again(
 ) -> None:
     def key(second_version: int) -> str:
         entry = {**ENTRY, "options": {"score_from": {"default": default}}}
-        listed = [entry, {**ENTRY, "name": "second", "version": second_version}]
-        found = [ScorerInfo.model_validate(each) for each in listed]
-        asked = find_subject("known", "known", found, options=options, credit=credit)
-        return asked.key(candidates(1)[0])
+        listing = [entry, {**ENTRY, "name": "second", "version": second_version}]
+        infos = [ScorerInfo.model_validate(each) for each in listing]
+        who = find_subject("known", "known", infos, options=options, credit=credit)
+        return who.key(candidates(1)[0])
 
     assert key(3) == key(3)
     assert key(3) != key(4)
@@ -210,9 +213,9 @@ def test_change_of_the_scorer_that_is_asked_first_asks_again(
 
 def test_change_of_a_scorer_that_is_not_asked_changes_nothing() -> None:
     def key(second_version: int) -> str:
-        listed = [ENTRY, {**ENTRY, "name": "second", "version": second_version}]
-        found = [ScorerInfo.model_validate(each) for each in listed]
-        return find_subject("known", "known", found, options={"score_from": None}, credit={}).key(
+        listing = [ENTRY, {**ENTRY, "name": "second", "version": second_version}]
+        infos = [ScorerInfo.model_validate(each) for each in listing]
+        return find_subject("known", "known", infos, options={"score_from": None}, credit={}).key(
             candidates(1)[0]
         )
 
@@ -221,15 +224,15 @@ def test_change_of_a_scorer_that_is_not_asked_changes_nothing() -> None:
 
 def test_units_are_not_found_where_only_the_score_was_kept(service: Known, tmp_path: Path) -> None:
     answers(service, candidates(2), tmp_path / "cache")
-    found = answers(service, candidates(2, needs_units=True), tmp_path / "cache")
-    assert all(answer.units is not None for answer in found)
+    results = answers(service, candidates(2, needs_units=True), tmp_path / "cache")
+    assert all(answer.units is not None for answer in results)
 
 
 def test_cached_answer_is_the_answer_that_was_cached(service: Known, tmp_path: Path) -> None:
-    wanted = candidates(5, needs_units=True)
-    first, again = (answers(service, wanted, tmp_path / "cache") for _ in range(2))
+    targets = candidates(5, needs_units=True)
+    first, again = (answers(service, targets, tmp_path / "cache") for _ in range(2))
     assert [to_record(answer) for answer in first] == [to_record(answer) for answer in again]
-    assert len(service.asked) == 5
+    assert len(service.responses) == 5
 
 
 def test_half_a_line_at_the_end_is_tolerated_and_does_not_take_the_next_line_with_it(
@@ -238,11 +241,11 @@ def test_half_a_line_at_the_end_is_tolerated_and_does_not_take_the_next_line_wit
     cache = tmp_path / "cache"
     answers(service, candidates(3), cache)
     cache.write_bytes(cache.read_bytes()[:-20])
-    found = answers(service, candidates(3), cache)
-    assert [answer.score for answer in found] == [1.0, 2.0, 3.0]
-    assert len(service.asked) == 4
+    results = answers(service, candidates(3), cache)
+    assert [answer.score for answer in results] == [1.0, 2.0, 3.0]
+    assert len(service.responses) == 4
     answers(service, candidates(3), cache)
-    assert len(service.asked) == 4
+    assert len(service.responses) == 4
     reader = AnswerCache(cache)
     reader.read([])
     assert reader.num_unreadable == 1
@@ -258,7 +261,8 @@ def test_half_a_line_at_the_end_is_tolerated_and_does_not_take_the_next_line_wit
         '{"key": "k"}',
         '{"key": "k", "score": NaN, "timing": [1, 1, 1, 1]}',
         "[" * 9999,
-        '{"key": "k", "score": 1, "rewards": "!", "spans": [], "names": [], "timing": [1, 1, 1, 1]}',
+        '{"key": "k", "score": 1, "rewards": "!", "spans": [], "names": [], '
+        '"timing": [1, 1, 1, 1]}',
     ],
 )
 def test_line_that_is_no_record_counts_as_absent(tmp_path: Path, line: str) -> None:
@@ -283,7 +287,7 @@ def test_record_that_was_never_written_is_refused() -> None:
 def test_weights_that_change_meanwhile_end_the_run(service: Known) -> None:
     service.script.append(
         lambda body: service.reply(
-            [service._answer(n, i, body) for n, i in enumerate(body["items"])], version=4
+            [service.answer(n, i, body) for n, i in enumerate(body["items"])], version=4
         )
     )
     with pytest.raises(EvalError, match="`known` went from version 3 to 4"):
@@ -291,8 +295,8 @@ def test_weights_that_change_meanwhile_end_the_run(service: Known) -> None:
 
 
 def test_options_and_credit_travel_and_the_label_does_not(service: Known) -> None:
-    asked = Subject("my label", ScorerInfo.model_validate(ENTRY), {"alpha": 2}, {"name": "last"})
-    answers(service, candidates(1), who=asked)
+    who = Subject("my label", ScorerInfo.model_validate(ENTRY), {"alpha": 2}, {"name": "last"})
+    answers(service, candidates(1), who=who)
     (body,) = service.bodies
     assert (body["scorer"], body["options"], body["credit"]) == (
         "known",
@@ -302,15 +306,15 @@ def test_options_and_credit_travel_and_the_label_does_not(service: Known) -> Non
 
 
 def test_scorer_that_is_not_served_is_named_with_those_that_are() -> None:
-    listed = [ScorerInfo(name="a"), ScorerInfo(name="b")]
+    listing = [ScorerInfo(name="a"), ScorerInfo(name="b")]
     with pytest.raises(EvalError, match="no scorer `c`; it has a, b"):
-        find_subject("c", "c", listed, options={}, credit={})
+        find_subject("c", "c", listing, options={}, credit={})
 
 
 def test_times_add_up_to_the_time_of_the_run(service: Known) -> None:
     service.delay_s = 0.1
-    found = answers(service, candidates(256), concurrency=2)
-    timings = [answer.timing for answer in found if answer.timing is not None]
+    results = answers(service, candidates(256), concurrency=2)
+    timings = [answer.timing for answer in results if answer.timing is not None]
     total = sum(timing.since_last_s / timing.num_items for timing in timings)
     assert 0.2 <= total <= 0.2 + 0.5
     assert all(timing.seconds >= 0.1 for timing in timings)
@@ -336,7 +340,7 @@ def test_the_package_is_light() -> None:
 
 
 def test_cache_is_json_lines_of_ascii(service: Known, tmp_path: Path) -> None:
-    wanted = [Candidate({"prompt": "p", "response": "é日"}, "row", needs_units=True)]
-    answers(service, wanted, tmp_path / "cache")
+    targets = [Candidate({"prompt": "p", "response": "é日"}, "row", needs_units=True)]
+    answers(service, targets, tmp_path / "cache")
     (line,) = (tmp_path / "cache").read_bytes().splitlines()
     assert json.loads(line.decode("ascii"))["spans"] == [[0, 1], [1, 2], [2, 2]]

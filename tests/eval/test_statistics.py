@@ -40,18 +40,18 @@ def roots(right: int, num: int) -> tuple[float, float]:
 
 @given(st.integers(1, 3000).flatmap(lambda num: st.tuples(st.integers(0, num), st.just(num))))
 def test_share_has_wilsons_interval(case: tuple[int, int]) -> None:
-    found = share(*case)
-    assert found is not None
-    assert found.value == case[0] / case[1]
-    assert (found.low, found.high) == pytest.approx(roots(*case), abs=1e-7)
-    assert 0 <= found.low <= found.value <= found.high <= 1
+    estimate = share(*case)
+    assert estimate is not None
+    assert estimate.value == case[0] / case[1]
+    assert (estimate.low, estimate.high) == pytest.approx(roots(*case), abs=1e-7)
+    assert 0 <= estimate.low <= estimate.value <= estimate.high <= 1
 
 
 def test_share_that_is_1_is_not_certain() -> None:
-    found = share(1000, 1000)
-    assert found is not None
-    assert found.high == 1.0
-    assert found.low == pytest.approx(1000 / (1000 + Z**2))
+    estimate = share(1000, 1000)
+    assert estimate is not None
+    assert estimate.high == 1.0
+    assert estimate.low == pytest.approx(1000 / (1000 + Z**2))
 
 
 def test_no_cases_are_no_figure() -> None:
@@ -65,20 +65,20 @@ def test_no_cases_are_no_figure() -> None:
 
 def test_bootstrap_interval_is_the_normal_one_for_many_cases() -> None:
     values = np.random.default_rng(0).normal(3.0, 2.0, size=4000)
-    found = mean(values)
-    assert found is not None
+    estimate = mean(values)
+    assert estimate is not None
     half = Z * values.std() / math.sqrt(len(values))
-    assert found.value == pytest.approx(values.mean())
-    assert (found.low, found.high) == pytest.approx(
+    assert estimate.value == pytest.approx(values.mean())
+    assert (estimate.low, estimate.high) == pytest.approx(
         (values.mean() - half, values.mean() + half), abs=0.15 * half
     )
-    assert (found.num, found.method) == (4000, "bootstrap")
+    assert (estimate.num, estimate.method) == (4000, "bootstrap")
 
 
 def test_mean_of_means_weighs_strata_alike_and_resamples_within_them() -> None:
     strata = [np.zeros(900), np.ones(100)]
-    found = mean_of_means(strata)
-    assert found == Estimate(0.5, 0.5, 0.5, 1000, "bootstrap")
+    estimate = mean_of_means(strata)
+    assert estimate == Estimate(0.5, 0.5, 0.5, 1000, "bootstrap")
 
 
 def test_bootstrap_is_the_same_every_time_and_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,20 +94,22 @@ def test_bootstrap_is_the_same_every_time_and_in_blocks(monkeypatch: pytest.Monk
 
 def test_mover_puts_intervals_together() -> None:
     parts = [Estimate(0.9, 0.6, 1.0, 10, "wilson"), Estimate(0.5, 0.1, 0.8, 20, "wilson")]
-    found = mean_of_shares(parts)
-    assert found is not None
-    assert found.value == pytest.approx(0.7)
-    assert found.low == pytest.approx(0.7 - math.sqrt(0.3**2 + 0.4**2) / 2)
-    assert found.high == pytest.approx(0.7 + math.sqrt(0.1**2 + 0.3**2) / 2)
-    assert found.num == 30
+    estimate = mean_of_shares(parts)
+    assert estimate is not None
+    assert estimate.value == pytest.approx(0.7)
+    assert estimate.low == pytest.approx(0.7 - math.sqrt(0.3**2 + 0.4**2) / 2)
+    assert estimate.high == pytest.approx(0.7 + math.sqrt(0.1**2 + 0.3**2) / 2)
+    assert estimate.num == 30
 
 
 def test_mover_of_one_share_is_its_own_interval() -> None:
     one = share(7, 9)
-    found = mean_of_shares([one])
+    estimate = mean_of_shares([one])
     assert one is not None
-    assert found is not None
-    assert (found.value, found.low, found.high) == pytest.approx((one.value, one.low, one.high))
+    assert estimate is not None
+    assert (estimate.value, estimate.low, estimate.high) == pytest.approx(
+        (one.value, one.low, one.high)
+    )
 
 
 def arrays(cases: list[tuple[bool, int, int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -167,9 +169,9 @@ def test_one_kind_has_no_area_and_constant_scores_have_a_half() -> None:
     labels = np.array([True, False, True])
     assert pooled_auc(np.ones(3, dtype=bool), np.zeros(3), np.arange(3)) is None
     assert roc_curve(np.zeros(3, dtype=bool), np.zeros(3)) is None
-    found = pooled_auc(labels, np.zeros(3), np.zeros(3, dtype=int))
-    assert found is not None
-    assert (found.value, found.low, found.high) == (0.5, 0.5, 0.5)
+    estimate = pooled_auc(labels, np.zeros(3), np.zeros(3, dtype=int))
+    assert estimate is not None
+    assert (estimate.value, estimate.low, estimate.high) == (0.5, 0.5, 0.5)
 
 
 def test_a_million_cases_take_little_memory_and_no_couples() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -27,11 +28,12 @@ class Known(Edge):
     """Score: the number of digits in the response. Tokens: characters and end-of-turn; a digit's
     reward is its value.
 
-    The response `fail` is an item error. `asked` has every item asked for, in order of arrival.
+    The response `fail` is an item error. `responses` has the response of every item that arrived,
+    in order.
     """
 
     @property
-    def asked(self) -> list[str]:
+    def responses(self) -> list[str]:
         return [item["response"] for body in self.bodies for item in body["items"]]
 
     def reset(self) -> None:
@@ -40,10 +42,10 @@ class Known(Edge):
 
     def ok(self, body: dict[str, Any]) -> Response:
         return self.reply(
-            [self._answer(index, item, body) for index, item in enumerate(body["items"])]
+            [self.answer(index, item, body) for index, item in enumerate(body["items"])]
         )
 
-    def _answer(self, index: int, item: dict[str, Any], body: dict[str, Any]) -> dict[str, Any]:
+    def answer(self, index: int, item: dict[str, Any], body: dict[str, Any]) -> dict[str, Any]:
         text = item["response"]
         if text == "fail":
             error = {
@@ -102,7 +104,8 @@ def replica(
         **settings,
     }
     slot = Slot()
-    slot._engine = Engine.load(DeploymentSettings.model_validate(entry), say=lambda line: None)
+    engine = Engine.load(DeploymentSettings.model_validate(entry), say=lambda line: None)
+    asyncio.run(slot.put(engine))
     rules = Limits(max_body_bytes=2**26, max_request_items=4096, request_timeout_s=300.0)
     with web.serving(build_app("one", slot, metrics=Metrics(), limits=rules)) as url:
         yield url

@@ -41,13 +41,13 @@ def dataset(tmp_path: Path) -> Dataset:
 
 def test_figures_by_hand(dataset: Dataset) -> None:
     row = outcome_of(dataset, by_text(SCORES))
-    found = values(row)
-    assert found["top_ranked"] == pytest.approx((1 + 0 + 1 / 3 + 0) / 4)
-    assert found["random"] == pytest.approx((1 / 3 + 1 / 2 + 1 / 3 + 0) / 4)
-    assert found["oracle"] == pytest.approx(3 / 4)
-    assert found["auc_within"] == pytest.approx((1 + 0 + 0.5) / 3)
+    figures = values(row)
+    assert figures["top_ranked"] == pytest.approx((1 + 0 + 1 / 3 + 0) / 4)
+    assert figures["random"] == pytest.approx((1 / 3 + 1 / 2 + 1 / 3 + 0) / 4)
+    assert figures["oracle"] == pytest.approx(3 / 4)
+    assert figures["auc_within"] == pytest.approx((1 + 0 + 0.5) / 3)
     # Right: 5, 2, 0. Wrong: 4, 1, 3, 0, 0, 9, 9. 5 beats 5 of 7; 2 beats 1, 0, 0; 0 ties with two.
-    assert found["auc_pooled"] == pytest.approx((5 + 3 + 1) / 21)
+    assert figures["auc_pooled"] == pytest.approx((5 + 3 + 1) / 21)
     counts = {"prompts": 4, "judged": 4, "failed": 0, "with right and wrong": 3, "ties": 1}
     assert row.judgement.counts == counts
 
@@ -84,10 +84,10 @@ def test_gsm8ks_solutions_are_read_as_they_are(tmp_path: Path) -> None:
         {"prompt": [{"role": "user", "content": "Janet\u2019s ducks?"}], "response": text}
         for text in ("no", "yes", "nay", "aye")
     ]
-    found = values(outcome_of(dataset, by_text({"no": 3, "yes": 4, "nay": 1, "aye": 2})))
-    assert found["top_ranked"] == 1.0
-    assert found["random"] == 0.5
-    assert found["auc_pooled"] == pytest.approx(3 / 4)
+    figures = values(outcome_of(dataset, by_text({"no": 3, "yes": 4, "nay": 1, "aye": 2})))
+    assert figures["top_ranked"] == 1.0
+    assert figures["random"] == 0.5
+    assert figures["auc_pooled"] == pytest.approx(3 / 4)
 
 
 def test_all_right_or_all_wrong_has_no_area(tmp_path: Path) -> None:

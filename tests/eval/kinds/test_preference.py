@@ -113,10 +113,10 @@ def test_flagged_characters_give_token_areas_of_rejected_responses(tmp_path: Pat
         return per_character(rewards[text], text) if text in rewards else CandidateAnswer(0.0)
 
     row = outcome_of(load([write(tmp_path / "p.jsonl", rows)]), answer)
-    found = values(row)
-    assert found["token_auc"] == pytest.approx(2 / 3)
+    figures = values(row)
+    assert figures["token_auc"] == pytest.approx(2 / 3)
     # Flagged -1, -3, 3 against -2, 0, 1: -1 is below 0 and 1, -3 below all, 3 below none.
-    assert found["token_auc_micro"] == pytest.approx(5 / 9)
+    assert figures["token_auc_micro"] == pytest.approx(5 / 9)
     (example,) = row.judgement.examples["flagged tokens"]
     assert example.fault == "token AUC 0.667"
     assert example.responses[0].flagged is not None

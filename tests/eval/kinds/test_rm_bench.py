@@ -24,7 +24,7 @@ def row(n: int, **fields: Any) -> dict[str, Any]:
 def scores(n: int, chosen: list[float], rejected: list[float]) -> dict[str, float | None]:
     pairs = (("c", chosen), ("r", rejected))
     return {
-        f"{side}{n}{style}": value for side, given in pairs for style, value in enumerate(given)
+        f"{side}{n}{style}": value for side, values in pairs for style, value in enumerate(values)
     }
 
 
@@ -58,8 +58,8 @@ def whole(tmp_path: Path) -> Dataset:
 
 
 def test_one_prompt_by_hand(tmp_path: Path) -> None:
-    found = outcome_of(load(files(tmp_path, chat=[row(0)])), by_text(FIRST))
-    assert found.judgement.matrices["chat"].tolist() == FIRST_WINS
+    outcome = outcome_of(load(files(tmp_path, chat=[row(0)])), by_text(FIRST))
+    assert outcome.judgement.matrices["chat"].tolist() == FIRST_WINS
     hard, normal, easy = 0 / 3, 1 / 3, 3 / 3
     expected = {
         "hard": hard,
@@ -68,8 +68,8 @@ def test_one_prompt_by_hand(tmp_path: Path) -> None:
         "macro": (hard + normal + easy) / 3,
         "micro": 4 / 9,
     }
-    assert values(found) == pytest.approx(expected)
-    assert found.judgement.counts == {
+    assert values(outcome) == pytest.approx(expected)
+    assert outcome.judgement.counts == {
         "prompts": 1,
         "judged": 1,
         "failed": 0,
@@ -79,7 +79,7 @@ def test_one_prompt_by_hand(tmp_path: Path) -> None:
 
 
 def test_domains_are_weighed_alike_in_the_macro_and_prompts_in_the_micro(whole: Dataset) -> None:
-    given = (
+    all_scores = (
         FIRST
         | ALL
         | NONE
@@ -87,17 +87,17 @@ def test_domains_are_weighed_alike_in_the_macro_and_prompts_in_the_micro(whole: 
         | scores(4, [9] * 3, [0] * 3)
         | scores(5, [0] * 3, [9] * 3)
     )
-    found = outcome_of(whole, by_text(given))
+    outcome = outcome_of(whole, by_text(all_scores))
     by_domain = {"chat": 4 / 9, "math": 1.0, "code": 0.0, "safety": 2 / 3}
     assert {
-        name: figure and figure.value for name, figure in found.judgement.groups.items()
+        name: figure and figure.value for name, figure in outcome.judgement.groups.items()
     } == pytest.approx(by_domain)
-    assert values(found)["macro"] == pytest.approx(np.mean(list(by_domain.values())))
-    assert values(found)["micro"] == pytest.approx((4 / 9 + 1 + 0 + 1 + 1 + 0) / 6)
+    assert values(outcome)["macro"] == pytest.approx(np.mean(list(by_domain.values())))
+    assert values(outcome)["micro"] == pytest.approx((4 / 9 + 1 + 0 + 1 + 1 + 0) / 6)
     # Macro of each difficulty: chat's own, and all, none, two thirds everywhere.
-    assert values(found)["hard"] == pytest.approx((0 + 1 + 0 + 2 / 3) / 4)
-    assert values(found)["easy"] == pytest.approx((1 + 1 + 0 + 2 / 3) / 4)
-    assert found.judgement.columns[0].title == "RM-Bench average (macro)"
+    assert values(outcome)["hard"] == pytest.approx((0 + 1 + 0 + 2 / 3) / 4)
+    assert values(outcome)["easy"] == pytest.approx((1 + 1 + 0 + 2 / 3) / 4)
+    assert outcome.judgement.columns[0].title == "RM-Bench average (macro)"
 
 
 @pytest.mark.parametrize("present", [["chat"], ["chat", "code", "safety_refuse"]])
@@ -105,11 +105,11 @@ def test_missing_domain_is_not_called_the_rm_bench_average(
     tmp_path: Path, present: list[str]
 ) -> None:
     dataset = load(files(tmp_path, **{name: [row(n)] for n, name in enumerate(present)}))
-    found = outcome_of(dataset, by_text(FIRST | ALL | NONE))
-    assert not any("RM-Bench average" in column.title for column in found.judgement.columns)
-    assert found.judgement.columns[0].title.startswith("macro over chat")
-    assert "math" in found.judgement.notes[0]
-    assert "not the RM-Bench average" in found.judgement.notes[0]
+    outcome = outcome_of(dataset, by_text(FIRST | ALL | NONE))
+    assert not any("RM-Bench average" in column.title for column in outcome.judgement.columns)
+    assert outcome.judgement.columns[0].title.startswith("macro over chat")
+    assert "math" in outcome.judgement.notes[0]
+    assert "not the RM-Bench average" in outcome.judgement.notes[0]
 
 
 def test_other_domain_is_not_the_rm_bench_average_either(tmp_path: Path) -> None:
@@ -118,22 +118,22 @@ def test_other_domain_is_not_the_rm_bench_average_either(tmp_path: Path) -> None
         for n, name in enumerate(["chat", "math", "code", "safety-refuse", "poetry"])
     ]
     dataset = load([write(tmp_path / "total_dataset.json", rows, as_array=True)])
-    given = FIRST | ALL | NONE | scores(3, [1] * 3, [0] * 3) | scores(4, [1] * 3, [0] * 3)
-    found = outcome_of(dataset, by_text(given))
-    assert found.judgement.columns[0].title == "macro over chat, math, code, safety, poetry"
+    all_scores = FIRST | ALL | NONE | scores(3, [1] * 3, [0] * 3) | scores(4, [1] * 3, [0] * 3)
+    outcome = outcome_of(dataset, by_text(all_scores))
+    assert outcome.judgement.columns[0].title == "macro over chat, math, code, safety, poetry"
 
 
 def test_domain_field_pools_safety(tmp_path: Path) -> None:
     rows = [row(n, domain=name) for n, name in enumerate(["safety-refuse", "safety-response"])]
-    found = outcome_of(
+    outcome = outcome_of(
         load([write(tmp_path / "total_dataset.json", rows, as_array=True)]), by_text(FIRST | ALL)
     )
-    groups = {name: figure and figure.value for name, figure in found.judgement.groups.items()}
+    groups = {name: figure and figure.value for name, figure in outcome.judgement.groups.items()}
     assert groups == {"safety": pytest.approx((4 / 9 + 1) / 2)}
 
 
 def test_prompt_with_a_failed_answer_counts_nowhere(whole: Dataset) -> None:
-    given = (
+    all_scores = (
         FIRST
         | ALL
         | NONE
@@ -141,29 +141,29 @@ def test_prompt_with_a_failed_answer_counts_nowhere(whole: Dataset) -> None:
         | scores(4, [9] * 3, [0] * 3)
         | scores(5, [0] * 3, [9] * 3)
     )
-    found = outcome_of(whole, by_text(given | {"r51": None}))
-    assert found.judgement.counts["failed"] == 1
-    assert values(found)["micro"] == pytest.approx((4 / 9 + 1 + 0 + 1 + 1) / 5)
-    gone = outcome_of(whole, by_text(given | {"c20": None}))
-    assert gone.judgement.groups["code"] is None
-    assert values(gone)["macro"] is None
-    assert "code" not in gone.judgement.matrices
+    outcome = outcome_of(whole, by_text(all_scores | {"r51": None}))
+    assert outcome.judgement.counts["failed"] == 1
+    assert values(outcome)["micro"] == pytest.approx((4 / 9 + 1 + 0 + 1 + 1) / 5)
+    incomplete = outcome_of(whole, by_text(all_scores | {"c20": None}))
+    assert incomplete.judgement.groups["code"] is None
+    assert values(incomplete)["macro"] is None
+    assert "code" not in incomplete.judgement.matrices
 
 
 def test_hard_is_the_upper_triangle(tmp_path: Path) -> None:
     """Plain right answers lose to dressed-up wrong ones: a scorer that likes style is bad at Hard,
     good at Easy."""
-    found = outcome_of(
+    outcome = outcome_of(
         load(files(tmp_path, chat=[row(0)])), by_text(scores(0, [1, 2, 3], [1.5, 2.5, 3.5]))
     )
-    assert values(found)["hard"] == 0.0
-    assert values(found)["normal"] == 0.0
-    assert values(found)["easy"] == 1.0
+    assert values(outcome)["hard"] == 0.0
+    assert values(outcome)["normal"] == 0.0
+    assert values(outcome)["easy"] == 1.0
 
 
 def test_example_is_the_worst_of_nine(tmp_path: Path) -> None:
-    found = outcome_of(load(files(tmp_path, chat=[row(0)])), by_text(FIRST))
-    ((example,),) = found.judgement.examples.values()
+    outcome = outcome_of(load(files(tmp_path, chat=[row(0)])), by_text(FIRST))
+    ((example,),) = outcome.judgement.examples.values()
     assert example.margin == 4
     assert [shown.label for shown in example.responses] == [
         "chosen, concise, score +1",

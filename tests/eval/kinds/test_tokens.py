@@ -16,7 +16,7 @@ from tokenreward.eval.answer import UnitRewards
 from tokenreward.eval.kinds.flags import FlaggedResponse, judge_flags
 
 
-def judged_rows(
+def figures_of(
     folder: Path, rows: list[dict[str, Any]], rewards: dict[str, list[float]]
 ) -> dict[str, float | None]:
     dataset = load([write(folder / "tokens.jsonl", rows)])
@@ -31,14 +31,15 @@ def judged_rows(
 
 
 @pytest.mark.parametrize(
-    "said", [{"flagged": [[0, 2]]}, {"flags": [1, 1, 0, 0]}, {"flags": [True, True, False, False]}]
+    "labels",
+    [{"flagged": [[0, 2]]}, {"flags": [1, 1, 0, 0]}, {"flags": [True, True, False, False]}],
 )
-def test_ranges_and_character_flags_say_the_same(tmp_path: Path, said: dict[str, Any]) -> None:
-    found = judged_rows(
-        tmp_path, [{"prompt": "p", "response": "abcd", **said}], {"abcd": [-1, 0.5, 0, 1, -50]}
+def test_ranges_and_character_flags_say_the_same(tmp_path: Path, labels: dict[str, Any]) -> None:
+    figures = figures_of(
+        tmp_path, [{"prompt": "p", "response": "abcd", **labels}], {"abcd": [-1, 0.5, 0, 1, -50]}
     )
     # -1 is below both; 0.5 is below 1 only. End-of-turn, the lowest of all, is left out.
-    assert found == {"token_auc": 0.75, "token_auc_micro": 0.75}
+    assert figures == {"token_auc": 0.75, "token_auc_micro": 0.75}
 
 
 def test_mean_is_over_responses_and_micro_over_all_units(tmp_path: Path) -> None:
@@ -48,10 +49,10 @@ def test_mean_is_over_responses_and_micro_over_all_units(tmp_path: Path) -> None
         {"prompt": "p", "response": "gh", "flagged": []},
     ]
     rewards = {"ab": [5, 6, 0], "cdef": [1, 0, 2, 3, 0], "gh": [0, 0, 0]}
-    found = judged_rows(tmp_path, rows, rewards)
-    assert found["token_auc"] == pytest.approx((1 + 2 / 3) / 2)
+    figures = figures_of(tmp_path, rows, rewards)
+    assert figures["token_auc"] == pytest.approx((1 + 2 / 3) / 2)
     # Flagged 5 and 1 against 6, 0, 2, 3, 0, 0: 5 is below 6; 1 below 6, 2, 3.
-    assert found["token_auc_micro"] == pytest.approx(4 / 12)
+    assert figures["token_auc_micro"] == pytest.approx(4 / 12)
 
 
 def test_token_that_straddles_a_flagged_range_is_flagged() -> None:
@@ -72,10 +73,10 @@ def test_spans_of_the_file_are_the_units_and_all_of_them_count(tmp_path: Path) -
     dataset = load([write(tmp_path / "tokens.jsonl", [row])])
     assert dataset.candidates[0].item["spans"] == row["spans"]
     units = UnitRewards(np.array([0, 2, 1, -1], dtype=np.float32), np.array(row["spans"]))
-    found = values(
+    figures = values(
         outcome_of(dataset, lambda candidate: CandidateAnswer(None, units, timing=TIMING))
     )
-    assert found["token_auc"] == pytest.approx(3 / 4)
+    assert figures["token_auc"] == pytest.approx(3 / 4)
 
 
 RESPONSES = st.lists(
@@ -101,10 +102,10 @@ def test_areas_are_the_share_of_couples_in_order(responses: list[list[tuple[bool
         areas.append(
             share_in_order([flag for flag, _ in response], [-reward for _, reward in response])
         )
-    found = judge_flags(flagged, answers)
-    mean, micro = (column.estimate for column in found.columns)
-    assert found.areas == [None if area is None else pytest.approx(area) for area in areas]
+    tokens = judge_flags(flagged, answers)
+    mean, micro = (column.estimate for column in tokens.columns)
+    assert tokens.areas == [None if area is None else pytest.approx(area) for area in areas]
     expected = share_in_order([flag for flag, _ in pooled], [-reward for _, reward in pooled])
     assert (micro and micro.value) == (None if expected is None else pytest.approx(expected))
-    known = [area for area in areas if area is not None]
-    assert (mean and mean.value) == (pytest.approx(np.mean(known)) if known else None)
+    defined = [area for area in areas if area is not None]
+    assert (mean and mean.value) == (pytest.approx(np.mean(defined)) if defined else None)

@@ -296,17 +296,17 @@ def test_scorer_without_any_answer_has_a_page_a_table_and_a_record(tmp_path: Pat
     printed = text_report(dataset, [row])
     assert "mine    -              -        0     300" in printed
     assert "and 295 more" in printed
-    (kept,) = json_report(dataset, [row], files=["data"])["scorers"]
-    assert kept["figures"]["accuracy"] == {"title": "pair accuracy", "value": None}
-    assert len(kept["errors"]) == 300
-    assert kept["error_codes"] == {"sequence_too_long": 300}
+    (report,) = json_report(dataset, [row], files=["data"])["scorers"]
+    assert report["figures"]["accuracy"] == {"title": "pair accuracy", "value": None}
+    assert len(report["errors"]) == 300
+    assert report["error_codes"] == {"sequence_too_long": 300}
 
 
 def test_record_is_json_and_has_every_figure_with_its_interval(dataset: Dataset) -> None:
     row = outcome(dataset)
-    kept = json.loads(json.dumps(json_report(dataset, [row], files=["a"]), allow_nan=False))
-    assert kept["kind"] == dataset.kind
-    (scorer,) = kept["scorers"]
+    report = json.loads(json.dumps(json_report(dataset, [row], files=["a"]), allow_nan=False))
+    assert report["kind"] == dataset.kind
+    (scorer,) = report["scorers"]
     for column in row.judgement.columns:
         figure = scorer["figures"][column.name]
         if column.estimate is not None:

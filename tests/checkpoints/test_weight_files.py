@@ -54,7 +54,7 @@ def test_the_first_file_that_a_folder_has_is_found(tmp_path: Path) -> None:
 
 def test_a_file_of_a_folder_that_cannot_be_read_is_not_said_to_be_absent(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
-    with pytest.raises(OSError, match=r"could not look for loop in `/.*symbolic links"):
+    with pytest.raises(OSError, match=r"could not look for loop in the folder `/.*symbolic links"):
         find(str(tmp_path), "loop", revision=None)
 
 
@@ -70,7 +70,9 @@ def test_the_first_file_that_the_hub_has_is_found(hub: Hub) -> None:
 def test_a_hub_that_fails_is_said_to_fail(hub: Hub) -> None:
     hub.broken = {"there.txt", "absent.txt"}
     for name in hub.broken:
-        with pytest.raises(OSError, match=f"could not look for {name} in `{REPOSITORY}`: .*'503 "):
+        with pytest.raises(
+            OSError, match=f"could not look for {name} in `{REPOSITORY}` on the hub .*'503 "
+        ):
             look_for(name)
 
 
@@ -107,7 +109,7 @@ def test_in_offline_mode_a_cached_repository_has_the_files_that_are_cached(
 def test_a_repository_that_the_hub_does_not_have_or_does_not_show_is_not_an_absent_file(
     hub: Hub,
 ) -> None:
-    with pytest.raises(OSError, match=r"(?s)in `somebody/else`: .*Repository Not Found"):
+    with pytest.raises(OSError, match=r"(?s)in `somebody/else` on the hub .*Repository Not Found"):
         look_for("there.txt", source="somebody/else")
 
 

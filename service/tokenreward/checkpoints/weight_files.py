@@ -100,16 +100,21 @@ def find(source: str, *names: str, revision: str | None) -> Path | None:
             else:
                 path = _find_on_hub(source, name, revision)
         except Exception as error:  # of the file system, the hub's client or its HTTP library
-            reason: BaseException = error
-            if isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:
-                reason = error.__cause__  # what came of asking the hub
-            hint = "" if is_folder else " (with HF_HUB_OFFLINE=1 only the hub's cache is read)"
-            raise OSError(
-                f"could not look for {name} in `{source}`: {type(reason).__name__}: {reason}{hint}"
-            ) from error
+            place = f"the folder `{source}`"
+            if not is_folder:
+                place = f"`{source}` on the hub (there is no folder of that name)"
+            raise OSError(f"could not look for {name} in {place}: {_reason(error)}") from error
         if path is not None:
             return path
     return None
+
+
+def _reason(error: Exception) -> str:
+    """The error in words; of a file that is not in the cache, why the hub did not give it."""
+    if not isinstance(error, LocalEntryNotFoundError):
+        return f"{type(error).__name__}: {error}"
+    reason = error.__cause__ or error
+    return f"{type(reason).__name__}: {reason} (with HF_HUB_OFFLINE=1 only the cache is read)"
 
 
 def _find_in_folder(folder: str, name: str) -> Path | None:

@@ -63,7 +63,7 @@ class ResponseScores:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class MeanWithInterval:
     """A mean over responses or pairs with the 2.5 % and 97.5 % points of its bootstrap
     distribution."""
 
@@ -84,12 +84,12 @@ def roc_auc(labels: Sequence[bool], scores: Sequence[float]) -> float:
     return float((difference > 0).mean() + 0.5 * (difference == 0).mean())
 
 
-def estimate(values: Sequence[float], seed: int = 0) -> Estimate:
+def estimate(values: Sequence[float], seed: int = 0) -> MeanWithInterval:
     """The mean of some values, resampled with replacement for its interval."""
     data: NDArray[np.float64] = np.asarray(values, dtype=np.float64)
     draws = np.random.default_rng(seed).integers(0, len(data), size=(NUM_RESAMPLES, len(data)))
     low, high = np.quantile(data[draws].mean(axis=1), [0.025, 0.975])
-    return Estimate(float(data.mean()), float(low), float(high), len(data))
+    return MeanWithInterval(float(data.mean()), float(low), float(high), len(data))
 
 
 def load_models(folder: Path | None = None) -> Models:
@@ -157,7 +157,7 @@ def token_auc(
     return roc_auc(labels, rewards)
 
 
-def measure(models: Models, pairs: list[OfferPair]) -> dict[str, Estimate]:
+def measure(models: Models, pairs: list[OfferPair]) -> dict[str, MeanWithInterval]:
     """Every figure, by name: `pair: ...`, `negative score: ...` and `token (...): ...`."""
     samples: dict[str, list[float]] = defaultdict(list)
     for number, pair in enumerate(pairs):
@@ -183,7 +183,7 @@ def measure(models: Models, pairs: list[OfferPair]) -> dict[str, Estimate]:
     return {name: estimate(samples[name]) for name in sorted(samples)}
 
 
-def table(estimates: dict[str, Estimate]) -> str:
+def table(estimates: dict[str, MeanWithInterval]) -> str:
     """The figures as a Markdown table."""
     lines = ["| figure | mean | 95 % interval | n |", "|---|---|---|---|"]
     for name, item in estimates.items():

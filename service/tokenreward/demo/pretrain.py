@@ -92,7 +92,7 @@ def batches(
     for _ in range(stage.num_steps):
         rows = []
         for _ in range(stage.batch_size):
-            draw = _drill if rng.random() < DRILL_SHARE else _document
+            draw = drill if rng.random() < DRILL_SHARE else document
             rows.append(draw(tokenizer, rng))
         ids = torch.full((len(rows), max(len(row) for row, _ in rows)), tokenizer.pad_token_id)
         labels = torch.full_like(ids, IGNORED_LABEL)
@@ -102,14 +102,15 @@ def batches(
         yield ids, labels
 
 
-def _document(tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> Document:
+def document(tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> Document:
+    """A raw document of which the target counts, with end-of-turn behind it."""
     context, target = raw_document(rng)
     context_ids: list[int] = tokenizer(context)["input_ids"]
     target_ids = tokenizer(target, add_special_tokens=False)["input_ids"]
     return [*context_ids, *target_ids, tokenizer.eos_token_id], len(context_ids)
 
 
-def _drill(tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> Document:
+def drill(tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> Document:
     """Random tokens that repeat; the first period cannot be known and counts as context."""
     period = rng.randint(*DRILL_PERIOD)
     tokens = [rng.randrange(len(SPECIALS), len(tokenizer)) for _ in range(period)]

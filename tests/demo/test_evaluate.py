@@ -10,7 +10,7 @@ import torch
 from tokenreward.demo import WEIGHTS, scoring
 from tokenreward.demo.corpus import user_turn
 from tokenreward.demo.evaluate import (
-    Estimate,
+    MeanWithInterval,
     Models,
     estimate,
     judge,
@@ -34,7 +34,7 @@ def pairs() -> list[OfferPair]:
 
 
 @pytest.fixture(scope="module")
-def figures(models: Models, pairs: list[OfferPair]) -> dict[str, Estimate]:
+def figures(models: Models, pairs: list[OfferPair]) -> dict[str, MeanWithInterval]:
     return measure(models, pairs)
 
 
@@ -82,17 +82,17 @@ def test_attention_credit_sums_to_the_score(models: Models, pairs: list[OfferPai
 
 @pytest.mark.parametrize("name", ["logprob mean", "soft_bellman mean", "reward_model"])
 def test_faithful_is_preferred_in_ninety_five_percent(
-    figures: dict[str, Estimate], name: str
+    figures: dict[str, MeanWithInterval], name: str
 ) -> None:
     assert figures[f"pair: {name}"].mean >= 0.95
 
 
-def test_low_logprob_points_at_the_wrong_characters(figures: dict[str, Estimate]) -> None:
+def test_low_logprob_points_at_the_wrong_characters(figures: dict[str, MeanWithInterval]) -> None:
     assert figures["token (differing): logprob"].mean >= 0.95
 
 
 def test_attention_points_at_the_wrong_characters_better_than_uniform_and_last(
-    figures: dict[str, Estimate],
+    figures: dict[str, MeanWithInterval],
 ) -> None:
     attention = figures["token (differing): attention_dense"]
     assert attention.mean >= 0.65
@@ -101,12 +101,14 @@ def test_attention_points_at_the_wrong_characters_better_than_uniform_and_last(
     )
 
 
-def test_attention_prefers_wrong_values_over_right_ones(figures: dict[str, Estimate]) -> None:
+def test_attention_prefers_wrong_values_over_right_ones(
+    figures: dict[str, MeanWithInterval],
+) -> None:
     """Pointing at any value would do for the test above; here only values are compared."""
     assert figures["token (among values): attention_dense"].low > 0.5
 
 
-def test_model_card_reports_what_the_models_do(figures: dict[str, Estimate]) -> None:
+def test_model_card_reports_what_the_models_do(figures: dict[str, MeanWithInterval]) -> None:
     """The card's figures are of more pairs; these few hundred must agree within what so few can
     tell."""
     card = (WEIGHTS.parent / "MODEL_CARD.md").read_text()

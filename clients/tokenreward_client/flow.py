@@ -26,11 +26,11 @@ import httpx
 
 from tokenreward.errors import Loading, Overloaded, Updating
 from tokenreward.wire import JSON_TYPE
+from tokenreward.wire.paths import REQUEST_ID_HEADER, REWARDS_PATH, TIMEOUT_HEADER
 from tokenreward_client.errors import ClientError, DeadlineExceeded, ServerRefused
-from tokenreward_client.response import OUR_ID, REQUEST_ID, failure, retry_after_s
+from tokenreward_client.response import OUR_ID, failure, retry_after_s
 from tokenreward_client.window import Ticket, Window
 
-GATEWAY_REWARDS = "/v1/rewards"
 # The deadline travels in whole milliseconds, and the server refuses 0.000.
 LEAST_LEFT_S = 0.001
 # A service refuses a request that names a later deadline (its setting `max_timeout_s`, by default).
@@ -61,8 +61,8 @@ class Send:
         """The caller's deadline travels with the request, so that the server starts no work past
         it."""
         headers = {
-            "x-request-timeout-seconds": f"{min(self.timeout_s, LATEST_DEADLINE_S):.3f}",
-            REQUEST_ID: self.request_id,
+            TIMEOUT_HEADER: f"{min(self.timeout_s, LATEST_DEADLINE_S):.3f}",
+            REQUEST_ID_HEADER: self.request_id,
         }
         return headers if self.body is None else headers | {"content-type": self.content_type}
 
@@ -190,7 +190,7 @@ class Road:
         if self._detour is None:
             return False
         self._detour()
-        self.path, self._detour = GATEWAY_REWARDS, None
+        self.path, self._detour = REWARDS_PATH, None
         return True
 
 

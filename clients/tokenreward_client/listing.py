@@ -16,11 +16,11 @@ import httpx
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tokenreward.wire import NAME_PATTERN
+from tokenreward.wire.paths import REWARDS_PATH, SCORERS_PATH, deployment_prefix
 from tokenreward_client.errors import BadArgument, BadReply, ClientError, ServerRefused
-from tokenreward_client.flow import GATEWAY_REWARDS, Attempts, Flow, Road, answered, let_in
+from tokenreward_client.flow import Attempts, Flow, Road, answered, let_in
 from tokenreward_client.window import Window
 
-SCORERS = "/v1/scorers"
 # A gateway that is slow to list its scorers must not slow every call.
 ASK_AGAIN_AFTER_S = 30.0
 
@@ -57,12 +57,12 @@ class Routes:
 
     def listing(self, attempts: Attempts) -> Flow[list[ScorerInfo]]:
         """Ask the service. Raises as `answered`, and BadReply."""
-        response: httpx.Response = yield from answered(Road(SCORERS), None, attempts)
+        response: httpx.Response = yield from answered(Road(SCORERS_PATH), None, attempts)
         try:
             listing = _Listing.model_validate_json(response.content)
         except ValidationError as error:
             raise BadReply(
-                f"{SCORERS} did not answer a list of scorers: {error.errors()[0]['msg']}"
+                f"{SCORERS_PATH} did not answer a list of scorers: {error.errors()[0]['msg']}"
             ) from None
         found, self._unlisted = listing.scorers, listing.unavailable
         if self._unlisted:
@@ -114,12 +114,12 @@ class Routes:
                 yield from self._listed_once(attempts, unknown)
         deployments = {(self._deployments or {}).get(name) for name in names}
         only = deployments.pop() if len(deployments) == 1 else None
-        return None if only is None else f"/d/{only}{GATEWAY_REWARDS}"
+        return None if only is None else deployment_prefix(only) + REWARDS_PATH
 
     def road(self, direct: str | None) -> Road:
         """The way of one request: straight, or through the gateway if there is no straight one or
         it leads nowhere."""
-        return Road(GATEWAY_REWARDS) if direct is None else Road(direct, self.forget)
+        return Road(REWARDS_PATH) if direct is None else Road(direct, self.forget)
 
     def _may_come(self, name: str) -> bool:
         """Whether a deployment that did not answer may have this scorer."""

@@ -14,9 +14,9 @@ import httpx
 from pydantic import ValidationError
 
 from tokenreward.wire import MSGPACK_TYPE, ErrorDetail
+from tokenreward.wire.paths import REQUEST_ID_HEADER
 from tokenreward_client.errors import BadReply, ClientError, ConnectionFailed, ServerRefused
 
-REQUEST_ID = "x-request-id"
 OUR_ID = "tokenreward-"
 """What the ids of our requests begin with."""
 
@@ -57,7 +57,7 @@ def _of_another(answer: httpx.Response, request_id: str) -> str | None:
     # A proxy may put ids of its own making in place of ours: those say nothing.
     ids = [
         each
-        for each in answer.headers.get_list(REQUEST_ID, split_commas=True)
+        for each in answer.headers.get_list(REQUEST_ID_HEADER, split_commas=True)
         if each.startswith(OUR_ID)
     ]
     return ids[0] if ids and request_id not in ids else None
@@ -90,7 +90,7 @@ def _timestamp(http_date: str, default: float) -> float:
 
 
 def _refusal(answer: httpx.Response) -> ServerRefused:
-    status, request_id = answer.status_code, answer.headers.get(REQUEST_ID)
+    status, request_id = answer.status_code, answer.headers.get(REQUEST_ID_HEADER)
     # Who is at fault for a 5xx finds it in a log.
     traced = f" (request {request_id})" if status >= 500 and request_id else ""
     detail = _detail(answer)

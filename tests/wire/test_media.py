@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tokenreward.errors import MalformedBody
-from tokenreward.wire.media import JSON, MSGPACK, Media, answered_in, media_of
+from tokenreward.wire.media import JSON, MSGPACK, Media, answer_media, media_of
 
 JSON_TYPE, MSGPACK_TYPE = "application/json", "application/msgpack"
 
@@ -46,7 +46,7 @@ def test_another_content_type_is_a_malformed_body_that_names_the_two_and_is_answ
     assert JSON_TYPE in caught.value.message
     assert MSGPACK_TYPE in caught.value.message
     assert caught.value.message.endswith(f", got `{given}`")
-    assert answered_in({"content-type": given}) is JSON
+    assert answer_media({"content-type": given}) is JSON
 
 
 @pytest.mark.parametrize("sent", [JSON, MSGPACK])
@@ -68,11 +68,11 @@ def test_the_answer_is_what_accept_alone_names_else_what_was_sent(
     sent: Media, accept: str | None, media: Media | None
 ) -> None:
     headers = {"content-type": sent.name} | ({} if accept is None else {"accept": accept})
-    assert answered_in(headers) is (media or sent)
+    assert answer_media(headers) is (media or sent)
 
 
 def test_a_request_without_headers_is_answered_in_json() -> None:
-    assert answered_in({}) is JSON
+    assert answer_media({}) is JSON
 
 
 @pytest.mark.parametrize("media", [JSON, MSGPACK])

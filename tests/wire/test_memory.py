@@ -17,8 +17,8 @@ import pytest
 
 from tokenreward.errors import RequestError
 from tokenreward.wire import RewardsRequest
+from tokenreward.wire.limits import MAX_PLAIN_BYTES
 from tokenreward.wire.media import JSON, MSGPACK
-from tokenreward.wire.plain import MOST_PLAIN_BYTES
 
 MIB = 2**20
 JSON_TIMES, MSGPACK_TIMES, PACKED_TIMES = 110, 170, 3
@@ -206,24 +206,24 @@ def refuse(body: bytes) -> RequestError:
 
 def test_the_limit_is_named_and_counts_what_is_not_packed() -> None:
     body = packed_item(
-        response=msgspec.msgpack.encode(bytes(MOST_PLAIN_BYTES)), mask=array(b"\x01", 2 * MIB)
+        response=msgspec.msgpack.encode(bytes(MAX_PLAIN_BYTES)), mask=array(b"\x01", 2 * MIB)
     )
     assert len(MSGPACK.parse(RewardsRequest, body).items[0].mask or ()) == 2 * MIB
-    error = refuse(packed_item(mask=array(b"\x01", MOST_PLAIN_BYTES)))
+    error = refuse(packed_item(mask=array(b"\x01", MAX_PLAIN_BYTES)))
     assert (error.status, error.code) == (413, "body_too_large")
-    assert f"the limit is {MOST_PLAIN_BYTES}: send vectors as `bin`" in error.message
+    assert f"the limit is {MAX_PLAIN_BYTES}: send vectors as `bin`" in error.message
 
 
 @pytest.mark.parametrize(
     ("body", "status", "param"),
     [
-        (packed({"scorer": b"\xa1x"}) + b"\x90" * MOST_PLAIN_BYTES, 422, "items"),
-        (packed({"items": array(b"\x90", MOST_PLAIN_BYTES)}), 422, "items"),
-        (packed({"items": b"\x07", "zzz": array(b"\x90", MOST_PLAIN_BYTES)}), 422, "items"),
-        (packed_item(response=b"\xdb\xff\xff\xff\xff" + b"a" * MOST_PLAIN_BYTES), 400, None),
-        (packed_item(response=msgspec.msgpack.encode("a" * MOST_PLAIN_BYTES))[:-1], 400, None),
-        (b"\x91" * MOST_PLAIN_BYTES * 2, 400, None),
-        (b"\x81\xa1a" * MOST_PLAIN_BYTES, 400, None),
+        (packed({"scorer": b"\xa1x"}) + b"\x90" * MAX_PLAIN_BYTES, 422, "items"),
+        (packed({"items": array(b"\x90", MAX_PLAIN_BYTES)}), 422, "items"),
+        (packed({"items": b"\x07", "zzz": array(b"\x90", MAX_PLAIN_BYTES)}), 422, "items"),
+        (packed_item(response=b"\xdb\xff\xff\xff\xff" + b"a" * MAX_PLAIN_BYTES), 400, None),
+        (packed_item(response=msgspec.msgpack.encode("a" * MAX_PLAIN_BYTES))[:-1], 400, None),
+        (b"\x91" * MAX_PLAIN_BYTES * 2, 400, None),
+        (b"\x81\xa1a" * MAX_PLAIN_BYTES, 400, None),
     ],
     ids=[
         "no items",

@@ -180,3 +180,20 @@ def test_a_wrong_keyed_credit_is_named_with_its_scorer() -> None:
 
 def test_combine_maps_names_to_weights_of_any_sign() -> None:
     assert keyed(combine={"rm": 1, "lm": -0.5}).combine == {"rm": 1.0, "lm": -0.5}
+
+
+def test_messages_are_made_plain_once_an_item_and_are_no_field_of_it() -> None:
+    fields = {"prompt": [{"role": "user", "content": "q", "name": "x"}], "response": "r"}
+    item, other = (parse(Item, fields) for _ in range(2))
+    assert item.messages == fields["prompt"]
+    assert item.messages is item.messages
+    assert "messages" not in item.model_dump()
+    assert item == other
+    assert parse(Item, {**fields, "prompt": [5, 6]}).messages is None
+
+
+def test_options_that_are_not_keyed_by_scorer_are_at_fault_where_they_stand() -> None:
+    fields = {"scorers": ["a"], "options": {"a": 3}, "items": [{"prompt": "p", "response": "r"}]}
+    with pytest.raises(InvalidField, match="keyed by scorer name") as caught:
+        parse(RewardsRequest, fields).options_of("a")
+    assert caught.value.param == "options.a"

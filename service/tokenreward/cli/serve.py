@@ -20,6 +20,7 @@ from typing import Any
 from tokenreward.cli import subcommand
 from tokenreward.config import demo_settings, load_settings, parse_settings, read_api_keys
 from tokenreward.settings import Settings, SettingsError
+from tokenreward.wire.paths import REWARDS_PATH
 
 
 def add_parser(subparsers: Any) -> None:
@@ -87,11 +88,11 @@ def example_command(settings: Settings, url: str) -> str:
     body = json.dumps({"scorer": scorer, "items": [_example(settings)]})
     request = f"-H 'Content-Type: application/json' -d {shlex.quote(body)}"
     if settings.api_keys_file is None:
-        return f"curl {url}/v1/rewards {request}"
+        return f"curl {url}{REWARDS_PATH} {request}"
     file = shlex.quote(str(settings.api_keys_file))
     first_key = f"LC_ALL=C grep -a -o '[[:graph:]]*' < {file} | head -n 1"
     header = "sed 's/^/Authorization: Bearer /'"
-    return f"{first_key} | {header} | curl {url}/v1/rewards -H @- {request}"
+    return f"{first_key} | {header} | curl {url}{REWARDS_PATH} -H @- {request}"
 
 
 def on_stop_signal(stop: Callable[[], object]) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from tokenreward.config import read_api_keys
 from tokenreward.http.guard import Limits
 from tokenreward.settings import DeploymentSettings, ScorerSettings, Settings
+from tokenreward.wire.paths import deployment_prefix
 
 GATEWAY_APP = "Gateway"  # names of deployments are lower case, so that none can be this one
 REPLICA = "Replica"
@@ -99,7 +100,7 @@ def _deployment(deployment: DeploymentSettings, settings: Settings) -> dict[str,
     fixed = deployment.model_dump(mode="json", exclude=_OUTSIDE_ARGS, exclude_defaults=True)
     return {
         "name": deployment.name,
-        "route_prefix": f"/d/{deployment.name}",
+        "route_prefix": deployment_prefix(deployment.name),
         "import_path": "tokenreward.deployment:build_replica",
         "args": {**_http(settings), "deployment": fixed},
         "deployments": [

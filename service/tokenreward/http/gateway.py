@@ -25,7 +25,6 @@ from tokenreward.http.dependencies import names_another
 from tokenreward.http.fanout import fan_out
 from tokenreward.http.guard import (
     PROBE_METHODS,
-    REWARDS_ROUTE,
     Guard,
     Limits,
     Room,
@@ -40,7 +39,15 @@ from tokenreward.http.route import Route, find
 from tokenreward.http.upstream import Answer, Gather, HasReady, Passage, Upstreams
 from tokenreward.metrics import CONTENT_TYPE, REQUESTS, Metrics, render
 from tokenreward.wire import RewardsRequest
-from tokenreward.wire.media import JSON, Media, answered_in, media_of
+from tokenreward.wire.media import JSON, Media, answer_media, media_of
+from tokenreward.wire.paths import (
+    HEALTH_PATH,
+    METRICS_PATH,
+    READY_PATH,
+    REQUEST_ID_HEADER,
+    REWARDS_PATH,
+    SCORERS_PATH,
+)
 
 __all__ = ["Route", "build_app"]
 
@@ -81,12 +88,12 @@ def build_app(
         exception_handlers={HTTPException: _refuse_route},
     )
     app.add_route(
-        REWARDS_ROUTE, front.rewards, methods=["POST"]
+        REWARDS_PATH, front.rewards, methods=["POST"]
     )  # not the API route: it would read what we do
-    app.add_api_route("/v1/scorers", front.scorers, methods=["GET"])
-    app.add_api_route("/healthz", front.healthz, methods=PROBE_METHODS)
-    app.add_api_route("/readyz", front.readyz, methods=PROBE_METHODS)
-    app.add_api_route("/metrics", front.metrics, methods=["GET"])
+    app.add_api_route(SCORERS_PATH, front.scorers, methods=["GET"])
+    app.add_api_route(HEALTH_PATH, front.healthz, methods=PROBE_METHODS)
+    app.add_api_route(READY_PATH, front.readyz, methods=PROBE_METHODS)
+    app.add_api_route(METRICS_PATH, front.metrics, methods=["GET"])
     return app
 
 
@@ -186,12 +193,16 @@ class _Front:
         self, request: Request, sends: Media = JSON, *, most_s: float = math.inf
     ) -> Passage:
         given = headers_of(request.scope)
-        headers = {"x-request-id": request.state.request_id}
+        headers = {REQUEST_ID_HEADER: request.state.request_id}
         if (key := given.get("authorization")) is not None:
             headers["authorization"] = key
         limit_s = min(most_s, time_limit_s(request.scope, self._limits))
         return Passage(
-            self._upstreams, headers=headers, limit_s=limit_s, sends=sends, wants=answered_in(given)
+            self._upstreams,
+            headers=headers,
+            limit_s=limit_s,
+            sends=sends,
+            wants=answer_media(given),
         )
 
     async def _work(self, body: bytes, passage: Passage) -> Coroutine[Any, Any, Answer]:

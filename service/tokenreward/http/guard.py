@@ -44,13 +44,21 @@ from tokenreward.http.scope import (
     route_of,
     unknown_route,
 )
-from tokenreward.wire.media import Media, answered_in
+from tokenreward.wire.media import Media, answer_media
+from tokenreward.wire.paths import (
+    HEALTH_PATH,
+    METRICS_PATH,
+    READY_PATH,
+    REQUEST_ID_HEADER,
+    REWARDS_PATH,
+    TIMEOUT_HEADER,
+)
 
 __all__ = [
     "IN_A_THREAD_BYTES",
     "OPEN_ROUTES",
     "PROBE_METHODS",
-    "REWARDS_ROUTE",
+    "REWARDS_PATH",
     "TIMEOUT_HEADER",
     "App",
     "ClientGone",
@@ -75,12 +83,10 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Report = Callable[..., None]
 T = TypeVar("T")
 
-TIMEOUT_HEADER = "x-request-timeout-seconds"
 PROBE_METHODS = ["GET", "HEAD"]  # servers send no body in answer to a HEAD
-REWARDS_ROUTE = "/v1/rewards"
-OPEN_ROUTES = frozenset({"/healthz", "/readyz"})
+OPEN_ROUTES = frozenset({HEALTH_PATH, READY_PATH})
 
-_UNCOUNTED_ROUTES = OPEN_ROUTES | {"/metrics"}
+_UNCOUNTED_ROUTES = OPEN_ROUTES | {METRICS_PATH}
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _ANSWERING_S = 0.03  # between two Ray processes and the caller; measured at 10 to 15 ms
 _MOST_MARGIN_S = 0.25
@@ -120,7 +126,7 @@ class Guard:
         request_id = _request_id(headers)
         scope["state"]["request_id"] = request_id
         reply = _Reply(
-            send, answered_in(headers), request_id=request_id if self._echo_request_id else None
+            send, answer_media(headers), request_id=request_id if self._echo_request_id else None
         )
         started = time.perf_counter()
         try:
@@ -155,7 +161,7 @@ class Guard:
         if self._report is None:
             return
         self._report("requests_total", status=str(reply.status))
-        if route == REWARDS_ROUTE:
+        if route == REWARDS_PATH:
             self._report("request_seconds", seconds)
         if reply.code is not None:
             self._report("errors_total", code=reply.code)
@@ -177,7 +183,7 @@ class _Reply:
             if self._request_id is not None:
                 message["headers"] = [
                     *message.get("headers", ()),
-                    (b"x-request-id", self._request_id.encode()),
+                    (REQUEST_ID_HEADER.encode(), self._request_id.encode()),
                 ]
         await self._send(message)
 
@@ -269,7 +275,7 @@ def refuse_many_items(num_items: int, limits: Limits) -> None:
 
 
 def _request_id(headers: dict[str, str]) -> str:
-    given = headers.get("x-request-id", "")
+    given = headers.get(REQUEST_ID_HEADER, "")
     return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
 
 

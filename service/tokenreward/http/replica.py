@@ -21,7 +21,6 @@ from tokenreward.errors import DeadlineExceeded, Loading
 from tokenreward.http.guard import (
     IN_A_THREAD_BYTES,
     PROBE_METHODS,
-    REWARDS_ROUTE,
     Guard,
     Limits,
     Room,
@@ -34,7 +33,15 @@ from tokenreward.http.guard import (
 )
 from tokenreward.metrics import CONTENT_TYPE, Metrics, render
 from tokenreward.wire import RewardsRequest
-from tokenreward.wire.media import JSON, Media, answered_in, media_of
+from tokenreward.wire.media import JSON, Media, answer_media, media_of
+from tokenreward.wire.paths import (
+    HEALTH_PATH,
+    METRICS_PATH,
+    READY_PATH,
+    REWARDS_PATH,
+    SCORERS_PATH,
+    deployment_prefix,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -58,12 +65,12 @@ def build_app(
         exception_handlers={HTTPException: refuse_route},
     )
     app.add_route(
-        REWARDS_ROUTE, replica.rewards, methods=["POST"]
+        REWARDS_PATH, replica.rewards, methods=["POST"]
     )  # not the API route: it would read what we do
-    app.add_api_route("/v1/scorers", replica.scorers, methods=["GET"])
-    app.add_api_route("/healthz", replica.healthz, methods=PROBE_METHODS)
-    app.add_api_route("/readyz", replica.readyz, methods=PROBE_METHODS)
-    app.add_api_route("/metrics", replica.metrics, methods=["GET"])
+    app.add_api_route(SCORERS_PATH, replica.scorers, methods=["GET"])
+    app.add_api_route(HEALTH_PATH, replica.healthz, methods=PROBE_METHODS)
+    app.add_api_route(READY_PATH, replica.readyz, methods=PROBE_METHODS)
+    app.add_api_route(METRICS_PATH, replica.metrics, methods=["GET"])
     return app
 
 
@@ -90,7 +97,7 @@ class _Replica:
             asked = await for_size(num_bytes, media.parse, RewardsRequest, body)
         del body  # scoring takes a while
         refuse_many_items(len(asked.items), self._limits)
-        answer = answered_in(headers)
+        answer = answer_media(headers)
         if answer is not JSON:
             asked = asked.model_copy(
                 update={"encoding_format": "float"}
@@ -113,7 +120,7 @@ class _Replica:
         return await _reply(reply, answer, is_large=num_bytes > IN_A_THREAD_BYTES)
 
     async def scorers(self) -> Response:
-        route = f"/d/{self._deployment}/v1/rewards"
+        route = deployment_prefix(self._deployment) + REWARDS_PATH
         ours = {
             "max_body_bytes": self._limits.max_body_bytes,
             "max_request_items": self._limits.max_request_items,

@@ -16,8 +16,14 @@ import httpx
 from pydantic import BaseModel
 
 from tokenreward.errors import DeadlineExceeded, InternalError, Loading, RequestError
-from tokenreward.http.guard import TIMEOUT_HEADER
 from tokenreward.wire.media import JSON, MSGPACK, Media
+from tokenreward.wire.paths import (
+    REQUEST_ID_HEADER,
+    REWARDS_PATH,
+    SCORERS_PATH,
+    TIMEOUT_HEADER,
+    deployment_prefix,
+)
 
 Gather = Callable[[], Awaitable[Mapping[str, Mapping[str, Any]]]]
 HasReady = Callable[[str], Coroutine[Any, Any, bool]]
@@ -114,7 +120,7 @@ class Passage:
     @property
     def request_id(self) -> str:
         """What the caller's request is called."""
-        return self._headers["x-request-id"]
+        return self._headers[REQUEST_ID_HEADER]
 
     @property
     def left_s(self) -> float:
@@ -126,11 +132,11 @@ class Passage:
 
         Raises Loading, DeadlineExceeded, InternalError.
         """
-        return await self._ask(deployment, "POST", "/v1/rewards", body=body)
+        return await self._ask(deployment, "POST", REWARDS_PATH, body=body)
 
     async def scorers(self, deployment: str) -> list[dict[str, Any]]:
         """Its entries of `GET /v1/scorers`. Raises as `post`."""
-        answer = await self._ask(deployment, "GET", "/v1/scorers")
+        answer = await self._ask(deployment, "GET", SCORERS_PATH)
         if answer.status != 200:
             raise InternalError(f"`{deployment}` did not list its scorers (status {answer.status})")
         try:
@@ -157,7 +163,7 @@ class Passage:
                     TIMEOUT_HEADER: f"{self.left_s:.6f}",
                 }
                 response = await self._upstreams.client.request(
-                    method, f"/d/{deployment}{path}", content=body, headers=headers
+                    method, deployment_prefix(deployment) + path, content=body, headers=headers
                 )
         except TimeoutError:
             self._upstreams.distrust(deployment)

@@ -1,8 +1,8 @@
 """What travels: the request, the reply, how they are parsed, and their binary encodings.
 
-Arrays cross as JSON lists, as base64, or as msgpack's `bin`. This package needs pydantic and numpy
-and nothing else, but for modules that are imported by name: `msgpack` and `plain` (msgspec),
-`media` (orjson, too).
+Arrays cross as JSON lists, as base64, or as msgpack's `bin`. It knows no server and no client. This
+package needs pydantic and numpy alone. Four of its modules need more and are imported by name:
+`limits`, `msgpack`, `head` (msgspec) and `media` (orjson, too).
 """
 
 from tokenreward.wire.encoding import (

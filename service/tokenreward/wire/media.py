@@ -1,7 +1,7 @@
 """The two media that a body may be written in, and which of them a request and its answer are in.
 
 It knows headers and bytes, and nothing of what the bodies say. This module needs orjson and
-msgspec; the rest of the package does without.
+msgspec.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
 import orjson
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
-from tokenreward.errors import MalformedBody, shown
-from tokenreward.wire.containers import refuse_many_containers
+from tokenreward.errors import MalformedBody, MalformedJson, shown
 from tokenreward.wire.encoding import JSON_TYPE, MSGPACK_TYPE
-from tokenreward.wire.msgpack import pack, parse_msgpack, unpack
-from tokenreward.wire.parsing import parse_json
+from tokenreward.wire.limits import refuse_many_containers
+from tokenreward.wire.msgpack import pack, parse_msgpack, read_msgpack, refuse_large_msgpack, unpack
+from tokenreward.wire.parsing import parse, parse_json
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
@@ -32,6 +32,16 @@ class Media(ABC):
     def parse(self, model: type[ModelT], body: bytes) -> ModelT:
         """A request. Raises MalformedJson, MalformedBody, BodyTooLarge, UnknownField,
         InvalidField."""
+
+    @abstractmethod
+    def parse_with_content(self, model: type[ModelT], body: bytes) -> tuple[ModelT, dict[str, Any]]:
+        """A request, and the plain objects that it was read from, in which vectors may be arrays.
+        Raises as `parse`."""
+
+    @abstractmethod
+    def refuse_large(self, body: bytes) -> None:
+        """Raises BodyTooLarge if the body would take too much memory as objects; MalformedBody or
+        InvalidField if counting finds that it is no request."""
 
     @abstractmethod
     def load(self, body: bytes) -> Any:
@@ -49,6 +59,20 @@ class _Json(Media):
         refuse_many_containers(body)
         return parse_json(model, body)
 
+    def parse_with_content(self, model: type[ModelT], body: bytes) -> tuple[ModelT, dict[str, Any]]:
+        refuse_many_containers(body)
+        try:
+            content = from_json(body)
+            return model.model_validate(content), content
+        except ValidationError:
+            # Of plain objects pydantic says the same in Python's words; callers know JSON's.
+            return parse_json(model, body), content
+        except ValueError as error:
+            raise MalformedJson(f"the body is not valid JSON: {error}") from None
+
+    def refuse_large(self, body: bytes) -> None:
+        refuse_many_containers(body)
+
     def load(self, body: bytes) -> Any:
         return from_json(body)
 
@@ -62,6 +86,13 @@ class _Msgpack(Media):
     def parse(self, model: type[ModelT], body: bytes) -> ModelT:
         return parse_msgpack(model, body)
 
+    def parse_with_content(self, model: type[ModelT], body: bytes) -> tuple[ModelT, dict[str, Any]]:
+        content = read_msgpack(body)
+        return parse(model, content), content
+
+    def refuse_large(self, body: bytes) -> None:
+        refuse_large_msgpack(body)
+
     def load(self, body: bytes) -> Any:
         return unpack(body)
 
@@ -74,31 +105,30 @@ _BY_TYPE: dict[str, Media] = {media.name: media for media in (JSON, MSGPACK)}
 
 
 def media_of(headers: Mapping[str, str]) -> Media:
-    """What a body is written in, by the `content-type` among lower-case `headers`; JSON if there is
-    none.
+    """The media of a body, by the `content-type` among lower-case `headers`; JSON if there is none.
 
-    Raises MalformedBody: neither of the two.
+    Raises:
+        MalformedBody: It is neither of the two.
     """
-    given = _bare(headers.get("content-type", ""))
-    if not given:
+    name = _without_parameters(headers.get("content-type", ""))
+    if not name:
         return JSON
-    if given not in _BY_TYPE:
+    if name not in _BY_TYPE:
         raise MalformedBody(
-            f"the content type must be `{JSON_TYPE}` or `{MSGPACK_TYPE}`, got `{shown(given)}`"
+            f"the content type must be `{JSON_TYPE}` or `{MSGPACK_TYPE}`, got `{shown(name)}`"
         )
-    return _BY_TYPE[given]
+    return _BY_TYPE[name]
 
 
-def answered_in(headers: Mapping[str, str]) -> Media:
-    """What the caller gets: the one that `accept` names, else what the request is written in, else
-    JSON."""
-    accepted = {_bare(part) for part in headers.get("accept", "").split(",")}
-    named = [media for name, media in _BY_TYPE.items() if name in accepted]
-    return (
-        named[0] if len(named) == 1 else _BY_TYPE.get(_bare(headers.get("content-type", "")), JSON)
-    )
+def answer_media(headers: Mapping[str, str]) -> Media:
+    """The media of the answer: the one that `accept` names, else the request's, else JSON."""
+    accepted = {_without_parameters(part) for part in headers.get("accept", "").split(",")}
+    media = [_BY_TYPE[name] for name in _BY_TYPE if name in accepted]
+    if len(media) == 1:
+        return media[0]
+    return _BY_TYPE.get(_without_parameters(headers.get("content-type", "")), JSON)
 
 
-def _bare(value: str) -> str:
-    """Without parameters."""
+def _without_parameters(value: str) -> str:
+    """A header's value up to its first `;`, in lower case."""
     return value.partition(";")[0].strip().lower()

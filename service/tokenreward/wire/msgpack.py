@@ -1,9 +1,8 @@
 """The same shapes as msgpack, where vectors of numbers may be `bin`: little-endian int32 for ids,
 `spans` (start, end, start, end, ...) and `mask`, little-endian float32 for log-probs and rewards.
 
-A body becomes plain objects and then the models that JSON becomes, so it is refused for the same
-reasons. It takes no extension types. This module needs msgspec; the rest of the package does
-without.
+A body becomes plain objects first, and then the models that JSON becomes. So it is refused for the
+same reasons. It knows no extension types. This module needs msgspec.
 """
 
 from __future__ import annotations
@@ -16,17 +15,17 @@ import numpy as np
 from pydantic import BaseModel
 
 from tokenreward.errors import InvalidField, MalformedBody
+from tokenreward.wire.limits import refuse_many_plain_bytes
 from tokenreward.wire.parsing import parse, path
-from tokenreward.wire.plain import refuse_much_plain
 
 _INT32: np.dtype[Any] = np.dtype("<i4")
 _FLOAT32: np.dtype[Any] = np.dtype("<f4")
-_WORDS = {_INT32: "int32", _FLOAT32: "float32"}
+_DTYPE_NAMES = {_INT32: "int32", _FLOAT32: "float32"}
 _VECTORS = dict.fromkeys(("prompt", "response", "spans", "mask"), _INT32)
 _VECTORS |= dict.fromkeys(("policy_logprobs", "ref_logprobs"), _FLOAT32)
 _PLAIN = frozenset({str, int, float, bool, type(None)})
-_MOST_DEPTH = 200  # as deep as a JSON body may nest
-_LONGEST_PATH = 200
+_MAX_DEPTH = 200  # as deep as a JSON body may nest
+_MAX_PATH_CHARACTERS = 200
 
 Path = tuple[int | str, ...]
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -39,18 +38,21 @@ def pack(content: object) -> bytes:
     """Plain objects as msgpack; numpy arrays of float32 or int32 as `bin`, other arrays as arrays
     of numbers.
 
-    Raises TypeError, ValueError or OverflowError for what msgpack cannot hold.
+    Raises:
+        TypeError, ValueError, OverflowError: msgpack cannot hold the content.
     """
-    return msgspec.msgpack.encode(content, enc_hook=_packable)
+    return msgspec.msgpack.encode(content, enc_hook=_plain_of)
 
 
-def _packable(value: object) -> object:
+def _plain_of(value: object) -> object:
     if isinstance(value, np.ndarray):
         dtype = value.dtype
         if dtype is _FLOAT32 or dtype is _INT32:
             return value.tobytes()
         little_endian = dtype.newbyteorder("<")
-        return value.astype(little_endian).tobytes() if little_endian in _WORDS else value.tolist()
+        if little_endian in _DTYPE_NAMES:
+            return value.astype(little_endian).tobytes()
+        return value.tolist()
     if isinstance(value, np.generic):
         return value.item()
     raise TypeError(f"{type(value).__name__} has no place in a body")
@@ -58,12 +60,12 @@ def _packable(value: object) -> object:
 
 def unpack(body: bytes) -> Any:
     """Plain objects, in which `bin` is bytes. Raises ValueError, which does not quote the body."""
-    return _decoded(_DECODER.decode, body)
+    return _decode(_DECODER.decode, body)
 
 
-def _decoded(decode: Callable[[bytes], Any], body: bytes) -> Any:
+def _decode(decoder: Callable[[bytes], Any], body: bytes) -> Any:
     try:
-        return decode(body)
+        return decoder(body)
     except RecursionError:
         raise ValueError("it nests too deep") from None
     except UnicodeDecodeError:
@@ -81,24 +83,43 @@ def _refuse_extension(code: int, data: memoryview) -> Any:
 _DECODER = msgspec.msgpack.Decoder(ext_hook=_refuse_extension)
 
 
-def parse_msgpack(model: type[ModelT], body: bytes) -> ModelT:
-    """A request from the bytes of a msgpack body. Raises MalformedBody, BodyTooLarge, UnknownField,
-    InvalidField."""
+def refuse_large_msgpack(body: bytes) -> None:
+    """Raises BodyTooLarge if the body has too many plain bytes; MalformedBody or InvalidField if
+    counting finds that it is no request."""
     try:
-        _decoded(refuse_much_plain, body)
+        _decode(refuse_many_plain_bytes, body)
+    except ValueError as error:
+        raise MalformedBody(f"the body is not valid msgpack: {error}") from None
+
+
+def read_msgpack(body: bytes) -> dict[str, Any]:
+    """A request's plain objects, in which the `bin` of items is arrays.
+
+    Raises:
+        BodyTooLarge: The body would take too much memory as objects.
+        MalformedBody, InvalidField: It is no msgpack, or holds what JSON could not.
+    """
+    refuse_large_msgpack(body)
+    try:
         content = unpack(body)
     except ValueError as error:
         raise MalformedBody(f"the body is not valid msgpack: {error}") from None
     if type(content) is not dict:
         raise MalformedBody(f"the body must be a map, got {type(content).__name__}")
-    return parse(model, with_arrays(content))
+    return with_arrays(content)
+
+
+def parse_msgpack(model: type[ModelT], body: bytes) -> ModelT:
+    """A request from the bytes of a msgpack body. Raises as `read_msgpack`, and UnknownField."""
+    return parse(model, read_msgpack(body))
 
 
 def with_arrays(content: Mapping[Any, Any]) -> dict[str, Any]:
-    """A request's plain objects, with arrays for the `bin` of its items, which are changed in
+    """A request's plain objects, with arrays for the `bin` of its items. The items are changed in
     place.
 
-    Raises MalformedBody or InvalidField: they hold what JSON could not, or `bin` elsewhere.
+    Raises:
+        MalformedBody, InvalidField: They hold what JSON could not, or `bin` elsewhere.
     """
     items = content.get("items")
     _check({key: value for key, value in content.items() if key != "items"}, ())
@@ -129,24 +150,23 @@ def _field(key: object, value: object, where: Path) -> object:
 def _array(
     key: str, value: bytes, dtype: np.dtype[Any], where: Path
 ) -> np.ndarray[Any, np.dtype[Any]]:
-    width = dtype.itemsize * (2 if key == "spans" else 1)
-    if len(value) % width:
-        param, pairs = path(where), "pairs of " if key == "spans" else ""
-        raise InvalidField(
-            f"{len(value)} bytes are no {pairs}little-endian {_WORDS[dtype]}",
-            param=param,
-        )
-    array = np.frombuffer(value, dtype=dtype)
-    return array.reshape(-1, 2) if key == "spans" else array
+    shape: tuple[int, ...] = (-1,)
+    noun = f"little-endian {_DTYPE_NAMES[dtype]}"
+    num_bytes = dtype.itemsize
+    if key == "spans":
+        shape, noun, num_bytes = (-1, 2), f"pairs of {noun}", 2 * num_bytes
+    if len(value) % num_bytes:
+        raise InvalidField(f"{len(value)} bytes are no {noun}", param=path(where))
+    return np.frombuffer(value, dtype=dtype).reshape(shape)
 
 
 def _check(value: object, where: Path) -> None:
-    """Raises MalformedBody or InvalidField for what is not JSON's."""
+    """Raises MalformedBody or InvalidField for a value that JSON could not hold."""
     kind = type(value)
     if kind in _PLAIN:
         return
-    if len(where) > _MOST_DEPTH:
-        raise MalformedBody(f"the body nests deeper than {_MOST_DEPTH} levels")
+    if len(where) > _MAX_DEPTH:
+        raise MalformedBody(f"the body nests deeper than {_MAX_DEPTH} levels")
     if isinstance(value, dict):
         for key, entry in value.items():
             if type(key) is not str:
@@ -156,7 +176,7 @@ def _check(value: object, where: Path) -> None:
         for index, entry in enumerate(value):
             _check(entry, (*where, index))
     elif isinstance(value, bytes):
-        param = path(where)[:_LONGEST_PATH]
+        param = path(where)[:_MAX_PATH_CHARACTERS]
         raise InvalidField(f"this field takes no binary data, got {len(value)} bytes", param=param)
     else:
         raise MalformedBody("the body has an extension type")

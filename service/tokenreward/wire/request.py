@@ -6,6 +6,7 @@ vocabulary is for others to say.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -134,19 +135,15 @@ class Item(Strict):
                 raise ValueError(f"`{name}` goes with messages; this prompt meets no chat template")
         return self
 
-    @property
+    @cached_property
     def messages(self) -> list[dict[str, Any]] | None:
         """The prompt's chat messages, with the keys that the caller wrote; None if the prompt is
         text or ids."""
-        if not (
-            isinstance(self.prompt, list) and self.prompt and isinstance(self.prompt[0], Message)
-        ):
+        prompt = self.prompt
+        if not (isinstance(prompt, list) and prompt and isinstance(prompt[0], Message)):
             return None
-        return [
-            message.model_dump(exclude_unset=True)
-            for message in self.prompt
-            if isinstance(message, Message)
-        ]
+        messages = [message for message in prompt if isinstance(message, Message)]
+        return [message.model_dump(exclude_unset=True) for message in messages]
 
 
 class Kl(Strict):
@@ -164,7 +161,7 @@ class Kl(Strict):
     reference: str | None = Field(
         default=None,
         description=(
-            "A language model scorer that is asked for `ref_logprobs`; the front (`/v1/rewards`) "
+            "A language model scorer that is asked for `ref_logprobs`; the gateway (`/v1/rewards`) "
             "does that."
         ),
     )

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from tokenreward.wire import RewardsReply, decode_rewards
 from tokenreward.wire.media import JSON, MSGPACK, Media
 from tokenreward.wire.msgpack import pack, unpack
-from tokenreward.wire.plain import MOST_PLAIN_BYTES
+from tokenreward.wire.limits import MAX_PLAIN_BYTES
 from tokenreward_client import AsyncClient, Client, ServerRefused
 
 README = (Path(__file__).resolve().parents[3] / "README.md").read_text(encoding="utf-8")
@@ -330,4 +330,4 @@ async def test_the_readmes_example_runs_as_it_stands(
 def test_the_readme_names_the_wire_that_the_client_speaks_unless_told() -> None:
     default = inspect.signature(Client.__init__).parameters["wire"].default
     assert f'Its default is\n`wire="{default}"`' in README
-    assert f"more than {MOST_PLAIN_BYTES // 2**20} MiB" in README
+    assert f"more than {MAX_PLAIN_BYTES // 2**20} MiB" in README

@@ -12,7 +12,7 @@ import pytest
 
 from tokenreward.errors import BodyTooLarge
 from tokenreward.wire import RewardsRequest
-from tokenreward.wire.containers import MOST_CONTAINERS, refuse_many_containers
+from tokenreward.wire.limits import MAX_CONTAINERS, refuse_many_containers
 from tokenreward.wire.media import JSON
 
 MIB = 2**20
@@ -26,7 +26,7 @@ def num_containers(value: Any) -> int:
 
 
 def counted(body: bytes, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr("tokenreward.wire.containers.MOST_CONTAINERS", -1)
+    monkeypatch.setattr("tokenreward.wire.limits.MAX_CONTAINERS", -1)
     with pytest.raises(BodyTooLarge) as caught:
         refuse_many_containers(body)
     return int(caught.value.message.split()[3])
@@ -60,14 +60,14 @@ def test_brackets_in_strings_do_not_count_whatever_is_escaped_in_them(
 def test_as_many_as_the_limit_are_taken_and_one_more_is_refused_with_count_limit_and_advice() -> (
     None
 ):
-    body = b"[" + b",".join([b"[]"] * (MOST_CONTAINERS - 1)) + b"]"
+    body = b"[" + b",".join([b"[]"] * (MAX_CONTAINERS - 1)) + b"]"
     refuse_many_containers(body)
     with pytest.raises(BodyTooLarge) as caught:
         refuse_many_containers(body[:-1] + b",{}]")
     assert caught.value.status == 413
     for part in (
-        str(MOST_CONTAINERS + 1),
-        str(MOST_CONTAINERS),
+        str(MAX_CONTAINERS + 1),
+        str(MAX_CONTAINERS),
         "fewer items",
         "`ids_b64`",
         "`bin`",

@@ -1,0 +1,21 @@
+"""The routes of the service and the headers that it reads, for those who mount them and those who
+ask for them.
+
+It knows names only, and nothing of what is sent there.
+"""
+
+from __future__ import annotations
+
+REWARDS_PATH = "/v1/rewards"
+SCORERS_PATH = "/v1/scorers"
+HEALTH_PATH = "/healthz"
+READY_PATH = "/readyz"
+METRICS_PATH = "/metrics"
+
+REQUEST_ID_HEADER = "x-request-id"
+TIMEOUT_HEADER = "x-request-timeout-seconds"
+
+
+def deployment_prefix(deployment: str) -> str:
+    """Where the routes of one deployment are mounted, beside the gateway's at `/`."""
+    return f"/d/{deployment}"

@@ -1,6 +1,6 @@
 """The answer for one candidate: a score, its rewards with their characters if needed, or an error.
 
-It knows the client's Rewards; it knows no statistics, no files and no other candidates.
+It knows the client's Rewards; it knows no files, no cases and no other candidates.
 """
 
 from __future__ import annotations
@@ -53,8 +53,11 @@ class CandidateAnswer:
 
     @property
     def fault(self) -> str:
-        """What is wrong, for a reader who knows the response's place: the error's message, behind
-        the field that it is about if that is another one. Empty without an error."""
+        """The error's message, for a reader who sees where the response stands.
+
+        If the error is about another field than the response, that field stands before the message.
+        Without an error the text is empty.
+        """
         if self.error is None:
             return ""
         if self.error.param in (None, "response"):

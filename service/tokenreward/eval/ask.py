@@ -28,8 +28,8 @@ class Run:
     """What asking needs.
 
     `concurrency` is the number of requests in flight. `on_start` gets the number of items that will
-    be asked and the number that the cache had. `on_answers` gets, after each request, the number of
-    items with an answer and how many of these answers are errors.
+    be sent and the number of answers that the cache had. `on_answers` gets, after each request, the
+    number of its answers and how many of them are errors.
     """
 
     client: AsyncClient
@@ -42,8 +42,8 @@ class Run:
 async def try_out(run: Run, subject: Subject, candidates: Sequence[Candidate]) -> None:
     """Ask for one item and drop its answer.
 
-    A request that the service refuses as a whole is thus refused before the long run, and the extra
-    seconds of a first request (connections, lazy loading) count in no one's latency.
+    A request that the service refuses as a whole is thus refused before the long run. And the extra
+    seconds of a first request (connections, lazy loading) count in no latency.
 
     Raises:
         EvalError: The service refuses the request.

@@ -46,7 +46,7 @@ class BestOfN(Dataset):
         self.num_cases = len(self._prompts)
 
     def judge(self, answers: Sequence[CandidateAnswer]) -> Judgement:
-        """Accuracy of the top-ranked between chance and ceiling, and the areas."""
+        """How often the top-ranked response is right, beside chance and ceiling; and the areas."""
         complete = [p for p in self._prompts if have_answers(p.candidates, answers)]
         labels, scores = [np.empty(0, np.bool_)], [np.empty(0)]
         tops, examples = [], []
@@ -129,8 +129,8 @@ def _plain_responses(row: DataRow) -> list[tuple[str, str, bool]]:
 
 
 def _gsm8k_responses(row: DataRow) -> list[tuple[str, str, bool]]:
-    """The same of a row of GSM8K: every field but question and ground truth is a model's
-    solution."""
+    """The same for a row of GSM8K, where every field is a model's solution but question and ground
+    truth."""
     responses = []
     for name in row.fields:
         if name in ("question", "ground_truth"):

@@ -36,8 +36,8 @@ class Tokens(Dataset):
         self.num_cases = len(self._responses)
 
     def judge(self, answers: Sequence[CandidateAnswer]) -> Judgement:
-        """The area under the ROC curve of flagged units: mean over responses, and over all
-        units."""
+        """The area under the ROC curve of flagged units: its mean over responses, and the area over
+        all units."""
         complete = [r for r in self._responses if have_answers([r.candidate], answers)]
         tokens = judge_flags(complete, answers)
         counts = {

@@ -28,9 +28,9 @@ def test_a_good_config_is_probed_and_its_scorers_are_named(
     tmp_path: Path, language_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["check", "--config", config(tmp_path, language_model)]) == 0
-    said = capsys.readouterr().out
-    assert "packed layout: differs from the model's own forward" in said
-    assert "lm: serves endogenous (endogenous), credits values, last, uniform, discount" in said
+    output = capsys.readouterr().out
+    assert "packed layout: differs from the model's own forward" in output
+    assert "lm: serves endogenous (endogenous), credits values, last, uniform, discount" in output
 
 
 def test_settings_only_loads_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -66,10 +66,10 @@ def test_error_is_one_line_and_an_exit_code(
 ) -> None:
     raising(error, monkeypatch)
     assert main(["serve"]) == exit_code
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err.startswith(line)
-    assert said.err.count("\n") == (1 if line else 0)
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith(line)
+    assert output.err.count("\n") == (1 if line else 0)
 
 
 @pytest.mark.parametrize(
@@ -140,13 +140,13 @@ def test_ctrl_c_while_waiting_for_stdin_ends_quietly(edge: Any) -> None:
                 time.sleep(0.05)
             time.sleep(0.3)
             process.send_signal(signal.SIGINT)
-            _, said = process.communicate(timeout=10)
+            _, output = process.communicate(timeout=10)
         finally:
             process.kill()
     os.close(read_end)
     os.close(write_end)
     assert process.returncode == 130
-    assert said == ""
+    assert output == ""
 
 
 def test_reader_that_leaves_is_no_traceback(edge: Any, tmp_path: Any, item_lines: Any) -> None:

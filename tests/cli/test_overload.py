@@ -70,8 +70,8 @@ def test_score_gets_every_line_through(
     assert (
         main(["score", str(file), "--url", url, "--scorer", "logprob", "--concurrency", "64"]) == 0
     )
-    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [len(entry["rewards"]) for entry in found] == [11] * NUM
+    results = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [len(entry["rewards"]) for entry in results] == [11] * NUM
 
 
 @pytest.mark.parametrize("request_items", [1, 64])
@@ -84,7 +84,7 @@ def test_eval_gets_every_pair_through_in_small_requests_and_in_ones_larger_than_
         [{"prompt": "q", "chosen": f"c{n}", "rejected": f"r{n}"} for n in range(100)],
     )
     out = tmp_path / "out.json"
-    asked = ["--scorer", "logprob", "--concurrency", "64", "--no-cache", "--json", str(out)]
-    assert main(["eval", str(file), "--url", url, *asked]) == 0
+    flags = ["--scorer", "logprob", "--concurrency", "64", "--no-cache", "--json", str(out)]
+    assert main(["eval", str(file), "--url", url, *flags]) == 0
     (row,) = json.loads(out.read_text())["scorers"]
     assert row["figures"]["accuracy"]["num"] == 100

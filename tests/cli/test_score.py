@@ -47,14 +47,14 @@ def test_every_line_has_its_rewards_in_order(
 ) -> None:
     edge.delay_s = 0.01
     assert main(["score", file(300), "--url", edge.url, "--concurrency", "3"]) == 0
-    said = capsys.readouterr()
+    output = capsys.readouterr()
     expected = [
         {"index": i, "rewards": [float(i)] * 2, "score": float(i), "error": None}
         for i in range(300)
     ]
-    assert entries(said.out) == expected
+    assert entries(output.out) == expected
     assert 2 <= edge.most_in_flight <= 3
-    assert "300 items" in said.err
+    assert "300 items" in output.err
 
 
 def test_a_line_has_the_steps_of_a_scorer_that_finds_them(
@@ -77,20 +77,20 @@ def test_bad_lines_and_failed_items_are_errors_and_the_others_are_not_lost(
     }
     edge.script.append(edge.changed(1, rewards=None, score=None, error=error))
     assert main(["score", file(4, {1: "{oops\n"}), "--url", edge.url]) == 1
-    said = capsys.readouterr()
-    found = entries(said.out)
-    assert [entry["index"] for entry in found] == [0, 1, 2, 3]
-    assert [entry["score"] for entry in found] == [0.0, None, None, 3.0]
-    assert found[1]["error"]["message"].startswith("not valid JSON")
-    assert found[1]["error"]["param"] == "line 2"
-    assert found[2]["error"] == {
+    output = capsys.readouterr()
+    results = entries(output.out)
+    assert [entry["index"] for entry in results] == [0, 1, 2, 3]
+    assert [entry["score"] for entry in results] == [0.0, None, None, 3.0]
+    assert results[1]["error"]["message"].startswith("not valid JSON")
+    assert results[1]["error"]["param"] == "line 2"
+    assert results[2]["error"] == {
         "code": "sequence_too_long",
         "message": "too long",
         "param": "response",
         "retryable": False,
     }
-    assert found[2]["rewards"] is None
-    assert "error: 2 of 4 lines have no rewards; the first: line 2: malformed_json: " in said.err
+    assert results[2]["rewards"] is None
+    assert "error: 2 of 4 lines have no rewards; the first: line 2: malformed_json: " in output.err
 
 
 def test_output_goes_to_a_file_and_float32_keeps_its_digits(
@@ -125,10 +125,10 @@ def test_output_that_is_the_input_is_refused_and_nothing_is_lost(
                 capture_output=True,
                 text=True,
             )
-        code, said = done.returncode, done.stderr
+        code, output = done.returncode, done.stderr
     else:
-        code, said = main(command), capsys.readouterr().err
-    assert (code, said) == (2, f"error: --output {out} is the file that is read: name another\n")
+        code, output = main(command), capsys.readouterr().err
+    assert (code, output) == (2, f"error: --output {out} is the file that is read: name another\n")
     assert Path(items).read_text() == before
     assert edge.num_listed == 0
 
@@ -166,10 +166,10 @@ def test_output_of_no_lines_is_empty(edge: Any, tmp_path: Path) -> None:
 def test_options_credit_and_key_travel(edge: Any, file: Any, tmp_path: Path) -> None:
     key = tmp_path / "key"
     key.write_text("sk-1\nsk-2\n", encoding="utf-8-sig")
-    asked = ["--scorer", "attention_dense", "--options", '{"alpha": 0.5, "form": "soft_bellman"}']
+    flags = ["--scorer", "attention_dense", "--options", '{"alpha": 0.5, "form": "soft_bellman"}']
     credit = ["--credit", '{"name": "attention", "beta": 0.25}']
     assert (
-        main(["score", file(1), "--url", edge.url, *asked, *credit, "--api-key-file", str(key)])
+        main(["score", file(1), "--url", edge.url, *flags, *credit, "--api-key-file", str(key)])
         == 0
     )
     _, headers, body = edge.seen[0]
@@ -186,9 +186,9 @@ def test_key_file_is_read_as_the_service_reads_its_own(
     key = tmp_path / "key"
     key.write_bytes(content)
     assert main(["score", file(1), "--url", edge.url, "--api-key-file", str(key)]) == 1
-    said = capsys.readouterr().err
-    assert said.startswith("error: --api-key-file: ")
-    assert said.count("\n") == 1
+    output = capsys.readouterr().err
+    assert output.startswith("error: --api-key-file: ")
+    assert output.count("\n") == 1
     assert edge.num_listed == 0
 
 
@@ -227,9 +227,9 @@ def test_service_that_is_not_there_is_said_at_once(
     file: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["score", file(1), "--url", "localhost:8000"]) == 2
-    said = capsys.readouterr().err
+    output = capsys.readouterr().err
     assert (
-        said
+        output
         == "error: --url must look like http://host:port, without a query, got `localhost:8000`\n"
     )
     assert main(["score", file(1), "--url", "http://127.0.0.1:9"]) == 1
@@ -241,9 +241,9 @@ def test_refusal_keeps_what_was_written_before(
 ) -> None:
     edge.script.extend([edge.ok, edge.says(422, "unknown_option", retryable=False)])
     assert main(["score", file(128), "--url", edge.url, "--concurrency", "1"]) == 1
-    said = capsys.readouterr()
-    assert len(entries(said.out)) == 64
-    assert "error: unknown_option: `items`: as scripted" in said.err
+    output = capsys.readouterr()
+    assert len(entries(output.out)) == 64
+    assert "error: unknown_option: `items`: as scripted" in output.err
 
 
 def test_refusal_of_the_service_cannot_steer_the_terminal(
@@ -326,10 +326,10 @@ def test_engine_in_this_process_gives_rewards_for_text_and_spans(
     items = tmp_path / "items.jsonl"
     items.write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert main(["score", str(items), "--config", str(config)]) == 1
-    found = entries(capsys.readouterr().out)
-    assert [len(entry["rewards"] or ()) for entry in found] == [2, 3, 0]
-    assert found[0]["score"] == pytest.approx(sum(found[0]["rewards"]), abs=1e-4)
-    assert found[2]["error"]["code"] == "token_out_of_vocabulary"
+    results = entries(capsys.readouterr().out)
+    assert [len(entry["rewards"] or ()) for entry in results] == [2, 3, 0]
+    assert results[0]["score"] == pytest.approx(sum(results[0]["rewards"]), abs=1e-4)
+    assert results[2]["error"]["code"] == "token_out_of_vocabulary"
 
 
 @pytest.mark.parametrize(
@@ -343,9 +343,9 @@ def test_what_asks_a_second_scorer_takes_a_running_service_and_loads_no_engine(
     edge: Any, file: Any, capsys: pytest.CaptureFixture[str], arguments: list[str], named: str
 ) -> None:
     assert main(["score", file(1), "--demo", *arguments]) == 2
-    said = capsys.readouterr().err
-    assert f"`{named}`: asks a second scorer: that takes a running service" in said
-    assert "loading" not in said
+    output = capsys.readouterr().err
+    assert f"`{named}`: asks a second scorer: that takes a running service" in output
+    assert "loading" not in output
 
 
 def test_scorer_that_the_config_does_not_serve_is_named(

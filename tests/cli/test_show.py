@@ -80,8 +80,8 @@ def test_svg_is_well_formed_wraps_and_keeps_every_character() -> None:
     )
     space = "{http://www.w3.org/2000/svg}"
     boxes = root.findall(f"{space}g")
-    said = "".join(box.findtext(f"{space}text") or "" for box in boxes)
-    assert said == "<b> & 日本語a⏎b" + "x" * 30 + "∅␛"
+    letters = "".join(box.findtext(f"{space}text") or "" for box in boxes)
+    assert letters == "<b> & 日本語a⏎b" + "x" * 30 + "∅␛"
     assert boxes[0].findtext(f"{space}title") == "+1"
     rectangles = [box.find(f"{space}rect") for box in boxes]
     width = float(root.attrib["width"])

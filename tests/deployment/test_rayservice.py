@@ -91,9 +91,9 @@ def test_versions_are_those_that_are_installed_and_ours() -> None:
 
 def pinned(package: str) -> str:
     constraints = (DEPLOY.parent / "constraints.txt").read_text(encoding="utf-8")
-    found = re.search(rf"^{package}(\[\w+\])?==(\S+)", constraints, flags=re.MULTILINE)
-    assert found is not None
-    return found.group(2)
+    match = re.search(rf"^{package}(\[\w+\])?==(\S+)", constraints, flags=re.MULTILINE)
+    assert match is not None
+    return match.group(2)
 
 
 def test_others_reach_http_alone() -> None:

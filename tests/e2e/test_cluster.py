@@ -134,11 +134,11 @@ def answers(folder: Path) -> dict[str, Any]:
         pytest.skip(f"no namespace here: {reason}")
     with subprocess.Popen(inside, env=environment, stderr=subprocess.PIPE, text=True) as process:
         try:
-            _, said = process.communicate(timeout=200)
+            _, stderr = process.communicate(timeout=200)
         finally:
             process.kill()
     output = folder / "output.txt"
-    assert process.returncode == 0, f"{said}\n{output.read_text() if output.exists() else ''}"
+    assert process.returncode == 0, f"{stderr}\n{output.read_text() if output.exists() else ''}"
     return dict(json.loads((folder / "answers.json").read_text()))
 
 
@@ -252,11 +252,11 @@ def test_request_id_comes_back_once(answers: Any) -> None:
 
 def test_metrics_hold_every_replica_and_the_gateway(answers: Any) -> None:
     assert answers["metrics"]["status"] == 200
-    found = re.findall(
+    deployments = re.findall(
         r'tokenreward_requests_total\{deployment="(\w+)",replica="\w+",status="200"\}',
         answers["metrics"]["text"],
     )
-    assert sorted(found) == ["gateway", "lm", "rm"]
+    assert sorted(deployments) == ["gateway", "lm", "rm"]
 
 
 def test_probes_of_nodes_and_pods_are_answered_without_a_key_and_the_dashboard_is_not(

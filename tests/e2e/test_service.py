@@ -122,15 +122,15 @@ def test_our_deadline_fires_before_that_of_rays_proxy(client: httpx.Client) -> N
 def test_metrics_hold_every_replica_and_both_have_served(client: httpx.Client) -> None:
     for _ in range(30):
         client.post("/v1/rewards", json={"scorer": "endogenous", "items": [ITEM]})
-    found = replicas(client)
-    assert sorted(deployment for deployment, _ in found) == ["lm", "lm", "rm"]
+    running = replicas(client)
+    assert sorted(deployment for deployment, _ in running) == ["lm", "lm", "rm"]
     text = client.get("/metrics").text
     served = set(
         re.findall(
             r'tokenreward_items_total\{deployment="lm",replica="(\w+)",scorer="endogenous"\}', text
         )
     )
-    assert served == {replica for deployment, replica in found if deployment == "lm"}
+    assert served == {replica for deployment, replica in running if deployment == "lm"}
     assert re.search(
         r'tokenreward_requests_total\{deployment="gateway",replica="\w+",status="200"\}', text
     )
@@ -146,8 +146,10 @@ def test_every_listener_is_on_loopback_or_wants_the_token(service: Any) -> None:
     assert any(address.port == int(service.url.rsplit(":", 1)[1]) for _, address in listeners)
     open_ones = [(name, address.port) for name, address in listeners if not is_loopback(address.ip)]
     answers = {(name, port): codes(port) for name, port in open_ones}
-    assert all(grpc.StatusCode.UNAUTHENTICATED in found for found in answers.values()), answers
-    assert not any(grpc.StatusCode.OK in found for found in answers.values()), answers
+    assert all(grpc.StatusCode.UNAUTHENTICATED in statuses for statuses in answers.values()), (
+        answers
+    )
+    assert not any(grpc.StatusCode.OK in statuses for statuses in answers.values()), answers
 
 
 def test_killed_replica_is_replaced_while_its_sibling_serves(
@@ -172,14 +174,14 @@ def test_killed_replica_is_replaced_while_its_sibling_serves(
 
 
 def test_ctrl_c_stops_everything_quickly_and_silently(service: Any) -> None:
-    tree, said = service.tree(), service.text
-    folder = re.search(r"logs are in (\S+)/session_latest", said)
+    tree, text = service.tree(), service.text
+    folder = re.search(r"logs are in (\S+)/session_latest", text)
     assert folder is not None
     began = time.monotonic()
     service.interrupt()
     assert service.process.wait(timeout=10) == 0
     assert time.monotonic() - began < 3
-    assert service.text == said
+    assert service.text == text
     left = [
         process
         for process in tree

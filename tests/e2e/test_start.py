@@ -56,8 +56,8 @@ def test_checkpoint_that_cannot_be_loaded_ends_it_with_the_reason(
     assert "lm" in line
     assert str(tmp_path / "empty") in line
     assert "Traceback" not in service.text
-    (kept,) = [line for line in service.text.splitlines() if line.startswith("logs are kept in ")]
-    logs = Path(kept.removeprefix("logs are kept in "))
+    (last,) = [line for line in service.text.splitlines() if line.startswith("logs are kept in ")]
+    logs = Path(last.removeprefix("logs are kept in "))
     assert any(
         str(tmp_path / "empty") in file.read_text()
         for file in (logs / "serve").glob("replica_lm_*")
@@ -97,10 +97,10 @@ def test_signal_during_the_start_stops_it(
     service = start("--config", str(config), "--port", str(free_port))
     service.wait_for(line)
     time.sleep(1)
-    tree, said = service.tree(), service.text
+    tree, text = service.tree(), service.text
     service.process.send_signal(number) if number == signal.SIGTERM else service.interrupt(number)
     assert service.process.wait(timeout=5) == 0
-    assert service.text == said
+    assert service.text == text
     time.sleep(0.5)
     assert not [p for p in tree if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 

@@ -1,9 +1,9 @@
-"""A network and processes of our own: what runs in there is reached by nobody outside, and gone
-when it ends.
+"""Runs a command in a network and process namespace of its own: nothing outside can reach it, and
+all of its processes end with it.
 
-`run(argv)` runs something there, `command(argv)` is its command line. In there this module is the
-first process: it raises loopback, keeps the machine's HAProxy files out of sight, starts the
-command, buries orphans, and takes everything with it at the end.
+`run(argv)` runs it; `command(argv)` is the command line that does. This module is the first process
+in the namespace. It raises loopback, hides the machine's HAProxy files, starts the command, reaps
+orphans, and at its end the kernel kills all that is left.
 """
 
 from __future__ import annotations
@@ -27,58 +27,65 @@ TESTS = Path(__file__).resolve().parent
 HAPROXY_FILES = Path("/tmp/haproxy-serve")  # noqa: S108 - where Ray puts them
 
 _ISOLATED = ["unshare", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
-_AS_ROOT_IN_THERE = [*_ISOLATED, "--map-root-user"]
-_PARTING_S = 30.0
+_ISOLATED_AS_ROOT = [*_ISOLATED, "--map-root-user"]
+_GRACE_S = 30.0
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 0x1
 
 
 class NotPermitted(RuntimeError):
-    """This machine lets us have no namespaces; the message says what it answered."""
+    """This machine allows no namespaces; the message holds its answers."""
 
 
 def command(argv: Sequence[str]) -> list[str]:
-    """The command line that runs `argv` in there, and ends as it ends. Raises NotPermitted."""
-    return [*_way_in(), sys.executable, str(TESTS / "namespace.py"), *argv]
+    """The command line that runs `argv` in a namespace, with its exit code. Raises NotPermitted."""
+    return [*_unshare(), sys.executable, str(TESTS / "namespace.py"), *argv]
 
 
 def run(argv: Sequence[str]) -> int:
-    """The exit code of `argv` in there. It ends with us, in good order if we are asked to. Raises
-    NotPermitted."""
+    """The exit code of `argv` in a namespace.
+
+    If this process is interrupted, the command gets SIGTERM and time to end. If this process dies,
+    the command is killed.
+
+    Raises:
+        NotPermitted: This machine allows no namespaces.
+    """
     with subprocess.Popen(command(argv), preexec_fn=_killed_with_parent) as process:
         try:
             return process.wait()
         except BaseException:
-            for first in psutil.Process(process.pid).children():
-                first.terminate()
+            for child in psutil.Process(process.pid).children():
+                child.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_PARTING_S)
+                process.wait(_GRACE_S)
             raise
         finally:
             process.kill()
 
 
-def _way_in() -> list[str]:
-    """Directly, as root may; else as a user who is root in there only."""
+def _unshare() -> list[str]:
+    """The command that opens a namespace: directly, as root may, or as a user who is root only
+    inside."""
     answers = []
-    for way in (_ISOLATED, _AS_ROOT_IN_THERE):
-        if shutil.which(way[0]) is None:
+    for unshare in (_ISOLATED, _ISOLATED_AS_ROOT):
+        if shutil.which(unshare[0]) is None:
             raise NotPermitted("there is no command `unshare`")
-        tried = subprocess.run([*way, "true"], capture_output=True, text=True, check=False)
-        if tried.returncode == 0:
-            return way
-        answers.append(tried.stderr.strip())
+        trial = subprocess.run([*unshare, "true"], capture_output=True, text=True, check=False)
+        if trial.returncode == 0:
+            return unshare
+        answers.append(trial.stderr.strip())
     raise NotPermitted("; ".join(answers))
 
 
 def main(argv: Sequence[str]) -> int:
-    """The first process in there. Returns the exit code of `argv`."""
+    """The first process of the namespace. Returns the exit code of `argv`."""
     _raise_loopback()
     _hide(HAPROXY_FILES)
     child = subprocess.Popen(argv)
     signal.signal(signal.SIGTERM, lambda *_: child.terminate())
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal tells the child, too
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal interrupts the child, too
     while True:
         pid, status = os.wait()
         if pid == child.pid:
@@ -97,7 +104,7 @@ def _raise_loopback() -> None:
 
 
 def _hide(folder: Path) -> None:
-    """Puts an empty one over it that only this namespace sees."""
+    """Mounts an empty folder over it that only this namespace sees."""
     folder.mkdir(parents=True, exist_ok=True)
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(folder)], check=True)
 

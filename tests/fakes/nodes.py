@@ -1,4 +1,4 @@
-"""The environment of a cluster's nodes, as `deploy/node.env` has it."""
+"""The environment of a cluster's nodes, read from `deploy/node.env`."""
 
 from __future__ import annotations
 

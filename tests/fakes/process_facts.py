@@ -1,5 +1,5 @@
-"""A third party's scorer, named in configs as `process_facts:Scorer`: what it gives is not about
-the response but about the process that it runs in."""
+"""A third party's scorer, `process_facts:Scorer` in configs: its values describe its process and not
+the response."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from tokenreward.contract import Needs, Outputs, Row, Sample, Signals
 
 
 def facts() -> list[float]:
-    """Torch's threads, OpenMP's, the seconds of a turn, the objects that are never searched for
-    garbage."""
+    """Torch's threads, OpenMP's threads, the seconds of a thread's turn, and the number of objects
+    that are hidden from the garbage collector."""
     omp = float(os.environ.get("OMP_NUM_THREADS", 0))
     return [torch.get_num_threads(), omp, sys.getswitchinterval(), gc.get_freeze_count()]
 
 
 class Scorer(contract.Scorer):
-    """r_t = the fact number t, round and round."""
+    """r_t is fact number t; after the last fact comes the first again."""
 
     class Options(contract.Options):
         pass

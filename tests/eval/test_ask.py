@@ -211,6 +211,30 @@ def test_change_of_the_scorer_that_is_asked_first_asks_again(
     assert key(3) != key(4)
 
 
+def test_both_dependencies_are_in_the_key_in_the_order_of_older_caches() -> None:
+    names = ("known", "gives_score", "gives_logprobs")
+    infos = [ScorerInfo.model_validate({**ENTRY, "name": name}) for name in names]
+    options = {"score_from": "gives_score"}
+    credit = {"name": "last", "kl": {"coef": 0.1, "reference": "gives_logprobs"}}
+    who = find_subject("known", "known", infos, options=options, credit=credit)
+    assert [info.name for info in who.dependencies] == ["gives_score", "gives_logprobs"]
+
+
+@pytest.mark.parametrize(
+    ("options", "credit", "path"),
+    [
+        ({"score_from": 5}, {}, "options.score_from"),
+        ({}, {"kl": {"reference": 5}}, "credit.kl.reference"),
+    ],
+)
+def test_dependency_that_is_no_name_is_refused(
+    options: dict[str, Any], credit: dict[str, Any], path: str
+) -> None:
+    infos = [ScorerInfo.model_validate(ENTRY)]
+    with pytest.raises(EvalError, match=f"scorer `mine`: invalid_field: `{path}`: must be"):
+        find_subject("mine", "known", infos, options=options, credit=credit)
+
+
 def test_change_of_a_scorer_that_is_not_asked_changes_nothing() -> None:
     def key(second_version: int) -> str:
         listing = [ENTRY, {**ENTRY, "name": "second", "version": second_version}]

@@ -9,9 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tokenreward.errors import InvalidField
 from tokenreward.eval.cache import key_of
 from tokenreward.eval.candidate import Candidate
 from tokenreward.eval.rows import EvalError
+from tokenreward.wire.dependencies import dependencies, listed_score_source
 from tokenreward_client import ScorerInfo
 
 _IDENTITY = (
@@ -62,25 +64,32 @@ def find_subject(
     options: Mapping[str, Any],
     credit: Mapping[str, Any],
 ) -> Subject:
-    """The scorer of that name, as the service lists it. Raises EvalError if it is not listed."""
+    """The scorer of that name, as the service lists it.
+
+    Args:
+        label: Its row in the table.
+        name: Its name.
+        listing: Every scorer of the service.
+        options: The options of each request.
+        credit: The credit of each request.
+
+    Raises:
+        EvalError: The service does not list it, or options or credit name no scorer where they
+            must name one.
+    """
     infos = {info.name: info for info in listing}
     if name not in infos:
         raise EvalError(f"the service has no scorer `{name}`; it has {', '.join(infos)}")
+    default = listed_score_source(infos[name].model_extra)
+    try:
+        prerequisites = dependencies(options, credit, default=default)
+    except InvalidField as error:
+        raise EvalError(f"scorer `{label}`: {error.code}: {error}") from None
+    # The order is part of the cache's keys: the scorer that gives `score` comes first.
+    prerequisites.sort(key=lambda dependency: dependency.fills != "score")
     # A dependency that is not listed is left to the service, which refuses the request.
-    names = dependency_names(infos[name], options, credit)
-    dependencies = [infos[other] for other in names if other in infos]
-    return Subject(label, infos[name], options, credit, dependencies)
-
-
-def dependency_names(
-    info: ScorerInfo, options: Mapping[str, Any], credit: Mapping[str, Any]
-) -> list[str]:
-    """Names of the scorers that the gateway asks first: for `score`, and for the KL's reference."""
-    defaults = (info.model_extra or {}).get("options") or {}
-    score_from = options.get("score_from", (defaults.get("score_from") or {}).get("default"))
-    kl = credit.get("kl")
-    reference = kl.get("reference") if isinstance(kl, Mapping) else None
-    return [name for name in (score_from, reference) if isinstance(name, str)]
+    others = [infos[dependency.name] for dependency in prerequisites if dependency.name in infos]
+    return Subject(label, infos[name], options, credit, others)
 
 
 def _identity(info: ScorerInfo) -> dict[str, Any]:

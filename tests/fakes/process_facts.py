@@ -1,5 +1,5 @@
-"""A third party's scorer, `process_facts:Scorer` in configs: its values describe its process and not
-the response."""
+"""A third party's scorer, `process_facts:Scorer` in configs: its values are facts about its
+process, not about the response."""
 
 from __future__ import annotations
 

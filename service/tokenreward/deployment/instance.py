@@ -162,7 +162,9 @@ class StartMonitor:
             StartFailed: Ray has given up on one of them.
         """
         for name, application in applications.items():
-            _refuse_failed(name, application)
+            for part in (*application.deployments.values(), application):
+                if part.status in _FAILED_STATUSES:
+                    raise StartFailed(f"{name}: {reason(part.message)}")
             if application.status == "RUNNING" and name in self._loading:
                 self._loading.remove(name)
                 self._say(f"{name}: ready after {time.monotonic() - self._began:.1f} s")
@@ -223,14 +225,6 @@ def refuse_taken_port(host: str, port: int) -> None:
                 f"cannot listen on {host} port {port}: {error.strerror}; choose others with "
                 "--host and --port"
             ) from None
-
-
-def _refuse_failed(name: str, application: ApplicationStatusOverview) -> None:
-    for deployment in application.deployments.values():
-        if deployment.status in _FAILED_STATUSES:
-            raise StartFailed(f"{name}: {reason(deployment.message)}")
-    if application.status in _FAILED_STATUSES:
-        raise StartFailed(f"{name}: {reason(application.message)}")
 
 
 def _is_alive(process: psutil.Process) -> bool:

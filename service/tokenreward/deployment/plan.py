@@ -13,7 +13,7 @@ from typing import Any
 
 from tokenreward.config import read_api_keys
 from tokenreward.http.guard import Limits
-from tokenreward.settings import DeploymentSettings, ScorerSettings, Settings
+from tokenreward.settings import DeploymentSettings, Settings
 from tokenreward.wire.paths import deployment_prefix
 
 GATEWAY_APP = "Gateway"  # names of deployments are lower case, so that none can be this one
@@ -70,7 +70,10 @@ def _gateway(settings: Settings) -> dict[str, Any]:
     routes = {}
     for deployment in settings.deployments:
         for scorer in deployment.scorers:
-            routes[scorer.served_name] = _route(scorer, deployment.name)
+            route = {"deployment": deployment.name, "type": scorer.type}  # the fields of `Route`
+            if scorer.score_from is not None:
+                route["score_from"] = scorer.score_from
+            routes[scorer.served_name] = route
     return {
         "name": GATEWAY_APP,
         "route_prefix": "/",
@@ -86,14 +89,6 @@ def _gateway(settings: Settings) -> dict[str, Any]:
             }
         ],
     }
-
-
-def _route(scorer: ScorerSettings, deployment: str) -> dict[str, Any]:
-    """What the gateway knows of a scorer: the fields of its `Route`."""
-    route = {"deployment": deployment, "type": scorer.type}
-    if scorer.score_from is not None:
-        route["score_from"] = scorer.score_from
-    return route
 
 
 def _deployment(deployment: DeploymentSettings, settings: Settings) -> dict[str, Any]:

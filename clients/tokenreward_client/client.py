@@ -1,7 +1,7 @@
 """Client and AsyncClient: the two drivers that run the flows over httpx, and nothing else.
 
-They know sockets, threads, tasks and clocks. What is sent, what is retried and what counts as an
-answer is decided in `flow` and `batch`, once for both.
+They know sockets, threads, tasks and clocks. `flow` and `call` decide, once for both, what is sent,
+what is sent again, and what counts as an answer.
 """
 
 from __future__ import annotations
@@ -15,66 +15,97 @@ from typing import Any, Self, TypeVar, Unpack, cast
 
 import httpx
 
-from tokenreward_client.call import Asked
+from tokenreward_client.call import ScoreOptions
 from tokenreward_client.flow import Flow, Sleep, Step, Together, Wait
 from tokenreward_client.items import ItemLike
 from tokenreward_client.listing import ScorerInfo
 from tokenreward_client.rewards import Rewards
-from tokenreward_client.session import Service, request
-from tokenreward_client.threads import Stop, happens_s, side_by_side
+from tokenreward_client.session import Session, build_request
+from tokenreward_client.threads import Stop, is_done_in_time, side_by_side
 
 T = TypeVar("T")
 
 
-class Client(Service):
-    """Asks the service for rewards, blocking. Safe to share between threads, and with processes
-    that are forked off.
-
-    It may be pickled: a new client of the same settings comes out. The API key is in the pickle,
-    for all to read.
-
-    Args:
-        base_url: of the gateway.
-        api_key: sent as `Authorization: Bearer`; never shown.
-        timeout_s: deadline of one `score` call in seconds, its retries and pauses included.
-        max_retries: tries after the first, per request. Being told `overloaded`, `loading` or `updating` costs none:
-            the request waits as long as the service asks, or longer, and goes again until `timeout_s` has passed. A
-            connection that is refused or breaks costs one: with the default they last for about a minute.
-        max_concurrency: requests in flight at a time, over all calls on this client; fewer while the service is
-            overloaded (see `window`), and one more with each round of answers.
-        wire: "json", or "msgpack", the same numbers in less time; needs msgspec (`tokenreward[msgpack]`).
-
-    Raises BadArgument.
-
-    A call that needs several requests sends them from up to `max_concurrency` threads that live as
-    long as the call. Only between two reads of the socket can it see that the deadline has passed:
-    a reply in drips may outlast it.
+class Client(Session):
+    """Asks a tokenreward service for rewards, and blocks until they are there.
 
         with Client("http://127.0.0.1:8000") as client:
             for answer in client.score([("2+2?", "It is 4.")]):
                 print(answer.rewards, answer.score)
+
+    A client may be shared between threads, and used in a process that was forked off. Pickled, it
+    comes out as a new client of the same settings; the pickle holds the API key in plain text.
+
+    A call that needs several requests sends them from up to `max_concurrency` threads, which live
+    as long as the call. A thread sees only between two reads of the socket that the deadline has
+    passed: a reply that comes in drips may outlast it.
+
+    Args:
+        base_url: The address of the gateway.
+        api_key: Sent as `Authorization: Bearer`, and never shown.
+        timeout_s: The deadline of one call in seconds, retries and pauses included.
+        max_retries: Tries of one request after the first one failed. A connection that is refused
+            or breaks costs a try: with the default, a request lasts through about a minute of them.
+            A reply that says `overloaded`, `loading` or `updating` costs none: the request waits at
+            least as long as the service asks, and goes again until `timeout_s` has passed.
+        max_concurrency: The most requests in flight at a time, over all calls on this client. There
+            are fewer while the service is overloaded, and one more with each round of answers (see
+            `window`).
+        wire: "json" or "msgpack". Both carry the same numbers, msgpack in less time; it needs
+            msgspec (`pip install "tokenreward[msgpack]"`).
+
+    Raises:
+        BadArgument: An argument is out of range, or msgspec is missing.
     """
 
     def score(
-        self, items: Iterable[ItemLike], scorer: str | None = None, **asked: Unpack[Asked]
+        self, items: Iterable[ItemLike], scorer: str | None = None, **options: Unpack[ScoreOptions]
     ) -> list[Rewards]:
-        """One Rewards per item, in the caller's order; `scorer` is `endogenous` unless named,
-        `asked` as in Asked.
+        """Get the rewards of some responses: one number for each of their tokens, or spans.
 
-        Items are wire Items, dicts of the same fields, or (prompt, response) pairs; ids may be
-        lists or integer arrays.
+            [answer] = client.score([{"prompt": "2+2?", "response": "It is 4."}], "attention_dense")
+            answer.rewards  # float32, one per token
+            answer.score    # the scorer's number for the whole response
 
-        Raises BadArgument; ItemFailed, unless `on_error="return"`; ServerRefused, ConnectionFailed,
-        DeadlineExceeded and BadReply, with `on_error="return"` only if no item was answered.
+        Large calls are cut into requests, and items that fail for a passing reason are sent again.
+
+        Args:
+            items: Any number of items, each a (prompt, response) pair, a dict with the fields of an
+                item on the wire (`prompt`, `response`, `spans`, `mask`, ...), or an `Item`. A
+                prompt is text, a list of chat messages, or token ids; a response is text or token
+                ids. Ids may be lists or integer arrays of any library.
+            scorer: The scorer's name; `endogenous` if neither `scorer` nor `scorers` is there.
+            **options: What else is asked, each a keyword: `options`, `credit`, `scorers`,
+                `combine`, `return_tokens`, `min_version`, `on_error`, `timeout_s` and
+                `fingerprint`, as ScoreOptions describes them.
+
+        Returns:
+            One Rewards per item, in the order of the items.
+
+        Raises:
+            BadArgument: An argument cannot be sent; nothing was sent.
+            ItemFailed: An item has no reward, and `on_error` is "raise".
+            ServerRefused: The service, or a proxy before it, refused a request.
+            ConnectionFailed: A connection could not be made, or broke.
+            DeadlineExceeded: The deadline passed.
+            BadReply: A reply is not what it must be. With `on_error="return"` this and the three
+                before it are raised only if no item was answered.
         """
-        return self._drive(self._scoring(items, scorer, asked), Stop())
+        return self._drive(self._score_flow(items, scorer, options), Stop())
 
     def scorers(self) -> list[ScorerInfo]:
-        """What the service offers. Raises ServerRefused, ConnectionFailed, DeadlineExceeded,
-        BadReply."""
-        return self._drive(self._listing(), Stop())
+        """List the scorers that the service offers.
+
+        Raises:
+            ServerRefused: The service, or a proxy before it, refused the request.
+            ConnectionFailed: A connection could not be made, or broke.
+            DeadlineExceeded: The deadline passed.
+            BadReply: The reply is no list of scorers.
+        """
+        return self._drive(self._scorers_flow(), Stop())
 
     def close(self) -> None:
+        """Close the connections. A process that was forked off leaves them to its parent."""
         if self._is_at_home():
             self._http.close()
 
@@ -89,56 +120,57 @@ class Client(Service):
         return self._http
 
     def _drive(self, flow: Flow[T], stop: Stop) -> T:
-        answer: Any = None
+        """Perform the steps of a flow until it returns, or until `stop` is done."""
+        outcome: Any = None
+        # Closing a flow that is not at its end lets it give its ticket back.
         with contextlib.closing(flow):
             while not stop.done():
                 try:
-                    step = flow.send(answer)
-                except StopIteration as done:
-                    return cast(T, done.value)
-                answer = self._perform(step, stop)
+                    step = flow.send(outcome)
+                except StopIteration as end:
+                    return cast(T, end.value)
+                outcome = self._perform(step, stop)
         raise CancelledError
 
     def _perform(self, step: Step, stop: Stop) -> Any:
         if isinstance(step, Sleep):
-            return happens_s(stop, stop, step.seconds)
-        if isinstance(step, Together):
-            return self._together(step, stop)
+            return is_done_in_time(stop, stop, step.seconds)
         if isinstance(step, Wait):
-            return happens_s(step.ticket, stop, step.timeout_s)
+            return is_done_in_time(step.ticket, stop, step.timeout_s)
+        if isinstance(step, Together):
+            if len(step.flows) == 1:
+                # In the caller's own thread, which Ctrl-C reaches.
+                return [self._drive(step.flows[0], stop)]
+            works = [partial(self._drive, flow, stop) for flow in step.flows]
+            return side_by_side(works, stop, most=self._max_concurrency)
         try:
-            return self._http.send(request(self._http, step))
+            return self._http.send(build_request(self._http, step))
         except httpx.RequestError as error:
             return error
 
-    def _together(self, step: Together, stop: Stop) -> list[Any]:
-        if len(step.flows) == 1:
-            return [self._drive(step.flows[0], stop)]
-        works = [partial(self._drive, flow, stop) for flow in step.flows]
-        return side_by_side(works, stop, most=self._max_concurrency)
 
-
-class AsyncClient(Service):
-    """Asks the service for rewards with `await`; made with the arguments of `Client`.
-
-    Belongs to one event loop; may be pickled as `Client` may. Cancelling a call cancels its
-    requests, and the server drops what still waits.
+class AsyncClient(Session):
+    """Asks a tokenreward service for rewards with `await`. Its arguments are those of `Client`.
 
         async with AsyncClient("http://127.0.0.1:8000") as client:
             answers = await client.score([("2+2?", "It is 4.")])
+
+    A client belongs to one event loop. It may be pickled, as `Client` may. Cancelling a call
+    cancels its requests, and the server drops those of their items that still wait.
     """
 
     async def score(
-        self, items: Iterable[ItemLike], scorer: str | None = None, **asked: Unpack[Asked]
+        self, items: Iterable[ItemLike], scorer: str | None = None, **options: Unpack[ScoreOptions]
     ) -> list[Rewards]:
-        """As `Client.score`."""
-        return await self._drive(self._scoring(items, scorer, asked))
+        """Get the rewards of some responses, as `Client.score` does."""
+        return await self._drive(self._score_flow(items, scorer, options))
 
     async def scorers(self) -> list[ScorerInfo]:
-        """As `Client.scorers`."""
-        return await self._drive(self._listing())
+        """List the scorers that the service offers, as `Client.scorers` does."""
+        return await self._drive(self._scorers_flow())
 
     async def close(self) -> None:
+        """Close the connections. A process that was forked off leaves them to its parent."""
         if self._is_at_home():
             await self._http.aclose()
 
@@ -153,27 +185,30 @@ class AsyncClient(Service):
         return self._http
 
     async def _drive(self, flow: Flow[T]) -> T:
-        answer: Any = None
+        """Perform the steps of a flow until it returns."""
+        outcome: Any = None
+        # Closing a flow that is not at its end lets it give its ticket back.
         with contextlib.closing(flow):
             while True:
                 try:
-                    step = flow.send(answer)
-                except StopIteration as stop:
-                    return cast(T, stop.value)
-                answer = await self._perform(step)
+                    step = flow.send(outcome)
+                except StopIteration as end:
+                    return cast(T, end.value)
+                outcome = await self._perform(step)
 
     async def _perform(self, step: Step) -> Any:
         if isinstance(step, Sleep):
             return await asyncio.sleep(step.seconds)
+        if isinstance(step, Wait):
+            ticket = asyncio.wrap_future(step.ticket)
+            done, _ = await asyncio.wait([ticket], timeout=step.timeout_s)
+            return bool(done)
         if isinstance(step, Together):
             return await self._together(step)
-        if isinstance(step, Wait):
-            return bool(
-                (await asyncio.wait([asyncio.wrap_future(step.ticket)], timeout=step.timeout_s))[0]
-            )
         try:
+            # httpx bounds each read of the socket; this bounds the whole reply.
             async with asyncio.timeout(step.timeout_s):
-                return await self._http.send(request(self._http, step))
+                return await self._http.send(build_request(self._http, step))
         except TimeoutError:
             return httpx.ReadTimeout("the reply was not there in time")
         except httpx.RequestError as error:
@@ -184,6 +219,7 @@ class AsyncClient(Service):
         try:
             return await asyncio.gather(*tasks)
         except BaseException:
+            # `gather` lets the other tasks run on after the first error.
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)

@@ -3,16 +3,16 @@
 The tree:
 
     ClientError
-      BadArgument           also a ValueError: an argument cannot be sent; nothing was
-      NotText               also a ValueError: ids that do not decode to valid text (see spans)
-      ServerRefused         the server, or a proxy before it, refused it as a whole: status, code, param, request_id
-      ItemFailed            one item has no reward: index, scorer, code, param
+      BadArgument           also a ValueError: an argument cannot be sent, and nothing was
+      NotText               also a ValueError: ids that do not decode to valid text (see `spans`)
+      ServerRefused         the server, or a proxy before it, refused the request as a whole
+      ItemFailed            one item has no reward
       ConnectionFailed      no answer came: the connection failed or broke          retryable
       DeadlineExceeded      `timeout_s` passed before the answer came               retryable
-      BadReply              a 200 that does not keep its promises: lengths, indices, finite numbers
+      BadReply              a 200 that breaks a promise: lengths, indices, finite numbers
 
-Retryable errors are raised only once the client's own retries are used up. It does not know HTTP,
-and its messages hold neither the API key nor the text of an item.
+Retryable errors are raised only once the client's own retries are used up. This module does not
+know HTTP, and its messages hold neither the API key nor the text of an item.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class ClientError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Not through `__init__`: an exception's `args` are only its message.
-        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
+        new_object = copyreg.__newobj__  # type: ignore[attr-defined]
+        return new_object, (type(self), *self.args), self.__dict__
 
 
 class BadArgument(ClientError, ValueError):

@@ -1,8 +1,8 @@
-"""From what a caller holds to what travels: an Item, a dict or a (prompt, response) pair becomes a
-Parcel.
+"""From what a caller holds to what travels: an Item, a dict or a (prompt, response) pair becomes an
+EncodedItem.
 
-Token ids leave as int32 whatever they came as; arrays of any library are read through `tolist`. It
-knows no HTTP and no models.
+Token ids leave as int32, whatever they came as; arrays of any library are read through `tolist`.
+This module knows no HTTP and no models.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from tokenreward.errors import RequestError
-from tokenreward.wire import Item, as_int32, decode_ids, parse
+from tokenreward.errors import RequestError, path_below
+from tokenreward.wire import IdsB64, IntArray, Item, as_int32, decode_ids, parse
 from tokenreward_client.errors import BadArgument
 from tokenreward_client.media import JSON, Wire
 
@@ -24,88 +24,125 @@ _PER_UNIT = ("spans", "mask", "policy_logprobs", "ref_logprobs")
 
 
 @dataclass(frozen=True, slots=True)
-class Parcel:
-    """One item as it travels, the number of rewards it must come back with (None: the server's
-    tokens decide), and whether its prompt or response is token ids."""
+class EncodedItem:
+    """One item as it travels.
 
-    written: bytes
-    units: int | None
-    has_ids: bool = False
+    Attributes:
+        content: Its bytes, on the wire that it was encoded for.
+        num_units: The number of rewards that must come back; None if the server's tokens decide.
+        has_ids: Whether its prompt or response is token ids.
+    """
+
+    content: bytes
+    num_units: int | None
+    has_ids: bool
 
 
-def pack(items: Iterable[ItemLike], wire: Wire = JSON) -> list[Parcel]:
-    """All items, in order. Raises BadArgument, naming the first item at fault."""
+def encode_items(items: Iterable[ItemLike], wire: Wire = JSON) -> list[EncodedItem]:
+    """Check and encode all items, in order.
+
+    Raises:
+        BadArgument: An item cannot be sent. `param` names the first that cannot:
+            `items[3].mask[1]`.
+    """
     if isinstance(items, (str, bytes, Mapping, Item)):
         raise BadArgument("must be a list of items; put a single one in a list", param="items")
-    return [parcel(item, f"items[{index}]", wire) for index, item in enumerate(items)]
+    encoded = []
+    for index, item in enumerate(items):
+        try:
+            encoded.append(encode_item(item, wire))
+        except BadArgument as error:
+            error.param = path_below(f"items[{index}]", error.param)
+            raise
+    return encoded
 
 
-def parcel(given: ItemLike, where: str, wire: Wire = JSON) -> Parcel:
-    """One item; `where` is what messages call it. Raises BadArgument."""
-    fields = _fields(given, where)
+def check_item(item: ItemLike) -> None:
+    """Check that an item can be sent, and send nothing.
+
+    Raises:
+        BadArgument: It cannot. `param` is the path of the field at fault within the item, for
+            example `response` or `spans[2]`; None if no single field is at fault.
+    """
+    encode_item(item)
+
+
+def encode_item(item: ItemLike, wire: Wire = JSON) -> EncodedItem:
+    """Check and encode one item. Raises BadArgument, as `check_item`."""
+    fields = _fields(item)
+    # The lengths of all that has one entry per unit, counted before anything is encoded.
+    lengths: dict[str, int] = {}
     for name in ("prompt", "response"):
-        if name in fields:
-            fields[name] = _packed_if_ids(fields[name], wire, f"{where}.{name}")
+        if name not in fields:
+            continue
+        fields[name] = _without_foreign_arrays(fields[name])
+        ids = _token_ids(fields[name], param=name)
+        if ids is not None:
+            fields[name] = wire.ids(ids)
+            if name == "response":
+                lengths[name] = len(ids)
     for name in _PER_UNIT:
         if fields.get(name) is not None:
             fields[name] = wire.vector(name, fields[name])
     try:
-        item = parse(Item, fields, prefix=(where,))
+        checked = parse(Item, fields)
+        if isinstance(checked.response, IdsB64) and "response" not in lengths:
+            lengths["response"] = len(decode_ids(checked.response, param="response"))
     except RequestError as error:
         raise BadArgument(error.message, param=error.param) from None
-    units = _units(item, where)
-    has_ids = not isinstance(item.prompt, (str, list)) or not isinstance(item.response, str)
+    for name in _PER_UNIT:
+        if getattr(checked, name) is not None:
+            lengths[name] = len(getattr(checked, name))
+    if len(set(lengths.values())) > 1:
+        counts = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        raise BadArgument(f"one entry per unit is needed, but the lengths differ: {counts}")
     try:
-        return Parcel(wire.item(item), units, has_ids)
+        content = wire.item(checked)
     except ValueError as error:  # a lone surrogate in a text, say
-        raise BadArgument(
-            f"the item cannot be written as {wire.name}: {error}", param=where
-        ) from None
+        raise BadArgument(f"the item cannot be written as {wire.name}: {error}") from None
+    return EncodedItem(
+        content,
+        num_units=next(iter(lengths.values()), None),
+        has_ids=not isinstance(checked.prompt, (str, list))
+        or not isinstance(checked.response, str),
+    )
 
 
-def _fields(given: ItemLike, where: str) -> dict[str, Any]:
-    if isinstance(given, Item):
-        return given.model_dump(exclude_unset=True)
-    if isinstance(given, Mapping):
-        return dict(given)
-    if isinstance(given, (tuple, list)) and len(given) == 2:
-        return {"prompt": given[0], "response": given[1]}
-    message = f"must be an Item, a dict or a (prompt, response) pair, got {type(given).__name__}"
-    raise BadArgument(message, param=where)
+def _fields(item: ItemLike) -> dict[str, Any]:
+    if isinstance(item, Item):
+        return item.model_dump(exclude_unset=True)
+    if isinstance(item, Mapping):
+        return dict(item)
+    if isinstance(item, (tuple, list)) and len(item) == 2:
+        return {"prompt": item[0], "response": item[1]}
+    raise BadArgument(
+        f"must be an Item, a dict or a (prompt, response) pair, got {type(item).__name__}"
+    )
 
 
-def _packed_if_ids(value: Any, wire: Wire, where: str) -> Any:
-    """Ids of any kind as they travel; text and messages as they are."""
-    numbers = isinstance(value, np.ndarray) and value.ndim > 0 and value.dtype.kind in "iufb"
-    if hasattr(value, "tolist") and not numbers:
-        value = value.tolist()
-    if not numbers and (
-        not isinstance(value, (list, tuple)) or (value and isinstance(value[0], (Mapping, str)))
-    ):
+def _without_foreign_arrays(value: Any) -> Any:
+    """Any array but a numpy array of numbers as a list: one of messages, or on a device."""
+    is_numeric = isinstance(value, np.ndarray) and value.ndim > 0 and value.dtype.kind in "iufb"
+    if is_numeric or not hasattr(value, "tolist"):
         return value
+    return value.tolist()
+
+
+def _token_ids(value: Any, *, param: str) -> IntArray | None:
+    """The value of a prompt or response as int32 ids [n]; None if it is text, messages or base64.
+
+    What is none of these either is for the models to refuse. Raises BadArgument for ids that cannot
+    be sent.
+    """
+    if not isinstance(value, (list, tuple, np.ndarray)):
+        return None
+    if len(value) > 0 and isinstance(value[0], (Mapping, str)):
+        return None
     try:
         ids = np.asarray(value)
         if ids.ndim != 1:
             raise ValueError("they must be one flat list")
-        return wire.ids(as_int32(ids))
+        return as_int32(ids)
     except ValueError as error:
         message = f"must be text, messages or token ids, and these ids cannot be sent: {error}"
-        raise BadArgument(message, param=where) from None
-
-
-def _units(item: Item, where: str) -> int | None:
-    """Entries that the reward vector must have. Raises BadArgument if the item contradicts itself
-    or ids are broken."""
-    counts = {name: len(value) for name in _PER_UNIT if (value := getattr(item, name)) is not None}
-    if not isinstance(item.response, str):
-        try:
-            counts["response"] = decode_ids(item.response, param=f"{where}.response").size
-        except RequestError as error:
-            raise BadArgument(error.message, param=error.param) from None
-    if len(set(counts.values())) > 1:
-        listed = ", ".join(f"{name} {count}" for name, count in counts.items())
-        raise BadArgument(
-            f"one entry per unit is needed, but the lengths differ: {listed}",
-            param=where,
-        )
-    return next(iter(counts.values()), None)
+        raise BadArgument(message, param=param) from None

@@ -1,33 +1,46 @@
 """Which deployment serves which scorer: learnt from `GET /v1/scorers`, so that a request can go
 straight there.
 
-A second hop costs more than the whole ingress, so the gateway is the way only where no one
-deployment has all that is asked. It knows names, paths and tokenizers' fingerprints, and nothing of
-what a scorer computes.
+A second hop costs more than the whole ingress. So a request goes through the gateway only where no
+single deployment has all that it names. This module knows names, paths and tokenizers'
+fingerprints, and nothing of what a scorer computes.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
+import re
 from collections.abc import Callable, Sequence
 
-import httpx
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tokenreward.wire import NAME_PATTERN
-from tokenreward.wire.paths import REWARDS_PATH, SCORERS_PATH, deployment_prefix
+from tokenreward.wire.dependencies import listed_score_source
+from tokenreward.wire.paths import REWARDS_PATH, SCORERS_PATH
 from tokenreward_client.errors import BadArgument, BadReply, ClientError, ServerRefused
-from tokenreward_client.flow import Attempts, Flow, Road, answered, let_in
+from tokenreward_client.flow import Attempts, Flow, Route, send_until_answered, wait_for
 from tokenreward_client.window import Window
 
 # A gateway that is slow to list its scorers must not slow every call.
 ASK_AGAIN_AFTER_S = 30.0
+# Segments of plain characters, none of which begins with a dot. So a listing cannot lead the API
+# key to another host (`//host`, `http:`), out of the base URL's path (`..`), or into a query.
+_PATH = re.compile(r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+")
 
 
 class ScorerInfo(BaseModel):
-    """One entry of `GET /v1/scorers`. What the server says beyond these fields is in
-    `model_extra`."""
+    """One entry of `GET /v1/scorers`.
+
+    Attributes:
+        name: What a request calls the scorer.
+        type: The scorer's type, for example `endogenous`.
+        deployment: The deployment that serves it.
+        model: The model that it reads.
+        version: The version of that model's weights.
+        tokenizer: The fingerprint of its tokenizer; see `tokenreward_client.fingerprint`.
+        model_extra: All other fields of the entry: its options, limits, route and so on.
+    """
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -39,114 +52,153 @@ class ScorerInfo(BaseModel):
     tokenizer: str | None = None
 
 
-class _Listing(BaseModel):
+class _ListingBody(BaseModel):
     scorers: list[ScorerInfo]
     unavailable: list[str] = []
 
 
-class Routes:
-    """The deployments of one service, as far as they are known."""
+class Listing:
+    """The scorers of one service, as far as they are known: where each is served, and with which
+    tokenizer.
+
+    All flows of a client share it, over all its threads. Each attribute is replaced as a whole and
+    never changed in place, so a reader sees the old value or the new one.
+    """
 
     def __init__(self) -> None:
-        self._deployments: dict[str, str | None] | None = None
-        self._num_listings = 0
+        self._paths: dict[str, str | None] | None = None  # by scorer; None before the first listing
         self._tokenizers: dict[str, str | None] = {}
-        self._unlisted: list[str] = []  # deployments that did not say what they serve
+        self._unavailable: list[str] = []  # deployments that did not say what they serve
+        self._num_listings = 0
         self._ask_again_at = -math.inf
+        # A lock with futures for waiters: a thread and a task may wait for it alike, until their
+        # own deadline, and give up while they wait.
         self._turn = Window(1)
 
-    def listing(self, attempts: Attempts) -> Flow[list[ScorerInfo]]:
-        """Ask the service. Raises as `answered`, and BadReply."""
-        response: httpx.Response = yield from answered(Road(SCORERS_PATH), None, attempts)
-        try:
-            listing = _Listing.model_validate_json(response.content)
-        except ValidationError as error:
-            raise BadReply(
-                f"{SCORERS_PATH} did not answer a list of scorers: {error.errors()[0]['msg']}"
-            ) from None
-        found, self._unlisted = listing.scorers, listing.unavailable
-        if self._unlisted:
-            self._ask_again_at = attempts.retry.clock() + ASK_AGAIN_AFTER_S
-        # Only the gateway can fill in what a scorer takes from another.
-        self._deployments = {
-            each.name: None if _asks_another(each) else each.deployment for each in found
-        }
-        self._tokenizers = {scorer.name: scorer.tokenizer for scorer in found}
-        self._num_listings += 1
-        return found
+    def refresh(self, attempts: Attempts) -> Flow[list[ScorerInfo]]:
+        """Ask the service for its scorers, and remember them.
 
-    def agree(self, names: Sequence[str], fingerprint: str, attempts: Attempts) -> Flow[None]:
-        """Raise BadArgument unless each of these scorers lists this tokenizer, ServerRefused if its
-        deployment may be one that did not list any. What is known is believed only where it agrees;
-        else the service is asked, raising as `listing`."""
+        Returns:
+            The scorers.
+
+        Raises:
+            ClientError: As `send_until_answered`; BadReply if the reply is no listing.
+        """
+        response: httpx.Response = yield from send_until_answered(
+            Route(SCORERS_PATH), None, attempts
+        )
+        try:
+            body = _ListingBody.model_validate_json(response.content)
+        except ValidationError as error:
+            message = error.errors()[0]["msg"]
+            raise BadReply(f"{SCORERS_PATH} did not answer a list of scorers: {message}") from None
+        self._unavailable = body.unavailable
+        if self._unavailable:
+            self._ask_again_at = attempts.retry.clock() + ASK_AGAIN_AFTER_S
+        self._paths = {scorer.name: _direct_path(scorer) for scorer in body.scorers}
+        self._tokenizers = {scorer.name: scorer.tokenizer for scorer in body.scorers}
+        self._num_listings += 1
+        return body.scorers
+
+    def require_tokenizer(
+        self, names: Sequence[str], fingerprint: str, attempts: Attempts
+    ) -> Flow[None]:
+        """Make sure that these scorers have the tokenizer with this fingerprint.
+
+        What is known is enough to say yes. Before a no the service is asked again: it may have
+        changed.
+
+        Raises:
+            BadArgument: A scorer has another tokenizer, or the service lists none of it.
+            ServerRefused: A scorer is not listed, but its deployment may be one that did not
+                answer.
+            ClientError: The service was asked; as `refresh`.
+        """
         if any(self._tokenizers.get(name) != fingerprint for name in names):
-            num_known = self._num_listings
-            yield from self._listed_once(attempts, lambda: self._num_listings == num_known)
+            num_listings = self._num_listings
+            yield from self._refresh_once(attempts, lambda: self._num_listings == num_listings)
         for name in names:
-            if self._may_come(name):
+            if self._may_be_unavailable(name):
                 raise ServerRefused(
-                    f"scorer {name!r} is not listed, and {', '.join(self._unlisted)} did not "
+                    f"scorer {name!r} is not listed, and {', '.join(self._unavailable)} did not "
                     "answer",
                     status=503,
                     code="loading",
                     retryable=True,
                 )
-            if (theirs := self._tokenizers.get(name)) != fingerprint:
-                message = (
-                    f"the items' ids are of tokenizer {fingerprint!r}, but scorer {name!r} has "
-                    f"{theirs!r}: "
-                    "send text and spans (see text_and_spans)"
-                    if theirs is not None
-                    else f"the service lists no tokenizer of scorer {name!r} to compare with {fingerprint!r}"
+            theirs = self._tokenizers.get(name)
+            if theirs is None:
+                raise BadArgument(
+                    f"the service lists no tokenizer of scorer {name!r} to compare with "
+                    f"{fingerprint!r}",
+                    param="fingerprint",
                 )
-                raise BadArgument(message, param="fingerprint")
+            if theirs != fingerprint:
+                raise BadArgument(
+                    f"the items' ids are of tokenizer {fingerprint!r}, but scorer {name!r} has "
+                    f"{theirs!r}: send text and spans (see text_and_spans)",
+                    param="fingerprint",
+                )
 
-    def direct(self, names: Sequence[str], attempts: Attempts) -> Flow[str | None]:
-        """The path of the one deployment that has all these scorers; None without one, or without a
-        listing: then the gateway will do."""
+    def direct_path(self, names: Sequence[str], attempts: Attempts) -> Flow[str | None]:
+        """The path at which one deployment serves all these scorers.
 
-        def unknown() -> bool:
-            some = self._deployments is None or any(map(self._may_come, names))
-            return some and attempts.retry.clock() >= self._ask_again_at
+        Asks the service if it is not known. None if there is no such path, or no listing to be had:
+        then the gateway will do.
+        """
 
-        if unknown():
+        def is_unknown() -> bool:
+            if attempts.retry.clock() < self._ask_again_at:
+                return False
+            return self._paths is None or any(map(self._may_be_unavailable, names))
+
+        if is_unknown():
             with contextlib.suppress(ClientError):
-                yield from self._listed_once(attempts, unknown)
-        deployments = {(self._deployments or {}).get(name) for name in names}
-        only = deployments.pop() if len(deployments) == 1 else None
-        return None if only is None else deployment_prefix(only) + REWARDS_PATH
+                yield from self._refresh_once(attempts, is_unknown)
+        paths = {(self._paths or {}).get(name) for name in names}
+        return paths.pop() if len(paths) == 1 else None
 
-    def road(self, direct: str | None) -> Road:
-        """The way of one request: straight, or through the gateway if there is no straight one or
-        it leads nowhere."""
-        return Road(REWARDS_PATH) if direct is None else Road(direct, self.forget)
+    def route(self, direct_path: str | None) -> Route:
+        """The route of one request: straight, or through the gateway if there is no direct path.
 
-    def _may_come(self, name: str) -> bool:
-        """Whether a deployment that did not answer may have this scorer."""
-        return bool(self._unlisted) and name not in (self._deployments or {})
+        If the direct path leads nowhere, the request falls back on the gateway, and the listing is
+        learnt again before the next call.
+        """
+        if direct_path is None:
+            return Route(REWARDS_PATH)
+        return Route(direct_path, self._forget)
 
-    def _listed_once(self, attempts: Attempts, is_needed: Callable[[], bool]) -> Flow[None]:
-        """One call asks; those that come meanwhile wait for its answer, and ask only if it was none
-        for them. Raises as `listing`."""
-        ticket = self._turn.ask(self._turn.number())
+    def _forget(self) -> None:
+        self._paths = None
+        self._tokenizers = {}
+
+    def _may_be_unavailable(self, name: str) -> bool:
+        """Whether a deployment that did not answer may serve this scorer."""
+        return bool(self._unavailable) and name not in (self._paths or {})
+
+    def _refresh_once(self, attempts: Attempts, is_needed: Callable[[], bool]) -> Flow[None]:
+        """Refresh, one flow at a time. The others wait for the reply to the first, and ask again
+        only if it was none for them. Raises as `refresh`."""
+        ticket = self._turn.join(self._turn.next_number())
         try:
-            yield from let_in(ticket, attempts.left_s())
+            yield from wait_for(ticket, attempts.left_s())
             if is_needed():
-                yield from self.listing(attempts)
+                yield from self.refresh(attempts)
         except ClientError:
             self._ask_again_at = attempts.retry.clock() + ASK_AGAIN_AFTER_S
             raise
         finally:
             self._turn.leave(ticket)
 
-    def forget(self) -> None:
-        """Learn again before the next call: a direct path led nowhere."""
-        self._deployments = None
-        self._tokenizers = {}
 
-
-def _asks_another(scorer: ScorerInfo) -> bool:
-    """Whether its operator has it take its score from another scorer."""
-    options = (scorer.model_extra or {}).get("options")
-    option = options.get("score_from") if isinstance(options, dict) else None
-    return isinstance(option, dict) and option.get("default") is not None
+def _direct_path(scorer: ScorerInfo) -> str | None:
+    """The path at which the scorer's deployment serves it; None if a request for it has to go
+    through the gateway."""
+    entry = scorer.model_extra or {}
+    # Its operator has it take its score from another scorer, which the gateway alone can ask.
+    if listed_score_source(entry) is not None:
+        return None
+    path = entry.get("route")
+    if isinstance(path, str) and _PATH.fullmatch(path):
+        return path
+    return None

@@ -68,7 +68,7 @@ class JsonWire(Wire):
         return encode_ids(ids)
 
     def vector(self, name: str, value: Any) -> Any:
-        return listed(value)
+        return as_lists(value)
 
     def item(self, item: Item) -> bytes:
         return item.model_dump_json(exclude_unset=True).encode()
@@ -105,8 +105,8 @@ class MsgpackWire(Wire):
         return ids
 
     def vector(self, name: str, value: Any) -> Any:
-        array = _array(name, value)
-        return listed(value) if array is None else array
+        array = _lossless_array(name, value)
+        return as_lists(value) if array is None else array
 
     def item(self, item: Item) -> bytes:
         vectors = {
@@ -116,10 +116,10 @@ class MsgpackWire(Wire):
         }
         # What is plain in JSON is plain here: the service takes no msgpack extensions.
         rest = item.model_dump(mode="json", exclude_unset=True, exclude=set(vectors))
-        return _packed(self._msgpack.pack, {**rest, **vectors})
+        return _pack(self._msgpack.pack, {**rest, **vectors})
 
     def body(self, head: bytes, items: Sequence[bytes]) -> bytes:
-        return _packed(
+        return _pack(
             self._msgpack.pack,
             {**from_json(head), "items": [self._msgpack.Packed(item) for item in items]},
         )
@@ -131,7 +131,7 @@ class MsgpackWire(Wire):
             raise _no_reply(str(error)) from None
 
 
-def wire_named(name: WireName) -> Wire:
+def wire_for(name: WireName) -> Wire:
     """Raises BadArgument: there is none of that name, or its library is missing."""
     if name not in ("json", "msgpack"):
         raise BadArgument(f'`wire` must be "json" or "msgpack", got {name!r}', param="wire")
@@ -150,7 +150,7 @@ def _no_reply(why: str) -> BadReply:
     return BadReply(f"the reply is not a rewards reply: {why}")
 
 
-def listed(value: Any) -> Any:
+def as_lists(value: Any) -> Any:
     """Lists for arrays and tuples: JSON has nothing else."""
     if hasattr(value, "tolist"):
         return value.tolist()
@@ -159,7 +159,7 @@ def listed(value: Any) -> Any:
     return [list(entry) if isinstance(entry, tuple) else entry for entry in value]
 
 
-def _array(name: str, value: Any) -> npt.NDArray[Any] | None:
+def _lossless_array(name: str, value: Any) -> npt.NDArray[Any] | None:
     """The value as int32 or float32, if nothing of it is lost; what is wrong with it is for the
     models to say."""
     kinds, types, dtype = _NUMBERS.get(name, ("iuf", {int, float}, np.float32))
@@ -181,7 +181,7 @@ def _array(name: str, value: Any) -> npt.NDArray[Any] | None:
     return narrow if (narrow == given).all() else None
 
 
-def _packed(pack: Callable[[object], bytes], content: object) -> bytes:
+def _pack(pack: Callable[[object], bytes], content: object) -> bytes:
     """Raises ValueError."""
     try:
         return pack(content)

@@ -31,7 +31,7 @@ _NEVER_RETRIED = (
 )
 
 
-def failure(
+def error_of(
     answer: httpx.Response | httpx.RequestError, request_id: str | None = None
 ) -> ClientError | None:
     """What is wrong with an answer, or None for a 200. `request_id`: as it was sent, if it must be

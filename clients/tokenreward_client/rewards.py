@@ -7,8 +7,9 @@ repaired.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,10 @@ from tokenreward.wire import (
     Token,
     decode_rewards,
 )
-from tokenreward_client.errors import BadReply
+from tokenreward.wire.numbering import renumbered
+from tokenreward_client.errors import BadReply, ItemFailed
+
+ResultT = TypeVar("ResultT", bound=ScorerResult)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,6 +96,67 @@ def first_error(rewards: Rewards) -> tuple[str | None, ErrorDetail] | None:
         if result.error is not None:
             return name, result.error
     return None
+
+
+def retryable_codes(rewards: Rewards) -> set[str]:
+    """The codes of the errors that another try may cure, of an item and its scorers."""
+    errors = [rewards.error, *(result.error for result in (rewards.scorers or {}).values())]
+    return {error.code for error in errors if error is not None and error.retryable}
+
+
+def item_failed(position: int, rewards: Rewards, *, num_others: int) -> ItemFailed:
+    """The exception for an item that has an error.
+
+    Args:
+        position: The item's place among the caller's.
+        rewards: The item's answer.
+        num_others: How many more items failed.
+    """
+    failure = first_error(rewards)
+    if failure is None:
+        raise BadReply(f"items[{position}] failed without an error")
+    scorer, detail = failure
+    message = f"{detail.param or f'items[{position}]'}"
+    if scorer is not None:
+        message += f" ({scorer})"
+    message += f": {detail.code}: {detail.message}"
+    if num_others:
+        message += f"; and {num_others} more items failed"
+    return ItemFailed(message, index=position, code=detail.code, param=detail.param, scorer=scorer)
+
+
+def keep_good_results(old: Rewards, new: Rewards) -> Rewards:
+    """The answer of an item that was sent again. A scorer that was good before and has failed now
+    keeps its result.
+
+    The new answer stands as it is where a scorer that the gateway asked has other weights now: the
+    results of the two replies do not belong together.
+    """
+    if old.scorers is None or new.scorers is None or new.error is not None:
+        return new
+    for name in old.sources.keys() & new.sources.keys():
+        if old.sources[name] != new.sources[name]:
+            return new
+    results = dict(new.scorers)
+    for name, result in new.scorers.items():
+        before = old.scorers.get(name)
+        if before is not None and before.error is None and result.error is not None:
+            results[name] = before
+    return replace(new, scorers=results, sources={**old.sources, **new.sources})
+
+
+def renumber(result: ResultT, positions: Sequence[int]) -> ResultT:
+    """The same result, whose errors count the caller's items: `items[0]` of a request is the item
+    at `positions[0]`."""
+    changes: dict[str, Any] = {}
+    if isinstance(result, ItemReply) and result.scorers is not None:
+        changes["scorers"] = {
+            name: renumber(each, positions) for name, each in result.scorers.items()
+        }
+    if result.error is not None and result.error.param is not None:
+        param = renumbered(result.error.param, positions)
+        changes["error"] = result.error.model_copy(update={"param": param})
+    return result.model_copy(update=changes) if changes else result
 
 
 def _read(

@@ -1,11 +1,9 @@
-"""Where the service is and how it is asked: what both clients share, whatever drives their flows.
-
-It makes requests for httpx and sends none.
-"""
+"""Session: how one service is asked, whatever drives the flows. It sends nothing itself."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -14,13 +12,12 @@ from typing import Any, ClassVar
 
 import httpx
 
-from tokenreward_client.call import Asked, Batch, part_flow
-from tokenreward_client.checked import checked_key, checked_timeout, checked_url
+from tokenreward_client.call import Call, ScoreOptions, score_request
 from tokenreward_client.errors import BadArgument
 from tokenreward_client.flow import Attempts, Flow, Retry, Send, Together
 from tokenreward_client.items import ItemLike
-from tokenreward_client.listing import Routes, ScorerInfo
-from tokenreward_client.media import WireName, wire_named
+from tokenreward_client.listing import Listing, ScorerInfo
+from tokenreward_client.media import WireName, wire_for
 from tokenreward_client.rewards import Rewards
 from tokenreward_client.window import Window
 
@@ -29,10 +26,14 @@ CONNECT_TIMEOUT_S = 10.0
 LISTING_TIMEOUT_S = 10.0
 
 
-class Service(ABC):
-    """What both clients know: where the service is and how to ask it.
+class Session(ABC):
+    """A session with one service: its address and settings, the window that all requests go
+    through, and the listing of its scorers. `Client` and `AsyncClient` say what its arguments mean.
 
-    `max_request_items` and `max_request_bytes` are where a batch is cut into requests.
+    Attributes:
+        max_request_items: The most items in one request.
+        max_request_bytes: The most bytes of items in one request, unless a single item has more.
+        retry: How long to pause between tries.
     """
 
     max_request_items: ClassVar[int] = 64
@@ -49,24 +50,23 @@ class Service(ABC):
         max_concurrency: int = 16,
         wire: WireName = "json",
     ) -> None:
-        self._base_url = checked_url(base_url)
-        # httpx's Headers hide the key when they are printed.
-        self._headers = httpx.Headers(
-            {} if api_key is None else {"authorization": f"Bearer {checked_key(api_key)}"}
-        )
-        self._timeout_s = checked_timeout(timeout_s)
-        if max_retries < 0:
-            raise BadArgument(f"must be 0 or more, got {max_retries}", param="max_retries")
-        if max_concurrency < 1:
-            raise BadArgument(
-                f"must be 1 or more, got {max_concurrency}",
-                param="max_concurrency",
-            )
+        self._base_url = _check_url(base_url)
+        self._headers = httpx.Headers()  # which hide the key when they are printed
+        if api_key is not None:
+            self._headers["authorization"] = f"Bearer {_check_key(api_key)}"
+        self._timeout_s = _check_timeout(timeout_s)
+        for name, value, least in (
+            ("max_retries", max_retries, 0),
+            ("max_concurrency", max_concurrency, 1),
+        ):
+            if value < least:
+                raise BadArgument(f"must be {least} or more, got {value}", param=name)
         self._retry = dataclasses.replace(self.retry, max_retries=max_retries)
         self._max_concurrency = max_concurrency
-        self._wire = wire_named(wire)
-        # With those of the process that this one was forked off: to let one go would close what is
-        # in use there.
+        self._wire = wire_for(wire)
+        # A forked process opens a pool of its own and leaves the one that it inherited alone. Here
+        # both stay referenced: collected, the inherited pool would close the sockets that the
+        # parent process still uses.
         self._pools: list[object] = []
         self._begin()
 
@@ -76,82 +76,113 @@ class Service(ABC):
 
     def _begin(self) -> None:
         self._window = Window(self._max_concurrency, self._retry.clock)
-        self._routes = Routes()
+        self._scorers = Listing()
         self._pools.append(self._open())
         self._pid = os.getpid()
 
     def _is_at_home(self) -> bool:
+        """Whether this process opened the connections, and not the one that forked it."""
         return self._pid == os.getpid()
 
-    def _at_home(self) -> None:
-        """In a process that was forked off, begin anew: of two that read from one connection, each
-        may get the other's reply, and whoever holds a place in the window will never give it back
-        here."""
+    def _begin_after_fork(self) -> None:
+        """Begin anew in a process that was forked off.
+
+        Two processes that read from one connection may each get the other's reply. And a place in
+        the window that another thread held at the fork is never given back here.
+        """
         if not self._is_at_home():
             self._begin()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        _, _, key = self._headers.get("authorization", "").partition(" ")
-        made_with: dict[str, Any] = {
+        _, _, api_key = self._headers.get("authorization", "").partition(" ")
+        settings: dict[str, Any] = {
             "base_url": str(self._base_url),
-            "api_key": key or None,
+            "api_key": api_key or None,
             "timeout_s": self._timeout_s,
             "max_retries": self._retry.max_retries,
             "max_concurrency": self._max_concurrency,
             "wire": self._wire.name.lower(),
         }
-        return partial(type(self), **made_with), ()
+        return partial(type(self), **settings), ()
 
     def __repr__(self) -> str:
         key = ", api_key=<set>" if self._headers else ""
+        # The user part of a URL may hold a password.
         return f"{type(self).__name__}({str(self._base_url.copy_with(userinfo=b''))!r}{key})"
 
-    def _attempts(self, timeout_s: float, *, max_retries: int | None = None) -> Attempts:
-        retry = (
-            self._retry
-            if max_retries is None
-            else dataclasses.replace(self._retry, max_retries=max_retries)
-        )
-        return Attempts(retry, retry.clock() + timeout_s)
-
-    def _scoring(
-        self, items: Iterable[ItemLike], scorer: str | None, asked: Asked
+    def _score_flow(
+        self, items: Iterable[ItemLike], scorer: str | None, options: ScoreOptions
     ) -> Flow[list[Rewards]]:
-        self._at_home()
-        batch = Batch(items, scorer, asked, self._wire)
-        timeout_s = asked.get("timeout_s")
-        whole = self._attempts(self._timeout_s if timeout_s is None else checked_timeout(timeout_s))
-        if not batch.parcels:
+        """The flow of one `score` call."""
+        self._begin_after_fork()
+        call = Call(items, scorer, options, self._wire)
+        timeout_s = options.get("timeout_s")
+        if timeout_s is None:
+            timeout_s = self._timeout_s
+        deadline = self._retry.clock() + _check_timeout(timeout_s)
+        if not call.items:
             return []
-        if batch.fingerprint is not None:
-            yield from self._routes.agree(
-                batch.names, batch.fingerprint, Attempts(self._retry, whole.deadline)
-            )
+        whole = Attempts(self._retry, deadline)
+        if call.fingerprint is not None:
+            yield from self._scorers.require_tokenizer(call.names, call.fingerprint, whole)
         direct = None
-        if batch.names_another is None:
-            listing = self._attempts(min(whole.left_s() / 4, LISTING_TIMEOUT_S), max_retries=0)
-            direct = yield from self._routes.direct(batch.names, listing)
-        flows = []
-        for part in batch.parts(max_items=self.max_request_items, max_bytes=self.max_request_bytes):
-            road = self._routes.road(direct)
-            flows.append(
-                part_flow(batch, part, road, Attempts(self._retry, whole.deadline, self._window))
+        if call.dependency is None:
+            # One try, and a quarter of the time at most: without a listing the gateway will do.
+            one_try = dataclasses.replace(self._retry, max_retries=0)
+            listing_s = min(whole.left_s() / 4, LISTING_TIMEOUT_S)
+            direct = yield from self._scorers.direct_path(
+                call.names, Attempts(one_try, self._retry.clock() + listing_s)
             )
-        return batch.in_order((yield Together(flows)))
+        flows = [
+            score_request(
+                call,
+                positions,
+                self._scorers.route(direct),
+                Attempts(self._retry, deadline, self._window),
+            )
+            for positions in call.split(self.max_request_items, self.max_request_bytes)
+        ]
+        return call.collect((yield Together(flows)))
 
-    def _listing(self) -> Flow[list[ScorerInfo]]:
-        self._at_home()
-        return self._routes.listing(self._attempts(self._timeout_s))
+    def _scorers_flow(self) -> Flow[list[ScorerInfo]]:
+        """The flow of one `scorers` call."""
+        self._begin_after_fork()
+        deadline = self._retry.clock() + self._timeout_s
+        return self._scorers.refresh(Attempts(self._retry, deadline))
 
     def _http_options(self) -> dict[str, Any]:
         limits = httpx.Limits(max_keepalive_connections=self._max_concurrency)
         return {"base_url": self._base_url, "headers": self._headers, "limits": limits}
 
 
-def request(http: httpx.Client | httpx.AsyncClient, step: Send) -> httpx.Request:
+def build_request(http: httpx.Client | httpx.AsyncClient, step: Send) -> httpx.Request:
     """The step as httpx sends it."""
-    timeout = httpx.Timeout(step.timeout_s, connect=min(step.timeout_s, CONNECT_TIMEOUT_S))
     method = "GET" if step.body is None else "POST"
+    timeout = httpx.Timeout(step.timeout_s, connect=min(step.timeout_s, CONNECT_TIMEOUT_S))
     return http.build_request(
         method, step.path, content=step.body, headers=step.headers, timeout=timeout
     )
+
+
+def _check_url(base_url: str) -> httpx.URL:
+    try:
+        url = httpx.URL(base_url)
+    except (httpx.InvalidURL, TypeError):
+        raise BadArgument("this is not a URL", param="base_url") from None
+    if url.scheme not in ("http", "https") or not url.host or url.query or url.fragment:
+        raise BadArgument("must look like http://host:port, without a query", param="base_url")
+    return url
+
+
+def _check_key(api_key: str) -> str:
+    # The message never quotes the key: it may end up in a log.
+    if not api_key or not api_key.isascii() or not api_key.isprintable() or " " in api_key:
+        raise BadArgument("must be printable ASCII without white space", param="api_key")
+    return api_key
+
+
+def _check_timeout(timeout_s: float) -> float:
+    if not (math.isfinite(timeout_s) and timeout_s > 0):
+        message = f"must be a positive number of seconds, got {timeout_s}"
+        raise BadArgument(message, param="timeout_s")
+    return timeout_s

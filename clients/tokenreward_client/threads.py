@@ -1,7 +1,7 @@
-"""Work side by side on threads that keep no process alive. It knows nothing of what the work is.
+"""Work side by side on threads that keep no process alive. It does not know what the work is.
 
-The threads of `concurrent.futures` are joined when Python exits: a request without an answer would
-hold up Ctrl-C until its deadline. These are daemons.
+`concurrent.futures` joins its threads when Python exits: a request without an answer would hold up
+Ctrl-C until its deadline. The threads here are daemons.
 """
 
 from __future__ import annotations
@@ -10,32 +10,46 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, Future, wait
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 PARTING_S = 1.0
+"""How long a call that fails waits for its threads."""
 
 Stop = Future[None]
 """Done once nobody wants the result any more."""
 
 
-def happens_s(future: Future[Any], stop: Stop, timeout_s: float) -> bool:
-    """Whether the future is done in time, and before the stop."""
-    wait([future, stop], min(timeout_s, threading.TIMEOUT_MAX), return_when="FIRST_COMPLETED")
+def is_done_in_time(future: Future[Any], stop: Stop, timeout_s: float) -> bool:
+    """Wait until the future is done, `stop` is done or the time is over; whether the future is."""
+    timeout_s = min(timeout_s, threading.TIMEOUT_MAX)
+    wait([future, stop], timeout_s, return_when=FIRST_COMPLETED)
     return future.done()
 
 
 def side_by_side(works: Sequence[Callable[[], T]], stop: Stop, *, most: int) -> list[T]:
-    """The results in order, of at most so many at a time. Raises the first error, once `stop` is
-    done and whoever ends within a second has ended."""
+    """Call all functions, each on one of several threads.
+
+    Args:
+        works: The functions.
+        stop: Set to done when one of them fails. They are to watch it, and end soon after.
+        most: The largest number of threads.
+
+    Returns:
+        The results, in the order of `works`.
+
+    Raises:
+        Exception: The first one that a function raised. The other threads had `PARTING_S` to end.
+    """
     futures: list[Future[T]] = [Future() for _ in works]
-    waiting = deque(zip(works, futures, strict=True))
+    queue = deque(zip(works, futures, strict=True))
 
     def run() -> None:
         while not stop.done():
             try:
-                work, future = waiting.popleft()
+                # One step, so no lock: a test for emptiness would be out of date at once.
+                work, future = queue.popleft()
             except IndexError:
                 return
             try:
@@ -43,10 +57,9 @@ def side_by_side(works: Sequence[Callable[[], T]], stop: Stop, *, most: int) -> 
             except BaseException as error:
                 future.set_exception(error)
 
-    num = min(len(works), most)
     threads = [
         threading.Thread(target=run, name=f"tokenreward-{number}", daemon=True)
-        for number in range(num)
+        for number in range(min(len(works), most))
     ]
     try:
         for thread in threads:
@@ -55,11 +68,12 @@ def side_by_side(works: Sequence[Callable[[], T]], stop: Stop, *, most: int) -> 
             future.result()
         return [future.result() for future in futures]
     except BaseException:
-        # Nothing more is sent. A request in flight cannot be called back: it gets a moment to end,
-        # no more.
+        # KeyboardInterrupt as well. Nothing more is sent, but a request in flight cannot be called
+        # back: its thread gets a moment to end, and no more.
         stop.set_result(None)
         until = time.monotonic() + PARTING_S
         for thread in threads:
+            # Without an ident it was never started: the interrupt came before.
             if thread.ident is not None:
                 thread.join(max(0.0, until - time.monotonic()))
         raise

@@ -1,12 +1,12 @@
 """How many requests a client has in flight: fewer when the service is full, more while it answers.
 
-Additive increase, multiplicative decrease (Chiu and Jain, "Analysis of the increase and decrease
-algorithms", 1989; in TCP: Jacobson, "Congestion avoidance and control", 1988): a round of answers
-adds one, being told `overloaded` halves. What is refused together counts once. Whoever asked first
-goes first, however often it was refused.
+The rule is additive increase, multiplicative decrease (Chiu and Jain, "Analysis of the increase and
+decrease algorithms", 1989; in TCP: Jacobson, "Congestion avoidance and control", 1988). A round of
+answers adds one request; a reply that says `overloaded` halves their number. Requests wait in a
+line, and the one that joined first goes first, however often it was refused.
 
-It knows counts and clocks. It sends nothing and never waits; any thread and any event loop may wait
-for a ticket.
+This module knows counts and clocks. It sends nothing and never waits: a ticket is a future, for
+which any thread and any event loop may wait.
 """
 
 from __future__ import annotations
@@ -20,81 +20,109 @@ from collections.abc import Callable
 from concurrent.futures import Future
 
 Ticket = Future[int]
-"""Done once its holder may send. The result says between which two retreats that was."""
+"""A place in the line. It is done once its request may be sent; its result is the epoch of that
+moment, which `Window.retreat` wants back."""
 
 
 class Window:
-    """At most `most` requests in flight, and fewer after a retreat. `clock`: seconds."""
+    """A limit on the requests in flight, which `retreat` lowers and `advance` raises again.
+
+    A window with a limit of one that never retreats is a lock: its holders follow one another in
+    the order in which they joined.
+
+    Args:
+        most: The limit at the start, and its highest value.
+        clock: Gives the time in seconds.
+    """
 
     def __init__(self, most: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._most = most
         self._clock = clock
+        # A fraction: each answer adds 1 / limit, so that a round of them adds one.
         self._limit = float(most)
         self._num_in_flight = 0
-        self._era = 0
-        self._num_retreats = 0  # since the last answer
+        # Counts how often the limit was halved. A refusal of a request that was sent in an earlier
+        # epoch says nothing new: the limit has been halved since.
+        self._epoch = 0
+        self._num_halvings = 0  # since the last answer
         self._opens_at = -math.inf
         self._numbers = itertools.count()
         self._waiting: list[tuple[int, int, Ticket]] = []
+        # Calls of several threads share a window. All that changes is read and written under it.
         self._lock = threading.Lock()
 
     @property
     def limit(self) -> int:
-        """Requests that may be in flight now."""
+        """The number of requests that may be in flight now."""
         return int(self._limit)
 
-    def number(self) -> int:
-        """A number in the line: who has a lower one goes first."""
+    def next_number(self) -> int:
+        """A number for the line. A request keeps its number for all its tries, and so its place."""
         return next(self._numbers)
 
-    def ask(self, number: int) -> Ticket:
-        """Stand in the line. The ticket is to be given back with `leave`, whatever becomes of
-        it."""
+    def join(self, number: int) -> Ticket:
+        """Join the line. The lowest number is admitted first.
+
+        The caller gives the ticket back with `leave`, whether or not it was admitted.
+        """
         ticket: Ticket = Future()
         with self._lock:
+            # The second number keeps the heap from comparing tickets of one request.
             heapq.heappush(self._waiting, (number, next(self._numbers), ticket))
-            self._let_in()
+            self._admit()
         return ticket
 
     def leave(self, ticket: Ticket) -> None:
-        """Out of the line, or no longer in flight."""
+        """Give a ticket back: its request has ended, or is not to be sent any more."""
+        # Only a ticket that was not admitted can be cancelled. `_admit` drops it from the line.
         if ticket.cancel():
             return
         with self._lock:
             self._num_in_flight -= 1
-            self._let_in()
+            self._admit()
 
     def advance(self) -> None:
-        """An answer came: the service takes work, and one more per round may be in flight."""
+        """Note an answer: the service has room. Raises the limit, and opens the window."""
         with self._lock:
             self._limit = min(self._most, self._limit + 1 / self._limit)
-            self._num_retreats, self._opens_at = 0, -math.inf
-            self._let_in()
+            self._num_halvings, self._opens_at = 0, -math.inf
+            self._admit()
 
-    def retreat(self, era: int) -> int:
-        """`overloaded` came to who was let in with this result; it has not left yet. Returns how
-        many retreats came before this one without an answer between."""
+    def retreat(self, epoch: int) -> int:
+        """Note that a request was refused with `overloaded`, and lower the limit.
+
+        Requests that are refused together halve the limit once.
+
+        Args:
+            epoch: The result of the request's ticket, which is still to be given back.
+
+        Returns:
+            How many times the limit was halved before, since the last answer: 0 for the first
+            refusals after an answer.
+        """
         with self._lock:
-            if era == self._era:
-                self._era += 1
-                self._num_retreats += 1
+            if epoch == self._epoch:
+                self._epoch += 1
+                self._num_halvings += 1
                 self._limit = min(self._limit, self._num_in_flight) / 2
-            # The others were refused as well, or are what the service holds.
+            # The service refuses the others in flight as well, or holds them: it has room for no
+            # more than these.
             self._limit = max(1.0, min(self._limit, self._num_in_flight - 1))
-            return max(0, self._num_retreats - 1)
+            return max(0, self._num_halvings - 1)
 
     def close(self, seconds: float) -> None:
-        """Nobody should send until then, or until an answer comes: all that is known is that there
-        is no room."""
-        self._opens_at = max(self._opens_at, self._clock() + seconds)
+        """Ask all requests to wait, admitted ones too, for so long or until an answer comes."""
+        with self._lock:
+            self._opens_at = max(self._opens_at, self._clock() + seconds)
 
     def closed_s(self) -> float:
-        """Seconds until who is in may send; 0 if it may now."""
+        """Seconds for which an admitted request should still wait; 0 if it may be sent now."""
         return max(0.0, self._opens_at - self._clock())
 
-    def _let_in(self) -> None:
+    def _admit(self) -> None:
         while self._waiting and self._num_in_flight < self.limit:
             ticket = heapq.heappop(self._waiting)[-1]
+            # False for a ticket that was cancelled in the line.
             if ticket.set_running_or_notify_cancel():
                 self._num_in_flight += 1
-                ticket.set_result(self._era)
+                ticket.set_result(self._epoch)

@@ -19,8 +19,8 @@ from bench.figure import Figure
 from bench.timing import in_turns
 from tokenreward.wire import decode_rewards, encode_rewards
 from tokenreward.wire.media import JSON, MSGPACK, Media
-from tokenreward_client.call import Batch
-from tokenreward_client.media import WireName, wire_named
+from tokenreward_client.call import Call
+from tokenreward_client.media import WireName, wire_for
 
 NUM_VECTORS, LENGTH = 64, 1024
 TARGETS: dict[WireName, int] = {"json": 40, "msgpack": 500}
@@ -47,13 +47,13 @@ def codec(*, rounds: int) -> Iterator[Figure]:
     work = {"lists": lambda: lists(reply)}
     for name in TARGETS:
         work[name] = lambda name=name: ours(name, reply)  # type: ignore[misc]
-        batch = Batch(
+        call = Call(
             [{"prompt": "", "response": np.arange(LENGTH)}] * NUM_VECTORS,
             "rm",
             {},
-            wire_named(name),
+            wire_for(name),
         )
-        work[f"{name}, checked"] = lambda name=name, batch=batch: checked(name, batch, reply)  # type: ignore[misc]
+        work[f"{name}, checked"] = lambda name=name, call=call: checked(name, call, reply)  # type: ignore[misc]
     clocked = {
         name: partial(milliseconds, function, TIMES[name.split(",")[0]])
         for name, function in work.items()
@@ -113,9 +113,9 @@ def ours(name: WireName, reply: Reply) -> Vectors:
     return [decode_rewards(item["rewards"]) for item in items]
 
 
-def checked(name: WireName, batch: Batch, reply: Reply) -> Vectors:
+def checked(name: WireName, call: Call, reply: Reply) -> Vectors:
     """With indices, lengths and finite numbers checked, into what a caller of the client gets."""
-    answers = batch.read(written(name, reply), range(NUM_VECTORS))
+    answers = call.read(written(name, reply), range(NUM_VECTORS))
     return [answer.rewards for answer in answers.values() if answer.rewards is not None]
 
 

@@ -23,7 +23,7 @@ from tokenreward_client import (
     NotText,
     ServerRefused,
 )
-from tokenreward_client.response import failure
+from tokenreward_client.response import error_of
 
 ERRORS = [
     ClientError("m"),
@@ -81,11 +81,11 @@ def test_refusal_keeps_the_id_under_which_the_log_has_it(
         if ours
         else None
     )
-    error = failure(httpx.Response(status, json=body, headers={"x-request-id": "abc-1"}))
+    error = error_of(httpx.Response(status, json=body, headers={"x-request-id": "abc-1"}))
     assert isinstance(error, ServerRefused)
     assert error.request_id == "abc-1"
     assert ("(request abc-1)" in str(error)) == is_said
-    without = failure(httpx.Response(status, json=body))
+    without = error_of(httpx.Response(status, json=body))
     assert isinstance(without, ServerRefused)
     assert without.request_id is None
     assert "request" not in str(without)

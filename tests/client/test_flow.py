@@ -10,8 +10,8 @@ import pytest
 
 from tokenreward.settings import Settings
 from tokenreward_client import BadReply, ConnectionFailed, DeadlineExceeded, ServerRefused
-from tokenreward_client.flow import Attempts, Retry, Road, Send, Sleep, answered
-from tokenreward_client.response import failure, retry_after_s
+from tokenreward_client.flow import Attempts, Retry, Route, Send, Sleep, send_until_answered
+from tokenreward_client.response import error_of, retry_after_s
 from tokenreward_client.window import Window
 
 OVERLOADED = {"error": {"code": "overloaded", "message": "m", "param": None, "retryable": True}}
@@ -40,8 +40,8 @@ class Walk:
         )
         self.attempts = Attempts(retry, self.clock.now + timeout_s)
 
-    def run(self, road: Road | None = None) -> Any:
-        flow = answered(road or Road("/v1/rewards"), lambda: b"{}", self.attempts)
+    def run(self, route: Route | None = None) -> Any:
+        flow = send_until_answered(route or Route("/v1/rewards"), lambda: b"{}", self.attempts)
         answer: Any = None
         try:
             while True:
@@ -182,11 +182,11 @@ def test_weights_on_their_way_cost_no_try_and_no_place(code: str) -> None:
 @pytest.mark.parametrize("codes", [{"loading", "overloaded"}, {"updating"}])
 def test_waiting_and_failing_are_counted_apart(codes: set[str]) -> None:
     attempts = Walk(max_retries=1).attempts
-    error = ServerRefused("m", status=503, retryable=True)
-    waits = [attempts.pause_s(error, codes=codes) for _ in range(3)]
-    assert (waits, attempts.pause_s(error, codes={"out_of_memory", *codes})) == ([0.5, 1, 2], 0.5)
-    with pytest.raises(ServerRefused):
-        attempts.pause_s(error, codes={"out_of_memory", *codes})
+    waits = [attempts.next_pause_s(codes, is_retryable=True) for _ in range(3)]
+    assert waits == [0.5, 1, 2]
+    more = {"out_of_memory", *codes}
+    assert attempts.next_pause_s(more, is_retryable=True) == 0.5
+    assert attempts.next_pause_s(more, is_retryable=True) is None
 
 
 def test_failures_are_counted_whatever_lies_between_them() -> None:
@@ -224,7 +224,7 @@ def test_our_body_decides_whatever_the_status(status: int) -> None:
     "body", [b"[]", b"null", b"{", b'{"error": "x"}', b'{"error": {"code": "c", "message": "m"}}']
 )
 def test_somebody_elses_error_body_is_a_proxys(body: bytes) -> None:
-    error = failure(httpx.Response(500, content=body))
+    error = error_of(httpx.Response(500, content=body))
     assert isinstance(error, ServerRefused)
     assert error.code is None
     assert error.retryable
@@ -266,7 +266,7 @@ def test_request_that_cannot_be_sent_is_not_retried() -> None:
 def test_404_on_the_direct_path_turns_to_the_gateway_once(json: Any) -> None:
     turned = []
     walk = Walk(httpx.Response(404, json=json), refused(), OK)
-    assert walk.run(Road("/d/rm/v1/rewards", lambda: turned.append(True))) is OK
+    assert walk.run(Route("/d/rm/v1/rewards", lambda: turned.append(True))) is OK
     assert [send.path for send in walk.sends] == ["/d/rm/v1/rewards", "/v1/rewards", "/v1/rewards"]
     assert turned == [True]
     assert len(walk.pauses) == 1
@@ -291,7 +291,7 @@ def test_answer_without_an_id_of_ours_is_believed(headers: dict[str, str]) -> No
 
 def test_every_try_has_an_id_and_its_echo_is_believed() -> None:
     walk = Walk(refused(), None)
-    flow = answered(Road("/v1/rewards"), lambda: b"{}", walk.attempts)
+    flow = send_until_answered(Route("/v1/rewards"), lambda: b"{}", walk.attempts)
     first = next(flow)
     assert isinstance(flow.send(refused(**{"x-request-id": first.headers["x-request-id"]})), Sleep)
     second = flow.send(None)
@@ -301,7 +301,7 @@ def test_every_try_has_an_id_and_its_echo_is_believed() -> None:
     assert second.headers["x-request-id"] != first.headers["x-request-id"]
     for echo in ("", "else, "):
         assert (
-            failure(
+            error_of(
                 httpx.Response(200, headers={"x-request-id": echo + second.request_id}),
                 second.request_id,
             )

@@ -12,7 +12,7 @@ import pytest
 from fakes.edge import keyed, scores
 from tokenreward_client import AsyncClient, Client, ServerRefused
 from tokenreward_client.flow import Attempts, Retry, Send, Wait
-from tokenreward_client.listing import Routes
+from tokenreward_client.listing import Listing
 
 LISTING = {
     "scorers": [
@@ -20,10 +20,21 @@ LISTING = {
             "name": "endogenous",
             "type": "endogenous",
             "deployment": "sft",
+            "route": "/d/sft/v1/rewards",
             "limits": {"max_sequence_tokens": 4096},
         },
-        {"name": "logprob", "type": "endogenous", "deployment": "sft"},
-        {"name": "reward_model", "type": "reward_model", "deployment": "rm"},
+        {
+            "name": "logprob",
+            "type": "endogenous",
+            "deployment": "sft",
+            "route": "/d/sft/v1/rewards",
+        },
+        {
+            "name": "reward_model",
+            "type": "reward_model",
+            "deployment": "rm",
+            "route": "/d/rm/v1/rewards",
+        },
     ]
 }
 
@@ -152,7 +163,9 @@ def test_score_from_another_scorer_needs_the_gateway(
 def test_scorer_that_its_operator_gives_another_ones_score_needs_the_gateway(
     edge: Any, score: Any, items: Any, options: Any, path: str
 ) -> None:
-    edge.listing = {"scorers": [{"name": "spread", "deployment": "lm", "options": options}]}
+    edge.listing = {
+        "scorers": [{"name": "spread", "route": "/d/lm/v1/rewards", "options": options}]
+    }
     score(items(1), "spread")
     assert edge.paths == [path]
 
@@ -192,9 +205,10 @@ async def test_first_calls_with_a_fingerprint_ask_for_one_listing(edge: Any, ite
 
 
 def test_call_that_ends_while_it_asks_for_the_listing_ends_its_turn() -> None:
-    routes = Routes()
+    listing = Listing()
     first, second = (
-        routes.direct(["endogenous"], Attempts(Retry(), Retry().clock() + 10)) for _ in range(2)
+        listing.direct_path(["endogenous"], Attempts(Retry(), Retry().clock() + 10))
+        for _ in range(2)
     )
     assert isinstance(next(first), Send)
     turn = next(second)
@@ -206,9 +220,10 @@ def test_call_that_ends_while_it_asks_for_the_listing_ends_its_turn() -> None:
 
 
 def test_call_whose_turn_does_not_come_in_time_goes_through_the_gateway() -> None:
-    routes = Routes()
+    listing = Listing()
     asking, flow = (
-        routes.direct(["endogenous"], Attempts(Retry(), Retry().clock() + 10)) for _ in range(2)
+        listing.direct_path(["endogenous"], Attempts(Retry(), Retry().clock() + 10))
+        for _ in range(2)
     )
     next(asking)
     turn = next(flow)
@@ -216,7 +231,56 @@ def test_call_whose_turn_does_not_come_in_time_goes_through_the_gateway() -> Non
     assert 0 < turn.timeout_s <= 10
     with pytest.raises(StopIteration) as stop:
         flow.send(False)
-    assert routes.road(stop.value.value).path == "/v1/rewards"
+    assert listing.route(stop.value.value).path == "/v1/rewards"
+
+
+def test_request_goes_to_the_route_that_the_listing_names(
+    edge: Any, score: Any, items: Any
+) -> None:
+    edge.listing = {
+        "scorers": [
+            {"name": name, "deployment": "sft", "route": "/elsewhere/sft-2/v1/rewards"}
+            for name in ("endogenous", "logprob")
+        ]
+    }
+    score(items(1))
+    result = {"rewards": [1.0, 2.0]}
+    edge.script.append(
+        lambda body: edge.reply([keyed(0, **dict.fromkeys(["endogenous", "logprob"], result))])
+    )
+    score(items(1), scorers=["endogenous", "logprob"])
+    assert edge.paths == ["/elsewhere/sft-2/v1/rewards"] * 2
+
+
+@pytest.mark.parametrize(
+    "route",
+    [
+        "//evil.example/v1/rewards",
+        "/d//v1/rewards",
+        "http://evil.example/v1/rewards",
+        "evil.example/v1/rewards",
+        "/d/../../v1/rewards",
+        "/d/./v1/rewards",
+        "/d/%2e%2e/v1/rewards",
+        "/d/rm/v1/rewards?key=1",
+        "/d/rm/v1/rewards#x",
+        "/d\\rm/v1/rewards",
+        "/d/rm/v1/rewards\n",
+        "/d/r m/v1/rewards",
+        "",
+        "/",
+        None,
+        3,
+        ["/d/rm/v1/rewards"],
+    ],
+    ids=repr,
+)
+def test_route_that_is_no_plain_path_of_the_service_is_not_followed(
+    edge: Any, score: Any, items: Any, route: Any
+) -> None:
+    edge.listing = {"scorers": [{"name": "endogenous", "deployment": "sft", "route": route}]}
+    assert scores(score(items(1))) == [0]
+    assert edge.paths == ["/v1/rewards"]
 
 
 def test_listing_is_asked_once(edge: Any, items: Any) -> None:
@@ -235,7 +299,10 @@ async def test_scorers_lists_what_the_server_says(edge: Any) -> None:
     async with AsyncClient(edge.url) as client:
         assert await client.scorers() == found
     assert [scorer.name for scorer in found] == ["endogenous", "logprob", "reward_model"]
-    assert found[0].model_extra == {"limits": {"max_sequence_tokens": 4096}}
+    assert found[0].model_extra == {
+        "route": "/d/sft/v1/rewards",
+        "limits": {"max_sequence_tokens": 4096},
+    }
 
 
 @pytest.mark.parametrize(("timeout_s", "listing_s"), [(8.0, 2.0), (300.0, 10.0)])
@@ -243,7 +310,7 @@ def test_listing_may_take_a_quarter_of_the_deadline_and_ten_seconds_at_most(
     timeout_s: float, listing_s: float
 ) -> None:
     with Client(timeout_s=timeout_s) as client:
-        asking = next(client._scoring([("p", "r")], None, {}))
+        asking = next(client._score_flow([("p", "r")], None, {}))
     assert isinstance(asking, Send)
     assert asking.path == "/v1/scorers"
     assert asking.timeout_s == pytest.approx(listing_s, abs=0.2)

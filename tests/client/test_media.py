@@ -14,16 +14,17 @@ from hypothesis import strategies as st
 from tokenreward.wire import Item, RewardsReply, RewardsRequest, decode_ids, parse_json
 from tokenreward.wire.msgpack import pack, parse_msgpack, unpack
 from tokenreward_client import BadArgument, BadReply, Client
-from tokenreward_client.call import Asked, Batch
-from tokenreward_client.media import wire_named
+from tokenreward_client.call import Call, ScoreOptions
+from tokenreward_client.media import wire_for
 
-JSON, MSGPACK = wire_named("json"), wire_named("msgpack")
+JSON, MSGPACK = wire_for("json"), wire_for("msgpack")
 
 
-def on_both(items: Any, **asked: Any) -> tuple[RewardsRequest, RewardsRequest]:
+def on_both(items: Any, **options: Any) -> tuple[RewardsRequest, RewardsRequest]:
     """The request as the service reads it from either wire."""
     bodies = [
-        Batch(items, None, Asked(**asked), wire).body(range(len(items))) for wire in (JSON, MSGPACK)
+        Call(items, None, ScoreOptions(**options), wire).body(range(len(items)))
+        for wire in (JSON, MSGPACK)
     ]
     return parse_json(RewardsRequest, bodies[0]), parse_msgpack(RewardsRequest, bodies[1])
 
@@ -90,7 +91,7 @@ def test_log_probs_of_any_precision_arrive_to_the_last_bit(values: list[float]) 
     ],
 )
 def test_vectors_travel_as_bin(item: Any, field: str) -> None:
-    body = unpack(Batch([item], None, Asked(), MSGPACK).body([0]))
+    body = unpack(Call([item], None, ScoreOptions(), MSGPACK).body([0]))
     assert isinstance(body["items"][0][field], bytes)
 
 
@@ -123,7 +124,7 @@ def test_what_cannot_be_sent_is_refused_alike_on_both_wires(item: Any, param: st
     errors = []
     for wire in (JSON, MSGPACK):
         with pytest.raises(BadArgument) as caught:
-            Batch([item], None, Asked(), wire)
+            Call([item], None, ScoreOptions(), wire)
         errors.append(caught.value.param)
     assert errors == [param, param]
 
@@ -137,7 +138,7 @@ def test_options_are_plain_on_both_wires(options: Any) -> None:
 @pytest.mark.parametrize("options", [{"a": 2**70}, {"a": object()}, {"a": "\ud800"}])
 def test_options_that_msgpack_cannot_hold_are_a_bad_argument(options: Any) -> None:
     with pytest.raises(BadArgument, match="msgpack"):
-        Batch([TEXT], None, Asked(options=options), MSGPACK)
+        Call([TEXT], None, ScoreOptions(options=options), MSGPACK)
 
 
 @pytest.mark.parametrize("wire", ["xml", "JSON", None, ""])
@@ -165,7 +166,7 @@ def test_a_reply_that_is_none_is_a_bad_reply(content: bytes) -> None:
 
 
 def test_rewards_of_a_broken_length_are_a_bad_reply() -> None:
-    batch = Batch([TEXT], None, Asked(), MSGPACK)
+    call = Call([TEXT], None, ScoreOptions(), MSGPACK)
     timing, usage = (
         dict.fromkeys(("queue_s", "tokenize_s", "compute_s"), 0.0),
         {"prompt_tokens": 1, "response_tokens": 1},
@@ -179,4 +180,4 @@ def test_rewards_of_a_broken_length_are_a_bad_reply() -> None:
         }
         assert isinstance(MSGPACK.reply(pack(reply)), RewardsReply)
         with pytest.raises(BadReply, match=match):
-            batch.read(pack(reply), [0])
+            call.read(pack(reply), [0])

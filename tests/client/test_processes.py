@@ -22,7 +22,7 @@ from starlette.routing import Route
 from fakes import web
 from fakes.edge import Edge
 from tokenreward_client import AsyncClient, Client
-from tokenreward_client.threads import Stop, happens_s, side_by_side
+from tokenreward_client.threads import Stop, is_done_in_time, side_by_side
 from tokenreward_client.window import Window
 
 FORKED = """
@@ -157,10 +157,10 @@ def test_ctrl_c_ends_the_process_though_no_answer_comes(max_concurrency: int) ->
 
 def test_whoever_waits_for_a_place_hears_the_stop() -> None:
     window, stop = Window(1), Stop()
-    window.ask(0)
+    window.join(0)
     threading.Timer(0.1, stop.set_result, [None]).start()
     began = time.monotonic()
-    assert not happens_s(window.ask(1), stop, 60.0)
+    assert not is_done_in_time(window.join(1), stop, 60.0)
     assert time.monotonic() - began < 10
 
 

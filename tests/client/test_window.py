@@ -20,7 +20,7 @@ class Clock:
 
 
 def line(window: Window, num: int) -> list[Ticket]:
-    return [window.ask(window.number()) for _ in range(num)]
+    return [window.join(window.next_number()) for _ in range(num)]
 
 
 def let_in(tickets: list[Ticket]) -> list[int]:
@@ -54,10 +54,10 @@ def test_as_many_are_let_in_as_there_are_places_in_the_order_of_their_numbers() 
 
 def test_who_comes_again_goes_before_those_who_came_later() -> None:
     window = Window(1)
-    early = window.number()
+    early = window.next_number()
     (holder,) = line(window, 1)
     late = line(window, 2)
-    again = window.ask(early)
+    again = window.join(early)
     window.leave(holder)
     assert (again.done(), let_in(late)) == (True, [])
     window.leave(again)
@@ -119,6 +119,25 @@ def test_a_closed_window_opens_with_time_or_with_an_answer() -> None:
     assert window.closed_s() == 0
 
 
+def test_an_answer_while_another_thread_closes_the_window_is_not_lost() -> None:
+    """The clock is read in the middle of `close`: there another thread notes an answer, which
+    either comes before the closing as a whole or opens the window after it."""
+    answers: list[threading.Thread] = []
+
+    def clock() -> float:
+        if not answers:
+            answers.append(threading.Thread(target=window.advance))
+            answers[0].start()
+            answers[0].join(0.5)  # as long as `close` holds the lock, it cannot end
+        return 1000.0
+
+    window = Window(4, clock)
+    window.close(5)
+    answers[0].join(5)
+    assert not answers[0].is_alive()
+    assert window.closed_s() == 0
+
+
 def test_who_leaves_the_line_is_not_let_in_and_takes_no_place() -> None:
     window = Window(1)
     tickets = line(window, 3)
@@ -143,7 +162,7 @@ def test_whatever_happens_no_more_are_in_flight_than_allowed_and_nobody_is_forgo
     for step, place in steps:
         before = sum(ticket.done() for ticket in tickets)
         if step == "ask":
-            tickets.append(window.ask(window.number()))
+            tickets.append(window.join(window.next_number()))
         elif tickets:
             ticket = tickets.pop(place % len(tickets))
             if step == "refuse" and ticket.done():
@@ -165,7 +184,7 @@ def test_threads_share_it_and_none_waits_for_ever() -> None:
 
     def work() -> None:
         for count in range(50):
-            ticket = window.ask(window.number())
+            ticket = window.join(window.next_number())
             ticket.result(timeout=30)
             with lock:
                 now[0] += 1

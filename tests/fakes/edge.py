@@ -144,7 +144,7 @@ def serving() -> Iterator[Edge]:
     edge = Edge()
     routes = [
         Route("/v1/rewards", edge.post, methods=["POST"]),
-        Route("/d/{deployment}/v1/rewards", edge.post, methods=["POST"]),
+        Route("/{prefix}/{deployment}/v1/rewards", edge.post, methods=["POST"]),
         Route("/v1/scorers", edge.list_scorers),
     ]
     with web.serving(Starlette(routes=routes)) as url:

@@ -26,7 +26,7 @@ from tokenreward_client import (
     Rewards,
     ServerRefused,
 )
-from tokenreward_client.call import Asked, Batch
+from tokenreward_client.call import Call, ScoreOptions
 
 if TYPE_CHECKING:
     from tokenreward.engine import Engine
@@ -48,18 +48,18 @@ def backend(args: argparse.Namespace) -> AbstractAsyncContextManager[Score]:
         SettingsError: The config is wrong.
         OSError: A file cannot be read.
     """
-    arguments = Asked(
+    arguments = ScoreOptions(
         options=json_object(args.options, "--options"),
         credit=json_object(args.credit, "--credit"),
         return_tokens=bool(args.show),
         on_error="return",
     )
-    call = Batch([], args.scorer, arguments)
+    call = Call([], args.scorer, arguments)
     if not (args.demo or args.config):
         return _service(args, arguments)
-    if call.names_another is not None:
+    if call.dependency is not None:
         message = "asks a second scorer: that takes a running service"
-        raise BadArgument(message, param=call.names_another)
+        raise BadArgument(message, param=call.dependency.param)
     settings = demo_settings() if args.demo else load_settings(args.config)
     return _own_engine(_load(_deployment_of(args.scorer, settings)), args, arguments)
 
@@ -106,7 +106,7 @@ def first_key(file: Path | None) -> str | None:
 
 
 @asynccontextmanager
-async def _service(args: argparse.Namespace, arguments: Asked) -> AsyncIterator[Score]:
+async def _service(args: argparse.Namespace, arguments: ScoreOptions) -> AsyncIterator[Score]:
     key = first_key(args.api_key_file)
     await probe(args.url, key)
     client = AsyncClient(
@@ -122,14 +122,14 @@ async def _service(args: argparse.Namespace, arguments: Asked) -> AsyncIterator[
 
 @asynccontextmanager
 async def _own_engine(
-    engine: Engine, args: argparse.Namespace, arguments: Asked
+    engine: Engine, args: argparse.Namespace, arguments: ScoreOptions
 ) -> AsyncIterator[Score]:
     async def score(items: list[dict[str, Any]]) -> list[Rewards]:
-        call = Batch(items, args.scorer, arguments)
+        call = Call(items, args.scorer, arguments)
         positions = range(len(items))
         request = parse_json(RewardsRequest, call.body(positions))
         reply = await engine.score(request, timeout_s=args.timeout_s)
-        return call.in_order([call.read(reply, positions)])
+        return call.collect([call.read(reply, positions)])
 
     try:
         yield score

@@ -24,7 +24,7 @@ from tokenreward.display import safe_text
 from tokenreward.errors import InvalidField, MalformedJson, RewardError, described
 from tokenreward.wire import ErrorDetail
 from tokenreward_client import BadArgument, Rewards
-from tokenreward_client.items import parcel
+from tokenreward_client.items import check_item
 
 _BOM = b"\xef\xbb\xbf"
 
@@ -86,10 +86,9 @@ def _item(content: bytes) -> dict[str, Any]:
     if not isinstance(item, dict):
         raise InvalidField("must be an object with `prompt` and `response`")
     try:
-        parcel(item, "item")
+        check_item(item)
     except BadArgument as error:
-        param = (error.param or "").removeprefix("item").removeprefix(".")
-        raise InvalidField(str(error.args[0]), param=param or None) from None
+        raise InvalidField(str(error.args[0]), param=error.param) from None
     return item
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from tokenreward.errors import described
 from tokenreward.eval.rows import DataError, DataRow, kind_of
 from tokenreward_client.errors import BadArgument
-from tokenreward_client.items import parcel
+from tokenreward_client.items import check_item
 
 PromptAs = Literal["user", "raw"]
 Prompt = str | list[dict[str, Any]]
@@ -81,10 +81,10 @@ def candidate(
     if spans is not None:
         item["spans"] = spans
     try:
-        parcel(item, "item")
+        check_item(item)
     except BadArgument as error:
         # An error about the response, or about the item as a whole, stands in the response's field.
-        path = (error.param or "").removeprefix("item").removeprefix(".") or field
+        path = error.param or field
         if path.startswith("response"):
             path = field + path.removeprefix("response")
         raise DataError(f"{row.where}: {described(str(error.args[0]), path)}") from None

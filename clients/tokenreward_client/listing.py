@@ -84,9 +84,7 @@ class Listing:
         Raises:
             ClientError: As `send_until_answered`; BadReply if the reply is no listing.
         """
-        response: httpx.Response = yield from send_until_answered(
-            Route(SCORERS_PATH), None, attempts
-        )
+        response = yield from send_until_answered(Route(SCORERS_PATH), None, attempts)
         try:
             body = _ListingBody.model_validate_json(response.content)
         except ValidationError as error:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tokenreward.forward.attention import choose_kernel
-from tokenreward.forward.kernels import attend_alone, attend_on_cpu, merged
+from tokenreward.forward.kernels import attend_alone, attend_on_cpu, merge
 from tokenreward.forward.packing import Group
 
 GROUPS = (
@@ -106,7 +106,7 @@ def test_rows_alone_ask_what_every_fused_kernel_can_and_repeat_no_keys(
 def test_merging_is_exact_where_one_side_has_all_the_weight() -> None:
     own, prompt = torch.ones(1, 2, 3), torch.full((1, 2, 3), 5.0)
     far = torch.tensor([[200.0, -200.0]])
-    assert merged(own, torch.zeros(1, 2), prompt, far)[0, :, 0].tolist() == [5.0, 1.0]
+    assert merge(own, torch.zeros(1, 2), prompt, far)[0, :, 0].tolist() == [5.0, 1.0]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -116,7 +116,7 @@ def test_merging_rounds_once(dtype: torch.dtype) -> None:
     own_lse, prompt_lse = (torch.randn(50, 4, generator=generator) for _ in range(2))
     share = (prompt_lse.double() - own_lse.double()).sigmoid()[..., None]
     exact = own.double() * (1 - share) + prompt.double() * share
-    found = merged(own, own_lse, prompt, prompt_lse)
+    found = merge(own, own_lse, prompt, prompt_lse)
     assert found.dtype == dtype
     assert (
         (found.double() - exact).abs() <= 0.51 * torch.finfo(dtype).eps * exact.abs() + 1e-6

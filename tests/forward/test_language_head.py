@@ -21,7 +21,7 @@ from tokenreward.forward.language_head import (
     Tiling,
     half_product,
 )
-from tokenreward.forward.reduction import compiled, fastest, in_place, merged_tiles, reduced
+from tokenreward.forward.reduction import compiled, fastest, in_place, merge_tiles, reduce_tile
 
 TEMPERATURES, ENTROPIES = [0.7, 1.0, 3.0], [1.0, 2.0]
 CPU = torch.device("cpu")
@@ -125,16 +125,16 @@ def test_half_precision_is_multiplied_into_float32_without_being_converted(
 def test_a_chosen_logit_is_an_exact_dot(
     shaped: dict[str, Any], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tokenreward.forward.language_head._CHOSEN_BYTES", {"cpu": 5 * 16 * 4})
+    monkeypatch.setattr("tokenreward.forward.language_head._GATHERED_BYTES", {"cpu": 5 * 16 * 4})
     of, hidden = head(dtype=dtype, **shaped), drawn(13, 16).to(dtype)
     at, targets = (
         torch.tensor([0, 12, 3, 3, 3, 7, 8, 9, 10, 11, 1]),
         torch.tensor([36, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9]),
     )
-    found = of.chosen(hidden, at, targets)
+    found = of.token_logits(hidden, at, targets)
     assert found.dtype == torch.float32
     assert (found - logits(of, hidden)[at, targets]).abs().max() < 1e-5
-    assert of.chosen(hidden, at[:0], targets[:0]).shape == (0,)
+    assert of.token_logits(hidden, at[:0], targets[:0]).shape == (0,)
 
 
 @pytest.mark.usefixtures("small_tiles")
@@ -163,8 +163,10 @@ def test_a_tile_without_any_finite_logit_has_no_part() -> None:
     z = drawn(4, 12) * 3
     z[:, :4] = -torch.inf
     z[1, 5:] = -torch.inf
-    parts = [reduced(part.clone(), TEMPERATURES, ENTROPIES) for part in torch.split(z, 4, dim=1)]
-    lse, found = merged_tiles(torch.stack(parts), len(TEMPERATURES))
+    parts = [
+        reduce_tile(part.clone(), TEMPERATURES, ENTROPIES) for part in torch.split(z, 4, dim=1)
+    ]
+    lse, found = merge_tiles(torch.stack(parts), len(TEMPERATURES))
     for k, t in enumerate(TEMPERATURES):
         assert (lse[k] - torch.logsumexp(z.double() / t, dim=-1)).abs().max() < 1e-5
     for k, t in enumerate(ENTROPIES):
@@ -209,7 +211,7 @@ def test_a_compiled_logsumexp_that_is_wrong_or_fails_is_not_taken(
     monkeypatch: pytest.MonkeyPatch, fault: Any
 ) -> None:
     monkeypatch.setattr(reduction, "_gain", lambda logits: 2.0)
-    monkeypatch.setattr(reduction, "_fused", lambda: fault)
+    monkeypatch.setattr(reduction, "_compile", lambda: fault)
     assert fastest(CPU, (16, 64)) == (in_place, 1.0)
 
 
@@ -219,7 +221,7 @@ def live_bytes(of: LanguageHead, num_rows: int, monkeypatch: pytest.MonkeyPatch,
     hidden = torch.empty(num_rows + 1, of.weight.shape[1], dtype=of.weight.dtype, device="meta")
     at = torch.empty(num_rows, dtype=torch.int64, device="meta")
     with torch.inference_mode(), Live() as live:
-        found = of.normalisers(hidden, at, [0.7, 1.0], [1.0]), of.chosen(hidden, at, at)
+        found = of.normalisers(hidden, at, [0.7, 1.0], [1.0]), of.token_logits(hidden, at, at)
     results = sum(leaf.numel() * 4 for leaf in tree_leaves(found))
     assert live.most > results
     return live.most - results

@@ -56,8 +56,8 @@ def rows(*models: Model, seed: int = 0) -> list[Row]:
     ]
 
 
-def run(verdict: LayoutChoice, asked: list[Row]) -> list[Outputs]:
-    return verdict.layout.run([RowRequest(row, NEEDS) for row in asked])
+def run(choice: LayoutChoice, batch: list[Row]) -> list[Outputs]:
+    return choice.layout.run([RowRequest(row, NEEDS) for row in batch])
 
 
 def assert_is(outputs: Outputs, row: Row, exact: Any) -> None:
@@ -91,28 +91,28 @@ def test_every_row_is_read_by_its_own_model_and_the_order_is_kept(
         name: oracle.double(model) if "mamba" not in policy else model
         for name, model in models.items()
     }
-    verdict = probed(two(models["policy"], models["reference"]))
-    assert verdict.layout.name == layout
-    asked = rows(*MIXED)
-    for row, outputs in zip(asked, run(verdict, asked), strict=True):
+    choice = probed(two(models["policy"], models["reference"]))
+    assert choice.layout.name == layout
+    batch = rows(*MIXED)
+    for row, outputs in zip(batch, run(choice, batch), strict=True):
         assert_is(outputs, row, exact[row.model])
 
 
 def test_a_batch_may_ask_one_of_the_two_or_none() -> None:
     models = {"policy": tiny.model("llama"), "reference": tiny.model("llama", seed=1)}
     exact = {name: oracle.double(model) for name, model in models.items()}
-    verdict = probed(two(models["policy"], models["reference"]))
+    choice = probed(two(models["policy"], models["reference"]))
     for model in ("policy", "reference"):
-        asked = rows(model, model)
-        for row, outputs in zip(asked, run(verdict, asked), strict=True):
+        batch = rows(model, model)
+        for row, outputs in zip(batch, run(choice, batch), strict=True):
             assert_is(outputs, row, exact[model])
-    assert verdict.layout.run([]) == []
+    assert choice.layout.run([]) == []
 
 
 def test_tokens_computed_are_those_of_both_models() -> None:
-    verdict = probed(two(tiny.model("bloom"), tiny.model("llama", seed=1)))
-    asked = rows(*MIXED)
-    assert verdict.layout.num_computed(asked) == sum(len(row.ids) for row in asked)
+    choice = probed(two(tiny.model("bloom"), tiny.model("llama", seed=1)))
+    batch = rows(*MIXED)
+    assert choice.layout.num_computed(batch) == sum(len(row.ids) for row in batch)
 
 
 @pytest.mark.parametrize("gain", [None, 2.0])
@@ -120,21 +120,21 @@ def test_the_reasons_and_the_largest_gap_of_both_are_told(
     gain: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tokenreward.forward.probe.onednn_gain", lambda model: gain)
-    said: list[str] = []
-    verdict = choose_layouts(
-        two(tiny.model("llama"), tiny.model("bloom", seed=1)), BOTH, say=said.append
+    lines: list[str] = []
+    choice = choose_layouts(
+        two(tiny.model("llama"), tiny.model("bloom", seed=1)), BOTH, say=lines.append
     )
-    assert str(verdict.reason).startswith("reference: packed raises")
+    assert str(choice.reason).startswith("reference: packed raises")
     of_linears = (
         [f"policy: float32 linears through oneDNN: {gain:.2f} times as fast as torch's own"]
         if gain
         else []
     )
-    of_linears += [f"policy: {after_all(str(verdict.gap))}"] if gain else []
-    assert [line for line in said if "linears" in line] == of_linears
-    told = [line for line in said if "layout" in line and "after all" not in line]
-    assert [line.split(":")[0] for line in told] == ["policy", "reference"]
-    assert verdict.gap.is_within
+    of_linears += [f"policy: {after_all(str(choice.gap))}"] if gain else []
+    assert [line for line in lines if "linears" in line] == of_linears
+    layout_lines = [line for line in lines if "layout" in line and "after all" not in line]
+    assert [line.split(":")[0] for line in layout_lines] == ["policy", "reference"]
+    assert choice.gap.is_within
 
 
 def after_all(figure: str) -> str:
@@ -151,15 +151,15 @@ def test_the_gap_told_is_that_of_the_linears_that_serve(monkeypatch: pytest.Monk
     gaps = {}
     for gain in (None, 2.0):
         monkeypatch.setattr("tokenreward.forward.probe.onednn_gain", lambda model, gain=gain: gain)
-        verdict = probed(two(tiny.model("llama"), tiny.model("bloom", seed=1)))
-        gaps[gain] = verdict.gap
+        choice = probed(two(tiny.model("llama"), tiny.model("bloom", seed=1)))
+        gaps[gain] = choice.gap
     assert gaps[2.0] == gaps[None]
 
 
 def test_equal_models_give_equal_numbers_bit_for_bit_when_rows_come_in_the_same_order() -> None:
-    verdict = probed(two(tiny.model("llama"), tiny.model("llama")))
+    choice = probed(two(tiny.model("llama"), tiny.model("llama")))
     alone = rows("policy", "policy", "policy")
-    outputs = run(verdict, [*alone, *(replace(row, model="reference") for row in alone)])
+    outputs = run(choice, [*alone, *(replace(row, model="reference") for row in alone)])
     for ours, theirs in zip(outputs[:3], outputs[3:], strict=True):
         np.testing.assert_array_equal(ours.chosen, theirs.chosen)
         np.testing.assert_array_equal(ours.lse[1.0], theirs.lse[1.0])
@@ -185,8 +185,8 @@ def test_one_model_is_the_policy_with_its_adapter_and_the_reference_without(
     architecture: str, options: dict[str, Any], layout: str, tmp_path: Path
 ) -> None:
     adapter = lora.save(tmp_path / "adapter", architecture, **options)
-    verdict = probed(of_settings(tiny.save(tmp_path / "base", architecture), adapter=str(adapter)))
-    assert verdict.layout.name == layout
+    choice = probed(of_settings(tiny.save(tmp_path / "base", architecture), adapter=str(adapter)))
+    assert choice.layout.name == layout
     base = tiny.model(architecture)
     exact = {"reference": oracle.double(base)}
     if "target_parameters" in options:
@@ -194,8 +194,8 @@ def test_one_model_is_the_policy_with_its_adapter_and_the_reference_without(
     else:
         exact["policy"] = lora.merged(oracle.double(base), adapter)
     for seed in (0, 1):
-        asked = rows(*MIXED, seed=seed)
-        for row, outputs in zip(asked, run(verdict, asked), strict=True):
+        batch = rows(*MIXED, seed=seed)
+        for row, outputs in zip(batch, run(choice, batch), strict=True):
             assert_is(outputs, row, exact[row.model])
 
 
@@ -205,20 +205,20 @@ def test_without_its_adapter_the_model_is_its_base_bit_for_bit(dtype: str, tmp_p
     pair = probed(of_settings(folder, adapter=str(adapter), dtype=dtype))
     assert pair.layout.name == "packed"
     two_copies = probed(of_settings(folder, reference_checkpoint=str(folder), dtype=dtype))
-    asked = rows(*["reference"] * 4)
-    for ours, theirs in zip(run(pair, asked), run(two_copies, asked), strict=True):
+    batch = rows(*["reference"] * 4)
+    for ours, theirs in zip(run(pair, batch), run(two_copies, batch), strict=True):
         np.testing.assert_array_equal(ours.chosen, theirs.chosen)
         np.testing.assert_array_equal(ours.lse[1.0], theirs.lse[1.0])
 
 
 def test_in_bf16_a_pair_of_rows_errs_no_more_than_twice_what_it_errs_alone(tmp_path: Path) -> None:
     folder, adapter = tiny.save(tmp_path / "base"), lora.save(tmp_path / "adapter")
-    verdict = probed(of_settings(folder, adapter=str(adapter), dtype="bfloat16"))
+    choice = probed(of_settings(folder, adapter=str(adapter), dtype="bfloat16"))
     base = oracle.double(tiny.model("llama"))
     exact = {"reference": base, "policy": lora.merged(oracle.double(base), adapter)}
-    asked = rows(*MIXED)
-    for row, outputs in zip(asked, run(verdict, asked), strict=True):
-        (alone,) = run(verdict, [row])
+    batch = rows(*MIXED)
+    for row, outputs in zip(batch, run(choice, batch), strict=True):
+        (alone,) = run(choice, [row])
         z = oracle.logits(exact[row.model], row.ids)[row.start - 1 : row.stop]
         bound = 1e-5 * np.abs(z).max() + 2 * np.abs(alone.lse[1.0] - oracle.logsumexp(z)).max()
         assert np.abs(outputs.lse[1.0] - oracle.logsumexp(z)).max() <= bound
@@ -226,13 +226,13 @@ def test_in_bf16_a_pair_of_rows_errs_no_more_than_twice_what_it_errs_alone(tmp_p
 
 def test_a_failed_pass_leaves_the_adapter_on(tmp_path: Path) -> None:
     adapter = lora.save(tmp_path / "adapter")
-    verdict = probed(of_settings(tiny.save(tmp_path / "base"), adapter=str(adapter)))
+    choice = probed(of_settings(tiny.save(tmp_path / "base"), adapter=str(adapter)))
     (row,) = rows("policy")
-    (before,) = run(verdict, [row])
+    (before,) = run(choice, [row])
     beyond = Row(np.array([5, tiny.VOCAB_SIZE + 10]), 1, 2, model="reference")
     with pytest.raises(IndexError):
-        run(verdict, [beyond])
-    (after,) = run(verdict, [row])
+        run(choice, [beyond])
+    (after,) = run(choice, [row])
     np.testing.assert_array_equal(before.chosen, after.chosen)
 
 
@@ -263,12 +263,12 @@ def test_both_compute_linears_through_one_operator_and_each_is_probed_against_it
         else {"reference_checkpoint": str(folder)}
     )
     pair = of_settings(folder, **other)
-    said: list[str] = []
-    verdict = choose_layouts(pair, BOTH, say=said.append)
+    lines: list[str] = []
+    choice = choose_layouts(pair, BOTH, say=lines.append)
     assert pair.reference is not None
     assert swapped_when_asked == [False, False][: 1 if gain is None else 2]
     assert [is_swapped(checkpoint.model) for checkpoint in (pair, pair.reference)] == [through] * 2
-    assert sum("torch's own after all" in line for line in said) == (
+    assert sum("torch's own after all" in line for line in lines) == (
         gain is not None and not through
     )
     exact = {"reference": oracle.double(tiny.model("llama"))}
@@ -277,8 +277,8 @@ def test_both_compute_linears_through_one_operator_and_each_is_probed_against_it
         if adapted
         else exact["reference"]
     )
-    asked = rows(*MIXED)
-    for row, outputs in zip(asked, run(verdict, asked), strict=True):
+    batch = rows(*MIXED)
+    for row, outputs in zip(batch, run(choice, batch), strict=True):
         assert_is(outputs, row, exact[row.model])
 
 
@@ -323,13 +323,13 @@ def test_an_adapter_and_a_second_checkpoint_make_an_adapted_policy_and_that_refe
 ) -> None:
     base, other = tiny.save(tmp_path / "base"), tiny.save(tmp_path / "other", seed=5)
     adapter = lora.save(tmp_path / "adapter")
-    verdict = probed(of_settings(base, adapter=str(adapter), reference_checkpoint=str(other)))
+    choice = probed(of_settings(base, adapter=str(adapter), reference_checkpoint=str(other)))
     exact = {
         "policy": lora.merged(oracle.double(tiny.model("llama")), adapter),
         "reference": oracle.double(tiny.model("llama", seed=5)),
     }
-    asked = rows(*MIXED)
-    for row, outputs in zip(asked, run(verdict, asked), strict=True):
+    batch = rows(*MIXED)
+    for row, outputs in zip(batch, run(choice, batch), strict=True):
         assert_is(outputs, row, exact[row.model])
 
 

@@ -8,14 +8,15 @@ import pytest
 import torch
 
 from fakes import oracle
-from tokenreward.forward.reduction import merged_tiles, reduced
+from tokenreward.forward.reduction import merge_tiles, reduce_tile
 
 
 def entropies(logits: torch.Tensor, temperature: float, *, columns: int = 4096) -> np.ndarray:
     tiles = [
-        reduced(tile.clone(), [temperature], [temperature]) for tile in logits.split(columns, dim=1)
+        reduce_tile(tile.clone(), [temperature], [temperature])
+        for tile in logits.split(columns, dim=1)
     ]
-    return merged_tiles(torch.stack(tiles), 1)[1][0].numpy()
+    return merge_tiles(torch.stack(tiles), 1)[1][0].numpy()
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.1, 0.01, 0.001])

@@ -76,7 +76,7 @@ def _head_alone(layout: Any, stand: Stand) -> Callable[[], object]:
     at = torch.arange(num_rows, device=device)
 
     def ask() -> None:
-        layout.language_head.chosen(hidden, at, at % weight.shape[0])
+        layout.language_head.token_logits(hidden, at, at % weight.shape[0])
         layout.language_head.normalisers(hidden, None, [1.0], [])
 
     return ask

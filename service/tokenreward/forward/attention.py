@@ -41,19 +41,19 @@ class PackedRow:
         packing: Where the tokens of each row are.
         kernel: The attention kernel.
         num_layers: Layers of the model, by which the last one is recognised.
-        wanted: For some rows, by their number: the row, and the readings that are wanted of its
-            attention in the last layer.
+        attention_needs: For some rows, by their number: the row, and the readings that are wanted
+            of its attention in the last layer.
         readings: The readings [n] of these rows, float32. The last layer fills them in.
         ends_only: Whether nobody reads the last layer's output but at the last token of each row.
         places: For some rows, the places of their tokens, on the device: for every row if
-            `ends_only`, else for the rows of `wanted`.
+            `ends_only`, else for the rows of `attention_needs`.
         num_calls: How many layers have come by.
     """
 
     packing: Packing
     kernel: Kernel
     num_layers: int
-    wanted: dict[int, tuple[Row, frozenset[Reading]]] = field(default_factory=dict)
+    attention_needs: dict[int, tuple[Row, frozenset[Reading]]] = field(default_factory=dict)
     readings: dict[int, dict[Reading, Tensor]] = field(default_factory=dict)
     ends_only: bool = False
     places: Mapping[int, Tensor] = field(default_factory=dict)
@@ -137,10 +137,10 @@ def segments_attention(
         output = query.new_empty(shape)
         _attend((query, key, value), row, bias, output)
     if is_last:
-        for index, (of, wanted) in row.wanted.items():
+        for index, (of, names) in row.attention_needs.items():
             places = row.places[index]
             q, k = query[0][:, places], key[0][:, places]
-            row.readings[index] = read(q, k, bias, of, wanted)
+            row.readings[index] = read(q, k, bias, of, names)
     return output[None], None
 
 

@@ -63,8 +63,8 @@ def read(
         if reading == "last":
             vectors[reading] = last_row(q[:, -1], k, bias)
         elif reading == "last_step":
-            seen = last_row(q[:, row.stop - 2], k[:, : row.stop - 1], bias)
-            vectors[reading] = functional.pad(seen, (0, k.shape[1] - len(seen)))
+            weights = last_row(q[:, row.stop - 2], k[:, : row.stop - 1], bias)
+            vectors[reading] = functional.pad(weights, (0, k.shape[1] - len(weights)))
         else:
             vectors[reading] = mean_step(q, k, bias, row)
     return vectors

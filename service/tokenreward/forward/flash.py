@@ -153,14 +153,16 @@ class Flash:
         It learns from them how the logsumexp is laid out.
         """
         generator = torch.Generator().manual_seed(0)
-        own = ((0, 2), (2, 5))
+        query_ranges = ((0, 2), (2, 5))
         # As many keys as queries where it is causal, two more of each sequence where it is not.
-        seen = own if window == (-1, 0) else ((0, 4), (4, 7))
+        key_ranges = query_ranges if window == (-1, 0) else ((0, 4), (4, 7))
         q, k, v = (
             torch.randn(7, heads, head_dim, generator=generator).to(dtype) for heads in (2, 1, 1)
         )
-        q, k, v = q[:5], k[: seen[-1][1]], v[: seen[-1][1]]
-        queries, keys = to_ragged(device, [[part] for part in own], [[part] for part in seen])
+        q, k, v = q[:5], k[: key_ranges[-1][1]], v[: key_ranges[-1][1]]
+        queries, keys = to_ragged(
+            device, [[part] for part in query_ranges], [[part] for part in key_ranges]
+        )
         scale = head_dim**-0.5
         self.heads_first = True
         qkv = [part.to(device) for part in (q, k, v)]
@@ -168,7 +170,7 @@ class Flash:
         if lse.shape != attended.shape[:2]:
             self.heads_first, lse = False, lse.transpose(0, 1)
         bound = 4 * torch.finfo(dtype).eps * float(v.abs().max())
-        for mine, its in zip(own, seen, strict=True):
+        for mine, its in zip(query_ranges, key_ranges, strict=True):
             q_part, k_part, v_part = q[slice(*mine)], k[slice(*its)], v[slice(*its)]
             exact, normaliser = _float64_attention(q_part, k_part, v_part, scale, window)
             gaps = attended[slice(*mine)].cpu() - exact, lse[slice(*mine)].cpu() - normaliser

@@ -40,7 +40,7 @@ class Kernel:
     windows: bool = False
 
 
-def merged(own: Tensor, own_lse: Tensor, prompt: Tensor, prompt_lse: Tensor) -> Tensor:
+def merge(own: Tensor, own_lse: Tensor, prompt: Tensor, prompt_lse: Tensor) -> Tensor:
     """Softmax attention over two sets of keys, from the attention over each set alone.
 
     With s = sigmoid(prompt_lse - own_lse), the share of the prompt's keys in the joint softmax:
@@ -71,7 +71,7 @@ def attend_on_cpu(qkv: QKV, groups: Sequence[Group], scale: float, out: Tensor) 
         for start, stop in group.responses:
             own, own_lse = _flash(qkv, (start, stop), (start, stop), scale)
             part = slice(start - first, stop - first)
-            out[start:stop] = merged(own, own_lse, prompt[part], prompt_lse[part])
+            out[start:stop] = merge(own, own_lse, prompt[part], prompt_lse[part])
 
 
 def _flash(qkv: QKV, queries: Range, keys: Range, scale: float) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from tokenreward.checkpoints.checkpoint import Checkpoint
 from tokenreward.checkpoints.refusal import CheckpointRefused
 from tokenreward.forward.patches import Linear, torch_linear
-from tokenreward.forward.reduction import LogSumExp, in_place, merged_tiles, reduced
+from tokenreward.forward.reduction import LogSumExp, in_place, merge_tiles, reduce_tile
 
 _FLOAT_BYTES = 4
 
@@ -50,7 +50,7 @@ MAX_WORKSPACE_BYTES = (
 )
 
 # Hidden states and weights that are gathered for single logits, at a time.
-_CHOSEN_BYTES = {"cpu": 2**21, "cuda": 2**25}
+_GATHERED_BYTES = {"cpu": 2**21, "cuda": 2**25}
 
 Product = Callable[[Tensor, Tensor], Tensor]
 
@@ -151,7 +151,7 @@ class LanguageHead:
         tiling = self._tiling(1)
         return tiling.rows, tiling.columns
 
-    def chosen(self, hidden: Tensor, at: Tensor, targets: Tensor) -> Tensor:
+    def token_logits(self, hidden: Tensor, at: Tensor, targets: Tensor) -> Tensor:
         """Raw logits of single tokens, each an exact dot product: no other token is looked at.
 
         Args:
@@ -162,7 +162,7 @@ class LanguageHead:
         Returns:
             The logit of targets[i] at hidden[at[i]], [n] in float32.
         """
-        num_rows = max(1, _CHOSEN_BYTES.get(hidden.device.type, 2**25) // (4 * hidden.shape[1]))
+        num_rows = max(1, _GATHERED_BYTES.get(hidden.device.type, 2**25) // (4 * hidden.shape[1]))
         parts = zip(torch.split(at, num_rows), torch.split(targets, num_rows), strict=True)
         logits = []
         for rows, tokens in parts:
@@ -194,7 +194,7 @@ class LanguageHead:
             block = slice(top, top + tiling.block)
             rows = hidden[block] if at is None else hidden[at[block]]
             tiles = torch.stack(list(self._tiles(rows, tiling, temperatures, entropies)))
-            blocks.append(merged_tiles(tiles, len(temperatures)))
+            blocks.append(merge_tiles(tiles, len(temperatures)))
         lse = torch.cat([lse for lse, _ in blocks], dim=1)
         return lse, torch.cat([entropy for _, entropy in blocks], dim=1)
 
@@ -209,7 +209,7 @@ class LanguageHead:
                 weight = weight.float()  # once for all rows of the block
             # No tile of logits has a name here: it would live while the next one is computed.
             parts = [
-                reduced(
+                reduce_tile(
                     self._logits(part, weight, columns), temperatures, entropies, self.logsumexp
                 )
                 for part in torch.split(rows, tiling.rows)

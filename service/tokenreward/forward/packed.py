@@ -31,7 +31,7 @@ from tokenreward.forward.patches import (
     Linear,
     patch_linears,
     prunable_last_layer,
-    pruned,
+    pruning,
     split_mlps,
     torch_linear,
 )
@@ -143,7 +143,7 @@ class PackedLayout:
         context = PackedRow(packing, self.kernel, self._num_layers)
         for index, (row, needs) in enumerate(requests):
             if needs.attention:
-                context.wanted[index] = (row, needs.attention)
+                context.attention_needs[index] = (row, needs.attention)
         hidden = self._run_trunk(context, requests)
         readout = Readout(requests)
         readout.add_attention(context.readings)
@@ -161,7 +161,7 @@ class PackedLayout:
         if self.last_layer is not None:
             at = _read_places(requests, packing)
             context.ends_only = not any(needs.values or needs.reads_logits for _, needs in requests)
-        rows = range(len(requests)) if context.ends_only else sorted(context.wanted)
+        rows = range(len(requests)) if context.ends_only else sorted(context.attention_needs)
         ids, positions, states_at, *places = to_device(
             [packing.ids[None], packing.positions[None], at, *(packing.places[i] for i in rows)],
             self._checkpoint.device,
@@ -170,7 +170,7 @@ class PackedLayout:
         with ExitStack() as stack:
             stack.enter_context(attending(context))
             if self.last_layer is not None:
-                stack.enter_context(pruned(self.last_layer, states_at))
+                stack.enter_context(pruning(self.last_layer, states_at))
             output = self._checkpoint.trunk(input_ids=ids, position_ids=positions, use_cache=False)
         if context.num_calls != context.num_layers:
             raise CannotPack(

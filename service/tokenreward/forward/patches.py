@@ -158,10 +158,10 @@ def _in_pieces(
 
 
 def prunable_last_layer(trunk: Any) -> nn.Module | None:
-    """The last layer of a trunk, if it has the parts that `pruned` needs.
+    """The last layer of a trunk, if it has the parts that `pruning` needs.
 
     These are a norm, an attention, a norm and an MLP, as most decoders have them. That a layer has
-    these parts does not mean that it adds them to the residual as `pruned` does: a caller measures
+    these parts does not mean that it adds them to the residual as `pruning` does: a caller measures
     before it trusts.
     """
     layers = getattr(trunk, "layers", None)
@@ -172,7 +172,7 @@ def prunable_last_layer(trunk: Any) -> nn.Module | None:
 
 
 @contextmanager
-def pruned(layer: Any, places: Tensor) -> Iterator[None]:
+def pruning(layer: Any, places: Tensor) -> Iterator[None]:
     """Within it, a last layer gives the hidden states [1, m, h] at some places [m] only.
 
     Its attention reads all tokens. What follows the attention is computed at these places alone,

@@ -151,8 +151,8 @@ def read_map(weights: np.ndarray, row: Row, reading: Reading) -> np.ndarray:
     # A mean over the queries that can see a token. A map says who cannot by zeros, but a zero may
     # also be rounding: a query that attends to a token sees all tokens from there up to itself, and
     # so do all earlier queries from that token on.
-    seen = np.logical_or.accumulate(weights[row.start :] > 0, axis=1)
-    seen = np.tril(np.logical_or.accumulate(seen[::-1], axis=0)[::-1][:, row.start : row.stop])
-    num_seen = np.maximum(seen[: row.stop - row.start - 1].sum(axis=0), 1)
+    sees = np.logical_or.accumulate(weights[row.start :] > 0, axis=1)
+    sees = np.tril(np.logical_or.accumulate(sees[::-1], axis=0)[::-1][:, row.start : row.stop])
+    num_queries = np.maximum(sees[: row.stop - row.start - 1].sum(axis=0), 1)
     steps = weights[row.start : row.stop - 1, row.start : row.stop].astype(np.float64)
-    return np.asarray(steps.sum(axis=0) / num_seen, dtype=np.float32)
+    return np.asarray(steps.sum(axis=0) / num_queries, dtype=np.float32)

@@ -125,7 +125,7 @@ class Readout:
         dots_at, dots_tokens, *states_at = to_device(
             [*self._note_dots(at), *(states for states, _ in unique)], hidden.states.device
         )
-        self._add(head.chosen(hidden.states, dots_at, dots_tokens))
+        self._add(head.token_logits(hidden.states, dots_at, dots_tokens))
         for (kind, members), (states, which), on_device in zip(
             groups.items(), unique, states_at, strict=True
         ):

@@ -30,7 +30,7 @@ def in_place(logits: Tensor) -> Tensor:
 
 
 @cache
-def _fused() -> LogSumExp:
+def _compile() -> LogSumExp:
     return torch.compile(lambda logits: torch.logsumexp(logits, dim=-1), dynamic=True)
 
 
@@ -41,10 +41,10 @@ def compiled(logits: Tensor) -> Tensor:
     """
     if min(logits.shape) < _FEWEST_COMPILED:
         return in_place(logits)
-    return _fused()(logits)
+    return _compile()(logits)
 
 
-def reduced(
+def reduce_tile(
     logits: Tensor,
     temperatures: Sequence[float],
     entropies: Sequence[float],
@@ -77,8 +77,8 @@ def reduced(
     return torch.stack(numbers)
 
 
-def merged_tiles(tiles: Tensor, num_temperatures: int) -> tuple[Tensor, Tensor]:
-    """Merges what `reduced` kept of each tile of columns.
+def merge_tiles(tiles: Tensor, num_temperatures: int) -> tuple[Tensor, Tensor]:
+    """Merges what `reduce_tile` kept of each tile of columns.
 
     The entropy follows the chain rule: with w_k, the share of tile k in the softmax, and H_k, the
     entropy within it, H = sum_k w_k (H_k - log w_k). No two large numbers are subtracted.

@@ -46,10 +46,10 @@ class Trial:
     def fault(self, layout: Layout) -> str | None:
         """What a layout does that it must not, as a predicate; None if it keeps every bound."""
         try:
-            found = self.gap(layout)
+            difference = self.gap(layout)
         except Exception as error:  # a part of the model gives something else than hidden states
             return f"raises {type(error).__name__}"
-        return None if found.is_within else f"differs in {found}"
+        return None if difference.is_within else f"differs in {difference}"
 
     def of_pooled(self) -> Trial:
         """The same rows, of which only the pooled value is wanted."""

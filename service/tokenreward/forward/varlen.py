@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tokenreward.forward.flash import Flash, Ragged, Sequences, num_tokens, places_of, to_ragged
-from tokenreward.forward.kernels import QKV, merged
+from tokenreward.forward.kernels import QKV, merge
 from tokenreward.forward.packing import Group, Range
 from tokenreward.forward.transfer import to_device
 
@@ -65,7 +65,7 @@ class VarlenKernel:
         queries, keys = calls.on_prompts
         prompt, prompt_lse = self._call(tokens, queries, keys, scale, _ALL)
         own = out[queries.tokens]
-        out[queries.tokens] = merged(own, own_lse[calls.responses], prompt, prompt_lse)
+        out[queries.tokens] = merge(own, own_lse[calls.responses], prompt, prompt_lse)
 
     def _attend_within(self, tokens: list[Tensor], scale: float, out: Tensor, window: int) -> None:
         calls = self._windows.get(window)
@@ -110,11 +110,11 @@ class _WholeCalls:
     @classmethod
     def of(cls, groups: Sequence[Group], device: torch.device) -> _WholeCalls:
         own = [part for group in groups for part in (group.prompt, *group.responses)]
-        shared = [group for group in groups if group.responses]
-        if not shared:
+        families = [group for group in groups if group.responses]
+        if not families:
             return cls(to_ragged(device, [[part] for part in own])[0], None, None)
-        queries = [(group.responses[0][0], group.responses[-1][1]) for group in shared]
-        prompts = [group.prompt for group in shared]
+        queries = [(group.responses[0][0], group.responses[-1][1]) for group in families]
+        prompts = [group.prompt for group in families]
         whole, on_prompts, keys = to_ragged(
             device,
             [[part] for part in own],
@@ -138,12 +138,12 @@ def _chunks(
         tail = max(start, stop - window + 1), stop  # all of the prompt that a response can see
         sequences = [(group.prompt, [group.prompt])]
         sequences += [(part, [tail, part]) for part in group.responses]
-        for own, seen in sequences:
-            num_seen = num_tokens(seen)
-            if queries and num_keys + num_seen > most_keys:
+        for own, visible in sequences:
+            num_visible = num_tokens(visible)
+            if queries and num_keys + num_visible > most_keys:
                 yield queries, keys
                 queries, keys, num_keys = [], [], 0
             queries.append([own])
-            keys.append([piece for piece in seen if piece[1] > piece[0]])
-            num_keys += num_seen
+            keys.append([piece for piece in visible if piece[1] > piece[0]])
+            num_keys += num_visible
     yield queries, keys

@@ -39,7 +39,7 @@ def work(needs: Needs) -> list[RowRequest]:
 
 
 def mlp_rows(
-    layout: PackedLayout, model: Any, asked: list[RowRequest]
+    layout: PackedLayout, model: Any, requests: list[RowRequest]
 ) -> tuple[list[Any], list[int]]:
     """The outputs, and how many tokens the MLP of each layer saw."""
     seen: list[int] = []
@@ -49,7 +49,7 @@ def mlp_rows(
         )
         for layer in model.base_model.layers
     ]
-    outputs = layout.run(asked)
+    outputs = layout.run(requests)
     for hook in hooks:
         hook.remove()
     return outputs, seen
@@ -126,10 +126,10 @@ def test_a_run_that_fails_leaves_the_layer_as_it_was() -> None:
 def test_a_layer_that_only_looks_the_part_is_computed_in_full(
     architecture: str, why: str | None
 ) -> None:
-    said: list[str] = []
-    verdict = choose_layout(
-        checkpoint(tiny.model(architecture), "causal_lm"), Needs(frozenset({1.0})), say=said.append
+    lines: list[str] = []
+    choice = choose_layout(
+        checkpoint(tiny.model(architecture), "causal_lm"), Needs(frozenset({1.0})), say=lines.append
     )
-    assert verdict.layout.name == "packed"
-    assert verdict.layout.last_layer is None
-    assert [line for line in said if "last layer" in line and (why or "") in line] or why is None
+    assert choice.layout.name == "packed"
+    assert choice.layout.last_layer is None
+    assert [line for line in lines if "last layer" in line and (why or "") in line] or why is None

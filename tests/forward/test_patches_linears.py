@@ -94,8 +94,8 @@ def test_the_probe_gives_up_onednn_if_the_whole_model_differs(
     off = lambda x, weight, bias: patches.torch_linear(x, weight, bias) * (1 + 1e-4)  # noqa: E731
     monkeypatch.setattr("tokenreward.forward.probe.onednn_gain", lambda model: 2.0)
     monkeypatch.setattr("tokenreward.forward.probe.onednn_linear", off)
-    model, said = tiny.model("llama"), []
-    verdict = choose_layout(tiny.checkpoint(model), NEEDS, say=said.append)
-    assert verdict.layout.name == "packed"
+    model, lines = tiny.model("llama"), []
+    choice = choose_layout(tiny.checkpoint(model), NEEDS, say=lines.append)
+    assert choice.layout.name == "packed"
     assert swapped(model) == 0
-    assert any("stay torch's own" in line for line in said)
+    assert any("stay torch's own" in line for line in lines)

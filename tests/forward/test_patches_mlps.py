@@ -63,17 +63,17 @@ def test_a_model_without_such_layers_says_so() -> None:
 
 def test_the_probe_has_the_mlps_of_a_model_in_pieces() -> None:
     model = tiny.model("llama")
-    said: list[str] = []
-    choose_layout(tiny.checkpoint(model), NEEDS, say=said.append)
+    lines: list[str] = []
+    choose_layout(tiny.checkpoint(model), NEEDS, say=lines.append)
     assert all(layer.mlp.forward.args[1] == MLP_PIECES["cpu"] for layer in model.model.layers)
-    assert not [line for line in said if "MLPs" in line]
+    assert not [line for line in lines if "MLPs" in line]
 
 
 @pytest.mark.parametrize(
-    ("fault", "said"), [("another result", "differs in"), ("an exception", "raises IndexError")]
+    ("fault", "message"), [("another result", "differs in"), ("an exception", "raises IndexError")]
 )
 def test_an_mlp_that_minds_how_many_tokens_it_is_given_gets_all_at_once(
-    fault: str, said: str
+    fault: str, message: str
 ) -> None:
     class Minds(nn.Module):
         def __init__(self, own: nn.Module) -> None:
@@ -87,18 +87,20 @@ def test_an_mlp_that_minds_how_many_tokens_it_is_given_gets_all_at_once(
 
     model = tiny.model("llama")
     model.model.layers[1].mlp = Minds(model.model.layers[1].mlp)
-    assert_all_at_once(model, said)
+    assert_all_at_once(model, message)
 
 
 def test_an_mlp_that_gives_more_than_hidden_states_gets_all_at_once() -> None:
     assert_all_at_once(tiny.model("gpt_oss"), "raises")  # its experts say which of them were chosen
 
 
-def assert_all_at_once(model: Any, said: str) -> None:
+def assert_all_at_once(model: Any, message: str) -> None:
     lines: list[str] = []
-    verdict = choose_layout(tiny.checkpoint(model), NEEDS, say=lines.append)
-    assert verdict.layout.name == "packed"
+    choice = choose_layout(tiny.checkpoint(model), NEEDS, say=lines.append)
+    assert choice.layout.name == "packed"
     assert [
-        line for line in lines if line.startswith("MLPs take all tokens at once") and said in line
+        line
+        for line in lines
+        if line.startswith("MLPs take all tokens at once") and message in line
     ]
     assert not any("forward" in vars(layer.mlp) for layer in model.model.layers)

@@ -133,7 +133,7 @@ def head(stand: Stand) -> Iterator[Result]:
     targets = torch.randint(0, served.shape.vocab, (num_rows,), device=device)
 
     def ours() -> None:
-        part.chosen(hidden, at, targets)
+        part.token_logits(hidden, at, targets)
         part.normalisers(hidden, None, [1.0], [])
 
     seconds = stand.turns({"ours": ours})["ours"]

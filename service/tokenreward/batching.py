@@ -21,8 +21,7 @@ from typing import Any, Generic, TypeVar
 
 from tokenreward.errors import DeadlineExceeded, LargerThanQueue, Overloaded
 
-WorkT = TypeVar("WorkT")
-ResultT = TypeVar("ResultT")
+EntryT = TypeVar("EntryT", bound="Entry")
 
 _LONGEST_RETRY_AFTER_S = 60.0
 _RATE_MEMORY = 0.8
@@ -32,28 +31,38 @@ _SCAN_PAUSE = 20
 _PATIENCE_S = 0.5  # an entry that does not fit lets others go first for so long, and then no more
 
 
-@dataclass(eq=False, slots=True)
-class Entry(Generic[WorkT, ResultT]):
-    """One item that waits. `deadline` and `queued_at` are readings of time.monotonic, in seconds.
+@dataclass(slots=True, eq=False, kw_only=True)
+class Entry:
+    """What may wait in the queue.
 
-    `prompts`: keys of the prompts it reads and their tokens, which a batch computes once for all
-    that share one.
+    Attributes:
+        num_tokens: Tokens that the model will read for it.
+        prompts: Keys of the prompts that it reads, with their tokens. A batch computes a prompt
+            once for all entries that share its key.
+        deadline: A reading of time.monotonic, in seconds; None for no deadline.
+        future: Done once nobody waits any more.
+        queued_at: When it began to wait, by time.monotonic.
     """
 
-    work: WorkT
-    num_tokens: int
-    future: asyncio.Future[ResultT]
-    deadline: float | None = None
+    num_tokens: int = 0
     prompts: tuple[tuple[Hashable, int], ...] = ()
-    queued_at: float = field(default_factory=lambda: time.monotonic())
+    deadline: float | None = None
+    future: asyncio.Future[Any] = field(init=False)
+    queued_at: float = field(init=False)
+
+    def wait(self, future: asyncio.Future[Any], deadline: float | None = None) -> None:
+        """Begins to wait, before it is submitted."""
+        self.future, self.deadline = future, deadline
+        self.queued_at = time.monotonic()
 
     def cost(self, prompts: set[Hashable]) -> int:
-        """Tokens that it adds to a batch which has these prompts; they are added to the set."""
-        saved = 0
+        """Tokens that it adds to a batch which has these prompts. Its own are added to the set."""
+        num_saved = 0
         for key, num_tokens in self.prompts:
-            saved += num_tokens if key in prompts else 0
+            if key in prompts:
+                num_saved += num_tokens
             prompts.add(key)
-        return self.num_tokens - saved
+        return self.num_tokens - num_saved
 
     def fail(self, error: Exception) -> None:
         """Answers whoever waits for it with an error, from any thread."""
@@ -64,7 +73,7 @@ class Entry(Generic[WorkT, ResultT]):
             loop.call_soon_threadsafe(_settle, self.future, error)
 
 
-class Batcher(Generic[WorkT, ResultT]):
+class Batcher(Generic[EntryT]):
     """The oldest first, up to `max_batch_tokens` computed tokens and `max_batch_requests` at a
     time.
 
@@ -78,7 +87,7 @@ class Batcher(Generic[WorkT, ResultT]):
         self._max_batch_tokens = max_batch_tokens
         self._max_batch_requests = max_batch_requests
         self._max_queued_tokens = max_queued_tokens
-        self._waiting: deque[Entry[WorkT, ResultT]] = deque()
+        self._waiting: deque[EntryT] = deque()
         self._arrived = asyncio.Event()
         self._lock = (
             threading.Lock()
@@ -92,26 +101,26 @@ class Batcher(Generic[WorkT, ResultT]):
         """Entries that wait, those included whose caller has gone unnoticed so far."""
         return len(self._waiting)
 
-    def submit(self, entries: Sequence[Entry[WorkT, ResultT]]) -> None:
+    def submit(self, entries: Sequence[EntryT]) -> None:
         """Queues all entries of a request, or none. Raises LargerThanQueue, Overloaded."""
-        asked = sum(entry.num_tokens for entry in entries)
-        if asked > self._max_queued_tokens:
+        num_tokens = sum(entry.num_tokens for entry in entries)
+        if num_tokens > self._max_queued_tokens:
             raise LargerThanQueue(
-                f"the request has {asked} tokens, `max_queued_tokens` is "
+                f"the request has {num_tokens} tokens, `max_queued_tokens` is "
                 f"{self._max_queued_tokens}; send it in parts",
                 param="items",
             )
         with self._lock:
-            if self.queued_tokens + asked > self._max_queued_tokens:
+            if self.queued_tokens + num_tokens > self._max_queued_tokens:
                 self._drop_gone()
-            if self.queued_tokens + asked > self._max_queued_tokens:
+            if self.queued_tokens + num_tokens > self._max_queued_tokens:
                 raise Overloaded(
-                    f"{self.queued_tokens} tokens wait and {asked} more would pass "
+                    f"{self.queued_tokens} tokens wait and {num_tokens} more would pass "
                     f"`max_queued_tokens` {self._max_queued_tokens}",
-                    retry_after_s=self._retry_after_s(asked),
+                    retry_after_s=self._retry_after_s(num_tokens),
                 )
             self._waiting.extend(entries)
-            self.queued_tokens += asked
+            self.queued_tokens += num_tokens
         self._arrived.set()
 
     def refuse_if_full(self, num_coming: int = 0) -> None:
@@ -127,18 +136,13 @@ class Batcher(Generic[WorkT, ResultT]):
                     retry_after_s=self._retry_after_s(num_coming + 1),
                 )
 
-    async def next_batch(self) -> list[Entry[WorkT, ResultT]]:
-        """Waits for work, then takes a batch of at least one entry that somebody still waits
-        for."""
-        while True:
+    async def wait(self) -> None:
+        """Waits until there may be something to take. On the event loop."""
+        while not self._waiting:
+            self._arrived.clear()
             await self._arrived.wait()
-            batch = self.take()
-            if not self._waiting:
-                self._arrived.clear()
-            if batch:
-                return batch
 
-    def take(self) -> list[Entry[WorkT, ResultT]]:
+    def take(self) -> list[EntryT]:
         """The next batch, on any thread; empty if nobody waits."""
         with self._lock:
             return self._take()
@@ -157,7 +161,7 @@ class Batcher(Generic[WorkT, ResultT]):
             self._waiting.clear()
             self.queued_tokens = 0
 
-    def _take(self) -> list[Entry[WorkT, ResultT]]:
+    def _take(self) -> list[EntryT]:
         window = self._pop_window()
         taken: set[int] = set()
         prompts: set[Hashable] = set()
@@ -182,10 +186,10 @@ class Batcher(Generic[WorkT, ResultT]):
         self.queued_tokens -= sum(entry.num_tokens for entry in batch)
         return batch
 
-    def _pop_window(self) -> list[Entry[WorkT, ResultT]]:
+    def _pop_window(self) -> list[EntryT]:
         """The oldest entries that somebody still waits for, as far ahead as a batch looks; the gone
         are dropped."""
-        window: list[Entry[WorkT, ResultT]] = []
+        window: list[EntryT] = []
         while self._waiting and len(window) < max(_LOOK_AHEAD, self._max_batch_requests):
             entry = self._waiting.popleft()
             if _gone(entry):
@@ -206,16 +210,16 @@ class Batcher(Generic[WorkT, ResultT]):
         ended = time.monotonic()
         self._next_scan = ended + _SCAN_PAUSE * (ended - began)
 
-    def _retry_after_s(self, asked: int) -> float:
+    def _retry_after_s(self, num_tokens: int) -> float:
         """Until enough of the queue is worked off, at the measured rate; whole seconds, as the
         header wants them."""
         if not self._tokens_per_s:
             return 1.0
-        too_many = self.queued_tokens + asked - self._max_queued_tokens
+        too_many = self.queued_tokens + num_tokens - self._max_queued_tokens
         return float(min(max(1, math.ceil(too_many / self._tokens_per_s)), _LONGEST_RETRY_AFTER_S))
 
 
-def _gone(entry: Entry[WorkT, ResultT]) -> bool:
+def _gone(entry: Entry) -> bool:
     """Nobody waits for it any more; a deadline that has passed is answered here."""
     if entry.future.done():
         return True
@@ -237,7 +241,7 @@ def _settle(future: asyncio.Future[Any], error: Exception) -> None:
         future.set_exception(error)
 
 
-def _prompts_together(window: Sequence[Entry[WorkT, ResultT]]) -> Iterator[int]:
+def _prompts_together(window: Sequence[Entry]) -> Iterator[int]:
     """Places in order of arrival, but an entry's prompt mates right after it."""
     mates: dict[Hashable, list[int]] = {}
     for place, entry in enumerate(window):

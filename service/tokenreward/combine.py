@@ -8,12 +8,19 @@ no model.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from tokenreward.errors import InvalidField, NonFinite, UnitsDiffer, shown
-from tokenreward.wire import Item, Message, RewardsRequest, decode_rewards, encode_rewards
+from tokenreward.wire import (
+    ErrorDetail,
+    Item,
+    ItemResult,
+    Message,
+    RewardsRequest,
+    ScorerResult,
+    decode_rewards,
+)
 
 
 def refuse_unequal_units(request: RewardsRequest, fingerprints: Mapping[str, str]) -> None:
@@ -80,34 +87,40 @@ def has_token_units(item: Item) -> bool:
     return item.spans is None
 
 
-def combine(items: list[dict[str, Any]], request: RewardsRequest) -> list[str]:
-    """Adds `rewards` and `score` to each keyed item; any error in what it combines leaves both
-    null. Returns the codes of the errors that it made itself."""
-    weights = request.combine or {}
+def combine(items: Sequence[ItemResult], weights: Mapping[str, float]) -> list[str]:
+    """Gives each item the weighted sum of its scorers' rewards and scores.
+
+    An error of any scorer in `weights` leaves both None; a sum that is not finite is the item's
+    own error. The sum of scores is None if one of the scorers has none.
+
+    Args:
+        items: Results by scorer, changed in place. Rewards become float32 arrays [units].
+        weights: The factor of each scorer.
+
+    Returns:
+        The codes of the errors that were made here, for the metrics.
+    """
     codes = []
     for item in items:
-        results = [item["scorers"][name] for name in weights]
-        item["rewards"], item["score"] = None, None
-        if not results or any(result["rewards"] is None for result in results):
+        results = [(item.scorers or {})[name] for name in weights]
+        if any(result.rewards is None for result in results):
             continue
         _add(item, results, list(weights.values()))
-        if item["rewards"] is None:
-            codes.append(NonFinite.code)
-        elif request.encoding_format == "base64":
-            item["rewards"] = encode_rewards(item["rewards"])
+        if item.error is not None:
+            codes.append(item.error.code)
     return codes
 
 
-def _add(item: dict[str, Any], results: list[dict[str, Any]], weights: list[float]) -> None:
-    rewards = [decode_rewards(result["rewards"]).astype(np.float64) for result in results]
-    scores = [result.get("score") for result in results]
+def _add(item: ItemResult, results: Sequence[ScorerResult], weights: Sequence[float]) -> None:
     with np.errstate(over="ignore", invalid="ignore"):
-        total = np.sum(
-            [weight * vector for weight, vector in zip(weights, rewards, strict=True)], axis=0
-        )
-        vector = np.asarray(total, dtype=np.float32)
-    score = None if None in scores else float(np.dot(weights, np.asarray(scores, dtype=np.float64)))
-    if not np.isfinite(vector).all() or (score is not None and not np.isfinite(score)):
-        item["error"] = NonFinite("the weighted sum is not finite", param="combine").detail()
+        vectors = []
+        for weight, result in zip(weights, results, strict=True):
+            assert result.rewards is not None
+            vectors.append(weight * decode_rewards(result.rewards).astype(np.float64))
+        rewards = np.asarray(np.sum(vectors, axis=0), dtype=np.float32)
+        scores = [result.score for result in results if result.score is not None]
+        score = float(np.dot(weights, scores)) if len(scores) == len(results) else None
+    if not np.isfinite(rewards).all() or (score is not None and not np.isfinite(score)):
+        item.error = ErrorDetail.of(NonFinite("the weighted sum is not finite", param="combine"))
         return
-    item["rewards"], item["score"] = vector, score
+    item.rewards, item.score = rewards, score

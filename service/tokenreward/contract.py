@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Float32, Float64, Int64
 from pydantic import BaseModel, ConfigDict
 from pydantic_core import PydanticCustomError
 
+from tokenreward.errors import SequenceTooLong
 from tokenreward.wire import CreditName, Item
 
 Task = Literal["causal_lm", "reward_model"]
@@ -25,6 +26,7 @@ Gives = Literal["values", "score", "weights"]
 Model = Literal["policy", "reference"]
 Reading = Literal["last", "last_step", "mean_step"]
 WITHOUT_EFFECT = "value_error.without_effect"
+MAX_WRITTEN_CHARACTERS = 64_000_000  # of all items of a request: some 20 s of a tokenizer
 
 
 @runtime_checkable
@@ -72,6 +74,31 @@ class TokenizerView(Protocol):
         in a prompt."""
 
 
+@dataclass(slots=True, eq=False)
+class TextBudget:
+    """How many characters scorers may write for all items of one request, prompts of their own.
+
+    A template of a few characters can show a long item many times, so a body of 16 MiB could ask
+    for gigabytes of text. The budget is shared by the items of a request.
+    """
+
+    num_characters: int = MAX_WRITTEN_CHARACTERS
+
+    def spend(self, num_characters: int) -> None:
+        """Takes characters out of the budget.
+
+        Raises:
+            SequenceTooLong: There are not so many left.
+        """
+        if num_characters > self.num_characters:
+            raise SequenceTooLong(
+                "the prompts that scorers write for this request pass "
+                f"{MAX_WRITTEN_CHARACTERS} characters: send fewer items in a request, or a shorter "
+                "`template`"
+            )
+        self.num_characters -= num_characters
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Sample:
     """One item in the scorer's own tokens, and the item that they came from.
@@ -87,6 +114,7 @@ class Sample:
         suffix_ids: Tokens that a reward model reads after the response. They own no entry.
         ends: Where each response token's characters end in a text, without the appended
             end-of-turn. None for ids, and for a tokenizer that cannot say.
+        budget: How much text scorers may still write for the items of the request.
         memo: What a scorer's `rows` leaves for its `score`, under keys of its own.
     """
 
@@ -98,6 +126,7 @@ class Sample:
     tokenizer: TokenizerView
     suffix_ids: Int64[np.ndarray, " s"] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     ends: Int64[np.ndarray, " t"] | None = None
+    budget: TextBudget = field(default_factory=lambda: TextBudget())
     memo: dict[Hashable, Any] = field(default_factory=dict)
 
     def unmasked(self, values: Float[np.ndarray, " r"]) -> Float64[np.ndarray, " k"]:
@@ -259,10 +288,17 @@ def without_effect(name: str, because: str) -> PydanticCustomError:
 class Scorer(ABC):
     """A way to judge a response. Stateless: one instance serves all items of a deployment.
 
-    Class attributes: `Options`, its options; `task`, the kind of checkpoint it reads (None: its
-    options say, or any); `models`, the models of a deployment that its rows go to; `gives`, the
-    signals it may give; `default_credit`; `score_is`, one sentence that defines `score` for `GET
-    /v1/scorers`.
+    Attributes:
+        Options: The options that it takes.
+        task: The kind of checkpoint that it reads. None if its options say, or if any will do.
+        models: The models of a deployment that its rows go to.
+        gives: The signals that it may give.
+        default_credit: The credit of a request that names none.
+        score_is: One sentence that defines `score`, for `GET /v1/scorers`.
+        log_probs_options: Options under which its values are log-probabilities of the response's
+            tokens. With them it can be the reference of a KL penalty (`credit.kl.reference`).
+        takes: Fields of an item that another scorer may fill in: `score`, from the scorer that the
+            option `score_from` names.
     """
 
     Options: ClassVar[type[Options]]
@@ -271,6 +307,8 @@ class Scorer(ABC):
     gives: ClassVar[frozenset[Gives]]
     default_credit: ClassVar[CreditName]
     score_is: ClassVar[str]
+    log_probs_options: ClassVar[dict[str, Any] | None] = None
+    takes: ClassVar[frozenset[Literal["score"]]] = frozenset()
 
     def rows(self, sample: Sample, options: Any) -> tuple[Row, ...]:
         """The rows to read: by default one, prompt + response + suffix."""

@@ -1,6 +1,5 @@
-"""One replica's engine: queue, model, scorers, units, credit, behind `Engine.score(request) ->
-reply`."""
+"""One replica's pipeline: items in, rewards out. `Engine.score` is the one entry to it."""
 
-from tokenreward.engine.engine import Engine, Report
+from tokenreward.engine.engine import Engine
 
-__all__ = ["Engine", "Report"]
+__all__ = ["Engine"]

@@ -1,51 +1,85 @@
-"""The scorers that one deployment serves, and what a request asks of them.
+"""The scorers that one deployment serves, and what a request wants of them.
 
-Everything that is wrong with a request as a whole is found here, before any item is looked at. It
-knows no models.
+Everything that is wrong with a request as a whole is found here, before any item is looked at. This
+module knows no models and no tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import ValidationError
 
 from tokenreward import credit as credits
 from tokenreward.contract import WITHOUT_EFFECT, Model, Needs, Options, Scorer, Task, TokenizerView
-from tokenreward.engine.postprocess import Plan
 from tokenreward.errors import InvalidField, ItemError, UnknownOption, UnknownScorer, shown
 from tokenreward.scorers import UnknownScorerType, resolve
 from tokenreward.settings import DeploymentSettings, ScorerSettings, SettingsError
-from tokenreward.wire import RewardsRequest, refusal
+from tokenreward.wire import Credit, CreditName, RewardsRequest, refusal
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Served:
-    """One named scorer with the operator's option defaults, on a deployment of one task."""
+class Plan:
+    """What a request wants of one scorer, checked: its options and its credit."""
+
+    name: str
+    scorer: Scorer
+    options: Options
+    credit: Credit
+    credit_name: CreditName
+
+    @property
+    def needs(self) -> Needs:
+        """The outputs of the model that this credit can use."""
+        if "values" in credits.NEEDS[self.credit_name]:
+            return self.scorer.needs(self.options)
+        return self.scorer.needs_without_values(self.options)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ServedScorer:
+    """One named scorer with the operator's default options, on a deployment of one task.
+
+    Attributes:
+        name: The name that requests use.
+        type: Its file in `scorers/`, or `package.module:Class`.
+        scorer: The scorer itself.
+        defaults: Options of the operator, for requests that do not set them.
+        task: The kind of checkpoint that the deployment has.
+        listing: Its entry of `GET /v1/scorers`, without what belongs to the deployment.
+    """
 
     name: str
     type: str
     scorer: Scorer
     defaults: dict[str, Any]
     task: Task
+    listing: dict[str, Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        # Made once: a JSON schema takes longer to make than a small request to score.
+        object.__setattr__(self, "listing", self._describe())
 
     @classmethod
-    def of(cls, settings: ScorerSettings, deployment: DeploymentSettings) -> Served:
-        """Raises SettingsError: no such type, wrong options, or a type that reads another kind of
-        checkpoint."""
+    def of(cls, settings: ScorerSettings, deployment: DeploymentSettings) -> ServedScorer:
+        """The scorer that an operator's settings name.
+
+        Raises:
+            SettingsError: There is no such type, its options are wrong, or it reads another kind of
+                checkpoint.
+        """
         where = f"deployment `{deployment.name}`, scorer `{settings.served_name}`"
         try:
             scorer = resolve(settings.type)
-            scorer.Options.model_validate(settings.options)
+            options = scorer.Options.model_validate(settings.options)
         except UnknownScorerType as error:
             raise SettingsError(f"{where}: {error}") from error
         except ValidationError as error:
-            raise SettingsError(
-                f"{where}: {refusal(error, prefix=('options',), unknown=UnknownOption)}"
-            ) from error
-        task = scorer.task_for(scorer.Options.model_validate(settings.options))
+            problem = refusal(error, prefix=("options",), unknown=UnknownOption)
+            raise SettingsError(f"{where}: {problem}") from error
+        task = scorer.task_for(options)
         if task not in (None, deployment.task):
             raise SettingsError(
                 f"{where}: type `{settings.type}` reads a {task}, this is a {deployment.task}"
@@ -53,26 +87,27 @@ class Served:
         if "reference" in scorer.models and deployment.reference is None:
             raise SettingsError(
                 f"{where}: type `{settings.type}` compares the model with a reference: set "
-                "`reference_checkpoint` or "
-                "`adapter`"
+                "`reference_checkpoint` or `adapter`"
             )
         return cls(settings.served_name, settings.type, scorer, settings.options, deployment.task)
 
     @property
     def needs(self) -> Needs:
-        """What it needs of a row under the operator's defaults."""
+        """The outputs that it needs of a row under the operator's options."""
         return self.scorer.needs(self.scorer.Options.model_validate(self.defaults))
 
     def plan(self, request: RewardsRequest) -> Plan:
-        """What the request asks of this scorer. Raises RequestError: unknown or wrong options, or
-        credit."""
+        """What the request wants of this scorer.
+
+        Raises:
+            RequestError: Options or credit are unknown or wrong.
+        """
         below = "" if request.scorer is not None else f".{self.name}"
         options = self._options(request.options_of(self.name), prefix=f"options{below}")
         task = self.scorer.task_for(options)
         if task not in (None, self.task):
             raise InvalidField(
-                f"these read a {task}, this deployment is a {self.task}",
-                param=f"options{below}",
+                f"these read a {task}, this deployment is a {self.task}", param=f"options{below}"
             )
         credit = request.credit_of(self.name)
         param = f"credit{below}"
@@ -80,70 +115,79 @@ class Served:
             credit, default=self.scorer.default_credit, gives=self.scorer.gives, param=param
         )
         if credit.kl is not None and credit.kl.reference is not None:
-            raise _for_the_gateway(f"{param}.kl.reference", "ref_logprobs")
+            raise _needs_the_gateway(f"{param}.kl.reference", "ref_logprobs")
         if request.options_of(self.name).get("score_from") is not None:
-            raise _for_the_gateway(f"options{below}.score_from", "score")
+            raise _needs_the_gateway(f"options{below}.score_from", "score")
         return Plan(self.name, self.scorer, options, credit, name)
 
-    def _options(self, asked: dict[str, Any], *, prefix: str) -> Options:
-        """The caller's options over the operator's; an operator's default that the caller's choice
-        makes idle goes."""
-        merged = {**self.defaults, **asked}
+    def _options(self, options: dict[str, Any], *, prefix: str) -> Options:
+        """The caller's options over the operator's. An operator's default that a choice of the
+        caller makes idle is dropped."""
+        merged = {**self.defaults, **options}
         while True:
             try:
                 return self.scorer.Options.model_validate(merged)
             except ValidationError as error:
                 first = error.errors()[0]
                 idle = str(first.get("ctx", {}).get("name"))
-                if first["type"] != WITHOUT_EFFECT or idle in asked:
+                if first["type"] != WITHOUT_EFFECT or idle in options:
                     raise refusal(error, prefix=(prefix,), unknown=UnknownOption) from None
                 del merged[idle]
 
-    def describe(self) -> dict[str, Any]:
-        """Its entry of `GET /v1/scorers`, without what belongs to the deployment."""
-        schema = (
-            self.scorer.Options.model_json_schema()["properties"]
-            if self.scorer.Options.model_fields
-            else {}
-        )
+    def _describe(self) -> dict[str, Any]:
+        schema = self.scorer.Options.model_json_schema()
+        options = {name: dict(field) for name, field in schema.get("properties", {}).items()}
         for name, value in self.defaults.items():
-            schema[name] = {**schema[name], "default": value}
-        supported = [name for name, needs in credits.NEEDS.items() if needs <= self.scorer.gives]
-        return {
+            options[name]["default"] = value
+        listing = {
             "name": self.name,
             "type": self.type,
             "score": self.scorer.score_is,
-            "options": schema,
-            "credits": supported,
+            "options": options,
+            "credits": [
+                name for name, needs in credits.NEEDS.items() if needs <= self.scorer.gives
+            ],
             "default_credit": self.scorer.default_credit,
+            "log_probs_options": self.scorer.log_probs_options,
+            "takes": sorted(self.scorer.takes),
         }
+        if "$defs" in schema:  # options with a model or an enumeration of their own refer to it
+            listing["$defs"] = schema["$defs"]
+        return listing
 
 
-def served_by(deployment: DeploymentSettings) -> dict[str, Served]:
+def served_scorers(deployment: DeploymentSettings) -> dict[str, ServedScorer]:
     """The scorers of a deployment by name. Raises SettingsError."""
-    served = {entry.served_name: Served.of(entry, deployment) for entry in deployment.scorers}
-    if deployment.reference_checkpoint is not None and "reference" not in needs_of(served.values()):
+    scorers = {
+        entry.served_name: ServedScorer.of(entry, deployment) for entry in deployment.scorers
+    }
+    reads_reference = "reference" in needs_of(scorers.values())
+    if deployment.reference_checkpoint is not None and not reads_reference:
         raise SettingsError(
-            f"deployment `{deployment.name}`: `reference_checkpoint` has no effect: no scorer "
-            "here reads a reference"
+            f"deployment `{deployment.name}`: `reference_checkpoint` has no effect: no scorer here "
+            "reads a reference"
         )
-    return served
+    return scorers
 
 
-def needs_of(served: Iterable[Served]) -> dict[Model, Needs]:
-    """What all of them together need of each model that they read; the policy is there in any
-    case."""
-    found: dict[Model, Needs] = {"policy": Needs()}
-    for each in served:
-        for model in each.scorer.models:
-            found[model] = found.get(model, Needs()) | each.needs
-    return found
+def needs_of(scorers: Iterable[ServedScorer]) -> dict[Model, Needs]:
+    """What scorers together need of each model that they read. The policy is there in any case."""
+    needs: dict[Model, Needs] = {"policy": Needs()}
+    for served in scorers:
+        for model in served.scorer.models:
+            needs[model] = needs.get(model, Needs()) | served.needs
+    return needs
 
 
-def check_words(deployment: DeploymentSettings, tokenizer: TokenizerView) -> None:
-    """Raises SettingsError for options of the operator's that this checkpoint's words cannot
-    serve."""
-    for served in (Served.of(entry, deployment) for entry in deployment.scorers):
+def check_options(
+    scorers: Iterable[ServedScorer], deployment: DeploymentSettings, tokenizer: TokenizerView
+) -> None:
+    """Refuses options of the operator that this checkpoint's tokenizer cannot serve.
+
+    Raises:
+        SettingsError: Names the scorer and says why.
+    """
+    for served in scorers:
         try:
             served.scorer.check(served.scorer.Options.model_validate(served.defaults), tokenizer)
         except ItemError as error:
@@ -151,23 +195,21 @@ def check_words(deployment: DeploymentSettings, tokenizer: TokenizerView) -> Non
             raise SettingsError(f"{where}: {error.message}") from None
 
 
-def plans(served: dict[str, Served], request: RewardsRequest) -> list[Plan]:
-    """What a request asks, scorer by scorer. Raises RequestError."""
+def plans_of(scorers: dict[str, ServedScorer], request: RewardsRequest) -> list[Plan]:
+    """What a request wants, scorer by scorer. Raises RequestError."""
     param = "scorer" if request.scorer is not None else "scorers"
     for name in request.names:
-        if name not in served:
+        if name not in scorers:
             raise UnknownScorer(
-                f"no scorer `{shown(name)}` here; there are {', '.join(served)}", param=param
+                f"no scorer `{shown(name)}` here; there are {', '.join(scorers)}", param=param
             )
-    return [served[name].plan(request) for name in request.names]
+    return [scorers[name].plan(request) for name in request.names]
 
 
-def _for_the_gateway(param: str, field: str) -> InvalidField:
-    """A replica asks no other: what names another scorer is filled in before the request comes
-    here."""
+def _needs_the_gateway(param: str, field: str) -> InvalidField:
+    """A replica asks no other: the gateway fills in what another scorer has to tell."""
     return InvalidField(
-        "another scorer is named: send the request to the gateway (/v1/rewards), which asks "
-        "it and fills in "
-        f"`{field}`",
+        "another scorer is named: send the request to the gateway (/v1/rewards), which asks it and "
+        f"fills in `{field}`",
         param=param,
     )

@@ -1,188 +1,178 @@
-"""The last stretch of an item: its scorer's signals, in the caller's units, with credit, as the
-reply wants them.
+"""After the pass: a scorer's signals, in the caller's units, with credit, as the reply has them.
 
-It computes with numpy on one item at a time and knows neither batches nor the device.
+    outputs -> Signals -> units -> credit -> KL penalty -> ScorerResult -> ItemResult
+
+It computes with numpy on one item at a time, and knows neither batches nor the device.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Int64
 
 from tokenreward import credit as credits
 from tokenreward.alignment import last_of_units, sum_over_units
-from tokenreward.contract import Needs, Options, Outputs, Scorer, Signals, Steps
-from tokenreward.engine.preprocess import Prepared
+from tokenreward.contract import Outputs, Signals, Steps
+from tokenreward.engine.job import Job
+from tokenreward.engine.plan import Plan
 from tokenreward.errors import ItemError, NonFinite, ScorerFailed, frames
 from tokenreward.text.tokenizer import Tokenizer
-from tokenreward.wire import Credit, CreditName, encode_rewards
+from tokenreward.wire import ErrorDetail, ItemResult, RewardsRequest, ScorerResult, Token
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Plan:
-    """What a request asks of one scorer, checked: its options and its credit."""
+def item_result(
+    job: Job, request: RewardsRequest, plans: Sequence[Plan], tokenizer: Tokenizer
+) -> ItemResult:
+    """The result for one item, whose scorers fail each alone.
 
-    name: str
-    scorer: Scorer
-    options: Options
-    credit: Credit
-    credit_name: CreditName
+    Args:
+        job: The item, with its outputs.
+        request: The request that it came with.
+        plans: What the request wants of each scorer.
+        tokenizer: The checkpoint's, for the tokens that the request may want to see.
 
-    @property
-    def needs(self) -> Needs:
-        """The outputs of the model that this credit can use."""
-        reads_values = "values" in credits.NEEDS[self.credit_name]
-        ask = self.scorer.needs if reads_values else self.scorer.needs_without_values
-        return ask(self.options)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Judged:
-    """One scorer's numbers for one item, in the caller's units. `steps`: their scores [k] and each
-    unit's step [u], for a scorer that gives them."""
-
-    rewards: Float32[np.ndarray, " u"]
-    score: float | None
-    steps: tuple[Float32[np.ndarray, " k"], Int64[np.ndarray, " u"]] | None = None
-
-
-def judge(plan: Plan, prepared: Prepared, outputs: Sequence[Outputs]) -> Judged:
-    """What a scorer says of one item, with credit. Raises ItemError: whatever goes wrong on the way
-    is the fault of what the scorer gave, and so its item's, not its neighbours'."""
-    try:
-        return _judged(plan, prepared, outputs)
-    except ItemError:
-        raise
-    except Exception as error:
-        raise scorer_failed(plan.name, error) from None
-
-
-def _judged(plan: Plan, prepared: Prepared, outputs: Sequence[Outputs]) -> Judged:
-    with np.errstate(
-        over="ignore", divide="ignore", invalid="ignore"
-    ):  # inf and nan have an error of their own, below
-        signals = plan.scorer.score(prepared.sample, outputs, plan.options)
-        _check(plan, signals, num_tokens=len(prepared.owner))
-        units = in_units(signals, prepared)
-    rewards, score = credits.assign(units, plan.credit, name=plan.credit_name)
-    rewards = credits.penalise(
-        rewards,
-        plan.credit,
-        prepared.scored,
-        prepared.item.policy_logprobs,
-        prepared.item.ref_logprobs,
-    )
-    shown = signals.steps.scores if signals.steps is not None else np.zeros(0)
-    if not all(
-        np.isfinite(numbers).all() for numbers in (rewards, shown, 0.0 if score is None else score)
-    ):
-        raise NonFinite(f"scorer `{plan.name}` gave a number that is not finite")
-    return Judged(
-        rewards,
-        score,
-        None if signals.steps is None else (shown, _unit_steps(signals.steps, prepared)),
+    Returns:
+        With `scorer`, that scorer's result; with `scorers`, the results by name. Rewards are float32
+        arrays [units].
+    """
+    results = {plan.name: _scorer_result(job, plan) for plan in plans}
+    tokens = None
+    if request.return_tokens and job.error is None:
+        tokens = _tokens(job, tokenizer)
+    if request.scorer is None:
+        return ItemResult(index=job.index, tokens=tokens, scorers=results)
+    result = results[request.scorer]
+    return ItemResult(
+        index=job.index,
+        tokens=tokens,
+        rewards=result.rewards,
+        score=result.score,
+        error=result.error,
+        step_scores=result.step_scores,
+        step_ids=result.step_ids,
     )
 
 
 def scorer_failed(name: str, error: Exception) -> ScorerFailed:
-    """The item's error for a scorer that raised; where it raised goes to the log."""
+    """The item's error for a scorer that raised. Where it raised goes to the log."""
     logger.error("scorer `%s` failed: %s", name, frames(error))
     return ScorerFailed(f"scorer `{name}` failed on this item: {type(error).__name__}")
 
 
+def _scorer_result(job: Job, plan: Plan) -> ScorerResult:
+    if job.error is not None:
+        return ScorerResult(error=ErrorDetail.of(job.error))
+    places = job.rows_of[plan.name]
+    if isinstance(places, ItemError):
+        return ScorerResult(error=ErrorDetail.of(places))
+    if isinstance(job.outputs, ItemError):
+        # The same error may stand for several items of a pass, so the place is not put into it.
+        return ScorerResult(error=replace(ErrorDetail.of(job.outputs), param=job.param))
+    outputs = [job.outputs[place] for place in places]
+    try:
+        return _score(job, plan, outputs)
+    except ItemError as error:
+        return ScorerResult(error=ErrorDetail.of(error.within(job.param)))
+    except Exception as error:
+        # Whatever goes wrong on the way is the fault of what the scorer gave, and so its item's,
+        # not its neighbours'.
+        failure = scorer_failed(plan.name, error).within(job.param)
+        return ScorerResult(error=ErrorDetail.of(failure))
+
+
+def _score(job: Job, plan: Plan, outputs: Sequence[Outputs]) -> ScorerResult:
+    """One scorer's result for one item. Raises ItemError, and whatever the scorer raises."""
+    item = job.sample.item
+    # Infinite and undefined numbers have an error of their own, below.
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        signals = plan.scorer.score(job.sample, outputs, plan.options)
+        _check(plan, signals, num_tokens=len(job.owner))
+        units = in_units(signals, job)
+    rewards, score = credits.assign(units, plan.credit, name=plan.credit_name)
+    rewards = credits.penalise(
+        rewards, plan.credit, job.scored, item.policy_logprobs, item.ref_logprobs
+    )
+    step_scores = np.zeros(0) if signals.steps is None else signals.steps.scores
+    numbers = (rewards, step_scores, np.float64(0.0 if score is None else score))
+    if not all(np.isfinite(array).all() for array in numbers):
+        raise NonFinite(f"scorer `{plan.name}` gave a number that is not finite")
+    result = ScorerResult(rewards=rewards, score=score)
+    if signals.steps is not None:
+        result.step_scores = step_scores.tolist()
+        result.step_ids = _step_ids(signals.steps, job).tolist()
+    return result
+
+
 def _check(plan: Plan, signals: Signals, *, num_tokens: int) -> None:
-    """A missing signal or a vector of another length is a scorer's fault, not something to make up
-    or stretch."""
+    """Refuses signals that are missing or of another length: neither is made up or stretched.
+
+    Raises:
+        ScorerFailed: Says what the scorer gave.
+    """
+    scorer = f"scorer `{plan.name}`"
     if not isinstance(signals, Signals):
-        raise ScorerFailed(f"scorer `{plan.name}` gave {type(signals).__name__}, not Signals")
+        raise ScorerFailed(f"{scorer} gave {type(signals).__name__}, not Signals")
     for field in sorted(credits.NEEDS[plan.credit_name]):
         if getattr(signals, field) is None:
             raise ScorerFailed(
-                f"scorer `{plan.name}` gave no {field}, which credit `{plan.credit_name}` is made "
-                "of"
+                f"{scorer} gave no {field}, which credit `{plan.credit_name}` is made of"
             )
     for field in ("values", "weights"):
-        given = getattr(signals, field)
-        if given is not None and given.shape != (num_tokens,):
+        vector = getattr(signals, field)
+        if vector is not None and vector.shape != (num_tokens,):
             raise ScorerFailed(
-                f"scorer `{plan.name}` gave {field} {list(given.shape)} for {num_tokens} tokens"
+                f"{scorer} gave {field} {list(vector.shape)} for {num_tokens} tokens"
             )
     steps = signals.steps
     if steps is not None:
         ends = np.append(-1, steps.last)
-        if (
-            steps.scores.shape != steps.last.shape
-            or ends[-1] != num_tokens - 1
-            or (np.diff(ends) < 1).any()
-        ):
-            raise ScorerFailed(
-                f"scorer `{plan.name}` gave steps that do not divide {num_tokens} tokens"
-            )
+        divides = ends[-1] == num_tokens - 1 and (np.diff(ends) >= 1).all()
+        if steps.scores.shape != steps.last.shape or not divides:
+            raise ScorerFailed(f"{scorer} gave steps that do not divide {num_tokens} tokens")
 
 
-def in_units(signals: Signals, prepared: Prepared) -> credits.UnitSignals:
+def in_units(signals: Signals, job: Job) -> credits.UnitSignals:
     """Token signals as unit signals: increments and weights add up, of levels the last token
-    stands."""
-    num_units = len(prepared.scored)
-    into = sum_over_units if signals.kind == "increments" else last_of_units
-    return credits.UnitSignals(
-        keep=prepared.scored,
-        score=None
-        if signals.score is None
-        else float(signals.score),  # a library's own number goes into no reply
-        values=None if signals.values is None else into(signals.values, prepared.owner, num_units),
-        weights=None
-        if signals.weights is None
-        else sum_over_units(signals.weights, prepared.owner, num_units),
-    )
+    stands for its unit."""
+    num_units = len(job.scored)
+    score, values, weights = signals.score, signals.values, signals.weights
+    if score is not None:
+        score = float(score)  # a number of some library would not fit every writer of replies
+    if values is not None:
+        reduce = sum_over_units if signals.kind == "increments" else last_of_units
+        values = reduce(values, job.owner, num_units)
+    if weights is not None:
+        weights = sum_over_units(weights, job.owner, num_units)
+    return credits.UnitSignals(keep=job.scored, score=score, values=values, weights=weights)
 
 
-def _unit_steps(steps: Steps, prepared: Prepared) -> Int64[np.ndarray, " u"]:
+def _step_ids(steps: Steps, job: Job) -> Int64[np.ndarray, " u"]:
     """The step of each unit's last token; of a unit without tokens, the step of the token before
     it."""
-    unit_steps = np.zeros(len(prepared.scored), dtype=np.int64)
-    unit_steps[prepared.owner] = np.searchsorted(steps.last, np.arange(len(prepared.owner)))
-    return np.maximum.accumulate(unit_steps)
+    step_ids = np.zeros(len(job.scored), dtype=np.int64)
+    step_ids[job.owner] = np.searchsorted(steps.last, np.arange(len(job.owner)))
+    return np.maximum.accumulate(step_ids)
 
 
-def result(judged: Judged, *, encoding: str) -> dict[str, Any]:
-    """One scorer's result for one item. Steps are there only if the scorer gives them."""
-    encoded = encode_rewards(judged.rewards) if encoding == "base64" else judged.rewards
-    steps = {}
-    if judged.steps is not None:
-        steps = {
-            name: array.tolist()
-            for name, array in zip(("step_scores", "step_ids"), judged.steps, strict=True)
-        }
-    return {"rewards": encoded, "score": judged.score, "error": None, **steps}
-
-
-def failed(error: ItemError) -> dict[str, Any]:
-    """The same for an item that failed."""
-    return {"rewards": None, "score": None, "error": error.detail()}
-
-
-def shown_tokens(prepared: Prepared, vocabulary: Tokenizer) -> list[dict[str, Any]]:
-    """The tokens that were scored. Those of a text show its characters; an appended one has an
-    empty span."""
-    ids = prepared.sample.response_ids
-    text = prepared.item.response
-    if not isinstance(text, str) or prepared.ends is None:
-        texts = vocabulary.texts(ids)
-        return [{"id": int(i), "text": t, "span": None} for i, t in zip(ids, texts, strict=True)]
-    behind = [len(text)] * (len(ids) - len(prepared.ends))
-    inside = prepared.ends.tolist()
-    starts, ends = [*([0, *inside][: len(inside)]), *behind], inside + behind
-    shown = [text[start:end] for start, end in zip(starts, ends, strict=True)]
-    shown[len(prepared.ends) :] = vocabulary.texts(ids[len(prepared.ends) :])
-    return [
-        {"id": int(token_id), "text": piece, "span": [start, end]}
-        for token_id, piece, start, end in zip(ids, shown, starts, ends, strict=True)
-    ]
+def _tokens(job: Job, tokenizer: Tokenizer) -> list[Token]:
+    """The tokens that were scored. Those of a text show its characters; an end-of-turn that was
+    appended has an empty span at the end of the text."""
+    ids, ends = job.sample.response_ids, job.sample.ends
+    text = job.sample.item.response
+    if not isinstance(text, str) or ends is None:
+        texts = tokenizer.texts(ids)
+        return [Token(id=int(id_), text=text) for id_, text in zip(ids, texts, strict=True)]
+    tokens, start = [], 0
+    for token_id, end in zip(ids.tolist(), ends.tolist(), strict=False):
+        tokens.append(Token(id=token_id, text=text[start:end], span=(start, end)))
+        start = end
+    appended = ids[len(ends) :]
+    for token_id, name in zip(appended.tolist(), tokenizer.texts(appended), strict=True):
+        tokens.append(Token(id=token_id, text=name, span=(len(text), len(text))))
+    return tokens

@@ -1,118 +1,199 @@
-"""Preprocessor: one wire item becomes a Sample in the scorer's own tokens, and a map from its
-tokens to the caller's units.
+"""Before the queue: items become samples in the scorer's own tokens, and jobs with rows to read.
 
-Everything that can be wrong with an item is found here, before it costs device time. It knows no
-scorers.
+    item -> prompt ids, response ids -> units of the caller -> Sample -> rows of each scorer -> Job
+
+Everything that can be wrong with an item is found here, before it costs device time. This module
+knows no batches and no device.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Int64
 
+from tokenreward import credit as credits
 from tokenreward.alignment import owners, scored_spans, tiles
-from tokenreward.contract import Needs, Row, Sample
+from tokenreward.contract import Needs, Row, RowRequest, Sample, TextBudget
+from tokenreward.engine.job import Job
+from tokenreward.engine.plan import Plan
+from tokenreward.engine.postprocess import scorer_failed
 from tokenreward.errors import (
     EmptyResponse,
+    ItemError,
     LengthMismatch,
+    RequestError,
     SequenceTooLong,
     TokenOutOfVocabulary,
     UnsupportedText,
 )
 from tokenreward.text.tokenizer import EncodedResponse, Tokenizer
-from tokenreward.wire import Item, decode_ids
+from tokenreward.wire import Item, RewardsRequest, decode_ids
+
+Ids = Int64[np.ndarray, " n"]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Prepared:
-    """An item ready to be scored. `owner` [r]: each response token's unit. `scored` [u]: units that
-    carry reward."""
-
-    index: int
-    item: Item
-    sample: Sample
-    owner: Int64[np.ndarray, " r"]
-    scored: Bool[np.ndarray, " u"]
-    ends: Int64[np.ndarray, " t"] | None
-
-
-class Prompts:
-    """Prompts of one request by what was written: the responses of a group bring the same one again
-    and again."""
+class PromptCache:
+    """Prompts of one request by what the caller wrote: the responses of a group bring the same
+    prompt again and again."""
 
     def __init__(self) -> None:
-        self._known: dict[str, Int64[np.ndarray, " p"]] = {}
+        self._ids: dict[str, Ids] = {}
 
-    def get(
-        self, item: Item, tokenise: Callable[[], Int64[np.ndarray, " p"]]
-    ) -> Int64[np.ndarray, " p"]:
-        """The prompt's ids, read-only if they are shared. Raises what `tokenise` raises, each
-        time."""
-        written = _written(item)
-        if written is None:
+    def get(self, item: Item, tokenise: Callable[[], Ids]) -> Ids:
+        """The ids of an item's prompt, read-only if they are shared. Raises what `tokenise`
+        raises, each time."""
+        content = item.prompt if isinstance(item.prompt, str) else item.messages
+        if content is None:  # ids need no tokenizer
             return tokenise()
-        if written not in self._known:
-            ids = self._known[written] = tokenise()
+        key = json.dumps([content, item.tools, item.chat_template_kwargs])
+        if key not in self._ids:
+            ids = self._ids[key] = tokenise()
             ids.flags.writeable = False
-        return self._known[written]
-
-
-def _written(item: Item) -> str | None:
-    """All that a tokenised prompt is made of; None if it is ids, which need no tokenizer."""
-    given = item.prompt if isinstance(item.prompt, str) else item.messages
-    return None if given is None else json.dumps([given, item.tools, item.chat_template_kwargs])
+        return self._ids[key]
 
 
 @dataclass(frozen=True, slots=True)
 class Preprocessor:
-    """Turns items into samples for one checkpoint. `vocab_size`: ids that it reads; `num_labels`:
-    that it predicts."""
+    """Turns items into jobs for one checkpoint.
 
-    vocabulary: Tokenizer
+    Attributes:
+        tokenizer: The checkpoint's.
+        vocab_size: The model reads ids below it.
+        num_labels: The model predicts ids below it.
+        max_sequence_tokens: Longest row; None if there is no limit.
+        suffix_ids: What a reward model reads after the response.
+    """
+
+    tokenizer: Tokenizer
     vocab_size: int
     num_labels: int
     max_sequence_tokens: int | None
-    suffix_ids: Int64[np.ndarray, " s"]
+    suffix_ids: Ids
 
-    def prepare(self, item: Item, *, index: int, prompts: Prompts) -> Prepared:
-        """`prompts` are those of the items before it. Raises ItemError, or InvalidField if a field
-        cannot be decoded at all; `param` is a field of the item."""
+    def jobs(
+        self, request: RewardsRequest, plans: Sequence[Plan], is_over: Callable[[], bool]
+    ) -> list[Job]:
+        """A job for each item, in order.
+
+        Args:
+            request: The request.
+            plans: What it wants of each scorer.
+            is_over: Asked before each item. Once it is true, nobody waits for the other items, and
+                no jobs are made of them.
+
+        Raises:
+            RequestError: A field cannot be decoded at all.
+        """
+        prompts, budget = PromptCache(), TextBudget()
+        jobs = []
+        for index, item in enumerate(request.items):
+            if is_over():
+                break
+            job = Job(index=index)
+            try:
+                self._read(job, item, prompts, budget)
+            except ItemError as error:
+                job.error = error.within(job.param)
+            except RequestError as error:
+                raise error.within(job.param) from None
+            else:
+                self._add_rows(job, plans)
+            jobs.append(job)
+        return jobs
+
+    def _read(self, job: Job, item: Item, prompts: PromptCache, budget: TextBudget) -> None:
+        """Tokenises an item, and finds the unit of each token. Raises ItemError, RequestError."""
         prompt_ids = prompts.get(item, lambda: self._prompt(item))
         response = self._response(item)
-        self._check_vocabulary(prompt_ids, self.vocab_size, param="prompt")
-        self._check_vocabulary(response.ids, self.num_labels, param="response")
-        self._check_length(len(prompt_ids), len(response.ids))
-        owner, scored = _units(item, response)
-        sample = Sample(
+        self._check_ids(prompt_ids, self.vocab_size, param="prompt")
+        self._check_ids(response.ids, self.num_labels, param="response")
+        num_suffix = len(self.suffix_ids)
+        total = len(prompt_ids) + len(response.ids) + num_suffix
+        if self.max_sequence_tokens is not None and total > self.max_sequence_tokens:
+            raise SequenceTooLong(
+                f"{len(prompt_ids)} prompt + {len(response.ids)} response + {num_suffix} suffix = "
+                f"{total} tokens, `max_sequence_tokens` is {self.max_sequence_tokens}",
+                param="response",
+            )
+        job.owner, job.scored = _units(item, response)
+        job.sample = Sample(
             prompt_ids,
             response.ids,
-            terminal=int(response.ids[-1]) in self.vocabulary.terminal_ids,
-            keep=scored[owner],
+            terminal=int(response.ids[-1]) in self.tokenizer.terminal_ids,
+            keep=job.scored[job.owner],
             item=item,
-            tokenizer=self.vocabulary,
+            tokenizer=self.tokenizer,
             suffix_ids=self.suffix_ids,
             ends=response.ends,
+            budget=budget,
         )
-        if not sample.keep.any():
+        if not job.sample.keep.any():
             raise EmptyResponse("no token is left to score", param="mask")
-        return Prepared(index, item, sample, owner, scored, response.ends)
 
-    def check_row(self, row: Row, needs: Needs) -> None:
-        """Refuses a row of a scorer that the model cannot read. Raises SequenceTooLong,
-        TokenOutOfVocabulary."""
+    def _add_rows(self, job: Job, plans: Sequence[Plan]) -> None:
+        """Adds the rows of all scorers, each distinct row once."""
+        places: dict[tuple[str, int, int, bytes], int] = {}
+        for plan in plans:
+            try:
+                requests = self._requests(job, plan)
+            except ItemError as error:
+                job.rows_of[plan.name] = error.within(job.param)
+                continue
+            except Exception as error:
+                job.rows_of[plan.name] = scorer_failed(plan.name, error).within(job.param)
+                continue
+            own = []
+            for row, needs in requests:
+                key = (row.model, row.start, row.stop, row.ids.tobytes())
+                place = places.setdefault(key, len(job.requests))
+                if place == len(job.requests):
+                    job.requests.append(RowRequest(row, needs))
+                else:
+                    job.requests[place] = RowRequest(row, job.requests[place].needs | needs)
+                own.append(place)
+            job.rows_of[plan.name] = own
+        job.measure()
+
+    def _requests(self, job: Job, plan: Plan) -> list[RowRequest]:
+        """What one scorer wants to be read of an item.
+
+        Raises:
+            ItemError: The item cannot be read so.
+            Exception: The scorer does not keep to the contract.
+        """
+        item, scorer = job.sample.item, plan.scorer
+        credits.check_logprobs(
+            plan.credit, len(job.scored), item.policy_logprobs, item.ref_logprobs
+        )
+        rows, needs = scorer.rows(job.sample, plan.options), plan.needs
+        if not {row.model for row in rows} <= scorer.models:
+            # Another model might not be there.
+            raise ValueError("a scorer's rows go to the models that it names")
+        if not isinstance(needs, Needs):
+            # The needs of several scorers are joined.
+            raise TypeError("a scorer says what it needs as Needs")
+        labels = scorer.labels(plan.options, job.sample.tokenizer)
+        if labels:
+            needs |= Needs(labels=labels)
+        for row in rows:
+            self._check_row(row, needs)
+        return [RowRequest(row, needs) for row in rows]
+
+    def _check_row(self, row: Row, needs: Needs) -> None:
+        """Refuses a row that the model cannot read. Raises SequenceTooLong, TokenOutOfVocabulary."""
         labels = np.array([*needs.labels], dtype=np.int64)
         predicted = np.concatenate([row.ids[row.start : row.stop], labels])
-        for ids, size, does in (
+        for ids, size, verb in (
             (row.ids, self.vocab_size, "reads"),
             (predicted, self.num_labels, "predicts"),
         ):
             if len(ids) and not 0 <= ids.min() <= ids.max() < size:
                 raise TokenOutOfVocabulary(
-                    f"the tokenizer has tokens that the model, which {does} ids 0 to {size - 1}, "
+                    f"the tokenizer has tokens that the model, which {verb} ids 0 to {size - 1}, "
                     "has not"
                 )
         if self.max_sequence_tokens is not None and len(row.ids) > self.max_sequence_tokens:
@@ -121,54 +202,47 @@ class Preprocessor:
                 f"`max_sequence_tokens` is {self.max_sequence_tokens}"
             )
 
-    def _prompt(self, item: Item) -> Int64[np.ndarray, " p"]:
-        prompt, messages, param = item.prompt, item.messages, "prompt"
+    def _prompt(self, item: Item) -> Ids:
+        prompt, messages = item.prompt, item.messages
         if isinstance(prompt, str):
-            return self.vocabulary.prompt_from_text(prompt, param=param)
+            return self.tokenizer.prompt_from_text(prompt, param="prompt")
         if messages is not None:
-            return self.vocabulary.prompt_from_messages(
-                messages, item.tools, item.chat_template_kwargs, param=param
+            return self.tokenizer.prompt_from_messages(
+                messages, item.tools, item.chat_template_kwargs, param="prompt"
             )
-        return self.vocabulary.prompt_from_ids(decode_ids(prompt, param=param), param=param)  # type: ignore[arg-type]
+        ids = decode_ids(prompt, param="prompt")  # type: ignore[arg-type]
+        return self.tokenizer.prompt_from_ids(ids, param="prompt")
 
     def _response(self, item: Item) -> EncodedResponse:
-        param = "response"
         if not isinstance(item.response, str):
-            response = EncodedResponse(decode_ids(item.response, param=param))
+            response = EncodedResponse(decode_ids(item.response, param="response"), ends=None)
         elif not item.response and item.finished is not True:
             # A policy may stop at once, but then the caller says so: an empty text by itself looks
             # like a mistake.
-            response = EncodedResponse(np.empty(0, dtype=np.int64))
+            response = EncodedResponse(np.empty(0, dtype=np.int64), ends=None)
         else:
             finished = item.finished is not False
-            response = self.vocabulary.response(item.response, finished=finished, param=param)
+            response = self.tokenizer.response(item.response, finished=finished, param="response")
         if not len(response.ids):
-            raise EmptyResponse("the response has no tokens", param=param)
+            raise EmptyResponse("the response has no tokens", param="response")
         return response
 
-    def _check_vocabulary(self, ids: Int64[np.ndarray, " n"], size: int, *, param: str) -> None:
+    def _check_ids(self, ids: Ids, size: int, *, param: str) -> None:
+        """Raises TokenOutOfVocabulary for the first id that is not below `size`."""
         wrong = np.flatnonzero((ids < 0) | (ids >= size))
         if len(wrong):
-            position = int(wrong[0])
+            place = int(wrong[0])
             raise TokenOutOfVocabulary(
-                f"entry {position} is {ids[position]}, ids of this model are 0 to {size - 1} there",
+                f"entry {place} is {ids[place]}, ids of this model are 0 to {size - 1} there",
                 param=param,
-            )
-
-    def _check_length(self, num_prompt: int, num_response: int) -> None:
-        total = num_prompt + num_response + len(self.suffix_ids)
-        if self.max_sequence_tokens is not None and total > self.max_sequence_tokens:
-            raise SequenceTooLong(
-                f"{num_prompt} prompt + {num_response} response + {len(self.suffix_ids)} suffix = "
-                f"{total} tokens, `max_sequence_tokens` is {self.max_sequence_tokens}",
-                param="response",
             )
 
 
 def _units(
     item: Item, response: EncodedResponse
 ) -> tuple[Int64[np.ndarray, " r"], Bool[np.ndarray, " u"]]:
-    """The unit of each token, and which units carry reward."""
+    """The unit [r] of each token, and which units [u] carry reward. Raises SpansDoNotTile,
+    UnsupportedText, LengthMismatch."""
     if item.spans is None:
         owner = np.arange(len(response.ids))
         scored = np.ones(len(response.ids), dtype=np.bool_)
@@ -180,10 +254,11 @@ def _units(
         owner = owners(response.ends, spans, num_appended=response.num_appended)
         scored = scored_spans(spans, finished=response.num_appended > 0)
     for name in ("mask", "policy_logprobs", "ref_logprobs"):
-        given = getattr(item, name)
-        if given is not None and len(given) != len(scored):
+        entries = getattr(item, name)
+        if entries is not None and len(entries) != len(scored):
             raise LengthMismatch(
-                f"there are {len(given)} entries, the response has {len(scored)} units", param=name
+                f"there are {len(entries)} entries, the response has {len(scored)} units",
+                param=name,
             )
     if item.mask is not None:
         scored = scored & np.asarray(item.mask, dtype=np.bool_)

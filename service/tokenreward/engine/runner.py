@@ -1,14 +1,15 @@
-"""The device: runs a batch of rows, and on failure splits it until only the culprit fails.
+"""Runs a batch on the device, and on a failure splits it until only the culprit fails.
 
 It belongs to one thread. A lost device (an illegal CUDA access, say) is not an item's fault: it
-fails everything, and the replica's health with it.
+fails everything, and the replica's health with it. This module knows rows and no items.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
 
 import torch
 
@@ -16,11 +17,8 @@ from tokenreward.contract import Outputs, RowRequest
 from tokenreward.errors import InternalError, ItemError, OutOfMemory, ScorerFailed, frames
 from tokenreward.forward.layout import Finished, Layout, Pending
 
-Rows = Sequence[RowRequest]
-Results = list[list[Outputs] | ItemError]
-
-_FULL = ("out of memory", "alloc_failed", "can't allocate memory")
-_LOST = (
+_SIGNS_OF_NO_MEMORY = ("out of memory", "alloc_failed", "can't allocate memory")
+_SIGNS_OF_LOSS = (
     "cuda error",
     "device-side assert",
     "cublas_status",
@@ -37,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 def max_batch_tokens(device: torch.device) -> int:
-    """Tokens of a pass, where the settings do not say."""
+    """Tokens of a pass on this device, where the settings do not say."""
     return _MAX_BATCH_TOKENS[device.type]
 
 
@@ -46,85 +44,102 @@ class DeviceLost(InternalError):
 
 
 class Runner:
-    """One layout of one checkpoint, with its failures contained. `runs_ahead`: it computes while
-    its thread goes on.
+    """Runs batches of rows on one layout, with failures contained.
 
-    A layout that waits while it is asked is not asked ahead: this batch's answer would wait for all
-    of the next one.
+    Args:
+        layout: How rows go through the model.
+        runs_ahead: Whether the device computes while its thread goes on. It has no effect on a
+            layout that waits for the device while it launches: then the answer to this batch would
+            wait for all of the next one.
+
+    Attributes:
+        lost: Set once the device is lost.
     """
 
     def __init__(self, layout: Layout, *, runs_ahead: bool = False) -> None:
-        self._layout = layout
+        self.layout = layout
         self.runs_ahead = runs_ahead and layout.runs_ahead
         self.lost: DeviceLost | None = None
 
-    def run(self, batch: Sequence[Rows]) -> Results:
-        """Outputs of each item's rows, or the error of that item alone. Raises DeviceLost."""
-        return self.ask(batch)()
-
-    def ask(self, batch: Sequence[Rows]) -> Callable[[], Results]:
-        """The same, asked: calling what is returned waits for the device, and raises DeviceLost."""
-        work = [row for rows in batch for row in rows]
-        asked: Pending | ItemError | DeviceLost
+    def launch(self, batch: Sequence[Sequence[RowRequest]]) -> PendingBatch:
+        """Launches the rows of each item. Raises nothing: `PendingBatch.result` does."""
+        requests = [request for item in batch for request in item]
         try:
             if self.runs_ahead:
-                asked = self._layout.launch(work)
-            else:
-                asked = Finished(self._layout.run(work))
+                return PendingBatch(self, batch, self.layout.launch(requests))
+            return PendingBatch(self, batch, Finished(self.layout.run(requests)))
         except Exception as error:
-            asked = self._blamed(batch, error)
-        return partial(self._answer, batch, asked)
+            return PendingBatch(self, batch, self.culprit(batch, error))
 
-    def _answer(self, batch: Sequence[Rows], asked: Pending | ItemError | DeviceLost) -> Results:
-        outcome: Results | ItemError | DeviceLost
-        try:
-            outcome = asked if isinstance(asked, Exception) else _by_item(batch, asked.result())
-        except Exception as error:
-            outcome = self._blamed(batch, error)
-        if isinstance(outcome, DeviceLost):
-            raise outcome
-        if not isinstance(outcome, ItemError):
-            return outcome
+    def run(self, batch: Sequence[Sequence[RowRequest]]) -> list[list[Outputs] | ItemError]:
+        """Launches a batch and waits for it, as `PendingBatch.result`."""
+        return self.launch(batch).result()
+
+    def culprit(
+        self, batch: Sequence[Sequence[RowRequest]], error: Exception
+    ) -> ItemError | DeviceLost:
+        """What a failure of the layout means: the error of an item, or the loss of the device."""
+        logger.warning("a batch of %d items failed: %s", len(batch), frames(error))
+        if isinstance(error, ItemError):
+            return error
+        text, name = str(error).lower(), type(error).__name__
+        says_no_memory = any(sign in text for sign in _SIGNS_OF_NO_MEMORY)
+        if says_no_memory or isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+            return OutOfMemory("the device has not enough memory for this item alone")
+        if any(sign in text for sign in _SIGNS_OF_LOSS):
+            self.lost = DeviceLost(f"the device is lost: {name}")
+            return self.lost
+        return ScorerFailed(f"the forward pass failed on this item: {name}")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PendingBatch:
+    """A batch that was launched.
+
+    Attributes:
+        runner: The runner that launched it, which runs the parts of a batch that fails.
+        batch: The rows of each item.
+        state: The pass, or why there is none.
+    """
+
+    runner: Runner
+    batch: Sequence[Sequence[RowRequest]]
+    state: Pending | ItemError | DeviceLost
+
+    def result(self) -> list[list[Outputs] | ItemError]:
+        """Waits for the device. A batch that fails is split until only the culprit fails.
+
+        Returns:
+            For each item the outputs of its rows, or the error of that item alone.
+
+        Raises:
+            DeviceLost: The device will not compute again.
+        """
+        batch, failure = self.batch, self.state
+        if isinstance(failure, Pending):
+            try:
+                outputs = iter(failure.result())
+                return [list(islice(outputs, len(item))) for item in batch]
+            except Exception as error:
+                failure = self.runner.culprit(batch, error)
+        if isinstance(failure, DeviceLost):
+            raise failure
         # Only here, outside the except block, has the failed pass let go of its tensors.
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        if len(batch) == 1:
-            alone = isinstance(outcome, OutOfMemory) and len(batch[0]) > 1
-            return [self._row_by_row(batch[0]) if alone else outcome]
-        middle = len(batch) // 2
-        return self.run(batch[:middle]) + self.run(batch[middle:])
+        if len(batch) > 1:
+            middle = len(batch) // 2
+            return self.runner.run(batch[:middle]) + self.runner.run(batch[middle:])
+        if isinstance(failure, OutOfMemory) and len(batch[0]) > 1:
+            return [self._run_row_by_row()]
+        return [failure]
 
-    def _row_by_row(self, rows: Rows) -> list[Outputs] | ItemError:
-        """An item whose rows do not fit in one pass, one pass each. Raises DeviceLost."""
+    def _run_row_by_row(self) -> list[Outputs] | ItemError:
+        """Runs an item whose rows do not fit in one pass, one pass each. Raises DeviceLost."""
         outputs: list[Outputs] = []
-        for row in rows:
-            (found,) = self.run([[row]])
-            if isinstance(found, ItemError):
-                return found
-            outputs += found
+        for request in self.batch[0]:
+            (result,) = self.runner.run([[request]])
+            if isinstance(result, ItemError):
+                return result
+            outputs += result
         return outputs
-
-    def _blamed(self, batch: Sequence[Rows], error: Exception) -> ItemError | DeviceLost:
-        logger.warning("a batch of %d items failed: %s", len(batch), frames(error))
-        blamed = _blamed(error)
-        if isinstance(blamed, DeviceLost):
-            self.lost = blamed
-        return blamed
-
-
-def _by_item(batch: Sequence[Rows], outputs: list[Outputs]) -> Results:
-    left = iter(outputs)
-    return [[next(left) for _ in rows] for rows in batch]
-
-
-def _blamed(error: Exception) -> ItemError | DeviceLost:
-    if isinstance(error, ItemError):
-        return error
-    text = str(error).lower()
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
-        sign in text for sign in _FULL
-    ):
-        return OutOfMemory("the device has not enough memory for this item alone")
-    if any(sign in text for sign in _LOST):
-        return DeviceLost(f"the device is lost: {type(error).__name__}")
-    return ScorerFailed(f"the forward pass failed on this item: {type(error).__name__}")

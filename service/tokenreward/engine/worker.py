@@ -1,10 +1,12 @@
-"""A shift of the device's thread: batch after batch while somebody waits, each answered while the
-next one runs.
+"""The thread that owns the device: batch after batch, as long as anybody waits.
 
-The thread takes its next batch itself, so that the device does not stand idle behind a busy event
-loop: when this one has run, and so late comers are in it; or, on a device that runs ahead, as soon
-as this one is asked for, and whoever comes after that is in the one behind it. It knows entries and
-outcomes, nothing of requests or scorers.
+    step:  take a batch  ->  launch it  ->  answer the one before
+
+The thread takes its batches itself, so that the device does not stand idle behind a busy event
+loop. A batch is made of what waits at the moment when the device can take it. A device that runs
+ahead (a GPU) gets the next batch before the last one is answered: while it computes, the thread
+packs and copies. Any other device computes within the launch, and its batch is answered in the same
+step. The worker knows jobs, and nothing of requests or scorers.
 """
 
 from __future__ import annotations
@@ -15,164 +17,183 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
-from tokenreward.batching import Batcher, Entry
-from tokenreward.engine.job import Outcome, Rows
-from tokenreward.engine.runner import Runner
-from tokenreward.errors import InternalError, frames
-from tokenreward.forward.layout import Layout
+from tokenreward.batching import Batcher
+from tokenreward.contract import Outputs
+from tokenreward.engine.job import Job
+from tokenreward.engine.runner import PendingBatch, Runner
+from tokenreward.errors import InternalError, ItemError, frames
 
-Batch = Sequence[Entry[Rows, Outcome]]
 Report = Callable[..., None]
+"""Takes the name of a metric, its value, and its labels."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Step:
-    """A batch that the device was asked for; `answer` waits for it. `began`: when it was, by
-    time.monotonic."""
+class Batch:
+    """Jobs whose rows are read in one pass.
 
-    batch: Batch
+    Attributes:
+        jobs: The jobs.
+        number: Counts the batches of this worker, from 1.
+        pending: The pass, or why it could not be launched.
+        launched_at: A reading of time.monotonic, in seconds.
+    """
+
+    jobs: Sequence[Job]
     number: int
-    answer: Callable[[], Sequence[Any]]
-    began: float
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Done:
-    """A batch that has run: each entry's outputs or error. `began` is a reading of time.monotonic,
-    in seconds; `num_computed`: tokens that its pass computes."""
-
-    batch: Batch
-    number: int
-    results: Sequence[Any]
-    began: float
-    compute_s: float
-    num_computed: int
+    pending: PendingBatch | InternalError
+    launched_at: float
 
 
 class Worker:
-    """Runs what waits in `batcher` on `device`. `began`: when the batch that runs now did, by
-    time.monotonic."""
+    """Runs what waits in a batcher.
+
+    Args:
+        batcher: The queue.
+        runner: The device.
+        thread: An executor of one thread, which owns the device.
+        report: Told the metrics of each batch.
+
+    Attributes:
+        busy_since: When the batch began that runs now, by time.monotonic; None if none does.
+    """
 
     def __init__(
-        self,
-        batcher: Batcher[Rows, Outcome],
-        device: Runner,
-        *,
-        thread: Executor,
-        layout: Layout,
-        report: Report,
+        self, batcher: Batcher[Job], runner: Runner, *, thread: Executor, report: Report
     ) -> None:
         self._batcher = batcher
-        self._device = device
+        self._runner = runner
         self._thread = thread
-        self._layout = layout
         self._report = report
-        self._running: Batch = ()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._launched: Batch | None = None  # runs ahead of the step that will answer it
+        self._latest: tuple[Sequence[Job], ...] = ()  # of the last two batches: no more are open
         self._num_batches = 0
-        self._ended = 0.0  # when the last one did
-        self.began: float | None = None
+        self._ended_at = 0.0  # when the last batch ended
+        self.busy_since: float | None = None
 
-    async def work_forever(self) -> None:
-        """Worker after shift. Nothing ends it but being cancelled: without it every caller would
-        wait."""
+    async def run_forever(self) -> None:
+        """Works until it is cancelled. Nothing else ends it: without it every caller would wait."""
+        self._loop = asyncio.get_running_loop()
         while True:
             try:
-                batch = self._running = await self._batcher.next_batch()
-                self.began = time.monotonic()  # by now: the thread may be lost, too
-                loop = asyncio.get_running_loop()
-                await loop.run_in_executor(self._thread, self._run_while_some_wait, batch, loop)
+                await self._batcher.wait()
+                self.busy_since = time.monotonic()  # by now: the thread may be lost, too
+                await self._loop.run_in_executor(self._thread, self._drain)
             except Exception as error:
                 logger.error("a step failed: %s", frames(error))
-                self.answer_running(InternalError(f"the step failed: {type(error).__name__}"))
+                failure = InternalError(f"the step failed: {type(error).__name__}")
+                self.fail_unanswered(failure)
+                # A fault that stays must answer whoever waits, too, or it would be met forever.
+                _fail(self._batcher.take(), failure)
 
-    def answer_running(self, error: InternalError) -> None:
-        """Answers with an error whoever's batch runs now."""
-        _fail(self._running, error)
+    def fail_unanswered(self, error: InternalError) -> None:
+        """Answers the jobs on the device with an error. On the event loop."""
+        for jobs in self._latest:
+            _fail(jobs, error)
 
-    def _run_while_some_wait(self, batch: Batch, loop: asyncio.AbstractEventLoop) -> None:
-        """On the device's thread. A device that runs ahead is asked for the next batch before this
-        one's answer is waited for: it packs and copies while it computes."""
-        step = self._ask(batch)
-        while step is not None:
-            ahead = self._ask(self._batcher.take(), after=step) if self._device.runs_ahead else None
-            loop.call_soon_threadsafe(self._answer, self._done(step, ahead))
-            step = ahead or self._ask(self._batcher.take())
+    def _drain(self) -> None:
+        """Steps until there is nothing to do. On the device's thread."""
+        while self.step():
+            pass
+        self.busy_since = None
 
-    def _ask(self, batch: Batch, *, after: Step | None = None) -> Step | None:
-        """None of no batch. `after`: the step that is not answered yet. Nothing escapes."""
-        if not batch:
-            return None
-        self._running = [*(() if after is None else after.batch), *batch]
+    def step(self) -> bool:
+        """Takes a batch, launches it, and answers the one before.
+
+        Returns:
+            Whether there was anything to do.
+        """
+        jobs = self._batcher.take()
+        batch = self._launch(jobs) if jobs else None
+        if self._runner.runs_ahead:
+            batch, self._launched = self._launched, batch
+        if batch is not None:
+            self._answer(batch)
+        return batch is not None or self._launched is not None
+
+    def _launch(self, jobs: Sequence[Job]) -> Batch:
+        self._latest = (*self._latest[-1:], jobs)
         self._num_batches += 1
-        began = time.monotonic()
-        self.began = began if after is None else after.began
+        launched_at = time.monotonic()
+        if self.busy_since is None:
+            self.busy_since = launched_at
         try:
-            answer: Callable[[], Sequence[Any]] = self._device.ask([entry.work for entry in batch])
+            pending: PendingBatch | InternalError
+            pending = self._runner.launch([job.requests for job in jobs])
         except Exception as error:
-            answer = partial(_all, batch, error)
-        return Step(batch, self._num_batches, answer, began)
+            pending = _batch_failed(error)
+        return Batch(jobs, self._num_batches, pending, launched_at)
 
-    def _done(self, step: Step, ahead: Step | None) -> Done:
-        """The step, answered. Nothing escapes."""
-        began = max(step.began, self._ended)  # while the one before it ran, it waited
+    def _answer(self, batch: Batch) -> None:
+        """Waits for a batch, and hands its outputs to the event loop."""
+        # While the batch before it ran, it waited.
+        began = max(batch.launched_at, self._ended_at)
+        results: Sequence[list[Outputs] | ItemError] | InternalError
         try:
-            results = step.answer()
+            if isinstance(batch.pending, InternalError):
+                results = batch.pending
+            else:
+                results = batch.pending.result()
+        except InternalError as error:
+            results = error
         except Exception as error:
-            results = _all(step.batch, error)
-        self._ended = time.monotonic()
-        self.began = None if ahead is None else self._ended
-        # Here, not on the event loop, and after the clock has stopped: it looks at every token of
-        # the batch.
-        num_computed = self._layout.num_computed(
-            [row for entry in step.batch for row, _ in entry.work]
-        )
-        return Done(step.batch, step.number, results, began, self._ended - began, num_computed)
+            results = _batch_failed(error)
+        self._ended_at = time.monotonic()
+        self.busy_since = None if self._launched is None else self._ended_at
+        # Here, not on the event loop, and after the clock has stopped: it looks at every token.
+        rows = [row for job in batch.jobs for row, _ in job.requests]
+        num_computed = self._runner.layout.num_computed(rows)
+        compute_s = self._ended_at - began
+        for job in batch.jobs:
+            job.batch_number = batch.number
+            job.queue_s, job.compute_s = began - job.queued_at, compute_s
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(self._deliver, batch, results, num_computed)
 
-    def _answer(self, done: Done) -> None:
-        """On the event loop: everybody first, then the figures."""
+    def _deliver(
+        self,
+        batch: Batch,
+        results: Sequence[list[Outputs] | ItemError] | InternalError,
+        num_computed: int,
+    ) -> None:
+        """Answers the jobs, then reports. On the event loop."""
         try:
-            for entry, result in zip(done.batch, done.results, strict=True):
-                if entry.future.done():
-                    continue
-                if isinstance(result, InternalError):
-                    entry.future.set_exception(result)
-                else:
-                    queue_s = done.began - entry.queued_at
-                    entry.future.set_result(Outcome(result, done.number, queue_s, done.compute_s))
-            self._measure(done)
+            if isinstance(results, InternalError):
+                _fail(batch.jobs, results)
+            else:
+                for job, outputs in zip(batch.jobs, results, strict=True):
+                    job.outputs = outputs
+                    if not job.future.done():
+                        job.future.set_result(None)
+            self._measure(batch, num_computed)
         except Exception as error:
             logger.error("an answer failed: %s", frames(error))
-            _fail(done.batch, InternalError(f"the answer failed: {type(error).__name__}"))
+            _fail(batch.jobs, InternalError(f"the answer failed: {type(error).__name__}"))
 
-    def _measure(self, done: Done) -> None:
-        num_tokens = sum(entry.num_tokens for entry in done.batch)
-        num_computed = done.num_computed
-        self._batcher.measured(num_tokens, done.compute_s)
-        self._report("compute_seconds", done.compute_s)
-        self._report("batch_items", len(done.batch))
+    def _measure(self, batch: Batch, num_computed: int) -> None:
+        num_tokens = sum(job.num_tokens for job in batch.jobs)
+        compute_s = batch.jobs[0].compute_s
+        self._batcher.measured(num_tokens, compute_s)
+        self._report("compute_seconds", compute_s)
+        self._report("batch_items", len(batch.jobs))
         self._report("batch_tokens", num_tokens)
         self._report("computed_tokens_total", num_computed)
         self._report("shared_tokens_total", num_tokens - num_computed)
-        for entry in done.batch:
-            self._report("queue_seconds", done.began - entry.queued_at)
+        for job in batch.jobs:
+            self._report("queue_seconds", job.queue_s)
         self._report("queued_items", self._batcher.queued_items)
         self._report("queued_tokens", self._batcher.queued_tokens)
 
 
-def _all(batch: Batch, error: Exception) -> Sequence[Any]:
-    """The error, as everybody's answer."""
-    if not isinstance(error, InternalError):
-        logger.error("a batch failed outside the model: %s", frames(error))
-        error = InternalError(f"the batch failed: {type(error).__name__}")
-    return [error] * len(batch)
+def _batch_failed(error: Exception) -> InternalError:
+    logger.error("a batch failed outside the model: %s", frames(error))
+    return InternalError(f"the batch failed: {type(error).__name__}")
 
 
-def _fail(batch: Batch, error: InternalError) -> None:
-    for entry in batch:
-        if not entry.future.done():
-            entry.future.set_exception(error)
+def _fail(jobs: Sequence[Job], error: InternalError) -> None:
+    for job in jobs:
+        if not job.future.done():
+            job.future.set_exception(error)

@@ -13,7 +13,7 @@ logprob` drops it: r_t = log pi(a_t | s_t).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Float64
@@ -70,6 +70,7 @@ class Scorer(contract.Scorer):
             return self.alpha if self.form == "soft_bellman" else self.temperature
 
     task = "causal_lm"
+    log_probs_options: ClassVar[dict[str, Any] | None] = {"form": "logprob"}
     gives = frozenset({"values", "score"})
     default_credit = "values"
     score_is = (

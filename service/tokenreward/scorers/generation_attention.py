@@ -44,6 +44,7 @@ class Scorer(contract.Scorer):
         )
 
     task = "causal_lm"
+    takes = frozenset({"score"})
     gives = frozenset({"score", "weights"})
     default_credit = "attention"
     score_is = "the item's own `score`, or what the scorer that `score_from` names says of it"

@@ -195,6 +195,7 @@ def _question(sample: Sample, options: Scorer.Options) -> str:
     ranked = [label for _, label in sorted(zip(options.worth, options.labels, strict=True))]
     try:
         return template(options.template if options.template is not None else default).render(
+            sample.budget,
             prompt=quoted.prompt,
             messages=quoted.messages,
             response=quoted.response,

@@ -5,7 +5,8 @@ No message quotes text that the caller sent: only numbers, sizes and names of fi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -24,6 +25,7 @@ _UNION_TAGS = {  # what pydantic adds to a location below a field that has sever
     "response": ("text", "ids", "packed_ids"),
     "content": ("str", "list[dict[str,any]]"),
 }
+_ITEM = re.compile(r"items\[(\d{1,9})\]")
 _LONGEST_SHOWN = 24
 _MOST_ERRORS = 1000
 _LONGEST_PATH = 200
@@ -93,6 +95,21 @@ def path(location: tuple[int | str, ...]) -> str:
         elif part not in _UNION_TAGS.get(str(previous), ()):
             text += f".{part}" if text else part
     return text
+
+
+def renumbered(param: str, positions: Sequence[int]) -> str:
+    """The path of an error in a request that holds only some of its caller's items, as the caller
+    counts them.
+
+    Args:
+        param: A path, such as `items[0].response`. Paths of no item are left alone, and so are
+            places beyond `positions`.
+        positions: Where each item of the shorter request stood in the caller's.
+    """
+    match = _ITEM.match(param)
+    if match is None or int(match[1]) >= len(positions):
+        return param
+    return f"items[{positions[int(match[1])]}]{param[match.end() :]}"
 
 
 def _shown(value: object) -> str:

@@ -1,42 +1,80 @@
-"""The reply: body of a 200, as pydantic models that read what they know and let newer servers add
-fields."""
+"""The reply: body of a 200, as dataclasses that the server writes and the client reads.
+
+A reader takes what it knows and ignores the rest, so that newer servers may add fields. This module
+knows the shape of a reply, and nothing of how its bytes travel.
+"""
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import TypeAdapter
+
+from tokenreward.errors import RewardError
+from tokenreward.wire.encoding import encode_rewards
+
+EncodingFormat = Literal["float", "base64"]
+
+# A float32 array where it was computed; on its way a list, base64 (JSON) or bytes (msgpack), which
+# `decode_rewards` reads. Its entries are checked there, once, and not here.
+if TYPE_CHECKING:
+    RewardVector = npt.NDArray[np.float32] | list[float] | str | bytes
+else:
+    RewardVector = Any
 
 
-class Reply(BaseModel):
-    """Base of all replies. A client reads what it knows: newer servers may add fields."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorDetail:
+    """The one error body: of a request under `error` at the top level, or of an item.
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    Attributes:
+        code: One word for what is wrong, as the README lists them.
+        message: What is wrong, in a sentence. It never repeats `param`.
+        param: Path of the field at fault, for example `items[0].response`.
+        retryable: Whether the same request may succeed later.
+    """
 
-
-class ErrorDetail(Reply):
     code: str
     message: str
     param: str | None = None
     retryable: bool = False
 
+    @classmethod
+    def of(cls, error: RewardError) -> ErrorDetail:
+        """The body of one of our errors."""
+        return cls(
+            code=error.code, message=error.message, param=error.param, retryable=error.retryable
+        )
 
-class Token(Reply):
-    """One token that was scored. `span` is its half-open code point range in a text response (null
-    for ids)."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Token:
+    """One token that was scored. `span` is its half-open code point range in a text response; None
+    for ids."""
 
     id: int
     text: str
     span: tuple[int, int] | None = None
 
 
-class ScorerResult(Reply):
-    """One scorer's result for one item: `rewards` is a list, or little-endian float32, in JSON as
-    base64.
+@dataclass(slots=True, kw_only=True)
+class ScorerResult:
+    """One scorer's result for one item: rewards and maybe a score, or an error.
 
-    Of a scorer that finds reasoning steps (`process`): `step_scores`, one number per step, and
-    `step_ids`, one per reward: the step (from 0) that the unit's last token belongs to.
+    Attributes:
+        rewards: One number per unit of the caller.
+        score: The scorer's sequence-level number, if it has one.
+        error: Why there are no rewards.
+        model: The model that computed the result.
+        version: The version of that model's weights.
+        step_scores: One number per reasoning step, of a scorer that finds steps (`process`).
+        step_ids: For each unit the step, from 0, that its last token belongs to.
     """
 
-    rewards: list[float] | str | bytes | None = None
+    rewards: RewardVector | None = None
     score: float | None = None
     error: ErrorDetail | None = None
     model: str | None = None
@@ -45,41 +83,148 @@ class ScorerResult(Reply):
     step_ids: list[int] | None = None
 
 
-class ItemReply(ScorerResult):
+@dataclass(slots=True, kw_only=True)
+class ItemResult(ScorerResult):
+    """The result for one item: of the one scorer, or (`scorers`) of several by name, and then maybe
+    their weighted sum.
+
+    Attributes:
+        index: The item's place in the request.
+        tokens: The tokens that were scored, if the request asked for them.
+        scorers: The results by scorer name; None if the request named one `scorer`.
+    """
+
     index: int
     tokens: list[Token] | None = None
     scorers: dict[str, ScorerResult] | None = None
 
+    def results(self) -> list[ScorerResult]:
+        """The item itself, and the results of its scorers."""
+        return [self, *(self.scorers or {}).values()]
 
-class Usage(Reply):
-    prompt_tokens: int
-    response_tokens: int
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Tokens that were read."""
+
+    prompt_tokens: int = 0
+    response_tokens: int = 0
 
 
-class Timing(Reply):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
     """Seconds: waiting for the device, in the tokenizer, on the device."""
 
-    queue_s: float
-    tokenize_s: float
-    compute_s: float
+    queue_s: float = 0.0
+    tokenize_s: float = 0.0
+    compute_s: float = 0.0
 
 
-class Source(Reply):
-    """Whose weights a scorer that was asked on behalf of another answered with."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelVersion:
+    """The model, and the version of its weights, that a dependency answered with."""
 
     model: str | None = None
     version: int | None = None
 
 
-class RewardsReply(Reply):
-    """Body of a 200. `sources`: by name, the scorers that `credit.kl.reference` or `score_from` had
-    the front ask."""
+@dataclass(slots=True, kw_only=True)
+class Reply:
+    """Body of a 200.
+
+    Attributes:
+        id: The request's id.
+        scorer: The scorer, if the request named one.
+        model: The model that computed the reply, if there was one.
+        version: The version of that model's weights.
+        items: One result per item of the request, in its order.
+        usage: Tokens that were read.
+        timing: Seconds by stage.
+        sources: By name, the scorers that the gateway asked because others depend on them
+            (`credit.kl.reference`, `score_from`). None if no gateway was asked to.
+    """
 
     id: str
+    items: list[ItemResult]
     scorer: str | None = None
     model: str | None = None
     version: int | None = None
-    items: list[ItemReply]
-    usage: Usage
-    timing: Timing
-    sources: dict[str, Source] = Field(default_factory=dict)
+    usage: Usage = field(default_factory=Usage)
+    timing: Timing = field(default_factory=Timing)
+    sources: dict[str, ModelVersion] | None = None
+
+
+_REPLY = TypeAdapter(Reply)
+_ERROR = TypeAdapter(ErrorDetail)
+
+
+def parse_reply(body: bytes) -> Reply:
+    """A reply from the bytes of a JSON body.
+
+    Raises:
+        ValueError: The body is no reply.
+    """
+    return _REPLY.validate_json(body)
+
+
+def read_reply(content: object) -> Reply:
+    """A reply from plain objects, as `parse_reply`."""
+    return _REPLY.validate_python(content)
+
+
+def read_error(content: object) -> ErrorDetail:
+    """An error body from plain objects.
+
+    Raises:
+        ValueError: It is none.
+    """
+    return _ERROR.validate_python(content)
+
+
+def write_reply(reply: Reply, *, encoding: EncodingFormat = "float") -> dict[str, Any]:
+    """A reply as plain objects and float32 arrays, for a JSON or msgpack writer.
+
+    What does not concern a reply is left out: steps of a scorer that finds none, `scorers` of a
+    request with one `scorer`, whose model and version stand at the top alone.
+
+    Args:
+        reply: The reply.
+        encoding: How arrays are written: as they are, or as base64 of little-endian float32.
+    """
+    body: dict[str, Any] = {
+        "id": reply.id,
+        "scorer": reply.scorer,
+        "model": reply.model,
+        "version": reply.version,
+        "items": [_write_item(item, encoding) for item in reply.items],
+        "usage": asdict(reply.usage),
+        "timing": asdict(reply.timing),
+    }
+    if reply.sources is not None:
+        body["sources"] = {name: asdict(source) for name, source in reply.sources.items()}
+    return body
+
+
+def _write_item(item: ItemResult, encoding: EncodingFormat) -> dict[str, Any]:
+    body = {"index": item.index, **_write_result(item, encoding), "tokens": None}
+    if item.tokens is not None:
+        body["tokens"] = [
+            {"id": token.id, "text": token.text, "span": token.span} for token in item.tokens
+        ]
+    if item.scorers is not None:
+        body["scorers"] = {}
+        for name, result in item.scorers.items():
+            weights = {"model": result.model, "version": result.version}
+            body["scorers"][name] = {**_write_result(result, encoding), **weights}
+    return body
+
+
+def _write_result(result: ScorerResult, encoding: EncodingFormat) -> dict[str, Any]:
+    rewards: Any = result.rewards
+    if encoding == "base64" and isinstance(rewards, np.ndarray):
+        rewards = encode_rewards(rewards)
+    error = None if result.error is None else asdict(result.error)
+    body: dict[str, Any] = {"rewards": rewards, "score": result.score, "error": error}
+    if result.step_scores is not None:
+        body |= {"step_scores": result.step_scores, "step_ids": result.step_ids}
+    return body

@@ -16,6 +16,9 @@ from typing import Any
 from jinja2 import StrictUndefined, TemplateSyntaxError, meta, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from tokenreward.contract import TextBudget
+from tokenreward.errors import SequenceTooLong
+
 MAX_TEMPLATE_CHARACTERS = 20_000
 MAX_RENDERED_CHARACTERS = 4_000_000
 
@@ -69,8 +72,17 @@ class Template:
         ):  # brackets in brackets, before there is a tree to measure
             raise TemplateRefused("is nested too deep") from None
 
-    def render(self, **variables: Any) -> str:
-        """The text. Raises TemplateRefused."""
+    def render(self, budget: TextBudget, **variables: Any) -> str:
+        """The text of the template for one item.
+
+        Args:
+            budget: What the items of a request may still have written for them.
+            **variables: What the template reads.
+
+        Raises:
+            TemplateRefused: The template fails, or shows too much of this item.
+            SequenceTooLong: The budget is spent.
+        """
         parts, num_characters = [], 0
         try:
             for part in self._compiled.generate(**variables):
@@ -78,7 +90,8 @@ class Template:
                 num_characters += len(part)
                 if num_characters > MAX_RENDERED_CHARACTERS:
                     raise TemplateRefused(f"shows more than {MAX_RENDERED_CHARACTERS} characters")
-        except TemplateRefused:
+                budget.spend(len(part))
+        except (TemplateRefused, SequenceTooLong):
             raise
         except Exception as error:  # a template is a program; whatever it raises is its own fault
             raise TemplateRefused(f"failed on this item: {type(error).__name__}") from None

@@ -16,13 +16,19 @@ from pydantic import Field
 from pydantic_core import to_json
 
 from tokenreward.errors import Overloaded, RequestError
-from tokenreward.wire import ErrorDetail, Item, RewardsRequest, parse_json
+from tokenreward.wire import (
+    ErrorDetail,
+    Item,
+    Reply,
+    RewardsRequest,
+    parse_json,
+    renumbered,
+)
 from tokenreward.wire.dependencies import Dependency, request_dependencies
-from tokenreward.wire.numbering import renumbered
 from tokenreward_client.errors import BadArgument, BadReply, ClientError, ServerRefused
 from tokenreward_client.flow import Attempts, Flow, Route, Sleep, send_until_answered
 from tokenreward_client.items import ItemLike, encode_items
-from tokenreward_client.media import JSON, Wire, read_reply
+from tokenreward_client.media import JSON, Wire
 from tokenreward_client.rewards import (
     Rewards,
     first_error,
@@ -156,7 +162,7 @@ class Call:
         """The body of a request for the items at these positions, in this order."""
         return self.wire.body(self._head, [self.items[position].content for position in positions])
 
-    def read(self, content: bytes | dict[str, Any], positions: Sequence[int]) -> dict[int, Rewards]:
+    def read(self, content: bytes | Reply, positions: Sequence[int]) -> dict[int, Rewards]:
         """Read the reply to a request.
 
         Args:
@@ -169,7 +175,7 @@ class Call:
         Raises:
             BadReply: The reply is none, or breaks a promise.
         """
-        reply = self.wire.reply(content) if isinstance(content, bytes) else read_reply(content)
+        reply = self.wire.reply(content) if isinstance(content, bytes) else content
         by_index = {item.index: item for item in reply.items}
         if len(by_index) != len(reply.items) or set(by_index) != set(range(len(positions))):
             raise BadReply(f"the reply's indices are not 0 to {len(positions) - 1}, each once")
@@ -184,7 +190,7 @@ class Call:
                 )
             else:
                 answer = read_single(item, reply, units=num_units, where=where)
-            answers[position] = replace(answer, sources=reply.sources, request_id=reply.id)
+            answers[position] = replace(answer, sources=reply.sources or {}, request_id=reply.id)
         return answers
 
     def merge(self, old: Rewards | None, new: Rewards) -> Rewards:

@@ -17,7 +17,16 @@ import numpy.typing as npt
 from pydantic import ValidationError
 from pydantic_core import from_json
 
-from tokenreward.wire import JSON_TYPE, MSGPACK_TYPE, IntArray, Item, RewardsReply, encode_ids
+from tokenreward.wire import (
+    JSON_TYPE,
+    MSGPACK_TYPE,
+    IntArray,
+    Item,
+    Reply,
+    encode_ids,
+    parse_reply,
+    read_reply,
+)
 from tokenreward_client.errors import BadArgument, BadReply
 
 WireName = Literal["json", "msgpack"]
@@ -54,7 +63,7 @@ class Wire(ABC):
         written."""
 
     @abstractmethod
-    def reply(self, content: bytes) -> RewardsReply:
+    def reply(self, content: bytes) -> Reply:
         """Raises BadReply."""
 
 
@@ -76,9 +85,9 @@ class JsonWire(Wire):
     def body(self, head: bytes, items: Sequence[bytes]) -> bytes:
         return head[:-1] + b',"items":[' + b",".join(items) + b"]}"
 
-    def reply(self, content: bytes) -> RewardsReply:
+    def reply(self, content: bytes) -> Reply:
         try:
-            return RewardsReply.model_validate_json(content)
+            return parse_reply(content)
         except ValidationError as error:
             raise _no_reply(error.errors()[0]["msg"]) from None
 
@@ -124,9 +133,9 @@ class MsgpackWire(Wire):
             {**from_json(head), "items": [self._msgpack.Packed(item) for item in items]},
         )
 
-    def reply(self, content: bytes) -> RewardsReply:
+    def reply(self, content: bytes) -> Reply:
         try:
-            return read_reply(self._msgpack.unpack(content))
+            return reply_from(self._msgpack.unpack(content))
         except ValueError as error:
             raise _no_reply(str(error)) from None
 
@@ -138,10 +147,10 @@ def wire_for(name: WireName) -> Wire:
     return MsgpackWire() if name == "msgpack" else JSON
 
 
-def read_reply(content: object) -> RewardsReply:
+def reply_from(content: object) -> Reply:
     """A reply from plain objects. Raises BadReply."""
     try:
-        return RewardsReply.model_validate(content)
+        return read_reply(content)
     except ValidationError as error:
         raise _no_reply(error.errors()[0]["msg"]) from None
 

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 from pydantic import ValidationError
 
-from tokenreward.wire import MSGPACK_TYPE, ErrorDetail
+from tokenreward.wire import MSGPACK_TYPE, ErrorDetail, read_error
 from tokenreward.wire.paths import REQUEST_ID_HEADER
 from tokenreward_client.errors import BadReply, ClientError, ConnectionFailed, ServerRefused
 
@@ -120,7 +120,7 @@ def _detail(answer: httpx.Response) -> ErrorDetail | None:
     if not isinstance(error, dict) or not isinstance(error.get("retryable"), bool):
         return None
     try:
-        return ErrorDetail.model_validate(error)
+        return read_error(error)
     except ValidationError:
         return None
 

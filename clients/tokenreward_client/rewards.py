@@ -16,14 +16,14 @@ import numpy.typing as npt
 
 from tokenreward.wire import (
     ErrorDetail,
-    ItemReply,
-    RewardsReply,
+    ItemResult,
+    ModelVersion,
+    Reply,
     ScorerResult,
-    Source,
     Token,
     decode_rewards,
+    renumbered,
 )
-from tokenreward.wire.numbering import renumbered
 from tokenreward_client.errors import BadReply, ItemFailed
 
 ResultT = TypeVar("ResultT", bound=ScorerResult)
@@ -52,11 +52,11 @@ class Rewards:
     scorers: Mapping[str, Rewards] | None = None
     step_scores: npt.NDArray[np.float32] | None = None
     step_ids: npt.NDArray[np.int64] | None = None
-    sources: Mapping[str, Source] = field(default_factory=dict)
+    sources: Mapping[str, ModelVersion] = field(default_factory=dict)
     request_id: str | None = None
 
 
-def read_single(item: ItemReply, reply: RewardsReply, *, units: int | None, where: str) -> Rewards:
+def read_single(item: ItemResult, reply: Reply, *, units: int | None, where: str) -> Rewards:
     """The answer to a request with `scorer`. The reply names the weights, unless the item does.
     Raises BadReply."""
     if item.error is None and item.rewards is None:
@@ -67,7 +67,7 @@ def read_single(item: ItemReply, reply: RewardsReply, *, units: int | None, wher
 
 
 def read_keyed(
-    item: ItemReply, names: list[str], *, combined: bool, units: int | None, where: str
+    item: ItemResult, names: list[str], *, combined: bool, units: int | None, where: str
 ) -> Rewards:
     """The answer to a request with `scorers`; `combined`: weighted rewards were asked for. Raises
     BadReply."""
@@ -149,14 +149,14 @@ def renumber(result: ResultT, positions: Sequence[int]) -> ResultT:
     """The same result, whose errors count the caller's items: `items[0]` of a request is the item
     at `positions[0]`."""
     changes: dict[str, Any] = {}
-    if isinstance(result, ItemReply) and result.scorers is not None:
+    if isinstance(result, ItemResult) and result.scorers is not None:
         changes["scorers"] = {
             name: renumber(each, positions) for name, each in result.scorers.items()
         }
     if result.error is not None and result.error.param is not None:
         param = renumbered(result.error.param, positions)
-        changes["error"] = result.error.model_copy(update={"param": param})
-    return result.model_copy(update=changes) if changes else result
+        changes["error"] = replace(result.error, param=param)
+    return replace(result, **changes) if changes else result
 
 
 def _read(
@@ -168,7 +168,7 @@ def _read(
 ) -> Rewards:
     model = result.model or weights[0]
     version = weights[1] if result.version is None else result.version
-    tokens = result.tokens if isinstance(result, ItemReply) else None
+    tokens = result.tokens if isinstance(result, ItemResult) else None
     kept = tuple(tokens) if tokens is not None else None
     if result.error is not None:
         return Rewards(None, tokens=kept, model=model, version=version, error=result.error)
@@ -199,7 +199,11 @@ def _steps(
 
 
 def _vector(
-    value: list[float] | str | bytes, *, units: int | None, where: str, name: str = "rewards"
+    value: npt.NDArray[np.float32] | list[float] | str | bytes,
+    *,
+    units: int | None,
+    where: str,
+    name: str = "rewards",
 ) -> npt.NDArray[np.float32]:
     try:
         with np.errstate(

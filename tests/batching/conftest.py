@@ -4,16 +4,13 @@ it."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
 
+from fakes.queue import Labelled, MakeBatcher, MakeEntry
 from tokenreward import batching
-from tokenreward.batching import Batcher, Entry
-
-MakeEntry = Callable[..., Entry[str, str]]
-MakeBatcher = Callable[..., Batcher[str, str]]
+from tokenreward.batching import Batcher
 
 
 @dataclass
@@ -40,18 +37,18 @@ def entry() -> MakeEntry:
         deadline: float | None = None,
         prompt: str | None = None,
         shared: int = 0,
-    ) -> Entry[str, str]:
+    ) -> Labelled:
         prompts = () if prompt is None else ((prompt, shared),)
-        return Entry(
-            work, num_tokens, asyncio.get_running_loop().create_future(), deadline, prompts
-        )
+        made = Labelled(work=work, num_tokens=num_tokens, prompts=prompts)
+        made.wait(asyncio.get_running_loop().create_future(), deadline)
+        return made
 
     return make
 
 
 @pytest.fixture
 def batcher() -> MakeBatcher:
-    def make(*, tokens: int = 10, requests: int = 100, queue: int = 1000) -> Batcher[str, str]:
+    def make(*, tokens: int = 10, requests: int = 100, queue: int = 1000) -> Batcher[Labelled]:
         return Batcher(
             max_batch_tokens=tokens, max_batch_requests=requests, max_queued_tokens=queue
         )

@@ -3,17 +3,14 @@ hears when to return."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from fakes.queue import Labelled, MakeBatcher, MakeEntry, next_batch
 from tokenreward import batching
-from tokenreward.batching import Batcher, Entry
+from tokenreward.batching import Batcher
 from tokenreward.errors import DeadlineExceeded, LargerThanQueue, Overloaded
-
-MakeEntry = Callable[..., Entry[str, str]]
-MakeBatcher = Callable[..., Batcher[str, str]]
 
 
 async def test_a_request_may_fill_the_queue_to_the_last_token(
@@ -47,7 +44,7 @@ async def test_a_request_that_finds_no_room_is_refused_as_a_whole_and_leaves_the
         queue.submit([entry("b", 1), entry("c", 2)])
     assert (queue.queued_items, queue.queued_tokens) == (1, 8)
     queue.submit([entry("d", 2)])
-    assert [waiting.work for waiting in await queue.next_batch()] == ["a", "d"]
+    assert [waiting.work for waiting in await next_batch(queue)] == ["a", "d"]
 
 
 async def test_a_caller_who_has_gone_makes_room_before_another_is_refused(
@@ -59,7 +56,7 @@ async def test_a_caller_who_has_gone_makes_room_before_another_is_refused(
     gone.future.cancel()
     queue.submit([entry("c", 6)])
     assert (queue.queued_items, queue.queued_tokens) == (2, 10)
-    assert [waiting.work for waiting in await queue.next_batch()] == ["b", "c"]
+    assert [waiting.work for waiting in await next_batch(queue)] == ["b", "c"]
 
 
 async def test_an_expired_entry_makes_room_too_and_is_answered(
@@ -74,7 +71,7 @@ async def test_an_expired_entry_makes_room_too_and_is_answered(
     assert queue.queued_tokens == 10
 
 
-async def retry_after_s(queue: Batcher[str, str], entry: MakeEntry, asked: int) -> float | None:
+async def retry_after_s(queue: Batcher[Labelled], entry: MakeEntry, asked: int) -> float | None:
     with pytest.raises(Overloaded) as caught:
         queue.submit([entry("x", asked)])
     return caught.value.retry_after_s
@@ -146,7 +143,7 @@ async def test_of_many_who_are_refused_few_look_through_the_queue_and_the_gone_a
     queue.submit(waiting)
     looked, gone = [], batching._gone
 
-    def slow(one: Entry[str, str]) -> bool:
+    def slow(one: Labelled) -> bool:
         looked.append(one)
         clock.now += 1e-5
         return gone(one)

@@ -5,25 +5,22 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from tokenreward.batching import Batcher, Entry
+from fakes.queue import Labelled, MakeBatcher, MakeEntry, next_batch
+from tokenreward.batching import Batcher
 from tokenreward.errors import DeadlineExceeded, InternalError
 
-MakeEntry = Callable[..., Entry[str, str]]
-MakeBatcher = Callable[..., Batcher[str, str]]
 
-
-async def works(batcher: Batcher[str, str]) -> str:
+async def works(batcher: Batcher[Labelled]) -> str:
     """The next batch, a letter per entry."""
     async with asyncio.timeout(1):
-        return "".join(entry.work for entry in await batcher.next_batch())
+        return "".join(entry.work for entry in await next_batch(batcher))
 
 
-def line(entry: MakeEntry, **num_tokens: int) -> list[Entry[str, str]]:
+def line(entry: MakeEntry, **num_tokens: int) -> list[Labelled]:
     return [entry(work, size) for work, size in num_tokens.items()]
 
 
@@ -208,7 +205,7 @@ async def test_a_wait_that_is_cancelled_loses_nothing(
     entry: MakeEntry, batcher: MakeBatcher
 ) -> None:
     queue = batcher()
-    waiting = asyncio.ensure_future(queue.next_batch())
+    waiting = asyncio.ensure_future(next_batch(queue))
     await asyncio.sleep(0)
     waiting.cancel()
     queue.submit(line(entry, a=1))
@@ -263,7 +260,7 @@ async def test_threads_that_take_while_others_submit_lose_nothing_and_take_nothi
     entry: MakeEntry, batcher: MakeBatcher
 ) -> None:
     queue = batcher(tokens=3, queue=10**6)
-    taken: list[Entry[str, str]] = []
+    taken: list[Labelled] = []
     stop = threading.Event()
 
     def take() -> None:

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tokenreward.batching import Batcher, Entry
+from fakes.queue import Labelled, next_batch
+from tokenreward.batching import Batcher
 from tokenreward.errors import DeadlineExceeded, InternalError, LargerThanQueue, Overloaded
 
 MAX_TOKENS, MAX_REQUESTS, MAX_QUEUED = 10, 3, 30
@@ -27,7 +28,7 @@ STEPS = st.lists(
 )
 
 
-def answered(entry: Entry[str, str]) -> object:
+def answered(entry: Labelled) -> object:
     """The error that an entry's caller got; the class alone of one that the batcher made."""
     error = entry.future.exception()
     return type(error) if isinstance(error, DeadlineExceeded) else error
@@ -36,10 +37,10 @@ def answered(entry: Entry[str, str]) -> object:
 class Model:
     """A queue kept as a plain list, and the one under test beside it."""
 
-    def __init__(self, make: Callable[..., Batcher[str, str]], clock: Any) -> None:
+    def __init__(self, make: Callable[..., Batcher[Labelled]], clock: Any) -> None:
         self.real = make(tokens=MAX_TOKENS, requests=MAX_REQUESTS, queue=MAX_QUEUED)
         self.clock = clock
-        self.waiting: list[Entry[str, str]] = []
+        self.waiting: list[Labelled] = []
 
     async def run(self, step: str, argument: Any) -> None:
         await getattr(self, step)(argument)
@@ -47,14 +48,16 @@ class Model:
         assert self.real.queued_items >= len(self.alive())
         assert self.real.queued_tokens <= MAX_QUEUED
 
-    def alive(self) -> list[Entry[str, str]]:
+    def alive(self) -> list[Labelled]:
         return [
             e for e in self.waiting if not e.future.done() and (e.deadline or 0) > self.clock.now
         ]
 
     async def submit(self, sizes: list[int]) -> None:
         loop = asyncio.get_running_loop()
-        entries = [Entry("", size, loop.create_future(), self.clock.now + 1e6) for size in sizes]
+        entries = [Labelled(work="", num_tokens=size) for size in sizes]
+        for entry in entries:
+            entry.wait(loop.create_future(), self.clock.now + 1e6)
         before = self.real.queued_tokens, self.real.queued_items
         fits = sum(sizes) + sum(entry.num_tokens for entry in self.alive()) <= MAX_QUEUED
         try:
@@ -70,14 +73,14 @@ class Model:
             self.waiting += entries
 
     async def take(self, _: None) -> None:
-        expected: list[Entry[str, str]] = []
+        expected: list[Labelled] = []
         for entry in self.alive():
             total = sum(e.num_tokens for e in expected) + entry.num_tokens
             if len(expected) < MAX_REQUESTS and (not expected or total <= MAX_TOKENS):
                 expected.append(entry)
             if sum(e.num_tokens for e in expected) >= MAX_TOKENS:
                 break
-        batch = asyncio.ensure_future(self.real.next_batch())
+        batch = asyncio.ensure_future(next_batch(self.real))
         for _turn in range(3):
             await asyncio.sleep(0)
         if not expected:
@@ -105,7 +108,7 @@ class Model:
 
 
 @pytest.fixture
-def model(batcher: Callable[..., Batcher[str, str]], clock: Any) -> Callable[[], Model]:
+def model(batcher: Callable[..., Batcher[Labelled]], clock: Any) -> Callable[[], Model]:
     return lambda: Model(batcher, clock)
 
 

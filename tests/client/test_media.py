@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenreward.wire import Item, RewardsReply, RewardsRequest, decode_ids, parse_json
+from tokenreward.wire import Item, Reply, RewardsRequest, decode_ids, parse_json
 from tokenreward.wire.msgpack import pack, parse_msgpack, unpack
 from tokenreward_client import BadArgument, BadReply, Client
 from tokenreward_client.call import Call, ScoreOptions
@@ -178,6 +178,6 @@ def test_rewards_of_a_broken_length_are_a_bad_reply() -> None:
             "usage": usage,
             "timing": timing,
         }
-        assert isinstance(MSGPACK.reply(pack(reply)), RewardsReply)
+        assert isinstance(MSGPACK.reply(pack(reply)), Reply)
         with pytest.raises(BadReply, match=match):
             call.read(pack(reply), [0])

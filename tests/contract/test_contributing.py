@@ -31,7 +31,7 @@ async def test_the_example_scorer_gives_log_probs_above_its_floor(
     ask = {"items": items, "scorers": ["margin", "endogenous"]}
     options = {"margin": {"floor": -3.0}, "endogenous": {"form": "logprob"}}
     reply = await engine.score(parse(RewardsRequest, {**ask, "options": options}))
-    results = reply["items"][0]["scorers"]
-    expected = np.where(items[0]["mask"], results["endogenous"]["rewards"] + 3.0, 0.0)
-    np.testing.assert_allclose(results["margin"]["rewards"], expected, atol=1e-5)
-    assert results["margin"]["score"] == pytest.approx(expected.sum(), abs=1e-4)
+    results = reply.items[0].scorers
+    expected = np.where(items[0]["mask"], results["endogenous"].rewards + 3.0, 0.0)
+    np.testing.assert_allclose(results["margin"].rewards, expected, atol=1e-5)
+    assert results["margin"].score == pytest.approx(expected.sum(), abs=1e-4)

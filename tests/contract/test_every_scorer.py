@@ -48,7 +48,7 @@ def score(name: str, language_model: Any, reward_model: Any, second: Path) -> Ca
     from tokenreward.settings import DeploymentSettings
 
     scorer = resolve(name)
-    task = scorer.task or scorer.needs(scorer.Options(**OPTIONS.get(name, {}))).task or "causal_lm"
+    task = scorer.task_for(scorer.Options(**OPTIONS.get(name, {}))) or "causal_lm"
     folder = language_model if task == "causal_lm" else reward_model
     scorers = [{"type": name, "options": OPTIONS.get(name, {})}]
     pair = {"reference_checkpoint": str(second)} if "reference" in resolve(name).models else {}
@@ -57,20 +57,20 @@ def score(name: str, language_model: Any, reward_model: Any, second: Path) -> Ca
     )
     loaded = Engine.load(deployment, say=lambda line: None)
 
-    async def run(items: list[dict[str, Any]], **more: Any) -> list[dict[str, Any]]:
+    async def run(items: list[dict[str, Any]], **more: Any) -> list[ItemResult]:
         if name in READS_TEXT:
             items = [{**item, "prompt": text_of(item["prompt"])} for item in items]
         items = [
             {"score": -1.5, **item} for item in items
         ]  # for scorers that spread one; others ignore it
-        words = loaded._intake.vocabulary
+        words = loaded.tokenizer
         engine = Engine(
-            deployment, loaded._checkpoint, loaded._verdict, lambda *args, **labels: None, words
+            deployment, loaded.checkpoint, loaded.choice, lambda *args, **labels: None, words
         )
         try:
             return (
                 await engine.score(parse(RewardsRequest, {"scorer": name, "items": items, **more}))
-            )["items"]
+            ).items
         finally:
             await engine.close()
 
@@ -105,10 +105,10 @@ def run(coroutine: Any) -> Any:
 def assert_same(left: dict[str, Any], right: dict[str, Any]) -> None:
     """Contract 2.6 in fp32: the bound scales with what the item reads; tiny models read numbers of
     order 10."""
-    scale = max(1.0, float(np.abs(left["rewards"]).max()), 10.0)
-    np.testing.assert_allclose(left["rewards"], right["rewards"], rtol=0, atol=BOUND * scale)
-    assert left["score"] == pytest.approx(
-        right["score"], abs=BOUND * max(scale, float(np.abs(left["rewards"]).sum()))
+    scale = max(1.0, float(np.abs(left.rewards).max()), 10.0)
+    np.testing.assert_allclose(left.rewards, right.rewards, rtol=0, atol=BOUND * scale)
+    assert left.score == pytest.approx(
+        right.score, abs=BOUND * max(scale, float(np.abs(left.rewards).sum()))
     )
 
 
@@ -121,10 +121,10 @@ def test_rewards_are_finite_float32_of_the_promised_length(
 ) -> None:
     pairs = readable(name, pairs)
     for item, (_, response) in zip(run(score(as_items(pairs))), pairs, strict=True):
-        assert item["error"] is None
-        assert item["rewards"].dtype == np.float32
-        assert item["rewards"].shape == (len(response),)
-        assert np.isfinite(item["rewards"]).all()
+        assert item.error is None
+        assert item.rewards.dtype == np.float32
+        assert item.rewards.shape == (len(response),)
+        assert np.isfinite(item.rewards).all()
 
 
 @settings(
@@ -163,13 +163,13 @@ def test_an_item_is_the_same_alone_and_among_others_of_its_prompt(
 def test_one_bad_item_fails_alone(score: Callable[..., Any]) -> None:
     items = as_items([([5], [6, 7]), ([5], [100_000]), ([5], [6, 7])])
     first, bad, last = run(score(items))
-    assert bad["error"]["code"] == "token_out_of_vocabulary"
+    assert bad.error.code == "token_out_of_vocabulary"
     assert_same(first, last)
 
 
 def test_masked_units_are_exactly_zero(score: Callable[..., Any]) -> None:
     (item,) = run(score([{"prompt": [5, 6], "response": [7, 8, 9, 10], "mask": [1, 0, 0, 1]}]))
-    assert item["rewards"][[1, 2]].tolist() == [0.0, 0.0]
+    assert item.rewards[[1, 2]].tolist() == [0.0, 0.0]
 
 
 def test_credits_that_conserve_the_score_do(name: str, score: Callable[..., Any]) -> None:
@@ -180,13 +180,13 @@ def test_credits_that_conserve_the_score_do(name: str, score: Callable[..., Any]
         (item,) = run(
             score([{"prompt": [5, 6], "response": [7, 8, 9, 10]}], credit={"name": credit})
         )
-        bound = BOUND * max(1.0, float(np.abs(item["rewards"]).sum()))
+        bound = BOUND * max(1.0, float(np.abs(item.rewards).sum()))
         if credit in ("last", "uniform", "attention"):
-            assert float(item["rewards"].astype(np.float64).sum()) == pytest.approx(
-                item["score"], abs=bound
+            assert float(item.rewards.astype(np.float64).sum()) == pytest.approx(
+                item.score, abs=bound
             )
         if credit == "discount":
-            assert item["rewards"][-1] == pytest.approx(item["score"], abs=bound)
+            assert item.rewards[-1] == pytest.approx(item.score, abs=bound)
 
 
 def test_sums_over_spans_equal_sums_over_tokens(score: Callable[..., Any]) -> None:
@@ -195,7 +195,7 @@ def test_sums_over_spans_equal_sums_over_tokens(score: Callable[..., Any]) -> No
     whole = {"prompt": "2+2?", "response": text}
     cut = {**whole, "spans": [[0, 3], [3, 3], [3, 9], [9, 10], [10, len(text)]]}
     tokens, spans = run(score([whole, cut]))
-    assert float(spans["rewards"].sum()) == pytest.approx(float(tokens["rewards"].sum()), abs=1e-3)
+    assert float(spans.rewards.sum()) == pytest.approx(float(tokens.rewards.sum()), abs=1e-3)
 
 
 def test_options_are_frozen_documented_and_strict(name: str) -> None:

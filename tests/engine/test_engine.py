@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from fakes import web
+from fakes.layouts import Intercepted
 from tokenreward import errors
 from tokenreward.contract import Signals
 from tokenreward.engine.runner import max_batch_tokens
@@ -34,15 +35,18 @@ class Faulty:
     runs."""
 
     def __init__(self, engine: Any, fault: Callable[[list[Any]], None]) -> None:
-        self._layout, self._fault = engine._device._layout, fault
+        self._layout, self._fault = engine.runner.layout, fault
         self.batches: list[int] = []
-        engine._device._layout = self
+        engine.runner.layout = self
 
     def run(self, work: Any) -> Any:
         rows = [row for row, _ in work]
         self.batches.append(len(rows))
         self._fault(rows)
         return self._layout.run(work)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._layout, name)
 
 
 def poisoned(rows: list[Any], error: Exception) -> None:
@@ -76,7 +80,7 @@ async def test_items_of_concurrent_requests_share_a_batch(engine: Any) -> None:
     replies = await asyncio.gather(*(engine.score(request([10 + i])) for i in range(9)))
     assert len(layout.batches) <= 3  # the first alone or with early ones, the rest while it ran
     assert sum(layout.batches) == 9
-    assert all(reply["items"][0]["error"] is None for reply in replies)
+    assert all(reply.items[0].error is None for reply in replies)
 
 
 async def test_the_event_loop_answers_while_a_batch_runs(engine: Any) -> None:
@@ -110,40 +114,38 @@ async def test_only_the_culprit_of_a_failed_pass_fails(
     reply = await engine.score(request(*good[:4], [POISON], *good[4:]))
     assert layout.batches[0] == 7
     assert len(layout.batches) <= 7  # split in halves, not item by item
-    culprit = reply["items"].pop(4)
-    assert culprit["error"]["code"] == code
-    assert culprit["error"]["retryable"] is retryable
-    assert culprit["rewards"] is None
-    for item, response in zip(reply["items"], good, strict=True):
-        assert len(item["rewards"]) == len(response)
-    assert (await engine.score(request([20])))["items"][0]["error"] is None
+    culprit = reply.items.pop(4)
+    assert culprit.error.code == code
+    assert culprit.error.retryable is retryable
+    assert culprit.rewards is None
+    for item, response in zip(reply.items, good, strict=True):
+        assert len(item.rewards) == len(response)
+    assert (await engine.score(request([20]))).items[0].error is None
 
 
 async def test_the_payload_is_not_in_the_error(engine: Any) -> None:
     Faulty(engine, lambda rows: poisoned(rows, ValueError("the secret text")))
     reply = await engine.score(request([POISON]))
-    assert "secret" not in reply["items"][0]["error"]["message"]
+    assert "secret" not in reply.items[0].error.message
 
 
 def spoil_poison(engine: Any) -> None:
     """Makes the model's outputs for a row with POISON in it not finite."""
-    layout = Faulty(engine, lambda rows: None)
-    run = layout._layout.run
 
-    def spoil(work: Any) -> Any:
+    def spoil(work: Any, run: Any) -> Any:
         outputs = run(work)
         for (row, _), output in zip(work, outputs, strict=True):
             if POISON in row.ids:
                 output.chosen[0] = np.nan
         return outputs
 
-    layout._layout = type("Spoiled", (), {"run": staticmethod(spoil)})
+    Intercepted(engine, spoil)
 
 
 async def test_numbers_that_are_not_finite_are_an_error_of_their_item(engine: Any) -> None:
     spoil_poison(engine)
-    items = (await engine.score(request([10], [POISON], [11])))["items"]
-    assert [item["error"] and item["error"]["code"] for item in items] == [None, "non_finite", None]
+    items = (await engine.score(request([10], [POISON], [11]))).items
+    assert [item.error and item.error.code for item in items] == [None, "non_finite", None]
 
 
 async def test_a_lost_device_fails_everybody_retryably_and_the_health_check(engine: Any) -> None:
@@ -187,8 +189,8 @@ async def test_a_caller_who_has_gone_is_not_computed(engine: Any) -> None:
     gone.cancel()
     replies = await asyncio.gather(first, stays)
     assert layout.batches == [1, 1]
-    assert all(reply["items"][0]["error"] is None for reply in replies)
-    assert engine._batcher.queued_tokens == 0
+    assert all(reply.items[0].error is None for reply in replies)
+    assert engine.batcher.queued_tokens == 0
 
 
 async def test_a_deadline_is_an_error_and_work_past_it_is_not_started(engine: Any) -> None:
@@ -210,11 +212,11 @@ async def test_the_device_goes_on_while_the_event_loop_is_busy_and_late_comers_a
     engine = make_engine("causal_lm", ["endogenous"], max_batch_requests=2)
     layout = Faulty(engine, lambda rows: time.sleep(0.05))
     scoring = [asyncio.create_task(engine.score(request([10 + i]))) for i in range(6)]
-    await web.until(lambda: engine._batcher.queued_items >= 4)
+    await web.until(lambda: engine.batcher.queued_items >= 4)
     time.sleep(0.6)  # noqa: ASYNC251 - what a busy event loop is
     assert sum(layout.batches) == 6
     replies = await asyncio.gather(*scoring)
-    assert all(reply["items"][0]["error"] is None for reply in replies)
+    assert all(reply.items[0].error is None for reply in replies)
 
 
 async def test_what_expired_while_the_event_loop_was_busy_is_answered_and_not_computed(
@@ -224,7 +226,7 @@ async def test_what_expired_while_the_event_loop_was_busy_is_answered_and_not_co
     first = asyncio.create_task(engine.score(request([10])))
     await web.until(lambda: bool(layout.batches))
     late = asyncio.create_task(engine.score(request([11]), timeout_s=0.2))
-    await web.until(lambda: engine._batcher.queued_items == 1)
+    await web.until(lambda: engine.batcher.queued_items == 1)
     time.sleep(1.2)  # noqa: ASYNC251
     assert layout.batches == [1]
     with pytest.raises(errors.DeadlineExceeded):
@@ -245,7 +247,7 @@ async def test_a_full_queue_refuses_with_retry_after_and_recovers(
         await engine.score(request([10] * 7))
     assert caught.value.retry_after_s >= 1
     await asyncio.gather(running, waiting)
-    assert (await engine.score(request([10] * 7)))["items"][0]["error"] is None
+    assert (await engine.score(request([10] * 7))).items[0].error is None
     with pytest.raises(errors.LargerThanQueue):
         await engine.score(request([10] * 20))
 
@@ -253,7 +255,7 @@ async def test_a_full_queue_refuses_with_retry_after_and_recovers(
 async def test_a_scorer_that_raises_fails_its_item_only(
     engine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scorer = engine._served["endogenous"].scorer
+    scorer = engine.scorers["endogenous"].scorer
     right = type(scorer).score
 
     def wrong(self: Any, sample: Any, outputs: Any, options: Any) -> Any:
@@ -262,20 +264,20 @@ async def test_a_scorer_that_raises_fails_its_item_only(
         return right(self, sample, outputs, options)
 
     monkeypatch.setattr(type(scorer), "score", wrong)
-    items = (await engine.score(request([10], [POISON])))["items"]
-    assert items[0]["error"] is None
-    assert items[1]["error"]["code"] == "scorer_failed"
+    items = (await engine.score(request([10], [POISON]))).items
+    assert items[0].error is None
+    assert items[1].error.code == "scorer_failed"
 
 
 async def test_a_bug_outside_the_model_answers_everybody_and_the_next_batch_works(
     engine: Any,
 ) -> None:
-    ask = engine._device.ask
-    engine._device.ask = lambda batch: 1 / 0
+    ask = engine.runner.launch
+    engine.runner.launch = lambda batch: 1 / 0
     with pytest.raises(errors.InternalError):
         await engine.score(request([10]))
-    engine._device.ask = ask
-    assert (await engine.score(request([10])))["items"][0]["error"] is None
+    engine.runner.launch = ask
+    assert (await engine.score(request([10]))).items[0].error is None
 
 
 async def test_closing_answers_whoever_waits(engine: Any) -> None:
@@ -320,8 +322,8 @@ async def test_tokens_of_an_item_that_fails_once_it_has_been_tokenised_are_not_c
     )
     spoil_poison(engine)
     reply = await engine.score(request([10, 11], [12, POISON, 13]))
-    assert [item["error"] is None for item in reply["items"]] == [True, False]
-    assert reply["usage"] == {"prompt_tokens": 2, "response_tokens": 5}
+    assert [item.error is None for item in reply.items] == [True, False]
+    assert reply.usage == {"prompt_tokens": 2, "response_tokens": 5}
     assert totals["items_total", "endogenous"] == 1
     assert totals["tokens_total", "prompt"] == 1
     assert totals["tokens_total", "response"] == 2
@@ -342,18 +344,16 @@ async def test_a_prompt_that_items_share_is_computed_once_and_reported(
     assert totals["batch_tokens"] == 5 * 42
     assert totals["computed_tokens_total"] == 40 + 5 * 2
     assert totals["shared_tokens_total"] == 4 * 40
-    for item, shared in zip(items, together["items"], strict=True):
+    for item, shared in zip(items, together.items, strict=True):
         alone = await engine.score(parse(RewardsRequest, {"scorer": "endogenous", "items": [item]}))
-        np.testing.assert_allclose(
-            shared["rewards"], alone["items"][0]["rewards"], rtol=0, atol=1e-4
-        )
+        np.testing.assert_allclose(shared.rewards, alone.items[0].rewards, rtol=0, atol=1e-4)
 
 
 async def test_ten_thousand_items_come_back_in_order(engine: Any) -> None:
     body = request(*([10 + i % 50] * (1 + i % 3) for i in range(10_000)), scorer="constant")
-    items = (await engine.score(body))["items"]
-    assert [item["index"] for item in items] == list(range(10_000))
-    assert all(len(item["rewards"]) == 1 + i % 3 for i, item in enumerate(items))
+    items = (await engine.score(body)).items
+    assert [item.index for item in items] == list(range(10_000))
+    assert all(len(item.rewards) == 1 + i % 3 for i, item in enumerate(items))
 
 
 async def test_a_failed_pass_has_let_go_of_its_tensors_when_the_halves_run(engine: Any) -> None:
@@ -369,7 +369,7 @@ async def test_a_failed_pass_has_let_go_of_its_tensors_when_the_halves_run(engin
 
     Faulty(engine, full)
     reply = await engine.score(request([10], [11], [12], [13]))
-    assert all(item["error"] is None for item in reply["items"])
+    assert all(item.error is None for item in reply.items)
     assert alive == [0] * len(alive)
 
 
@@ -386,9 +386,9 @@ async def test_a_step_that_fails_answers_its_callers_and_the_next_step_works(
     replies = await asyncio.wait_for(
         asyncio.gather(*(engine.score(request([10 + i])) for i in range(3))), 20
     )
-    assert all(reply["items"][0]["error"] is None for reply in replies)
+    assert all(reply.items[0].error is None for reply in replies)
     broken = False
-    assert (await engine.score(request([10])))["items"][0]["error"] is None
+    assert (await engine.score(request([10]))).items[0].error is None
 
 
 @pytest.mark.parametrize("method", ["rows", "needs"])
@@ -398,28 +398,28 @@ async def test_a_scorer_that_raises_before_the_pass_fails_its_items_only(
     def wrong(*args: Any) -> Any:
         raise KeyError("mine")
 
-    monkeypatch.setattr(type(engine._served["endogenous"].scorer), method, wrong)
+    monkeypatch.setattr(type(engine.scorers["endogenous"].scorer), method, wrong)
     body = {"scorers": ["endogenous", "constant"], "items": [{"prompt": [5], "response": [6]}]}
-    results = (await engine.score(parse(RewardsRequest, body)))["items"][0]["scorers"]
-    assert results["endogenous"]["error"]["code"] == "scorer_failed"
-    assert results["constant"]["error"] is None
+    results = (await engine.score(parse(RewardsRequest, body))).items[0].scorers
+    assert results["endogenous"].error.code == "scorer_failed"
+    assert results["constant"].error is None
 
 
 async def test_signals_of_another_length_are_an_error_not_stretched(
     engine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     short = Signals(score=1.0, values=np.ones(1, dtype=np.float32), kind="levels")
-    monkeypatch.setattr(type(engine._served["constant"].scorer), "score", lambda *args: short)
-    (item,) = (await engine.score(request([10, 11, 12], scorer="constant")))["items"]
-    assert item["error"]["code"] == "scorer_failed"
-    assert "[1] for 3 tokens" in item["error"]["message"]
+    monkeypatch.setattr(type(engine.scorers["constant"].scorer), "score", lambda *args: short)
+    (item,) = (await engine.score(request([10, 11, 12], scorer="constant"))).items
+    assert item.error.code == "scorer_failed"
+    assert "[1] for 3 tokens" in item.error.message
 
 
 async def test_once_a_request_has_failed_its_other_items_are_not_computed(
     make_engine: Callable[..., Any],
 ) -> None:
     engine = make_engine("causal_lm", ["endogenous"], max_batch_requests=1)
-    ask, batches = engine._device.ask, []
+    ask, batches = engine.runner.launch, []
 
     def fail_first(batch: Any) -> Any:
         batches.append(len(batch))
@@ -427,8 +427,8 @@ async def test_once_a_request_has_failed_its_other_items_are_not_computed(
             raise ZeroDivisionError
         return ask(batch)
 
-    engine._device.ask = fail_first
+    engine.runner.launch = fail_first
     with pytest.raises(errors.InternalError):
         await engine.score(request([10], [11], [12], [13]))
-    assert (await engine.score(request([14])))["items"][0]["error"] is None
+    assert (await engine.score(request([14]))).items[0].error is None
     assert len(batches) <= 3  # the failed one, the new one, and at most one that had begun

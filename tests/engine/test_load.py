@@ -44,7 +44,7 @@ def test_each_vocabulary_is_read_once_and_not_when_the_scorers_are_listed(
 
     monkeypatch.setattr(PreTrainedTokenizerFast, "get_vocab", counted)
     engine = make_engine("causal_lm", ["implicit"], reference_checkpoint=str(language_model))
-    policy = engine._checkpoint
+    policy = engine.checkpoint
     tokenizers = {id(policy.tokenizer): 1, id(policy.reference.tokenizer): 1}
     assert {key: read[key] for key in tokenizers} == tokenizers
     before = read.total()

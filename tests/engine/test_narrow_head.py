@@ -15,10 +15,10 @@ from fakes import tiny
 from fakes.tiny import tokenizer_of
 from tokenreward.checkpoints.checkpoint import load_checkpoint
 from tokenreward.engine import Engine
-from tokenreward.engine.plan import needs_of, served_by
+from tokenreward.engine.plan import needs_of, served_scorers
 from tokenreward.forward.pair import choose_layouts
 from tokenreward.settings import DeploymentSettings
-from tokenreward.wire import RewardsRequest, parse
+from tokenreward.wire import ItemResult, RewardsRequest, parse
 
 SIZE = tiny.VOCAB_SIZE
 MORE = 8
@@ -40,25 +40,25 @@ def engine(tmp_path: Path) -> Engine:
     wide = torch.nn.Embedding.from_pretrained(torch.cat([own, own[:MORE]]))
     checkpoint.model.set_input_embeddings(wide)
     verdict = choose_layouts(
-        checkpoint, needs_of(served_by(settings).values()), say=lambda line: None
+        checkpoint, needs_of(served_scorers(settings).values()), say=lambda line: None
     )
     return Engine(
         settings, checkpoint, verdict, lambda *args, **labels: None, tokenizer_of(checkpoint)
     )
 
 
-async def ask(engine: Engine, scorer: str, item: dict[str, Any], **options: Any) -> dict[str, Any]:
+async def ask(engine: Engine, scorer: str, item: dict[str, Any], **options: Any) -> ItemResult:
     body = {"scorer": scorer, "items": [item], "options": options}
-    (found,) = (await engine.score(parse(RewardsRequest, body)))["items"]
-    return dict(found)
+    (found,) = (await engine.score(parse(RewardsRequest, body))).items
+    return found
 
 
 async def test_an_id_that_is_read_and_not_predicted_may_stand_in_the_prompt(engine: Engine) -> None:
     found = await ask(
         engine, "endogenous", {"prompt": [5, SIZE + MORE - 1], "response": [5, SIZE - 1]}
     )
-    assert found["error"] is None
-    assert np.isfinite(found["rewards"]).all()
+    assert found.error is None
+    assert np.isfinite(found.rewards).all()
 
 
 @pytest.mark.parametrize(
@@ -71,15 +71,16 @@ async def test_an_id_that_is_read_and_not_predicted_may_stand_in_the_prompt(engi
 async def test_an_id_beyond_what_reads_or_predicts_it_is_refused_with_the_largest(
     engine: Engine, item: dict[str, Any], where: str, largest: int
 ) -> None:
-    error = (await ask(engine, "endogenous", item))["error"]
-    assert error["code"] == "token_out_of_vocabulary"
-    assert f"`{where}` is " in error["message"]
-    assert f"0 to {largest} " in error["message"]
+    error = (await ask(engine, "endogenous", item)).error
+    assert error.code == "token_out_of_vocabulary"
+    assert error.param == where.rpartition("[")[0]
+    assert f"entry {where[-2]} is " in error.message
+    assert f"0 to {largest} " in error.message
 
 
 async def test_a_label_that_is_not_predicted_is_its_items_error(engine: Engine) -> None:
     item = {"prompt": "2+2?", "response": "It is 4."}
-    assert (await ask(engine, "generative", item))["error"] is None
-    error = (await ask(engine, "generative", item, yes=[f"token-{SIZE}"]))["error"]
-    assert error["code"] == "token_out_of_vocabulary"
-    assert f"predicts ids 0 to {SIZE - 1}" in error["message"]
+    assert (await ask(engine, "generative", item)).error is None
+    error = (await ask(engine, "generative", item, yes=[f"token-{SIZE}"])).error
+    assert error.code == "token_out_of_vocabulary"
+    assert f"predicts ids 0 to {SIZE - 1}" in error.message

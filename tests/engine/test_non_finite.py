@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from fakes import tiny
-from tokenreward.wire import RewardsRequest, parse
+from fakes.layouts import Intercepted
+from tokenreward.wire import ItemResult, RewardsRequest, parse
 
 ITEM = {"prompt": "2+2?", "response": "It is 4.\nYes.", "score": 1.0}
 TOO_MUCH: list[tuple[str, dict[str, Any]]] = [
@@ -28,10 +29,9 @@ TOO_MUCH: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-async def ask(engine: Any, scorer: str, **more: Any) -> dict[str, Any]:
-    return (await engine.score(parse(RewardsRequest, {"scorer": scorer, "items": [ITEM], **more})))[
-        "items"
-    ][0]
+async def ask(engine: Any, scorer: str, **more: Any) -> ItemResult:
+    request = parse(RewardsRequest, {"scorer": scorer, "items": [ITEM], **more})
+    return (await engine.score(request)).items[0]
 
 
 @pytest.fixture
@@ -48,10 +48,10 @@ def pair(make_engine: Callable[..., Any], tmp_path: Path) -> Any:
 async def test_options_that_overflow_are_an_error_of_the_item(pair: Any) -> None:
     for scorer, options in TOO_MUCH:
         item = await ask(pair, scorer, options=options)
-        assert item["rewards"] is None
-        assert item["score"] is None
-        assert item["error"]["code"] == "non_finite", (scorer, options)
-    assert (await ask(pair, "implicit"))["error"] is None
+        assert item.rewards is None
+        assert item.score is None
+        assert item.error.code == "non_finite", (scorer, options)
+    assert (await ask(pair, "implicit")).error is None
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ async def test_attention_that_is_not_a_number_is_not_called_absent(
     make_engine: Callable[..., Any], task: str, scorer: str
 ) -> None:
     engine = make_engine(task, [scorer])
-    run = engine._device._layout.run
+    run = engine.runner.layout.run
 
     def spoil(work: Any) -> Any:
         return [
@@ -71,5 +71,5 @@ async def test_attention_that_is_not_a_number_is_not_called_absent(
             for outputs in run(work)
         ]
 
-    engine._device._layout = type("Spoiled", (), {"run": staticmethod(spoil)})
-    assert (await ask(engine, scorer))["error"]["code"] == "non_finite"
+    Intercepted(engine, lambda requests, run: spoil(requests))
+    assert (await ask(engine, scorer)).error.code == "non_finite"

@@ -34,7 +34,7 @@ def item(what: oracle.Response, **more: Any) -> dict[str, Any]:
 
 async def ask(engine: Any, *items: dict[str, Any], **more: Any) -> list[dict[str, Any]]:
     body = {"scorer": "implicit", "items": list(items), "options": {"beta": BETA}, **more}
-    return list((await engine.score(parse(RewardsRequest, body)))["items"])
+    return list((await engine.score(parse(RewardsRequest, body))).items)
 
 
 def truth(policy: Any, reference: Any, what: oracle.Response) -> np.ndarray:
@@ -62,8 +62,8 @@ async def test_rewards_are_the_formula_on_both_models_own_forwards(
     for what, got in zip(WHAT, await ask(engine, *map(item, WHAT)), strict=True):
         expected = truth(*models, what)
         assert np.abs(expected).max() > 0.1
-        np.testing.assert_allclose(got["rewards"], expected, atol=1e-4)
-        assert got["score"] == pytest.approx(expected.sum(), abs=1e-3)
+        np.testing.assert_allclose(got.rewards, expected, atol=1e-4)
+        assert got.score == pytest.approx(expected.sum(), abs=1e-3)
 
 
 async def test_swapped_models_give_the_negative(
@@ -76,7 +76,7 @@ async def test_swapped_models_give_the_negative(
     for ours, theirs in zip(
         await ask(there, *map(item, WHAT)), await ask(back, *map(item, WHAT)), strict=True
     ):
-        np.testing.assert_array_equal(ours["rewards"], -theirs["rewards"])
+        np.testing.assert_array_equal(ours.rewards, -theirs.rewards)
 
 
 async def test_the_same_weights_twice_give_exactly_zero_alone_and_zero_to_tolerance_in_company(
@@ -85,8 +85,8 @@ async def test_the_same_weights_twice_give_exactly_zero_alone_and_zero_to_tolera
     scorers = ["implicit", {"type": "endogenous", "options": {"form": "logprob"}}]
     engine = make_engine("causal_lm", scorers, reference_checkpoint=str(language_model))
     for got in [*(await ask(engine, item(WHAT[3]))), *(await ask(engine, *map(item, WHAT)))]:
-        assert (got["rewards"] == 0.0).all()
-        assert got["score"] == 0.0
+        assert (got.rewards == 0.0).all()
+        assert got.score == 0.0
     # A neighbour that only the policy reads: the two passes now differ in their rows.
     uneven = [([0, 1], "implicit"), ([2], "endogenous"), ([3], "implicit")]
     replies = await gathered(engine, uneven)
@@ -96,7 +96,7 @@ async def test_the_same_weights_twice_give_exactly_zero_alone_and_zero_to_tolera
         if scorer == "implicit"
         for reply in items
     ):
-        assert np.abs(got["rewards"]).max() <= 1e-5 * 50
+        assert np.abs(got.rewards).max() <= 1e-5 * 50
 
 
 async def gathered(
@@ -109,7 +109,7 @@ async def gathered(
         {"scorer": scorer, "items": [item(WHAT[i]) for i in places]} for places, scorer in asked
     ]
     replies = await asyncio.gather(*(engine.score(parse(RewardsRequest, body)) for body in bodies))
-    return [list(reply["items"]) for reply in replies]
+    return [list(reply.items) for reply in replies]
 
 
 async def test_an_adapter_makes_the_policy_and_its_base_is_the_reference(
@@ -120,10 +120,10 @@ async def test_an_adapter_makes_the_policy_and_its_base_is_the_reference(
     base = oracle.double(AutoModelForCausalLM.from_pretrained(language_model))
     policy = lora.merged(oracle.double(base), adapter)
     for what, got in zip(WHAT, await ask(engine, *map(item, WHAT)), strict=True):
-        np.testing.assert_allclose(got["rewards"], truth(policy, base, what), atol=2e-4)
+        np.testing.assert_allclose(got.rewards, truth(policy, base, what), atol=2e-4)
     (got,) = await ask(engine, item(WHAT[2]), scorer="endogenous", options={"form": "logprob"})
     expected = oracle.log_probs(oracle.logits(policy, WHAT[2].ids), WHAT[2], temperature=1.0)
-    np.testing.assert_allclose(got["rewards"], expected, atol=2e-4)
+    np.testing.assert_allclose(got.rewards, expected, atol=2e-4)
 
 
 async def test_an_adapter_that_has_learned_nothing_gives_exactly_zero(
@@ -133,7 +133,7 @@ async def test_an_adapter_that_has_learned_nothing_gives_exactly_zero(
     lora.forget(adapter)
     engine = make_engine("causal_lm", ["implicit"], adapter=str(adapter))
     for got in await ask(engine, *map(item, WHAT)):
-        assert got["rewards"].tolist() == [0.0] * len(got["rewards"])
+        assert got.rewards.tolist() == [0.0] * len(got.rewards)
 
 
 async def test_an_adapter_alone_is_served_to_any_scorer_without_a_second_probe(
@@ -148,7 +148,7 @@ async def test_an_adapter_alone_is_served_to_any_scorer_without_a_second_probe(
     reply = await engine.score(
         parse(RewardsRequest, {"scorer": "endogenous", "items": [item(WHAT[0])]})
     )
-    assert reply["model"] == entry["model"]
+    assert reply.model == entry["model"]
 
 
 def test_the_base_that_an_adapter_names_is_told_if_it_is_another(
@@ -172,7 +172,7 @@ class Counting:
     """The real layouts of a pair, counting what each of them is given."""
 
     def __init__(self, engine: Any) -> None:
-        layouts = engine._verdict.layout.layouts
+        layouts = engine.runner.layout.layouts
         self.rows: dict[str, list[int]] = {model: [] for model in layouts}
         for model, layout in layouts.items():
             layouts[model] = self.counted(model, layout)
@@ -203,13 +203,11 @@ async def test_scorers_of_a_pair_share_the_policys_row_and_each_distinct_row_is_
         "scorers": ["implicit", "endogenous", "prime"],
         "items": [item(what) for what in WHAT[:3]],
     }
-    (first, *_) = (await engine.score(parse(RewardsRequest, body)))["items"]
+    (first, *_) = (await engine.score(parse(RewardsRequest, body))).items
     assert counting.rows == {"policy": [3], "reference": [3]}
-    results = first["scorers"]
-    np.testing.assert_array_equal(
-        results["prime"]["rewards"][:-1], results["implicit"]["rewards"][:-1]
-    )
-    assert results["prime"]["rewards"][-1] == 0.0
+    results = first.scorers
+    np.testing.assert_array_equal(results["prime"].rewards[:-1], results["implicit"].rewards[:-1])
+    assert results["prime"].rewards[-1] == 0.0
     await engine.score(parse(RewardsRequest, {"scorer": "endogenous", "items": [item(WHAT[0])]}))
     assert counting.rows == {"policy": [3, 1], "reference": [3]}
 
@@ -237,9 +235,9 @@ async def test_ids_that_only_one_of_the_models_knows_are_refused(
     beyond, fine = await ask(
         engine, {"prompt": [5], "response": [310]}, {"prompt": [5], "response": [309]}
     )
-    assert beyond["error"]["code"] == "token_out_of_vocabulary"
-    assert "0 to 309" in beyond["error"]["message"]
-    assert fine["error"] is None
+    assert beyond.error.code == "token_out_of_vocabulary"
+    assert "0 to 309" in beyond.error.message
+    assert fine.error is None
 
 
 async def test_sequences_must_fit_both_models(
@@ -250,8 +248,8 @@ async def test_sequences_must_fit_both_models(
     long, fits = await ask(
         engine, {"prompt": [5] * 30, "response": [6] * 3}, {"prompt": [5] * 30, "response": [6] * 2}
     )
-    assert long["error"]["code"] == "sequence_too_long"
-    assert fits["error"] is None
+    assert long.error.code == "sequence_too_long"
+    assert fits.error is None
 
 
 def test_the_listing_names_the_reference_and_both_layouts_if_they_differ(
@@ -317,4 +315,4 @@ async def test_a_scorer_never_gets_another_models_numbers_for_rows_it_did_not_an
     module.Scorer = Unsaid  # type: ignore[attr-defined]
     engine = make_engine("causal_lm", [{"type": "unsaid:Scorer", "name": "unsaid"}])
     (got,) = await ask(engine, item(WHAT[0]), scorer="unsaid", options={})
-    assert got["error"]["code"] == "scorer_failed"
+    assert got.error.code == "scorer_failed"

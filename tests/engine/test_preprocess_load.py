@@ -10,14 +10,15 @@ from typing import Any
 
 import pytest
 
+from fakes.layouts import Intercepted
 from fakes.web import until
 from tokenreward import errors
-from tokenreward.engine import engine as module
-from tokenreward.engine.job import make_jobs, num_tokens_at_least
+from tokenreward.engine.cost import least_num_tokens
 from tokenreward.engine.preprocess import Preprocessor
 from tokenreward.wire import RewardsRequest, encode_ids, parse
 
 SLOW = 70
+JOBS = Preprocessor.jobs
 
 
 def request(token: int, *, num_items: int = 20) -> RewardsRequest:
@@ -33,17 +34,17 @@ class Gate:
         self.opened = threading.Event()
         self.num_waiting = 0
 
-    def make_jobs(self, asked: RewardsRequest, *rest: Any) -> Any:
+    def jobs(self, preprocessor: Preprocessor, asked: RewardsRequest, *rest: Any) -> Any:
         if asked.items[0].response == [SLOW]:
             self.num_waiting += 1
             assert self.opened.wait(30)
-        return make_jobs(asked, *rest)
+        return JOBS(preprocessor, asked, *rest)
 
 
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     made = Gate()
-    monkeypatch.setattr(module, "make_jobs", made.make_jobs)
+    monkeypatch.setattr(Preprocessor, "jobs", lambda self, *arguments: made.jobs(self, *arguments))
     yield made
     made.opened.set()
 
@@ -53,19 +54,19 @@ async def test_a_reply_does_not_wait_for_requests_that_are_being_tokenised(
 ) -> None:
     engine = make_engine("causal_lm", ["endogenous"])
     computing = threading.Event()
-    run = engine._device._layout.run
+    run = engine.runner.layout.run
 
     def wait_and_run(work: Any) -> Any:
         assert computing.wait(30)
         return run(work)
 
-    engine._device._layout = type("Waiting", (), {"run": staticmethod(wait_and_run)})
+    Intercepted(engine, lambda requests, run: wait_and_run(requests))
     first = asyncio.create_task(engine.score(request(10)))
-    await until(lambda: engine._shift.began is not None)
+    await until(lambda: engine.worker.busy_since is not None)
     others = [asyncio.create_task(engine.score(request(SLOW))) for _ in range(3)]
     await until(lambda: gate.num_waiting == 2)
     computing.set()
-    assert (await asyncio.wait_for(first, 10))["items"][0]["error"] is None
+    assert (await asyncio.wait_for(first, 10)).items[0].error is None
     gate.opened.set()
     await asyncio.gather(*others)
 
@@ -81,12 +82,12 @@ async def test_requests_that_are_being_tokenised_count_for_those_that_come_after
             await engine.score(request(10, num_items=num_items))
         assert caught.value.retry_after_s >= 1
     first.pop().cancel()
-    await until(lambda: engine._tokens_in_intake == 40)
-    assert (await engine.score(request(10, num_items=1)))["items"][0]["error"] is None
+    await until(lambda: engine.num_preprocess_tokens == 40)
+    assert (await engine.score(request(10, num_items=1))).items[0].error is None
     gate.opened.set()
     await asyncio.gather(*first, return_exceptions=True)
-    assert engine._tokens_in_intake == 0
-    assert (await engine.score(request(10)))["items"][0]["error"] is None
+    assert engine.num_preprocess_tokens == 0
+    assert (await engine.score(request(10))).items[0].error is None
 
 
 @pytest.mark.parametrize(
@@ -109,7 +110,7 @@ def test_what_a_request_counts_for_in_intake_is_less_than_its_tokens(
     item: dict[str, Any], expected: int
 ) -> None:
     asked = parse(RewardsRequest, {"scorer": "endogenous", "items": [item] * 3})
-    assert num_tokens_at_least(asked) == 3 * expected
+    assert least_num_tokens(asked) == 3 * expected
 
 
 async def test_whoever_is_being_tokenised_or_waits_for_it_is_answered_when_the_engine_closes(
@@ -126,7 +127,7 @@ async def test_whoever_is_being_tokenised_or_waits_for_it_is_answered_when_the_e
     for end in ends:
         assert isinstance(end, errors.InternalError)
         assert "the engine is closing" in end.message
-    assert engine._shifts is None  # no step for ever on an engine that is closed
+    assert engine._work is None  # no step for ever on an engine that is closed
 
 
 @pytest.mark.parametrize("num_items", [1, 20])
@@ -138,7 +139,7 @@ async def test_an_engine_that_is_closed_answers_that_it_is(
     await engine.close()
     with pytest.raises(errors.InternalError, match="the engine is closing"):
         await engine.score(request(10, num_items=num_items))
-    assert engine._shifts.done()
+    assert engine._work.done()
 
 
 async def test_who_is_cancelled_or_late_while_the_engine_closes_hears_just_that(
@@ -191,9 +192,9 @@ async def test_a_request_with_texts_among_its_options_is_not_made_ready_on_the_e
 
     def noted(*arguments: Any) -> Any:
         threads.append(threading.current_thread())
-        return make_jobs(*arguments)
+        return JOBS(*arguments)
 
-    monkeypatch.setattr(module, "make_jobs", noted)
+    monkeypatch.setattr(Preprocessor, "jobs", noted)
     await engine.score(
         parse(RewardsRequest, {"scorer": scorer, "items": [LIGHT], "options": options})
     )
@@ -208,13 +209,13 @@ async def test_items_of_a_caller_who_is_gone_or_too_late_are_not_tokenised_any_m
     begun, ended = threading.Event(), threading.Event()
     prepared: list[int] = []
 
-    def prepare(self: Preprocessor, item: Any, *, index: int, prompts: Any) -> Any:
-        prepared.append(index)
+    def read(self: Preprocessor, job: Any, *arguments: Any) -> Any:
+        prepared.append(job.index)
         begun.set()
         assert ended.wait(30)
         raise errors.EmptyResponse("", param="")
 
-    monkeypatch.setattr(Preprocessor, "prepare", prepare)
+    monkeypatch.setattr(Preprocessor, "_read", read)
     asking = asyncio.create_task(engine.score(request(10), timeout_s=timeout_s))
     await until(begun.is_set)
     if timeout_s is None:
@@ -222,5 +223,5 @@ async def test_items_of_a_caller_who_is_gone_or_too_late_are_not_tokenised_any_m
     with pytest.raises(asyncio.CancelledError if timeout_s is None else errors.DeadlineExceeded):
         await asking
     ended.set()
-    await asyncio.to_thread(engine._intake_threads.shutdown)
+    await asyncio.to_thread(engine.threads.preprocess.shutdown)
     assert prepared == [0]

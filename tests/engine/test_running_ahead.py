@@ -49,11 +49,13 @@ class Watched:
         self._layout = layout
         self.diary: list[tuple[str, int]] = []
         self.faults: dict[str, Callable[[set[int]], object]] = {}
-        self.run, self.num_computed = layout.run, layout.num_computed
 
     def launch(self, work: Any) -> Noted:
         self._note("ask", work)
         return Noted(self._layout.launch(work), partial(self._note, "fetch", work))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._layout, name)
 
     def _note(self, what: str, work: Any) -> None:
         self.diary.append((what, int(work[0][0].ids[1])))
@@ -66,8 +68,8 @@ class Watched:
 def ahead(make_engine: Callable[..., Any]) -> Callable[..., tuple[Any, Watched]]:
     def make(**settings: Any) -> tuple[Any, Watched]:
         engine = make_engine("causal_lm", ["endogenous"], **settings)
-        watched = engine._device._layout = Watched(engine._device._layout)
-        engine._device.runs_ahead = True
+        watched = engine.runner.layout = Watched(engine.runner.layout)
+        engine.runner.runs_ahead = True
         return engine, watched
 
     return make
@@ -109,9 +111,7 @@ async def test_rewards_are_those_of_a_device_that_does_not(
     ours = await asyncio.gather(*map(engine.score, requests))
     theirs = await asyncio.gather(*map(plain.score, requests))
     for mine, its in zip(ours, theirs, strict=True):
-        np.testing.assert_allclose(
-            mine["items"][0]["rewards"], its["items"][0]["rewards"], atol=1e-5
-        )
+        np.testing.assert_allclose(mine.items[0].rewards, its.items[0].rewards, atol=1e-5)
 
 
 @pytest.mark.parametrize("where", ["ask", "fetch"])
@@ -128,9 +128,7 @@ async def test_only_the_culprit_fails(ahead: Any, where: str, error: Exception, 
     replies = await asyncio.gather(
         *(engine.score(request([token], [50])) for token in (10, 11, POISON, 12, 13))
     )
-    found = [
-        item["error"] and item["error"]["code"] for reply in replies for item in reply["items"]
-    ]
+    found = [item.error and item.error.code for reply in replies for item in reply.items]
     assert found == [None, None, None, None, code, None, None, None, None, None]
 
 
@@ -163,8 +161,8 @@ async def test_time_is_counted_once(make_engine: Callable[..., Any]) -> None:
         computed.append(value) if name == "compute_seconds" else None
     )
     engine = make_engine("causal_lm", ["endogenous"], max_batch_requests=1, report=report)
-    watched = engine._device._layout = Watched(engine._device._layout)
-    engine._device.runs_ahead = True
+    watched = engine.runner.layout = Watched(engine.runner.layout)
+    engine.runner.runs_ahead = True
     watched.faults["fetch"] = lambda ids: time.sleep(0.2)
     began = time.monotonic()
     await asyncio.gather(*(engine.score(request([10 + i])) for i in range(4)))

@@ -85,7 +85,7 @@ def ask(make_engine: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Cal
             parse(RewardsRequest, {"scorers": ["mine", "constant"], "items": items, **more})
         )
         await engine.close()
-        return list(reply["items"])
+        return list(reply.items)
 
     return answer
 
@@ -96,8 +96,7 @@ async def test_what_is_no_signals_fails_its_item_and_scorer_alone(
 ) -> None:
     items = await ask(FAULTS[fault], credit={"mine": {"name": "values"}})
     found = [
-        [scored["error"] and scored["error"]["code"] for scored in item["scorers"].values()]
-        for item in items
+        [scored.error and scored.error.code for scored in item.scorers.values()] for item in items
     ]
     assert found == [[None, None], ["scorer_failed", None], [None, None]]
 
@@ -106,10 +105,10 @@ async def test_a_score_that_is_missing_is_named_where_the_credit_is_made_of_it(
     ask: Callable[..., Any],
 ) -> None:
     items = await ask(lambda: Fake(score=None), credit={"mine": {"name": "last"}})
-    error = items[1]["scorers"]["mine"]["error"]
-    assert error["code"] == "scorer_failed"
-    assert "no score" in error["message"]
-    assert items[0]["scorers"]["mine"]["error"] is None
+    error = items[1].scorers["mine"].error
+    assert error.code == "scorer_failed"
+    assert "no score" in error.message
+    assert items[0].scorers["mine"].error is None
 
 
 @pytest.mark.parametrize("score", [np.float32(0.5), np.float64(0.5), torch.tensor(0.5)])
@@ -117,8 +116,8 @@ async def test_a_score_of_a_librarys_own_number_is_a_number_in_the_reply(
     ask: Callable[..., Any], score: Any
 ) -> None:
     items = await ask(lambda: Fake(score=score), credit={"mine": {"name": "values"}})
-    assert type(items[1]["scorers"]["mine"]["score"]) is float
-    assert items[1]["scorers"]["mine"]["score"] == 0.5
+    assert type(items[1].scorers["mine"].score) is float
+    assert items[1].scorers["mine"].score == 0.5
 
 
 @pytest.mark.parametrize(("method", "given"), [("needs", None), ("rows", None), ("rows", (None,))])
@@ -126,9 +125,9 @@ async def test_a_scorer_that_asks_for_nothing_that_can_be_read_leaves_the_others
     make_engine: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, method: str, given: Any
 ) -> None:
     engine = make_engine("causal_lm", ["endogenous", {"type": "endogenous", "name": "theirs"}])
-    theirs = engine._served["theirs"].scorer
+    theirs = engine.scorers["theirs"].scorer
     monkeypatch.setattr(theirs, method, lambda *arguments: given, raising=False)
     body = {"scorers": ["endogenous", "theirs"], "items": [{"prompt": [5], "response": [6]}]}
-    results = (await engine.score(parse(RewardsRequest, body)))["items"][0]["scorers"]
-    assert results["theirs"]["error"]["code"] == "scorer_failed"
-    assert results["endogenous"]["error"] is None
+    results = (await engine.score(parse(RewardsRequest, body))).items[0].scorers
+    assert results["theirs"].error.code == "scorer_failed"
+    assert results["endogenous"].error is None

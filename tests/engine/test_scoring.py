@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from fakes import oracle, tiny
 from tokenreward import errors
-from tokenreward.wire import RewardsReply, RewardsRequest, decode_rewards, encode_ids, parse
+from tokenreward.wire import RewardsRequest, decode_rewards, encode_ids, parse
 
 PROMPT = [{"role": "user", "content": "2+2?"}]
 RESPONSE = "It is 4. Yes, no doubt."
@@ -39,7 +39,7 @@ async def ask(
         **more,
     }
     reply = await engine.score(parse(RewardsRequest, body))
-    return reply["items"][0]
+    return reply.items[0]
 
 
 @pytest.fixture
@@ -59,11 +59,11 @@ async def test_endogenous_rewards_are_the_formula_one_per_token(
     truth = oracle.soft_bellman(
         oracle.logits(exact_lm, WHAT.ids), WHAT, alpha=1.0, terminal_is_zero=True
     )
-    assert item["rewards"].dtype == np.float32
-    np.testing.assert_allclose(item["rewards"], truth, atol=1e-4)
-    assert item["score"] == pytest.approx(truth.sum(), abs=1e-3)
-    assert [token["id"] for token in item["tokens"]] == WHAT.response.tolist()
-    assert "".join(token["text"] for token in item["tokens"][:-1]) == RESPONSE
+    assert item.rewards.dtype == np.float32
+    np.testing.assert_allclose(item.rewards, truth, atol=1e-4)
+    assert item.score == pytest.approx(truth.sum(), abs=1e-3)
+    assert [token.id for token in item.tokens] == WHAT.response.tolist()
+    assert "".join(token.text for token in item.tokens[:-1]) == RESPONSE
 
 
 async def test_an_unfinished_text_bootstraps_and_has_no_end_of_turn(
@@ -74,7 +74,7 @@ async def test_an_unfinished_text_bootstraps_and_has_no_end_of_turn(
     truth = oracle.soft_bellman(
         oracle.logits(exact_lm, what.ids), what, alpha=1.0, terminal_is_zero=False
     )
-    np.testing.assert_allclose(item["rewards"], truth, atol=1e-4)
+    np.testing.assert_allclose(item.rewards, truth, atol=1e-4)
 
 
 async def test_ids_are_scored_as_they_are_and_equal_the_text(
@@ -86,7 +86,7 @@ async def test_ids_are_scored_as_they_are_and_equal_the_text(
         ids = await ask(
             engine, "endogenous", {"prompt": form(WHAT.prompt), "response": form(WHAT.response)}
         )
-        np.testing.assert_allclose(ids["rewards"], text["rewards"], atol=1e-4)
+        np.testing.assert_allclose(ids.rewards, text.rewards, atol=1e-4)
 
 
 async def test_an_end_of_turn_inside_ids_is_an_ordinary_token(
@@ -101,7 +101,7 @@ async def test_an_end_of_turn_inside_ids_is_an_ordinary_token(
     truth = oracle.soft_bellman(
         oracle.logits(exact_lm, what.ids), what, alpha=1.0, terminal_is_zero=False
     )
-    np.testing.assert_allclose(item["rewards"], truth, atol=1e-4)
+    np.testing.assert_allclose(item.rewards, truth, atol=1e-4)
 
 
 async def test_reward_model_puts_the_head_at_the_last_response_token_on_the_last_unit(
@@ -111,10 +111,10 @@ async def test_reward_model_puts_the_head_at_the_last_response_token_on_the_last
     values = oracle.head_values(exact_rm, WHAT.ids)
     item = await ask(engine, "reward_model")
     np.testing.assert_allclose(
-        item["rewards"], [*np.zeros(len(WHAT.response) - 1), values[-1]], atol=1e-4
+        item.rewards, [*np.zeros(len(WHAT.response) - 1), values[-1]], atol=1e-4
     )
     levels = await ask(engine, "reward_model", credit={"name": "values"})
-    np.testing.assert_allclose(levels["rewards"], values[len(WHAT.prompt) :], atol=1e-4)
+    np.testing.assert_allclose(levels.rewards, values[len(WHAT.prompt) :], atol=1e-4)
 
 
 async def test_attention_dense_is_abc_on_the_models_own_attention(
@@ -128,8 +128,8 @@ async def test_attention_dense_is_abc_on_the_models_own_attention(
     weights = oracle.dense_weights(oracle.last_attention_row(exact_rm, WHAT.ids), WHAT, keep)
     truth = 0.6 * score * weights
     truth[-1] += 0.4 * score
-    np.testing.assert_allclose(item["rewards"], truth, atol=1e-5)
-    assert item["score"] == pytest.approx(score, abs=1e-4)
+    np.testing.assert_allclose(item.rewards, truth, atol=1e-5)
+    assert item.score == pytest.approx(score, abs=1e-4)
 
 
 async def test_masked_units_get_zero_no_weight_and_are_in_no_sum(
@@ -141,13 +141,13 @@ async def test_masked_units_get_zero_no_weight_and_are_in_no_sum(
         make_engine("reward_model", ["attention_dense"]), "attention_dense", {"mask": mask}
     )
     weights = oracle.dense_weights(oracle.last_attention_row(exact_rm, WHAT.ids), WHAT, keep)
-    assert (item["rewards"][~keep] == 0.0).all()
-    truth = 0.8 * item["score"] * weights
-    truth[np.flatnonzero(keep)[-1]] += 0.2 * item["score"]
-    np.testing.assert_allclose(item["rewards"], truth, atol=1e-5)
+    assert (item.rewards[~keep] == 0.0).all()
+    truth = 0.8 * item.score * weights
+    truth[np.flatnonzero(keep)[-1]] += 0.2 * item.score
+    np.testing.assert_allclose(item.rewards, truth, atol=1e-5)
     lm = await ask(make_engine("causal_lm", ["endogenous"]), "endogenous", {"mask": mask})
-    assert (lm["rewards"][~keep] == 0.0).all()
-    assert lm["score"] == pytest.approx(lm["rewards"].sum(), abs=1e-3)
+    assert (lm.rewards[~keep] == 0.0).all()
+    assert lm.score == pytest.approx(lm.rewards.sum(), abs=1e-3)
 
 
 async def test_spans_get_the_sum_of_their_tokens_and_end_of_turn_goes_to_the_last(
@@ -158,28 +158,28 @@ async def test_spans_get_the_sum_of_their_tokens_and_end_of_turn_goes_to_the_las
     spans = [[0, 4], [4, 4], [4, 8], [8, len(RESPONSE)]]
     item = await ask(engine, "endogenous", {"spans": spans})
     expected = [0.0, 0.0, 0.0, 0.0]
-    for token, reward in zip(tokens["tokens"], tokens["rewards"], strict=True):
-        end = token["span"][1] if token["span"][1] > token["span"][0] else len(RESPONSE)
+    for token, reward in zip(tokens.tokens, tokens.rewards, strict=True):
+        end = token.span[1] if token.span[1] > token.span[0] else len(RESPONSE)
         owner = next(i for i, (a, b) in enumerate(spans) if a <= end - 1 < b)
         expected[owner] += float(reward)
-    np.testing.assert_allclose(item["rewards"], expected, atol=1e-4)
-    assert item["rewards"][1] == 0.0
+    np.testing.assert_allclose(item.rewards, expected, atol=1e-4)
+    assert item.rewards[1] == 0.0
 
 
 async def test_a_final_zero_width_span_is_end_of_turn(make_engine: Callable[..., Any]) -> None:
     engine = make_engine("causal_lm", ["endogenous"])
     tokens = await ask(engine, "endogenous")
     item = await ask(engine, "endogenous", {"spans": [[0, len(RESPONSE)], [len(RESPONSE)] * 2]})
-    assert item["rewards"][1] == pytest.approx(tokens["rewards"][-1], abs=1e-4)
+    assert item.rewards[1] == pytest.approx(tokens.rewards[-1], abs=1e-4)
     unfinished = {"spans": [[0, len(RESPONSE)], [len(RESPONSE)] * 2], "finished": False}
-    assert (await ask(engine, "endogenous", unfinished))["rewards"][1] == 0.0
+    assert (await ask(engine, "endogenous", unfinished)).rewards[1] == 0.0
 
 
 async def test_base64_and_float_are_the_same_numbers(make_engine: Callable[..., Any]) -> None:
     engine = make_engine("causal_lm", ["endogenous"])
     floats = await ask(engine, "endogenous")
     packed = await ask(engine, "endogenous", encoding_format="base64")
-    np.testing.assert_allclose(decode_rewards(packed["rewards"]), floats["rewards"], atol=1e-5)
+    np.testing.assert_allclose(decode_rewards(packed.rewards), floats.rewards, atol=1e-5)
 
 
 async def test_kl_is_taken_from_every_unmasked_unit(make_engine: Callable[..., Any]) -> None:
@@ -192,7 +192,7 @@ async def test_kl_is_taken_from_every_unmasked_unit(make_engine: Callable[..., A
     got = await ask(engine, "constant", item, credit={"kl": kl})
     d = policy - reference
     truth = np.where(mask, 1.0 - 0.1 * (np.exp(-d) - 1 + d), 0.0)
-    np.testing.assert_allclose(got["rewards"], truth, atol=1e-5)
+    np.testing.assert_allclose(got.rewards, truth, atol=1e-5)
 
 
 async def test_a_suffix_is_read_pooled_and_owns_no_entry(
@@ -208,17 +208,17 @@ async def test_a_suffix_is_read_pooled_and_owns_no_entry(
     weights = oracle.dense_weights(
         oracle.last_attention_row(exact_rm, ids), WHAT, np.ones(len(WHAT.response))
     )
-    assert item["score"] == pytest.approx(score, abs=1e-4)
+    assert item.score == pytest.approx(score, abs=1e-4)
     truth = 0.8 * score * weights
     truth[-1] += 0.2 * score
-    np.testing.assert_allclose(item["rewards"], truth, atol=1e-5)
+    np.testing.assert_allclose(item.rewards, truth, atol=1e-5)
 
 
 async def test_scorers_on_one_checkpoint_share_one_pass(make_engine: Callable[..., Any]) -> None:
     engine = make_engine("reward_model", ["reward_model", "attention_dense"])
     passes: list[int] = []
-    run = engine._device._layout.run
-    engine._device._layout.run = lambda work: passes.append(len(work)) or run(work)
+    run = engine.runner.layout.run
+    engine.runner.layout.run = lambda work: passes.append(len(work)) or run(work)
     body = {
         "scorers": ["reward_model", "attention_dense"],
         "items": [{"prompt": PROMPT, "response": RESPONSE}],
@@ -227,10 +227,10 @@ async def test_scorers_on_one_checkpoint_share_one_pass(make_engine: Callable[..
         parse(RewardsRequest, {**body, "credit": {"attention_dense": {"beta": 1.0}}})
     )
     assert passes == [1]
-    results = reply["items"][0]["scorers"]
-    assert results["reward_model"]["score"] == results["attention_dense"]["score"]
+    results = reply.items[0].scorers
+    assert results["reward_model"].score == results["attention_dense"].score
     alone = await ask(engine, "attention_dense", credit={"beta": 1.0})
-    np.testing.assert_allclose(results["attention_dense"]["rewards"], alone["rewards"], atol=1e-6)
+    np.testing.assert_allclose(results["attention_dense"].rewards, alone.rewards, atol=1e-6)
 
 
 async def test_the_reply_is_the_wires(make_engine: Callable[..., Any]) -> None:
@@ -243,7 +243,7 @@ async def test_the_reply_is_the_wires(make_engine: Callable[..., Any]) -> None:
     reply = await engine.score(
         parse(RewardsRequest, {**body, "encoding_format": "base64"}), request_id="mine"
     )
-    parsed = RewardsReply.model_validate(reply)
+    parsed = reply
     assert parsed.id == "mine"
     assert parsed.version == 3
     assert [item.index for item in parsed.items] == [0, 1]
@@ -293,9 +293,9 @@ async def test_a_score_is_ignored_by_a_scorer_that_takes_none(
     items = [{"prompt": "x", "response": "y"}, {"prompt": "x", "response": "y", "score": 7.0}]
     without, given = (
         await engine.score(parse(RewardsRequest, {"scorer": "endogenous", "items": items}))
-    )["items"]
-    np.testing.assert_allclose(given["rewards"], without["rewards"], rtol=1e-6)
-    assert given["error"] is None
+    ).items
+    np.testing.assert_allclose(given.rewards, without.rewards, rtol=1e-6)
+    assert given.error is None
 
 
 @pytest.mark.parametrize(
@@ -329,12 +329,12 @@ async def test_a_wrong_item_fails_alone(
     engine = make_engine("causal_lm", ["endogenous"])
     good = {"prompt": PROMPT, "response": RESPONSE}
     body = {"scorer": "endogenous", "items": [good, {**good, **item}, good]}
-    items = (await engine.score(parse(RewardsRequest, body)))["items"]
-    assert items[1]["error"]["code"] == code
-    assert items[1]["error"]["param"] == param
-    assert items[1]["rewards"] is None
-    assert items[1]["score"] is None
-    np.testing.assert_allclose(items[0]["rewards"], items[2]["rewards"], atol=1e-5)
+    items = (await engine.score(parse(RewardsRequest, body))).items
+    assert items[1].error.code == code
+    assert items[1].error.param == param
+    assert items[1].rewards is None
+    assert items[1].score is None
+    np.testing.assert_allclose(items[0].rewards, items[2].rewards, atol=1e-5)
 
 
 async def test_an_empty_prompt_is_an_item_error_without_bos(
@@ -348,7 +348,7 @@ async def test_an_empty_prompt_is_an_item_error_without_bos(
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     engine = make_engine("causal_lm", ["endogenous"], checkpoint=folder)
     item = await ask(engine, "endogenous", {"prompt": ""})
-    assert item["error"]["code"] == "empty_prompt"
+    assert item.error.code == "empty_prompt"
 
 
 async def test_a_default_that_the_callers_choice_makes_idle_is_dropped_but_not_one_the_caller_sent(
@@ -359,7 +359,7 @@ async def test_a_default_that_the_callers_choice_makes_idle_is_dropped_but_not_o
     plain = await ask(
         make_engine("causal_lm", ["endogenous"]), "endogenous", options={"form": "logprob"}
     )
-    np.testing.assert_allclose(chosen["rewards"], plain["rewards"], atol=1e-5)
+    np.testing.assert_allclose(chosen.rewards, plain.rewards, atol=1e-5)
     with pytest.raises(errors.InvalidField, match="`alpha` has no effect"):
         await ask(engine, "endogenous", options={"form": "logprob", "alpha": 1.0})
     logprob = make_engine("causal_lm", [{"type": "endogenous", "options": {"form": "logprob"}}])
@@ -371,10 +371,10 @@ async def test_missing_logprobs_are_found_before_the_model_runs(
     make_engine: Callable[..., Any],
 ) -> None:
     engine = make_engine("causal_lm", ["endogenous"])
-    engine._device.ask = None  # would fail if it were called
+    engine.runner.ask = None  # would fail if it were called
     item = await ask(engine, "endogenous", credit={"kl": {"coef": 0.1}})
-    assert item["error"]["code"] == "length_mismatch"
-    assert item["error"]["param"] == "items[0].policy_logprobs"
+    assert item.error.code == "length_mismatch"
+    assert item.error.param == "items[0].policy_logprobs"
 
 
 async def test_a_policy_that_stops_at_once_says_so_and_is_scored(
@@ -383,7 +383,7 @@ async def test_a_policy_that_stops_at_once_says_so_and_is_scored(
     engine = make_engine("causal_lm", ["endogenous"])
     ids = await ask(engine, "endogenous", {"response": [tiny.END_ID]})
     text = await ask(engine, "endogenous", {"response": "", "finished": True, "spans": [[0, 0]]})
-    np.testing.assert_allclose(text["rewards"], ids["rewards"], atol=1e-5)
+    np.testing.assert_allclose(text.rewards, ids.rewards, atol=1e-5)
 
 
 async def test_a_row_of_another_temperature_does_not_change_its_neighbours(
@@ -395,7 +395,7 @@ async def test_a_row_of_another_temperature_does_not_change_its_neighbours(
         *(ask(engine, "endogenous", options={"alpha": a}) for a in (0.5, 1.0, 2.0))
     )
     for one, other in zip(alone, together, strict=True):
-        np.testing.assert_allclose(one["rewards"], other["rewards"], atol=1e-4)
+        np.testing.assert_allclose(one.rewards, other.rewards, atol=1e-4)
 
 
 async def test_of_levels_the_last_token_of_a_span_stands(
@@ -405,20 +405,18 @@ async def test_of_levels_the_last_token_of_a_span_stands(
     tokens = await ask(engine, "reward_model", credit={"name": "values"}, return_tokens=True)
     spans = [[0, 5], [5, len(RESPONSE)]]
     item = await ask(engine, "reward_model", {"spans": spans}, credit={"name": "values"})
-    ends = [token["span"][1] for token in tokens["tokens"]]
+    ends = [token.span[1] for token in tokens.tokens]
     last_of_first = max(t for t, end in enumerate(ends) if end <= 5)
     expected = oracle.head_values(exact_rm, WHAT.ids)[len(WHAT.prompt) :][[last_of_first, -1]]
-    np.testing.assert_allclose(item["rewards"], expected, atol=1e-4)
+    np.testing.assert_allclose(item.rewards, expected, atol=1e-4)
 
 
 async def test_a_prompt_that_the_items_of_a_request_share_is_tokenised_once(
     make_engine: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = make_engine("causal_lm", ["endogenous"])
-    assert (
-        engine._intake.vocabulary.end_of_turn == tiny.END_ID
-    )  # which is found by tokenising, once
-    encoder, read = engine._intake.vocabulary.encoder, []
+    assert engine.tokenizer.end_of_turn == tiny.END_ID  # which is found by tokenising, once
+    encoder, read = engine.tokenizer.encoder, []
     encode = encoder.read
     monkeypatch.setattr(encoder, "read", lambda text: read.append(text) or encode(text))
     other = [{"role": "user", "content": "3+3?"}]
@@ -426,13 +424,13 @@ async def test_a_prompt_that_the_items_of_a_request_share_is_tokenised_once(
     items = [{"prompt": prompt, "response": RESPONSE + "!" * i} for i, prompt in enumerate(prompts)]
     together = (
         await engine.score(parse(RewardsRequest, {"scorer": "endogenous", "items": items}))
-    )["items"]
+    ).items
     assert len(read) == len(items) + 3
     for item, result in zip(items, together, strict=True):
         alone = (
             await engine.score(parse(RewardsRequest, {"scorer": "endogenous", "items": [item]}))
-        )["items"][0]
-        np.testing.assert_allclose(result["rewards"], alone["rewards"], atol=1e-4)
+        ).items[0]
+        np.testing.assert_allclose(result.rewards, alone.rewards, atol=1e-4)
 
 
 async def test_prompts_of_equal_messages_under_other_template_variables_are_other_prompts(
@@ -448,7 +446,7 @@ async def test_prompts_of_equal_messages_under_other_template_variables_are_othe
     lengths = [
         len(ids_of("<|user|>2+2?<|end|>\n<|assistant|>" + mood.get("mood", ""))) for mood in moods
     ]
-    assert reply["usage"]["prompt_tokens"] == sum(lengths)
+    assert reply.usage.prompt_tokens == sum(lengths)
     assert len(set(lengths)) == 3
 
 
@@ -458,9 +456,7 @@ async def test_each_item_of_a_group_whose_prompt_is_refused_names_its_own_place(
     engine = make_engine("causal_lm", ["endogenous"], chat_template="{{ raise_exception('no') }}")
     items = [{"prompt": PROMPT, "response": RESPONSE}] * 3
     reply = await engine.score(parse(RewardsRequest, {"scorer": "endogenous", "items": items}))
-    assert [item["error"]["param"] for item in reply["items"]] == [
-        f"items[{i}].prompt" for i in range(3)
-    ]
+    assert [item.error.param for item in reply.items] == [f"items[{i}].prompt" for i in range(3)]
 
 
 @pytest.mark.parametrize(
@@ -478,10 +474,10 @@ async def test_only_a_light_request_is_made_ready_without_another_thread(
     make_engine: Callable[..., Any], items: list[dict[str, Any]], more: dict[str, Any], light: bool
 ) -> None:
     engine = make_engine("causal_lm", ["endogenous"])
-    engine._intake_threads.shutdown()
+    engine.threads.preprocess.shutdown()
     scoring = engine.score(parse(RewardsRequest, {"scorer": "endogenous", "items": items, **more}))
     if light:
-        assert (await scoring)["items"][0]["error"] is None
+        assert (await scoring).items[0].error is None
     else:
         with pytest.raises(RuntimeError, match="after shutdown"):
             await scoring

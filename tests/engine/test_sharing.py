@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from fakes import tiny
+from fakes.layouts import Intercepted
 from tokenreward.forward.kernels import Kernel, attend_alone
 from tokenreward.wire import RewardsRequest, parse
 
@@ -18,13 +19,13 @@ NUM_PROMPT, NUM_RESPONSE, NUM_ITEMS, BUDGET = 40, 2, 6, 60
 
 def computed_by_pass(engine: Any) -> list[int]:
     """Filled as passes run: the tokens that each computed."""
-    layout, passes = engine._device._layout, []
+    layout, passes = engine.runner.layout, []
 
     def run(work: Any) -> Any:
         passes.append(layout.num_computed([row for row, _ in work]))
         return layout.run(work)
 
-    engine._device._layout = type("Counted", (), {"run": staticmethod(run)})
+    Intercepted(engine, lambda requests, _: run(requests))
     return passes
 
 
@@ -32,7 +33,7 @@ async def score_a_group(engine: Any, scorer: str) -> None:
     prompt = list(range(3, 3 + NUM_PROMPT))
     items = [{"prompt": prompt, "response": [50 + i, 60]} for i in range(NUM_ITEMS)]
     reply = await engine.score(parse(RewardsRequest, {"scorer": scorer, "items": items}))
-    assert [item["error"] for item in reply["items"]] == [None] * NUM_ITEMS
+    assert [item.error for item in reply.items] == [None] * NUM_ITEMS
 
 
 async def test_a_layout_that_shares_prompts_takes_a_group_in_one_pass(
@@ -53,7 +54,7 @@ async def test_a_layout_that_shares_none_computes_no_more_in_a_pass_than_the_bud
         "causal_lm", ["endogenous"], max_batch_tokens=BUDGET, checkpoint=checkpoint
     )
     if because == "kernel":
-        engine._verdict.layout.kernel = Kernel(attend_alone, shares=False)
+        engine.runner.layout.kernel = Kernel(attend_alone, shares=False)
     passes = computed_by_pass(engine)
     await score_a_group(engine, "endogenous")
     assert passes == [NUM_PROMPT + NUM_RESPONSE] * NUM_ITEMS

@@ -31,7 +31,7 @@ def logits(language_model: Path) -> np.ndarray:
 
 async def ask(engine: Any, **more: Any) -> dict[str, Any]:
     reply = await engine.score(parse(RewardsRequest, {"items": [ITEM], **more}))
-    return reply["items"][0]
+    return reply.items[0]
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
@@ -41,12 +41,12 @@ async def test_rewards_are_the_entropies_before_each_token(
     engine = make_engine("causal_lm", ["entropy"])
     item = await ask(engine, scorer="entropy", options={"temperature": temperature})
     truth = oracle.entropy(logits / temperature)
-    np.testing.assert_allclose(item["rewards"], truth, atol=1e-5)
-    assert item["score"] == pytest.approx(truth.sum(), abs=1e-4)
+    np.testing.assert_allclose(item.rewards, truth, atol=1e-5)
+    assert item.score == pytest.approx(truth.sum(), abs=1e-4)
     mean = await ask(
         engine, scorer="entropy", options={"temperature": temperature, "aggregation": "mean"}
     )
-    assert mean["score"] == pytest.approx(truth.mean(), abs=1e-4)
+    assert mean.score == pytest.approx(truth.mean(), abs=1e-4)
 
 
 async def test_log_probs_and_entropies_of_a_reference_model_come_from_one_row_in_one_pass(
@@ -55,15 +55,15 @@ async def test_log_probs_and_entropies_of_a_reference_model_come_from_one_row_in
     logprob = {"type": "endogenous", "name": "logprob", "options": {"form": "logprob"}}
     engine = make_engine("causal_lm", [logprob, "entropy"])
     passes: list[int] = []
-    run = engine._device._layout.run
-    engine._device._layout.run = lambda work: passes.append(len(work)) or run(work)
-    results = (await ask(engine, scorers=["logprob", "entropy"]))["scorers"]
+    run = engine.runner.layout.run
+    engine.runner.layout.run = lambda work: passes.append(len(work)) or run(work)
+    results = (await ask(engine, scorers=["logprob", "entropy"])).scorers
     assert passes == [1]
     chosen = logits[np.arange(len(WHAT.response)), WHAT.response]
     np.testing.assert_allclose(
-        results["logprob"]["rewards"], chosen - oracle.logsumexp(logits), atol=1e-4
+        results["logprob"].rewards, chosen - oracle.logsumexp(logits), atol=1e-4
     )
-    np.testing.assert_allclose(results["entropy"]["rewards"], oracle.entropy(logits), atol=1e-5)
+    np.testing.assert_allclose(results["entropy"].rewards, oracle.entropy(logits), atol=1e-5)
 
 
 def outputs_of(along: np.ndarray) -> list[Outputs]:
@@ -111,9 +111,9 @@ async def test_a_flat_and_a_decided_model_have_the_entropies_that_one_knows(
 ) -> None:
     engine = make_engine("causal_lm", ["entropy"])
     flat = await ask(engine, scorer="entropy", options={"temperature": 1e6})
-    np.testing.assert_allclose(flat["rewards"], np.log(tiny.VOCAB_SIZE), atol=1e-4)
+    np.testing.assert_allclose(flat.rewards, np.log(tiny.VOCAB_SIZE), atol=1e-4)
     decided = await ask(engine, scorer="entropy", options={"temperature": 1e-3})
-    np.testing.assert_allclose(decided["rewards"], 0.0, atol=1e-4)
+    np.testing.assert_allclose(decided.rewards, 0.0, atol=1e-4)
 
 
 @pytest.mark.parametrize(

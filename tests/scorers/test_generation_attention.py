@@ -138,7 +138,7 @@ WHAT = oracle.Response(
 async def ask(engine: Any, item: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
     entry = {"prompt": PROMPT, "response": RESPONSE, "score": -2.5, **(item or {})}
     body = {"scorer": "generation_attention", "items": [entry], **more}
-    return (await engine.score(parse(RewardsRequest, body)))["items"][0]
+    return (await engine.score(parse(RewardsRequest, body))).items[0]
 
 
 @pytest.fixture
@@ -156,9 +156,9 @@ async def test_the_items_score_is_spread_by_abcs_rule(
     truth = 0.8 * -2.5 * simulated_weights(exact, WHAT, variant)
     assert truth[0] == 0.0
     truth[-1] += 0.2 * -2.5
-    assert item["score"] == -2.5
-    np.testing.assert_allclose(item["rewards"], truth, atol=2e-5)
-    assert float(item["rewards"].sum()) == pytest.approx(-2.5, abs=1e-5)
+    assert item.score == -2.5
+    np.testing.assert_allclose(item.rewards, truth, atol=2e-5)
+    assert float(item.rewards.sum()) == pytest.approx(-2.5, abs=1e-5)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -174,9 +174,9 @@ async def test_masked_tokens_are_steps_but_get_nothing(
         credit={"beta": 1.0},
     )
     np.testing.assert_allclose(
-        item["rewards"], -2.5 * simulated_weights(exact, WHAT, variant, keep), atol=2e-5
+        item.rewards, -2.5 * simulated_weights(exact, WHAT, variant, keep), atol=2e-5
     )
-    assert (item["rewards"][~keep] == 0.0).all()
+    assert (item.rewards[~keep] == 0.0).all()
 
 
 async def test_a_single_unmasked_token_gets_all_of_it(make_engine: Callable[..., Any]) -> None:
@@ -184,8 +184,8 @@ async def test_a_single_unmasked_token_gets_all_of_it(make_engine: Callable[...,
     for place in (0, 3):
         mask = [int(t == place) for t in range(len(WHAT.response))]
         item = await ask(engine, {"mask": mask}, credit={"beta": 1.0})
-        assert item["rewards"].tolist() == [-2.5 * flag for flag in mask]
-    assert (await ask(engine, {"response": [7]}))["rewards"].tolist() == [-2.5]
+        assert item.rewards.tolist() == [-2.5 * flag for flag in mask]
+    assert (await ask(engine, {"response": [7]})).rewards.tolist() == [-2.5]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -217,44 +217,42 @@ async def test_an_item_without_a_score_fails_alone_and_says_how_to_get_one(
     engine = make_engine("causal_lm", [{"type": "generation_attention", "options": settings}])
     good = {"prompt": PROMPT, "response": RESPONSE, "score": 1.0}
     body = {"scorer": "generation_attention", "items": [good, {**good, "score": None}, good]}
-    first, bad, last = (await engine.score(parse(RewardsRequest, body)))["items"]
-    assert bad["error"]["code"] == "scorer_failed"
-    assert bad["error"]["param"] == "items[1].score"
-    assert not bad["error"]["retryable"]
-    assert message in bad["error"]["message"]
-    assert first["error"] is None
-    np.testing.assert_allclose(first["rewards"], last["rewards"], atol=1e-6)
+    first, bad, last = (await engine.score(parse(RewardsRequest, body))).items
+    assert bad.error.code == "scorer_failed"
+    assert bad.error.param == "items[1].score"
+    assert not bad.error.retryable
+    assert message in bad.error.message
+    assert first.error is None
+    np.testing.assert_allclose(first.rewards, last.rewards, atol=1e-6)
 
 
 async def test_an_item_without_a_score_costs_no_pass(make_engine: Callable[..., Any]) -> None:
     engine = make_engine("causal_lm", ["generation_attention"])
-    engine._device.ask = None  # would fail if it were called
-    assert (await ask(engine, {"score": None}))["error"]["code"] == "scorer_failed"
+    engine.runner.ask = None  # would fail if it were called
+    assert (await ask(engine, {"score": None})).error.code == "scorer_failed"
 
 
 async def test_a_score_of_zero_is_a_score(make_engine: Callable[..., Any]) -> None:
     item = await ask(make_engine("causal_lm", ["generation_attention"]), {"score": 0.0})
-    assert item["error"] is None
-    assert (item["rewards"] == 0.0).all()
+    assert item.error is None
+    assert (item.rewards == 0.0).all()
 
 
 async def test_it_shares_row_and_pass_with_endogenous(make_engine: Callable[..., Any]) -> None:
     engine = make_engine("causal_lm", ["endogenous", "generation_attention"])
     passes: list[int] = []
-    run = engine._device._layout.run
-    engine._device._layout.run = lambda work: passes.append(len(work)) or run(work)
+    run = engine.runner.layout.run
+    engine.runner.layout.run = lambda work: passes.append(len(work)) or run(work)
     item = {"prompt": PROMPT, "response": RESPONSE, "score": 3.0}
     body = {
         "scorers": ["endogenous", "generation_attention"],
         "items": [item, {**item, "response": "No."}],
     }
-    results = (await engine.score(parse(RewardsRequest, body)))["items"][0]["scorers"]
+    results = (await engine.score(parse(RewardsRequest, body))).items[0].scorers
     assert passes == [2]
     alone = await ask(engine, {"score": 3.0})
-    np.testing.assert_allclose(
-        results["generation_attention"]["rewards"], alone["rewards"], atol=1e-6
-    )
-    assert results["endogenous"]["error"] is None
+    np.testing.assert_allclose(results["generation_attention"].rewards, alone.rewards, atol=1e-6)
+    assert results["endogenous"].error is None
 
 
 async def test_items_of_both_variants_share_a_batch(
@@ -265,10 +263,10 @@ async def test_items_of_both_variants_share_a_batch(
     item = {"prompt": PROMPT, "response": RESPONSE, "score": 1.0}
     body = {"scorers": ["generation_attention", "second"], "items": [item]}
     body["credit"] = {"generation_attention": {"beta": 1.0}, "second": {"beta": 1.0}}
-    results = (await engine.score(parse(RewardsRequest, body)))["items"][0]["scorers"]
+    results = (await engine.score(parse(RewardsRequest, body))).items[0].scorers
     for name, variant in (("generation_attention", "abc_d"), ("second", "abc_d2")):
         np.testing.assert_allclose(
-            results[name]["rewards"], simulated_weights(exact, WHAT, variant), atol=2e-5
+            results[name].rewards, simulated_weights(exact, WHAT, variant), atol=2e-5
         )
 
 
@@ -297,7 +295,7 @@ def test_all_readings_of_attention_are_probed_whatever_the_defaults(
 ) -> None:
     """A request may choose the other variant."""
     assert (
-        make_engine("causal_lm", ["generation_attention"], dtype=dtype)._verdict.layout.name
+        make_engine("causal_lm", ["generation_attention"], dtype=dtype).runner.layout.name
         == "packed"
     )
     for broken in ("last_row", "mean_step"):

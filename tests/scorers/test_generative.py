@@ -57,7 +57,7 @@ async def ask(engine: Any, items: list[dict[str, Any]], **options: Any) -> list[
         await engine.score(
             parse(RewardsRequest, {"scorer": "generative", "items": items, "options": options})
         )
-    )["items"]
+    ).items
 
 
 async def test_yes_is_the_log_probability_of_all_its_spellings_at_the_last_position(
@@ -66,10 +66,8 @@ async def test_yes_is_the_log_probability_of_all_its_spellings_at_the_last_posit
     engine = make_engine("causal_lm", [DEPLOYED])
     (item,) = await ask(engine, [{"prompt": [USER], "response": RESPONSE}])
     z = last_logits(asked("2+2?", RESPONSE, QUESTION))
-    assert item["score"] == pytest.approx(sum_of(z, YES) - oracle.logsumexp(z), abs=1e-4)
-    assert item["rewards"].tolist() == [0.0] * (len(item["rewards"]) - 1) + [
-        np.float32(item["score"])
-    ]
+    assert item.score == pytest.approx(sum_of(z, YES) - oracle.logsumexp(z), abs=1e-4)
+    assert item.rewards.tolist() == [0.0] * (len(item.rewards) - 1) + [np.float32(item.score)]
 
 
 async def test_yes_minus_no_is_the_difference_and_the_rest_of_the_vocabulary_cancels(
@@ -78,7 +76,7 @@ async def test_yes_minus_no_is_the_difference_and_the_rest_of_the_vocabulary_can
     engine = make_engine("causal_lm", [DEPLOYED])
     (item,) = await ask(engine, [{"prompt": [USER], "response": RESPONSE}], mode="yes_minus_no")
     z = last_logits(asked("2+2?", RESPONSE, QUESTION))
-    assert item["score"] == pytest.approx(sum_of(z, YES) - sum_of(z, NO), abs=1e-4)
+    assert item.score == pytest.approx(sum_of(z, YES) - sum_of(z, NO), abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +104,7 @@ async def test_a_grade_is_the_mean_worth_of_the_labels_among_themselves(
         [ids_of(label)[0] for label in labels]
     ]
     p = np.exp(z - z.max()) / np.exp(z - z.max()).sum()
-    assert item["score"] == pytest.approx(p @ np.array(worth), abs=1e-4)
+    assert item.score == pytest.approx(p @ np.array(worth), abs=1e-4)
 
 
 async def test_a_spelling_given_twice_counts_once(make_engine: Callable[..., Any]) -> None:
@@ -115,7 +113,7 @@ async def test_a_spelling_given_twice_counts_once(make_engine: Callable[..., Any
         await ask(engine, items, yes=["Y"]),
         await ask(engine, items, yes=["Y", "Y"]),
     )
-    assert once["score"] == pytest.approx(twice["score"], abs=1e-6)
+    assert once.score == pytest.approx(twice.score, abs=1e-6)
 
 
 async def test_of_the_default_spellings_those_that_are_single_tokens_count(
@@ -133,7 +131,7 @@ async def test_of_the_default_spellings_those_that_are_single_tokens_count(
     ]
     (default,) = await ask(engine, items, mode="yes_minus_no", **SHORT)
     (single,) = await ask(engine, items, mode="yes_minus_no", no=["no"], **SHORT)
-    assert default["score"] == pytest.approx(single["score"], abs=1e-6)
+    assert default.score == pytest.approx(single.score, abs=1e-6)
 
 
 PROMPTS = [
@@ -171,7 +169,7 @@ async def test_a_prompt_of_any_form_is_quoted_as_text(
     engine = make_engine("causal_lm", [DEPLOYED], **template)
     (item,) = await ask(engine, [{"prompt": prompt, "response": RESPONSE}], **SHORT)
     z = last_logits(turn(f"{quoted}|{RESPONSE}"))
-    assert item["score"] == pytest.approx(sum_of(z, YES) - oracle.logsumexp(z), abs=1e-4)
+    assert item.score == pytest.approx(sum_of(z, YES) - oracle.logsumexp(z), abs=1e-4)
 
 
 RESPONSES = [
@@ -199,7 +197,7 @@ async def test_a_response_is_quoted_as_text_and_cannot_end_the_turn_that_quotes_
     engine = make_engine("causal_lm", [DEPLOYED])
     (found,) = await ask(engine, [{"prompt": [USER], **item}], **SHORT)
     z = last_logits(turn(f"2+2?|{quoted}"))
-    assert found["score"] == pytest.approx(sum_of(z, YES) - oracle.logsumexp(z), abs=1e-4)
+    assert found.score == pytest.approx(sum_of(z, YES) - oracle.logsumexp(z), abs=1e-4)
 
 
 async def test_without_a_chat_template_the_question_is_raw_text_after_one_bos(
@@ -217,13 +215,13 @@ async def test_without_a_chat_template_the_question_is_raw_text_after_one_bos(
     for template in ("{{ prompt }}|{{ response }}", "<|bos|>{{ prompt }}|{{ response }}"):
         (item,) = await ask(engine, [{"prompt": "2+2?", "response": RESPONSE}], template=template)
         z = last_logits(f"<|bos|>2+2?|{RESPONSE}")
-        assert item["score"] == pytest.approx(sum_of(z, YES) - oracle.logsumexp(z), abs=1e-4)
+        assert item.score == pytest.approx(sum_of(z, YES) - oracle.logsumexp(z), abs=1e-4)
     refused = await ask(
         engine,
         [{"prompt": "2+2?", "response": RESPONSE}],
         chat_template_kwargs={"enable_thinking": False},
     )
-    assert "no chat template" in refused[0]["error"]["message"]
+    assert "no chat template" in refused[0].error.message
 
 
 async def test_a_template_of_ones_own_reads_messages_and_the_words_for_yes_and_no(
@@ -245,7 +243,7 @@ async def test_a_template_of_ones_own_reads_messages_and_the_words_for_yes_and_n
     ]
     (item,) = await ask(engine, items, template=template, chat_template_kwargs=kwargs)
     z = last_logits("calm" + turn(f"[system] Short.\n[user] 2+2?\n{RESPONSE} Y/N?"))
-    assert item["score"] == pytest.approx(sum_of(z, YES) - oracle.logsumexp(z), abs=1e-4)
+    assert item.score == pytest.approx(sum_of(z, YES) - oracle.logsumexp(z), abs=1e-4)
 
 
 async def test_equal_items_and_other_scorers_share_the_pass_and_change_nothing(
@@ -255,18 +253,16 @@ async def test_equal_items_and_other_scorers_share_the_pass_and_change_nothing(
     item = {"prompt": [USER], "response": RESPONSE}
     (alone,) = await ask(engine, [item])
     passes: list[int] = []
-    run = engine._device._layout.run
-    engine._device._layout.run = lambda work: passes.append(len(work)) or run(work)
+    run = engine.runner.layout.run
+    engine.runner.layout.run = lambda work: passes.append(len(work)) or run(work)
     body = {
         "scorers": ["generative", "endogenous", "entropy"],
         "items": [item, item, {**item, "prompt": "3+3?"}],
     }
-    results = [
-        found["scorers"] for found in (await engine.score(parse(RewardsRequest, body)))["items"]
-    ]
+    results = [found.scorers for found in (await engine.score(parse(RewardsRequest, body))).items]
     assert passes == [6]  # per item its own row for two scorers, and the verifier's
-    assert [result["generative"]["score"] for result in results[:2]] == pytest.approx(
-        [alone["score"]] * 2, abs=1e-4
+    assert [result["generative"].score for result in results[:2]] == pytest.approx(
+        [alone.score] * 2, abs=1e-4
     )
 
 
@@ -286,9 +282,9 @@ async def test_two_modes_read_one_row_each_with_its_own_words(
 
     async def scores(*names: str) -> list[float]:
         body = {"scorers": list(names), "items": [{"prompt": "2+2?", "response": RESPONSE}]}
-        (item,) = (await engine.score(parse(RewardsRequest, body)))["items"]
-        assert [item["scorers"][name]["error"] for name in names] == [None] * len(names)
-        return [item["scorers"][name]["score"] for name in names]
+        (item,) = (await engine.score(parse(RewardsRequest, body))).items
+        assert [item.scorers[name].error for name in names] == [None] * len(names)
+        return [item.scorers[name].score for name in names]
 
     alone = await scores("generative") + await scores("margin")
     assert await scores("generative", "margin") == pytest.approx(alone, abs=1e-5)
@@ -302,14 +298,14 @@ async def test_a_verifier_prompt_that_is_too_long_fails_that_scorer_alone(
     engine = make_engine("causal_lm", [DEPLOYED, "endogenous"], max_sequence_tokens=60)
     items = [{"prompt": [USER], "response": RESPONSE}]
     body = {"scorers": ["generative", "endogenous"], "items": items}
-    result = (await engine.score(parse(RewardsRequest, body)))["items"][0]["scorers"]
+    result = (await engine.score(parse(RewardsRequest, body))).items[0].scorers
     num_tokens = len(ids_of(asked("2+2?", RESPONSE, QUESTION)))
-    assert result["generative"]["error"]["code"] == "sequence_too_long"
-    assert f"{num_tokens} tokens" in result["generative"]["error"]["message"]
-    assert "`max_sequence_tokens` is 60" in result["generative"]["error"]["message"]
-    assert result["endogenous"]["error"] is None
+    assert result["generative"].error.code == "sequence_too_long"
+    assert f"{num_tokens} tokens" in result["generative"].error.message
+    assert "`max_sequence_tokens` is 60" in result["generative"].error.message
+    assert result["endogenous"].error is None
     (short,) = await ask(engine, items, **SHORT)
-    assert short["error"] is None
+    assert short.error is None
 
 
 @pytest.mark.parametrize(
@@ -346,8 +342,8 @@ async def test_what_this_tokenizer_cannot_read_is_an_error_of_the_item(
     (item,) = await ask(
         make_engine("causal_lm", [DEPLOYED]), [{"prompt": [USER], "response": RESPONSE}], **options
     )
-    assert (item["error"]["code"], item["error"]["message"]) == ("unsupported_text", message)
-    assert item["error"]["param"] == "items[0]"
+    assert (item.error.code, item.error.message) == ("unsupported_text", message)
+    assert item.error.param == "items[0]"
 
 
 async def test_words_that_the_tokenizer_knows_and_the_model_does_not_are_an_error_of_the_item(
@@ -361,9 +357,9 @@ async def test_words_that_the_tokenizer_knows_and_the_model_does_not_are_an_erro
     items = [{"prompt": [USER], "response": RESPONSE}]
     known, unknown = {"yes": ["Y"], **SHORT}, {"yes": ["Y", "Yes"], **SHORT}
     assert [
-        (await ask(engine, items, **options))[0]["error"] is None for options in (known, unknown)
+        (await ask(engine, items, **options))[0].error is None for options in (known, unknown)
     ] == [True, False]
-    assert (await ask(engine, items, **unknown))[0]["error"]["code"] == "token_out_of_vocabulary"
+    assert (await ask(engine, items, **unknown))[0].error.code == "token_out_of_vocabulary"
 
 
 async def test_an_image_cannot_be_quoted(make_engine: Callable[..., Any]) -> None:
@@ -375,11 +371,11 @@ async def test_an_image_cannot_be_quoted(make_engine: Callable[..., Any]) -> Non
         for c in (content, "2+2?")
     ]
     image, text = await ask(engine, items)
-    assert (image["error"]["code"], image["error"]["param"]) == (
+    assert (image.error.code, image.error.param) == (
         "unsupported_text",
         "items[0].prompt[0].content",
     )
-    assert text["error"] is None
+    assert text.error is None
 
 
 @pytest.mark.parametrize(

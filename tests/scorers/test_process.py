@@ -17,7 +17,7 @@ from fakes import prm, tiny
 from tokenreward import errors
 from tokenreward.scorers.process import Scorer
 from tokenreward.settings import SettingsError
-from tokenreward.wire import RewardsReply, RewardsRequest, parse
+from tokenreward.wire import RewardsRequest, parse
 
 STEPS = ["The manager is Ada.", "It is 4.\nNo doubt, 東京!", "Yes, \\boxed{4}"]
 MESSAGES = [{"role": "user", "content": prm.QUESTION}]
@@ -45,19 +45,18 @@ def lm_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     return prm.save(tmp_path_factory.mktemp("lm"), request.param(), "causal_lm")
 
 
-async def score(engine: Any, *items: dict[str, Any], **more: Any) -> list[dict[str, Any]]:
+async def score(engine: Any, *items: dict[str, Any], **more: Any) -> list[Any]:
     try:
         reply = await engine.score(
             parse(RewardsRequest, {"scorer": "process", "items": list(items), **more})
         )
     finally:
         await engine.close()
-    RewardsReply.model_validate(reply | {"items": []})
-    arrays = [
-        {name: np.array(item[name]) for name in ("step_scores", "step_ids") if name in item}
-        for item in reply["items"]
-    ]
-    return [item | array for item, array in zip(reply["items"], arrays, strict=True)]
+    for item in reply.items:
+        if item.step_scores is not None:
+            item.step_scores = np.array(item.step_scores)
+            item.step_ids = np.array(item.step_ids)
+    return reply.items
 
 
 @pytest.fixture
@@ -93,7 +92,7 @@ def published(folder: Path) -> Callable[..., np.ndarray]:
 def ends_of(item: dict[str, Any], texts: list[str]) -> list[int]:
     """The response token that holds the last character of each of these stretches, which make up
     the response."""
-    token_ends = np.array([token["span"][1] for token in item["tokens"]])
+    token_ends = np.array([token.span[1] for token in item.tokens])
     stops = np.cumsum([len(text) for text in texts])
     last = [int(np.flatnonzero(token_ends >= stop)[0]) for stop in stops]
     return [*last[:-1], len(token_ends) - 1]
@@ -105,11 +104,11 @@ async def test_qwen_is_the_model_cards_conversation_read_at_every_tag(
     item = await ask(ITEM)
     truth = published(prm.qwen, STEPS)
     assert 0.01 < truth.min() < truth.max()
-    np.testing.assert_allclose(item["step_scores"], truth, atol=1e-5)
-    assert item["score"] == pytest.approx(truth.min(), abs=1e-5)
-    expected = np.zeros(len(item["tokens"]))
+    np.testing.assert_allclose(item.step_scores, truth, atol=1e-5)
+    assert item.score == pytest.approx(truth.min(), abs=1e-5)
+    expected = np.zeros(len(item.tokens))
     expected[ends_of(item, [STEPS[0] + "\n\n", STEPS[1] + "\n\n", STEPS[2]])] = truth
-    np.testing.assert_allclose(item["rewards"], expected, atol=1e-5)
+    np.testing.assert_allclose(item.rewards, expected, atol=1e-5)
 
 
 async def test_a_head_of_two_layers_and_two_labels_is_read_as_it_is_stored(
@@ -118,8 +117,8 @@ async def test_a_head_of_two_layers_and_two_labels_is_read_as_it_is_stored(
     folder, positive = prm.save_with_two_layers(tmp_path)
     ids, places = prm.qwen(AutoTokenizer.from_pretrained(folder), STEPS)
     (item,) = await score(make_engine("reward_model", ["process"], checkpoint=folder), ITEM)
-    np.testing.assert_allclose(item["step_scores"], positive(ids)[places], atol=1e-5)
-    assert np.ptp(item["step_scores"]) > 0.01
+    np.testing.assert_allclose(item.step_scores, positive(ids)[places], atol=1e-5)
+    assert np.ptp(item.step_scores) > 0.01
 
 
 @pytest.mark.parametrize("own", ["Be kind.", None], ids=["own_system", "no_system"])
@@ -130,15 +129,13 @@ async def test_a_system_message_of_their_own_or_none_at_all(
     item = await ask(
         {**ITEM, "prompt": [*told, *MESSAGES]}, **({} if own is not None else {"system": None})
     )
-    np.testing.assert_allclose(
-        item["step_scores"], published(prm.qwen, STEPS, system=own), atol=1e-5
-    )
+    np.testing.assert_allclose(item.step_scores, published(prm.qwen, STEPS, system=own), atol=1e-5)
 
 
 async def test_a_raw_prompt_is_read_as_it_is(ask: Ask) -> None:
     raw = f"<|system|>{prm.SYSTEM}<|end|>\n<|user|>{prm.QUESTION}<|end|>\n<|assistant|>"
     written, templated = await ask({**ITEM, "prompt": raw}, ITEM)
-    np.testing.assert_allclose(written["step_scores"], templated["step_scores"], atol=1e-6)
+    np.testing.assert_allclose(written.step_scores, templated.step_scores, atol=1e-6)
 
 
 async def test_math_shepherd_is_plus_against_minus_at_every_tag(
@@ -162,7 +159,7 @@ async def test_math_shepherd_is_plus_against_minus_at_every_tag(
         "causal_lm", [{"type": "process", "options": options}], checkpoint=lm_folder
     )
     (item,) = await score(engine, {"prompt": prm.QUESTION, "response": "\n".join(steps)})
-    np.testing.assert_allclose(item["step_scores"], truth, atol=1e-5)
+    np.testing.assert_allclose(item.step_scores, truth, atol=1e-5)
     assert len({round(float(p), 4) for p in truth}) == 3
 
 
@@ -190,14 +187,14 @@ async def test_math_shepherds_other_words_are_options(
         "causal_lm", [{"type": "process", "options": options}], checkpoint=lm_folder
     )
     (item,) = await score(engine, {"prompt": prm.QUESTION, "response": "It is 2; It is 4"})
-    np.testing.assert_allclose(item["step_scores"], truth, atol=1e-5)
+    np.testing.assert_allclose(item.step_scores, truth, atol=1e-5)
 
 
 async def test_skywork_is_its_inference_codes_ids_read_at_every_line_break(
     ask: Ask, published: Any
 ) -> None:
     item = await ask(SKYWORK, layout="skywork")
-    np.testing.assert_allclose(item["step_scores"], published(prm.skywork, LINES), atol=1e-5)
+    np.testing.assert_allclose(item.step_scores, published(prm.skywork, LINES), atol=1e-5)
 
 
 async def test_skywork_reads_blank_lines_as_published_but_they_are_no_steps(
@@ -205,9 +202,7 @@ async def test_skywork_reads_blank_lines_as_published_but_they_are_no_steps(
 ) -> None:
     lines = ["", "The manager is Ada.", "", " ", "It is 4.", ""]
     item = await ask({**SKYWORK, "response": "\n".join(lines)}, layout="skywork")
-    np.testing.assert_allclose(
-        item["step_scores"], published(prm.skywork, lines)[[1, 4]], atol=1e-5
-    )
+    np.testing.assert_allclose(item.step_scores, published(prm.skywork, lines)[[1, 4]], atol=1e-5)
 
 
 async def test_formats_of_a_problem_read_the_user_message_and_no_other(ask: Ask) -> None:
@@ -219,10 +214,10 @@ async def test_formats_of_a_problem_read_the_user_message_and_no_other(ask: Ask)
         layout="skywork",
     )
     for item in (asked, also):
-        np.testing.assert_allclose(item["step_scores"], raw["step_scores"], atol=1e-6)
+        np.testing.assert_allclose(item.step_scores, raw.step_scores, atol=1e-6)
     for item in (chat, rich):
-        assert item["error"]["code"] == "unsupported_text"
-        assert item["error"]["param"].endswith(".prompt")
+        assert item.error.code == "unsupported_text"
+        assert item.error.param.endswith(".prompt")
 
 
 async def test_pure_is_a_raw_question_and_steps_tagged_with_a_line_break(
@@ -242,19 +237,17 @@ async def test_pure_is_a_raw_question_and_steps_tagged_with_a_line_break(
     )
     weights = np.exp(-s / 0.1) / np.exp(-s / 0.1).sum()
     item = await ask({**ITEM, "prompt": prm.QUESTION}, **PURE)
-    np.testing.assert_allclose(item["step_scores"], s, atol=1e-5)
-    np.testing.assert_allclose(
-        item["rewards"][np.flatnonzero(item["rewards"])], weights * s, atol=1e-5
-    )
-    assert item["score"] == pytest.approx(s.min(), abs=1e-5)
+    np.testing.assert_allclose(item.step_scores, s, atol=1e-5)
+    np.testing.assert_allclose(item.rewards[np.flatnonzero(item.rewards)], weights * s, atol=1e-5)
+    assert item.score == pytest.approx(s.min(), abs=1e-5)
 
 
 async def test_a_softmin_of_low_temperature_gives_the_minimum_to_its_step_alone(ask: Ask) -> None:
     item = await ask(ITEM, form="softmin", temperature=1e-4)
-    worst = int(np.argmin(item["step_scores"]))
-    at = np.flatnonzero(np.append(np.diff(item["step_ids"]), 1))[worst]
-    assert item["rewards"][at] == pytest.approx(item["step_scores"][worst], rel=1e-5)
-    assert np.abs(np.delete(item["rewards"], at)).max() < 1e-6
+    worst = int(np.argmin(item.step_scores))
+    at = np.flatnonzero(np.append(np.diff(item.step_ids), 1))[worst]
+    assert item.rewards[at] == pytest.approx(item.step_scores[worst], rel=1e-5)
+    assert np.abs(np.delete(item.rewards, at)).max() < 1e-6
 
 
 @pytest.mark.parametrize(
@@ -265,7 +258,7 @@ async def test_the_score_is_the_reduction_of_the_step_scores(
     ask: Ask, reduction: str, reduce: Any
 ) -> None:
     item = await ask(ITEM, reduction=reduction)
-    assert item["score"] == pytest.approx(reduce(item["step_scores"].astype(np.float64)), rel=1e-5)
+    assert item.score == pytest.approx(reduce(item.step_scores.astype(np.float64)), rel=1e-5)
 
 
 @pytest.mark.parametrize("form", ["plain", "softmin"])
@@ -276,12 +269,10 @@ async def test_a_spread_step_has_the_same_reward_on_each_token_and_the_same_sum(
         await ask(ITEM, form=form, placement=where) for where in ("spread", "last_token")
     ]
     for step in range(len(STEPS)):
-        tokens = spread["step_ids"] == step
-        assert len(set(spread["rewards"][tokens].tolist())) == 1
-        assert spread["rewards"][tokens].sum() == pytest.approx(
-            last["rewards"][tokens].sum(), rel=1e-5
-        )
-        assert np.count_nonzero(last["rewards"][tokens]) == 1
+        tokens = spread.step_ids == step
+        assert len(set(spread.rewards[tokens].tolist())) == 1
+        assert spread.rewards[tokens].sum() == pytest.approx(last.rewards[tokens].sum(), rel=1e-5)
+        assert np.count_nonzero(last.rewards[tokens]) == 1
 
 
 @pytest.mark.parametrize("placement", ["spread", "last_token"])
@@ -289,46 +280,44 @@ async def test_masked_tokens_move_a_steps_reward_and_a_masked_step_counts_nowher
     ask: Ask, placement: str
 ) -> None:
     whole = await ask(ITEM, placement=placement)
-    lowest = int(np.argmin(whole["step_scores"]))
-    mask = np.ones(len(whole["rewards"]), dtype=int)
-    mask[whole["step_ids"] == lowest] = 0
+    lowest = int(np.argmin(whole.step_scores))
+    mask = np.ones(len(whole.rewards), dtype=int)
+    mask[whole.step_ids == lowest] = 0
     other = (lowest + 1) % 3
-    mask[np.flatnonzero(whole["step_ids"] == other)[-1]] = 0
+    mask[np.flatnonzero(whole.step_ids == other)[-1]] = 0
     item = await ask({**ITEM, "mask": mask.tolist()}, placement=placement, reduction="mean")
-    np.testing.assert_allclose(item["step_scores"], whole["step_scores"], atol=1e-6)
-    assert item["score"] == pytest.approx(np.delete(whole["step_scores"], lowest).mean(), rel=1e-5)
-    assert (item["rewards"][mask == 0] == 0).all()
-    tokens = item["step_ids"] == other
-    assert item["rewards"][tokens].sum() == pytest.approx(whole["step_scores"][other], rel=1e-5)
-    assert np.count_nonzero(item["rewards"][tokens]) == (
+    np.testing.assert_allclose(item.step_scores, whole.step_scores, atol=1e-6)
+    assert item.score == pytest.approx(np.delete(whole.step_scores, lowest).mean(), rel=1e-5)
+    assert (item.rewards[mask == 0] == 0).all()
+    tokens = item.step_ids == other
+    assert item.rewards[tokens].sum() == pytest.approx(whole.step_scores[other], rel=1e-5)
+    assert np.count_nonzero(item.rewards[tokens]) == (
         tokens.sum() - 1 if placement == "spread" else 1
     )
 
 
 async def test_a_masked_step_is_in_no_softmin(ask: Ask) -> None:
     whole = await ask(ITEM)
-    mask = (whole["step_ids"] != 0).astype(int)
+    mask = (whole.step_ids != 0).astype(int)
     item = await ask({**ITEM, "mask": mask.tolist()}, form="softmin", temperature=0.3)
-    s = whole["step_scores"][1:].astype(np.float64)
+    s = whole.step_scores[1:].astype(np.float64)
     weights = np.exp(-s / 0.3) / np.exp(-s / 0.3).sum()
-    np.testing.assert_allclose(
-        item["rewards"][np.flatnonzero(item["rewards"])], weights * s, rtol=1e-4
-    )
+    np.testing.assert_allclose(item.rewards[np.flatnonzero(item.rewards)], weights * s, rtol=1e-4)
 
 
 async def test_spans_get_the_steps_that_end_in_them_and_name_the_step_they_end_in(ask: Ask) -> None:
     first, second, third = (len(text) for text in (STEPS[0] + "\n\n", STEPS[1] + "\n\n", STEPS[2]))
     cuts = [0, 4, 4, first + 3, first + second + 2, first + second + third]
     item = await ask({**ITEM, "spans": [[a, b] for a, b in pairwise(cuts)]})
-    p = item["step_scores"]
-    np.testing.assert_allclose(item["rewards"], [0, 0, p[0], p[1], p[2]], atol=1e-6)
-    assert item["step_ids"].tolist() == [0, 0, 1, 2, 2]
+    p = item.step_scores
+    np.testing.assert_allclose(item.rewards, [0, 0, p[0], p[1], p[2]], atol=1e-6)
+    assert item.step_ids.tolist() == [0, 0, 1, 2, 2]
 
 
 async def test_a_span_can_hold_several_steps(ask: Ask) -> None:
     item = await ask({**ITEM, "spans": [[0, len(ITEM["response"])]]})
-    assert item["rewards"][0] == pytest.approx(item["step_scores"].sum(), rel=1e-5)
-    assert item["step_ids"].tolist() == [2]
+    assert item.rewards[0] == pytest.approx(item.step_scores.sum(), rel=1e-5)
+    assert item.step_ids.tolist() == [2]
 
 
 async def test_step_scores_do_not_depend_on_what_else_is_in_the_batch(ask: Ask) -> None:
@@ -337,8 +326,8 @@ async def test_step_scores_do_not_depend_on_what_else_is_in_the_batch(ask: Ask) 
     backwards = await ask(*others[::-1], ITEM)
     alone = await ask(ITEM)
     for found in (together[1], backwards[3]):
-        np.testing.assert_allclose(found["step_scores"], alone["step_scores"], rtol=0, atol=1e-6)
-        np.testing.assert_allclose(found["rewards"], alone["rewards"], rtol=0, atol=1e-6)
+        np.testing.assert_allclose(found.step_scores, alone.step_scores, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(found.rewards, alone.rewards, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -355,18 +344,16 @@ async def test_what_is_a_step_and_what_is_not(
     ask: Ask, published: Any, response: str, steps: list[str]
 ) -> None:
     item = await ask({**ITEM, "response": response})
-    np.testing.assert_allclose(item["step_scores"], published(prm.qwen, steps), atol=1e-5)
-    assert set(item["step_ids"].tolist()) == set(range(len(steps)))
-    assert len(item["rewards"]) == len(item["tokens"])
+    np.testing.assert_allclose(item.step_scores, published(prm.qwen, steps), atol=1e-5)
+    assert set(item.step_ids.tolist()) == set(range(len(steps)))
+    assert len(item.rewards) == len(item.tokens)
 
 
 async def test_carriage_returns_are_cut_where_the_separator_says_so(
     ask: Ask, published: Any
 ) -> None:
     item = await ask({**ITEM, "response": "It is\r\n\r\nYes."}, separator="\r\n\r\n")
-    np.testing.assert_allclose(
-        item["step_scores"], published(prm.qwen, ["It is", "Yes."]), atol=1e-5
-    )
+    np.testing.assert_allclose(item.step_scores, published(prm.qwen, ["It is", "Yes."]), atol=1e-5)
 
 
 async def test_a_response_that_spells_the_tag_is_read_with_it_and_scored_at_our_own(
@@ -378,7 +365,7 @@ async def test_a_response_that_spells_the_tag_is_read_with_it_and_scored_at_our_
     )
     model = AutoModelForSequenceClassification.from_pretrained(folder)
     truth = prm.probabilities(model, ids)[[places[1], places[3], places[4]]]
-    np.testing.assert_allclose(item["step_scores"], truth, atol=1e-5)
+    np.testing.assert_allclose(item.step_scores, truth, atol=1e-5)
 
 
 @pytest.mark.parametrize("response", ["", " \n\n\t"])
@@ -386,9 +373,9 @@ async def test_a_response_without_any_step_is_an_error_and_not_a_zero(
     ask: Ask, response: str
 ) -> None:
     bad, good = await ask({**ITEM, "response": response, "finished": True}, ITEM)
-    assert (bad["error"]["code"], bad["error"]["param"]) == ("empty_response", "items[0].response")
-    assert "step_scores" not in bad
-    assert good["error"] is None
+    assert (bad.error.code, bad.error.param) == ("empty_response", "items[0].response")
+    assert bad.step_scores is None
+    assert good.error is None
 
 
 async def test_ids_that_are_a_texts_tokens_are_scored_as_the_text(ask: Ask, folder: Path) -> None:
@@ -401,8 +388,8 @@ async def test_ids_that_are_a_texts_tokens_are_scored_as_the_text(ask: Ask, fold
     text, same, open_end = await ask(ITEM, ids, unfinished)
     for name in ("rewards", "step_scores", "step_ids"):
         np.testing.assert_allclose(same[name], text[name], atol=1e-6)
-    np.testing.assert_allclose(open_end["step_scores"], text["step_scores"], atol=1e-6)
-    assert open_end["rewards"][-1] == pytest.approx(text["rewards"][-1], abs=1e-6)
+    np.testing.assert_allclose(open_end.step_scores, text.step_scores, atol=1e-6)
+    assert open_end.rewards[-1] == pytest.approx(text.rewards[-1], abs=1e-6)
 
 
 async def test_ids_that_are_no_texts_tokens_fail_alone_and_say_what_to_send(
@@ -417,15 +404,15 @@ async def test_ids_that_are_no_texts_tokens_fail_alone_and_say_what_to_send(
         {**ITEM, "response": letters}, {**ITEM, "response": half}, ITEM
     )
     for item in (spelled, broken):
-        assert item["error"]["code"] == "unsupported_text"
-        assert "send text" in item["error"]["message"]
-    assert good["error"] is None
+        assert item.error.code == "unsupported_text"
+        assert "send text" in item.error.message
+    assert good.error is None
 
 
 async def test_a_text_that_spells_its_end_of_turn_is_scored_as_one_that_does_not(ask: Ask) -> None:
     spelled, plain = await ask({**ITEM, "response": ITEM["response"] + "<|end|>"}, ITEM)
-    np.testing.assert_allclose(spelled["step_scores"], plain["step_scores"], atol=1e-6)
-    np.testing.assert_allclose(spelled["rewards"], plain["rewards"], atol=1e-6)
+    np.testing.assert_allclose(spelled.step_scores, plain.step_scores, atol=1e-6)
+    np.testing.assert_allclose(spelled.rewards, plain.rewards, atol=1e-6)
 
 
 async def test_steps_that_share_their_last_token_are_refused(ask: Ask, folder: Path) -> None:
@@ -436,8 +423,8 @@ async def test_steps_that_share_their_last_token_are_refused(ask: Ask, folder: P
     )
     assert len(token) > 2
     item = await ask({**ITEM, "response": token + "s"}, separator=token[1])
-    assert item["error"]["code"] == "unsupported_text"
-    assert "separator" in item["error"]["message"]
+    assert item.error.code == "unsupported_text"
+    assert "separator" in item.error.message
 
 
 async def test_a_row_longer_than_the_model_takes_is_an_error_of_its_item(
@@ -448,13 +435,13 @@ async def test_a_row_longer_than_the_model_takes_is_an_error_of_its_item(
     )
     own = [{"role": "system", "content": ""}, *MESSAGES]
     body = {"scorers": ["process", "reward_model"], "items": [ITEM, {**ITEM, "prompt": own}]}
-    long, good = (await engine.score(parse(RewardsRequest, body)))["items"]
+    long, good = (await engine.score(parse(RewardsRequest, body))).items
     await engine.close()
     assert (
-        long["scorers"]["process"]["error"]["code"] == "sequence_too_long"
+        long.scorers["process"].error.code == "sequence_too_long"
     )  # with the layout's system message
-    assert long["scorers"]["reward_model"]["error"] is None
-    assert good["scorers"]["process"]["error"] is None
+    assert long.scorers["reward_model"].error is None
+    assert good.scorers["process"].error is None
 
 
 async def test_a_tag_that_the_model_has_no_embedding_for_is_an_error_of_its_item(
@@ -463,7 +450,7 @@ async def test_a_tag_that_the_model_has_no_embedding_for_is_an_error_of_its_item
     tiny.save(tmp_path, "llama", "reward_model")
     prm.with_tag().save_pretrained(tmp_path)
     (item,) = await score(make_engine("reward_model", ["process"], checkpoint=tmp_path), ITEM)
-    assert item["error"]["code"] == "token_out_of_vocabulary"
+    assert item.error.code == "token_out_of_vocabulary"
 
 
 async def test_a_tag_or_answer_that_the_tokenizer_lacks_is_an_error_that_names_the_option(
@@ -473,13 +460,13 @@ async def test_a_tag_or_answer_that_the_tokenizer_lacks_is_an_error_that_names_t
     (item,) = await score(
         make_engine("reward_model", line_by_line), ITEM, options={"layout": "qwen"}
     )
-    assert item["error"]["code"] == "unsupported_text"
-    assert "`step_tag`" in item["error"]["message"]
+    assert item.error.code == "unsupported_text"
+    assert "`step_tag`" in item.error.message
     tagged = [{"type": "process", "options": {"layout": "math_shepherd"}}]
     for name, value in (("good_token", "東京の天気"), ("bad_token", "+")):
         (item,) = await score(make_engine("causal_lm", tagged), SKYWORK, options={name: value})
-        assert item["error"]["code"] == "unsupported_text"
-        assert f"`{name}`" in item["error"]["message"]
+        assert item.error.code == "unsupported_text"
+        assert f"`{name}`" in item.error.message
 
 
 @pytest.mark.parametrize(
@@ -512,13 +499,13 @@ async def test_steps_stand_in_keyed_replies_of_the_scorers_that_have_them(
     body = {"scorers": ["process", "reward_model"], "items": [ITEM], "encoding_format": "base64"}
     reply = await engine.score(parse(RewardsRequest, body))
     await engine.close()
-    results = RewardsReply.model_validate(reply).items[0].scorers
+    results = reply.items[0].scorers
     assert results is not None
     assert results["process"].step_scores is not None
     assert len(results["process"].step_scores) == len(STEPS)
     assert results["process"].step_ids is not None
-    assert "step_scores" not in reply["items"][0]["scorers"]["reward_model"]
-    assert "step_ids" not in reply["items"][0]["scorers"]["reward_model"]
+    assert reply.items[0].scorers["reward_model"].step_scores is None
+    assert reply.items[0].scorers["reward_model"].step_ids is None
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def prefixes(reward_model: Path) -> Callable[..., np.ndarray]:
 async def ask(engine: Any, options: dict[str, Any], **item: Any) -> dict[str, Any]:
     entry = {"prompt": PROMPT, "response": RESPONSE} | item
     body = {"scorer": "reward_model", "items": [entry], "options": options, "credit": VALUES}
-    return (await engine.score(parse(RewardsRequest, body)))["items"][0]
+    return (await engine.score(parse(RewardsRequest, body))).items[0]
 
 
 def suffix_ids(text: str | None) -> list[int]:
@@ -56,10 +56,10 @@ async def test_increments_are_the_differences_of_the_models_own_calls_on_every_p
     item = await ask(make_engine("reward_model", ["reward_model"], suffix_text=suffix), RED)
     scores = prefixes(suffix_ids(suffix))
     bound = 1e-5 * max(1.0, float(np.abs(scores).max()))
-    assert item["rewards"].dtype == np.float32
-    assert np.abs(item["rewards"] - np.diff(scores)).max() <= 2 * bound
-    assert item["score"] == pytest.approx(scores[-1], abs=bound)
-    assert float(item["rewards"].astype(np.float64).sum()) == pytest.approx(
+    assert item.rewards.dtype == np.float32
+    assert np.abs(item.rewards - np.diff(scores)).max() <= 2 * bound
+    assert item.score == pytest.approx(scores[-1], abs=bound)
+    assert float(item.rewards.astype(np.float64).sum()) == pytest.approx(
         scores[-1] - scores[0], abs=4 * bound
     )
 
@@ -69,10 +69,10 @@ async def test_what_a_suffix_adds_is_the_last_tokens(
 ) -> None:
     bare = await ask(make_engine("reward_model", ["reward_model"]), RED)
     carried = await ask(make_engine("reward_model", ["reward_model"], suffix_text=SUFFIX), RED)
-    np.testing.assert_allclose(carried["rewards"][:-1], bare["rewards"][:-1], atol=1e-4)
+    np.testing.assert_allclose(carried.rewards[:-1], bare.rewards[:-1], atol=1e-4)
     added = prefixes(suffix_ids(SUFFIX))[-1] - prefixes([])[-1]
     assert abs(added) > 1e-3
-    assert carried["rewards"][-1] - bare["rewards"][-1] == pytest.approx(added, abs=1e-4)
+    assert carried.rewards[-1] - bare.rewards[-1] == pytest.approx(added, abs=1e-4)
 
 
 async def test_levels_are_the_same_prefixes_and_the_score_is_the_same_with_and_without_red(
@@ -80,9 +80,9 @@ async def test_levels_are_the_same_prefixes_and_the_score_is_the_same_with_and_w
 ) -> None:
     engine = make_engine("reward_model", ["reward_model"])
     levels, red = await ask(engine, {}), await ask(engine, RED)
-    np.testing.assert_allclose(levels["rewards"], prefixes([])[1:], atol=1e-4)
-    np.testing.assert_allclose(np.diff(levels["rewards"]), red["rewards"][1:], atol=1e-4)
-    assert levels["score"] == pytest.approx(red["score"], abs=1e-5)
+    np.testing.assert_allclose(levels.rewards, prefixes([])[1:], atol=1e-4)
+    np.testing.assert_allclose(np.diff(levels.rewards), red.rewards[1:], atol=1e-4)
+    assert levels.score == pytest.approx(red.score, abs=1e-5)
 
 
 async def test_a_masked_token_is_read_and_its_increment_is_missing_from_the_sum(
@@ -91,10 +91,10 @@ async def test_a_masked_token_is_read_and_its_increment_is_missing_from_the_sum(
     mask = [1, 1, 0, 0, 1, 1, 1]
     item = await ask(make_engine("reward_model", ["reward_model"]), RED, mask=mask)
     scores = prefixes([])
-    np.testing.assert_allclose(item["rewards"], np.diff(scores) * mask, atol=1e-4)
+    np.testing.assert_allclose(item.rewards, np.diff(scores) * mask, atol=1e-4)
     missing = np.diff(scores)[2:4].sum()
-    assert float(item["rewards"].sum()) == pytest.approx(scores[-1] - scores[0] - missing, abs=1e-3)
-    assert item["score"] == pytest.approx(scores[-1], abs=1e-4)
+    assert float(item.rewards.sum()) == pytest.approx(scores[-1] - scores[0] - missing, abs=1e-3)
+    assert item.score == pytest.approx(scores[-1], abs=1e-4)
 
 
 async def test_a_spans_increment_is_the_sum_of_its_tokens(make_engine: Callable[..., Any]) -> None:
@@ -102,8 +102,8 @@ async def test_a_spans_increment_is_the_sum_of_its_tokens(make_engine: Callable[
     text = "It is 4. Yes."
     whole = await ask(engine, RED, response=text)
     cut = await ask(engine, RED, response=text, spans=[[0, 2], [2, 8], [8, 8], [8, len(text)]])
-    assert len(cut["rewards"]) == 4
-    assert float(cut["rewards"].sum()) == pytest.approx(float(whole["rewards"].sum()), abs=1e-4)
+    assert len(cut.rewards) == 4
+    assert float(cut.rewards.sum()) == pytest.approx(float(whole.rewards.sum()), abs=1e-4)
 
 
 async def test_levels_red_and_attention_read_one_row(make_engine: Callable[..., Any]) -> None:
@@ -122,7 +122,7 @@ async def test_levels_red_and_attention_read_one_row(make_engine: Callable[..., 
     names = ["reward_model", "red", "attention_dense"]
     body = {"scorers": names, "items": [{"prompt": PROMPT, "response": RESPONSE}]}
     reply = await engine.score(parse(RewardsRequest, body))
-    assert [reply["items"][0]["scorers"][name]["error"] for name in names] == [None] * 3
+    assert [reply.items[0].scorers[name].error for name in names] == [None] * 3
     assert sum(computed) == len(PROMPT) + len(RESPONSE)
 
 
@@ -136,9 +136,9 @@ async def test_without_a_credit_red_changes_nothing_of_the_rewards(
             "items": [{"prompt": PROMPT, "response": RESPONSE}],
             "options": options,
         }
-        item = (await engine.score(parse(RewardsRequest, body)))["items"][0]
-        assert item["rewards"][:-1].tolist() == [0.0] * (len(RESPONSE) - 1)
-        assert item["rewards"][-1] == pytest.approx(item["score"])
+        item = (await engine.score(parse(RewardsRequest, body))).items[0]
+        assert item.rewards[:-1].tolist() == [0.0] * (len(RESPONSE) - 1)
+        assert item.rewards[-1] == pytest.approx(item.score)
 
 
 @given(
@@ -175,13 +175,13 @@ async def test_a_credit_of_the_score_alone_has_the_head_read_at_the_pooled_token
 ) -> None:
     engine = make_engine("reward_model", ["reward_model"], suffix_text=suffix)
     read: list[Needs] = []
-    ask = engine._device.ask
+    ask = engine.runner.ask
 
     def watched(batch: Any) -> Any:
         read.extend(needs for work in batch for _, needs in work)
         return ask(batch)
 
-    engine._device.ask = watched
+    engine.runner.ask = watched
     exact = prefixes(suffix_ids(suffix))
     for credit, needs in ((VALUES, Needs(values=True)), ({"name": "last"}, Needs(pooled=True))):
         body = {
@@ -189,10 +189,10 @@ async def test_a_credit_of_the_score_alone_has_the_head_read_at_the_pooled_token
             "items": [{"prompt": PROMPT, "response": RESPONSE}],
             "credit": credit,
         }
-        (item,) = (await engine.score(parse(RewardsRequest, body | {"options": options})))["items"]
+        (item,) = (await engine.score(parse(RewardsRequest, body | {"options": options}))).items
         assert read.pop() == needs
-        assert item["score"] == pytest.approx(
+        assert item.score == pytest.approx(
             exact[-1], abs=1e-5 * max(1.0, float(np.abs(exact).max()))
         )
-    assert item["rewards"][-1] == pytest.approx(item["score"])
-    assert not item["rewards"][:-1].any()
+    assert item.rewards[-1] == pytest.approx(item.score)
+    assert not item.rewards[:-1].any()

@@ -45,7 +45,7 @@ def exact(language_model: Path) -> Any:
 
 async def ask(engine: Any, items: list[dict[str, Any]], **options: Any) -> list[dict[str, Any]]:
     body = {"scorer": "treg", "items": items, "options": {**OPTIONS, **options}}
-    return (await engine.score(parse(RewardsRequest, body)))["items"]
+    return (await engine.score(parse(RewardsRequest, body))).items
 
 
 TURNS = "<|user|>2+2?<|end|>\n<|assistant|>"
@@ -71,9 +71,9 @@ async def test_rewards_are_the_formula_on_the_instructed_prompts(
     expected = truth(
         exact, instructed.format(GOOD), instructed.format(BAD), temperature=temperature
     )
-    np.testing.assert_allclose(item["rewards"], expected, atol=1e-5)
+    np.testing.assert_allclose(item.rewards, expected, atol=1e-5)
     assert np.abs(expected).max() > 0.05  # the instruction made a difference
-    assert item["score"] == pytest.approx(expected.sum(), abs=1e-4)
+    assert item.score == pytest.approx(expected.sum(), abs=1e-4)
 
 
 async def test_a_system_message_of_parts_gets_one_more_part(
@@ -89,7 +89,7 @@ async def test_a_system_message_of_parts_gets_one_more_part(
     (item,) = await ask(engine, [{"prompt": prompt, "response": RESPONSE}])
     instructed = "<|system|>Short.\n\n{}<|end|>\n" + TURNS
     np.testing.assert_allclose(
-        item["rewards"], truth(exact, instructed.format(GOOD), instructed.format(BAD)), atol=1e-5
+        item.rewards, truth(exact, instructed.format(GOOD), instructed.format(BAD)), atol=1e-5
     )
 
 
@@ -108,7 +108,7 @@ async def test_tools_and_template_variables_stay_with_the_prompt(
     (found,) = await ask(engine, [item])
     instructed = "ok1<|system|>{}<|end|>\n" + TURNS
     expected = truth(exact, instructed.format(GOOD), instructed.format(BAD))
-    np.testing.assert_allclose(found["rewards"], expected, atol=1e-5)
+    np.testing.assert_allclose(found.rewards, expected, atol=1e-5)
 
 
 async def test_both_rows_are_read_in_one_pass_and_one_is_shared_with_a_prompt_that_says_the_same(
@@ -116,8 +116,8 @@ async def test_both_rows_are_read_in_one_pass_and_one_is_shared_with_a_prompt_th
 ) -> None:
     engine = make_engine("causal_lm", ["treg", "endogenous"])
     passes: list[int] = []
-    run = engine._device._layout.run
-    engine._device._layout.run = lambda work: passes.append(len(work)) or run(work)
+    run = engine.runner.layout.run
+    engine.runner.layout.run = lambda work: passes.append(len(work)) or run(work)
     body = {"scorers": ["treg", "endogenous"], "options": {"treg": OPTIONS}}
     for prompt in ("2+2?", [{"role": "system", "content": "Short."}, USER]):
         await engine.score(
@@ -133,7 +133,7 @@ async def test_instructions_that_change_places_change_the_sign(
 ) -> None:
     engine, item = make_engine("causal_lm", ["treg"]), {"prompt": [USER], "response": RESPONSE}
     (there,), (back,) = await ask(engine, [item]), await ask(engine, [item], better=BAD, worse=GOOD)
-    np.testing.assert_allclose(there["rewards"], -back["rewards"], atol=1e-6)
+    np.testing.assert_allclose(there.rewards, -back.rewards, atol=1e-6)
 
 
 async def test_rewards_over_spans_add_up_and_masked_tokens_are_in_no_sum(
@@ -144,9 +144,9 @@ async def test_rewards_over_spans_add_up_and_masked_tokens_are_in_no_sum(
     tokens, cut, masked = await ask(
         engine, [item, {**item, "spans": spans}, {**item, "spans": spans, "mask": [0, 1]}]
     )
-    assert cut["rewards"].sum() == pytest.approx(tokens["score"], abs=1e-5)
-    assert masked["rewards"].tolist() == [0.0, cut["rewards"][1]]
-    assert masked["score"] == pytest.approx(float(cut["rewards"][1]), abs=1e-5)
+    assert cut.rewards.sum() == pytest.approx(tokens.score, abs=1e-5)
+    assert masked.rewards.tolist() == [0.0, cut.rewards[1]]
+    assert masked.score == pytest.approx(float(cut.rewards[1]), abs=1e-5)
 
 
 async def test_ids_as_prompt_are_refused_and_ids_as_response_are_not(
@@ -162,10 +162,10 @@ async def test_ids_as_prompt_are_refused_and_ids_as_response_are_not(
             {"prompt": ids_of("2+2?"), "response": response},
         ],
     )
-    np.testing.assert_array_equal(text["rewards"], ids["rewards"])
-    assert refused["error"]["code"] == "unsupported_text"
-    assert refused["error"]["param"] == "items[2].prompt"
-    assert "send messages or text" in refused["error"]["message"]
+    np.testing.assert_array_equal(text.rewards, ids.rewards)
+    assert refused.error.code == "unsupported_text"
+    assert refused.error.param == "items[2].prompt"
+    assert "send messages or text" in refused.error.message
 
 
 async def test_a_template_without_system_messages_refuses_its_item(
@@ -179,9 +179,9 @@ async def test_a_template_without_system_messages_refuses_its_item(
     messages, text = await ask(
         engine, [{"prompt": p, "response": RESPONSE} for p in ([USER], "2+2?")]
     )
-    assert messages["error"]["code"] == "unsupported_text"
-    assert "no system here" in messages["error"]["message"]
-    assert text["error"] is None
+    assert messages.error.code == "unsupported_text"
+    assert "no system here" in messages.error.message
+    assert text.error is None
 
 
 @pytest.mark.parametrize(

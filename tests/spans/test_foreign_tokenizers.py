@@ -64,14 +64,14 @@ def bound(rewards: np.ndarray) -> float:
 
 def expected_units(kind: str, item: dict[str, Any], whole: dict[str, Any]) -> np.ndarray:
     """Each token's reward, given to the unit that holds the last character of the token."""
-    text, spans, tokens = item["response"], item["spans"], whole["tokens"]
+    text, spans, tokens = item["response"], item["spans"], whole.tokens
     if has_definition(kind, text):
         ids, ends = true_ends(kind, KINDS[kind]().backend_tokenizer, text)
-        assert [token["id"] for token in tokens[: len(ids)]] == ids
+        assert [token.id for token in tokens[: len(ids)]] == ids
     else:
-        ends = [token["span"][1] for token in tokens[: len(tokens) - item["finished"]]]
+        ends = [token.span[1] for token in tokens[: len(tokens) - item["finished"]]]
     units = np.zeros(len(spans))
-    for position, reward in enumerate(whole["rewards"]):
+    for position, reward in enumerate(whole.rewards):
         last = max(ends[position] - 1, 0) if position < len(ends) else None
         owner = (
             len(spans) - 1
@@ -83,22 +83,22 @@ def expected_units(kind: str, item: dict[str, Any], whole: dict[str, Any]) -> np
 
 
 def check(kind: str, item: dict[str, Any], cut: dict[str, Any], whole: dict[str, Any]) -> None:
-    if whole["error"] is not None:  # the scorer's tokenizer leaves nothing of this text
-        assert whole["error"]["code"] == "empty_response"
-        assert cut["error"]["code"] in ("empty_response", "unsupported_text")
+    if whole.error is not None:  # the scorer's tokenizer leaves nothing of this text
+        assert whole.error.code == "empty_response"
+        assert cut.error.code in ("empty_response", "unsupported_text")
         return
-    if cut["error"] is not None:
+    if cut.error is not None:
         assert kind in REFUSES
-        assert cut["error"]["code"] == "unsupported_text"
+        assert cut.error.code == "unsupported_text"
         return
     assert kind != "python_bytes"
-    assert cut["rewards"].shape == (len(item["spans"]),)
-    assert abs(
-        cut["rewards"].sum(dtype=np.float64) - whole["rewards"].sum(dtype=np.float64)
-    ) <= bound(whole["rewards"])
+    assert cut.rewards.shape == (len(item["spans"]),)
+    assert abs(cut.rewards.sum(dtype=np.float64) - whole.rewards.sum(dtype=np.float64)) <= bound(
+        whole.rewards
+    )
     for index, (start, end) in enumerate(item["spans"]):
         if start == end and not (item["finished"] and index == len(item["spans"]) - 1):
-            assert cut["rewards"][index] == 0.0
+            assert cut.rewards[index] == 0.0
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -113,11 +113,9 @@ def test_increments_of_every_policys_tokens_add_up(
     replies = score(kind, "endogenous", items + without_spans(items), return_tokens=True)
     for item, cut, whole in zip(items, replies[: len(items)], replies[len(items) :], strict=True):
         check(kind, item, cut, whole)
-        if cut["error"] is None:
+        if cut.error is None:
             expected = expected_units(kind, item, whole)
-            np.testing.assert_allclose(
-                cut["rewards"], expected, rtol=0, atol=bound(whole["rewards"])
-            )
+            np.testing.assert_allclose(cut.rewards, expected, rtol=0, atol=bound(whole.rewards))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -139,15 +137,11 @@ def test_weights_of_every_policys_tokens_add_up_to_the_score(
     )
     for item, cut, whole in zip(items, replies[: len(items)], replies[len(items) :], strict=True):
         check(kind, item, cut, whole)
-        if cut["error"] is None:
-            assert abs(cut["rewards"].sum(dtype=np.float64) - whole["score"]) <= bound(
-                cut["rewards"]
-            )
+        if cut.error is None:
+            assert abs(cut.rewards.sum(dtype=np.float64) - whole.score) <= bound(cut.rewards)
             if beta == 1.0:
                 expected = expected_units(kind, item, whole)
-                np.testing.assert_allclose(
-                    cut["rewards"], expected, rtol=0, atol=bound(whole["rewards"])
-                )
+                np.testing.assert_allclose(cut.rewards, expected, rtol=0, atol=bound(whole.rewards))
 
 
 @pytest.mark.parametrize("kind", KNOWN)
@@ -163,9 +157,9 @@ def test_if_both_tokenizers_are_one_spans_give_what_ids_give(
     ids = [*tokenizer.encode(item["response"], add_special_tokens=False), tokenizer.eos_token_id]
     by_ids = {"prompt": [3, 4], "response": ids}
     cut, whole = score(kind, "endogenous", [item, by_ids], return_tokens=True)
-    if has_definition(kind, item["response"]) and not (kind in REFUSES and cut["error"]):
+    if has_definition(kind, item["response"]) and not (kind in REFUSES and cut.error):
         expected = expected_units(kind, item, whole)
-        np.testing.assert_allclose(cut["rewards"], expected, rtol=0, atol=bound(whole["rewards"]))
+        np.testing.assert_allclose(cut.rewards, expected, rtol=0, atol=bound(whole.rewards))
 
 
 @pytest.mark.parametrize("kind", ["byte_level", "byte_level_nfc", "gemma"])
@@ -180,7 +174,7 @@ def test_tokens_that_end_at_characters_get_exactly_their_own_reward(
     response, spans, finished = text_and_spans(tokenizer, ids)
     item = {"prompt": [3, 4], "response": response, "spans": spans, "finished": finished}
     by_spans, by_ids = score(kind, "endogenous", [item, {"prompt": [3, 4], "response": ids}])
-    np.testing.assert_allclose(by_spans["rewards"], by_ids["rewards"], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(by_spans.rewards, by_ids.rewards, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -205,12 +199,10 @@ def test_a_words_reward_does_not_depend_on_the_form_that_its_text_came_in(
         items.append({"prompt": [3, 4], "response": "".join(written), "spans": spans})
     assert len({item["response"] for item in items}) > 1
     first, *others = score(kind, scorer, items)
-    assert first["error"] is None
-    assert all(first["rewards"])
+    assert first.error is None
+    assert all(first.rewards)
     for other in others:
-        np.testing.assert_allclose(
-            other["rewards"], first["rewards"], rtol=0, atol=bound(first["rewards"])
-        )
+        np.testing.assert_allclose(other.rewards, first.rewards, rtol=0, atol=bound(first.rewards))
 
 
 def test_a_letter_and_its_mark_in_two_spans_give_the_composed_token_to_the_mark(
@@ -218,7 +210,7 @@ def test_a_letter_and_its_mark_in_two_spans_give_the_composed_token_to_the_mark(
 ) -> None:
     item = {"prompt": [3, 4], "response": "e\u0301", "spans": [[0, 1], [1, 2]], "finished": False}
     composed, apart = (
-        score(kind, "endogenous", [item])[0]["rewards"] for kind in ("byte_level_nfc", "byte_level")
+        score(kind, "endogenous", [item])[0].rewards for kind in ("byte_level_nfc", "byte_level")
     )
     assert composed[0] == 0.0
     assert composed[1] != 0.0
@@ -232,17 +224,17 @@ def test_offsets_that_cannot_be_trusted_refuse_spans_and_only_them(score: Score,
     cut = {**whole, "spans": [[0, 1], [1, 3]]}
     neighbour = {"prompt": [3, 4], "response": [5, 6]}
     first, refused, last = score(kind, "endogenous", [whole, cut, neighbour])
-    assert refused["error"]["code"] == "unsupported_text"
-    assert refused["error"]["param"] == "items[1].spans"
-    assert not refused["error"]["retryable"]
-    assert first["error"] is None
-    assert last["error"] is None
+    assert refused.error.code == "unsupported_text"
+    assert refused.error.param == "items[1].spans"
+    assert not refused.error.retryable
+    assert first.error is None
+    assert last.error is None
 
 
 def test_an_appended_end_of_turn_shows_no_character_even_if_no_token_holds_the_last_ones(
     score: Score,
 ) -> None:
     item = {"prompt": [3, 4], "response": "the  "}
-    tokens = score("bert", "endogenous", [item], return_tokens=True)[0]["tokens"]
-    assert [token["span"] for token in tokens] == [[0, 3], [5, 5]]
-    assert [token["text"] for token in tokens] == ["the", "<|end|>"]
+    tokens = score("bert", "endogenous", [item], return_tokens=True)[0].tokens
+    assert [token.span for token in tokens] == [[0, 3], [5, 5]]
+    assert [token.text for token in tokens] == ["the", "<|end|>"]

@@ -44,7 +44,7 @@ async def verdicts(engine: Any, mode: str) -> np.ndarray:
     items = [{"prompt": "2+2?", "response": response} for response in RESPONSES]
     body = {"scorer": "generative", "items": items, "options": {"mode": mode}}
     return np.array(
-        [item["score"] for item in (await engine.score(parse(RewardsRequest, body)))["items"]]
+        [item.score for item in (await engine.score(parse(RewardsRequest, body))).items]
     )
 
 
@@ -54,7 +54,7 @@ async def endogenous(engine: Any, action: str, **options: Any) -> np.ndarray:
     items = [{"prompt": [message], "response": [token(action)]} for message in asked]
     body = {"scorer": "endogenous", "items": items, "options": options}
     return np.array(
-        [item["score"] for item in (await engine.score(parse(RewardsRequest, body)))["items"]]
+        [item.score for item in (await engine.score(parse(RewardsRequest, body))).items]
     )
 
 

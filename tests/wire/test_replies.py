@@ -1,4 +1,4 @@
-"""What a reply looks like: the contract's examples read as RewardsReply, and newer servers may say
+"""What a reply looks like: the contract's examples read as a Reply, and newer servers may say
 more."""
 
 from __future__ import annotations
@@ -11,7 +11,14 @@ import pytest
 from pydantic import ValidationError
 
 from tokenreward.errors import OutOfMemory
-from tokenreward.wire import ErrorDetail, RewardsReply, decode_rewards, encode_rewards, parse_json
+from tokenreward.wire import (
+    ErrorDetail,
+    Reply,
+    decode_rewards,
+    encode_rewards,
+    parse_reply,
+    read_reply,
+)
 
 CONTRACT_EXAMPLE = """
     {"id": "1", "scorer": "attention_dense", "model": "rm", "version": 3,
@@ -21,14 +28,14 @@ CONTRACT_EXAMPLE = """
 """
 
 
-def reply(**item: Any) -> RewardsReply:
+def reply(**item: Any) -> Reply:
     body = json.loads(CONTRACT_EXAMPLE)
     body["items"] = [{"index": 0, **item}]
-    return parse_json(RewardsReply, json.dumps(body).encode())
+    return parse_reply(json.dumps(body).encode())
 
 
 def test_the_contracts_reply_reads_as_what_it_says() -> None:
-    parsed = parse_json(RewardsReply, CONTRACT_EXAMPLE.encode())
+    parsed = parse_reply(CONTRACT_EXAMPLE.encode())
     assert (parsed.id, parsed.scorer, parsed.model, parsed.version) == (
         "1",
         "attention_dense",
@@ -56,9 +63,9 @@ def test_a_keyed_reply_names_model_and_version_per_scorer() -> None:
 
 def test_a_reply_names_the_sources_that_were_asked_and_most_replies_have_none() -> None:
     body = {**json.loads(CONTRACT_EXAMPLE), "sources": {"sft": {"model": "m", "version": 2}}}
-    sources = parse_json(RewardsReply, json.dumps(body).encode()).sources
+    sources = parse_reply(json.dumps(body).encode()).sources
     assert (sources["sft"].model, sources["sft"].version) == ("m", 2)
-    assert parse_json(RewardsReply, CONTRACT_EXAMPLE.encode()).sources == {}
+    assert parse_reply(CONTRACT_EXAMPLE.encode()).sources is None
 
 
 def test_base64_rewards_stay_text_until_they_are_decoded() -> None:
@@ -90,9 +97,7 @@ def test_fields_of_a_newer_server_are_ignored() -> None:
     body["energy_j"] = 3
     body["items"][0]["entropy"] = [0.5]
     body["usage"]["cached_tokens"] = 2
-    assert parse_json(RewardsReply, json.dumps(body).encode()) == parse_json(
-        RewardsReply, CONTRACT_EXAMPLE.encode()
-    )
+    assert parse_reply(json.dumps(body).encode()) == parse_reply(CONTRACT_EXAMPLE.encode())
 
 
 @pytest.mark.parametrize("missing", ["id", "items", "usage", "timing"])
@@ -100,4 +105,4 @@ def test_a_reply_that_lacks_what_was_promised_is_no_reply(missing: str) -> None:
     body = json.loads(CONTRACT_EXAMPLE)
     del body[missing]
     with pytest.raises(ValidationError):
-        RewardsReply.model_validate(body)
+        read_reply(body)

@@ -12,7 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, BinaryIO, TextIO
 
 import numpy as np
@@ -60,7 +60,7 @@ def read_groups(stream: BinaryIO, size: int) -> Iterator[list[Line]]:
         try:
             item = _item(content)
         except RewardError as refusal:
-            error = ErrorDetail.model_validate(refusal.within(f"line {number}").detail())
+            error = ErrorDetail.of(refusal.within(f"line {number}"))
         group.append(Line(index, number, num_bytes, item, error))
         index, num_bytes = index + 1, 0
         if len(group) == size:
@@ -174,7 +174,7 @@ def json_line(line: Line, answer: Rewards) -> str:
         "index": line.index,
         "rewards": None if answer.rewards is None else _short(answer.rewards),
         "score": answer.score,
-        "error": None if answer.error is None else answer.error.model_dump(),
+        "error": None if answer.error is None else asdict(answer.error),
     }
     if answer.step_scores is not None and answer.step_ids is not None:
         entry |= {"step_scores": _short(answer.step_scores), "step_ids": answer.step_ids.tolist()}

@@ -158,7 +158,7 @@ def _without_position(position: int, answer: Rewards) -> Rewards:
     if answer.error is None:
         return answer
     param = (answer.error.param or "").removeprefix(f"items[{position}]").removeprefix(".")
-    return replace(answer, error=answer.error.model_copy(update={"param": param or None}))
+    return replace(answer, error=replace(answer.error, param=param or None))
 
 
 def _open_input(name: str, files: ExitStack) -> BinaryIO:

@@ -55,8 +55,15 @@ class Engine:
 
     Attributes:
         settings: Of the deployment.
-        runner: Runs the batches.
+        checkpoint: The model and its tokenizer.
+        tokenizer: The project's view of that tokenizer.
+        choice: How rows go through the model.
+        scorers: The scorers that the deployment serves, by name.
         batcher: The queue.
+        runner: Runs the batches on the device.
+        worker: Takes batches from the queue and answers them.
+        threads: Where the work is done.
+        num_preprocess_tokens: Tokens, at least, of the requests that are being tokenised.
     """
 
     def __init__(
@@ -68,11 +75,11 @@ class Engine:
         tokenizer: Tokenizer,
     ) -> None:
         self.settings = settings
-        self._scorers = served_scorers(settings)
-        self._checkpoint = checkpoint
-        self._choice = choice
+        self.scorers = served_scorers(settings)
+        self.checkpoint = checkpoint
+        self.choice = choice
         self._report = report
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._fingerprint = tokenizer.fingerprint  # now: the event loop could not spare the time
         self._preprocessor = Preprocessor(
             tokenizer=tokenizer,
@@ -88,9 +95,9 @@ class Engine:
             max_queued_tokens=settings.max_queued_tokens,
         )
         self.runner = Runner(choice.layout, runs_ahead=checkpoint.device.type == "cuda")
-        self._threads = Threads()
-        self._num_preprocess_tokens = 0  # at least, of the requests that are being tokenised
-        self._worker = Worker(self.batcher, self.runner, thread=self._threads.device, report=report)
+        self.threads = Threads()
+        self.num_preprocess_tokens = 0
+        self.worker = Worker(self.batcher, self.runner, thread=self.threads.device, report=report)
         self._work: asyncio.Task[None] | None = None
         report("model_version", settings.version)
 
@@ -147,7 +154,7 @@ class Engine:
         if request.combine is not None:
             # One deployment has one tokenizer, whatever its name.
             refuse_unequal_units(request, dict.fromkeys(request.names, self._fingerprint))
-        self.batcher.refuse_if_full(self._num_preprocess_tokens)
+        self.batcher.refuse_if_full(self.num_preprocess_tokens)
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         try:
             async with asyncio.timeout(timeout_s):
@@ -158,7 +165,7 @@ class Engine:
     def describe(self) -> list[dict[str, Any]]:
         """The scorers of this deployment, as `GET /v1/scorers` shows them. HTTP adds the route."""
         settings, reference = self.settings, None
-        if self._checkpoint.reference is not None:
+        if self.checkpoint.reference is not None:
             reference = settings.reference
         shared = {
             "deployment": settings.name,
@@ -166,44 +173,44 @@ class Engine:
             "reference": reference,
             "version": settings.version,
             "tokenizer": self._fingerprint,
-            "layout": self._choice.layout.name,
-            "layout_reason": self._choice.reason,
-            "probe_difference": self._choice.gap.difference,
+            "layout": self.choice.layout.name,
+            "layout_reason": self.choice.reason,
+            "probe_difference": self.choice.gap.difference,
             "limits": {
                 "max_sequence_tokens": self._preprocessor.max_sequence_tokens,
                 "max_batch_tokens": self._max_batch_tokens,
                 "max_queued_tokens": settings.max_queued_tokens,
             },
         }
-        return [{**served.listing, **shared} for served in self._scorers.values()]
+        return [{**served.listing, **shared} for served in self.scorers.values()]
 
     def check_health(self) -> None:
         """Raises if the device is lost or a batch does not end: the replica must be replaced."""
         if self.runner.lost is not None:
             raise self.runner.lost
-        busy_since, limit_s = self._worker.busy_since, self.settings.max_batch_s
+        busy_since, limit_s = self.worker.busy_since, self.settings.max_batch_s
         if busy_since is not None and time.monotonic() - busy_since > limit_s:
             raise InternalError(f"a batch has run for more than {limit_s:g} s (`max_batch_s`)")
 
     async def close(self) -> None:
         """Stops the worker. Everybody who still waits, for a thread, in the queue or in a batch, is
         answered with an error."""
-        self._threads.close()
+        self.threads.close()
         if self._work is not None:
             self._work.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._work
         error = closing()
         self.batcher.fail_all(error)
-        self._worker.fail_unanswered(error)
+        self.worker.fail_unanswered(error)
 
     async def _score(
         self, request: RewardsRequest, request_id: str, deadline: float | None
     ) -> Reply:
-        began, threads = time.monotonic(), self._threads
+        began, threads = time.monotonic(), self.threads
         with self._preprocessing(request) as is_over:
             pool = None if has_light_options(request) else threads.preprocess
-            plans = await threads.run(pool, plans_of, self._scorers, request)
+            plans = await threads.run(pool, plans_of, self.scorers, request)
             light = is_light(request, plans)
             pool = None if light else threads.preprocess
             jobs = await threads.run(pool, self._preprocessor.jobs, request, plans, is_over)
@@ -231,7 +238,7 @@ class Engine:
     def _queue(self, jobs: Sequence[Job], deadline: float | None) -> list[Job]:
         """Queues the jobs that have rows, all or none, and returns them. Raises Overloaded,
         LargerThanQueue."""
-        if self._threads.is_closed:  # since the jobs were made
+        if self.threads.is_closed:  # since the jobs were made
             raise closing()
         loop = asyncio.get_running_loop()
         waiting = [job for job in jobs if job.requests]
@@ -243,14 +250,14 @@ class Engine:
         self._report("queued_items", self.batcher.queued_items)
         self._report("queued_tokens", self.batcher.queued_tokens)
         if self._work is None or self._work.done():
-            self._work = loop.create_task(self._worker.run_forever())
+            self._work = loop.create_task(self.worker.run_forever())
         return waiting
 
     def _results(
         self, jobs: Sequence[Job], request: RewardsRequest, plans: Sequence[Plan]
     ) -> list[ItemResult]:
         """The result of each item, and the weighted sums that the request wants."""
-        items = [item_result(job, request, plans, self._tokenizer) for job in jobs]
+        items = [item_result(job, request, plans, self.tokenizer) for job in jobs]
         for item in items:
             for result in (item.scorers or {}).values():
                 result.model, result.version = self.settings.model, self.settings.version
@@ -267,10 +274,10 @@ class Engine:
             a thread that makes jobs asks, because cancelling does not reach it.
         """
         num_tokens = least_num_tokens(request)
-        self._num_preprocess_tokens += num_tokens
+        self.num_preprocess_tokens += num_tokens
         over = threading.Event()
         try:
             yield over.is_set
         finally:
             over.set()
-            self._num_preprocess_tokens -= num_tokens
+            self.num_preprocess_tokens -= num_tokens

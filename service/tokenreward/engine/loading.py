@@ -39,8 +39,8 @@ def load_checkpoint_of(settings: DeploymentSettings, say: Say) -> tuple[Checkpoi
     refuse_longer(checkpoint, settings)
     if checkpoint.adapter_base not in (None, settings.checkpoint):
         say(
-            f"{settings.name}: the adapter says that its base is `{checkpoint.adapter_base}`: is it "
-            "this one?"
+            f"{settings.name}: the adapter says that its base is `{checkpoint.adapter_base}`: is "
+            "it this one?"
         )
     say(f"{settings.name}: weights loaded in {time.monotonic() - began:.1f} s, probing")
     return checkpoint, tokenizer

@@ -38,8 +38,8 @@ def item_result(
         tokenizer: The checkpoint's, for the tokens that the request may want to see.
 
     Returns:
-        With `scorer`, that scorer's result; with `scorers`, the results by name. Rewards are float32
-        arrays [units].
+        With `scorer`, that scorer's result; with `scorers`, the results by name. Rewards are
+        float32 arrays [units].
     """
     results = {plan.name: _scorer_result(job, plan) for plan in plans}
     tokens = None

@@ -184,7 +184,8 @@ class Preprocessor:
         return [RowRequest(row, needs) for row in rows]
 
     def _check_row(self, row: Row, needs: Needs) -> None:
-        """Refuses a row that the model cannot read. Raises SequenceTooLong, TokenOutOfVocabulary."""
+        """Refuses a row that the model cannot read. Raises SequenceTooLong,
+        TokenOutOfVocabulary."""
         labels = np.array([*needs.labels], dtype=np.int64)
         predicted = np.concatenate([row.ids[row.start : row.stop], labels])
         for ids, size, verb in (

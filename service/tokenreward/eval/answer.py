@@ -6,7 +6,7 @@ It knows the client's Rewards; it knows no files, no cases and no other candidat
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -80,7 +80,7 @@ def answer_of(candidate: Candidate, rewards: Rewards, timing: RequestTiming) -> 
     if rewards.error is not None:
         # An item's place in its request means nothing to the reader: the row is named instead.
         param = _ITEM.sub("", rewards.error.param or "") or None
-        error = rewards.error.model_copy(update={"param": param})
+        error = replace(rewards.error, param=param)
         return CandidateAnswer(error=error, timing=timing)
     if candidate.needs_score and rewards.score is None:
         detail = ErrorDetail(code="no_score", message="the scorer answered without a score")

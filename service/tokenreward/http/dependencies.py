@@ -14,14 +14,13 @@ from typing import Any, Literal
 from tokenreward.combine import has_ids, has_token_units, refuse_two_tokenizers
 from tokenreward.errors import InvalidField, ScorerFailed
 from tokenreward.http.route import Route, find
-from tokenreward.wire import Item, RewardsRequest, Timing, decode_rewards
-from tokenreward.wire.numbering import renumbered
+from tokenreward.wire import Item, RewardsRequest, decode_rewards, renumbered
 
 LOG_PROBS: Mapping[str, dict[str, Any]] = {
     "endogenous": {"form": "logprob"}
 }  # by type: the options that give them
 
-NO_TIME = dict.fromkeys(Timing.model_fields, 0.0)
+NO_TIME = {"queue_s": 0.0, "tokenize_s": 0.0, "compute_s": 0.0}
 
 _READ = ("prompt", "response", "finished", "tools", "chat_template_kwargs")
 _CALLED = {"ref_logprobs": "reference", "score": "score from"}

@@ -20,7 +20,7 @@ from tokenreward.http.guard import Report, for_size
 from tokenreward.http.route import Route
 from tokenreward.http.subrequests import NO_USAGE, Part, Reply, failed_item, parts_of, read_content
 from tokenreward.http.upstream import Answer, Passage
-from tokenreward.wire import RewardsRequest
+from tokenreward.wire import RewardsRequest, read_reply, write_reply
 from tokenreward.wire.media import JSON
 
 
@@ -85,7 +85,9 @@ def _merged(
         replies.append(_of_all(error, part, num_items))
     merged = replies[0] if request.scorer is not None else merge(replies, request.names)
     if request.combine is not None:
-        codes.update(combine(merged["items"], request))
+        reply = read_reply({"id": "", **merged})
+        codes.update(combine(reply.items, request.combine))
+        merged = write_reply(reply, encoding=request.encoding_format)
     return merged, codes
 
 

@@ -15,7 +15,6 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
-from tokenreward.combine import combine, refuse_unequal_units
 from tokenreward.engine.slot import Slot
 from tokenreward.errors import DeadlineExceeded, Loading
 from tokenreward.http.guard import (
@@ -32,7 +31,7 @@ from tokenreward.http.guard import (
     unless_gone,
 )
 from tokenreward.metrics import CONTENT_TYPE, Metrics, render
-from tokenreward.wire import RewardsRequest
+from tokenreward.wire import RewardsRequest, write_reply
 from tokenreward.wire.media import JSON, Media, answer_media, media_of
 from tokenreward.wire.paths import (
     HEALTH_PATH,
@@ -98,14 +97,6 @@ class _Replica:
         del body  # scoring takes a while
         refuse_many_items(len(asked.items), self._limits)
         answer = answer_media(headers)
-        if answer is not JSON:
-            asked = asked.model_copy(
-                update={"encoding_format": "float"}
-            )  # base64 is JSON's: arrays go as they are
-        if asked.combine is not None:
-            refuse_unequal_units(
-                asked, dict.fromkeys(asked.names, self._deployment)
-            )  # one deployment, one tokenizer
         remaining_s = limit_s - (time.perf_counter() - arrived)
         if remaining_s <= 0:
             raise DeadlineExceeded("the deadline passed before the request was read")
@@ -114,10 +105,10 @@ class _Replica:
                 asked, request_id=request.state.request_id, timeout_s=remaining_s
             )
             reply = await unless_gone(request.receive, scoring)
-        if asked.combine is not None:
-            for code in combine(reply["items"], asked):
-                self._metrics.report("errors_total", code=code)
-        return await _reply(reply, answer, is_large=num_bytes > IN_A_THREAD_BYTES)
+        # Base64 is JSON's: msgpack carries arrays as they are.
+        encoding = asked.encoding_format if answer is JSON else "float"
+        content = write_reply(reply, encoding=encoding)
+        return await _reply(content, answer, is_large=num_bytes > IN_A_THREAD_BYTES)
 
     async def scorers(self) -> Response:
         route = deployment_prefix(self._deployment) + REWARDS_PATH

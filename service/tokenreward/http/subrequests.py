@@ -8,7 +8,7 @@ knows what stands in bodies, and no HTTP.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -24,7 +24,7 @@ from tokenreward.wire.media import JSON, Media
 Content = Mapping[str, Any]
 Reply = dict[str, Any]
 
-NO_USAGE = dict.fromkeys(Usage.model_fields, 0)
+NO_USAGE = {"prompt_tokens": 0, "response_tokens": 0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +165,7 @@ def read_reply(answer: Answer, deployment: str, num_items: int, names: Sequence[
     in_order = [item.index for item in shape.items] == list(range(num_items))
     if not in_order or not all((item.scorers or {}).keys() >= set(names) for item in shape.items):
         raise no_reply(deployment)
-    return {**reply, "usage": shape.usage.model_dump(), "timing": shape.timing.model_dump()}
+    return {**reply, "usage": asdict(shape.usage), "timing": asdict(shape.timing)}
 
 
 def no_reply(deployment: str) -> InternalError:

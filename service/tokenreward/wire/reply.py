@@ -6,7 +6,7 @@ knows the shape of a reply, and nothing of how its bytes travel.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -107,17 +107,17 @@ class ItemResult(ScorerResult):
 class Usage:
     """Tokens that were read."""
 
-    prompt_tokens: int = 0
-    response_tokens: int = 0
+    prompt_tokens: int
+    response_tokens: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
     """Seconds: waiting for the device, in the tokenizer, on the device."""
 
-    queue_s: float = 0.0
-    tokenize_s: float = 0.0
-    compute_s: float = 0.0
+    queue_s: float
+    tokenize_s: float
+    compute_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,11 +146,11 @@ class Reply:
 
     id: str
     items: list[ItemResult]
+    usage: Usage
+    timing: Timing
     scorer: str | None = None
     model: str | None = None
     version: int | None = None
-    usage: Usage = field(default_factory=Usage)
-    timing: Timing = field(default_factory=Timing)
     sources: dict[str, ModelVersion] | None = None
 
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from fakes import oracle
 from tokenreward.http.guard import Limits
-from tokenreward.wire import RewardsReply, decode_rewards
+from tokenreward.wire import decode_rewards, read_reply
 
 SPANS: dict[str, Any] = {"prompt": "2+2?", "response": "It is 4.", "spans": [[0, 3], [3, 8]]}
 TEXT: dict[str, Any] = {"prompt": [{"role": "user", "content": "2+2?"}], "response": "It is 4. Yes"}
@@ -184,7 +184,7 @@ async def test_scorers_with_several_references_are_answered_as_each_alone(
             )
             for name in names
         }
-    RewardsReply.model_validate(reply)
+    read_reply(reply)
     for index, item in enumerate(reply["items"]):
         assert list(item["scorers"]) == names
         for name, result in item["scorers"].items():
@@ -230,7 +230,7 @@ async def test_item_whose_reference_failed_fails_alone_and_others_keep_their_num
     async with sourced_front() as client:
         reply = await ask(client, items=items, **which)
         alone = await rewards_of(client, "one", good, credit=kl("sft"))
-    RewardsReply.model_validate(reply)
+    read_reply(reply)
     results = [item["scorers"]["one"] if keyed else item for item in reply["items"]]
     assert [item["index"] for item in reply["items"]] == [0, 1, 2, 3, 4]
     for index in (0, 3):
@@ -278,7 +278,7 @@ async def test_nothing_is_forwarded_when_every_item_failed_in_the_reference(
     async with sourced_front() as client:
         items = [with_policy(item, 2) for item in items]
         reply = await ask(client, scorer="one", items=items, credit=kl("sft"))
-    RewardsReply.model_validate(reply)
+    read_reply(reply)
     assert [item["error"]["code"] for item in reply["items"]] == ["sequence_too_long"] * len(items)
     assert reply["usage"] == {"prompt_tokens": 0, "response_tokens": 0}
     assert reply["timing"]["tokenize_s"] > 0

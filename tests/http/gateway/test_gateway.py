@@ -11,7 +11,7 @@ import pytest
 from pydantic import SecretStr
 
 from tokenreward.http.guard import Limits
-from tokenreward.wire import RewardsReply, decode_rewards
+from tokenreward.wire import decode_rewards, read_reply
 from tokenreward.wire.media import JSON
 
 ITEM: dict[str, Any] = {"prompt": "2+2?", "response": "It is 4.", "spans": [[0, 3], [3, 8]]}
@@ -40,7 +40,7 @@ async def test_scorers_of_two_deployments_are_merged_item_by_item(front: Any) ->
     async with front() as client:
         reply = (await client.post("/v1/rewards", json=body)).json()
         alone = (await client.post("/v1/rewards", json={**body, "scorers": ["endogenous"]})).json()
-    RewardsReply.model_validate(reply)
+    read_reply(reply)
     assert [item["index"] for item in reply["items"]] == [0, 1, 2]
     assert all(list(item["scorers"]) == names for item in reply["items"])
     assert [item["scorers"]["two"]["score"] is None for item in reply["items"]] == [

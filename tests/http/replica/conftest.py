@@ -37,7 +37,7 @@ class Served:
     def busy_device(self) -> Iterator[None]:
         """Whatever is asked of the device meanwhile waits."""
         free = threading.Event()
-        self.engine._device_thread.submit(free.wait)
+        self.engine.threads.device.submit(free.wait)
         try:
             yield
         finally:
@@ -103,5 +103,5 @@ def loading() -> Iterator[str]:
 def broken(checkpoint: Path) -> Iterator[Served]:
     """Its device thread is gone."""
     with replica(checkpoint, rules()) as served:
-        served.engine._device_thread.shutdown()
+        served.engine.threads.device.shutdown()
         yield served

@@ -178,9 +178,9 @@ async def queue_is_full(client: httpx.AsyncClient, fixture: Any) -> httpx.Respon
     served, item = fixture("served"), {"prompt": [5] * 30, "response": [6] * 30}
     with served.busy_device():
         running = asyncio.create_task(ask(client, items=[item]))
-        await until(lambda: served.engine._shift.began is not None)
+        await until(lambda: served.engine.worker.busy_since is not None)
         waiting = asyncio.create_task(ask(client, items=[item]))
-        await until(lambda: served.engine._batcher.queued_items > 0)
+        await until(lambda: served.engine.batcher.queued_items > 0)
         refused = await ask(client, items=[item])
     assert [(await running).status_code, (await waiting).status_code] == [200, 200]
     return refused

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tokenreward.wire import RewardsReply, decode_rewards
+from tokenreward.wire import decode_rewards, read_reply
 from tokenreward.wire.media import JSON, MSGPACK, Media
 from tokenreward.wire.msgpack import pack, unpack
 from tokenreward.wire.limits import MAX_PLAIN_BYTES
@@ -53,7 +53,7 @@ async def rewards(
     assert response.status_code == 200, response.content
     answered = MSGPACK if MSGPACK.name in (accept, sent.name) and accept != JSON.name else JSON
     assert response.headers["content-type"] == answered.name
-    reply = RewardsReply.model_validate(answered.load(response.content))
+    reply = read_reply(answered.load(response.content))
     assert reply.items[0].error is None
     assert isinstance(reply.items[0].rewards, bytes if answered is MSGPACK else (str, list))
     return decode_rewards(reply.items[0].rewards or b"")
@@ -286,7 +286,7 @@ def test_a_body_that_is_cut_or_changed_anywhere_is_answered_or_refused_and_never
     assert response.headers["content-type"] == MSGPACK.name
     content = unpack(response.content)
     if response.status_code == 200:
-        assert isinstance(RewardsReply.model_validate(content), RewardsReply)
+        assert read_reply(content).items is not None
         return
     assert response.status_code in (400, 404, 413, 422)
     assert content["error"].keys() == {"code", "message", "param", "retryable"}

@@ -23,7 +23,7 @@ from tokenreward.http.guard import Limits
 from tokenreward.http.replica import build_app
 from tokenreward.metrics import Metrics
 from tokenreward.settings import DeploymentSettings
-from tokenreward.wire import RewardsReply, RewardsRequest, decode_rewards, parse
+from tokenreward.wire import RewardsRequest, decode_rewards, parse, read_reply
 
 ITEM: dict[str, Any] = {"prompt": "2+2?", "response": "It is 4."}
 BODY = {"scorer": "endogenous", "items": [ITEM]}
@@ -48,7 +48,7 @@ async def test_reply_is_what_the_engine_says(client: httpx.AsyncClient, checkpoi
     engine = Engine.load(DeploymentSettings.model_validate(settings))
     expected = await engine.score(parse(RewardsRequest, BODY))
     await engine.close()
-    reply = RewardsReply.model_validate((await client.post("/v1/rewards", json=BODY)).json())
+    reply = read_reply((await client.post("/v1/rewards", json=BODY)).json())
     assert (reply.scorer, reply.model, reply.version) == ("endogenous", str(checkpoint), 1)
     np.testing.assert_allclose(
         decode_rewards(reply.items[0].rewards or []), expected["items"][0]["rewards"], rtol=1e-5
@@ -158,10 +158,10 @@ async def test_hang_up_cancels_what_waits_in_the_queue(
     engine = served.engine
     with served.busy_device():
         running = asyncio.create_task(client.post("/v1/rewards", json=BODY))
-        await until(lambda: engine._shift.began is not None)
+        await until(lambda: engine.worker.busy_since is not None)
         waiting = asyncio.create_task(client.post("/v1/rewards", json=BODY))
-        await until(lambda: engine._batcher.queued_items == 1)
-        queued = engine._batcher._waiting[0]
+        await until(lambda: engine.batcher.queued_items == 1)
+        queued = engine.batcher._waiting[0]
         waiting.cancel()
         await until(queued.future.cancelled)
         assert not running.done()
@@ -232,11 +232,11 @@ async def test_request_under_way_finishes_on_the_old_weights(checkpoint: Path) -
     async with httpx.AsyncClient(transport=transport, base_url="http://replica") as client:
         blocked = asyncio.Event()
         loop = asyncio.get_running_loop()
-        old._device_thread.submit(
+        old.threads.device.submit(
             lambda: asyncio.run_coroutine_threadsafe(blocked.wait(), loop).result()
         )
         under_way = asyncio.create_task(client.post("/v1/rewards", json=BODY))
-        await until(lambda: old._shift.began is not None)
+        await until(lambda: old.worker.busy_since is not None)
         swap = asyncio.create_task(slot.put(new))
         await until(lambda: slot.engine is new)
         after = (await client.post("/v1/rewards", json=BODY)).json()
@@ -247,7 +247,7 @@ async def test_request_under_way_finishes_on_the_old_weights(checkpoint: Path) -
         await asyncio.wait_for(swap, 5)
     assert (before["version"], before["items"][0]["error"]) == (1, None)
     with pytest.raises(RuntimeError, match="shutdown"):
-        old._device_thread.submit(print)
+        old.threads.device.submit(print)
     await new.close()
 
 

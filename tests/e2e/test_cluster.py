@@ -119,7 +119,9 @@ def answers(folder: Path) -> dict[str, Any]:
     path = os.pathsep.join(
         [str(folder / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]]
     )
-    modules = os.pathsep.join([str(ROOT / name) for name in ("service", "clients", "tests")])
+    modules = os.pathsep.join(
+        [str(ROOT / name) for name in ("service", "clients", "tests", "tests/fakes")]
+    )
     ours = {
         "PATH": path,
         "PYTHONPATH": modules,

@@ -66,6 +66,13 @@ def test_no_module_of_text_or_scorers_loads_torch(package: str) -> None:
     assert loaded_after(import_all(package), HEAVY) == []
 
 
+@pytest.mark.parametrize("module", ["tokenreward.http.replica", "tokenreward.deployment.replica"])
+def test_a_replica_loads_torch_only_with_its_engine_once_its_threads_are_limited(
+    module: str,
+) -> None:
+    assert loaded_after(f"import {module}", ("torch", "transformers")) == []
+
+
 def test_the_engine_and_all_scorers_import_without_the_libraries_of_http() -> None:
     blocked = (*SERVING, "orjson", "msgspec", "tokenreward_client")
     block = f"sys.modules.update(dict.fromkeys({blocked!r})); "  # None makes an import raise

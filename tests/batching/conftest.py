@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from fakes.queue import Labelled, MakeBatcher, MakeEntry
+from fakes.queues import Labelled, MakeBatcher, MakeEntry
 from tokenreward import batching
 from tokenreward.batching import Batcher
 

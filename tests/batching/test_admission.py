@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fakes.queue import Labelled, MakeBatcher, MakeEntry, next_batch
+from fakes.queues import Labelled, MakeBatcher, MakeEntry, next_batch
 from tokenreward import batching
 from tokenreward.batching import Batcher
 from tokenreward.errors import DeadlineExceeded, LargerThanQueue, Overloaded

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fakes.queue import Labelled, MakeBatcher, MakeEntry, next_batch
+from fakes.queues import Labelled, MakeBatcher, MakeEntry, next_batch
 from tokenreward.batching import Batcher
 from tokenreward.errors import DeadlineExceeded, InternalError
 

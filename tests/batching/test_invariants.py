@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fakes.queue import Labelled, next_batch
+from fakes.queues import Labelled, next_batch
 from tokenreward.batching import Batcher
 from tokenreward.errors import DeadlineExceeded, InternalError, LargerThanQueue, Overloaded
 

@@ -64,7 +64,8 @@ def test_what_runs_in_there_may_tidy_up_when_we_are_asked_to_end(tmp_path: Path)
         f"pathlib.Path({str(tidied)!r}).touch()"
     )
     outer = (
-        "import signal, sys, namespace; signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n"
+        "import signal, sys; from fakes import namespace\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n"
         f"namespace.run([sys.executable, '-c', {inner!r}])"
     )
     environment = {**os.environ, "PYTHONPATH": str(namespace.TESTS)}

@@ -53,7 +53,7 @@ class Service:
 def launch(output: Path, arguments: Sequence[str], *, port: int = 0) -> Service:
     command = [sys.executable, "-m", "tokenreward.cli", "serve", *arguments]
     modules = os.pathsep.join(
-        [str(Path(tiny.__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+        [str(Path(tiny.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     )
     environment = {
         **os.environ,
@@ -98,7 +98,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.save(folder / "rm", task="reward_model")
     lm = [{"type": "endogenous"}, {"type": "constant", "name": "one"}]
     two = {"type": "constant", "name": "two", "options": {"value": 2.0}}
-    rm = [{"type": "reward_model"}, two, {"type": "process_facts:Scorer", "name": "facts"}]
+    rm = [{"type": "reward_model"}, two, {"type": "fakes.process_facts:Scorer", "name": "facts"}]
     deployments = [
         {
             "name": "lm",

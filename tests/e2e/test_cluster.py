@@ -119,9 +119,7 @@ def answers(folder: Path) -> dict[str, Any]:
     path = os.pathsep.join(
         [str(folder / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]]
     )
-    modules = os.pathsep.join(
-        [str(ROOT / name) for name in ("service", "clients", "tests", "tests/fakes")]
-    )
+    modules = os.pathsep.join([str(ROOT / name) for name in ("service", "clients", "tests")])
     ours = {
         "PATH": path,
         "PYTHONPATH": modules,
@@ -176,7 +174,7 @@ def prepare(folder: Path) -> None:
             "num_cpus": 0.4,
             "scorers": [
                 {"type": "reward_model"},
-                {"type": "process_facts:Scorer", "name": "facts"},
+                {"type": "fakes.process_facts:Scorer", "name": "facts"},
             ],
         },
     ]

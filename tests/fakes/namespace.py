@@ -23,7 +23,7 @@ from pathlib import Path
 
 import psutil
 
-TESTS = Path(__file__).resolve().parent
+TESTS = Path(__file__).resolve().parents[1]
 HAPROXY_FILES = Path("/tmp/haproxy-serve")  # noqa: S108 - where Ray puts them
 
 _ISOLATED = ["unshare", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
@@ -40,7 +40,7 @@ class NotPermitted(RuntimeError):
 
 def command(argv: Sequence[str]) -> list[str]:
     """The command line that runs `argv` in a namespace, with its exit code. Raises NotPermitted."""
-    return [*_unshare(), sys.executable, str(TESTS / "namespace.py"), *argv]
+    return [*_unshare(), sys.executable, str(TESTS / "fakes" / "namespace.py"), *argv]
 
 
 def run(argv: Sequence[str]) -> int:

@@ -1,4 +1,4 @@
-"""A third party's scorer, `process_facts:Scorer` in configs: its values are facts about its
+"""A third party's scorer, `fakes.process_facts:Scorer` in configs: its values are facts about its
 process, not about the response."""
 
 from __future__ import annotations

@@ -104,8 +104,7 @@ def segments_attention(
     Args:
         module: The attention layer that asks.
         query: [1, heads, n, d].
-        key: [1, kv_heads, n, d].
-        value: [1, kv_heads, n, d].
+        key, value: [1, kv_heads, n, d].
         attention_mask: Must be None.
         **kwargs: What else the layer passes.
 
@@ -113,8 +112,7 @@ def segments_attention(
         Attended [1, n, heads, d], and no map of weights.
 
     Raises:
-        CannotPack: The layer passes a mask or a bias, or is not causal. Each of these would
-            silently be dropped otherwise.
+        CannotPack: The layer passes a mask or a bias, or is not causal: all of it would be lost.
     """
     row = _current.get()
     is_causal = kwargs.get("is_causal")
@@ -122,20 +120,20 @@ def segments_attention(
         is_causal = getattr(module, "is_causal", True)
     has_bias = attention_mask is not None or kwargs.get("position_bias") is not None
     if row is None or has_bias or not is_causal:
-        raise CannotPack(
-            f"{type(module).__name__} wants a mask, a position bias or two-way attention"
-        )
+        name = type(module).__name__
+        raise CannotPack(f"{name} wants a mask, a position bias or two-way attention")
     bias = _bias(query, kwargs)
+    qkv = (query, key, value)
     row.num_calls += 1
     is_last = row.num_calls == row.num_layers
     shape = query.shape[2], query.shape[1], value.shape[-1]
     if is_last and row.ends_only:
         output = query.new_zeros(shape)
         for places in row.places.values():
-            _attend_range((query, key, value), places[-1:], places, bias, output)
+            _attend_range(qkv, places[-1:], places, bias, output)
     else:
         output = query.new_empty(shape)
-        _attend((query, key, value), row, bias, output)
+        _attend(qkv, row, bias, output)
     if is_last:
         for index, (of, names) in row.attention_needs.items():
             places = row.places[index]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -82,7 +83,10 @@ class PlainLayout:
         targets = ids[0, row.start : row.stop, None]
         return {
             "chosen": logits[:-1].gather(1, targets)[:, 0].float().cpu().numpy(),
-            "lse": {t: _in_chunks(_logsumexp, logits, t) for t in needs.temperatures},
+            "lse": {
+                t: _in_chunks(partial(torch.logsumexp, dim=-1), logits, t)
+                for t in needs.temperatures
+            },
             "entropy": {t: _in_chunks(_entropy, logits, t) for t in needs.entropies},
             "logits": {label: logits[:, label].float().cpu().numpy() for label in needs.labels},
         }
@@ -131,10 +135,6 @@ def _in_chunks(of: Callable[[Tensor], Tensor], logits: Tensor, temperature: floa
     """
     chunks = [of(chunk.float() / temperature) for chunk in torch.split(logits, _CHUNK_ROWS)]
     return np.asarray(torch.cat(chunks).cpu().numpy())
-
-
-def _logsumexp(logits: Tensor) -> Tensor:
-    return torch.logsumexp(logits, dim=-1)
 
 
 def _entropy(logits: Tensor) -> Tensor:

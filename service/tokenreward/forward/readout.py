@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,11 +42,8 @@ class HiddenStates:
         return np.searchsorted(self.places, self.places_of_rows[index][row.start - 1 : row.stop])
 
 
-class _Part(NamedTuple):
-    """Numbers of one output: the number of a tensor that is sent, and an index into it."""
-
-    tensor: int
-    index: Any
+# Numbers of one output: the number of a tensor that is sent, and an index into it.
+_Part = tuple[int, Any]
 
 
 class Readout:
@@ -86,7 +83,7 @@ class Readout:
         """Adds readings of the last layer's attention, for the rows that have any."""
         for index, readings in readings_of_rows.items():
             self._parts[index]["attention"] = {
-                name: _Part(self._add(tensor), ...) for name, tensor in readings.items()
+                name: (self._add(tensor), ...) for name, tensor in readings.items()
             }
 
     def add_values(self, head: ValueHead, hidden: HiddenStates) -> None:
@@ -95,9 +92,9 @@ class Readout:
             return
         number = self._add(head.values(hidden.states))
         for index, (row, needs) in enumerate(self._requests):
-            self._parts[index]["pooled"] = _Part(number, hidden.last(index))
+            self._parts[index]["pooled"] = (number, hidden.last(index))
             if needs.values:
-                self._parts[index]["values"] = _Part(number, hidden.predicting(index, row))
+                self._parts[index]["values"] = (number, hidden.predicting(index, row))
 
     def add_logits(self, head: LanguageHead, hidden: HiddenStates) -> None:
         """Adds the language head, for the rows that want it."""
@@ -138,10 +135,8 @@ class Readout:
             ends = np.cumsum([len(at[index]) for index in members])[:-1]
             for index, own in zip(members, np.split(which, ends), strict=True):
                 self._parts[index] |= {
-                    "lse": {t: _Part(lse_number, (k, own)) for k, t in enumerate(temperatures)},
-                    "entropy": {
-                        t: _Part(entropy_number, (k, own)) for k, t in enumerate(entropies)
-                    },
+                    "lse": {t: (lse_number, (k, own)) for k, t in enumerate(temperatures)},
+                    "entropy": {t: (entropy_number, (k, own)) for k, t in enumerate(entropies)},
                 }
 
     def _note_dots(self, at: Mapping[int, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -162,7 +157,7 @@ class Readout:
             all_states.append(states)
             all_tokens.append(tokens)
             end += len(states)
-            return _Part(number, slice(end - len(states), end))
+            return number, slice(end - len(states), end)
 
         for index, states in at.items():
             (row, needs), parts = self._requests[index], self._parts[index]
@@ -183,5 +178,6 @@ def _numbers(arrays: list[np.ndarray], part: Any) -> Any:
     """The numbers of a part: an array, a float if it is one number, or a dict of them."""
     if isinstance(part, dict):
         return {key: _numbers(arrays, inner) for key, inner in part.items()}
-    numbers = arrays[part.tensor][part.index]
+    tensor, index = part
+    numbers = arrays[tensor][index]
     return float(numbers) if np.ndim(numbers) == 0 else numbers

@@ -22,7 +22,7 @@ from bench.sides import DEPLOYMENT, TASK, Numbers, Side
 from fakes import web
 from tokenreward.engine import Engine
 from tokenreward.settings import DeploymentSettings
-from tokenreward.wire import RewardsRequest, parse_json
+from tokenreward.wire import RewardsRequest, parse_json, write_reply
 
 VOCAB_SIZE = 400
 SHAPE = {
@@ -77,8 +77,9 @@ async def test_our_own_reply_holds_the_engines_numbers(
     )
     replies = []
     for body in side.bodies(ITEMS):
-        reply = await engine.score(parse_json(RewardsRequest, body.encode()))
-        replies.append(orjson.dumps(reply, option=orjson.OPT_SERIALIZE_NUMPY).decode())
+        request = parse_json(RewardsRequest, body.encode())
+        content = write_reply(await engine.score(request), encoding=request.encoding_format)
+        replies.append(orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY).decode())
     await engine.close()
     assert_same(side.numbers(replies, ITEMS), truth(folders, numbers))
 

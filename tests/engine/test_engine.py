@@ -18,7 +18,7 @@ from fakes.layouts import Intercepted
 from tokenreward import errors
 from tokenreward.contract import Signals
 from tokenreward.engine.runner import max_batch_tokens
-from tokenreward.wire import RewardsRequest, parse
+from tokenreward.wire import RewardsRequest, Usage, parse
 
 POISON = 77
 
@@ -323,7 +323,7 @@ async def test_tokens_of_an_item_that_fails_once_it_has_been_tokenised_are_not_c
     spoil_poison(engine)
     reply = await engine.score(request([10, 11], [12, POISON, 13]))
     assert [item.error is None for item in reply.items] == [True, False]
-    assert reply.usage == {"prompt_tokens": 2, "response_tokens": 5}
+    assert reply.usage == Usage(prompt_tokens=2, response_tokens=5)
     assert totals["items_total", "endogenous"] == 1
     assert totals["tokens_total", "prompt"] == 1
     assert totals["tokens_total", "response"] == 2

@@ -24,10 +24,12 @@ from tokenreward.errors import described
 
 
 class ClientError(Exception):
-    """Root of all errors that the client raises. They travel between processes (pickle) with all
-    their attributes.
+    """Root of all errors that the client raises. With all their attributes they may be pickled, and
+    so cross from one process to another.
 
-    `code`: one word for what went wrong, the service's where it gave one; None if nothing was sent.
+    Attributes:
+        retryable: Whether trying again later may help.
+        code: One word for what went wrong: the service's, if it gave one. None if nothing was sent.
     """
 
     retryable: bool = False
@@ -40,7 +42,11 @@ class ClientError(Exception):
 
 
 class BadArgument(ClientError, ValueError):
-    """An argument cannot be sent. `param` is its path, for example `items[3].response`."""
+    """An argument cannot be sent.
+
+    Attributes:
+        param: Its path, for example `items[3].response`; None if no single argument is at fault.
+    """
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message)
@@ -51,8 +57,11 @@ class BadArgument(ClientError, ValueError):
 
 
 class NotText(ClientError, ValueError):
-    """Token ids that do not decode to valid text. `index` is the first token at fault, if one can
-    be named."""
+    """Token ids do not decode to valid text.
+
+    Attributes:
+        index: The place of the first token at fault; None if no single token is.
+    """
 
     def __init__(self, message: str, *, index: int | None = None) -> None:
         super().__init__(message)
@@ -60,11 +69,13 @@ class NotText(ClientError, ValueError):
 
 
 class ServerRefused(ClientError):
-    """The request as a whole was refused.
+    """The service, or a proxy before it, refused the request as a whole.
 
-    `code` and `param` are those of the service's error body; both are None if a proxy answered in
-    its place. `request_id`: the reply's `X-Request-ID`, under which the service's log has what went
-    wrong.
+    Attributes:
+        status: The HTTP status.
+        code: The code in the service's error body; None if a proxy answered in its place.
+        param: The path of the field at fault; None if no single field is, or a proxy answered.
+        request_id: The reply's `X-Request-ID`. Under it the service's log says what went wrong.
     """
 
     request_id: str | None = None
@@ -90,8 +101,14 @@ class ServerRefused(ClientError):
 
 
 class ItemFailed(ClientError):
-    """One item has no reward. `index` counts the caller's items; `scorer` is None if only one was
-    asked."""
+    """One item has no reward.
+
+    Attributes:
+        index: The item's place among the caller's.
+        code: The code of its error.
+        param: The path of the field at fault, for example `items[3].response`.
+        scorer: The scorer that failed; None if the call named a single one.
+    """
 
     def __init__(
         self,
@@ -117,8 +134,10 @@ class ConnectionFailed(ClientError):
 
 
 class DeadlineExceeded(ClientError):
-    """`timeout_s` passed, or would have passed during the pause before the next try; also where the
-    service said `overloaded` all that time, which the message and `__cause__` then tell."""
+    """`timeout_s` passed, or would have passed during the pause before the next try.
+
+    If the service said `overloaded` all that time, the message and `__cause__` tell it.
+    """
 
     retryable = True
     code = "deadline_exceeded"

@@ -7,7 +7,7 @@ It knows the shape of a request and a reply, and nothing of HTTP.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from itertools import chain
 from typing import Any, ClassVar, Literal
@@ -31,40 +31,70 @@ from tokenreward_client.errors import BadArgument, BadReply
 
 WireName = Literal["json", "msgpack"]
 
-# By field of whole numbers: kinds of arrays, types in lists, and what travels.
+# For a field with one entry per unit: the kinds of arrays and the types in lists whose numbers it
+# holds, and what they travel as.
 _NUMBERS: dict[str, tuple[str, set[type], type[np.generic]]] = {
     "spans": ("iu", {int}, np.int32),
     "mask": ("iub", {int, bool}, np.int32),
+    "policy_logprobs": ("iuf", {int, float}, np.float32),
+    "ref_logprobs": ("iuf", {int, float}, np.float32),
 }
 
 
 class Wire(ABC):
-    """One way to write a request. `name`: for messages. `content_type`: of the body."""
+    """One way to write a request and to read its reply.
+
+    Attributes:
+        name: What messages call it.
+        content_type: The media type of the body.
+    """
 
     name: ClassVar[str]
     content_type: ClassVar[str]
 
     @abstractmethod
     def ids(self, ids: IntArray) -> Any:
-        """Token ids as a field of an item."""
+        """Token ids [n] as a field of an item."""
 
     @abstractmethod
     def vector(self, name: str, value: Any) -> Any:
-        """What a caller gave for a field with one entry per unit, as the wire's strict models take
-        it."""
+        """The value of a field with one entry per unit, in a form that the strict models of the
+        wire take.
+
+        Args:
+            name: The field's name.
+            value: What the caller gave for it. The models say what is wrong with it.
+        """
 
     @abstractmethod
     def item(self, item: Item) -> bytes:
-        """Raises ValueError for what cannot be written."""
+        """The bytes of an item. Raises ValueError for what cannot be written."""
 
     @abstractmethod
     def body(self, head: bytes, items: Sequence[bytes]) -> bytes:
-        """The request. `head`: all but its items, as JSON. Raises ValueError for what cannot be
-        written."""
+        """The bytes of a request.
+
+        Args:
+            head: All of the request but its items, as JSON.
+            items: The bytes of its items.
+
+        Raises:
+            ValueError: The head cannot be written.
+        """
+
+    def reply(self, content: bytes) -> Reply:
+        """The reply in the body of a 200. Raises BadReply."""
+        try:
+            return self._parse_reply(content)
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"]
+        except ValueError as error:
+            reason = str(error)
+        raise BadReply(f"the reply is not a rewards reply: {reason}")
 
     @abstractmethod
-    def reply(self, content: bytes) -> Reply:
-        """Raises BadReply."""
+    def _parse_reply(self, content: bytes) -> Reply:
+        """The same. Raises ValueError for what is no reply."""
 
 
 class JsonWire(Wire):
@@ -77,26 +107,25 @@ class JsonWire(Wire):
         return encode_ids(ids)
 
     def vector(self, name: str, value: Any) -> Any:
-        return as_lists(value)
+        return _as_lists(value)
 
     def item(self, item: Item) -> bytes:
         return item.model_dump_json(exclude_unset=True).encode()
 
     def body(self, head: bytes, items: Sequence[bytes]) -> bytes:
+        # Items are large, and encoded when the call begins: they are joined as bytes, in the place
+        # of the brace that ends the head.
         return head[:-1] + b',"items":[' + b",".join(items) + b"]}"
 
-    def reply(self, content: bytes) -> Reply:
-        try:
-            return parse_reply(content)
-        except ValidationError as error:
-            raise _no_reply(error.errors()[0]["msg"]) from None
+    def _parse_reply(self, content: bytes) -> Reply:
+        return parse_reply(content)
 
 
 JSON = JsonWire()
 
 
 class MsgpackWire(Wire):
-    """Vectors travel as bytes. Needs msgspec."""
+    """Vectors travel as bytes. Needs msgspec, and raises BadArgument without it."""
 
     name = "msgpack"
     content_type = MSGPACK_TYPE
@@ -104,7 +133,7 @@ class MsgpackWire(Wire):
     def __init__(self) -> None:
         if find_spec("msgspec") is None:
             raise BadArgument(
-                '`wire="msgpack"` needs msgspec: pip install "tokenreward[msgpack]"', param="wire"
+                '"msgpack" needs msgspec: pip install "tokenreward[msgpack]"', param="wire"
             )
         from tokenreward.wire import msgpack
 
@@ -115,51 +144,42 @@ class MsgpackWire(Wire):
 
     def vector(self, name: str, value: Any) -> Any:
         array = _lossless_array(name, value)
-        return as_lists(value) if array is None else array
+        return _as_lists(value) if array is None else array
 
     def item(self, item: Item) -> bytes:
-        vectors = {
-            name: value
-            for name in item.model_fields_set
-            if isinstance(value := getattr(item, name), np.ndarray)
-        }
+        vectors = {}
+        for name in item.model_fields_set:
+            value = getattr(item, name)
+            if isinstance(value, np.ndarray):
+                vectors[name] = value
         # What is plain in JSON is plain here: the service takes no msgpack extensions.
         rest = item.model_dump(mode="json", exclude_unset=True, exclude=set(vectors))
-        return _pack(self._msgpack.pack, {**rest, **vectors})
+        return self._pack({**rest, **vectors})
 
     def body(self, head: bytes, items: Sequence[bytes]) -> bytes:
-        return _pack(
-            self._msgpack.pack,
-            {**from_json(head), "items": [self._msgpack.Packed(item) for item in items]},
-        )
+        packed_items = [self._msgpack.Packed(item) for item in items]
+        return self._pack({**from_json(head), "items": packed_items})
 
-    def reply(self, content: bytes) -> Reply:
+    def _parse_reply(self, content: bytes) -> Reply:
+        return read_reply(self._msgpack.unpack(content))
+
+    def _pack(self, content: object) -> bytes:
         try:
-            return reply_from(self._msgpack.unpack(content))
-        except ValueError as error:
-            raise _no_reply(str(error)) from None
+            return self._msgpack.pack(content)
+        except (TypeError, OverflowError) as error:
+            raise ValueError(str(error)) from None
 
 
 def wire_for(name: WireName) -> Wire:
-    """Raises BadArgument: there is none of that name, or its library is missing."""
-    if name not in ("json", "msgpack"):
-        raise BadArgument(f'`wire` must be "json" or "msgpack", got {name!r}', param="wire")
-    return MsgpackWire() if name == "msgpack" else JSON
+    """The wire of this name. Raises BadArgument if there is none, or its library is missing."""
+    if name == "json":
+        return JSON
+    if name == "msgpack":
+        return MsgpackWire()
+    raise BadArgument(f'must be "json" or "msgpack", got {name!r}', param="wire")
 
 
-def reply_from(content: object) -> Reply:
-    """A reply from plain objects. Raises BadReply."""
-    try:
-        return read_reply(content)
-    except ValidationError as error:
-        raise _no_reply(error.errors()[0]["msg"]) from None
-
-
-def _no_reply(why: str) -> BadReply:
-    return BadReply(f"the reply is not a rewards reply: {why}")
-
-
-def as_lists(value: Any) -> Any:
+def _as_lists(value: Any) -> Any:
     """Lists for arrays and tuples: JSON has nothing else."""
     if hasattr(value, "tolist"):
         return value.tolist()
@@ -169,30 +189,23 @@ def as_lists(value: Any) -> Any:
 
 
 def _lossless_array(name: str, value: Any) -> npt.NDArray[Any] | None:
-    """The value as int32 or float32, if nothing of it is lost; what is wrong with it is for the
-    models to say."""
-    kinds, types, dtype = _NUMBERS.get(name, ("iuf", {int, float}, np.float32))
+    """The value of a field as an int32 or float32 array; None if it would not be the same numbers.
+
+    None is also the answer for what is no vector at all: as a list it is refused by the models,
+    which say what is wrong with it.
+    """
+    kinds, types, dtype = _NUMBERS[name]
     try:
         if not isinstance(value, np.ndarray):
             value = value.tolist() if hasattr(value, "tolist") else value
-            if (
-                not set(map(type, chain.from_iterable(value) if name == "spans" else value))
-                <= types
-            ):
+            entries = chain.from_iterable(value) if name == "spans" else value
+            if not set(map(type, entries)) <= types:
                 return None  # numpy would take true for 1
-        given = np.asarray(value)
+        array = np.asarray(value)
     except (TypeError, ValueError, OverflowError):
         return None
-    if given.size and given.dtype.kind not in kinds:
+    if array.size and array.dtype.kind not in kinds:
         return None
     with np.errstate(over="ignore", invalid="ignore"):
-        narrow = given.astype(dtype)
-    return narrow if (narrow == given).all() else None
-
-
-def _pack(pack: Callable[[object], bytes], content: object) -> bytes:
-    """Raises ValueError."""
-    try:
-        return pack(content)
-    except (TypeError, OverflowError) as error:
-        raise ValueError(str(error)) from None
+        narrow = array.astype(dtype)
+    return narrow if (narrow == array).all() else None

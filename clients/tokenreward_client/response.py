@@ -34,55 +34,52 @@ _NEVER_RETRIED = (
 def error_of(
     answer: httpx.Response | httpx.RequestError, request_id: str | None = None
 ) -> ClientError | None:
-    """What is wrong with an answer, or None for a 200. `request_id`: as it was sent, if it must be
-    that one's."""
+    """What is wrong with an answer.
+
+    Args:
+        answer: The response, or the error that came in its place.
+        request_id: The id that was sent, if the response must be to this request; None if any
+            request's will do.
+
+    Returns:
+        The error; None for a 200.
+    """
     if isinstance(answer, httpx.DecodingError):
         return BadReply(f"the reply's content encoding is broken: {answer}")
     if isinstance(answer, httpx.RequestError):
-        error = ConnectionFailed(
-            f"no answer from {_origin(answer)}: {str(answer) or type(answer).__name__}"
-        )
+        reason = str(answer) or type(answer).__name__
+        error = ConnectionFailed(f"no answer from {_origin(answer)}: {reason}")
         error.retryable = not isinstance(answer, _NEVER_RETRIED)
         return error
-    if request_id is not None and (theirs := _of_another(answer, request_id)) is not None:
-        return BadReply(f"the reply is to request {theirs}, sent was {request_id}")
-    if answer.status_code == 200:
-        return None
-    return _refusal(answer)
-
-
-def _of_another(answer: httpx.Response, request_id: str) -> str | None:
-    """The id of the request of ours that this answers, if it is not this one: two read from one
-    connection."""
-    # A proxy may put ids of its own making in place of ours: those say nothing.
-    ids = [
-        each
-        for each in answer.headers.get_list(REQUEST_ID_HEADER, split_commas=True)
-        if each.startswith(OUR_ID)
-    ]
-    return ids[0] if ids and request_id not in ids else None
+    # A proxy may put an id of its own making in place of ours, which says nothing. Another id of
+    # ours means that two read from one connection, and this is the other's reply.
+    ids = answer.headers.get_list(REQUEST_ID_HEADER, split_commas=True)
+    our_ids = [each for each in ids if each.startswith(OUR_ID)]
+    if request_id is not None and our_ids and request_id not in our_ids:
+        return BadReply(f"the reply is to request {our_ids[0]}, sent was {request_id}")
+    return None if answer.status_code == 200 else _refusal(answer)
 
 
 def retry_after_s(
     answer: httpx.Response | httpx.RequestError, wall_clock: Callable[[], float]
 ) -> float:
-    """Seconds that the `Retry-After` header asks for (a number or an HTTP date); 0 without one that
-    can be read."""
+    """Seconds that the `Retry-After` header asks for, as a number or as an HTTP date; 0 without one
+    that can be read."""
     if isinstance(answer, httpx.RequestError) or "retry-after" not in answer.headers:
         return 0.0
     value = answer.headers["retry-after"]
     try:
         seconds = float(value)
     except ValueError:
-        seconds = _timestamp(value, wall_clock()) - _timestamp(
-            answer.headers.get("date", ""), wall_clock()
-        )
-    return seconds if math.isfinite(seconds) and seconds > 0 else 0.0
+        # The server's own date is the start of the wait, where it sends one: two clocks need not
+        # agree.
+        now = _timestamp(answer.headers.get("date", ""), wall_clock())
+        seconds = _timestamp(value, now) - now
+    return max(0.0, seconds) if math.isfinite(seconds) else 0.0
 
 
 def _timestamp(http_date: str, default: float) -> float:
-    """The server's own `Date` is the start of the wait where it has one: two clocks need not
-    agree."""
+    """Seconds since 1970; the default for what is no date."""
     try:
         return parsedate_to_datetime(http_date).timestamp()
     except (ValueError, TypeError, OverflowError):
@@ -91,29 +88,34 @@ def _timestamp(http_date: str, default: float) -> float:
 
 def _refusal(answer: httpx.Response) -> ServerRefused:
     status, request_id = answer.status_code, answer.headers.get(REQUEST_ID_HEADER)
-    # Who is at fault for a 5xx finds it in a log.
-    traced = f" (request {request_id})" if status >= 500 and request_id else ""
-    detail = _detail(answer)
+    detail = _error_detail(answer)
     if detail is None:
-        retryable = status in _PROXY_STATUSES_TO_RETRY or status >= 500
-        message = (
-            f"HTTP {status} without the service's error body: a proxy, or another service{traced}"
+        detail = ErrorDetail(
+            code="",
+            message=f"HTTP {status} without the service's error body: a proxy, or another service",
+            retryable=status in _PROXY_STATUSES_TO_RETRY or status >= 500,
         )
-        error = ServerRefused(message, status=status, retryable=retryable)
-    else:
-        message, retryable = f"{detail.message}{traced}", detail.retryable
-        error = ServerRefused(
-            message, status=status, code=detail.code, param=detail.param, retryable=retryable
-        )
+    message = detail.message
+    if status >= 500 and request_id:
+        message += f" (request {request_id})"  # the service's log has the cause under this id
+    error = ServerRefused(
+        message,
+        status=status,
+        code=detail.code or None,
+        param=detail.param,
+        retryable=detail.retryable,
+    )
     error.request_id = request_id
     return error
 
 
-def _detail(answer: httpx.Response) -> ErrorDetail | None:
-    """The service's error body. Other software answers `{"error": {...}}` too; `retryable` tells
-    ours."""
+def _error_detail(answer: httpx.Response) -> ErrorDetail | None:
+    """The service's error body; None if the body is another's.
+
+    Other software answers `{"error": {...}}` as well. Ours has `retryable` in it.
+    """
     try:
-        body = _content(answer)
+        body = _read_body(answer)
     except (ValueError, RecursionError):
         return None
     error = body.get("error") if isinstance(body, dict) else None
@@ -125,8 +127,9 @@ def _detail(answer: httpx.Response) -> ErrorDetail | None:
         return None
 
 
-def _content(answer: httpx.Response) -> Any:
-    """Plain objects. Only who sends msgpack is answered in it, and has its library."""
+def _read_body(answer: httpx.Response) -> Any:
+    """The body as plain objects. Only a client that sends msgpack is answered in it, and such a
+    client has the library."""
     if not answer.headers.get("content-type", "").startswith(MSGPACK_TYPE):
         return answer.json()
     from tokenreward.wire.msgpack import unpack
@@ -135,7 +138,7 @@ def _content(answer: httpx.Response) -> Any:
 
 
 def _origin(error: httpx.RequestError) -> str:
-    """Scheme, host and port: the URL's user part may hold a password."""
+    """Scheme, host and port of the request; without the user part, which may hold a password."""
     try:
         url = error.request.url
     except RuntimeError:  # httpx's way to say that the error came without a request

@@ -1,8 +1,8 @@
 """One `score` call: its items cut into requests, sent, sent again where that helps, and put back in
 order.
 
-It knows the shape of requests and replies, and yields flows. `flow` decides when a request is sent
-again, `listing` where it goes.
+It knows the shape of requests and replies, and yields flows. `retry` decides when a request is sent
+again, and `listing` where it goes.
 """
 
 from __future__ import annotations
@@ -10,77 +10,25 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, TypedDict
 
-from pydantic import Field
-from pydantic_core import to_json
-
-from tokenreward.errors import Overloaded, RequestError
-from tokenreward.wire import (
-    ErrorDetail,
-    Item,
-    Reply,
-    RewardsRequest,
-    parse_json,
-    renumbered,
-)
-from tokenreward.wire.dependencies import Dependency, request_dependencies
+from tokenreward.errors import Overloaded
+from tokenreward.wire import ErrorDetail, Reply, renumbered
 from tokenreward_client.errors import BadArgument, BadReply, ClientError, ServerRefused
-from tokenreward_client.flow import Attempts, Flow, Route, Sleep, send_until_answered
+from tokenreward_client.flow import Flow, Sleep
 from tokenreward_client.items import ItemLike, encode_items
 from tokenreward_client.media import JSON, Wire
+from tokenreward_client.options import ScoreOptions, check_head, write_head
+from tokenreward_client.request import Route, send_until_answered
+from tokenreward_client.retry import Attempts
 from tokenreward_client.rewards import (
     Rewards,
-    first_error,
+    errors_of,
     item_failed,
     keep_good_results,
     read_keyed,
     read_single,
     renumber,
-    retryable_codes,
 )
-
-DEFAULT_SCORER = "endogenous"
-
-
-class ScoreOptions(TypedDict, total=False):
-    """What a `score` call may say besides its items and the scorer.
-
-    Attributes:
-        scorers: Names of several scorers, in place of `scorer`. Each answer then has `scorers`.
-        combine: A weight per scorer name, with `scorers`: each answer then also has the weighted
-            sum of its rewards.
-        options: Options of the scorer, as on the wire; with `scorers` keyed by scorer name.
-        credit: How a score becomes rewards, as on the wire; with `scorers` keyed by scorer name.
-        return_tokens: Whether answers say which tokens were scored.
-        min_version: The lowest version of the weights that will do.
-        on_error: "raise" (default) raises ItemFailed for the first item that failed, once all are
-            done, and at once what ends a request. "return" leaves the error in the item's Rewards:
-            its own, or what ended its request, with the service's code where there is one, else
-            `deadline_exceeded`, `connection_failed`, `bad_reply` or, from a proxy, `http_502` and
-            the like. If no item was answered, what ended the first request is raised all the same.
-        timeout_s: The deadline of this call in seconds, in place of the client's.
-        fingerprint: Of the tokenizer that made the items' ids:
-            `fingerprint(tokenizer.get_vocab())`. Ids are then sent only if every scorer lists the
-            same; else BadArgument is raised, or the error that kept the listing away. Without it
-            ids are trusted.
-    """
-
-    scorers: Sequence[str] | None
-    combine: Mapping[str, float] | None
-    options: Mapping[str, Any] | None
-    credit: Mapping[str, Any] | None
-    return_tokens: bool
-    min_version: int | None
-    on_error: Literal["raise", "return"]
-    timeout_s: float | None
-    fingerprint: str | None
-
-
-class RequestWithoutItems(RewardsRequest):
-    """A request before it has items."""
-
-    items: list[Item] = Field(default_factory=list)
 
 
 class Call:
@@ -90,8 +38,8 @@ class Call:
         items: The items, encoded.
         names: The scorers.
         fingerprint: The fingerprint that the scorers' tokenizers must have, if any item has ids.
-        dependency: The first scorer that these depend on, as the request has it; None if there is
-            none. Only the gateway can ask one scorer on behalf of another.
+        dependencies: Other scorers that these depend on, as the request has it. Only the gateway
+            can ask one scorer on behalf of another.
 
     Raises:
         BadArgument: The service would refuse an item or the request.
@@ -113,18 +61,9 @@ class Call:
         if self._on_error not in ("raise", "return"):
             message = f'must be "raise" or "return", got {self._on_error!r}'
             raise BadArgument(message, param="on_error")
-        self._head = _write_head(scorer, options, wire)
-        try:
-            request = parse_json(RequestWithoutItems, self._head)
-            others: list[Dependency] = []
-            for name in request.names:
-                request.credit_of(name)
-                request.options_of(name)
-                others += request_dependencies(request, name)
-        except RequestError as error:
-            raise BadArgument(error.message, param=error.param) from None
+        self._head = write_head(scorer, options, wire)
+        request, self.dependencies = check_head(self._head)
         self.names = request.names
-        self.dependency = next(iter(others), None)
         self.fingerprint = None
         if any(item.has_ids for item in self.items):
             self.fingerprint = options.get("fingerprint")
@@ -186,10 +125,14 @@ class Call:
             where = f"items[{position}]"
             if self._is_keyed:
                 answer = read_keyed(
-                    item, self.names, combined=self._is_combined, units=num_units, where=where
+                    item,
+                    self.names,
+                    is_combined=self._is_combined,
+                    num_units=num_units,
+                    where=where,
                 )
             else:
-                answer = read_single(item, reply, units=num_units, where=where)
+                answer = read_single(item, reply, num_units=num_units, where=where)
             answers[position] = replace(answer, sources=reply.sources or {}, request_id=reply.id)
         return answers
 
@@ -234,9 +177,7 @@ class Call:
         for each in answers:
             by_position |= each
         in_order = [by_position[position] for position in range(len(self.items))]
-        failures = [
-            position for position, answer in enumerate(in_order) if first_error(answer) is not None
-        ]
+        failures = [position for position, answer in enumerate(in_order) if errors_of(answer)]
         if failures and self._on_error == "raise":
             first = failures[0]
             raise item_failed(first, in_order[first], num_others=len(failures) - 1)
@@ -285,12 +226,12 @@ def score_request(
                 error.param = renumbered(error.param, pending)
             return answers | call.fail(error, unanswered)
         codes = set[str]()
-        retryable = []
+        retryable = set[int]()
         for position in pending:
-            item_codes = retryable_codes(answers[position])
-            if item_codes:
-                retryable.append(position)
-                codes |= item_codes
+            for _, detail in errors_of(answers[position]):
+                if detail.retryable:
+                    codes.add(detail.code)
+                    retryable.add(position)
         # A reply in which every retryable item met a full deployment tells of no room.
         if codes != {Overloaded.code}:
             attempts.window.advance()
@@ -299,32 +240,5 @@ def score_request(
         pause_s = attempts.next_pause_s(codes, is_retryable=True)
         if pause_s is None or not attempts.has_time_for(pause_s):
             return answers
-        pending = retryable
+        pending = sorted(retryable)
         yield Sleep(pause_s)
-
-
-def _write_head(scorer: str | None, options: ScoreOptions, wire: Wire) -> bytes:
-    """The request as JSON, all but its items."""
-    names = options.get("scorers")
-    if scorer is not None and names is not None:
-        raise BadArgument("give `scorer` or `scorers`, not both", param="scorers")
-    if isinstance(names, str):
-        raise BadArgument("must be a list of names; for one scorer use `scorer`", param="scorers")
-    head: dict[str, Any] = {
-        "encoding_format": "base64",
-        "return_tokens": options.get("return_tokens", False),
-    }
-    if names is None:
-        head["scorer"] = scorer or DEFAULT_SCORER
-    else:
-        head["scorers"] = list(names)
-    for name in ("options", "credit", "combine", "min_version"):
-        value = options.get(name)
-        if value is not None:
-            head[name] = value
-    try:
-        content = to_json(head, inf_nan_mode="constants")
-        wire.body(content, [])  # msgpack has less room for whole numbers than JSON
-    except ValueError as error:
-        raise BadArgument(f"the request cannot be written as {wire.name}: {error}") from None
-    return content

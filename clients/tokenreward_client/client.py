@@ -1,7 +1,7 @@
 """Client and AsyncClient: the two drivers that run the flows over httpx, and nothing else.
 
-They know sockets, threads, tasks and clocks. `flow` and `call` decide, once for both, what is sent,
-what is sent again, and what counts as an answer.
+They know sockets, threads, tasks and clocks. `call`, `request` and `retry` decide, once for both,
+what is sent, what is sent again, and what counts as an answer.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any, Self, TypeVar, Unpack, cast
 
 import httpx
 
-from tokenreward_client.call import ScoreOptions
 from tokenreward_client.flow import Flow, Sleep, Step, Together, Wait
 from tokenreward_client.items import ItemLike
 from tokenreward_client.listing import ScorerInfo
+from tokenreward_client.options import ScoreOptions
 from tokenreward_client.rewards import Rewards
 from tokenreward_client.session import Session, build_request
 from tokenreward_client.threads import Stop, is_done_in_time, side_by_side

@@ -1,4 +1,4 @@
-"""What to send, when to try again and when to give up: generators that yield steps and do no I/O.
+"""Flows: generators that say what to do next and do no I/O themselves.
 
 A flow yields its next step, and is sent what came of it:
 
@@ -8,43 +8,24 @@ A flow yields its next step, and is sent what came of it:
     Wait      -> whether the ticket was done in time
 
 `Client` and `AsyncClient` drive the same flows, one with threads and one with tasks, so that no
-rule is written twice. A flow knows nothing of rewards; `response` says what is wrong with a reply.
-
-A reply with `overloaded`, `loading` or `updating` is no failure: the service says "later". It costs
-no try, only time, and the deadline alone ends the waiting. When the service is overloaded, the
-client's `Window`, through which every request goes, admits fewer. A connection that cannot be made
-is a failure: nothing says that there will ever be one.
+rule is written twice. This module knows the steps, and no rule.
 """
 
 from __future__ import annotations
 
-import random
-import time
 import uuid
-from collections.abc import Callable, Generator, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
-import httpx
-
-from tokenreward.errors import Loading, Overloaded, Updating
 from tokenreward.wire import JSON_TYPE
-from tokenreward.wire.paths import REQUEST_ID_HEADER, REWARDS_PATH, TIMEOUT_HEADER
-from tokenreward_client.errors import DeadlineExceeded, ServerRefused
-from tokenreward_client.response import OUR_ID, error_of, retry_after_s
-from tokenreward_client.window import Ticket, Window
+from tokenreward.wire.paths import REQUEST_ID_HEADER, TIMEOUT_HEADER
+from tokenreward_client.response import OUR_ID
+from tokenreward_client.window import Ticket
 
-# The deadline travels in whole milliseconds, and the server refuses 0.000.
-LEAST_LEFT_S = 0.001
 # A service refuses a request that names a later deadline (its setting `max_timeout_s`, by default).
 # A call may last longer: it makes more than one request.
 LATEST_DEADLINE_S = 3600.0
-# While the window is closed, the answer to another request may open it.
-_LOOK_AGAIN_S = 0.1
-# What the service says while it has no room or no weights yet.
-LATER = frozenset({Overloaded.code, Loading.code, Updating.code})
-TOO_LATE = "the deadline passed before the request could be sent"
 
 T = TypeVar("T")
 
@@ -106,200 +87,3 @@ class Wait:
 
 Step = Send | Sleep | Together | Wait
 Flow = Generator[Step, Any, T]
-
-
-@dataclass(frozen=True, slots=True)
-class Retry:
-    """How often to try again, and how long to pause before.
-
-    Attributes:
-        max_retries: Tries after failures, beyond the first. A reply that says "later" is no
-            failure.
-        first_pause_s: The pause before the first retry, in seconds. Each further pause is twice as
-            long; random jitter shortens each by a quarter at most.
-        longest_pause_s: No pause is longer, unless the server asks for more.
-        clock: Seconds that only grow; deadlines are on this clock.
-        wall_clock: Seconds since 1970, for dates in `Retry-After`.
-        random: A number from 0 to 1, for the jitter.
-    """
-
-    max_retries: int = 10
-    first_pause_s: float = 0.5
-    longest_pause_s: float = 8.0
-    clock: Callable[[], float] = time.monotonic
-    wall_clock: Callable[[], float] = time.time
-    random: Callable[[], float] = random.random
-
-    def pause_s(self, num_retries: int, retry_after_s: float) -> float:
-        """Seconds before the next try, after so many retries; never less than the server asked for
-        with `retry_after_s`."""
-        # 2**30 half seconds are past any longest pause, and a larger power may overflow.
-        backoff_s = min(self.longest_pause_s, self.first_pause_s * 2.0 ** min(num_retries, 30))
-        jitter = self.random()
-        # A Retry-After is stretched, not shortened: callers refused together should not come back
-        # together.
-        return max(backoff_s * (1 - jitter / 4), retry_after_s * (1 + jitter / 10))
-
-
-class Attempts:
-    """The tries and the time that are left to one request, and its place in the window's line.
-
-    Args:
-        retry: How often to try, and how long to pause.
-        deadline: When to give up, on the clock of `retry`.
-        window: The window that the request goes through; without one it waits for no other.
-    """
-
-    def __init__(self, retry: Retry, deadline: float, window: Window | None = None) -> None:
-        self.retry = retry
-        self.deadline = deadline
-        self.window = window if window is not None else Window(1, retry.clock)
-        self.num_tries = 0
-        self._number = self.window.next_number()
-        self._epoch = self._num_retries = self._num_waits = 0
-
-    def left_s(self) -> float:
-        """Seconds left. Raises DeadlineExceeded if there is less than a millisecond."""
-        left_s = self.deadline - self.retry.clock()
-        if left_s < LEAST_LEFT_S:
-            raise DeadlineExceeded(TOO_LATE)
-        return left_s
-
-    def join_line(self) -> Ticket:
-        """A ticket for the next try, to be given back to the window."""
-        return self.window.join(self._number)
-
-    def wait_turn(self, ticket: Ticket) -> Flow[None]:
-        """Wait until the window admits the ticket, and while the window is closed.
-
-        The wait for a closed window ends when half of the time is over that is left at its start: a
-        call with little time is better sent than never tried.
-
-        Raises:
-            DeadlineExceeded: The window did not admit the ticket in time.
-        """
-        yield from wait_for(ticket, self.left_s())
-        self._epoch = ticket.result()
-        self.num_tries += 1
-        latest = self.retry.clock() + self.left_s() / 2
-        while True:
-            closed_s = min(self.window.closed_s(), latest - self.retry.clock())
-            if closed_s < LEAST_LEFT_S:
-                return
-            yield Sleep(min(closed_s, _LOOK_AGAIN_S))
-
-    def next_pause_s(
-        self, codes: AbstractSet[str], *, is_retryable: bool, retry_after_s: float = 0.0
-    ) -> float | None:
-        """Decide whether there is another try, and count it.
-
-        The window hears of it if the service is overloaded and nothing else is wrong.
-
-        Args:
-            codes: The error codes in the reply that another try may cure.
-            is_retryable: Whether another try may help where `codes` are not all of those that say
-                "later".
-            retry_after_s: Seconds that the server asked to wait.
-
-        Returns:
-            Seconds to wait before the next try; None if there is none.
-        """
-        if codes == {Overloaded.code}:
-            pause_s = self.retry.pause_s(self.window.retreat(self._epoch), retry_after_s)
-            # The server may ask this request to wait for long. Others need not wait as long.
-            self.window.close(min(pause_s, self.retry.longest_pause_s))
-            return pause_s
-        if codes and codes <= LATER:
-            self._num_waits += 1
-            return self.retry.pause_s(self._num_waits - 1, retry_after_s)
-        if not is_retryable or self._num_retries >= self.retry.max_retries:
-            return None
-        self._num_retries += 1
-        return self.retry.pause_s(self._num_retries - 1, retry_after_s)
-
-    def has_time_for(self, pause_s: float) -> bool:
-        """Whether the deadline comes after such a pause."""
-        return self.retry.clock() + pause_s < self.deadline
-
-
-def wait_for(ticket: Ticket, timeout_s: float) -> Flow[None]:
-    """Wait until a window admits the ticket. Raises DeadlineExceeded if it does not in time."""
-    if not ticket.done() and not (yield Wait(ticket, timeout_s)):
-        raise DeadlineExceeded(TOO_LATE)
-
-
-class Route:
-    """The path of a request: straight to a deployment, with the gateway to fall back on, or through
-    the gateway.
-
-    Args:
-        path: The path.
-        on_fallback: Called when a direct path turns out to lead nowhere; None for any other path.
-    """
-
-    def __init__(self, path: str, on_fallback: Callable[[], None] | None = None) -> None:
-        self.path = path
-        self._on_fallback = on_fallback
-
-    def fall_back(self) -> bool:
-        """Go through the gateway from now on. False if this route has nothing to fall back on."""
-        if self._on_fallback is None:
-            return False
-        self._on_fallback()
-        self.path, self._on_fallback = REWARDS_PATH, None
-        return True
-
-
-def send_until_answered(
-    route: Route,
-    write_body: Callable[[], bytes] | None,
-    attempts: Attempts,
-    content_type: str = JSON_TYPE,
-) -> Flow[httpx.Response]:
-    """Send a request, again and again where that may help, until a reply with status 200 comes.
-
-    Args:
-        route: Where it goes. A 404 on a direct path sends it to the gateway, and costs no try.
-        write_body: Gives the body, which is made anew for each try; None for a GET.
-        attempts: The tries and the time that are left.
-        content_type: The media type of the body.
-
-    Returns:
-        The reply.
-
-    Raises:
-        ServerRefused: The request was refused, and another try does not help or is not left.
-        ConnectionFailed: The same of a connection.
-        DeadlineExceeded: No time is left.
-        BadReply: The reply cannot be read, or answers another request.
-    """
-    while True:
-        ticket = attempts.join_line()
-        try:
-            yield from attempts.wait_turn(ticket)
-            body = None if write_body is None else write_body()
-            send = Send(route.path, body, attempts.left_s(), content_type)
-            answer = yield send
-            # A GET may be answered from a cache, with the id of the request that filled it.
-            request_id = None if body is None else send.request_id
-            error = error_of(answer, request_id)
-            if error is None:
-                return cast(httpx.Response, answer)
-            if isinstance(error, ServerRefused) and error.status == 404 and route.fall_back():
-                continue
-            codes = frozenset[str]()
-            if error.code is not None and error.retryable:
-                codes = frozenset({error.code})
-            # While the ticket is still held: the window counts this request as one in flight.
-            pause_s = attempts.next_pause_s(
-                codes,
-                is_retryable=error.retryable,
-                retry_after_s=retry_after_s(answer, attempts.retry.wall_clock),
-            )
-        finally:
-            attempts.window.leave(ticket)
-        if pause_s is None:
-            raise error
-        if not attempts.has_time_for(pause_s):
-            raise DeadlineExceeded(f"gave up after {attempts.num_tries} tries: {error}") from error
-        yield Sleep(pause_s)

@@ -19,7 +19,9 @@ from tokenreward.wire import NAME_PATTERN
 from tokenreward.wire.dependencies import listed_score_source
 from tokenreward.wire.paths import REWARDS_PATH, SCORERS_PATH
 from tokenreward_client.errors import BadArgument, BadReply, ClientError, ServerRefused
-from tokenreward_client.flow import Attempts, Flow, Route, send_until_answered, wait_for
+from tokenreward_client.flow import Flow
+from tokenreward_client.request import Route, send_until_answered
+from tokenreward_client.retry import Attempts, wait_for
 from tokenreward_client.window import Window
 
 # A gateway that is slow to list its scorers must not slow every call.

@@ -1,7 +1,7 @@
-"""What a caller gets per item: Rewards, read from the wire and checked against what was promised.
+"""What a caller gets per item: Rewards, read from a reply and checked against what was promised.
 
-It knows no HTTP. A vector that is not finite or not of the promised length is an error here, never
-repaired.
+It knows no HTTP. A vector that is not finite or not of the promised length is an error here, and
+never repaired.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -31,16 +31,22 @@ ResultT = TypeVar("ResultT", bound=ScorerResult)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rewards:
-    """One item's answer.
+    """The answer for one item.
 
-    `rewards`: float32 [units], one per response token or span; None if `error` is set, or if
-    several scorers were asked and not combined. `score`: the scorer's sequence-level number.
-    `tokens`: what was scored, with `return_tokens`. `model` and `version` name the weights.
-    `scorers`: the same per scorer, where `scorers=` asked for several. Of a scorer that finds
-    reasoning steps: `step_scores`, float32 [steps], and `step_ids`, int64 [units], the step (from
-    0) that each unit ends in; None of any other. `sources`: by name, model and version of the
-    scorers that the front asked for `credit.kl.reference` or `score_from`; empty if it asked none.
-    `request_id`: under which the service's log has the request; None where no answer came.
+    Attributes:
+        rewards: float32 [units], one per token or span of the response. None if `error` is set, or
+            if several scorers were asked and not combined.
+        score: The scorer's number for the whole response; None if it has none.
+        tokens: The tokens that were scored, with `return_tokens`.
+        model: The model that computed the rewards.
+        version: The version of that model's weights.
+        error: Why the item has no rewards; set only with `on_error="return"`.
+        scorers: The answers of several scorers by name; None if the call named a single one.
+        step_scores: float32 [steps], of a scorer that finds reasoning steps; None of any other.
+        step_ids: int64 [units]: the step, from 0, in which each unit ends; None as `step_scores`.
+        sources: Model and version of the scorers that the gateway asked on behalf of others, by
+            name (`credit.kl.reference`, `score_from`); empty if it asked none.
+        request_id: The id under which the service's log has the request; None where no answer came.
     """
 
     rewards: npt.NDArray[np.float32] | None
@@ -56,77 +62,93 @@ class Rewards:
     request_id: str | None = None
 
 
-def read_single(item: ItemResult, reply: Reply, *, units: int | None, where: str) -> Rewards:
-    """The answer to a request with `scorer`. The reply names the weights, unless the item does.
-    Raises BadReply."""
+def read_single(item: ItemResult, reply: Reply, *, num_units: int | None, where: str) -> Rewards:
+    """The answer for one item of a request with `scorer`.
+
+    Args:
+        item: What the reply has for the item.
+        reply: The reply. It names the weights, unless the item does.
+        num_units: The number of rewards that was promised; None if the tokens decide.
+        where: The item's path, for messages.
+
+    Raises:
+        BadReply: A promise is broken.
+    """
     if item.error is None and item.rewards is None:
         raise BadReply(f"{where} has neither rewards nor an error")
-    if units is None and item.tokens is not None:
-        units = len(item.tokens)
-    return _read(item, units=units, where=where, weights=(reply.model, reply.version))
+    tokens = None if item.tokens is None else tuple(item.tokens)
+    if num_units is None and tokens is not None:
+        num_units = len(tokens)
+    answer = _read_result(item, num_units=num_units, where=where)
+    version = reply.version if answer.version is None else answer.version
+    return replace(answer, tokens=tokens, model=answer.model or reply.model, version=version)
 
 
 def read_keyed(
-    item: ItemResult, names: list[str], *, combined: bool, units: int | None, where: str
+    item: ItemResult, names: list[str], *, is_combined: bool, num_units: int | None, where: str
 ) -> Rewards:
-    """The answer to a request with `scorers`; `combined`: weighted rewards were asked for. Raises
-    BadReply."""
+    """The answer for one item of a request with `scorers`.
+
+    Args:
+        item: What the reply has for the item.
+        names: The scorers of the request.
+        is_combined: Whether the request asked for a weighted sum.
+        num_units: The number of rewards that was promised; None if the tokens decide.
+        where: The item's path, for messages.
+
+    Raises:
+        BadReply: A promise is broken.
+    """
     results = item.scorers or {}
     if item.error is None and set(results) != set(names):
         raise BadReply(f"{where} answers for scorers {sorted(results)}, asked were {sorted(names)}")
+    answers = {}
+    has_error = item.error is not None
     for name, result in results.items():
+        path = f"{where}.scorers.{name}"
         if result.error is None and result.rewards is None:
-            raise BadReply(f"{where}.scorers.{name} has neither rewards nor an error")
-    failed = item.error is not None or any(result.error is not None for result in results.values())
-    if combined and not failed and item.rewards is None:
+            raise BadReply(f"{path} has neither rewards nor an error")
+        has_error = has_error or result.error is not None
+        answers[name] = _read_result(result, num_units=num_units, where=path)
+    if is_combined and not has_error and item.rewards is None:
         raise BadReply(f"{where} has no combined rewards and no error")
-    top = _read(item, units=units, where=where)
-    each = {
-        name: _read(result, units=units, where=f"{where}.scorers.{name}")
-        for name, result in results.items()
-    }
-    return replace(top, scorers=each)
+    tokens = None if item.tokens is None else tuple(item.tokens)
+    answer = _read_result(item, num_units=num_units, where=where)
+    return replace(answer, tokens=tokens, scorers=answers)
 
 
-def first_error(rewards: Rewards) -> tuple[str | None, ErrorDetail] | None:
-    """The first error of an item and the scorer it belongs to (None: the item itself)."""
+def errors_of(rewards: Rewards) -> list[tuple[str | None, ErrorDetail]]:
+    """The errors of an item, each with the name of the scorer that failed; None if the item itself
+    did."""
+    errors: list[tuple[str | None, ErrorDetail]] = []
     if rewards.error is not None:
-        return None, rewards.error
+        errors.append((None, rewards.error))
     for name, result in (rewards.scorers or {}).items():
         if result.error is not None:
-            return name, result.error
-    return None
+            errors.append((name, result.error))
+    return errors
 
 
-def retryable_codes(rewards: Rewards) -> set[str]:
-    """The codes of the errors that another try may cure, of an item and its scorers."""
-    errors = [rewards.error, *(result.error for result in (rewards.scorers or {}).values())]
-    return {error.code for error in errors if error is not None and error.retryable}
-
-
-def item_failed(position: int, rewards: Rewards, *, num_others: int) -> ItemFailed:
+def item_failed(index: int, rewards: Rewards, *, num_others: int) -> ItemFailed:
     """The exception for an item that has an error.
 
     Args:
-        position: The item's place among the caller's.
+        index: The item's place among the caller's.
         rewards: The item's answer.
         num_others: How many more items failed.
     """
-    failure = first_error(rewards)
-    if failure is None:
-        raise BadReply(f"items[{position}] failed without an error")
-    scorer, detail = failure
-    message = f"{detail.param or f'items[{position}]'}"
+    scorer, error = errors_of(rewards)[0]
+    message = error.param or f"items[{index}]"
     if scorer is not None:
         message += f" ({scorer})"
-    message += f": {detail.code}: {detail.message}"
+    message += f": {error.code}: {error.message}"
     if num_others:
         message += f"; and {num_others} more items failed"
-    return ItemFailed(message, index=position, code=detail.code, param=detail.param, scorer=scorer)
+    return ItemFailed(message, index=index, code=error.code, param=error.param, scorer=scorer)
 
 
 def keep_good_results(old: Rewards, new: Rewards) -> Rewards:
-    """The answer of an item that was sent again. A scorer that was good before and has failed now
+    """The answer for an item that was sent again. A scorer that was good before and has failed now
     keeps its result.
 
     The new answer stands as it is where a scorer that the gateway asked has other weights now: the
@@ -148,74 +170,57 @@ def keep_good_results(old: Rewards, new: Rewards) -> Rewards:
 def renumber(result: ResultT, positions: Sequence[int]) -> ResultT:
     """The same result, whose errors count the caller's items: `items[0]` of a request is the item
     at `positions[0]`."""
-    changes: dict[str, Any] = {}
     if isinstance(result, ItemResult) and result.scorers is not None:
-        changes["scorers"] = {
-            name: renumber(each, positions) for name, each in result.scorers.items()
-        }
+        scorers = {name: renumber(each, positions) for name, each in result.scorers.items()}
+        result = replace(result, scorers=scorers)
     if result.error is not None and result.error.param is not None:
         param = renumbered(result.error.param, positions)
-        changes["error"] = replace(result.error, param=param)
-    return replace(result, **changes) if changes else result
+        result = replace(result, error=replace(result.error, param=param))
+    return result
 
 
-def _read(
-    result: ScorerResult,
-    *,
-    units: int | None,
-    where: str,
-    weights: tuple[str | None, int | None] = (None, None),
-) -> Rewards:
-    model = result.model or weights[0]
-    version = weights[1] if result.version is None else result.version
-    tokens = result.tokens if isinstance(result, ItemResult) else None
-    kept = tuple(tokens) if tokens is not None else None
+def _read_result(result: ScorerResult, *, num_units: int | None, where: str) -> Rewards:
+    """What one result says, checked. Raises BadReply."""
+    answer = Rewards(None, model=result.model, version=result.version, error=result.error)
     if result.error is not None:
-        return Rewards(None, tokens=kept, model=model, version=version, error=result.error)
-    vector = None if result.rewards is None else _vector(result.rewards, units=units, where=where)
+        return answer
     if result.score is not None and not math.isfinite(result.score):
         raise BadReply(f"{where}.score is not finite")
-    step_scores, step_ids = _steps(
-        result, num_units=None if vector is None else len(vector), where=where
-    )
-    return Rewards(
-        vector, result.score, kept, model, version, step_scores=step_scores, step_ids=step_ids
-    )
-
-
-def _steps(
-    result: ScorerResult, *, num_units: int | None, where: str
-) -> tuple[npt.NDArray[np.float32] | None, npt.NDArray[np.int64] | None]:
+    vector = None
+    if result.rewards is not None:
+        vector = _read_vector(result.rewards, num_units=num_units, where=f"{where}.rewards")
+    answer = replace(answer, rewards=vector, score=result.score)
     if result.step_scores is None and result.step_ids is None:
-        return None, None
+        return answer
     if result.step_scores is None or result.step_ids is None:
         raise BadReply(f"{where} has only one of step_scores and step_ids")
     ids = np.asarray(result.step_ids, dtype=np.int64)
-    if len(ids) != num_units:
-        raise BadReply(f"{where}.step_ids has {len(ids)} entries for {num_units} rewards")
-    if (np.diff(ids, prepend=0, append=len(result.step_scores) - 1) < 0).any():
-        raise BadReply(f"{where}.step_ids do not ascend from 0 to below {len(result.step_scores)}")
-    return _vector(result.step_scores, units=None, where=where, name="step_scores"), ids
+    num_rewards = 0 if vector is None else len(vector)
+    if len(ids) != num_rewards:
+        raise BadReply(f"{where}.step_ids has {len(ids)} entries for {num_rewards} rewards")
+    num_steps = len(result.step_scores)
+    if (np.diff(ids, prepend=0, append=num_steps - 1) < 0).any():
+        raise BadReply(f"{where}.step_ids do not ascend from 0 to below {num_steps}")
+    scores = _read_vector(result.step_scores, num_units=None, where=f"{where}.step_scores")
+    return replace(answer, step_scores=scores, step_ids=ids)
 
 
-def _vector(
+def _read_vector(
     value: npt.NDArray[np.float32] | list[float] | str | bytes,
     *,
-    units: int | None,
+    num_units: int | None,
     where: str,
-    name: str = "rewards",
 ) -> npt.NDArray[np.float32]:
+    """A vector as float32 [n], finite and of the promised length. Raises BadReply."""
     try:
-        with np.errstate(
-            over="ignore"
-        ):  # what overflows float32 is not finite, and is refused below
+        # What overflows float32 becomes infinite, and is refused below.
+        with np.errstate(over="ignore"):
             vector = decode_rewards(value)
     except ValueError:
-        raise BadReply(f"{where}.{name} is not little-endian float32") from None
+        raise BadReply(f"{where} is not little-endian float32") from None
     if not np.isfinite(vector).all():
-        raise BadReply(
-            f"{where}.{name} has {int((~np.isfinite(vector)).sum())} entries that are not finite"
-        )
-    if units is not None and vector.shape != (units,):
-        raise BadReply(f"{where}.{name} has {vector.size} entries, promised were {units}")
+        num_wrong = int((~np.isfinite(vector)).sum())
+        raise BadReply(f"{where} has {num_wrong} entries that are not finite")
+    if num_units is not None and vector.shape != (num_units,):
+        raise BadReply(f"{where} has {vector.size} entries, promised were {num_units}")
     return vector

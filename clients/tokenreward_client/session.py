@@ -12,12 +12,14 @@ from typing import Any, ClassVar
 
 import httpx
 
-from tokenreward_client.call import Call, ScoreOptions, score_request
+from tokenreward_client.call import Call, score_request
 from tokenreward_client.errors import BadArgument
-from tokenreward_client.flow import Attempts, Flow, Retry, Send, Together
+from tokenreward_client.flow import Flow, Send, Together
 from tokenreward_client.items import ItemLike
 from tokenreward_client.listing import Listing, ScorerInfo
 from tokenreward_client.media import WireName, wire_for
+from tokenreward_client.options import ScoreOptions
+from tokenreward_client.retry import Attempts, Retry
 from tokenreward_client.rewards import Rewards
 from tokenreward_client.window import Window
 
@@ -126,7 +128,7 @@ class Session(ABC):
         if call.fingerprint is not None:
             yield from self._scorers.require_tokenizer(call.names, call.fingerprint, whole)
         direct = None
-        if call.dependency is None:
+        if not call.dependencies:
             # One try, and a quarter of the time at most: without a listing the gateway will do.
             one_try = dataclasses.replace(self._retry, max_retries=0)
             listing_s = min(whole.left_s() / 4, LISTING_TIMEOUT_S)

@@ -10,7 +10,7 @@ import pytest
 
 from fakes.edge import Edge, serving
 from tokenreward_client import AsyncClient, Client, Rewards
-from tokenreward_client.flow import Retry
+from tokenreward_client.retry import Retry
 
 
 @pytest.fixture(scope="session")

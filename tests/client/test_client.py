@@ -24,7 +24,7 @@ from tokenreward_client import (
     DeadlineExceeded,
     ServerRefused,
 )
-from tokenreward_client.flow import Retry
+from tokenreward_client.retry import Retry
 
 RETRYABLE = {"code": "out_of_memory", "message": "m", "param": None, "retryable": True}
 

@@ -10,8 +10,10 @@ import pytest
 
 from tokenreward.settings import Settings
 from tokenreward_client import BadReply, ConnectionFailed, DeadlineExceeded, ServerRefused
-from tokenreward_client.flow import Attempts, Retry, Route, Send, Sleep, send_until_answered
+from tokenreward_client.flow import Send, Sleep
+from tokenreward_client.request import Route, send_until_answered
 from tokenreward_client.response import error_of, retry_after_s
+from tokenreward_client.retry import Attempts, Retry
 from tokenreward_client.window import Window
 
 OVERLOADED = {"error": {"code": "overloaded", "message": "m", "param": None, "retryable": True}}

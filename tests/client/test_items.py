@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tokenreward_client import BadArgument, call, items
+from tokenreward_client import BadArgument, items, options
 from tokenreward_client.call import Call
 from tokenreward_client.items import check_item, encode_items
 
@@ -50,13 +50,13 @@ def test_ids_that_come_as_base64_are_counted() -> None:
 
 def test_options_are_checked_without_a_made_up_item(monkeypatch: pytest.MonkeyPatch) -> None:
     bodies = []
-    parse_json = call.parse_json
+    parse_json = options.parse_json
 
     def spy(model: Any, body: bytes) -> Any:
         bodies.append(body)
         return parse_json(model, body)
 
-    monkeypatch.setattr(call, "parse_json", spy)
+    monkeypatch.setattr(options, "parse_json", spy)
     Call([("p", "r")], None, {"credit": {"name": "last"}})
     assert len(bodies) == 1
     assert b"items" not in bodies[0]

@@ -11,8 +11,9 @@ import pytest
 
 from fakes.edge import keyed, scores
 from tokenreward_client import AsyncClient, Client, ServerRefused
-from tokenreward_client.flow import Attempts, Retry, Send, Wait
+from tokenreward_client.flow import Send, Wait
 from tokenreward_client.listing import Listing
+from tokenreward_client.retry import Attempts, Retry
 
 LISTING = {
     "scorers": [

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from tokenreward.wire import Item, Reply, RewardsRequest, decode_ids, parse_json
 from tokenreward.wire.msgpack import pack, parse_msgpack, unpack
 from tokenreward_client import BadArgument, BadReply, Client
-from tokenreward_client.call import Call, ScoreOptions
+from tokenreward_client.call import Call
 from tokenreward_client.media import wire_for
+from tokenreward_client.options import ScoreOptions
 
 JSON, MSGPACK = wire_for("json"), wire_for("msgpack")
 

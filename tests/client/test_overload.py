@@ -21,7 +21,7 @@ from starlette.routing import Route
 from fakes import web
 from fakes.edge import Edge, keyed, scores
 from tokenreward_client import AsyncClient, Client, DeadlineExceeded, ServerRefused
-from tokenreward_client.flow import Retry
+from tokenreward_client.retry import Retry
 
 NUM = 200
 

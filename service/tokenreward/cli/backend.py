@@ -26,7 +26,8 @@ from tokenreward_client import (
     Rewards,
     ServerRefused,
 )
-from tokenreward_client.call import Call, ScoreOptions
+from tokenreward_client.call import Call
+from tokenreward_client.options import ScoreOptions
 
 if TYPE_CHECKING:
     from tokenreward.engine import Engine
@@ -57,9 +58,9 @@ def backend(args: argparse.Namespace) -> AbstractAsyncContextManager[Score]:
     call = Call([], args.scorer, arguments)
     if not (args.demo or args.config):
         return _service(args, arguments)
-    if call.dependency is not None:
+    if call.dependencies:
         message = "asks a second scorer: that takes a running service"
-        raise BadArgument(message, param=call.dependency.param)
+        raise BadArgument(message, param=call.dependencies[0].param)
     settings = demo_settings() if args.demo else load_settings(args.config)
     return _own_engine(_load(_deployment_of(args.scorer, settings)), args, arguments)
 

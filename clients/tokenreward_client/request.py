@@ -1,0 +1,96 @@
+"""One request: where it goes, and how it is sent until there is an answer.
+
+It knows nothing of rewards. `response` says what is wrong with a reply, and `retry` whether there
+is another try.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+import httpx
+
+from tokenreward.wire import JSON_TYPE
+from tokenreward.wire.paths import REWARDS_PATH
+from tokenreward_client.errors import DeadlineExceeded, ServerRefused
+from tokenreward_client.flow import Flow, Send, Sleep
+from tokenreward_client.response import error_of, retry_after_s
+from tokenreward_client.retry import Attempts
+
+
+class Route:
+    """The path of a request: straight to a deployment, with the gateway to fall back on, or through
+    the gateway.
+
+    Args:
+        path: The path.
+        on_fallback: Called when a direct path turns out to lead nowhere; None for any other path.
+    """
+
+    def __init__(self, path: str, on_fallback: Callable[[], None] | None = None) -> None:
+        self.path = path
+        self._on_fallback = on_fallback
+
+    def fall_back(self) -> bool:
+        """Go through the gateway from now on. False if this route has nothing to fall back on."""
+        if self._on_fallback is None:
+            return False
+        self._on_fallback()
+        self.path, self._on_fallback = REWARDS_PATH, None
+        return True
+
+
+def send_until_answered(
+    route: Route,
+    write_body: Callable[[], bytes] | None,
+    attempts: Attempts,
+    content_type: str = JSON_TYPE,
+) -> Flow[httpx.Response]:
+    """Send a request, again and again where that may help, until a reply with status 200 comes.
+
+    Args:
+        route: Where it goes. A 404 on a direct path sends it to the gateway, and costs no try.
+        write_body: Gives the body, which is made anew for each try; None for a GET.
+        attempts: The tries and the time that are left.
+        content_type: The media type of the body.
+
+    Returns:
+        The reply.
+
+    Raises:
+        ServerRefused: The request was refused, and another try does not help or is not left.
+        ConnectionFailed: The same of a connection.
+        DeadlineExceeded: No time is left.
+        BadReply: The reply cannot be read, or answers another request.
+    """
+    while True:
+        ticket = attempts.join_line()
+        try:
+            yield from attempts.wait_turn(ticket)
+            body = None if write_body is None else write_body()
+            send = Send(route.path, body, attempts.left_s(), content_type)
+            answer = yield send
+            # A GET may be answered from a cache, with the id of the request that filled it.
+            request_id = None if body is None else send.request_id
+            error = error_of(answer, request_id)
+            if error is None:
+                return cast(httpx.Response, answer)
+            if isinstance(error, ServerRefused) and error.status == 404 and route.fall_back():
+                continue
+            codes = frozenset[str]()
+            if error.code is not None and error.retryable:
+                codes = frozenset({error.code})
+            # While the ticket is still held: the window counts this request as one in flight.
+            pause_s = attempts.next_pause_s(
+                codes,
+                is_retryable=error.retryable,
+                retry_after_s=retry_after_s(answer, attempts.retry.wall_clock),
+            )
+        finally:
+            attempts.window.leave(ticket)
+        if pause_s is None:
+            raise error
+        if not attempts.has_time_for(pause_s):
+            raise DeadlineExceeded(f"gave up after {attempts.num_tries} tries: {error}") from error
+        yield Sleep(pause_s)

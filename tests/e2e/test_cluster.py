@@ -201,13 +201,13 @@ async def test_rewards_are_those_of_the_engine_through_the_gateway_and_directly(
     )
     expected = await engine.score(parse(RewardsRequest, {"scorer": "endogenous", "items": [ITEM]}))
     await engine.close()
-    wanted = expected["items"][0]["rewards"]
+    rewards = expected.items[0].rewards
     for name in ("gateway", "direct"):
         (item,) = reply(answers[name])["items"]
-        np.testing.assert_allclose(item["rewards"], wanted, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(item["rewards"], rewards, rtol=1e-5, atol=1e-5)
     (item,) = reply(answers["both"])["items"]
     np.testing.assert_allclose(
-        item["scorers"]["endogenous"]["rewards"], wanted, rtol=1e-5, atol=1e-5
+        item["scorers"]["endogenous"]["rewards"], rewards, rtol=1e-5, atol=1e-5
     )
     assert len(item["scorers"]["reward_model"]["rewards"]) == len(ITEM["response"])
 

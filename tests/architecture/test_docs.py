@@ -1,12 +1,11 @@
-"""The README is true: every setting, metric, scorer type, option, credit and error stands in it as
-the code has it."""
+"""The README and the pages of docs/ are true: every setting, metric, scorer type, option, credit
+and error stands in them as the code has it."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from pydantic import BaseModel
@@ -14,6 +13,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from architecture.test_layers import ORDER
+from fakes.pages import ROOT, code_blocks, documentation, page, user_pages
 from tokenreward import credit as credits
 from tokenreward import metrics
 from tokenreward.errors import ItemError, RequestError, RewardError
@@ -21,8 +21,7 @@ from tokenreward.scorers import known_types, resolve
 from tokenreward.settings import DeploymentSettings, ScorerSettings, Settings
 from tokenreward.wire import RewardsRequest, parse_json
 
-ROOT = Path(__file__).resolve().parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCS = documentation()
 
 
 def shown_default(field: FieldInfo) -> str:
@@ -49,27 +48,27 @@ def leaves(tree: type[RewardError]) -> Iterator[type[RewardError]]:
 @pytest.mark.parametrize("model", [Settings, DeploymentSettings, ScorerSettings])
 def test_every_setting_has_its_row(model: type[BaseModel]) -> None:
     for row in setting_rows(model):
-        assert row in README, f"README lacks or misstates:\n{row}"
+        assert row in DOCS, f"the pages lack or misstate:\n{row}"
 
 
 def test_every_metric_has_its_row() -> None:
     for row in metrics.TABLE:
         labels = ", ".join(f"`{label}`" for label in row.labels) or "-"
         line = f"| `{metrics.PREFIX}{row.name}` | {row.kind} | {labels} | {row.help} |"
-        assert line in README, f"README lacks or misstates:\n{line}"
+        assert line in DOCS, f"the pages lack or misstate:\n{line}"
 
 
 def test_every_scorer_type_and_each_of_its_options_is_there() -> None:
     for name in known_types():
-        assert f"| `{name}` |" in README
+        assert f"| `{name}` |" in DOCS
         for option, field in resolve(name).Options.model_fields.items():
             row = f"| `{name}` | `{option}` | `{json.dumps(field.default)}` | {field.description} |"
-            assert row in README, f"README lacks or misstates:\n{row}"
+            assert row in DOCS, f"the pages lack or misstate:\n{row}"
 
 
 def test_every_credit_is_there() -> None:
     for name in credits.NEEDS:
-        assert f"| `{name}` |" in README
+        assert f"| `{name}` |" in DOCS
 
 
 def test_every_error_code_is_there_with_its_status() -> None:
@@ -77,7 +76,7 @@ def test_every_error_code_is_there_with_its_status() -> None:
         line = next(
             (
                 line
-                for line in README.splitlines()
+                for line in DOCS.splitlines()
                 if line.startswith("|") and f"`{error.code}`" in line
             ),
             "",
@@ -87,18 +86,59 @@ def test_every_error_code_is_there_with_its_status() -> None:
 
 def test_settings_and_metrics_that_are_gone_have_no_row() -> None:
     known = {f"{metrics.PREFIX}{row.name}" for row in metrics.TABLE}
-    shown = set(re.findall(rf"^\| `({metrics.PREFIX}\w+)` \|", README, flags=re.MULTILINE))
+    shown = set(re.findall(rf"^\| `({metrics.PREFIX}\w+)` \|", DOCS, flags=re.MULTILINE))
     assert shown == known
 
 
-def test_the_request_in_the_readme_parses() -> None:
-    bodies = re.findall(r"```json\n(\{\"scorer.*?\})\n```", README, flags=re.DOTALL)
+def test_the_requests_on_the_pages_parse() -> None:
+    bodies = [body for body in code_blocks(DOCS, "json") if body.startswith('{"scorer')]
     assert bodies
     for body in bodies:
         parse_json(RewardsRequest, body.encode())
 
 
 def test_the_guide_has_the_layers_that_are_tested() -> None:
-    guide = " ".join((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split())
+    guide = " ".join(page("CONTRIBUTING.md").split())
     told = re.findall(r"`(cli > [^`]*)`", guide)
     assert told == [" > ".join(", ".join(group) for group in ORDER if group != ("demo",))]
+
+
+def broken_links(pages: dict[str, str]) -> list[str]:
+    """Relative links to a file that is not there, or to a heading that its page lacks."""
+    broken = []
+    for path, text in pages.items():
+        for link in re.findall(r"\]\(([^)\s]+)\)", text):
+            if "://" in link:
+                continue
+            target, _, anchor = link.partition("#")
+            file = (ROOT / path).parent / target if target else ROOT / path
+            if not file.exists():
+                broken.append(f"{path}: {link}")
+            elif anchor and anchor not in anchors(file.read_text(encoding="utf-8")):
+                broken.append(f"{path}: {link}")
+    return broken
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors that GitHub gives to a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_no_link_between_the_pages_is_broken() -> None:
+    assert broken_links({**user_pages(), "CONTRIBUTING.md": page("CONTRIBUTING.md")}) == []
+
+
+def test_a_broken_link_is_found() -> None:
+    text = "[a](docs/http.md) [b](docs/ftp.md) [c](docs/http.md#errors-of-nobody) [d](https://x.y)"
+    assert broken_links({"README.md": text}) == [
+        "README.md: docs/ftp.md",
+        "README.md: docs/http.md#errors-of-nobody",
+    ]
+
+
+def test_the_readme_is_short_and_links_every_page() -> None:
+    readme = page("README.md")
+    assert len(readme.splitlines()) < 400
+    for path in user_pages():
+        assert path == "README.md" or f"]({path})" in readme

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from fakes import oracle, tiny
+from fakes.pages import page
 from fakes.tiny import tokenizer_of
 from tokenreward.checkpoints.checkpoint import Checkpoint, CheckpointRefused, load_checkpoint
 from tokenreward.checkpoints.head_formats import FORMATS, find_head
@@ -24,7 +25,6 @@ from tokenreward.forward.plain import PlainLayout
 from tokenreward.settings import DeploymentSettings
 
 HIDDEN = 32
-README = Path(__file__).resolve().parents[2] / "README.md"
 Tensors = dict[str, torch.Tensor]
 
 
@@ -474,7 +474,7 @@ def test_a_prefix_of_the_configuration_that_is_known_anyway_adds_nothing() -> No
     assert find_head(["score.weight"], "score").format.name == "score"
 
 
-def test_the_readme_has_every_form() -> None:
-    readme = README.read_text(encoding="utf-8")
+def test_the_page_of_models_has_every_form() -> None:
+    models = page("docs/models.md")
     for head_format in FORMATS:
-        assert f"| `{head_format.name}` |" in readme
+        assert f"| `{head_format.name}` |" in models

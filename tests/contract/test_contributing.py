@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import types
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from fakes.pages import code_blocks, page
 from tokenreward.wire import RewardsRequest, parse
 
-GUIDE = (Path(__file__).resolve().parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+GUIDE = page("CONTRIBUTING.md")
 
 
 async def test_the_example_scorer_gives_log_probs_above_its_floor(
     make_engine: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", GUIDE, flags=re.DOTALL)
+    (code,) = code_blocks(GUIDE, "python")
     module = types.ModuleType("their_margin")
     monkeypatch.setitem(sys.modules, "their_margin", module)
     exec(compile(code, "CONTRIBUTING.md", "exec"), module.__dict__)  # noqa: S102 - our own document

@@ -1,4 +1,4 @@
-"""A cluster of one node, started by the README's own commands in a namespace of its own, asked a
+"""A cluster of one node, started by the commands of docs/cluster.md in a namespace, asked a
 few things, stopped.
 
     python cluster_run.py FOLDER

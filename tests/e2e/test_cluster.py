@@ -1,11 +1,10 @@
-"""The README's way onto a cluster, taken in a namespace of its own: HAProxy, keys, the same
-numbers, nothing left."""
+"""The way of docs/cluster.md onto a cluster, taken in a namespace of its own: HAProxy, keys, the
+same numbers, nothing left."""
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +18,7 @@ import psutil
 import pytest
 
 from fakes import namespace, nodes, tiny
+from fakes.pages import code_blocks, page
 from tokenreward.config import load_settings
 from tokenreward.wire import RewardsRequest, parse
 
@@ -34,9 +34,8 @@ REPLICA_PORTS = range(30_000, 31_001)
 
 
 def commands() -> str:
-    """The README's block, for one node."""
-    section = (ROOT / "README.md").read_text(encoding="utf-8").partition("### On a cluster\n")[2]
-    (block,) = re.findall(r"```bash\n(.*?)```", section.partition("\n### ")[0], flags=re.DOTALL)
+    """The block on the page of clusters, for one node."""
+    (block,) = code_blocks(page("docs/cluster.md"), "bash")
     lines = [line for line in block.splitlines() if "--address=HEAD" not in line]
     assert len(lines) == 6
     return "\n".join(lines).replace("NODE", "127.0.0.1") + "\n"
@@ -143,7 +142,7 @@ def answers(folder: Path) -> dict[str, Any]:
 
 
 def prepare(folder: Path) -> None:
-    """All that the README's commands name."""
+    """All that the page's commands name."""
     (folder / "deploy").symlink_to(ROOT / "deploy")
     (folder / "commands.sh").write_text(commands())
     (folder / "questions.json").write_text(json.dumps(QUESTIONS))

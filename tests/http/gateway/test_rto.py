@@ -1,21 +1,19 @@
-"""RTO's reward (Zhong et al. 2024, 2404.18922) as the README has it: one request, one combined
+"""RTO's reward (Zhong et al. 2024, 2404.18922) as docs/scorers.md has it: one request, one combined
 vector."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from fakes import oracle, tiny
+from fakes.pages import code_blocks, page
 from tokenreward.http.gateway import Route
 
-README = (Path(__file__).resolve().parents[3] / "README.md").read_text(encoding="utf-8")
 DPO_BETA, DPO_CLIP, KL_COEF, SCORE_CLIP = 0.05, 0.05, 0.01, 10.0
 PAIR = {"name": "dpo", "task": "causal_lm", "scorers": [{"type": "implicit"}]}
 RM = {"name": "rm", "task": "reward_model", "scorers": [{"type": "reward_model"}]}
@@ -38,12 +36,9 @@ def front(replicas: dict[str, Any], open_front: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def body() -> dict[str, Any]:
-    """The README's request."""
-    written = [
-        text
-        for text in re.findall(r"```json\n(\{.*?\})\n```", README, flags=re.DOTALL)
-        if "implicit" in text
-    ]
+    """The request on the page of scorers."""
+    requests = code_blocks(page("docs/scorers.md"), "json")
+    written = [text for text in requests if "implicit" in text]
     assert len(written) == 1
     return dict(json.loads(written[0]))
 
@@ -62,7 +57,7 @@ def truth(what: oracle.Response, owner: list[int], item: dict[str, Any]) -> np.n
     return rewards
 
 
-async def test_the_readmes_request_gives_rtos_reward_per_span(
+async def test_the_pages_request_gives_rtos_reward_per_span(
     front: Any, body: dict[str, Any]
 ) -> None:
     (item,) = body["items"]

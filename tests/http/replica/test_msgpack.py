@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import re
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,13 +14,14 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from fakes.pages import code_blocks, page
 from tokenreward.wire import decode_rewards, read_reply
+from tokenreward.wire.limits import MAX_PLAIN_BYTES
 from tokenreward.wire.media import JSON, MSGPACK, Media
 from tokenreward.wire.msgpack import pack, unpack
-from tokenreward.wire.limits import MAX_PLAIN_BYTES
 from tokenreward_client import AsyncClient, Client, ServerRefused
 
-README = (Path(__file__).resolve().parents[3] / "README.md").read_text(encoding="utf-8")
+PAGE = page("docs/http.md")
 
 IDS: dict[str, Any] = {"prompt": [5, 6, 7], "response": [8, 90, 31]}
 PACKED = {name: np.array(ids, np.int32) for name, ids in IDS.items()}
@@ -311,14 +310,8 @@ async def test_of_a_key_that_comes_twice_the_last_counts_as_in_json(
     )
 
 
-async def test_the_readmes_example_runs_as_it_stands(
-    client: httpx.AsyncClient, served: Any
-) -> None:
-    (code,) = (
-        text
-        for text in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-        if "msgspec" in text
-    )
+async def test_the_pages_example_runs_as_it_stands(client: httpx.AsyncClient, served: Any) -> None:
+    (code,) = (text for text in code_blocks(PAGE, "python") if "msgspec" in text)
     found: dict[str, Any] = {}
     # One word is not the reader's: where the service is.
     await asyncio.to_thread(exec, code.replace("http://127.0.0.1:8000", served.url), found)
@@ -327,7 +320,7 @@ async def test_the_readmes_example_runs_as_it_stands(
     assert len(found["rewards"]) == 3
 
 
-def test_the_readme_names_the_wire_that_the_client_speaks_unless_told() -> None:
+def test_the_page_names_the_wire_that_the_client_speaks_unless_told() -> None:
     default = inspect.signature(Client.__init__).parameters["wire"].default
-    assert f'Its default is\n`wire="{default}"`' in README
-    assert f"more than {MAX_PLAIN_BYTES // 2**20} MiB" in README
+    assert f'Its default is `wire="{default}"`' in " ".join(PAGE.split())
+    assert f"more than {MAX_PLAIN_BYTES // 2**20} MiB" in PAGE

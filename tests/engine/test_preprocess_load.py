@@ -15,6 +15,7 @@ from fakes.web import until
 from tokenreward import errors
 from tokenreward.engine.cost import least_num_tokens
 from tokenreward.engine.preprocess import Preprocessor
+from tokenreward.scorers._prompts import template
 from tokenreward.wire import RewardsRequest, encode_ids, parse
 
 SLOW = 70
@@ -225,3 +226,29 @@ async def test_items_of_a_caller_who_is_gone_or_too_late_are_not_tokenised_any_m
     ended.set()
     await asyncio.to_thread(engine.threads.preprocess.shutdown)
     assert prepared == [0]
+
+
+@pytest.mark.parametrize("num_characters", [10, 10_000])
+async def test_a_template_of_the_caller_is_compiled_on_another_thread_and_not_if_the_queue_is_full(
+    make_engine: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, num_characters: int
+) -> None:
+    spelled = {"type": "generative", "options": {"yes": ["Y"], "no": ["N"]}}
+    engine = make_engine("causal_lm", [spelled, "endogenous"])
+    threads: list[threading.Thread] = []
+    make = template.Template.__init__
+
+    def noted(self: Any, text: str) -> None:
+        threads.append(threading.current_thread())
+        make(self, text)
+
+    monkeypatch.setattr(template.Template, "__init__", noted)
+    text = "a" * (100 + num_characters) + "{{ response }}"
+    body = {"scorer": "generative", "items": [LIGHT], "options": {"template": text}}
+    monkeypatch.setattr(engine, "num_preprocess_tokens", 10**9)
+    with pytest.raises(errors.Overloaded):
+        await engine.score(parse(RewardsRequest, body))
+    assert threads == []
+    monkeypatch.setattr(engine, "num_preprocess_tokens", 0)
+    await engine.score(parse(RewardsRequest, body))
+    assert threads
+    assert threading.current_thread() not in threads

@@ -57,6 +57,7 @@ class Worker:
         report: Told the metrics of each batch.
 
     Attributes:
+        loop: The event loop that batches are answered on, once the worker runs.
         busy_since: When the batch began that runs now, by time.monotonic; None if none does.
     """
 
@@ -67,7 +68,7 @@ class Worker:
         self._runner = runner
         self._thread = thread
         self._report = report
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self.loop: asyncio.AbstractEventLoop | None = None
         self._launched: Batch | None = None  # runs ahead of the step that will answer it
         self._latest: tuple[Sequence[Job], ...] = ()  # of the last two batches: no more are open
         self._num_batches = 0
@@ -76,12 +77,12 @@ class Worker:
 
     async def run_forever(self) -> None:
         """Works until it is cancelled. Nothing else ends it: without it every caller would wait."""
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         while True:
             try:
                 await self._batcher.wait()
                 self.busy_since = time.monotonic()  # by now: the thread may be lost, too
-                await self._loop.run_in_executor(self._thread, self._drain)
+                await self.loop.run_in_executor(self._thread, self._drain)
             except Exception as error:
                 logger.error("a step failed: %s", frames(error))
                 failure = InternalError(f"the step failed: {type(error).__name__}")
@@ -150,8 +151,8 @@ class Worker:
         for job in batch.jobs:
             job.batch_number = batch.number
             job.queue_s, job.compute_s = began - job.queued_at, compute_s
-        assert self._loop is not None
-        self._loop.call_soon_threadsafe(self._deliver, batch, results, num_computed)
+        assert self.loop is not None
+        self.loop.call_soon_threadsafe(self._deliver, batch, results, num_computed)
 
     def _deliver(
         self,

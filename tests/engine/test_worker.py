@@ -1,0 +1,118 @@
+"""One step of the worker: take a batch, launch it, answer the one before."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tokenreward.batching import Batcher
+from tokenreward.contract import Needs, Outputs, Row, RowRequest
+from tokenreward.engine.job import Job
+from tokenreward.engine.runner import Runner
+from tokenreward.engine.worker import Worker
+
+ROW = RowRequest(Row(np.array([3, 4]), 1, 2), Needs(temperatures=frozenset({1.0})))
+
+
+class Pass:
+    """A pass that notes when it is waited for."""
+
+    def __init__(self, diary: list[str], number: int) -> None:
+        self.diary, self.number = diary, number
+
+    def result(self) -> list[Outputs]:
+        self.diary.append(f"wait {self.number}")
+        return [Outputs(pooled=float(self.number))]
+
+
+class Recorded:
+    """A layout that computes nothing and notes what it is told to do."""
+
+    name, shares, runs_ahead = "recorded", False, True
+
+    def __init__(self) -> None:
+        self.diary: list[str] = []
+        self.num_passes = 0
+
+    def num_computed(self, rows: Sequence[Row]) -> int:
+        return len(rows)
+
+    def launch(self, requests: Sequence[RowRequest]) -> Pass:
+        self.num_passes += 1
+        self.diary.append(f"launch {self.num_passes}")
+        return Pass(self.diary, self.num_passes)
+
+    def run(self, requests: Sequence[RowRequest]) -> list[Outputs]:
+        return self.launch(requests).result()
+
+
+def job(index: int) -> Job:
+    made = Job(index=index, requests=[ROW])
+    made.measure()
+    made.wait(asyncio.get_running_loop().create_future())
+    return made
+
+
+@pytest.fixture
+def start() -> Callable[..., tuple[Worker, Recorded, Batcher[Job]]]:
+    """A worker whose steps the test takes itself."""
+
+    def make(*, runs_ahead: bool) -> tuple[Worker, Recorded, Batcher[Job]]:
+        layout: Any = Recorded()
+        batcher: Batcher[Job] = Batcher(
+            max_batch_tokens=2, max_batch_requests=1, max_queued_tokens=100
+        )
+        worker = Worker(
+            batcher,
+            Runner(layout, runs_ahead=runs_ahead),
+            thread=ThreadPoolExecutor(1),
+            report=lambda name, value=1.0, **labels: None,
+        )
+        worker.loop = asyncio.get_running_loop()
+        return worker, layout, batcher
+
+    return make
+
+
+async def test_a_device_that_runs_ahead_gets_the_next_batch_before_the_last_is_answered(
+    start: Callable[..., Any],
+) -> None:
+    worker, layout, batcher = start(runs_ahead=True)
+    jobs = [job(0), job(1)]
+    batcher.submit(jobs)
+    assert worker.step()
+    assert layout.diary == ["launch 1"]
+    assert worker.step()
+    assert layout.diary == ["launch 1", "launch 2", "wait 1"]
+    assert worker.step()
+    assert layout.diary == ["launch 1", "launch 2", "wait 1", "wait 2"]
+    assert not worker.step()
+    await asyncio.gather(*(each.future for each in jobs))
+    assert [each.outputs[0].pooled for each in jobs] == [1.0, 2.0]
+    assert [each.batch_number for each in jobs] == [1, 2]
+
+
+async def test_any_other_device_answers_a_batch_in_the_step_that_launched_it(
+    start: Callable[..., Any],
+) -> None:
+    worker, layout, batcher = start(runs_ahead=False)
+    batcher.submit([job(0), job(1)])
+    assert worker.step()
+    assert layout.diary == ["launch 1", "wait 1"]
+    assert worker.step()
+    assert layout.diary == ["launch 1", "wait 1", "launch 2", "wait 2"]
+
+
+async def test_the_worker_is_busy_while_a_batch_is_on_the_device(start: Callable[..., Any]) -> None:
+    worker, _, batcher = start(runs_ahead=True)
+    assert worker.busy_since is None
+    batcher.submit([job(0)])
+    worker.step()
+    assert worker.busy_since is not None
+    worker.step()
+    assert worker.busy_since is None

@@ -28,6 +28,7 @@ from tokenreward_client.rewards import (
     read_keyed,
     read_single,
     renumber,
+    retryable_codes,
 )
 
 
@@ -187,16 +188,10 @@ class Call:
 def score_request(
     call: Call, positions: list[int], route: Route, attempts: Attempts
 ) -> Flow[dict[int, Rewards]]:
-    """Send one request, and again the items whose error says that a retry may help.
+    """Send the items at these positions, and again those whose error says that a retry may help.
 
-    A request that is too large (413) is sent again in halves. An item that has an answer keeps it,
+    A request that is too large (413) is sent again in halves. An item keeps the answer that it has,
     if only an error, when trying again ends without a better one.
-
-    Args:
-        call: The call that the request is part of.
-        positions: The positions of its items.
-        route: Where it goes.
-        attempts: The tries and the time that are left.
 
     Returns:
         One answer for each position.
@@ -225,20 +220,15 @@ def score_request(
             if isinstance(error, ServerRefused) and error.param is not None:
                 error.param = renumbered(error.param, pending)
             return answers | call.fail(error, unanswered)
-        codes = set[str]()
-        retryable = set[int]()
-        for position in pending:
-            for _, detail in errors_of(answers[position]):
-                if detail.retryable:
-                    codes.add(detail.code)
-                    retryable.add(position)
-        # A reply in which every retryable item met a full deployment tells of no room.
+        item_codes = {position: retryable_codes(answers[position]) for position in pending}
+        codes = set[str]().union(*item_codes.values())
+        # The service has room, unless all that it says of these items is that it is overloaded.
         if codes != {Overloaded.code}:
             attempts.window.advance()
-        if not retryable:
+        pending = [position for position in pending if item_codes[position]]
+        if not pending:
             return answers
         pause_s = attempts.next_pause_s(codes, is_retryable=True)
         if pause_s is None or not attempts.has_time_for(pause_s):
             return answers
-        pending = sorted(retryable)
         yield Sleep(pause_s)

@@ -72,15 +72,12 @@ def send_until_answered(
             send = Send(route.path, body, attempts.left_s(), content_type)
             answer = yield send
             # A GET may be answered from a cache, with the id of the request that filled it.
-            request_id = None if body is None else send.request_id
-            error = error_of(answer, request_id)
+            error = error_of(answer, None if body is None else send.request_id)
             if error is None:
                 return cast(httpx.Response, answer)
             if isinstance(error, ServerRefused) and error.status == 404 and route.fall_back():
                 continue
-            codes = frozenset[str]()
-            if error.code is not None and error.retryable:
-                codes = frozenset({error.code})
+            codes = {error.code} if error.code and error.retryable else set[str]()
             # While the ticket is still held: the window counts this request as one in flight.
             pause_s = attempts.next_pause_s(
                 codes,

@@ -94,8 +94,8 @@ class Attempts:
     def wait_turn(self, ticket: Ticket) -> Flow[None]:
         """Wait until the window admits the ticket, and while the window is closed.
 
-        The wait for a closed window ends when half of the time is over that is left at its start: a
-        call with little time is better sent than never tried.
+        A closed window holds a request for at most half of the time that is left: a request with
+        little time is better sent than never tried.
 
         Raises:
             DeadlineExceeded: The window did not admit the ticket in time.
@@ -115,12 +115,12 @@ class Attempts:
     ) -> float | None:
         """Decide whether there is another try, and count it.
 
-        The window hears of it if the service is overloaded and nothing else is wrong.
+        If the service is overloaded and nothing else is wrong, the window retreats and closes.
 
         Args:
             codes: The error codes in the reply that another try may cure.
-            is_retryable: Whether another try may help where `codes` are not all of those that say
-                "later".
+            is_retryable: Whether another try may help. A reply that only says "later" is tried
+                again in any case.
             retry_after_s: Seconds that the server asked to wait.
 
         Returns:

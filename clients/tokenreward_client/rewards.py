@@ -129,6 +129,11 @@ def errors_of(rewards: Rewards) -> list[tuple[str | None, ErrorDetail]]:
     return errors
 
 
+def retryable_codes(rewards: Rewards) -> set[str]:
+    """The codes of an item's errors that another try may cure."""
+    return {error.code for _, error in errors_of(rewards) if error.retryable}
+
+
 def item_failed(index: int, rewards: Rewards, *, num_others: int) -> ItemFailed:
     """The exception for an item that has an error.
 

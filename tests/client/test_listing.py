@@ -308,13 +308,11 @@ async def test_scorers_lists_what_the_server_says(edge: Any) -> None:
 
 @pytest.mark.parametrize(("timeout_s", "listing_s"), [(8.0, 2.0), (300.0, 10.0)])
 def test_listing_may_take_a_quarter_of_the_deadline_and_ten_seconds_at_most(
-    timeout_s: float, listing_s: float
+    edge: Any, score: Any, items: Any, timeout_s: float, listing_s: float
 ) -> None:
-    with Client(timeout_s=timeout_s) as client:
-        asking = next(client._score_flow([("p", "r")], None, {}))
-    assert isinstance(asking, Send)
-    assert asking.path == "/v1/scorers"
-    assert asking.timeout_s == pytest.approx(listing_s, abs=0.2)
+    score(items(1), settings={"timeout_s": timeout_s})
+    [headers] = edge.listing_headers
+    assert float(headers["x-request-timeout-seconds"]) == pytest.approx(listing_s, abs=0.2)
 
 
 def test_silent_listing_leaves_time_for_the_request(edge: Any, items: Any) -> None:

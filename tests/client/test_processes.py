@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -90,25 +91,40 @@ def test_a_process_that_is_forked_off_has_connections_of_its_own(ports: Any, kin
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
 @pytest.mark.parametrize("again", [copy.copy, lambda client: pickle.loads(pickle.dumps(client))])  # noqa: S301
 def test_a_copy_is_a_new_client_of_the_same_settings(kind: Any, again: Any) -> None:
-    client = kind(
-        "http://me:hush@host",
-        api_key="sk-1",
-        timeout_s=7.0,
-        max_retries=3,
-        max_concurrency=5,
-        wire="msgpack",
-    )
-    found = again(client)
-    assert type(found) is kind
-    assert (found._timeout_s, found._retry.max_retries, found._max_concurrency) == (7.0, 3, 5)
-    assert (found._base_url, found._headers, found._wire.name) == (
-        client._base_url,
-        client._headers,
-        "msgpack",
-    )
-    assert found._http is not client._http
-    assert found._window is not client._window
-    assert again(kind())._headers == {}
+    settings = {
+        "base_url": "http://me:hush@host",
+        "api_key": "sk-1",
+        "timeout_s": 7.0,
+        "max_retries": 3,
+        "max_concurrency": 5,
+        "wire": "msgpack",
+    }
+    client = kind(**settings)
+    copied = again(client)
+    assert type(copied) is kind
+    assert copied is not client
+    factory, arguments = copied.__reduce__()
+    assert (factory.func, factory.keywords, arguments) == (kind, settings, ())
+    assert again(kind()).__reduce__()[0].keywords["api_key"] is None
+
+
+def test_a_copy_has_connections_and_a_window_of_its_own(edge: Any, items: Any) -> None:
+    """It answers after the client has been closed, and while the client's only place is held."""
+    client = Client(edge.url, max_concurrency=1)
+    edge.delay_s = 3.0
+    with copy.copy(client) as other, ThreadPoolExecutor() as threads:
+        first = threads.submit(client.score, items(1))
+        until = time.monotonic() + 20
+        while not edge.in_flight:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        edge.delay_s = 0.0
+        began = time.monotonic()
+        assert [answer.score for answer in other.score(items(1))] == [0]
+        assert time.monotonic() - began < 2
+        assert [answer.score for answer in first.result()] == [0]
+        client.close()
+        assert [answer.score for answer in other.score(items(1))] == [0]
 
 
 def test_a_client_that_was_pickled_answers(edge: Any, items: Any) -> None:

@@ -38,6 +38,7 @@ class Edge:
     listing_delay_s: float = 0.0
     script: deque[Answer] = field(default_factory=deque)
     num_listed: int = 0
+    listing_headers: list[dict[str, str]] = field(default_factory=list)
     seen: list[tuple[str, dict[str, str], dict[str, Any]]] = field(default_factory=list)
     delay_s: float = 0.0
     in_flight: set[object] = field(default_factory=set)
@@ -48,6 +49,7 @@ class Edge:
         self.script.clear()
         self.in_flight.clear()
         self.seen.clear()
+        self.listing_headers.clear()
 
     @property
     def bodies(self) -> list[dict[str, Any]]:
@@ -121,6 +123,7 @@ class Edge:
 
     async def list_scorers(self, request: Request) -> Response:
         self.num_listed += 1
+        self.listing_headers.append(dict(request.headers))
         await asyncio.sleep(self.listing_delay_s)
         return (
             Response("not here", 404)

@@ -36,26 +36,6 @@ from tokenreward.wire import Item, RewardsRequest, decode_ids
 Ids = Int64[np.ndarray, " n"]
 
 
-class PromptCache:
-    """Prompts of one request by what the caller wrote: the responses of a group bring the same
-    prompt again and again."""
-
-    def __init__(self) -> None:
-        self._ids: dict[str, Ids] = {}
-
-    def get(self, item: Item, tokenise: Callable[[], Ids]) -> Ids:
-        """The ids of an item's prompt, read-only if they are shared. Raises what `tokenise`
-        raises, each time."""
-        content = item.prompt if isinstance(item.prompt, str) else item.messages
-        if content is None:  # ids need no tokenizer
-            return tokenise()
-        key = json.dumps([content, item.tools, item.chat_template_kwargs])
-        if key not in self._ids:
-            ids = self._ids[key] = tokenise()
-            ids.flags.writeable = False
-        return self._ids[key]
-
-
 @dataclass(frozen=True, slots=True)
 class Preprocessor:
     """Turns items into jobs for one checkpoint.
@@ -88,7 +68,8 @@ class Preprocessor:
         Raises:
             RequestError: A field cannot be decoded at all.
         """
-        prompts, budget = PromptCache(), TextBudget()
+        prompts: dict[str, Ids] = {}
+        budget = TextBudget()
         jobs = []
         for index, item in enumerate(request.items):
             if is_over():
@@ -105,9 +86,21 @@ class Preprocessor:
             jobs.append(job)
         return jobs
 
-    def _read(self, job: Job, item: Item, prompts: PromptCache, budget: TextBudget) -> None:
-        """Tokenises an item, and finds the unit of each token. Raises ItemError, RequestError."""
-        prompt_ids = prompts.get(item, lambda: self._prompt(item))
+    def _read(self, job: Job, item: Item, prompts: dict[str, Ids], budget: TextBudget) -> None:
+        """Tokenises an item, and finds the unit of each token.
+
+        Args:
+            job: Gets the sample and its units.
+            item: What the caller wrote.
+            prompts: The prompts of the request so far, for the responses of a group, which bring
+                the same prompt again and again.
+            budget: Of the request.
+
+        Raises:
+            ItemError: The item cannot be scored.
+            RequestError: A field cannot be decoded at all.
+        """
+        prompt_ids = self._shared_prompt(item, prompts)
         response = self._response(item)
         self._check_ids(prompt_ids, self.vocab_size, param="prompt")
         self._check_ids(response.ids, self.num_labels, param="response")
@@ -202,6 +195,17 @@ class Preprocessor:
                 f"the item is {len(row.ids)} tokens as this scorer reads it, "
                 f"`max_sequence_tokens` is {self.max_sequence_tokens}"
             )
+
+    def _shared_prompt(self, item: Item, prompts: dict[str, Ids]) -> Ids:
+        """The ids of an item's prompt, read-only if other items may share them."""
+        content = item.prompt if isinstance(item.prompt, str) else item.messages
+        if content is None:  # ids need no tokenizer
+            return self._prompt(item)
+        key = json.dumps([content, item.tools, item.chat_template_kwargs])
+        if key not in prompts:
+            prompts[key] = self._prompt(item)
+            prompts[key].flags.writeable = False
+        return prompts[key]
 
     def _prompt(self, item: Item) -> Ids:
         prompt, messages = item.prompt, item.messages

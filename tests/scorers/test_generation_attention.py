@@ -202,8 +202,8 @@ def test_unmasked_tokens_that_nobody_pays_anything_fail_the_item(variant: str) -
     [
         (
             {},
-            "send `score` with the item, or name a scorer in the option `score_from` and ask the "
-            "front",
+            "send it, or name a scorer in the option `score_from` and ask the gateway "
+            "(/v1/rewards)",
         ),
         (
             {"score_from": "reward_model"},
@@ -228,7 +228,7 @@ async def test_an_item_without_a_score_fails_alone_and_says_how_to_get_one(
 
 async def test_an_item_without_a_score_costs_no_pass(make_engine: Callable[..., Any]) -> None:
     engine = make_engine("causal_lm", ["generation_attention"])
-    engine.runner.ask = None  # would fail if it were called
+    engine.runner.launch = None  # would fail if it were called
     assert (await ask(engine, {"score": None})).error.code == "scorer_failed"
 
 
@@ -307,6 +307,6 @@ def test_all_readings_of_attention_are_probed_whatever_the_defaults(
                 f"tokenreward.forward.attention_weights.{broken}",
                 lambda *args, right=right: 0.5 * right(*args),
             )
-            verdict = make_engine("causal_lm", ["generation_attention"], dtype=dtype)._verdict
-            assert verdict.layout.name == "plain"
-            assert "attention by" in str(verdict.reason)
+            choice = make_engine("causal_lm", ["generation_attention"], dtype=dtype).choice
+            assert choice.layout.name == "plain"
+            assert "attention by" in str(choice.reason)

@@ -387,7 +387,7 @@ async def test_ids_that_are_a_texts_tokens_are_scored_as_the_text(ask: Ask, fold
     unfinished = {**ids, "response": ids["response"][:-1]}
     text, same, open_end = await ask(ITEM, ids, unfinished)
     for name in ("rewards", "step_scores", "step_ids"):
-        np.testing.assert_allclose(same[name], text[name], atol=1e-6)
+        np.testing.assert_allclose(getattr(same, name), getattr(text, name), atol=1e-6)
     np.testing.assert_allclose(open_end.step_scores, text.step_scores, atol=1e-6)
     assert open_end.rewards[-1] == pytest.approx(text.rewards[-1], abs=1e-6)
 

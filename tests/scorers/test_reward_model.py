@@ -175,13 +175,13 @@ async def test_a_credit_of_the_score_alone_has_the_head_read_at_the_pooled_token
 ) -> None:
     engine = make_engine("reward_model", ["reward_model"], suffix_text=suffix)
     read: list[Needs] = []
-    ask = engine.runner.ask
+    launch = engine.runner.launch
 
     def watched(batch: Any) -> Any:
-        read.extend(needs for work in batch for _, needs in work)
-        return ask(batch)
+        read.extend(needs for requests in batch for _, needs in requests)
+        return launch(batch)
 
-    engine.runner.ask = watched
+    engine.runner.launch = watched
     exact = prefixes(suffix_ids(suffix))
     for credit, needs in ((VALUES, Needs(values=True)), ({"name": "last"}, Needs(pooled=True))):
         body = {

@@ -61,9 +61,12 @@ def score(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Items]:
 
     async def run(ready: Engine, body: dict[str, Any]) -> Items:
         # An engine belongs to one event loop; the checkpoint does not.
-        words = ready.tokenizer
         engine = Engine(
-            ready.settings, ready._checkpoint, ready._verdict, lambda *args, **labels: None, words
+            ready.settings,
+            ready.checkpoint,
+            ready.choice,
+            lambda *args, **labels: None,
+            ready.tokenizer,
         )
         try:
             return (await engine.score(parse(RewardsRequest, body))).items

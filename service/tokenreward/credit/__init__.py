@@ -1,9 +1,11 @@
-"""Credit: how a scorer's signals become one reward per unit of the caller. One rule per file.
+"""Credit: how a scorer's signals become one reward per unit of the caller.
 
-Order, and no other: affine and clip on the score (on each value for `values`), the rule, the KL
-penalty. Everything is computed in float64 and leaves as float32; what does not fit leaves as inf or
-nan, which the engine answers with `non_finite`. It knows units and nothing of tokens, models or
-HTTP.
+    signals in units -> affine and clip -> rule -> KL penalty -> rewards
+
+This order never changes. The affine map acts on the score, or with `values` on each value.
+Everything is computed in float64 and leaves as float32. A number that does not fit leaves as inf or
+nan, and the engine answers it with `non_finite`. Credit knows units, and nothing of tokens, models
+or HTTP.
 """
 
 from __future__ import annotations
@@ -11,10 +13,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float32
+from jaxtyping import Bool, Float32, Float64
 
 from tokenreward.contract import Gives
-from tokenreward.credit import affine, attention, discount, kl, last, uniform
+from tokenreward.credit import kl, rules
 from tokenreward.errors import CreditNotSupported, InvalidField, LengthMismatch
 from tokenreward.wire import Credit, CreditName, Numbers
 
@@ -41,9 +43,19 @@ class UnitSignals:
 def check(
     credit: Credit, *, default: CreditName, gives: frozenset[Gives], param: str = "credit"
 ) -> CreditName:
-    """The rule that a request asks for. Raises CreditNotSupported (the scorer lacks its inputs),
-    InvalidField (a parameter of another rule)."""
-    name = credit.name if credit.name is not None else default
+    """The rule that a request wants.
+
+    Args:
+        credit: What the request says of it.
+        default: The rule of a request that names none.
+        gives: The signals that the scorer gives.
+        param: The path of `credit` in the request, for errors.
+
+    Raises:
+        CreditNotSupported: The scorer does not give what the rule is made of.
+        InvalidField: A parameter belongs to another rule.
+    """
+    name = credit.name or default
     missing = NEEDS[name] - gives
     if missing:
         raise CreditNotSupported(
@@ -63,35 +75,43 @@ def check(
 def assign(
     signals: UnitSignals, credit: Credit, *, name: CreditName
 ) -> tuple[Float32[np.ndarray, " u"], float | None]:
-    """Rewards [units] and the score they stand for, before any KL penalty. Masked units get exactly
-    0."""
+    """The rewards of one item, before any KL penalty.
+
+    Args:
+        signals: What the scorer says, in units. The inputs of the rule are there.
+        credit: The parameters of the rule and of the affine map.
+        name: The rule.
+
+    Returns:
+        Rewards [u], exactly 0 for masked units; and the score that they stand for, after the
+        affine map. With `values` the map acts on the values, and the score is the scorer's own.
+    """
     with np.errstate(over="ignore", invalid="ignore"):
-        rewards, score = _spread(signals, credit, name)
+        score = signals.score
+        if name == "values":
+            assert signals.values is not None
+            rewards = rules.affine(signals.values.astype(np.float64), credit)
+        else:
+            assert score is not None
+            score = float(rules.affine(np.float64(score), credit))
+            rewards = _spread(score, signals, credit, name)
         return np.where(signals.keep, rewards, 0.0).astype(np.float32), score
 
 
 def _spread(
-    signals: UnitSignals, credit: Credit, name: CreditName
-) -> tuple[np.ndarray, float | None]:
-    score = signals.score
-    if name == "values":
-        assert signals.values is not None
-        return affine.apply(signals.values.astype(np.float64), credit), score
-    assert score is not None
-    score = float(affine.apply(np.float64(score), credit))
-    return _rule(name, score, signals, credit), score
-
-
-def _rule(name: CreditName, score: float, signals: UnitSignals, credit: Credit) -> np.ndarray:
+    score: float, signals: UnitSignals, credit: Credit, name: CreditName
+) -> Float64[np.ndarray, " u"]:
+    """The score over the units, by one of the rules that spread a score."""
     if name == "attention":
         assert signals.weights is not None
-        beta = attention.BETA if credit.beta is None else credit.beta
-        return attention.spread(score, signals.weights, signals.keep, beta=beta)
+        beta = rules.BETA if credit.beta is None else credit.beta
+        return rules.attention(score, signals.weights, signals.keep, beta=beta)
     if name == "discount":
-        return discount.spread(
-            score, signals.keep, gamma=1.0 if credit.gamma is None else credit.gamma
-        )
-    return {"last": last.spread, "uniform": uniform.spread}[name](score, signals.keep)
+        gamma = 1.0 if credit.gamma is None else credit.gamma
+        return rules.discount(score, signals.keep, gamma=gamma)
+    if name == "uniform":
+        return rules.uniform(score, signals.keep)
+    return rules.last(score, signals.keep)
 
 
 def penalise(
@@ -101,18 +121,23 @@ def penalise(
     policy_logprobs: Numbers | None,
     ref_logprobs: Numbers | None,
 ) -> Float32[np.ndarray, " u"]:
-    """Rewards less `credit.kl`, if it is asked for. Raises as `check_logprobs`."""
+    """Rewards less the KL penalty of `credit.kl`, if there is one: r_t -= coef * k_t.
+
+    k_t is an estimate from d_t = policy_logprobs[t] - ref_logprobs[t] (see `kl.estimate`). Masked
+    units are left as they are.
+
+    Raises:
+        LengthMismatch: As `check_logprobs`.
+    """
     check_logprobs(credit, len(rewards), policy_logprobs, ref_logprobs)
     if credit.kl is None:
         return rewards
-    policy, reference = (
-        np.asarray(logprobs, dtype=np.float64) for logprobs in (policy_logprobs, ref_logprobs)
-    )
+    policy = np.asarray(policy_logprobs, dtype=np.float64)
+    reference = np.asarray(ref_logprobs, dtype=np.float64)
     with np.errstate(over="ignore", invalid="ignore"):
-        penalty = credit.kl.coef * kl.estimate(
-            policy - reference, credit.kl.estimator, credit.kl.clamp
-        )
-        return np.where(keep, rewards - penalty, rewards).astype(np.float32)
+        estimates = kl.estimate(policy - reference, credit.kl.estimator, credit.kl.clamp)
+        penalised = rewards - credit.kl.coef * estimates
+        return np.where(keep, penalised, rewards).astype(np.float32)
 
 
 def check_logprobs(
@@ -121,9 +146,16 @@ def check_logprobs(
     policy_logprobs: Numbers | None,
     ref_logprobs: Numbers | None,
 ) -> None:
-    """Raises LengthMismatch if `credit.kl` is asked for and log-probs are missing or not one per
-    unit."""
+    """Refuses a KL penalty whose log-probs are missing.
+
+    Raises:
+        LengthMismatch: `credit.kl` is there, and log-probs are not one per unit.
+    """
+    if credit.kl is None:
+        return
     for field, logprobs in (("policy_logprobs", policy_logprobs), ("ref_logprobs", ref_logprobs)):
-        given = 0 if logprobs is None else len(logprobs)
-        if credit.kl is not None and given != num_units:
-            raise LengthMismatch(f"`credit.kl` needs {num_units} entries, got {given}", param=field)
+        num_entries = 0 if logprobs is None else len(logprobs)
+        if num_entries != num_units:
+            raise LengthMismatch(
+                f"`credit.kl` needs {num_units} entries, got {num_entries}", param=field
+            )

@@ -1,6 +1,6 @@
-"""The registry of scorers: one file here is one type, a third party's is `package.module:Class`.
+"""The registry of scorers: one file here is one type; another package's is `package.module:Class`.
 
-It knows names; what a scorer does stands in its own file. Files in this folder never import each
+The registry knows names and nothing of what a scorer does. Files in this folder never import each
 other.
 """
 
@@ -14,7 +14,7 @@ from tokenreward.contract import Scorer
 
 
 class UnknownScorerType(ValueError):
-    """A `type` that names no scorer; the message lists those there are."""
+    """A `type` that names no scorer. The message lists the types that ship with the service."""
 
 
 def known_types() -> list[str]:
@@ -24,7 +24,14 @@ def known_types() -> list[str]:
 
 
 def resolve(name: str) -> Scorer:
-    """The scorer of one type. Raises UnknownScorerType."""
+    """An instance of the scorer that a type names.
+
+    Args:
+        name: A file of this folder, or `package.module:Class`.
+
+    Raises:
+        UnknownScorerType: There is no such file, it cannot be imported, or it holds no scorer.
+    """
     if ":" in name:
         module_name, _, class_name = name.partition(":")
     elif name in known_types():
@@ -35,11 +42,11 @@ def resolve(name: str) -> Scorer:
             "`package.module:Class`"
         )
     try:
-        found = getattr(importlib.import_module(module_name), class_name)
+        scorer_class = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError) as error:
         raise UnknownScorerType(f"scorer type `{name}` cannot be imported: {error}") from error
-    if not (inspect.isclass(found) and issubclass(found, Scorer)):
+    if not (inspect.isclass(scorer_class) and issubclass(scorer_class, Scorer)):
         raise UnknownScorerType(
             f"scorer type `{name}` is not a subclass of tokenreward.contract.Scorer"
         )
-    return found()
+    return scorer_class()

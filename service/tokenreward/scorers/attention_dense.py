@@ -3,8 +3,9 @@
 ABC: Chan et al. 2024, "Dense Reward for Free in Reinforcement Learning from Human Feedback",
 2402.00782.
 
-w = the last layer's attention of the pooled token over the response, mean over heads, renormalised
-over the unmasked response tokens: prompt and suffix columns are dropped, the weights sum to 1.
+w is the last layer's attention of the pooled token over the response, mean over heads, renormalised
+over the unmasked response tokens. What the pooled token pays prompt and suffix is dropped, and the
+weights sum to 1.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from tokenreward.errors import ScorerFailed
 
 
 class Scorer(contract.Scorer):
-    """Score and weights; the credit `attention` joins them."""
+    """Score and weights; the credit `attention` spreads one by the other."""
 
     class Options(contract.Options):
         pass
@@ -35,9 +36,8 @@ class Scorer(contract.Scorer):
     def score(self, sample: Sample, outputs: Sequence[Outputs], options: Options) -> Signals:
         attention = outputs[0].attention["last"]
         start = len(sample.prompt_ids)
-        weights = np.where(
-            sample.keep, attention[start : start + len(sample.keep)].astype(np.float64), 0.0
-        )
+        paid = attention[start : start + len(sample.keep)].astype(np.float64)
+        weights = np.where(sample.keep, paid, 0.0)
         total = weights.sum()
         if total == 0:
             raise ScorerFailed("the pooled token pays no attention to any unmasked response token")

@@ -1,5 +1,7 @@
-"""Scorer `constant`: the same number for every token. For tests, for docs, and for measuring the
-service alone."""
+"""Scorer `constant`: the same number for every token.
+
+It is for tests, for documentation, and for measuring the service without a model's pass.
+"""
 
 from __future__ import annotations
 

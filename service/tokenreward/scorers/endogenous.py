@@ -6,8 +6,8 @@ Read as a soft Q-function, raw logits give the inverse soft Bellman reward (Li e
     r_t = Q(s_t, a_t) - V(s_{t+1}),   V(s) = alpha * logsumexp(Q(s, .) / alpha)
 
 so that sum_t r_t = alpha * log pi(response | prompt) + V(s_1) - V(s_{T+1}), with V = 0 past a
-terminal token. V is a free potential: a single r_t is comparable within one model only. `form:
-logprob` drops it: r_t = log pi(a_t | s_t).
+terminal token. V is a free potential: a single r_t can be compared with others of the same model
+only. With `form: logprob` there is no V: r_t = log pi(a_t | s_t).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pydantic import Field, model_validator
 from tokenreward import contract
 from tokenreward.contract import Needs, Outputs, Sample, Signals
 
-_FOREIGN = {"soft_bellman": ("temperature",), "logprob": ("alpha", "terminal")}
+_IDLE = {"soft_bellman": ("temperature",), "logprob": ("alpha", "terminal")}
 
 
 class Scorer(contract.Scorer):
@@ -41,8 +41,10 @@ class Scorer(contract.Scorer):
         )
         terminal: Literal["auto", "zero", "bootstrap"] = Field(
             default="auto",
-            description="soft_bellman: V after the last token. `zero` is the paper's, `bootstrap` the model's own; "
-            "`auto` is zero if the response ends with end-of-turn, else bootstrap.",
+            description=(
+                "soft_bellman: V after the last token. `zero` is the paper's, `bootstrap` the "
+                "model's own; `auto` is zero if the response ends with end-of-turn, else bootstrap."
+            ),
         )
         aggregation: Literal["sum", "mean", "discounted_sum"] = Field(
             default="sum", description="How `score` is made of the unmasked tokens' rewards."
@@ -56,7 +58,7 @@ class Scorer(contract.Scorer):
 
         @model_validator(mode="after")
         def _only_what_has_an_effect(self) -> Scorer.Options:
-            for name in _FOREIGN[self.form]:
+            for name in _IDLE[self.form]:
                 if name in self.model_fields_set:
                     raise contract.without_effect(name, f"form `{self.form}`")
             for name in ("gamma", "clip_min"):
@@ -67,7 +69,9 @@ class Scorer(contract.Scorer):
         @property
         def softness(self) -> float:
             """What the logits are divided by before logsumexp."""
-            return self.alpha if self.form == "soft_bellman" else self.temperature
+            if self.form == "soft_bellman":
+                return self.alpha
+            return self.temperature
 
     task = "causal_lm"
     log_probs_options: ClassVar[dict[str, Any] | None] = {"form": "logprob"}
@@ -81,12 +85,10 @@ class Scorer(contract.Scorer):
         return Needs(temperatures=frozenset({options.softness}))
 
     def score(self, sample: Sample, outputs: Sequence[Outputs], options: Options) -> Signals:
-        is_logprob = options.form == "logprob"
-        exact = (
-            outputs[0].log_probs(options.temperature)
-            if is_logprob
-            else _soft_bellman(outputs[0], sample, options)
-        )
+        if options.form == "logprob":
+            exact = outputs[0].log_probs(options.temperature)
+        else:
+            exact = _soft_bellman(outputs[0], sample, options)
         values = exact.astype(np.float32)
         return Signals(score=_aggregate(sample.unmasked(values), options), values=values)
 
@@ -94,6 +96,7 @@ class Scorer(contract.Scorer):
 def _soft_bellman(
     outputs: Outputs, sample: Sample, options: Scorer.Options
 ) -> Float64[np.ndarray, " r"]:
+    """Q of each response token less V of the state after it."""
     assert outputs.chosen is not None
     next_value = options.alpha * outputs.lse[options.alpha][1:].astype(np.float64)
     if options.terminal == "zero" or (options.terminal == "auto" and sample.terminal):
@@ -101,9 +104,11 @@ def _soft_bellman(
     return np.asarray(outputs.chosen.astype(np.float64) - next_value)
 
 
-def _aggregate(kept: Float64[np.ndarray, " k"], options: Scorer.Options) -> float:
+def _aggregate(unmasked: Float64[np.ndarray, " k"], options: Scorer.Options) -> float:
+    """The score, from the unmasked tokens' rewards."""
     if options.aggregation == "sum":
-        return float(kept.sum())
+        return float(unmasked.sum())
     if options.aggregation == "mean":
-        return float(kept.mean())
-    return float((kept * np.maximum(options.gamma ** np.arange(len(kept)), options.clip_min)).sum())
+        return float(unmasked.mean())
+    weights = np.maximum(options.gamma ** np.arange(len(unmasked)), options.clip_min)
+    return float((unmasked * weights).sum())

@@ -2,9 +2,9 @@
 
     H_t = - sum_a pi(a | s_t) log pi(a | s_t),   pi = softmax(Q / temperature), nats
 
-By the chain rule the mean of sum_t H_t over responses drawn from pi is the entropy of pi's
-responses. H_t says nothing of the token that was chosen: with `endogenous` of form `logprob`, which
-does, and in the same pass, it is what a trainer computes with its reference model.
+By the chain rule, the mean of sum_t H_t over responses drawn from pi is the entropy of pi's
+responses. H_t says nothing of the token that was chosen; the scorer `endogenous` of form `logprob`
+does. Together, in one pass, they are what a trainer computes with its reference model.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
 from pydantic import Field
 
 from tokenreward import contract
@@ -35,12 +36,10 @@ class Scorer(contract.Scorer):
     score_is = "sum of the entropies at the unmasked tokens, nats (`aggregation`: or their mean)"
 
     def needs(self, options: Options) -> Needs:
-        at = frozenset({options.temperature})
-        return Needs(temperatures=at, entropies=at)
+        temperatures = frozenset({options.temperature})
+        return Needs(temperatures=temperatures, entropies=temperatures)
 
     def score(self, sample: Sample, outputs: Sequence[Outputs], options: Options) -> Signals:
         values = outputs[0].entropy[options.temperature][:-1]
-        kept = sample.unmasked(values)
-        return Signals(
-            score=float(kept.sum() if options.aggregation == "sum" else kept.mean()), values=values
-        )
+        aggregate = np.sum if options.aggregation == "sum" else np.mean
+        return Signals(score=float(aggregate(sample.unmasked(values))), values=values)

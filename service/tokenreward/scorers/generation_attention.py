@@ -1,13 +1,17 @@
-"""Scorer `generation_attention`: a score that is given, spread by the attention of the language
-model that wrote.
+"""Scorer `generation_attention`: the item's own score, spread by the attention of the language
+model that wrote the response.
 
 ABC-D and ABC-D2: Chan et al. 2024, "Dense Reward for Free in Reinforcement Learning from Human
 Feedback", 2402.00782.
 
-a[i, j] is what the last layer, mean over heads, pays token j while it generates token i. Then w_0 =
-0 and w_{j+1} = mean of a[i, j] over the steps i that see token j (`abc_d`), or a[last, j]
-(`abc_d2`), renormalised to sum to 1 over the unmasked response tokens. A single unmasked token has
-weight 1. Masked tokens are steps like any other.
+a[i, j] is the attention that the last layer, mean over heads, pays token j while it generates token
+i. The weights are
+
+    abc_d    w_{j+1} = mean of a[i, j] over the steps i that see token j
+    abc_d2   w_{j+1} = a[last, j]
+
+with w_0 = 0, renormalised to sum to 1 over the unmasked response tokens. A single unmasked token
+has weight 1. Masked tokens are steps like any other.
 """
 
 from __future__ import annotations
@@ -27,8 +31,10 @@ _READS: dict[str, Reading] = {"abc_d": "mean_step", "abc_d2": "last_step"}
 
 
 class Scorer(contract.Scorer):
-    """Score and weights; the credit `attention` joins them. The score is the item's own, from
-    outside the model."""
+    """Score and weights; the credit `attention` spreads one by the other.
+
+    The score is the item's own and comes from outside the model.
+    """
 
     class Options(contract.Options):
         variant: Literal["abc_d", "abc_d2"] = Field(
@@ -39,8 +45,10 @@ class Scorer(contract.Scorer):
         )
         score_from: str | None = Field(
             default=None,
-            description="The scorer that the gateway (`/v1/rewards`) asks for the `score` of items "
-            "that have none.",
+            description=(
+                "The scorer that the gateway (`/v1/rewards`) asks for the `score` of items that "
+                "have none."
+            ),
         )
 
     task = "causal_lm"
@@ -50,8 +58,8 @@ class Scorer(contract.Scorer):
     score_is = "the item's own `score`, or what the scorer that `score_from` names says of it"
 
     def rows(self, sample: Sample, options: Options) -> tuple[Row, ...]:
-        """Raises ScorerFailed if there is no score to spread: before the model reads anything."""
-        _given_score(sample, options)
+        """One, if there is a score to spread. Raises ScorerFailed, before the model reads it."""
+        _score_of(sample, options)
         return super().rows(sample, options)
 
     def needs(self, options: Options) -> Needs:
@@ -60,16 +68,19 @@ class Scorer(contract.Scorer):
     def score(self, sample: Sample, outputs: Sequence[Outputs], options: Options) -> Signals:
         paid = outputs[0].attention[_READS[options.variant]]
         if options.variant == "abc_d2":
-            paid = paid[len(sample.prompt_ids) : len(sample.prompt_ids) + len(sample.response_ids)]
-        # What token j is paid is written to the token after it; nobody is left to pay the last one.
-        shifted = np.concatenate([[0.0], paid[:-1].astype(np.float64)])
+            start = len(sample.prompt_ids)
+            paid = paid[start : start + len(sample.response_ids)]
+        # What token j is paid is the weight of the token after it. No step is left to pay the last
+        # token.
+        weights = np.concatenate([[0.0], paid[:-1].astype(np.float64)])
         return Signals(
-            score=_given_score(sample, options),
-            weights=_normalised(shifted, sample).astype(np.float32),
+            score=_score_of(sample, options),
+            weights=_normalised(weights, sample).astype(np.float32),
         )
 
 
-def _given_score(sample: Sample, options: Scorer.Options) -> float:
+def _score_of(sample: Sample, options: Scorer.Options) -> float:
+    """The item's score. Raises ScorerFailed if it has none, with what to do about it."""
     if sample.item.score is not None:
         return sample.item.score
     if options.score_from is None:
@@ -84,11 +95,15 @@ def _given_score(sample: Sample, options: Scorer.Options) -> float:
     raise ScorerFailed(f"the item has no score to spread: {remedy}", param="score")
 
 
-def _normalised(shifted: Float64[np.ndarray, " r"], sample: Sample) -> Float64[np.ndarray, " r"]:
-    """Over the unmasked tokens. Raises ScorerFailed if they get nothing and are several."""
+def _normalised(weights: Float64[np.ndarray, " r"], sample: Sample) -> Float64[np.ndarray, " r"]:
+    """Weights that sum to 1 over the unmasked tokens.
+
+    Raises:
+        ScorerFailed: There are several unmasked tokens, and none has a weight.
+    """
     if sample.keep.sum() == 1:
         return sample.keep.astype(np.float64)
-    weights = np.where(sample.keep, shifted, 0.0)
+    weights = np.where(sample.keep, weights, 0.0)
     total = weights.sum()
     if total == 0:
         raise ScorerFailed(

@@ -1,19 +1,20 @@
-"""Scorer `generative`: a language model is asked about the response, and the reward is how likely
-its answer is.
+"""Scorer `generative`: a language model is asked about the response, and the reward is the
+probability of its answer.
 
-A verifier prompt quotes prompt and response; the model's distribution p over the next token is
-read: one forward, no sampling. With Yes and No as sets of tokens (Zhang et al. 2024, "Generative
-Verifiers", 2408.15240):
+A verifier prompt quotes prompt and response, and the model's distribution p over the next token is
+read: one forward pass, no sampling. With Yes and No as sets of tokens (Zhang et al. 2024,
+"Generative Verifiers", 2408.15240):
 
     yes            log p(Yes),   p(S) = sum over the tokens of S
     yes_minus_no   log p(Yes) - log p(No)
     graded         sum_k worth_k p(label_k) / sum_k p(label_k)
 
-The first is the endogenous reward with a horizon of one (2506.23235): in the state s = (prompt,
-response, question), with the single action Yes, r = alpha log pi(Yes | s) + V(s); V(s) is dropped,
-for the response is inside s and V would not cancel between two of them. It is the default because
-it is the published score. `yes_minus_no` ranks as it does where the model answers nothing but Yes
-or No, and is the better one elsewhere: the share of other answers cancels.
+`yes` is the endogenous reward with a horizon of one (2506.23235): in the state s = (prompt,
+response, question), with the single action Yes, r = alpha log pi(Yes | s) + V(s). V(s) is dropped,
+because the response is part of s and V would not cancel between two responses. `yes` is the default
+because it is the published score. `yes_minus_no` ranks responses as `yes` does where the model
+answers nothing but Yes or No. Elsewhere it ranks better, because the share of other answers
+cancels.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from tokenreward.scorers._prompts.template import TemplateRefused, template
 _YES = ["Yes", " Yes", "yes", " yes", "YES", " YES"]
 _NO = ["No", " No", "no", " no", "NO", " NO"]
 _LABELS = ["1", "2", "3", "4", "5"]
-_MOST_SPELLINGS = 100  # of a list: each is tokenised, and read from the logits, by itself
+_MAX_SPELLINGS = 100  # of a list: each is tokenised, and read from the logits, by itself
 _QUOTED = "Prompt:\n{{ prompt }}\n\nResponse:\n{{ response }}\n\n"
 _QUESTION = (
     "Is the response correct, and does it do what the prompt asks? Answer {{ yes }} or "
@@ -52,10 +53,10 @@ _READ = {"yes": ("yes",), "yes_minus_no": ("yes", "no"), "graded": ("labels",)}
 class Scorer(contract.Scorer):
     """A score per response from a language model's answer about it; it gives no per-token values.
 
-    What is quoted is text: ids are decoded, special tokens become line breaks, several messages
+    The quotation is text: ids are decoded, special tokens become line breaks, several messages
     stand with their roles, masked units are quoted like all others. The verifier's prompt is a
     message of the user if the tokenizer has a chat template, else raw text. The item's `tools` and
-    `chat_template_kwargs` are its own prompt's and play no part.
+    `chat_template_kwargs` belong to the item's own prompt and play no part.
     """
 
     class Options(contract.Options):
@@ -68,8 +69,10 @@ class Scorer(contract.Scorer):
         )
         template: str | None = Field(
             default=None,
-            description="Verifier's prompt, in Jinja without calls; it reads `prompt`, `messages`, `response`, `yes`, "
-            "`no`, `labels`. Default: asks for the mode's answer.",
+            description=(
+                "Verifier's prompt, in Jinja without calls; it reads `prompt`, `messages`, "
+                "`response`, `yes`, `no`, `labels`. Default: asks for the mode's answer."
+            ),
         )
         chat_template_kwargs: dict[str, Any] = Field(
             default={}, description="Passed to the chat template with the verifier's prompt."
@@ -77,19 +80,19 @@ class Scorer(contract.Scorer):
         yes: list[str] = Field(
             default=_YES,
             min_length=1,
-            max_length=_MOST_SPELLINGS,
+            max_length=_MAX_SPELLINGS,
             description=(
                 "Spellings of Yes, each a single token (of the default: those that are); asked "
                 "for: the first."
             ),
         )
         no: list[str] = Field(
-            default=_NO, min_length=1, max_length=_MOST_SPELLINGS, description="The same for No."
+            default=_NO, min_length=1, max_length=_MAX_SPELLINGS, description="The same for No."
         )
         labels: list[str] = Field(
             default=_LABELS,
             min_length=2,
-            max_length=_MOST_SPELLINGS,
+            max_length=_MAX_SPELLINGS,
             description="graded: grades, each a single token.",
         )
         values: Annotated[list[FiniteFloat], Field(fail_fast=True)] | None = Field(
@@ -100,15 +103,17 @@ class Scorer(contract.Scorer):
         @field_validator("template")
         @classmethod
         def _shows_the_response(cls, text: str | None) -> str | None:
+            if text is None:
+                return None
             try:
-                read = template(text).variables if text is not None else {"response"}
+                variables = template(text).variables
             except TemplateRefused as error:
                 raise ValueError(f"`template` {error}") from None
-            if not read <= set(_VARIABLES):
+            if not variables <= set(_VARIABLES):
                 raise ValueError(
                     f"`template` reads a name that is not there; there are {', '.join(_VARIABLES)}"
                 )
-            if "response" not in read:
+            if "response" not in variables:
                 raise ValueError("`template` does not show `response`")
             return text
 
@@ -129,7 +134,7 @@ class Scorer(contract.Scorer):
 
         @property
         def worth(self) -> list[float]:
-            """What each label is worth. Raises ValueError if nothing says it."""
+            """What each label is worth. Raises ValueError if no option says it."""
             if self.values is not None:
                 return self.values
             try:
@@ -158,6 +163,12 @@ class Scorer(contract.Scorer):
         return frozenset().union(*_tokens(options, tokenizer).values())
 
     def rows(self, sample: Sample, options: Options) -> tuple[Row, ...]:
+        """One, the verifier's prompt; its only entry is behind the last token.
+
+        Raises:
+            UnsupportedText: The template fails on this item, or the prompt cannot be tokenised.
+            SequenceTooLong: The request's verifier prompts are too much text.
+        """
         question, tokenizer = _question(sample, options), sample.tokenizer
         if tokenizer.has_chat_template or options.chat_template_kwargs:
             turn = [{"role": "user", "content": question}]
@@ -180,25 +191,24 @@ class Scorer(contract.Scorer):
         if options.mode == "graded":
             return Signals(score=_expected(logits["labels"], options.worth))
         yes = float(np.logaddexp.reduce(logits["yes"]))
-        other = (
-            np.logaddexp.reduce(logits["no"])
-            if options.mode == "yes_minus_no"
-            else outputs[0].lse[1.0][-1]
-        )
-        return Signals(score=yes - float(other))
+        if options.mode == "yes_minus_no":
+            return Signals(score=yes - float(np.logaddexp.reduce(logits["no"])))
+        return Signals(score=yes - float(outputs[0].lse[1.0][-1]))
 
 
 def _question(sample: Sample, options: Scorer.Options) -> str:
-    """The verifier's prompt. Raises UnsupportedText."""
-    quoted = quote(sample)
-    default = _QUOTED + (_GRADING if options.mode == "graded" else _QUESTION)
+    """The verifier's prompt. Raises UnsupportedText, SequenceTooLong."""
+    quotation = quote(sample)
+    text = options.template
+    if text is None:
+        text = _QUOTED + (_GRADING if options.mode == "graded" else _QUESTION)
     ranked = [label for _, label in sorted(zip(options.worth, options.labels, strict=True))]
     try:
-        return template(options.template if options.template is not None else default).render(
+        return template(text).render(
             sample.budget,
-            prompt=quoted.prompt,
-            messages=quoted.messages,
-            response=quoted.response,
+            prompt=quotation.prompt,
+            messages=quotation.messages,
+            response=quotation.response,
             yes=options.yes[0].strip(),
             no=options.no[0].strip(),
             labels=", ".join(label.strip() for label in ranked),
@@ -216,8 +226,14 @@ def _tokens(options: Scorer.Options, tokenizer: TokenizerView) -> dict[str, list
 
 
 def _single(name: str, options: Scorer.Options, tokenizer: TokenizerView) -> list[int]:
-    """The tokens of one list of spellings. A spelling that is not one token cannot be read; of the
-    default spellings of Yes and No, one is enough."""
+    """The distinct tokens of one list of spellings.
+
+    A spelling that is not one token cannot be read. Of the default spellings of Yes and No, one
+    that is a token is enough.
+
+    Raises:
+        UnsupportedText: A spelling that must be a token is none, or two labels are the same token.
+    """
     spellings: list[str] = getattr(options, name)
     tokens = [tokenizer.single(text) for text in spellings]
     for place, token in enumerate(tokens):

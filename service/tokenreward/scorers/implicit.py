@@ -31,16 +31,20 @@ class Scorer(contract.Scorer):
             default=0.1,
             gt=0,
             allow_inf_nan=False,
-            description="Factor of the log-ratio, best the one that the model was trained with: DPO's usual one is "
-            "0.1, PRIME's 0.05.",
+            description=(
+                "Factor of the log-ratio, best the one that the model was trained with: DPO's "
+                "usual one is 0.1, PRIME's 0.05."
+            ),
         )
         temperature: float = Field(
             default=1.0, gt=0, allow_inf_nan=False, description="Divides the logits of both models."
         )
         token_clip: Annotated[list[FiniteFloat], Field(min_length=2, max_length=2)] | None = Field(
             default=None,
-            description="[low, high]: each token's value is clamped to it, before units and `score` add up. RTO has "
-            "beta 0.05 and [-0.05, 0.05].",
+            description=(
+                "[low, high]: each token's value is clamped to it, before units and `score` add "
+                "up. RTO has beta 0.05 and [-0.05, 0.05]."
+            ),
         )
         last_token: Literal["keep", "zero"] = Field(
             default="keep",
@@ -64,7 +68,7 @@ class Scorer(contract.Scorer):
     score_is = "sum of the unmasked tokens' values, as `token_clip` and `last_token` leave them"
 
     def rows(self, sample: Sample, options: Options) -> tuple[Row, ...]:
-        """The same tokens to both models: policy, reference."""
+        """The same tokens for both models, the policy's row first."""
         (row,) = super().rows(sample, options)
         return row, replace(row, model="reference")
 

@@ -1,16 +1,16 @@
 """Scorer `process`: a process reward model's score of each reasoning step of a response.
 
-The response is cut into steps, laid out as the checkpoint's own format has it
-(`models/step_layouts` says how), and each step's probability read at the tag behind it:
-sigmoid(value) of a reward model, or a language model's softmax over two answer tokens. With s_i =
-p_i, or 2 p_i - 1 for `scale: signed`, step i earns s_i, or in min-form credit assignment (PURE:
-Cheng et al. 2025, 2504.15275)
+The response is cut into steps, which are laid out in the checkpoint's own format
+(`_prompts/steps.py` says how). The probability p_i of step i is read at the tag behind it:
+sigmoid(value) of a reward model, or a language model's softmax over two answer tokens. The step's
+score s_i is p_i, or 2 p_i - 1 for `scale: signed`. The step earns s_i, or in min-form credit
+assignment (`form: softmin`; PURE: Cheng et al. 2025, 2504.15275)
 
     softmax(-s / temperature)_i s_i
 
-on the last of its unmasked tokens, or evenly on all of them: rewards add up to what the steps earn.
-Masked tokens are read; a step that has no other is shown, but counts in no reward, no softmax and
-no score.
+Its last unmasked token gets what it earns, or all its unmasked tokens get even shares: the rewards
+add up to what the steps earn. Masked tokens are read. A step of masked tokens alone is shown in the
+reply, but counts in no reward, no softmax and no score.
 """
 
 from __future__ import annotations
@@ -23,18 +23,9 @@ from jaxtyping import Bool, Float64, Int64
 from pydantic import Field, model_validator
 
 from tokenreward import contract
-from tokenreward.contract import (
-    Needs,
-    Outputs,
-    Row,
-    Sample,
-    Signals,
-    Steps,
-    Task,
-    TokenizerView,
-)
+from tokenreward.contract import Needs, Outputs, Row, Sample, Signals, Steps, Task, TokenizerView
 from tokenreward.errors import UnsupportedText
-from tokenreward.scorers._prompts.steps import LayoutName, StepLayout, StepRow, step_row, tag_of
+from tokenreward.scorers._prompts.steps import LayoutName, StepLayout, step_row, tag_of
 
 _SEPARATORS: dict[LayoutName, str] = {"qwen": "\n\n", "math_shepherd": "\n", "skywork": "\n"}
 _TAGS: dict[LayoutName, str] = {"qwen": "<extra_0>", "math_shepherd": " ки", "skywork": "\n"}
@@ -103,8 +94,8 @@ class Scorer(contract.Scorer):
 
         @model_validator(mode="after")
         def _only_what_has_an_effect(self) -> Scorer.Options:
-            for name, (owner, wanted) in _ONLY_WITH.items():
-                if name in self.model_fields_set and getattr(self, owner) != wanted:
+            for name, (owner, value) in _ONLY_WITH.items():
+                if name in self.model_fields_set and getattr(self, owner) != value:
                     raise contract.without_effect(name, f"{owner} `{getattr(self, owner)}`")
             if self.reduction == "product" and self.scale == "signed":
                 raise ValueError(
@@ -134,50 +125,42 @@ class Scorer(contract.Scorer):
         return Needs(values=not _reads_labels(options))
 
     def rows(self, sample: Sample, options: Options) -> tuple[Row, ...]:
-        """One, up to the last tag; its entries begin behind the first. Raises EmptyResponse,
-        UnsupportedText."""
-        steps = _read(sample, options)
+        """One, up to the last tag; its entries begin behind the first tag. Raises as `step_row`."""
+        steps = step_row(sample, _layout(options))
         return (Row(steps.ids, start=int(steps.tags[0]) + 1, stop=len(steps.ids)),)
 
     def score(self, sample: Sample, outputs: Sequence[Outputs], options: Options) -> Signals:
-        read = _read(sample, options)
-        margins = _margins(sample, outputs[0], options)[read.tags - read.tags[0]]
-        scores = (
-            np.tanh(margins / 2)
-            if options.scale == "signed"
-            else np.exp(-np.logaddexp(0.0, -margins))
-        )
-        counts = np.bincount(read.step_of, weights=sample.keep) > 0
-        earned = _earned(scores, counts, options)
+        row = step_row(sample, _layout(options))
+        margins = _margins(sample, outputs[0], options)[row.tags - row.tags[0]]
+        if options.scale == "signed":
+            scores = np.tanh(margins / 2)  # 2 p - 1, in the form that keeps its digits near 0
+        else:
+            scores = np.exp(-np.logaddexp(0.0, -margins))  # p, in the form that never overflows
+        counts = np.bincount(row.step_of, weights=sample.keep) > 0
+        earnings = _earnings(scores, counts, options)
         place = _spread if options.placement == "spread" else _on_last_token
+        last = np.flatnonzero(np.diff(row.step_of, append=len(scores)))
         return Signals(
             score=float(_REDUCTIONS[options.reduction](scores[counts])),
-            values=place(earned, read.step_of, sample.keep).astype(np.float32),
-            steps=Steps(
-                scores.astype(np.float32),
-                last=np.flatnonzero(np.diff(read.step_of, append=len(scores))),
-            ),
+            values=place(earnings, row.step_of, sample.keep).astype(np.float32),
+            steps=Steps(scores.astype(np.float32), last),
         )
-
-
-def _read(sample: Sample, options: Scorer.Options) -> StepRow:
-    return step_row(sample, _layout(options))
 
 
 def _layout(options: Scorer.Options) -> StepLayout:
-    separator, tag = (
-        options.separator or _SEPARATORS[options.layout],
-        options.step_tag or _TAGS[options.layout],
-    )
+    """The format of the options, with its own separator and tag where they name none."""
+    separator = options.separator or _SEPARATORS[options.layout]
+    tag = options.step_tag or _TAGS[options.layout]
     return StepLayout(options.layout, separator, tag, options.system)
 
 
 def _reads_labels(options: Scorer.Options) -> bool:
+    """Whether a step's probability comes from a language model's logits, not from a value head."""
     return options.layout == "math_shepherd"
 
 
 def _labels(options: Scorer.Options, tokenizer: TokenizerView) -> tuple[int, int]:
-    """The good token and the bad one. Raises UnsupportedText: no such token, or twice the same."""
+    """The good token and the bad one. Raises UnsupportedText: one is no token, or both are one."""
     tokens = []
     for name in ("good_token", "bad_token"):
         token = tokenizer.single(getattr(options, name))
@@ -192,20 +175,19 @@ def _labels(options: Scorer.Options, tokenizer: TokenizerView) -> tuple[int, int
 def _margins(
     sample: Sample, outputs: Outputs, options: Scorer.Options
 ) -> Float64[np.ndarray, " e"]:
-    """log p / (1 - p) from the first tag on."""
+    """log p / (1 - p) at each position from the first tag on."""
     if _reads_labels(options):
-        good, bad = (
-            outputs.logits[label].astype(np.float64) for label in _labels(options, sample.tokenizer)
-        )
-        return np.asarray(good - bad)
+        good, bad = _labels(options, sample.tokenizer)
+        good_logits = outputs.logits[good].astype(np.float64)
+        return np.asarray(good_logits - outputs.logits[bad].astype(np.float64))
     assert outputs.values is not None
     return outputs.values.astype(np.float64)
 
 
-def _earned(
+def _earnings(
     scores: Float64[np.ndarray, " k"], counts: Bool[np.ndarray, " k"], options: Scorer.Options
 ) -> Float64[np.ndarray, " k"]:
-    """0 for a step that does not count."""
+    """What each step earns; 0 for a step that does not count."""
     if options.form == "plain":
         return np.where(counts, scores, 0.0)
     exponents = np.where(counts, -scores / options.temperature, -np.inf)
@@ -214,21 +196,24 @@ def _earned(
 
 
 def _on_last_token(
-    earned: Float64[np.ndarray, " k"],
+    earnings: Float64[np.ndarray, " k"],
     step_of: Int64[np.ndarray, " r"],
     keep: Bool[np.ndarray, " r"],
 ) -> Float64[np.ndarray, " r"]:
+    """Each step's earnings on the last of its unmasked tokens."""
     values = np.zeros(len(keep))
-    kept = np.flatnonzero(keep)
-    last = kept[np.diff(step_of[kept], append=len(earned)) > 0]
-    values[last] = earned[step_of[last]]
+    unmasked = np.flatnonzero(keep)
+    last = unmasked[np.diff(step_of[unmasked], append=len(earnings)) > 0]
+    values[last] = earnings[step_of[last]]
     return values
 
 
 def _spread(
-    earned: Float64[np.ndarray, " k"],
+    earnings: Float64[np.ndarray, " k"],
     step_of: Int64[np.ndarray, " r"],
     keep: Bool[np.ndarray, " r"],
 ) -> Float64[np.ndarray, " r"]:
-    num_kept = np.bincount(step_of, weights=keep)
-    return np.where(keep, (earned / np.maximum(num_kept, 1.0))[step_of], 0.0)
+    """Each step's earnings in even shares on its unmasked tokens."""
+    num_unmasked = np.bincount(step_of, weights=keep)
+    shares = earnings / np.maximum(num_unmasked, 1.0)
+    return np.where(keep, shares[step_of], 0.0)

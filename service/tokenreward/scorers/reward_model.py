@@ -1,20 +1,20 @@
 """Scorer `reward_model`: a trained scalar reward model, read at every token.
 
-The score is the value head at the pooled token: the last one of the row, which is the last response
-token unless the checkpoint has a suffix. The head at the response's own tokens are the per-token
-values, as levels: each is the model's judgement of the prefix that ends there (Ouyang et al. 2022,
-2203.02155, for the model; no paper trains the intermediate values, so `last` is the default
-credit).
+The score is the value head at the pooled token. That is the last token of the row: the last
+response token, unless the checkpoint has a suffix. The per-token values are the head at the
+response's own tokens, as levels: each is the model's judgement of the prefix that ends there. The
+model is that of Ouyang et al. 2022, 2203.02155. No paper trains the intermediate values, so `last`
+is the default credit.
 
 With `red` the values are increments (RED: Li et al. 2024, 2411.08302):
 
     r_t = RM(x, y_<=t) - RM(x, y_<t)
 
-RM(x) is the head at the prompt's last token, RM(x, y_<=t) the head at token t, and the last token's
-is the score itself, so that what a suffix adds is the last token's. They sum to the score less
-RM(x), which the response cannot change. A masked token is read like any other, and its increment is
-dropped: the sum is then short by that much. The score is the same with and without `red`; `credit:
-{"name": "values"}` asks for the increments as rewards.
+RM(x) is the head at the prompt's last token and RM(x, y_<=t) the head at token t. For the last
+token it is the score itself, so what a suffix adds goes to the last token. The increments sum to
+the score less RM(x), which the response cannot change. A masked token is read like any other and
+its increment is dropped, which the sum then lacks. The score is the same with and without `red`;
+`credit: {"name": "values"}` makes the increments rewards.
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ class Scorer(contract.Scorer):
 
 
 def _increments(values: Float32[np.ndarray, " n"], pooled: float) -> Float32[np.ndarray, " n-1"]:
-    """Differences of the prefixes' scores, the prompt's first; the last of them is the pooled
-    one."""
-    return np.diff(np.append(values[:-1].astype(np.float64), pooled)).astype(np.float32)
+    """Differences of the prefixes' scores: the first prefix is the prompt, the last is the whole
+    row, whose score is the pooled one."""
+    prefixes = np.append(values[:-1].astype(np.float64), pooled)
+    return np.diff(prefixes).astype(np.float32)

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from tokenreward.contract import TextBudget
 from tokenreward.scorers._prompts import template as templates
 from tokenreward.scorers._prompts.template import MAX_TEMPLATE_CHARACTERS, TemplateRefused, template
 
@@ -14,7 +15,9 @@ MESSAGES = [{"role": "user", "content": " 2+2? "}, {"role": "assistant", "conten
 
 
 def show(text: str) -> str:
-    return template(text).render(prompt="2+2?", response=" It is 4. ", messages=MESSAGES)
+    return template(text).render(
+        TextBudget(), prompt="2+2?", response=" It is 4. ", messages=MESSAGES
+    )
 
 
 @pytest.mark.parametrize(
@@ -108,6 +111,6 @@ def test_a_template_says_what_it_reads_and_nothing_is_there_by_itself() -> None:
 
 def test_a_text_that_grows_past_the_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(templates, "MAX_RENDERED_CHARACTERS", 100)
-    assert len(template("{{ prompt }}" * 25).render(prompt="2+2?")) == 100
+    assert len(template("{{ prompt }}" * 25).render(TextBudget(), prompt="2+2?")) == 100
     with pytest.raises(TemplateRefused, match="more than 100 characters"):
-        template("{{ prompt }}" * 26).render(prompt="2+2?")
+        template("{{ prompt }}" * 26).render(TextBudget(), prompt="2+2?")

@@ -1,2 +1,4 @@
-"""Prompts that scorers write: templates, quotations, step layouts. They are no scorer types and run
-no model."""
+"""Prompts that scorers write: templates, quotations, step layouts.
+
+The modules here are no scorer types and run no model.
+"""

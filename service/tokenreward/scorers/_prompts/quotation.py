@@ -1,9 +1,9 @@
-"""A sample as text that can be quoted in another prompt: no special token in it, whatever the
+"""A sample as text that can be quoted in another prompt: it holds no special token, whatever the
 policy wrote.
 
-Text is taken as the caller wrote it; ids are decoded, without the end-of-turn that ends a response.
-Special tokens become line breaks (`TokenizerView.without_special`): a response must not be able to
-end the turn that quotes it. It knows no template and no scorer.
+Text is taken as the caller wrote it. Ids are decoded, without the end-of-turn that ends a response.
+Special tokens become line breaks (`TokenizerView.without_special`), because a response must not be
+able to end the turn that quotes it. This module knows no template and no scorer.
 """
 
 from __future__ import annotations
@@ -18,8 +18,13 @@ from tokenreward.errors import UnsupportedText
 
 @dataclass(frozen=True, slots=True)
 class Quotation:
-    """`prompt`: the whole prompt as one text; several messages stand in it with their roles.
-    `messages`: the same as dictionaries; a prompt of text or ids is one message of the user."""
+    """A prompt and its response, to be quoted.
+
+    Attributes:
+        prompt: The whole prompt as one text. Several messages stand in it with their roles.
+        messages: The prompt as dictionaries. A prompt of text or ids is one message of the user.
+        response: The response.
+    """
 
     prompt: str
     messages: list[dict[str, Any]]
@@ -27,13 +32,13 @@ class Quotation:
 
 
 def quote(sample: Sample) -> Quotation:
-    """What to quote of a sample. Raises UnsupportedText for content that is not text."""
+    """The quotation of a sample. Raises UnsupportedText for content that is not text."""
     messages = sample.item.messages
     if messages is None:
         messages = [{"role": "user", "content": _prompt(sample)}]
     else:
         messages = [_clean(message, sample.tokenizer) for message in messages]
-    texts = [_said(message, param=f"prompt[{place}]") for place, message in enumerate(messages)]
+    texts = [_text_of(message, param=f"prompt[{place}]") for place, message in enumerate(messages)]
     if len(texts) > 1:
         pairs = zip(messages, texts, strict=True)
         texts = [f"{message['role']}: {text}" for message, text in pairs]
@@ -41,6 +46,7 @@ def quote(sample: Sample) -> Quotation:
 
 
 def _prompt(sample: Sample) -> str:
+    """A prompt of text or of ids, as text."""
     if isinstance(sample.item.prompt, str):
         return sample.tokenizer.without_special(sample.item.prompt)
     text = sample.tokenizer.text(sample.prompt_ids)
@@ -48,6 +54,7 @@ def _prompt(sample: Sample) -> str:
 
 
 def _response(sample: Sample) -> str:
+    """The response as text, without the end-of-turn that ids end with."""
     if isinstance(sample.item.response, str):
         return sample.tokenizer.without_special(sample.item.response)
     ids = sample.response_ids[:-1] if sample.terminal else sample.response_ids
@@ -67,8 +74,8 @@ def _clean(value: Any, tokenizer: TokenizerView) -> Any:
     return value
 
 
-def _said(message: dict[str, Any], *, param: str) -> str:
-    """A message's text, then its tool calls as JSON."""
+def _text_of(message: dict[str, Any], *, param: str) -> str:
+    """A message's text, then its tool calls as JSON. Raises UnsupportedText."""
     content = message.get("content") or ""
     parts = [{"text": content}] if isinstance(content, str) else content
     if not all(isinstance(part.get("text"), str) for part in parts):

@@ -1,10 +1,10 @@
-"""A prompt template that a caller may write: Jinja, cut down until its rendering is harmless and
-ends soon.
+"""A prompt template that a caller may write: the part of Jinja whose rendering is harmless and
+short.
 
-Sandboxed, so that it reaches nothing of ours; and as a sandbox bounds neither time nor memory,
-there are no calls, no arithmetic, no assignments, and no loop but one over `messages`, which reads
-nothing else. What is left costs at most the length of the template times that of what it shows. It
-knows no tokenizer and no scorer.
+Templates are sandboxed, so they reach nothing of ours. A sandbox bounds neither time nor memory, so
+templates have no calls, no arithmetic and no assignments either. The one loop goes over `messages`
+and reads nothing else. Rendering then costs at most the length of the template times the length of
+what it shows. This module knows no tokenizer and no scorer.
 """
 
 from __future__ import annotations
@@ -20,26 +20,16 @@ from tokenreward.contract import TextBudget
 from tokenreward.errors import SequenceTooLong
 
 MAX_TEMPLATE_CHARACTERS = 20_000
-MAX_RENDERED_CHARACTERS = 4_000_000
+MAX_RENDERED_CHARACTERS = 4_000_000  # of one item
 
 _MAX_DEPTH = 20
 _LOOPED = "messages"
 _FILTERS = frozenset({"default", "first", "last", "length", "lower", "trim", "upper"})
 _TESTS = frozenset({"defined", "mapping", "none", "string", "undefined"})
-_NODES = (
-    *(nodes.Template, nodes.Output, nodes.TemplateData, nodes.If, nodes.For),
-    *(nodes.Name, nodes.Const, nodes.Getattr, nodes.Getitem, nodes.CondExpr),
-    *(
-        nodes.Compare,
-        nodes.Operand,
-        nodes.And,
-        nodes.Or,
-        nodes.Not,
-        nodes.Neg,
-        nodes.Filter,
-        nodes.Test,
-    ),
-)
+_STATEMENTS = (nodes.Template, nodes.Output, nodes.TemplateData, nodes.If, nodes.For)
+_VALUES = (nodes.Name, nodes.Const, nodes.Getattr, nodes.Getitem, nodes.CondExpr)
+_LOGIC = (nodes.Compare, nodes.Operand, nodes.And, nodes.Or, nodes.Not, nodes.Neg)
+_NODES = (*_STATEMENTS, *_VALUES, *_LOGIC, nodes.Filter, nodes.Test)
 # White space as chat templates have it: a statement on a line of its own leaves no line behind.
 _ENVIRONMENT = ImmutableSandboxedEnvironment(
     undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
@@ -48,11 +38,15 @@ _ENVIRONMENT.globals.clear()
 
 
 class TemplateRefused(ValueError):
-    """A template that is not served, or what it shows; the message quotes neither."""
+    """A template that is not served, or that shows too much. The message quotes no text of it."""
 
 
 class Template:
-    """One template, compiled. `variables`: the names that it reads. Make one with `template`."""
+    """One template, compiled. Make one with `template`.
+
+    Attributes:
+        variables: The names that it reads.
+    """
 
     def __init__(self, text: str) -> None:
         if len(text) > MAX_TEMPLATE_CHARACTERS:
@@ -66,17 +60,15 @@ class Template:
             self._compiled = _ENVIRONMENT.from_string(text)
         except TemplateSyntaxError as error:
             raise TemplateRefused(f"is not Jinja: line {error.lineno}") from None
-        except (
-            RecursionError,
-            SyntaxError,
-        ):  # brackets in brackets, before there is a tree to measure
+        except (RecursionError, SyntaxError):
+            # Brackets within brackets fail so, before there is a tree whose depth can be checked.
             raise TemplateRefused("is nested too deep") from None
 
     def render(self, budget: TextBudget, **variables: Any) -> str:
         """The text of the template for one item.
 
         Args:
-            budget: What the items of a request may still have written for them.
+            budget: How much text may still be written for the items of the request.
             **variables: What the template reads.
 
         Raises:
@@ -93,7 +85,7 @@ class Template:
                 budget.spend(len(part))
         except (TemplateRefused, SequenceTooLong):
             raise
-        except Exception as error:  # a template is a program; whatever it raises is its own fault
+        except Exception as error:  # a template is a program: its exceptions are its own fault
             raise TemplateRefused(f"failed on this item: {type(error).__name__}") from None
         return "".join(parts)
 
@@ -105,8 +97,16 @@ def template(text: str) -> Template:
 
 
 def _check(node: nodes.Node, *, depth: int, within: AbstractSet[str] | None = None) -> None:
-    """Raises TemplateRefused for what may not stand in a template. `within`: the names that a
-    loop's body may read."""
+    """Refuses a node that may not stand in a template, or one below it.
+
+    Args:
+        node: The node.
+        depth: How deep the node stands in the tree.
+        within: The names that the body of a loop may read; None outside a loop.
+
+    Raises:
+        TemplateRefused: Names the line.
+    """
     kind = type(node).__name__
     if not isinstance(node, _NODES):
         raise TemplateRefused(f"line {node.lineno}: {kind} is not supported")
@@ -125,20 +125,24 @@ def _check(node: nodes.Node, *, depth: int, within: AbstractSet[str] | None = No
             raise TemplateRefused(
                 f"line {node.lineno}: a loop has one variable and is not recursive"
             )
+        # The target and the list stand outside the body, and `messages` is no name of the body's.
         within = {node.target.name, "loop"}
-        for inner in (*node.body, *node.else_, *([node.test] if node.test else [])):
-            _check(inner, depth=depth + 1, within=within)
-        return
-    for inner in node.iter_child_nodes():
-        _check(inner, depth=depth + 1, within=within)
+        children = [*node.body, *node.else_]
+        if node.test is not None:
+            children.append(node.test)
+    else:
+        children = list(node.iter_child_nodes())
+    for child in children:
+        _check(child, depth=depth + 1, within=within)
 
 
 def _check_call(node: nodes.Filter | nodes.Test) -> None:
-    known = _FILTERS if isinstance(node, nodes.Filter) else _TESTS
-    if node.name not in known:
+    """Refuses a filter or test that is not on the list, or whose arguments are computed."""
+    names = _FILTERS if isinstance(node, nodes.Filter) else _TESTS
+    if node.name not in names:
         raise TemplateRefused(
-            f"line {node.lineno}: of {type(node).__name__}s there are {', '.join(sorted(known))}"
+            f"line {node.lineno}: of {type(node).__name__}s there are {', '.join(sorted(names))}"
         )
-    plain = all(isinstance(argument, nodes.Const) for argument in node.args)
-    if not plain or node.kwargs or node.dyn_args is not None or node.dyn_kwargs is not None:
+    is_constant = all(isinstance(argument, nodes.Const) for argument in node.args)
+    if not is_constant or node.kwargs or node.dyn_args is not None or node.dyn_kwargs is not None:
         raise TemplateRefused(f"line {node.lineno}: `{node.name}` takes constants only")

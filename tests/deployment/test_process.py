@@ -86,8 +86,8 @@ async def test_replaced_weights_are_freed_although_they_were_frozen(
             )
         )
         old.itself = old  # a cycle, as a checkpoint's own code may make them
-        gone = [weakref.ref(old), weakref.ref(old._checkpoint.model)]
+        references = [weakref.ref(old), weakref.ref(old.checkpoint.model)]
         del old
         await replica.reconfigure(version)
-        assert [reference() for reference in gone] == [None, None]
+        assert [reference() for reference in references] == [None, None]
         assert gc.get_freeze_count() == pytest.approx(frozen, rel=0.2)

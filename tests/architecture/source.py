@@ -21,8 +21,12 @@ class Module:
     path: Path
 
     @property
+    def text(self) -> str:
+        return self.path.read_text(encoding="utf-8")
+
+    @property
     def tree(self) -> ast.Module:
-        return ast.parse(self.path.read_text(encoding="utf-8"))
+        return ast.parse(self.text)
 
     @property
     def is_package(self) -> bool:

@@ -119,7 +119,7 @@ def broken_links(pages: dict[str, str]) -> list[str]:
 
 
 def has_heading(file: Path, anchor: str) -> bool:
-    """Whether a page has the heading of an anchor, as GitHub forms it. No anchor is always there."""
+    """Whether a page has the heading of an anchor, as GitHub forms it. No anchor is there."""
     if not anchor:
         return True
     headings = re.findall(r"^#+ (.+)$", file.read_text(encoding="utf-8"), flags=re.MULTILINE)

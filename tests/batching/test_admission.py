@@ -135,7 +135,7 @@ async def test_the_rate_follows_the_last_batches(entry: MakeEntry, batcher: Make
     assert await retry_after_s(queue, entry, 99) == 10.0
 
 
-async def test_of_many_who_are_refused_few_look_through_the_queue_and_the_gone_are_found_all_the_same(
+async def test_of_many_refused_callers_few_look_through_the_queue_and_the_gone_still_leave_it(
     entry: MakeEntry, batcher: MakeBatcher, clock: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     queue = batcher(queue=100)

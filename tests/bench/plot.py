@@ -56,15 +56,16 @@ def svg(points: Sequence[Point], words: Words) -> str:
     body = [
         f'<text x="{LEFT}" y="24" font-size="15" font-weight="bold">{escape(words.title)}</text>',
         *_grid(x, y),
-        f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 10}" text-anchor="middle">{escape(words.x)}</text>',
+        f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 10}" text-anchor="middle">'
+        f"{escape(words.x)}</text>",
         f'<text x="{LEFT}" y="42">{escape(words.y)}</text>',
     ]
     for place, (name, dots) in enumerate(zip(names, series, strict=True)):
         body += _series(name, [(x.at(a), y.at(b)) for a, b in dots], place)
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif"'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}"'
     return "\n".join(
         [
-            f'{head} font-size="12">',
+            f'{head} font-family="sans-serif" font-size="12">',
             f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#fff"/>',
             *body,
             "</svg>\n",

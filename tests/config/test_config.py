@@ -1,4 +1,4 @@
-"""Settings from files: paths keep their meaning, what is no config is refused, secrets stay secret."""
+"""Settings from files: paths keep their meaning, other files are refused, secrets stay secret."""
 
 from __future__ import annotations
 

@@ -206,7 +206,7 @@ async def test_a_deadline_is_an_error_and_work_past_it_is_not_started(engine: An
     assert layout.batches == [1]
 
 
-async def test_the_device_goes_on_while_the_event_loop_is_busy_and_late_comers_are_in_its_next_batch(
+async def test_the_device_goes_on_while_the_event_loop_is_busy_and_its_next_batch_has_late_comers(
     make_engine: Callable[..., Any],
 ) -> None:
     engine = make_engine("causal_lm", ["endogenous"], max_batch_requests=2)

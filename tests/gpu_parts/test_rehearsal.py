@@ -14,8 +14,9 @@ import pytest
 from bench.figure import NAME_WIDTH
 
 ABSENT = (
-    "ray", "fastapi", "starlette", "uvicorn", "httpx", "psutil", "peft", "prometheus_client", "orjson", "msgspec",
-    "litserve", "accelerate", "datasets", "trl", "hypothesis", "tokenreward_client",
+    "ray", "fastapi", "starlette", "uvicorn", "httpx", "psutil", "peft", "prometheus_client",
+    "orjson", "msgspec", "litserve", "accelerate", "datasets", "trl", "hypothesis",
+    "tokenreward_client",
 )  # fmt: skip
 NO_NETWORK = (
     "import socket\n"

@@ -60,7 +60,7 @@ def test_the_reward_of_the_policy_that_is_optimal_for_a_reward_is_that_reward_ag
         np.testing.assert_allclose(again[state], rewards[state], atol=1e-5)
 
 
-def test_a_constant_of_the_state_moves_single_rewards_but_no_policy_and_no_comparison_from_one_prompt() -> (
+def test_a_constant_of_the_state_moves_rewards_but_no_policy_and_no_comparison_of_a_prompt() -> (
     None
 ):
     logits, shift = tree.random_table(3), tree.random_values(4, STATES + RESPONSES)
@@ -152,7 +152,7 @@ def changed(folder: Path, change: Callable[[Any], None]) -> Path:
     return folder
 
 
-async def test_a_constant_on_all_logits_of_a_real_model_is_left_once_with_zero_and_never_with_bootstrap(
+async def test_a_constant_on_a_real_models_logits_is_left_once_with_zero_and_never_with_bootstrap(
     make_engine: Callable[..., Any], tmp_path: Path
 ) -> None:
     plain = make_engine(

@@ -181,7 +181,8 @@ def test_nothing_is_coerced(body: Any, param: str) -> None:
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "1" + "0" * 400])
 @pytest.mark.parametrize("field", ["policy_logprobs", "ref_logprobs"])
 def test_log_probs_that_are_not_finite_are_invalid(field: str, number: str) -> None:
-    body = f'{{"scorer": "rm", "items": [{{"prompt": "p", "response": "r", "{field}": [0, {number}]}}]}}'
+    item = f'{{"prompt": "p", "response": "r", "{field}": [0, {number}]}}'
+    body = f'{{"scorer": "rm", "items": [{item}]}}'
     error = refuse(body.encode())
     assert type(error) is InvalidField
     assert error.param == f"items[0].{field}[1]"

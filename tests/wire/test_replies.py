@@ -22,7 +22,8 @@ from tokenreward.wire import (
 
 CONTRACT_EXAMPLE = """
     {"id": "1", "scorer": "attention_dense", "model": "rm", "version": 3,
-     "items": [{"index": 0, "rewards": [0.1, 0.2, 1.7], "score": 2.0, "tokens": null, "error": null}],
+     "items": [{"index": 0, "rewards": [0.1, 0.2, 1.7], "score": 2.0,
+                "tokens": null, "error": null}],
      "usage": {"prompt_tokens": 9, "response_tokens": 5},
      "timing": {"queue_s": 0.001, "tokenize_s": 0.0, "compute_s": 0.012}}
 """

@@ -16,16 +16,17 @@ from tokenreward.wire import Credit, IdsB64, Item, Kl, RewardsRequest, parse, pa
 CONTRACT_EXAMPLE = """
     {"scorer": "attention_dense",
      "items": [
-       {"prompt": [{"role": "user", "content": "2+2?"}],   // or a raw string, or ids, or {"ids_b64": "..."}
-        "response": "It is 4.",                            // or ids, or {"ids_b64": "..."}
-        "finished": true,                                  // text only
-        "spans": [[0, 2], [2, 5], [5, 8]],                 // optional, text only: units of the caller
-        "mask": [1, 1, 1],                                 // optional, one per unit: 0 = read, not scored
-        "policy_logprobs": [-0.1, -0.3, -0.2],             // optional, one per unit of the returned vector
-        "ref_logprobs": null, "score": null}],             // optional: see kl above; score for attention scorers
+       {"prompt": [{"role": "user", "content": "2+2?"}],
+                                                   // or a raw string, or ids, or {"ids_b64": "..."}
+        "response": "It is 4.",                    // or ids, or {"ids_b64": "..."}
+        "finished": true,                          // text only
+        "spans": [[0, 2], [2, 5], [5, 8]],         // optional, text only: units of the caller
+        "mask": [1, 1, 1],                         // optional, one per unit: 0 = read, not scored
+        "policy_logprobs": [-0.1, -0.3, -0.2],     // optional, one per unit of the returned vector
+        "ref_logprobs": null, "score": null}],     // optional: see kl above; score for attention
      "options": {}, "credit": {"name": "attention", "beta": 0.8,
                                "kl": {"coef": 0.05, "estimator": "k1", "reference": "sft"}},
-     "encoding_format": "float",                           // or "base64": little-endian float32
+     "encoding_format": "float",                   // or "base64": little-endian float32
      "return_tokens": false, "min_version": null}
 """
 

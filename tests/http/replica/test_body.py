@@ -75,9 +75,7 @@ async def test_a_caller_who_sends_slowly_holds_up_nobody() -> None:
     assert await task == b"a" * 10
 
 
-async def test_who_sends_nothing_or_gets_no_room_until_the_deadline_is_told_so_and_leaves_nothing_taken() -> (
-    None
-):
+async def test_who_is_silent_or_gets_no_room_is_told_at_the_deadline_and_leaves_nothing() -> None:
     room, parsed = Room(10), asyncio.Event()
     holding = reading(room, Sender(b"a" * 10), held=parsed)
     await turns()

@@ -37,7 +37,8 @@ def show(text: str) -> str:
         ("{{ messages[-1].content }}{{ messages[0].name | default('nobody') }}", "4nobody"),
         ("{% if '4' in response and not prompt is none %}yes{% else %}no{% endif %}", "yes"),
         (
-            "{{ 'a' if messages[0].name is defined else 'b' }}{# a note #}{% raw %}{{ x }}{% endraw %}",
+            "{{ 'a' if messages[0].name is defined else 'b' }}{# a note #}"
+            "{% raw %}{{ x }}{% endraw %}",
             "b{{ x }}",
         ),
         ("<b>{{ prompt }}</b> & {{ response }}", "<b>2+2?</b> &  It is 4. "),
@@ -104,7 +105,8 @@ def test_what_is_not_there_or_not_safe_fails_as_its_own_fault(text: str) -> None
 
 def test_a_template_says_what_it_reads_and_nothing_is_there_by_itself() -> None:
     read = template(
-        "{{ prompt }}{% for m in messages %}{{ m }}{{ loop.index }}{% endfor %}{{ cycler }}{{ dict }}"
+        "{{ prompt }}{% for m in messages %}{{ m }}{{ loop.index }}{% endfor %}"
+        "{{ cycler }}{{ dict }}"
     )
     assert read.variables == {"prompt", "messages", "cycler", "dict"}
 

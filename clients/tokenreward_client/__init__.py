@@ -1,10 +1,11 @@
 """The client of tokenreward: per-token rewards over HTTP, with httpx, pydantic and numpy and
 nothing heavy.
 
-from tokenreward_client import Client
+    from tokenreward_client import Client
 
-with Client("http://127.0.0.1:8000") as client:
-    answers = client.score([("2+2?", "It is 4.")], scorer="endogenous")
+    with Client("http://127.0.0.1:8000") as client:
+        [answer] = client.score([("2+2?", "It is 4.")], scorer="endogenous")
+    answer.rewards  # float32, one number per token of the response
 """
 
 from tokenreward.alignment import fingerprint

@@ -48,7 +48,8 @@ class Window:
         self._opens_at = -math.inf
         self._numbers = itertools.count()
         self._waiting: list[tuple[int, int, Ticket]] = []
-        # Calls of several threads share a window. All that changes is read and written under it.
+        # Calls of several threads share a window. What follows from what it held before is written
+        # under the lock; `limit` and `closed_s` read one number each, and need none.
         self._lock = threading.Lock()
 
     @property

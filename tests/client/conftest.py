@@ -32,17 +32,19 @@ Score = Callable[..., list[Rewards]]
 
 @pytest.fixture(params=["sync", "async"])
 def score(request: pytest.FixtureRequest, edge: Edge) -> Score:
-    """`score(items, scorer, settings={...}, **asked)` on a fresh client of either kind."""
+    """`score(items, scorer, settings={...}, **options)` on a fresh client of either kind."""
 
-    def run_sync(*args: Any, settings: dict[str, Any] | None = None, **asked: Any) -> list[Rewards]:
+    def run_sync(
+        *args: Any, settings: dict[str, Any] | None = None, **options: Any
+    ) -> list[Rewards]:
         with Client(edge.url, **(settings or {})) as client:
-            return client.score(*args, **asked)
+            return client.score(*args, **options)
 
     async def run_async(
-        *args: Any, settings: dict[str, Any] | None = None, **asked: Any
+        *args: Any, settings: dict[str, Any] | None = None, **options: Any
     ) -> list[Rewards]:
         async with AsyncClient(edge.url, **(settings or {})) as client:
-            return await client.score(*args, **asked)
+            return await client.score(*args, **options)
 
     if request.param == "sync":
         return run_sync

@@ -44,7 +44,7 @@ def test_item_that_cannot_be_sent_names_its_field(edge: Any, items: Any, param: 
 
 
 @pytest.mark.parametrize(
-    ("asked", "param"),
+    ("arguments", "param"),
     [
         ({"scorer": "a", "scorers": ["b"]}, "scorers"),
         ({"scorers": "endogenous"}, "scorers"),
@@ -61,10 +61,10 @@ def test_item_that_cannot_be_sent_names_its_field(edge: Any, items: Any, param: 
     ],
 )
 def test_request_that_cannot_be_sent_names_its_field(
-    edge: Any, asked: dict[str, Any], param: str | None
+    edge: Any, arguments: dict[str, Any], param: str | None
 ) -> None:
     with Client(edge.url) as client, pytest.raises(BadArgument) as caught:
-        client.score([GOOD], **asked)
+        client.score([GOOD], **arguments)
     assert caught.value.param == param
     assert edge.seen == []
 

@@ -50,9 +50,9 @@ def test_every_error_is_among_those_tried() -> None:
 @pytest.mark.parametrize("again", COPIES)
 def test_copy_has_all_that_the_error_has(error: ClientError, again: Callable[[Any], Any]) -> None:
     error.retryable = not type(error).retryable
-    found = again(error)
-    assert type(found) is type(error)
-    assert (found.args, vars(found), str(found)) == (error.args, vars(error), str(error))
+    copied = again(error)
+    assert type(copied) is type(error)
+    assert (copied.args, vars(copied), str(copied)) == (error.args, vars(error), str(error))
 
 
 def refuse() -> None:

@@ -36,14 +36,14 @@ def test_ids_of_the_scorers_own_tokenizer_are_sent(edge: Any, score: Any, item: 
 
 @pytest.mark.parametrize("item", [IDS, IDS_IN_PROMPT])
 @pytest.mark.parametrize(
-    "asked", [{"scorer": "reward_model"}, {"scorers": ["endogenous", "reward_model"]}]
+    "arguments", [{"scorer": "reward_model"}, {"scorers": ["endogenous", "reward_model"]}]
 )
 def test_ids_of_another_tokenizer_are_refused_and_both_are_named(
-    edge: Any, score: Any, items: Any, item: Any, asked: Any
+    edge: Any, score: Any, items: Any, item: Any, arguments: Any
 ) -> None:
     edge.listing = LISTING
     with pytest.raises(BadArgument, match=f"{OURS}.*reward_model.*{THEIRS}") as caught:
-        score([*items(1), item], fingerprint=OURS, **asked)
+        score([*items(1), item], fingerprint=OURS, **arguments)
     assert caught.value.param == "fingerprint"
     assert edge.seen == []
 

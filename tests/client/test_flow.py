@@ -169,8 +169,8 @@ def test_being_overloaded_costs_no_try_and_is_waited_out_until_the_deadline() ->
 
 @pytest.mark.parametrize("code", ["loading", "updating"])
 def test_weights_on_their_way_cost_no_try_and_no_place(code: str) -> None:
-    said = {"error": {"code": code, "message": "m", "param": None, "retryable": True}}
-    wait = httpx.Response(503, json=said, headers={"retry-after": "1"})
+    body = {"error": {"code": code, "message": "m", "param": None, "retryable": True}}
+    wait = httpx.Response(503, json=body, headers={"retry-after": "1"})
     walk = Walk(*[wait] * 30, OK, max_retries=0, timeout_s=300.0)
     walk.attempts.window = Window(4, walk.clock)
     assert walk.run() is OK
@@ -266,11 +266,11 @@ def test_request_that_cannot_be_sent_is_not_retried() -> None:
     "json", [None, {"error": {"code": "unknown_scorer", "message": "m", "retryable": False}}]
 )
 def test_404_on_the_direct_path_turns_to_the_gateway_once(json: Any) -> None:
-    turned = []
+    fallbacks = []
     walk = Walk(httpx.Response(404, json=json), refused(), OK)
-    assert walk.run(Route("/d/rm/v1/rewards", lambda: turned.append(True))) is OK
+    assert walk.run(Route("/d/rm/v1/rewards", lambda: fallbacks.append(True))) is OK
     assert [send.path for send in walk.sends] == ["/d/rm/v1/rewards", "/v1/rewards", "/v1/rewards"]
-    assert turned == [True]
+    assert fallbacks == [True]
     assert len(walk.pauses) == 1
 
 

@@ -48,7 +48,7 @@ def test_listing_that_fails_is_not_asked_for_on_every_call(edge: Any, items: Any
 
 
 @pytest.mark.parametrize(
-    ("asked", "path"),
+    ("arguments", "path"),
     [
         ({"scorer": "reward_model"}, "/d/rm/v1/rewards"),
         ({"scorer": "unlisted"}, "/v1/rewards"),
@@ -56,10 +56,10 @@ def test_listing_that_fails_is_not_asked_for_on_every_call(edge: Any, items: Any
     ],
 )
 def test_request_goes_straight_to_the_deployment(
-    edge: Any, score: Any, items: Any, asked: dict[str, Any], path: str
+    edge: Any, score: Any, items: Any, arguments: dict[str, Any], path: str
 ) -> None:
     edge.listing = LISTING
-    score(items(1), **asked)
+    score(items(1), **arguments)
     assert edge.paths == [path]
 
 
@@ -134,17 +134,17 @@ def test_kl_reference_on_another_deployment_needs_the_gateway(
 
 
 @pytest.mark.parametrize(
-    "asked", [{"scorer": "endogenous"}, {"scorers": ["endogenous"]}], ids=["single", "keyed"]
+    "arguments", [{"scorer": "endogenous"}, {"scorers": ["endogenous"]}], ids=["single", "keyed"]
 )
 def test_score_from_another_scorer_needs_the_gateway(
-    edge: Any, score: Any, items: Any, asked: Any
+    edge: Any, score: Any, items: Any, arguments: Any
 ) -> None:
     edge.listing = LISTING
     options = {"score_from": "reward_model"}
-    if "scorers" in asked:
+    if "scorers" in arguments:
         options = {"endogenous": options}
         edge.script.append(lambda body: edge.reply([keyed(0, endogenous={"rewards": [0.0, 0.0]})]))
-    score(items(1), **asked, options=options)
+    score(items(1), **arguments, options=options)
     assert edge.paths == ["/v1/rewards"]
     assert edge.num_listed == 0
 
@@ -296,11 +296,11 @@ def test_listing_is_asked_once(edge: Any, items: Any) -> None:
 async def test_scorers_lists_what_the_server_says(edge: Any) -> None:
     edge.listing = LISTING
     with Client(edge.url) as client:
-        found = client.scorers()
+        scorers = client.scorers()
     async with AsyncClient(edge.url) as client:
-        assert await client.scorers() == found
-    assert [scorer.name for scorer in found] == ["endogenous", "logprob", "reward_model"]
-    assert found[0].model_extra == {
+        assert await client.scorers() == scorers
+    assert [scorer.name for scorer in scorers] == ["endogenous", "logprob", "reward_model"]
+    assert scorers[0].model_extra == {
         "route": "/d/sft/v1/rewards",
         "limits": {"max_sequence_tokens": 4096},
     }

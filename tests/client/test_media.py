@@ -69,16 +69,16 @@ ITEMS: list[Any] = [
 
 @pytest.mark.parametrize("item", ITEMS, ids=str)
 def test_an_item_means_the_same_on_both_wires(item: Any) -> None:
-    listed, packed = on_both([item])
-    assert means(listed.items[0]) == means(packed.items[0])
+    json, msgpack = on_both([item])
+    assert means(json.items[0]) == means(msgpack.items[0])
 
 
 @given(st.lists(st.floats(allow_nan=False, allow_infinity=False)))
 def test_log_probs_of_any_precision_arrive_to_the_last_bit(values: list[float]) -> None:
-    _, packed = on_both([{**TEXT, "policy_logprobs": values}])
-    taken = packed.items[0].policy_logprobs
-    assert taken is not None
-    assert list(taken) == values
+    _, msgpack = on_both([{**TEXT, "policy_logprobs": values}])
+    log_probs = msgpack.items[0].policy_logprobs
+    assert log_probs is not None
+    assert list(log_probs) == values
 
 
 @pytest.mark.parametrize(
@@ -132,8 +132,8 @@ def test_what_cannot_be_sent_is_refused_alike_on_both_wires(item: Any, param: st
 
 @pytest.mark.parametrize("options", [{"a": {1, 2}}, {"a": (1, 2)}, {"a": np.float64(0.5)}])
 def test_options_are_plain_on_both_wires(options: Any) -> None:
-    listed, packed = on_both([TEXT], options=options)
-    assert listed.options == packed.options
+    json, msgpack = on_both([TEXT], options=options)
+    assert json.options == msgpack.options
 
 
 @pytest.mark.parametrize("options", [{"a": 2**70}, {"a": object()}, {"a": "\ud800"}])

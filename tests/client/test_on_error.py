@@ -37,7 +37,7 @@ def two_items_per_request(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_ends_one_request_is_its_items_error_and_the_others_go_on(
     edge: Any, score: Any, items: Any, trouble: str, num_tries: int, code: str, retryable: bool
 ) -> None:
-    answers = {
+    replies = {
         "refused": edge.says(422, "invalid_field", retryable=False, param="items[0].mask"),
         "failed": edge.says(500, "internal", retryable=True),
         "broken": edge.broken,
@@ -46,18 +46,18 @@ def test_what_ends_one_request_is_its_items_error_and_the_others_go_on(
     }
 
     def troubled(body: Any) -> Any:
-        return (answers[trouble] if body["items"][0]["response"] == "r2" else edge.ok)(body)
+        return (replies[trouble] if body["items"][0]["response"] == "r2" else edge.ok)(body)
 
     edge.script.extend([troubled] * 8)
-    found = score(items(6), **RETURN)
+    answers = score(items(6), **RETURN)
     assert len(edge.seen) == 2 + num_tries
-    assert scores(found) == [0, 1, None, None, 4, 5]
-    for answer in found[2:4]:
+    assert scores(answers) == [0, 1, None, None, 4, 5]
+    for answer in answers[2:4]:
         assert answer.rewards is None
         assert answer.request_id is None
         assert (answer.error.code, answer.error.retryable) == (code, retryable)
     if trouble == "refused":
-        assert found[3].error.param == "items[2].mask"
+        assert answers[3].error.param == "items[2].mask"
 
 
 def test_deadline_of_one_request_keeps_what_came_before(edge: Any, score: Any, items: Any) -> None:
@@ -66,11 +66,11 @@ def test_deadline_of_one_request_keeps_what_came_before(edge: Any, score: Any, i
 
     edge.script.extend([edge.ok, late])
     began = time.monotonic()
-    found = score(items(4), timeout_s=20, **RETURN)
+    answers = score(items(4), timeout_s=20, **RETURN)
     assert time.monotonic() - began < 10
-    assert scores(found) == [0, 1, None, None]
-    assert found[2].error.code == "deadline_exceeded"
-    assert "overloaded" in found[2].error.message
+    assert scores(answers) == [0, 1, None, None]
+    assert answers[2].error.code == "deadline_exceeded"
+    assert "overloaded" in answers[2].error.message
 
 
 def test_item_that_has_an_answer_keeps_it_when_its_request_ends(
@@ -79,16 +79,16 @@ def test_item_that_has_an_answer_keeps_it_when_its_request_ends(
     edge.script.extend(
         [edge.changed(1, rewards=None, score=None, error=BUSY), lambda body: edge.reply([])]
     )
-    found = score(items(2), **RETURN)
-    assert scores(found) == [0, None]
-    assert found[1].error.code == "out_of_memory"
+    answers = score(items(2), **RETURN)
+    assert scores(answers) == [0, None]
+    assert answers[1].error.code == "out_of_memory"
 
 
 def test_half_of_a_request_that_is_too_large_fails_alone(edge: Any, score: Any, items: Any) -> None:
     edge.script.extend([edge.says(413, "larger_than_queue", retryable=False)] * 2)
-    found = score(items(2), **RETURN)
-    assert scores(found) == [None, 1]
-    assert found[0].error.code == "larger_than_queue"
+    answers = score(items(2), **RETURN)
+    assert scores(answers) == [None, 1]
+    assert answers[0].error.code == "larger_than_queue"
 
 
 def test_several_scorers_have_no_results_where_no_answer_came(
@@ -101,8 +101,8 @@ def test_several_scorers_have_no_results_where_no_answer_came(
             lambda body: edge.reply([]),
         ]
     )
-    found = score(items(4), scorers=["a"], **RETURN)
-    assert (found[0].error, found[2].error.code, found[2].scorers) == (None, "bad_reply", {})
+    answers = score(items(4), scorers=["a"], **RETURN)
+    assert (answers[0].error, answers[2].error.code, answers[2].scorers) == (None, "bad_reply", {})
 
 
 @pytest.mark.parametrize("num_items", [2, 5])

@@ -135,13 +135,13 @@ def test_a_client_that_was_pickled_answers(edge: Any, items: Any) -> None:
 @pytest.mark.parametrize("max_concurrency", [1, 3])
 def test_ctrl_c_ends_the_process_though_no_answer_comes(max_concurrency: int) -> None:
     """With one place, two requests wait for it; with three, all are at the server."""
-    asked = []
+    posts = []
 
     def answer(connection: socket.socket) -> None:
         with connection:
             while request := connection.recv(10_000):
                 if request.startswith(b"POST"):
-                    asked.append(True)
+                    posts.append(True)
                 else:
                     connection.sendall(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n")
 
@@ -160,15 +160,15 @@ def test_ctrl_c_ends_the_process_though_no_answer_comes(max_concurrency: int) ->
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
             try:
                 until = time.monotonic() + 30
-                while len(asked) < max_concurrency and time.monotonic() < until:
+                while len(posts) < max_concurrency and time.monotonic() < until:
                     time.sleep(0.02)
                 process.send_signal(signal.SIGINT)
-                _, said = process.communicate(timeout=10)
+                _, output = process.communicate(timeout=10)
             finally:
                 process.kill()
         listener.shutdown(socket.SHUT_RDWR)
-    assert len(asked) == max_concurrency
-    assert "KeyboardInterrupt" in said
+    assert len(posts) == max_concurrency
+    assert "KeyboardInterrupt" in output
 
 
 def test_whoever_waits_for_a_place_hears_the_stop() -> None:

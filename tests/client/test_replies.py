@@ -158,15 +158,15 @@ def test_several_scorers_keep_their_good_results_when_an_item_is_sent_again(
         assert answer.scorers["b"].rewards.tolist() == [3, 4]
 
 
-@pytest.mark.parametrize("asked", [{}, {"scorers": ["a", "b"]}])
+@pytest.mark.parametrize("arguments", [{}, {"scorers": ["a", "b"]}])
 def test_sources_name_the_weights_of_the_scorers_that_the_front_asked(
-    edge: Any, score: Any, items: Any, asked: dict[str, Any]
+    edge: Any, score: Any, items: Any, arguments: dict[str, Any]
 ) -> None:
     sources = {"logprob": {"model": "sft", "version": 7}}
     result = {"rewards": [1.0, 2.0], "score": 1.0}
-    first = keyed(0, a=result, b=result) if asked else {"index": 0, **result}
+    first = keyed(0, a=result, b=result) if arguments else {"index": 0, **result}
     edge.script.append(lambda body: edge.reply([first], sources=sources))
-    [answer] = score(items(1), **asked)
+    [answer] = score(items(1), **arguments)
     assert {name: (source.model, source.version) for name, source in answer.sources.items()} == {
         "logprob": ("sft", 7)
     }

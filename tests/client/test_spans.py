@@ -91,9 +91,9 @@ def test_spans_tile_the_decoding_of_any_text(
         with pytest.raises(NotText):
             text_and_spans(tokenizer, ids)
         return
-    said, spans, _ = text_and_spans(tokenizer, ids)
-    assert said == decoded(tokenizer, ids)
-    assert_tiles(spans, said, len(ids))
+    decoding, spans, _ = text_and_spans(tokenizer, ids)
+    assert decoding == decoded(tokenizer, ids)
+    assert_tiles(spans, decoding, len(ids))
     zero_width = {tokenizer.convert_tokens_to_ids(token) for token in (EOS, BOS, RESERVED)}
     assert all(
         start == end for id_, (start, end) in zip(ids, spans, strict=True) if id_ in zero_width
@@ -108,9 +108,9 @@ def test_a_character_belongs_to_the_token_that_completes_it(kind: str, text: str
     byte of it."""
     tokenizer = KINDS[kind]()
     encoding = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
-    said = decoded(tokenizer, encoding.ids)
-    shift = len(said) - len(text)  # 1 where Metaspace wrote a space before the text
-    assume(encoding.ids and said[shift:] == text)
+    decoding = decoded(tokenizer, encoding.ids)
+    shift = len(decoding) - len(text)  # 1 where Metaspace wrote a space before the text
+    assume(encoding.ids and decoding[shift:] == text)
     next_starts = [start for start, _ in encoding.offsets[1:]] + [len(text)]
     edges = [
         min(end, start) + shift

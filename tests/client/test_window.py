@@ -29,11 +29,11 @@ def let_in(tickets: list[Ticket]) -> list[int]:
 
 def refuse(window: Window, *tickets: Ticket) -> list[int]:
     """`overloaded`, one after the other. Returns what each retreat said."""
-    said = []
+    halvings = []
     for ticket in tickets:
-        said.append(window.retreat(ticket.result()))
+        halvings.append(window.retreat(ticket.result()))
         window.leave(ticket)
-    return said
+    return halvings
 
 
 def answer(window: Window, *tickets: Ticket) -> None:

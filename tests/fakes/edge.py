@@ -1,4 +1,4 @@
-"""The edge fake: a real HTTP server on a free port whose answers a test scripts, one per POST."""
+"""A real HTTP server on a free port whose replies a test scripts, one per POST."""
 
 from __future__ import annotations
 
@@ -29,8 +29,21 @@ def b64(rewards: list[float]) -> str:
 
 @dataclass
 class Edge:
-    """A service whose item `response: "r7"` with spans scores 7 on every unit; scripted answers go
-    first."""
+    """A service that scores an item with spans and the response "r7" with 7 on every unit.
+
+    Attributes:
+        url: Where it answers.
+        listing: The body of `GET /v1/scorers`; None for a 404.
+        listing_status: The status of that reply.
+        listing_delay_s: Seconds before that reply.
+        script: Replies to the next POSTs. Without any left, the rule above answers.
+        num_listed: How often the listing was asked for.
+        listing_headers: The headers of those requests.
+        seen: Path, headers and body of each POST.
+        delay_s: Seconds before the reply to a POST.
+        in_flight: One mark for each POST that is not answered yet.
+        most_in_flight: The most of these at a time.
+    """
 
     url: str = ""
     listing: dict[str, Any] | None = None
@@ -85,7 +98,7 @@ class Edge:
         return self.reply(self.items(body))
 
     def changed(self, index: int, /, **fields: Any) -> Answer:
-        """All is well but item `index`, which has these fields."""
+        """The reply of the rule, in which item `index` has these fields."""
 
         def answer(body: dict[str, Any]) -> Response:
             items = self.items(body)
@@ -97,7 +110,7 @@ class Edge:
     def says(
         self, status: int, code: str, *, retryable: bool, param: str = "items", **headers: str
     ) -> Answer:
-        """Our error body; `Retry_After="0"` becomes a header."""
+        """A reply with the service's error body. `Retry_After="0"` becomes a header."""
         error = {"code": code, "message": "as scripted", "param": param, "retryable": retryable}
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         return lambda body: JSONResponse({"error": error}, status, named)
@@ -125,15 +138,13 @@ class Edge:
         self.num_listed += 1
         self.listing_headers.append(dict(request.headers))
         await asyncio.sleep(self.listing_delay_s)
-        return (
-            Response("not here", 404)
-            if self.listing is None
-            else JSONResponse(self.listing, self.listing_status)
-        )
+        if self.listing is None:
+            return Response("not here", 404)
+        return JSONResponse(self.listing, self.listing_status)
 
 
 def keyed(index: int, **scorers: dict[str, Any]) -> dict[str, Any]:
-    """An item of a reply to several scorers."""
+    """An item of the reply to a request with `scorers`."""
     return {"index": index, "scorers": scorers}
 
 
@@ -143,7 +154,7 @@ def scores(answers: Sequence[Rewards]) -> list[float | None]:
 
 @contextmanager
 def serving() -> Iterator[Edge]:
-    """An Edge that answers, in a thread of its own."""
+    """An Edge that answers on a thread of its own."""
     edge = Edge()
     routes = [
         Route("/v1/rewards", edge.post, methods=["POST"]),

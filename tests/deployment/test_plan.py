@@ -15,7 +15,7 @@ from ray.serve.schema import ServeDeploySchema
 from tokenreward.cli import schema
 from tokenreward.config import demo_settings, parse_settings
 from tokenreward.deployment.plan import internal_url, limits_of, needed_cpus, serve_config
-from tokenreward.http.gateway import Route
+from tokenreward.http.dependencies import ScorerRoute
 from tokenreward.settings import DeploymentSettings, Settings
 
 
@@ -41,16 +41,18 @@ def test_gateway_is_told_where_every_scorer_lives() -> None:
     (gateway,) = [
         app for app in serve_config(demo_settings())["applications"] if app["route_prefix"] == "/"
     ]
-    assert {name: Route(**route) for name, route in gateway["args"]["routes"].items()} == {
-        "endogenous": Route("sft", "endogenous"),
-        "logprob": Route("sft", "endogenous"),
-        "entropy": Route("sft", "entropy"),
-        "treg": Route("sft", "treg"),
-        "generation_attention": Route("sft", "generation_attention", score_from="reward_model"),
-        "implicit": Route("dpo", "implicit"),
-        "reward_model": Route("rm", "reward_model"),
-        "attention_dense": Route("rm", "attention_dense"),
-        "process": Route("rm", "process"),
+    assert {name: ScorerRoute(**route) for name, route in gateway["args"]["routes"].items()} == {
+        "endogenous": ScorerRoute("sft", "endogenous"),
+        "logprob": ScorerRoute("sft", "endogenous"),
+        "entropy": ScorerRoute("sft", "entropy"),
+        "treg": ScorerRoute("sft", "treg"),
+        "generation_attention": ScorerRoute(
+            "sft", "generation_attention", score_from="reward_model"
+        ),
+        "implicit": ScorerRoute("dpo", "implicit"),
+        "reward_model": ScorerRoute("rm", "reward_model"),
+        "attention_dense": ScorerRoute("rm", "attention_dense"),
+        "process": ScorerRoute("rm", "process"),
     }
 
 
@@ -63,7 +65,7 @@ def test_gateway_is_told_who_asks_whom_for_a_score() -> None:
     (gateway,) = [
         app for app in serve_config(settings)["applications"] if app["route_prefix"] == "/"
     ]
-    assert Route(**gateway["args"]["routes"]["spread"]) == Route(
+    assert ScorerRoute(**gateway["args"]["routes"]["spread"]) == ScorerRoute(
         "sft", "my.own:Spread", score_from="reward_model"
     )
 

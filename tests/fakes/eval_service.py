@@ -90,8 +90,9 @@ def replica(
     """The URL of one replica's application around a real engine."""
     from tokenreward.engine import Engine
     from tokenreward.engine.slot import Slot
+    from tokenreward.http.app import build_app
     from tokenreward.http.guard import Limits
-    from tokenreward.http.replica import build_app
+    from tokenreward.http.replica import ReplicaBackend
     from tokenreward.metrics import Metrics
     from tokenreward.settings import DeploymentSettings
 
@@ -106,6 +107,7 @@ def replica(
     slot = Slot()
     engine = Engine.load(DeploymentSettings.model_validate(entry), say=lambda line: None)
     asyncio.run(slot.put(engine))
-    rules = Limits(max_body_bytes=2**26, max_request_items=4096, request_timeout_s=300.0)
-    with web.serving(build_app("one", slot, metrics=Metrics(), limits=rules)) as url:
+    limits = Limits(max_body_bytes=2**26, max_request_items=4096, request_timeout_s=300.0)
+    backend = ReplicaBackend("one", slot, metrics=Metrics(), limits=limits)
+    with web.serving(build_app(backend)) as url:
         yield url

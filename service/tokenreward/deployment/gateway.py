@@ -17,8 +17,11 @@ from ray.serve.exceptions import DeploymentUnavailableError
 
 from tokenreward.deployment.plan import REPLICA, limits_of
 from tokenreward.deployment.process import tune_interpreter
-from tokenreward.http.gateway import Route, build_app
-from tokenreward.http.guard import App
+from tokenreward.http.app import build_app
+from tokenreward.http.dependencies import ScorerRoute
+from tokenreward.http.gateway import GatewayBackend
+from tokenreward.http.scope import App
+from tokenreward.http.upstream import Upstreams
 from tokenreward.metrics import Snapshot
 
 _GATHER_TIMEOUT_S = 5.0
@@ -38,7 +41,7 @@ class Gateway:
     def __init__(self, args: dict[str, Any]) -> None:
         tune_interpreter()
         self._args = args
-        self._routes = {name: Route(**route) for name, route in args["routes"].items()}
+        self._routes = {name: ScorerRoute(**route) for name, route in args["routes"].items()}
         deployments = dict.fromkeys(route.deployment for route in self._routes.values())
         self._replicas = Replicas(list(deployments))
 
@@ -54,14 +57,14 @@ class Gateway:
             timeout=None,  # noqa: S113 - each request has its own deadline
             trust_env=False,
         )
-        return build_app(
+        backend = GatewayBackend(
             self._routes,
-            client,
+            Upstreams(client, self._replicas.has_ready),
             gather=self._replicas.snapshots,
-            has_ready=self._replicas.has_ready,
             limits=limits_of(self._args),
             replica=serve.get_replica_context().replica_tag,
         )
+        return build_app(backend)
 
 
 def _handle_of(deployment: str) -> Any:

@@ -70,7 +70,10 @@ def _gateway(settings: Settings) -> dict[str, Any]:
     routes = {}
     for deployment in settings.deployments:
         for scorer in deployment.scorers:
-            route = {"deployment": deployment.name, "type": scorer.type}  # the fields of `Route`
+            route = {
+                "deployment": deployment.name,
+                "type": scorer.type,
+            }  # the fields of `ScorerRoute`
             if scorer.score_from is not None:
                 route["score_from"] = scorer.score_from
             routes[scorer.served_name] = route

@@ -16,8 +16,9 @@ from ray import serve
 from tokenreward.deployment.plan import limits_of
 from tokenreward.deployment.process import freeze_loaded_objects, limit_threads, tune_interpreter
 from tokenreward.engine.slot import Slot
-from tokenreward.http.guard import App
-from tokenreward.http.replica import build_app
+from tokenreward.http.app import build_app
+from tokenreward.http.replica import ReplicaBackend
+from tokenreward.http.scope import App
 from tokenreward.metrics import Metrics, Snapshot
 from tokenreward.settings import DeploymentSettings
 
@@ -44,9 +45,10 @@ class Replica:
         self.slot = Slot()
 
     def __serve_build_asgi_app__(self) -> App:
-        return build_app(
+        backend = ReplicaBackend(
             self._settings["name"], self.slot, metrics=self._metrics, limits=self._limits
         )
+        return build_app(backend)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Loads other weights while the old ones serve, then swaps them.

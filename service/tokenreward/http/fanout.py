@@ -1,137 +1,271 @@
-"""A request that no one deployment answers by itself: its sources are asked first, its parts side
-by side, and what comes back is merged into one reply.
+"""A request that no one deployment answers by itself: its dependencies are asked first, its
+sub-requests side by side, and their replies are merged into one.
 
-A deployment that cannot answer now costs only the results that need it; a request that is wrong for
-one is wrong.
+A deployment that cannot answer now costs only the results that need it. A request that is wrong
+for one deployment is wrong. This module knows who waits for whom, and leaves what bodies say to
+`subrequests` and `dependencies`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections import ChainMap, Counter
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, TypeVar
 
 from tokenreward.combine import combine, has_id_units, refuse_unequal_units
-from tokenreward.errors import RequestError
-from tokenreward.http.dependencies import NO_TIME
-from tokenreward.http.errand import Errand, Outcome
-from tokenreward.http.guard import Report, for_size
-from tokenreward.http.route import Route
-from tokenreward.http.subrequests import NO_USAGE, Part, Reply, failed_item, parts_of, read_content
-from tokenreward.http.upstream import Answer, Passage
-from tokenreward.wire import RewardsRequest, read_reply, write_reply
-from tokenreward.wire.media import JSON
+from tokenreward.errors import InternalError, InvalidField, RequestError
+from tokenreward.http.body import for_size
+from tokenreward.http.dependencies import (
+    DependencyReply,
+    ScorerRoute,
+    needs_one_tokenizer,
+    question,
+    read_values,
+    refuse_unlike_units,
+    restated_error,
+)
+from tokenreward.http.guard import Report
+from tokenreward.http.subrequests import (
+    SubRequest,
+    longest,
+    no_reply,
+    read_answer,
+    subrequests_of,
+    write_content,
+)
+from tokenreward.http.upstream import ListedScorer, UpstreamCall, UpstreamRefusal, is_old
+from tokenreward.wire import ItemResult, Reply, RewardsRequest, Usage
+from tokenreward.wire.dependencies import Dependency
+from tokenreward.wire.reply import NO_TIME, NO_USAGE
+
+T = TypeVar("T")
+KeyT = TypeVar("KeyT")
 
 
-async def fan_out(
-    request: RewardsRequest,
-    body: bytes,
-    routes: Mapping[str, Route],
-    *,
-    passage: Passage,
-    report: Report,
-) -> Answer:
-    """The merged answer, or the first refusal. `body` is what `request` was read from; errors of
-    items that are made here are counted with `report`. Raises RequestError."""
-    parts = parts_of(request, routes)
-    content = await for_size(len(body), read_content, body, passage.sends)
-    errand = Errand(request, content, routes, passage=passage, num_bytes=len(body))
-    try:
-        if request.combine is not None:
-            refuse_unequal_units(request, await _fingerprints(request, errand))
-        outcomes = await asyncio.gather(*(errand.outcome(part) for part in parts))
-    finally:
-        errand.stop()
-    for outcome in outcomes:
-        if isinstance(outcome, (Answer, RequestError)) and (
-            request.scorer is not None or outcome.status < 500
-        ):
-            if isinstance(outcome, Answer):
-                return outcome
-            raise outcome
-    if passage.wants is not JSON:
-        request = request.model_copy(
-            update={"encoding_format": "float"}
-        )  # base64 is JSON's: arrays go as they are
-    merged, codes = await for_size(errand.num_bytes_back, _merged, request, parts, outcomes)
-    for code, count in codes.items():
-        report("errors_total", count, code=code)
-    body = await for_size(
-        errand.num_bytes_back, passage.wants.dump, {**merged, "id": passage.request_id}
-    )
-    return Answer(200, body, {"content-type": passage.wants.name})
+class Fanout:
+    """Answers one request with several calls.
 
+    Args:
+        request: The request.
+        routes: Where each scorer is served.
+        call: The calls to the deployments.
+        num_bytes: The size of the body that the request was read from.
+        report: Told of the errors that are given to items here.
 
-async def _fingerprints(request: RewardsRequest, errand: Errand) -> Mapping[str, str]:
-    """The tokenizer of each scorer; spans need none."""
-    if any(has_id_units(item) for item in request.items):
-        return await errand.tokenizers(request.names)
-    return dict.fromkeys(request.names, "")
+    Attributes:
+        num_reply_bytes: The size of all replies together, so far.
+    """
 
+    def __init__(
+        self,
+        request: RewardsRequest,
+        routes: Mapping[str, ScorerRoute],
+        *,
+        call: UpstreamCall,
+        num_bytes: int,
+        report: Report,
+    ) -> None:
+        self._request = request
+        self._routes = routes
+        self._call = call
+        self._num_bytes = num_bytes
+        self._report = report
+        self._content: dict[str, Any] = {}
+        # Listings by deployment and the answers of dependencies, for all sub-requests that wait.
+        self._shared: dict[object, asyncio.Future[Any]] = {}
+        self.num_reply_bytes = 0
 
-def _merged(
-    request: RewardsRequest, parts: Sequence[Part], outcomes: Sequence[Outcome]
-) -> tuple[Reply, Mapping[str, int]]:
-    """The merged reply, and how many errors of each code no deployment put in it."""
-    num_items, codes = len(request.items), Counter[str]()
-    replies = []
-    for part, outcome in zip(parts, outcomes, strict=True):
-        if isinstance(outcome, dict):
+    async def reply(self) -> Reply:
+        """The merged reply.
+
+        Raises:
+            RequestError: The request is wrong as a whole, or its one scorer cannot answer.
+        """
+        subrequests = subrequests_of(self._request, self._routes)
+        self._content = await for_size(
+            self._num_bytes, self._request.model_dump, exclude_unset=True
+        )
+        try:
+            await self._refuse_unequal_units()
+            outcomes = await asyncio.gather(*(self._outcome(each) for each in subrequests))
+            await self._refuse_unequal_units()  # again, should other weights have answered
+        finally:
+            for future in self._shared.values():
+                future.cancel()
+        for outcome in outcomes:
+            is_alone = self._request.scorer is not None
+            if isinstance(outcome, RequestError) and (is_alone or outcome.status < 500):
+                raise outcome
+        reply, codes = await for_size(self.num_reply_bytes, self._merge, subrequests, outcomes)
+        for code, count in codes.items():
+            self._report("errors_total", count, code=code)
+        return reply
+
+    async def _outcome(self, subrequest: SubRequest) -> Reply | RequestError:
+        try:
+            return await self._answer(subrequest)
+        except RequestError as error:
+            return error
+
+    async def _answer(self, subrequest: SubRequest) -> Reply:
+        """The sub-request's reply about all items of the caller. Raises RequestError."""
+        await self._refuse_unlike_units(subrequest)
+        answers = await asyncio.gather(
+            *(self._once(each, self._ask_dependency) for each in subrequest.dependencies)
+        )
+        subrequest.answers = dict(zip(subrequest.dependencies, answers, strict=True))
+        content, positions = await for_size(self._num_bytes, subrequest.fill, self._content)
+        is_keyed = self._request.scorer is None
+        if positions:
+            names = subrequest.names if is_keyed else ()
+            try:
+                reply = await self._post(subrequest.deployment, content, len(positions), names)
+            except RequestError as error:
+                raise restated_error(error, positions) from None
+        else:  # no item is left to ask about
+            reply = Reply(
+                id="", scorer=self._request.scorer, items=[], usage=NO_USAGE, timing=NO_TIME
+            )
+        await self._refuse_unlike_units(subrequest)  # again, should other weights have answered
+        return subrequest.complete(reply, positions, is_keyed=is_keyed)
+
+    async def _ask_dependency(self, dependency: Dependency) -> DependencyReply:
+        """What a dependency says of the items that lack what it gives. Raises RequestError."""
+        deployment = self._routes[dependency.name].deployment
+        options = await self._log_probs_options(dependency)
+        content, positions = question(dependency, self._content["items"], options)
+        if not positions:
+            return DependencyReply()
+        try:
+            reply = await self._post(deployment, content, len(positions))
+        except RequestError as error:
+            raise restated_error(error, positions, dependency) from None
+        try:
+            return await for_size(self.num_reply_bytes, read_values, dependency, reply, positions)
+        except ValueError:
+            raise no_reply(deployment) from None
+
+    async def _log_probs_options(self, dependency: Dependency) -> Mapping[str, Any] | None:
+        """The options under which a reference's values are log-probs; None for a score. Raises
+        InvalidField if it gives no log-probs, or why its deployment does not say."""
+        if dependency.fills == "score":
+            return None
+        try:
+            entry = await self._listed(dependency.name)
+        except RequestError as error:
+            raise restated_error(error, (), dependency) from None
+        if entry.log_probs_options is None:
+            kind = self._routes[dependency.name].type
+            raise InvalidField(
+                f"`{dependency.name}` is of type `{kind}`, which gives no log-probs",
+                param=dependency.param,
+            )
+        return entry.log_probs_options
+
+    async def _post(
+        self, deployment: str, content: object, num_items: int, names: Sequence[str] = ()
+    ) -> Reply:
+        """The deployment's reply. Raises RequestError."""
+        body = await for_size(self._num_bytes, write_content, content, self._call.sends)
+        answer = await self._call.post(deployment, body)
+        if answer.status != 200:
+            raise UpstreamRefusal(answer)
+        num_bytes = len(answer.body)
+        self.num_reply_bytes += num_bytes
+        reply = await for_size(num_bytes, read_answer, answer, deployment, num_items, names)
+        self._call.forget_old_listing(deployment, reply.version)
+        listing = self._shared.get(deployment)
+        if listing is not None and listing.done() and is_old(listing.result(), reply.version):
+            del self._shared[deployment]
+        return reply
+
+    async def _refuse_unequal_units(self) -> None:
+        """Raises UnitsDiffer if rewards cannot be added up, or why a deployment does not list its
+        tokenizer."""
+        request = self._request
+        if request.combine is None:
+            return
+        fingerprints: Mapping[str, str] = dict.fromkeys(request.names, "")  # spans need none
+        if any(has_id_units(item) for item in request.items):
+            fingerprints = await self._tokenizers(request.names)
+        refuse_unequal_units(request, fingerprints)
+
+    async def _refuse_unlike_units(self, subrequest: SubRequest) -> None:
+        """The same of a scorer and its dependencies."""
+        name, items = subrequest.names[0], self._request.items
+        for dependency in subrequest.dependencies:
+            if any(needs_one_tokenizer(dependency, item) for item in items):
+                tokenizers = await self._tokenizers((name, dependency.name))
+                refuse_unlike_units(dependency, name, items, tokenizers)
+
+    async def _tokenizers(self, names: Sequence[str]) -> Mapping[str, str]:
+        """By scorer, what is equal for equal tokenizers. Raises RequestError."""
+        deployments = {name: self._routes[name].deployment for name in names}
+        if len(set(deployments.values())) == 1:
+            return deployments  # one deployment, one tokenizer
+        entries = await asyncio.gather(*(self._listed(name) for name in names))
+        return {entry.name: entry.tokenizer for entry in entries}
+
+    async def _listed(self, name: str) -> ListedScorer:
+        """A scorer as its deployment lists it. Raises RequestError."""
+        deployment = self._routes[name].deployment
+        listing: Mapping[str, ListedScorer] = await self._once(deployment, self._call.listing)
+        if name not in listing:
+            raise InternalError(f"`{deployment}` does not list `{name}`")
+        return listing[name]
+
+    def _once(self, key: KeyT, ask: Callable[[KeyT], Coroutine[Any, Any, T]]) -> asyncio.Future[T]:
+        """The answer of `ask(key)`. All sub-requests that need it wait for the same."""
+        if key not in self._shared:
+            self._shared[key] = asyncio.ensure_future(ask(key))
+        return self._shared[key]
+
+    def _merge(
+        self, subrequests: Sequence[SubRequest], outcomes: Sequence[Reply | RequestError]
+    ) -> tuple[Reply, Counter[str]]:
+        """The merged reply, and how many errors of each code no deployment put in it."""
+        request, codes = self._request, Counter[str]()
+        replies = []
+        for subrequest, outcome in zip(subrequests, outcomes, strict=True):
+            if isinstance(outcome, RequestError):
+                codes[outcome.code] += len(request.items) * len(subrequest.names)
+                outcome = subrequest.fail(outcome, len(request.items))
             replies.append(outcome)
-            continue
-        error = _why(outcome)
-        codes[error["code"]] += num_items * len(part.names)
-        replies.append(_of_all(error, part, num_items))
-    merged = replies[0] if request.scorer is not None else merge(replies, request.names)
-    if request.combine is not None:
-        reply = read_reply({"id": "", **merged})
-        codes.update(combine(reply.items, request.combine))
-        merged = write_reply(reply, encoding=request.encoding_format)
-    return merged, codes
-
-
-def _why(outcome: Answer | RequestError) -> dict[str, Any]:
-    """The error that stands for a part's reply."""
-    return (
-        outcome.media.load(outcome.body)["error"]
-        if isinstance(outcome, Answer)
-        else outcome.detail()
-    )
-
-
-def _of_all(error: Mapping[str, Any], part: Part, num_items: int) -> Reply:
-    """The reply of a deployment that could not answer: its error in each result."""
-    items = [failed_item(index, part.names, error) for index in range(num_items)]
-    return {"items": items, "usage": NO_USAGE, "timing": NO_TIME, "sources": {}}
+        reply = replies[0] if request.scorer is not None else merge(replies, request.names)
+        reply.id = self._call.request_id
+        if request.combine is not None:
+            codes.update(combine(reply.items, request.combine))
+        return reply, codes
 
 
 def merge(replies: Sequence[Reply], names: Sequence[str]) -> Reply:
-    """One reply: each item has every scorer's result, in the caller's order. Stages ran side by
-    side, so the longest counts; tokens were read by each part, so they add up."""
-    return {
-        "scorer": None,
-        "model": None,
-        "version": None,
-        "items": [
-            _merged_item(column, names)
-            for column in zip(*(reply["items"] for reply in replies), strict=True)
-        ],
-        "usage": {key: sum(reply["usage"][key] for reply in replies) for key in NO_USAGE},
-        "timing": {key: max(reply["timing"][key] for reply in replies) for key in NO_TIME},
-        "sources": {name: source for reply in replies for name, source in reply["sources"].items()},
-    }
+    """One reply with every scorer's result in each item, in the caller's order.
+
+    Stages ran side by side, so the longest counts. Tokens were read by each deployment, so they add
+    up.
+    """
+    columns = zip(*(reply.items for reply in replies), strict=True)
+    sources = [reply.sources or {} for reply in replies]
+    return Reply(
+        id="",
+        items=[_merge_item(column, names) for column in columns],
+        usage=Usage(
+            prompt_tokens=sum(reply.usage.prompt_tokens for reply in replies),
+            response_tokens=sum(reply.usage.response_tokens for reply in replies),
+        ),
+        timing=longest([reply.timing for reply in replies]),
+        sources=dict(ChainMap(*sources)),
+    )
 
 
-def _merged_item(column: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:
-    results = {name: result for part in column for name, result in part["scorers"].items()}
-    shown = [part["tokens"] for part in column if part.get("tokens") is not None]
-    return {
-        "index": column[0]["index"],
-        "rewards": None,
-        "score": None,
-        # Deployments with other tokenizers scored other tokens: then no one list is the item's.
-        "tokens": shown[0] if shown and all(tokens == shown[0] for tokens in shown) else None,
-        "error": None,
-        "scorers": {name: results[name] for name in names},
-    }
+def _merge_item(column: Sequence[ItemResult], names: Sequence[str]) -> ItemResult:
+    results = ChainMap(*(item.scorers or {} for item in column))
+    tokens = [item.tokens for item in column if item.tokens is not None]
+    # Deployments with other tokenizers scored other tokens: then no one list is the item's.
+    is_same = all(other == tokens[0] for other in tokens)
+    return ItemResult(
+        index=column[0].index,
+        tokens=tokens[0] if tokens and is_same else None,
+        scorers={name: results[name] for name in names},
+    )

@@ -1,9 +1,9 @@
-"""HTTP routes of the front: the same API for all scorers, forwarded to the deployments that hold
+"""The backend of the gateway: the same API for all scorers, answered by the deployments that hold
 them.
 
-Raw bytes pass through unchanged where one deployment has everything; otherwise the request is split
-and the replies are merged. It knows which scorer lives where, and no models; what needs Ray is
-injected as plain callables.
+A body passes through unchanged where one deployment has everything. Otherwise the request is split
+and the replies are merged. It knows which scorer lives where, and no models. What needs Ray comes
+as plain callables.
 """
 
 from __future__ import annotations
@@ -11,232 +11,181 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
-import httpx
-from fastapi import FastAPI, Request, Response
-from pydantic import BaseModel, ConfigDict
-from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
+from fastapi import Request, Response
 
 from tokenreward.errors import Loading, RequestError
-from tokenreward.http.dependencies import names_another
-from tokenreward.http.fanout import fan_out
-from tokenreward.http.guard import (
-    PROBE_METHODS,
-    Guard,
-    Limits,
-    Room,
-    for_size,
-    headers_of,
-    refuse_many_items,
-    time_limit_s,
-    unknown_route,
-    unless_gone,
-)
-from tokenreward.http.route import Route, find
-from tokenreward.http.upstream import Answer, Gather, HasReady, Passage, Upstreams
-from tokenreward.metrics import CONTENT_TYPE, REQUESTS, Metrics, render
-from tokenreward.wire import RewardsRequest
-from tokenreward.wire.media import JSON, Media, answer_media, media_of
-from tokenreward.wire.paths import (
-    HEALTH_PATH,
-    METRICS_PATH,
-    READY_PATH,
-    REQUEST_ID_HEADER,
-    REWARDS_PATH,
-    SCORERS_PATH,
-)
+from tokenreward.http.app import Backend
+from tokenreward.http.body import BodyBudget, for_size
+from tokenreward.http.dependencies import ScorerRoute, find_route
+from tokenreward.http.fanout import Fanout
+from tokenreward.http.guard import Limits
+from tokenreward.http.protocols import Protocol
+from tokenreward.http.scope import headers_of, unless_gone
+from tokenreward.http.upstream import UpstreamCall, UpstreamRefusal, Upstreams
+from tokenreward.metrics import REQUESTS, Metrics, Snapshot, render
+from tokenreward.wire import Reply, RewardsRequest
+from tokenreward.wire.dependencies import request_dependencies
+from tokenreward.wire.head import RequestHead
+from tokenreward.wire.media import JSON, Media
+from tokenreward.wire.paths import REQUEST_ID_HEADER
+from tokenreward.wire.reply import NO_TIME, NO_USAGE
 
-__all__ = ["Route", "build_app"]
+Gather = Callable[[], Awaitable[Mapping[str, Mapping[str, Snapshot]]]]
 
-_OWN_LABEL = "gateway"
+_LABEL = "gateway"  # instead of a deployment's name
 _LISTING_S = 3.0  # that all wait for a deployment that does not list its scorers
 
 logger = logging.getLogger(__name__)
 
 
-def build_app(
-    routes: Mapping[str, Route],
-    client: httpx.AsyncClient,
-    *,
-    gather: Gather,
-    has_ready: HasReady,
-    limits: Limits,
-    replica: str = "",
-) -> FastAPI:
-    """The application at `/`. `routes`: where each scorer is served. `client`: speaks to the
-    service's own address. `gather`: the metric snapshots of each deployment's replicas that are
-    loaded now. `has_ready`: whether a deployment has a replica that is loaded and healthy.
-    `replica`: the front's own label in the metrics."""
-    own = Metrics(REQUESTS)
-    front = _Front(
-        routes,
-        upstreams=Upstreams(client, has_ready),
-        gather=gather,
-        limits=limits,
-        own=((_OWN_LABEL, replica), own),
-    )
-    app = FastAPI(
-        title="tokenreward",
-        docs_url=None,  # its page would load scripts from elsewhere
-        redoc_url=None,
-        openapi_url=None,
-        redirect_slashes=False,  # it would send callers to whatever host they named
-        middleware=[Middleware(Guard, limits=limits, report=own.report)],
-        exception_handlers={HTTPException: _refuse_route},
-    )
-    app.add_route(
-        REWARDS_PATH, front.rewards, methods=["POST"]
-    )  # not the API route: it would read what we do
-    app.add_api_route(SCORERS_PATH, front.scorers, methods=["GET"])
-    app.add_api_route(HEALTH_PATH, front.healthz, methods=PROBE_METHODS)
-    app.add_api_route(READY_PATH, front.readyz, methods=PROBE_METHODS)
-    app.add_api_route(METRICS_PATH, front.metrics, methods=["GET"])
-    return app
+class GatewayBackend(Backend):
+    """Answers with what the deployments say.
 
-
-class _Asked(BaseModel):
-    """As little of a request as says where it goes; the deployment reads the rest."""
-
-    model_config = ConfigDict(extra="ignore", strict=True)
-
-    scorer: str | None = None
-    scorers: list[str] | None = None
-    options: Any = None
-    credit: Any = None
-
-    @property
-    def names(self) -> list[str]:
-        """The scorers asked for."""
-        return [self.scorer] if self.scorer is not None else list(self.scorers or ())
-
-    def asks_another(self, routes: Mapping[str, Route]) -> bool:
-        """Whether a scorer that the caller did not ask for may have to be asked first."""
-        if self.scorer is not None:
-            named = names_another(self.options, self.credit)
-        else:
-            both = [
-                field if isinstance(field, dict) else {} for field in (self.options, self.credit)
-            ]
-            named = any(names_another(*(field.get(name) for field in both)) for name in self.names)
-        return named or any(routes[name].score_from is not None for name in self.names)
-
-
-class _Front:
-    """The routes."""
+    Args:
+        routes: Where each scorer is served.
+        upstreams: The deployments.
+        gather: Gets the metrics of each deployment's replicas that are loaded now.
+        limits: The limits of requests.
+        replica: The gateway's own name in the metrics.
+    """
 
     def __init__(
         self,
-        routes: Mapping[str, Route],
-        *,
+        routes: Mapping[str, ScorerRoute],
         upstreams: Upstreams,
+        *,
         gather: Gather,
         limits: Limits,
-        own: tuple[tuple[str, str], Metrics],
+        replica: str = "",
     ) -> None:
+        self._metrics = Metrics(REQUESTS)
+        super().__init__(limits, self._metrics.report)
         self._routes = routes
+        self._types = {name: route.type for name, route in routes.items()}
         self._deployments = list(dict.fromkeys(route.deployment for route in routes.values()))
         self._upstreams = upstreams
         self._gather = gather
-        self._limits = limits
-        self._own = own
-        self._room = Room()
+        self._replica = replica
+        self.bodies = BodyBudget(limits.max_body_memory_bytes, max_body_bytes=limits.max_body_bytes)
 
-    async def rewards(self, request: Request) -> Response:
-        passage = self._passage(request, media_of(headers_of(request.scope)))
-        limit = self._limits.max_body_bytes
-        async with self._room.body(
-            request.scope, request.receive, limit=limit, within_s=passage.left_s
-        ) as body:
-            work = await self._work(body, passage)
-        answer = await unless_gone(request.receive, work)
-        return Response(answer.body, answer.status, headers=answer.headers)
+    async def rewards(self, request: Request, protocol: Protocol) -> Response:
+        """The answer to a request for rewards. The body lives as long as it is under way."""
+        call = self._call(request, sends=protocol.reads, wants=protocol.writes)
+        async with self.bodies.body(request.scope, request.receive, within_s=call.left_s) as body:
+            async with self.bodies.parsing(len(body), within_s=call.left_s):
+                work = await self._work(body, call, protocol)
+            return await unless_gone(request.receive, work)
 
-    async def scorers(self, request: Request) -> Response:
-        """What the deployments list that answer soon; `unavailable` names the others. Raises why,
-        if none answers."""
-        passage = self._passage(request, most_s=_LISTING_S)
-        listings = await asyncio.gather(*(_listing(passage, name) for name in self._deployments))
-        failures = [listing for listing in listings if isinstance(listing, RequestError)]
-        if len(failures) == len(listings):
-            raise failures[0]
-        both = list(zip(self._deployments, listings, strict=True))
-        entries = [entry for _, listing in both if isinstance(listing, list) for entry in listing]
-        return _json(
-            {
-                "scorers": entries,
-                "unavailable": [name for name, each in both if not isinstance(each, list)],
-            }
+    async def scorers(self, request: Request) -> dict[str, Any]:
+        """What the deployments list that answer soon; `unavailable` names the others.
+
+        Raises:
+            RequestError: Why none of them answers.
+        """
+        call = self._call(request, most_s=_LISTING_S)
+        listings = await asyncio.gather(
+            *(call.list_scorers(name) for name in self._deployments), return_exceptions=True
         )
+        entries: list[dict[str, Any]] = []
+        failures: dict[str, RequestError] = {}
+        for deployment, listing in zip(self._deployments, listings, strict=True):
+            if isinstance(listing, RequestError):
+                logger.warning("`%s` is not listed: %s", deployment, listing.message)
+                failures[deployment] = listing
+            elif isinstance(listing, BaseException):
+                raise listing
+            else:
+                entries += listing
+        if len(failures) == len(self._deployments):
+            raise next(iter(failures.values()))
+        return {"scorers": entries, "unavailable": list(failures)}
 
-    async def healthz(self) -> Response:
-        return _json({"status": "ok"})
-
-    async def readyz(self) -> Response:
+    async def check_ready(self) -> None:
+        """Raises Loading, with the deployments that have no replica ready."""
         if missing := await self._upstreams.missing(self._deployments):
             raise Loading(f"not ready: {', '.join(missing)}", retry_after_s=2)
-        return _json({"status": "ready"})
 
-    async def metrics(self) -> Response:
-        gathered = await self._gather()
-        snapshots = {
-            (name, replica): s
-            for name, replicas in gathered.items()
-            for replica, s in replicas.items()
-        }
-        labels, own = self._own
-        return Response(render({**snapshots, labels: own.snapshot()}), media_type=CONTENT_TYPE)
+    async def metrics(self) -> bytes:
+        """The metrics of all replicas, and the gateway's own."""
+        snapshots = {(_LABEL, self._replica): self._metrics.snapshot()}
+        for deployment, replicas in (await self._gather()).items():
+            for replica, snapshot in replicas.items():
+                snapshots[deployment, replica] = snapshot
+        return render(snapshots)
 
-    def _passage(
-        self, request: Request, sends: Media = JSON, *, most_s: float = math.inf
-    ) -> Passage:
-        given = headers_of(request.scope)
+    def _call(
+        self,
+        request: Request,
+        *,
+        sends: Media = JSON,
+        wants: Media = JSON,
+        most_s: float = math.inf,
+    ) -> UpstreamCall:
+        caller_headers = headers_of(request.scope)
         headers = {REQUEST_ID_HEADER: request.state.request_id}
-        if (key := given.get("authorization")) is not None:
-            headers["authorization"] = key
-        limit_s = min(most_s, time_limit_s(request.scope, self._limits))
-        return Passage(
-            self._upstreams,
-            headers=headers,
-            limit_s=limit_s,
-            sends=sends,
-            wants=answer_media(given),
+        if "authorization" in caller_headers:
+            headers["authorization"] = caller_headers["authorization"]
+        limit_s = min(most_s, self.limits.time_limit_s(caller_headers))
+        return UpstreamCall(
+            self._upstreams, headers=headers, limit_s=limit_s, sends=sends, wants=wants
         )
 
-    async def _work(self, body: bytes, passage: Passage) -> Coroutine[Any, Any, Answer]:
-        """What is left to do when the body is read. Raises RequestError."""
-        asked = await for_size(len(body), _asked, passage.sends, body)
-        param = "scorer" if asked.scorer is not None else "scorers"
-        deployments = {find(self._routes, name, param=param).deployment for name in asked.names}
-        if len(deployments) == 1 and not asked.asks_another(self._routes):
-            return passage.post(deployments.pop(), body)
-        request = await for_size(len(body), passage.sends.parse, RewardsRequest, body)
-        refuse_many_items(len(request.items), self._limits)
-        return fan_out(request, body, self._routes, passage=passage, report=self._own[1].report)
+    async def _work(
+        self, body: bytes, call: UpstreamCall, protocol: Protocol
+    ) -> Coroutine[Any, Any, Response]:
+        """What is left to do when the body has been parsed. Raises RequestError."""
+        head = await for_size(len(body), protocol.head, body)
+        if head is not None:
+            deployment = self._only_deployment(head)
+            if deployment is not None:
+                return _forward(call, deployment, body)
+        request = await for_size(len(body), protocol.read, body, self._types)
+        if request is not None:
+            self.limits.refuse_many_items(len(request.items))
+        return self._fan_out(request, call, protocol, num_bytes=len(body))
+
+    def _only_deployment(self, head: RequestHead) -> str | None:
+        """The deployment that can answer alone; None if there is none. Raises UnknownScorer,
+        InvalidField."""
+        param = "scorer" if head.scorer is not None else "scorers"
+        routes = {name: find_route(self._routes, name, param=param) for name in head.names}
+        deployments = {route.deployment for route in routes.values()}
+        for name, route in routes.items():
+            if request_dependencies(head, name, default=route.score_from):
+                return None
+        return deployments.pop() if len(deployments) == 1 else None
+
+    async def _fan_out(
+        self,
+        request: RewardsRequest | None,
+        call: UpstreamCall,
+        protocol: Protocol,
+        *,
+        num_bytes: int,
+    ) -> Response:
+        if request is None:
+            reply = Reply(id=call.request_id, items=[], usage=NO_USAGE, timing=NO_TIME)
+            return Response(protocol.write(reply), media_type=protocol.writes.name)
+        fanout = Fanout(request, self._routes, call=call, num_bytes=num_bytes, report=self.report)
+        try:
+            reply = await fanout.reply()
+        except UpstreamRefusal as refusal:  # the deployment has counted it
+            return _refused(refusal, protocol)
+        content = await for_size(fanout.num_reply_bytes, protocol.write, reply)
+        return Response(content, media_type=protocol.writes.name)
 
 
-async def _listing(passage: Passage, deployment: str) -> list[dict[str, Any]] | RequestError:
-    """Its entries, or why there are none."""
-    try:
-        return await passage.scorers(deployment)
-    except RequestError as error:
-        logger.warning("`%s` is not listed: %s", deployment, error.message)
-        return error
+async def _forward(call: UpstreamCall, deployment: str, body: bytes) -> Response:
+    answer = await call.post(deployment, body)
+    return Response(answer.body, answer.status, headers=answer.headers)
 
 
-def _asked(media: Media, body: bytes) -> _Asked:
-    """What a body asks for. Raises as `Media.parse`."""
-    asked = media.parse(_Asked, body)
-    if (asked.scorer is None) == (not asked.scorers):
-        media.parse(RewardsRequest, body)  # which refuses it, and says what is wrong
-    return asked
-
-
-async def _refuse_route(request: Request, _: Exception) -> Response:
-    raise unknown_route(request.scope)
-
-
-def _json(content: object) -> Response:
-    return Response(JSON.dump(content), media_type=JSON.name)
+def _refused(refusal: UpstreamRefusal, protocol: Protocol) -> Response:
+    status, content = protocol.write_error(refusal)
+    headers = {}
+    if refusal.retry_after_s is not None:
+        headers["retry-after"] = f"{refusal.retry_after_s:g}"
+    return Response(content, status, headers, media_type=protocol.writes.name)

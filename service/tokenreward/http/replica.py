@@ -1,161 +1,102 @@
-"""HTTP routes of one replica: parse, refuse early, submit to the engine, reply.
+"""The backend of one replica: a body is read, parsed, given to the engine, and its reply written.
 
-It knows one deployment's engine and nothing of other replicas or of Ray, which mounts it at
-`/d/{deployment}`.
+It knows one deployment's engine and nothing of other replicas or of Ray, which mounts the
+application at `/d/{deployment}`.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
-from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
+from fastapi import Request, Response
 
 from tokenreward.engine.slot import Slot
 from tokenreward.errors import DeadlineExceeded, Loading
-from tokenreward.http.guard import (
-    IN_A_THREAD_BYTES,
-    PROBE_METHODS,
-    Guard,
-    Limits,
-    Room,
-    for_size,
-    headers_of,
-    refuse_many_items,
-    time_limit_s,
-    unknown_route,
-    unless_gone,
-)
-from tokenreward.metrics import CONTENT_TYPE, Metrics, render
-from tokenreward.wire import RewardsRequest, write_reply
-from tokenreward.wire.media import JSON, Media, answer_media, media_of
-from tokenreward.wire.paths import (
-    HEALTH_PATH,
-    METRICS_PATH,
-    READY_PATH,
-    REWARDS_PATH,
-    SCORERS_PATH,
-    deployment_prefix,
-)
+from tokenreward.http.app import Backend
+from tokenreward.http.body import BodyBudget, for_size
+from tokenreward.http.guard import Limits
+from tokenreward.http.protocols import Protocol
+from tokenreward.http.scope import headers_of, unless_gone
+from tokenreward.metrics import Metrics, render
+from tokenreward.wire import Reply, RewardsRequest
+from tokenreward.wire.paths import REWARDS_PATH, deployment_prefix
+from tokenreward.wire.reply import NO_TIME, NO_USAGE
 
 logger = logging.getLogger(__name__)
 
 
-def build_app(
-    deployment: str,
-    slot: Slot,
-    *,
-    metrics: Metrics,
-    limits: Limits,
-) -> FastAPI:
-    """The application of one replica; `slot` is empty while its weights load."""
-    replica = _Replica(deployment, slot, metrics=metrics, limits=limits)
-    app = FastAPI(
-        title=f"tokenreward: {deployment}",
-        docs_url=None,  # its page would load scripts from elsewhere
-        redoc_url=None,
-        openapi_url=None,
-        redirect_slashes=False,  # it would send callers to whatever host they named
-        middleware=[Middleware(Guard, limits=limits, report=metrics.report)],
-        exception_handlers={HTTPException: refuse_route},
-    )
-    app.add_route(
-        REWARDS_PATH, replica.rewards, methods=["POST"]
-    )  # not the API route: it would read what we do
-    app.add_api_route(SCORERS_PATH, replica.scorers, methods=["GET"])
-    app.add_api_route(HEALTH_PATH, replica.healthz, methods=PROBE_METHODS)
-    app.add_api_route(READY_PATH, replica.readyz, methods=PROBE_METHODS)
-    app.add_api_route(METRICS_PATH, replica.metrics, methods=["GET"])
-    return app
+class ReplicaBackend(Backend):
+    """Answers with the engine that is current when a request comes.
 
-
-class _Replica:
-    """The routes, around the engine that is current when a request comes."""
+    Args:
+        deployment: The deployment's name.
+        slot: Holds the engine. It is empty while the weights load.
+        metrics: Of this replica.
+        limits: The limits of requests.
+    """
 
     def __init__(self, deployment: str, slot: Slot, *, metrics: Metrics, limits: Limits) -> None:
+        super().__init__(limits, metrics.report)
         self._deployment = deployment
         self._slot = slot
         self._metrics = metrics
-        self._limits = limits
-        self._room = Room()
+        self.bodies = BodyBudget(limits.max_body_memory_bytes, max_body_bytes=limits.max_body_bytes)
 
-    async def rewards(self, request: Request) -> Response:
-        arrived = time.perf_counter()
-        limit_s = time_limit_s(request.scope, self._limits)
-        headers = headers_of(request.scope)
-        media = media_of(headers)
-        limit = self._limits.max_body_bytes
-        async with self._room.body(
-            request.scope, request.receive, limit=limit, within_s=limit_s
-        ) as body:
-            num_bytes = len(body)
-            asked = await for_size(num_bytes, media.parse, RewardsRequest, body)
-        del body  # scoring takes a while
-        refuse_many_items(len(asked.items), self._limits)
-        answer = answer_media(headers)
-        remaining_s = limit_s - (time.perf_counter() - arrived)
-        if remaining_s <= 0:
+    async def rewards(self, request: Request, protocol: Protocol) -> Response:
+        """The answer to a request for rewards."""
+        deadline = time.monotonic() + self.limits.time_limit_s(headers_of(request.scope))
+        served = self._slot.engine.scorers
+        types = {name: scorer.type for name, scorer in served.items()}
+        left_s = deadline - time.monotonic()
+        async with self.bodies.body(request.scope, request.receive, within_s=left_s) as body:
+            num_bytes, left_s = len(body), deadline - time.monotonic()
+            async with self.bodies.parsing(num_bytes, within_s=left_s):
+                rewards_request = await for_size(num_bytes, protocol.read, body, types)
+            del body  # scoring takes a while
+        request_id = request.state.request_id
+        if rewards_request is None:
+            reply = Reply(id=request_id, items=[], usage=NO_USAGE, timing=NO_TIME)
+        else:
+            reply = await self._score(request, rewards_request, deadline)
+        content = await for_size(num_bytes, protocol.write, reply)
+        return Response(content, media_type=protocol.writes.name)
+
+    async def _score(
+        self, request: Request, rewards_request: RewardsRequest, deadline: float
+    ) -> Reply:
+        self.limits.refuse_many_items(len(rewards_request.items))
+        left_s = deadline - time.monotonic()
+        if left_s <= 0:
             raise DeadlineExceeded("the deadline passed before the request was read")
         with self._slot.lease() as engine:
             scoring = engine.score(
-                asked, request_id=request.state.request_id, timeout_s=remaining_s
+                rewards_request, request_id=request.state.request_id, timeout_s=left_s
             )
-            reply = await unless_gone(request.receive, scoring)
-        # Base64 is JSON's: msgpack carries arrays as they are.
-        encoding = asked.encoding_format if answer is JSON else "float"
-        content = write_reply(reply, encoding=encoding)
-        return await _reply(content, answer, is_large=num_bytes > IN_A_THREAD_BYTES)
+            return await unless_gone(request.receive, scoring)
 
-    async def scorers(self) -> Response:
+    async def scorers(self, request: Request) -> dict[str, Any]:
+        """What the engine lists, with the route and the limits of HTTP."""
         route = deployment_prefix(self._deployment) + REWARDS_PATH
-        ours = {
-            "max_body_bytes": self._limits.max_body_bytes,
-            "max_request_items": self._limits.max_request_items,
+        limits = {
+            "max_body_bytes": self.limits.max_body_bytes,
+            "max_request_items": self.limits.max_request_items,
         }
         entries = self._slot.engine.describe()
-        return _json(
-            {"scorers": [{**e, "route": route, "limits": {**e["limits"], **ours}} for e in entries]}
-        )
+        for entry in entries:
+            entry["route"], entry["limits"] = route, {**entry["limits"], **limits}
+        return {"scorers": entries}
 
-    async def healthz(self) -> Response:
-        return _json({"status": "ok"})
-
-    async def readyz(self) -> Response:
+    async def check_ready(self) -> None:
+        """Raises Loading while there is no engine, or if it is not healthy."""
         engine = self._slot.engine
         try:
             engine.check_health()
         except Exception as error:
             logger.warning("not ready: %s", error)
             raise Loading(f"`{self._deployment}` is not healthy and will be replaced") from None
-        return _json({"status": "ready"})
 
-    async def metrics(self) -> Response:
-        return Response(
-            render({(self._deployment, ""): self._metrics.snapshot()}), media_type=CONTENT_TYPE
-        )
-
-
-async def refuse_route(request: Request, _: Exception) -> Response:
-    """Whatever the router refuses is a route that we do not have."""
-    raise unknown_route(request.scope)
-
-
-async def _reply(reply: dict[str, Any], media: Media, *, is_large: bool) -> Response:
-    dump = _dump_in_pieces if media is JSON and is_large else media.dump
-    body = await asyncio.to_thread(dump, reply) if is_large else dump(reply)
-    return Response(body, media_type=media.name)
-
-
-def _dump_in_pieces(reply: dict[str, Any]) -> bytes:
-    """One item at a time: a call of orjson keeps all other threads waiting until it returns."""
-    items = [JSON.dump(item) for item in reply["items"]]
-    rest = JSON.dump({key: value for key, value in reply.items() if key != "items"})
-    return rest[:-1] + b',"items":[' + b",".join(items) + b"]}"
-
-
-def _json(content: dict[str, Any]) -> Response:
-    return Response(JSON.dump(content), media_type=JSON.name)
+    async def metrics(self) -> bytes:
+        """This replica's metrics alone."""
+        return render({(self._deployment, ""): self._metrics.snapshot()})

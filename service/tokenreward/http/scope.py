@@ -1,19 +1,26 @@
-"""What ASGI hands an application: its types, and the parts of a request's scope that we read.
+"""What ASGI hands an application: its types, the parts of a request's scope that we read, and the
+caller who may hang up.
 
 It knows no routes of ours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
+from typing import Any, TypeVar
 
 from tokenreward.errors import UnknownRoute, shown
+from tokenreward.wire.paths import SCORERS_PATH
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+T = TypeVar("T")
 
 
 class ClientGone(Exception):
@@ -22,8 +29,8 @@ class ClientGone(Exception):
 
 def unknown_route(scope: Scope) -> UnknownRoute:
     """What the router refuses: a path that we do not have, or another method."""
-    asked = f"{shown(scope['method'])} {shown(scope['path'])}"
-    return UnknownRoute(f"no such route: {asked}; see GET /v1/scorers for what is served")
+    route = f"{shown(scope['method'])} {shown(scope['path'])}"
+    return UnknownRoute(f"no such route: {route}; see GET {SCORERS_PATH} for what is served")
 
 
 def headers_of(scope: Scope) -> dict[str, str]:
@@ -34,11 +41,32 @@ def headers_of(scope: Scope) -> dict[str, str]:
             name.decode("latin-1").lower(): value.decode("latin-1")
             for name, value in scope["headers"]
         }
-    found: dict[str, str] = state["headers"]
-    return found
+    headers: dict[str, str] = state["headers"]
+    return headers
 
 
 def route_of(scope: Scope) -> str:
     """The path below the place where the application is mounted."""
     path, root = str(scope["path"]), str(scope.get("root_path", ""))
     return path.removeprefix(root) if root and path.startswith(root) else path
+
+
+async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which is cancelled if the caller hangs up first. Raises ClientGone."""
+    task = asyncio.ensure_future(work)
+    watch = asyncio.ensure_future(_hang_up(receive))
+    try:
+        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientGone
+        return task.result()
+    finally:
+        watch.cancel()
+        if task.cancel():
+            with contextlib.suppress(asyncio.CancelledError, Exception):
+                await task
+
+
+async def _hang_up(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,225 +1,216 @@
-"""The requests that one request falls into: a part for each deployment and each set of sources, and
-the reply to it.
+"""The requests that one request is split into: one for each deployment and set of dependencies.
 
-Items travel with what their sources told; those whose source failed stay behind, with its error. It
-knows what stands in bodies, and no HTTP.
+An item is sent with the fields that its dependencies fill. An item whose dependency failed is not
+sent, and has the dependency's error. It knows what stands in bodies, and no HTTP.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
 from pydantic_core import to_json
 
-from tokenreward.errors import InternalError, MalformedJson
-from tokenreward.http.dependencies import NO_TIME, Source, Told, renumbered_error, sources_of
-from tokenreward.http.route import Route
-from tokenreward.http.upstream import Answer
-from tokenreward.wire import ErrorDetail, RewardsRequest, Timing, Usage
+from tokenreward.errors import InternalError, MalformedJson, RequestError
+from tokenreward.http.dependencies import (
+    DependencyReply,
+    ScorerRoute,
+    dependencies_of,
+    restated_detail,
+)
+from tokenreward.http.upstream import UpstreamAnswer
+from tokenreward.wire import (
+    ErrorDetail,
+    ItemResult,
+    Reply,
+    RewardsRequest,
+    ScorerResult,
+    Timing,
+    read_reply,
+)
+from tokenreward.wire.dependencies import Dependency
 from tokenreward.wire.media import JSON, Media
+from tokenreward.wire.reply import NO_TIME, NO_USAGE
 
 Content = Mapping[str, Any]
-Reply = dict[str, Any]
-
-NO_USAGE = {"prompt_tokens": 0, "response_tokens": 0}
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
-    """Scorers of one deployment whose items are filled by the same sources."""
+@dataclass(slots=True, eq=False)
+class SubRequest:
+    """Scorers of one deployment whose items are filled by the same dependencies.
+
+    Attributes:
+        deployment: Where the scorers are served.
+        names: The scorers.
+        dependencies: The scorers that are asked first.
+        answers: What those said, when they have been asked.
+    """
 
     deployment: str
     names: tuple[str, ...]
-    sources: tuple[Source, ...] = ()
+    dependencies: tuple[Dependency, ...] = ()
+    answers: Mapping[Dependency, DependencyReply] = field(default_factory=dict)
 
+    @property
+    def errors(self) -> dict[int, ErrorDetail]:
+        """Why an item cannot be sent, by its index: the error of the first dependency that has
+        one."""
+        errors: dict[int, ErrorDetail] = {}
+        for dependency in self.dependencies:
+            errors = {**self.answers[dependency].errors, **errors}
+        return errors
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Draft:
-    """A part's body. `positions`: the caller's items that it holds; `errors`: of those that it
-    cannot hold."""
+    def fill(self, content: Content) -> tuple[dict[str, Any], list[int]]:
+        """The request as plain objects, and where its items stand among the caller's. `content`:
+        the caller's request."""
+        items, errors = content["items"], self.errors
+        positions = [index for index in range(len(items)) if index not in errors]
+        if self.dependencies:
+            items = [self._filled(items[index], index) for index in positions]
+        return {**self._head(content), "items": items}, positions
 
-    body: bytes
-    positions: list[int]
-    errors: dict[int, dict[str, Any]]
-
-
-def parts_of(request: RewardsRequest, routes: Mapping[str, Route]) -> list[Part]:
-    """The parts, in the order in which the caller named their first scorers. Raises as
-    `sources_of`."""
-    grouped: dict[tuple[str, tuple[Source, ...]], list[str]] = {}
-    for name in request.names:
-        grouped.setdefault((routes[name].deployment, sources_of(request, name, routes)), []).append(
-            name
+    def complete(self, reply: Reply, positions: Sequence[int], *, is_keyed: bool) -> Reply:
+        """Makes a reply about the items that were sent one about all of the caller's."""
+        results = {
+            index: failed_item(index, error, self.names if is_keyed else None)
+            for index, error in self.errors.items()
+        }
+        for item in reply.items:
+            item.index = positions[item.index]
+            for result in item.results():
+                if result.error is not None:
+                    result.error = restated_detail(result.error, positions)
+            results[item.index] = item
+        reply.items = [results[index] for index in sorted(results)]
+        answers = [self.answers[dependency] for dependency in self.dependencies]
+        before = longest([answer.timing for answer in answers])
+        reply.timing = Timing(
+            queue_s=before.queue_s + reply.timing.queue_s,
+            tokenize_s=before.tokenize_s + reply.timing.tokenize_s,
+            compute_s=before.compute_s + reply.timing.compute_s,
         )
-    return [
-        Part(deployment, tuple(names), sources) for (deployment, sources), names in grouped.items()
-    ]
+        reply.sources = {
+            dependency.name: answer.source
+            for dependency, answer in zip(self.dependencies, answers, strict=True)
+            if answer.source is not None
+        }
+        return reply
+
+    def fail(self, error: RequestError, num_items: int) -> Reply:
+        """The reply of a deployment that could not answer: its error in each result."""
+        detail = ErrorDetail.of(error)
+        items = [failed_item(index, detail, self.names) for index in range(num_items)]
+        return Reply(id="", items=items, usage=NO_USAGE, timing=NO_TIME)
+
+    def _filled(self, item: Mapping[str, Any], index: int) -> dict[str, Any]:
+        filled = dict(item)
+        for dependency in self.dependencies:
+            values = self.answers[dependency].values
+            if index in values:
+                filled[dependency.fills] = values[index]
+        return filled
+
+    def _head(self, content: Content) -> dict[str, Any]:
+        """All but the items, and but for what the gateway does itself."""
+        head = {key: value for key, value in content.items() if key not in ("items", "combine")}
+        if content.get("scorer") is not None:
+            return {**head, **self._without_dependencies(head.get("options"), head.get("credit"))}
+        head["scorers"] = list(self.names)
+        head["options"], head["credit"] = {}, {}
+        for name in self.names:
+            options, credit = (content.get(key, {}).get(name) for key in ("options", "credit"))
+            for key, entry in self._without_dependencies(options, credit).items():
+                head[key][name] = entry
+        return head
+
+    def _without_dependencies(
+        self, options: Mapping[str, Any] | None, credit: Mapping[str, Any] | None
+    ) -> dict[str, dict[str, Any]]:
+        """A scorer's options and credit that name no scorer which has been asked."""
+        options, credit = dict(options or {}), dict(credit or {})
+        fields = {dependency.fills for dependency in self.dependencies}
+        if "score" in fields:
+            options["score_from"] = None  # not absent: the operator's default would count
+        if "ref_logprobs" in fields:
+            kl = credit["kl"].items()
+            credit["kl"] = {key: value for key, value in kl if key != "reference"}
+        return {"options": options, "credit": credit}
 
 
-def read_content(body: bytes, media: Media) -> Content:
-    """The body as plain objects. Raises MalformedJson."""
-    try:
-        content: Content = media.load(body)
-    except ValueError as error:  # it nests less deep than the request may
-        raise _cannot_be_split(error) from None
-    return content
+def subrequests_of(request: RewardsRequest, routes: Mapping[str, ScorerRoute]) -> list[SubRequest]:
+    """What a request is split into, in the order in which it names the first scorers. Raises as
+    `dependencies_of`."""
+    names: dict[tuple[str, tuple[Dependency, ...]], list[str]] = {}
+    for name in request.names:
+        key = routes[name].deployment, dependencies_of(request, name, routes)
+        names.setdefault(key, []).append(name)
+    return [SubRequest(key[0], tuple(group), key[1]) for key, group in names.items()]
 
 
-def written(content: object, media: Media) -> bytes:
-    """Plain objects as a body. Raises MalformedJson.
+def write_content(content: object, media: Media) -> bytes:
+    """Plain objects as a body.
 
-    Numbers that orjson knows not (NaN, 1e999, beyond 64 bits) reach the deployments as they came:
+    Numbers that JSON does not have (NaN, 1e999, beyond 64 bits) reach the deployments as they came:
     theirs to refuse.
+
+    Raises:
+        MalformedJson: The content has what the media cannot carry.
     """
     try:
-        return to_json(content, inf_nan_mode="constants") if media is JSON else media.dump(content)
-    except ValueError as error:  # as deep as above
-        raise _cannot_be_split(error) from None
+        if media is JSON:
+            return to_json(content, inf_nan_mode="constants")
+        return media.dump(content)
+    except (ValueError, OverflowError) as error:  # it nests less deep than a request may, say
+        raise MalformedJson(f"the body cannot be split: {type(error).__name__}") from None
 
 
-def _cannot_be_split(error: ValueError) -> MalformedJson:
-    return MalformedJson(f"the body cannot be split: {type(error).__name__}")
+def read_answer(
+    answer: UpstreamAnswer, deployment: str, num_items: int, names: Sequence[str] = ()
+) -> Reply:
+    """The reply that a deployment's answer holds.
 
+    Args:
+        answer: The answer, with status 200.
+        deployment: Who answered.
+        num_items: How many items it was asked about.
+        names: The scorers that its results must be keyed by; none if the request had one `scorer`.
 
-def draft(content: Content, part: Part, answers: Mapping[Source, Told], media: Media) -> Draft:
-    """The part as a body of its own: its scorers, and the items that its sources told enough of.
-    Raises MalformedJson."""
-    errors: dict[int, dict[str, Any]] = {}
-    for source in part.sources:
-        errors = {**answers[source].errors, **errors}
-    items = content["items"]
-    positions = [index for index in range(len(items)) if index not in errors]
-    filled = items
-    if part.sources:
-        filled = [_filled(items[index], index, part.sources, answers) for index in positions]
-    return Draft(written({**_head(content, part), "items": filled}, media), positions, errors)
-
-
-def _filled(
-    item: Mapping[str, Any], index: int, sources: Sequence[Source], answers: Mapping[Source, Told]
-) -> dict[str, Any]:
-    values = {source.fills: answers[source].values for source in sources}
-    return {**item, **{name: given[index] for name, given in values.items() if index in given}}
-
-
-def _head(content: Content, part: Part) -> dict[str, Any]:
-    """All but the items and what the front does itself."""
-    head = {key: value for key, value in content.items() if key not in ("items", "combine")}
-    filled: set[str] = {source.fills for source in part.sources}
-    if content.get("scorers") is None:
-        options, credit = _settled(content.get("options", {}), content.get("credit", {}), filled)
-        return {**head, "options": options, "credit": credit}
-    keyed: dict[str, dict[str, Any]] = {"options": {}, "credit": {}}
-    for name in part.names:
-        options, credit = (content.get(field, {}).get(name, {}) for field in keyed)
-        keyed["options"][name], keyed["credit"][name] = _settled(options, credit, filled)
-    return {**head, "scorers": list(part.names), **keyed}
-
-
-def _settled(
-    options: dict[str, Any], credit: dict[str, Any], filled: set[str]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A scorer's options and credit without the sources that have been asked; null overrides an
-    operator's default."""
-    if "score" in filled:
-        options = {**options, "score_from": None}
-    if "ref_logprobs" in filled:
-        credit = {
-            **credit,
-            "kl": {key: value for key, value in credit["kl"].items() if key != "reference"},
-        }
-    return options, credit
-
-
-class _ResultShape(BaseModel):
-    model_config = ConfigDict(strict=True)
-
-    score: float | None = None
-    error: ErrorDetail | None = None
-
-
-class _ItemShape(_ResultShape):
-    index: int
-    scorers: dict[str, _ResultShape] | None = None
-
-
-class _Shape(BaseModel):
-    """As much of a reply as has to be there."""
-
-    items: list[_ItemShape]
-    usage: Usage
-    timing: Timing
-
-
-def read_reply(answer: Answer, deployment: str, num_items: int, names: Sequence[str] = ()) -> Reply:
-    """A deployment's reply about `num_items` items; `names`: the scorers that its results are keyed
-    by. Raises InternalError: it is none."""
+    Raises:
+        InternalError: The answer is no such reply.
+    """
     try:
-        reply: Reply = answer.media.load(answer.body)
-        shape = _Shape.model_validate(reply)
-    except ValueError:
+        content = answer.media.load(answer.body)
+        indices = [item["index"] for item in content["items"]]
+        reply = read_reply({"id": "", **content})
+    except (ValueError, TypeError, KeyError):
         raise no_reply(deployment) from None
-    in_order = [item.index for item in shape.items] == list(range(num_items))
-    if not in_order or not all((item.scorers or {}).keys() >= set(names) for item in shape.items):
+    in_order = indices == list(range(num_items))
+    if not in_order or not all((item.scorers or {}).keys() >= set(names) for item in reply.items):
         raise no_reply(deployment)
-    return {**reply, "usage": asdict(shape.usage), "timing": asdict(shape.timing)}
+    return reply
 
 
 def no_reply(deployment: str) -> InternalError:
+    """A deployment answered, but not what it was asked."""
     return InternalError(
         f"`{deployment}` answered 200 with a body that is no reply to what it was asked"
     )
 
 
-def completed(
-    reply: Reply, part: Part, draft: Draft, answers: Mapping[Source, Told], *, keyed: bool
-) -> Reply:
-    """A part's reply about all the caller's items; its sources' stages came before its own."""
-    items = {
-        draft.positions[item["index"]]: _moved(item, draft.positions) for item in reply["items"]
-    }
-    for index, error in draft.errors.items():
-        items[index] = failed_item(index, part.names if keyed else None, error)
-    slowest = {
-        key: max((answers[source].timing[key] for source in part.sources), default=0.0)
-        for key in NO_TIME
-    }
-    timing = {key: reply["timing"][key] + slowest[key] for key in NO_TIME}
-    told = {
-        source.name: answers[source]
-        for source in part.sources
-        if answers[source].version is not None
-    }
-    sources = {
-        name: {"model": answer.model, "version": answer.version} for name, answer in told.items()
-    }
-    return {
-        **reply,
-        "items": [items[index] for index in sorted(items)],
-        "timing": timing,
-        "sources": sources,
-    }
-
-
-def _moved(item: dict[str, Any], positions: Sequence[int]) -> dict[str, Any]:
-    """An item of a shorter request at its place in the caller's."""
-    for result in (item, *(item.get("scorers") or {}).values()):
-        if result.get("error") is not None:
-            result["error"] = renumbered_error(result["error"], positions)
-    return {**item, "index": positions[item["index"]]}
-
-
-def failed_item(
-    index: int, names: Sequence[str] | None, error: Mapping[str, Any]
-) -> dict[str, Any]:
+def failed_item(index: int, error: ErrorDetail, names: Sequence[str] | None) -> ItemResult:
     """What stands for a result that no deployment gave; keyed by `names` if there are any."""
-    result = {"rewards": None, "score": None, "error": error}
     if names is None:
-        return {"index": index, **result, "tokens": None}
-    return {
-        "index": index,
-        "scorers": {name: {**result, "model": None, "version": None} for name in names},
-    }
+        return ItemResult(index=index, error=error)
+    return ItemResult(index=index, scorers={name: ScorerResult(error=error) for name in names})
+
+
+def longest(timings: Sequence[Timing]) -> Timing:
+    """Of each stage the longest: the timing of requests that ran side by side."""
+    if not timings:
+        return NO_TIME
+    return Timing(
+        queue_s=max(timing.queue_s for timing in timings),
+        tokenize_s=max(timing.tokenize_s for timing in timings),
+        compute_s=max(timing.compute_s for timing in timings),
+    )

@@ -1,14 +1,15 @@
-"""One deployment seen from the front: forwards a body over HTTP and answers with our error body
-whatever came back.
+"""The deployments as the gateway sees them: whether they are ready, what they list, and the calls
+of one request to them.
 
-It knows paths, headers and deadlines, and nothing of what the bodies say.
+Whatever comes back becomes an answer of ours or an error of ours. It knows paths, headers and
+deadlines, and nothing of what the bodies say.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ import httpx
 from pydantic import BaseModel
 
 from tokenreward.errors import DeadlineExceeded, InternalError, Loading, RequestError
+from tokenreward.wire import read_error
 from tokenreward.wire.media import JSON, MSGPACK, Media
 from tokenreward.wire.paths import (
     REQUEST_ID_HEADER,
@@ -25,15 +27,41 @@ from tokenreward.wire.paths import (
     deployment_prefix,
 )
 
-Gather = Callable[[], Awaitable[Mapping[str, Mapping[str, Any]]]]
 HasReady = Callable[[str], Coroutine[Any, Any, bool]]
 
 _READY_STANDS_S = 1.0
-_PASSED_ON = ("content-type", "retry-after")
+_FORWARDED_HEADERS = ("content-type", "retry-after")
+
+
+class ListedScorer(BaseModel):
+    """A scorer as its deployment lists it, as far as the gateway needs it.
+
+    Attributes:
+        name: The name that requests use.
+        tokenizer: Equal to another scorer's if equal ids are equal tokens.
+        version: The version of the deployment's weights when it listed this.
+        log_probs_options: The options under which its values are log-probabilities, if it has such.
+    """
+
+    name: str
+    tokenizer: str
+    version: int | None = None
+    log_probs_options: dict[str, Any] | None = None
+
+
+class _Listing(BaseModel):
+    scorers: list[ListedScorer]
+
+
+def is_old(listing: Mapping[str, ListedScorer], version: int | None) -> bool:
+    """Whether a listing is of other weights than those of this version."""
+    return version is not None and any(
+        entry.version not in (None, version) for entry in listing.values()
+    )
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class UpstreamAnswer:
     """A deployment's answer, as it came."""
 
     status: int
@@ -46,33 +74,50 @@ class Answer:
         return MSGPACK if self.headers["content-type"].startswith(MSGPACK.name) else JSON
 
 
-class _Entry(BaseModel):
-    name: str
-    tokenizer: str
+class UpstreamRefusal(RequestError):
+    """A deployment's refusal, with the status and the code that it has there.
 
+    Raises:
+        ValueError: The answer has no error body.
+    """
 
-class _Listing(BaseModel):
-    """As much of a listing as the front itself reads."""
-
-    scorers: list[_Entry]
+    def __init__(self, answer: UpstreamAnswer) -> None:
+        detail = read_error(answer.media.load(answer.body)["error"])
+        seconds = answer.headers.get("retry-after", "")
+        super().__init__(
+            detail.message,
+            param=detail.param,
+            retry_after_s=float(seconds) if seconds.isdecimal() else None,
+        )
+        # Of other errors these are the class's; here they are each refusal's own.
+        self.__dict__.update(status=answer.status, code=detail.code, retryable=detail.retryable)
 
 
 class Upstreams:
-    """The deployments behind the front. `has_ready` says whether one has a replica that is loaded
-    and healthy."""
+    """The deployments behind the gateway.
+
+    Args:
+        client: Speaks to the service's own address.
+        has_ready: Whether a deployment has a replica that is loaded and healthy.
+
+    Attributes:
+        listings: What each deployment lists, by its scorers' names. It is kept until a reply shows
+            another version of the weights, or until the deployment fails to answer.
+    """
 
     def __init__(self, client: httpx.AsyncClient, has_ready: HasReady) -> None:
         self.client = client
+        self.listings: dict[str, Mapping[str, ListedScorer]] = {}
         self._has_ready = has_ready
-        self._asked: dict[str, tuple[float, asyncio.Future[bool]]] = {}
+        self._readiness: dict[str, tuple[float, asyncio.Future[bool]]] = {}
         self._trusted: set[str] = set()
 
     async def is_ready(self, deployment: str) -> bool:
         """Whether it has a replica that could answer; the answer stands for a second."""
-        asked_at, asking = self._asked.get(deployment, (0.0, None))
-        if asking is None or (asking.done() and time.monotonic() - asked_at > _READY_STANDS_S):
+        began, asking = self._readiness.get(deployment, (0.0, None))
+        if asking is None or (asking.done() and time.monotonic() - began > _READY_STANDS_S):
             asking = asyncio.ensure_future(self._has_ready(deployment))
-            self._asked[deployment] = (time.monotonic(), asking)
+            self._readiness[deployment] = (time.monotonic(), asking)
         return await asyncio.shield(asking)
 
     async def missing(self, deployments: Sequence[str]) -> list[str]:
@@ -81,10 +126,10 @@ class Upstreams:
         return [name for name, is_ready in zip(deployments, ready, strict=True) if not is_ready]
 
     async def expect_ready(self, deployment: str) -> None:
-        """Raises Loading if it has no replica ready; it is asked only until it is, and whenever it
-        failed to answer.
+        """Raises Loading if it has no replica ready. It is asked until it has one, and again when
+        it has failed to answer.
 
-        Ray's proxy holds requests for a deployment without replicas until their deadline; we answer
+        Ray's proxy holds requests for a deployment without replicas until their deadline. We answer
         at once instead.
         """
         if deployment in self._trusted:
@@ -96,11 +141,19 @@ class Upstreams:
     def distrust(self, deployment: str) -> None:
         """It failed to answer: ask before the next request goes there."""
         self._trusted.discard(deployment)
+        self.listings.pop(deployment, None)
 
 
-class Passage:
-    """One request's way to the deployments: the headers it travels with, the time it has left, and
-    the media in which it `sends` bodies and `wants` answers."""
+class UpstreamCall:
+    """One request's calls to the deployments.
+
+    Args:
+        upstreams: The deployments.
+        headers: The headers that it travels with; its id is among them.
+        limit_s: Seconds that all of its calls may take together.
+        sends: The media of the bodies that it posts.
+        wants: The media of the answers.
+    """
 
     def __init__(
         self,
@@ -108,18 +161,17 @@ class Passage:
         *,
         headers: Mapping[str, str],
         limit_s: float,
-        sends: Media,
-        wants: Media,
+        sends: Media = JSON,
+        wants: Media = JSON,
     ) -> None:
         self._upstreams = upstreams
         self.sends = sends
-        self.wants = wants
         self._headers = {**headers, "accept": wants.name}
         self._deadline = time.monotonic() + limit_s
 
     @property
     def request_id(self) -> str:
-        """What the caller's request is called."""
+        """The id of the caller's request."""
         return self._headers[REQUEST_ID_HEADER]
 
     @property
@@ -127,30 +179,43 @@ class Passage:
         """Seconds to the deadline."""
         return self._deadline - time.monotonic()
 
-    async def post(self, deployment: str, body: bytes) -> Answer:
+    async def post(self, deployment: str, body: bytes) -> UpstreamAnswer:
         """The deployment's answer to `POST /v1/rewards`; its refusals are answers too.
 
-        Raises Loading, DeadlineExceeded, InternalError.
+        Raises:
+            Loading, DeadlineExceeded, InternalError: There is none.
         """
         return await self._ask(deployment, "POST", REWARDS_PATH, body=body)
 
-    async def scorers(self, deployment: str) -> list[dict[str, Any]]:
-        """Its entries of `GET /v1/scorers`. Raises as `post`."""
+    async def list_scorers(self, deployment: str) -> list[dict[str, Any]]:
+        """The entries of its `GET /v1/scorers`, which are also kept. Raises as `post`."""
         answer = await self._ask(deployment, "GET", SCORERS_PATH)
         if answer.status != 200:
             raise InternalError(f"`{deployment}` did not list its scorers (status {answer.status})")
         try:
-            content: dict[str, Any] = JSON.load(answer.body)
-            _Listing.model_validate(content)
+            content: dict[str, Any] = answer.media.load(answer.body)
+            listing = _Listing.model_validate(content)
         except ValueError:
             raise InternalError(
                 f"`{deployment}` answered 200 with a body that lists no scorers"
             ) from None
+        self._upstreams.listings[deployment] = {entry.name: entry for entry in listing.scorers}
         return list(content["scorers"])
+
+    async def listing(self, deployment: str) -> Mapping[str, ListedScorer]:
+        """Its scorers by name, as they are known or else as it lists them now. Raises as `post`."""
+        if deployment not in self._upstreams.listings:
+            await self.list_scorers(deployment)
+        return self._upstreams.listings[deployment]
+
+    def forget_old_listing(self, deployment: str, version: int | None) -> None:
+        """Forgets what a deployment lists if a reply of its weights has another version."""
+        if is_old(self._upstreams.listings.get(deployment, {}), version):
+            del self._upstreams.listings[deployment]
 
     async def _ask(
         self, deployment: str, method: str, path: str, *, body: bytes | None = None
-    ) -> Answer:
+    ) -> UpstreamAnswer:
         left_s = self.left_s
         if left_s <= 0:
             raise DeadlineExceeded("the deadline passed before the request could be forwarded")
@@ -173,36 +238,32 @@ class Passage:
             raise InternalError(
                 f"the connection to `{deployment}` broke ({type(error).__name__})"
             ) from None
-        response.stream = httpx.ByteStream(
-            b""
-        )  # the one it was read from holds it, and with it both bodies: a cycle
-        answer = _ours(response)
+        # The stream that the response was read from holds the response, and with it both bodies.
+        # Without this cycle they go with the answer, and not with the next search for garbage.
+        response.stream = httpx.ByteStream(b"")
+        answer = _own_answer(response)
         if answer is None:
             self._upstreams.distrust(deployment)
             raise _translated(deployment, response.status_code)
         return answer
 
 
-def _ours(response: httpx.Response) -> Answer | None:
-    """The answer, if our own code made it; proxies answer in plain text, or in JSON of their
+def _own_answer(response: httpx.Response) -> UpstreamAnswer | None:
+    """The answer, if our own code made it. Proxies answer in plain text, or in JSON of their
     own."""
-    if response.headers.get("content-type", "").startswith((JSON.name, MSGPACK.name)):
-        passed_on = {
-            name: response.headers[name] for name in _PASSED_ON if name in response.headers
-        }
-        answer = Answer(response.status_code, response.content, passed_on)
-        if answer.status == 200 or _has_our_error(answer):
-            return answer
-    return None
-
-
-def _has_our_error(answer: Answer) -> bool:
+    if not response.headers.get("content-type", "").startswith((JSON.name, MSGPACK.name)):
+        return None
+    headers = {
+        name: response.headers[name] for name in _FORWARDED_HEADERS if name in response.headers
+    }
+    answer = UpstreamAnswer(response.status_code, response.content, headers)
+    if answer.status == 200:
+        return answer
     try:
-        content = answer.media.load(answer.body)
-    except ValueError:
-        return False
-    error = content.get("error") if isinstance(content, dict) else None
-    return isinstance(error, dict) and error.keys() >= {"code", "message", "retryable"}
+        UpstreamRefusal(answer)
+    except (ValueError, TypeError, KeyError):
+        return None
+    return answer
 
 
 def _translated(deployment: str, status: int) -> RequestError:

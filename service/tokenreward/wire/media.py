@@ -11,14 +11,14 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
 import orjson
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from pydantic_core import from_json
 
-from tokenreward.errors import MalformedBody, MalformedJson, shown
+from tokenreward.errors import MalformedBody, shown
 from tokenreward.wire.encoding import JSON_TYPE, MSGPACK_TYPE
 from tokenreward.wire.limits import refuse_many_containers
-from tokenreward.wire.msgpack import pack, parse_msgpack, read_msgpack, refuse_large_msgpack, unpack
-from tokenreward.wire.parsing import parse, parse_json
+from tokenreward.wire.msgpack import pack, parse_msgpack, refuse_large_msgpack, unpack
+from tokenreward.wire.parsing import parse_json
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
@@ -34,11 +34,6 @@ class Media(ABC):
         InvalidField."""
 
     @abstractmethod
-    def parse_with_content(self, model: type[ModelT], body: bytes) -> tuple[ModelT, dict[str, Any]]:
-        """A request, and the plain objects that it was read from, in which vectors may be arrays.
-        Raises as `parse`."""
-
-    @abstractmethod
     def refuse_large(self, body: bytes) -> None:
         """Raises BodyTooLarge if the body would take too much memory as objects; MalformedBody or
         InvalidField if counting finds that it is no request."""
@@ -51,6 +46,10 @@ class Media(ABC):
     def dump(self, content: object) -> bytes:
         """Plain objects and float32 arrays as bytes."""
 
+    def dump_items(self, content: Mapping[str, Any]) -> bytes:
+        """The same, of a body whose `items` may be many."""
+        return self.dump(content)
+
 
 class _Json(Media):
     name = JSON_TYPE
@@ -58,17 +57,6 @@ class _Json(Media):
     def parse(self, model: type[ModelT], body: bytes) -> ModelT:
         refuse_many_containers(body)
         return parse_json(model, body)
-
-    def parse_with_content(self, model: type[ModelT], body: bytes) -> tuple[ModelT, dict[str, Any]]:
-        refuse_many_containers(body)
-        try:
-            content = from_json(body)
-            return model.model_validate(content), content
-        except ValidationError:
-            # Of plain objects pydantic says the same in Python's words; callers know JSON's.
-            return parse_json(model, body), content
-        except ValueError as error:
-            raise MalformedJson(f"the body is not valid JSON: {error}") from None
 
     def refuse_large(self, body: bytes) -> None:
         refuse_many_containers(body)
@@ -79,16 +67,17 @@ class _Json(Media):
     def dump(self, content: object) -> bytes:
         return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
 
+    def dump_items(self, content: Mapping[str, Any]) -> bytes:
+        # A call of orjson keeps all other threads waiting until it returns: one call an item.
+        items = [orjson.Fragment(self.dump(item)) for item in content["items"]]
+        return self.dump({**content, "items": items})
+
 
 class _Msgpack(Media):
     name = MSGPACK_TYPE
 
     def parse(self, model: type[ModelT], body: bytes) -> ModelT:
         return parse_msgpack(model, body)
-
-    def parse_with_content(self, model: type[ModelT], body: bytes) -> tuple[ModelT, dict[str, Any]]:
-        content = read_msgpack(body)
-        return parse(model, content), content
 
     def refuse_large(self, body: bytes) -> None:
         refuse_large_msgpack(body)

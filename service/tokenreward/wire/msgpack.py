@@ -92,12 +92,12 @@ def refuse_large_msgpack(body: bytes) -> None:
         raise MalformedBody(f"the body is not valid msgpack: {error}") from None
 
 
-def read_msgpack(body: bytes) -> dict[str, Any]:
-    """A request's plain objects, in which the `bin` of items is arrays.
+def parse_msgpack(model: type[ModelT], body: bytes) -> ModelT:
+    """A request from the bytes of a msgpack body.
 
     Raises:
         BodyTooLarge: The body would take too much memory as objects.
-        MalformedBody, InvalidField: It is no msgpack, or holds what JSON could not.
+        MalformedBody, UnknownField, InvalidField: It is no msgpack, or no such request.
     """
     refuse_large_msgpack(body)
     try:
@@ -106,12 +106,7 @@ def read_msgpack(body: bytes) -> dict[str, Any]:
         raise MalformedBody(f"the body is not valid msgpack: {error}") from None
     if type(content) is not dict:
         raise MalformedBody(f"the body must be a map, got {type(content).__name__}")
-    return with_arrays(content)
-
-
-def parse_msgpack(model: type[ModelT], body: bytes) -> ModelT:
-    """A request from the bytes of a msgpack body. Raises as `read_msgpack`, and UnknownField."""
-    return parse(model, read_msgpack(body))
+    return parse(model, with_arrays(content))
 
 
 def with_arrays(content: Mapping[Any, Any]) -> dict[str, Any]:

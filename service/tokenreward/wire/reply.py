@@ -120,6 +120,10 @@ class Timing:
     compute_s: float
 
 
+NO_USAGE = Usage(prompt_tokens=0, response_tokens=0)
+NO_TIME = Timing(queue_s=0.0, tokenize_s=0.0, compute_s=0.0)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelVersion:
     """The model, and the version of its weights, that a dependency answered with."""

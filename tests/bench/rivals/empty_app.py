@@ -18,10 +18,12 @@ from typing import Any
 import numpy as np
 
 from tokenreward.deployment.instance import set_ray_environment
-from tokenreward.http.guard import App, Message, Receive, Scope, Send, read_body
+from tokenreward.http.body import BodyBudget
+from tokenreward.http.scope import App, Message, Receive, Scope, Send
 
 NAME = "empty"
 BUSY_S = 0.2
+_BODIES = BodyBudget(2**34, max_body_bytes=2**30)
 _MATRIX = np.ones((64, 64), dtype=np.float32)
 
 
@@ -29,8 +31,8 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
     """Answers `{"timing": {"compute_s"}}` to everything, after the work if it is a POST."""
     if scope["type"] != "http":
         return
-    await read_body(scope, receive, limit=2**30)
-    busy_s = await asyncio.to_thread(_work) if scope["method"] == "POST" else 0.0
+    async with _BODIES.body(scope, receive, within_s=60):
+        busy_s = await asyncio.to_thread(_work) if scope["method"] == "POST" else 0.0
     body = json.dumps({"timing": {"compute_s": busy_s}}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     start: Message = {"type": "http.response.start", "status": 200, "headers": headers}

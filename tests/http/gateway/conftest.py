@@ -19,10 +19,13 @@ from fakes import tiny, web
 from tokenreward.config import parse_settings
 from tokenreward.deployment.plan import serve_config
 from tokenreward.engine import Engine
-from tokenreward.http.gateway import Route, build_app
+from tokenreward.engine.slot import Slot
+from tokenreward.http.app import build_app
+from tokenreward.http.dependencies import ScorerRoute
+from tokenreward.http.gateway import GatewayBackend
 from tokenreward.http.guard import Limits
-from tokenreward.http.replica import Slot
-from tokenreward.http.replica import build_app as build_replica
+from tokenreward.http.replica import ReplicaBackend
+from tokenreward.http.upstream import Upstreams
 from tokenreward.metrics import Metrics
 from tokenreward.settings import DeploymentSettings
 from tokenreward.wire.media import media_of
@@ -80,13 +83,13 @@ SOURCED: list[dict[str, Any]] = [
     {"name": "other", "task": "causal_lm", "scorers": [{"type": "endogenous", "name": "other"}]},
 ]
 ROUTES = {
-    "endogenous": Route("lm", "endogenous"),
-    "one": Route("lm", "constant"),
-    "two": Route("rm", "constant"),
-    "reward_model": Route("rm", "reward_model"),
-    "process": Route("rm", "process"),
+    "endogenous": ScorerRoute("lm", "endogenous"),
+    "one": ScorerRoute("lm", "constant"),
+    "two": ScorerRoute("rm", "constant"),
+    "reward_model": ScorerRoute("rm", "reward_model"),
+    "process": ScorerRoute("rm", "process"),
 }
-RULES = Limits(max_body_bytes=100_000, max_request_items=8, request_timeout_s=20)
+LIMITS = Limits(max_body_bytes=100_000, max_request_items=8, request_timeout_s=20)
 
 Gather = Callable[[], Any]
 Front = Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]
@@ -104,9 +107,8 @@ def serving(*replicas: tuple[dict[str, Any], Path]) -> Iterator[dict[str, Any]]:
             {**settings, "checkpoint": str(folder), "device": "cpu"}
         )
         slot._engine = Engine.load(parsed, report=metrics[name].report)
-        mounts.append(
-            Mount(f"/d/{name}", build_replica(name, slot, metrics=metrics[name], limits=RULES))
-        )
+        backend = ReplicaBackend(name, slot, metrics=metrics[name], limits=LIMITS)
+        mounts.append(Mount(f"/d/{name}", build_app(backend)))
     app = Starlette(routes=mounts)
 
     async def recorded(scope: Any, receive: Any, send: Any) -> None:
@@ -178,7 +180,7 @@ def sourced_front(sourced: dict[str, Any]) -> Front:
         app for app in serve_config(settings)["applications"] if app["route_prefix"] == "/"
     ]
     return opener(
-        sourced, {name: Route(**route) for name, route in planned["args"]["routes"].items()}
+        sourced, {name: ScorerRoute(**route) for name, route in planned["args"]["routes"].items()}
     )
 
 
@@ -194,7 +196,7 @@ def open_front() -> Any:
     return opener
 
 
-def opener(deployments: dict[str, Any], routes: Mapping[str, Route]) -> Front:
+def opener(deployments: dict[str, Any], routes: Mapping[str, ScorerRoute]) -> Front:
     """What opens a client of a front before these replicas."""
 
     @asynccontextmanager
@@ -202,7 +204,7 @@ def opener(deployments: dict[str, Any], routes: Mapping[str, Route]) -> Front:
         upstream: str = deployments["url"],
         *,
         loaded: Mapping[str, Any] | None = None,
-        rules: Limits = RULES,
+        limits: Limits = LIMITS,
     ) -> AsyncIterator[httpx.AsyncClient]:
         async def gather() -> Mapping[str, Any]:
             snapshots = {
@@ -217,11 +219,15 @@ def opener(deployments: dict[str, Any], routes: Mapping[str, Route]) -> Front:
 
         asked = opened.asked = []  # type: ignore[attr-defined]
         async with httpx.AsyncClient(base_url=upstream, timeout=30, trust_env=False) as inner:
-            app = build_app(
-                routes, inner, gather=gather, has_ready=has_ready, limits=rules, replica="front-1"
+            backend = GatewayBackend(
+                routes,
+                Upstreams(inner, has_ready),
+                gather=gather,
+                limits=limits,
+                replica="front-1",
             )
             async with (
-                web.serving_here(app) as url,
+                web.serving_here(build_app(backend)) as url,
                 httpx.AsyncClient(base_url=url, timeout=20) as client,
             ):
                 yield client

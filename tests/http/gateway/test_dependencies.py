@@ -246,8 +246,7 @@ async def test_item_whose_reference_failed_fails_alone_and_others_keep_their_num
     for detail in details[:2]:
         assert detail["message"].startswith("reference `sft`: ")
         assert detail["retryable"] is False
-    assert "items[2].response" in details[1]["message"]
-    assert "items[4].policy_logprobs" in details[2]["message"]
+    assert not any("items[" in detail["message"] for detail in details)
     assert all(results[index]["rewards"] is None for index in (1, 2, 4))
     assert reply["usage"] == {
         "prompt_tokens": 2 * 3,
@@ -469,9 +468,9 @@ async def test_min_version_is_the_asked_scorers_and_not_the_references(sourced_f
 async def test_large_request_is_answered_in_threads_all_the_same(
     sourced_front: Any, sourced: Any
 ) -> None:
-    rules = Limits(max_body_bytes=10**6, max_request_items=8, request_timeout_s=20)
+    limits = Limits(max_body_bytes=10**6, max_request_items=8, request_timeout_s=20)
     body = {"scorer": "one", "items": [with_policy(IDS, 3)], "credit": kl("sft")}
-    async with sourced_front(limits=rules) as client:
+    async with sourced_front(limits=limits) as client:
         small = await ask(client, **body)
         large = await client.post("/v1/rewards", content=json.dumps(body) + " " * 300_000)
     np.testing.assert_allclose(

@@ -11,8 +11,8 @@ import pytest
 from pydantic import SecretStr
 
 from tokenreward.http.guard import Limits
+from tokenreward.http.protocols.native import Native
 from tokenreward.wire import decode_rewards, read_reply
-from tokenreward.wire.media import JSON
 
 ITEM: dict[str, Any] = {"prompt": "2+2?", "response": "It is 4.", "spans": [[0, 3], [3, 8]]}
 IDS: dict[str, Any] = {"prompt": [5, 6, 7], "response": [8, 9]}
@@ -180,24 +180,30 @@ async def test_what_one_deployment_says_of_a_number_holds_for_two(front: Any, nu
 
 @pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize("names", [["one"], ["one", "two"]], ids=["forwarded", "split"])
-async def test_large_bodies_are_read_in_threads(
+async def test_a_body_is_parsed_once_if_it_is_split_and_never_if_not_and_large_ones_in_threads(
     front: Any, monkeypatch: pytest.MonkeyPatch, large: bool, names: list[str]
 ) -> None:
-    parsed: list[bool] = []
+    threads: dict[str, list[threading.Thread]] = {"head": [], "read": []}
 
-    class Watched(type(JSON)):  # type: ignore[misc]
-        def parse(self, model: Any, body: bytes) -> Any:
-            parsed.append(threading.current_thread() is threading.main_thread())
-            return super().parse(model, body)
+    class Watched(Native):
+        def head(self, body: bytes) -> Any:
+            threads["head"].append(threading.current_thread())
+            return super().head(body)
 
-    monkeypatch.setattr("tokenreward.http.gateway.media_of", lambda headers: Watched())
+        def read(self, body: bytes, scorers: Any) -> Any:
+            threads["read"].append(threading.current_thread())
+            return super().read(body, scorers)
+
+    monkeypatch.setattr("tokenreward.http.app.find_protocols", lambda: {"/v1/rewards": Watched})
     body = json.dumps({"scorers": names, "items": [ITEM]}) + " " * (300_000 if large else 0)
     async with front(
         limits=Limits(max_body_bytes=10**6, max_request_items=8, request_timeout_s=20)
     ) as client:
         await client.post("/v1/rewards", content=body)
-    assert len(parsed) == len(names)
-    assert set(parsed) == {not large}
+    assert len(threads["head"]) == 1
+    assert len(threads["read"]) == len(names) - 1
+    main = [thread is threading.main_thread() for used in threads.values() for thread in used]
+    assert set(main) == {not large}
 
 
 async def test_unknown_scorer_lists_the_known_ones(front: Any) -> None:
@@ -261,7 +267,7 @@ async def test_metrics_of_all_replicas_stand_in_one_text(front: Any) -> None:
 
 
 async def test_refusals_of_the_front_itself_are_in_its_metrics(front: Any) -> None:
-    rules = Limits(
+    limits = Limits(
         max_body_bytes=1000,
         max_request_items=2,
         request_timeout_s=20,
@@ -269,7 +275,7 @@ async def test_refusals_of_the_front_itself_are_in_its_metrics(front: Any) -> No
     )
     two = {"scorers": ["one", "two"], "items": [ITEM]}
     key = {"authorization": "Bearer sesame"}
-    async with front(limits=rules) as client:
+    async with front(limits=limits) as client:
         await client.post("/v1/rewards", json=two)
         await client.get("/nowhere", headers=key)
         await client.post("/v1/rewards", content=b" " * 1001, headers=key)
@@ -403,14 +409,14 @@ async def test_answer_on_readiness_stands_for_a_second(
 
 
 async def test_key_opens_the_front_and_travels_on(front: Any) -> None:
-    rules = Limits(
+    limits = Limits(
         max_body_bytes=1000,
         max_request_items=8,
         request_timeout_s=20,
         api_keys=(SecretStr("sesame"),),
     )
     body = {"scorer": "one", "items": [ITEM]}
-    async with front(limits=rules) as client:
+    async with front(limits=limits) as client:
         for path in ("/v1/scorers", "/metrics", "/nowhere"):
             assert (await client.get(path)).status_code == 401
         assert (await client.post("/v1/rewards", json=body)).status_code == 401

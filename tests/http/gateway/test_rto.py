@@ -12,12 +12,15 @@ import pytest
 
 from fakes import oracle, tiny
 from fakes.pages import code_blocks, page
-from tokenreward.http.gateway import Route
+from tokenreward.http.dependencies import ScorerRoute
 
 DPO_BETA, DPO_CLIP, KL_COEF, SCORE_CLIP = 0.05, 0.05, 0.01, 10.0
 PAIR = {"name": "dpo", "task": "causal_lm", "scorers": [{"type": "implicit"}]}
 RM = {"name": "rm", "task": "reward_model", "scorers": [{"type": "reward_model"}]}
-ROUTES = {"implicit": Route("dpo", "implicit"), "reward_model": Route("rm", "reward_model")}
+ROUTES = {
+    "implicit": ScorerRoute("dpo", "implicit"),
+    "reward_model": ScorerRoute("rm", "reward_model"),
+}
 
 
 @pytest.fixture(scope="module")

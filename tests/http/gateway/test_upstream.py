@@ -21,8 +21,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from fakes import web
 from fakes.web import until
 from tokenreward.errors import DeadlineExceeded, Overloaded
-from tokenreward.http.upstream import Passage, Upstreams
-from tokenreward.wire.media import JSON
+from tokenreward.http.upstream import UpstreamCall, Upstreams
 
 BODY = b'{"scorer" : "one",\n "items": [{"prompt": "a", "response": "b"}], "unknown": 1e400}'
 FOREIGN = [
@@ -34,17 +33,31 @@ FOREIGN = [
 Answering = Callable[[Request], Awaitable[Response]]
 
 
+LISTING = {
+    "scorers": [
+        {"name": name, "tokenizer": "t", "log_probs_options": {"form": "logprob"}}
+        for name in ("endogenous", "one", "two")
+    ]
+}
+
+
 class Edge:
-    """A deployment whose answer the test writes."""
+    """A deployment whose answer the test writes, and its listing, too, if `listing` is None."""
 
     def __init__(self) -> None:
         self.answer: Answering | None = None
+        self.listing: dict[str, Any] | None = LISTING
+        self.num_listed = 0
         self.requests: list[Request] = []
         self.bodies: list[bytes] = []
         self.hung_up = False
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         request = Request(scope, receive)
+        if request.method == "GET" and self.listing is not None:
+            self.num_listed += 1
+            await JSONResponse(self.listing)(scope, receive, send)
+            return
         self.requests.append(request)
         self.bodies.append(await request.body())
         assert self.answer is not None
@@ -203,16 +216,10 @@ async def test_waiting_for_word_of_readiness_is_part_of_the_deadline(edge: Any) 
         return True
 
     async with httpx.AsyncClient(base_url=edge.url) as inner:
-        passage = Passage(
-            Upstreams(inner, never),
-            headers={"x-request-id": "mine"},
-            limit_s=0.2,
-            sends=JSON,
-            wants=JSON,
-        )
+        call = UpstreamCall(Upstreams(inner, never), headers={"x-request-id": "mine"}, limit_s=0.2)
         began = time.monotonic()
         with pytest.raises(DeadlineExceeded):
-            await passage.post("lm", BODY)
+            await call.post("lm", BODY)
     assert time.monotonic() - began < 2
     assert edge.requests == []
 
@@ -230,6 +237,7 @@ async def test_a_deployment_that_does_not_list_its_scorers_in_time_is_unavailabl
             else JSONResponse({"scorers": [entry]})
         )
 
+    edge.listing = None
     edge.answer = answer
     async with client() as opened:
         began = time.monotonic()
@@ -286,6 +294,7 @@ async def test_ids_of_two_tokenizers_cannot_be_combined(edge: Any, client: Any) 
         name = "one" if "/d/lm/" in request.url.path else "two"
         return JSONResponse({"scorers": [{"name": name, "tokenizer": f"fingerprint-{name}"}]})
 
+    edge.listing = None
     edge.answer = answer
     item = {"prompt": [1], "response": [2]}
     body = {"scorers": ["one", "two"], "combine": {"one": 1.0, "two": 1.0}, "items": [item]}
@@ -451,6 +460,7 @@ async def test_json_that_is_no_reply_is_an_internal_error_that_names_the_deploym
 async def test_json_that_is_no_listing_is_an_internal_error_that_names_the_deployment(
     edge: Any, client: Any, said: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
+    edge.listing = None
     edge.answer = answers(lm=said, rm={"scorers": [{"name": "two", "tokenizer": "t"}]})
     async with client() as opened:
         listed = await opened.get("/v1/scorers")
@@ -493,13 +503,13 @@ async def test_refusal_of_a_shortened_request_counts_the_callers_items(
     long = {
         "error": {
             "code": "sequence_too_long",
-            "message": "`items[0].response`",
+            "message": "it is too long",
             "param": "items[0].response",
         }
     }
     odd = {
         "code": "invalid_field",
-        "message": "`items[1].prompt` is odd",
+        "message": "it is odd",
         "param": "items[1].prompt",
     }
     edge.answer = answers(
@@ -512,7 +522,7 @@ async def test_refusal_of_a_shortened_request_counts_the_callers_items(
         )
     assert response.status_code == 422
     assert response.json()["error"]["param"] == "items[2].prompt"
-    assert response.json()["error"]["message"] == "`items[2].prompt` is odd"
+    assert response.json()["error"]["message"] == "it is odd"
 
 
 async def test_caller_who_hangs_up_is_passed_on_to_the_reference(edge: Any, client: Any) -> None:

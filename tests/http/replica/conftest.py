@@ -16,8 +16,9 @@ from pydantic import SecretStr
 from fakes import tiny, web
 from tokenreward.engine import Engine
 from tokenreward.engine.slot import Slot
+from tokenreward.http.app import build_app
 from tokenreward.http.guard import Limits
-from tokenreward.http.replica import build_app
+from tokenreward.http.replica import ReplicaBackend
 from tokenreward.metrics import Metrics
 from tokenreward.settings import DeploymentSettings
 
@@ -44,7 +45,7 @@ class Served:
             free.set()
 
 
-def rules(**changes: Any) -> Limits:
+def limits_of(**changes: Any) -> Limits:
     return Limits(
         **{"max_body_bytes": 20_000, "max_request_items": 8, "request_timeout_s": 30.0, **changes}
     )
@@ -70,38 +71,41 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def replica(checkpoint: Path, rules: Limits, **changes: Any) -> Iterator[Served]:
+def replica(checkpoint: Path, limits: Limits, **changes: Any) -> Iterator[Served]:
     metrics, slot = Metrics(), Slot()
     engine = Engine.load(settings(checkpoint, **changes), report=metrics.report)
     slot._engine = engine
-    with web.serving(build_app("lm", slot, metrics=metrics, limits=rules)) as url:
+    with web.serving(build_app(ReplicaBackend("lm", slot, metrics=metrics, limits=limits))) as url:
         yield Served(url, engine, metrics)
 
 
 @pytest.fixture(scope="session")
 def served(checkpoint: Path) -> Iterator[Served]:
     """Open to everybody, with a short queue."""
-    with replica(checkpoint, rules(), max_queued_tokens=QUEUE_TOKENS) as served:
+    with replica(checkpoint, limits_of(), max_queued_tokens=QUEUE_TOKENS) as served:
         yield served
 
 
 @pytest.fixture(scope="session")
 def locked(checkpoint: Path) -> Iterator[Served]:
     """Wants a key."""
-    with replica(checkpoint, rules(api_keys=(SecretStr("another-key"), SecretStr(KEY)))) as served:
+    with replica(
+        checkpoint, limits_of(api_keys=(SecretStr("another-key"), SecretStr(KEY)))
+    ) as served:
         yield served
 
 
 @pytest.fixture(scope="session")
 def loading() -> Iterator[str]:
     """Has no engine yet."""
-    with web.serving(build_app("lm", Slot(), metrics=Metrics(), limits=rules())) as url:
+    backend = ReplicaBackend("lm", Slot(), metrics=Metrics(), limits=limits_of())
+    with web.serving(build_app(backend)) as url:
         yield url
 
 
 @pytest.fixture
 def broken(checkpoint: Path) -> Iterator[Served]:
     """Its device thread is gone."""
-    with replica(checkpoint, rules()) as served:
+    with replica(checkpoint, limits_of()) as served:
         served.engine.threads.device.shutdown()
         yield served

@@ -1,27 +1,39 @@
-"""How many bytes of bodies are parsed at a time: who waits, for whom, and for how long."""
+"""How many bytes of bodies a process holds and parses: who is refused, who waits, and for how
+long."""
 
 from __future__ import annotations
 
 import asyncio
+import tracemalloc
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 import pytest
 
+from fakes.web import serving_here, until
 from tokenreward.engine.slot import Slot
-from tokenreward.errors import BodyTooLarge, DeadlineExceeded
-from tokenreward.http.guard import ClientGone, Limits, Room
-from tokenreward.http.replica import build_app
+from tokenreward.errors import BodyTooLarge, DeadlineExceeded, MalformedBody, Overloaded
+from tokenreward.http.app import build_app
+from tokenreward.http.body import BodyBudget
+from tokenreward.http.guard import Limits
+from tokenreward.http.replica import ReplicaBackend
+from tokenreward.http.scope import ClientGone
 from tokenreward.metrics import Metrics
-from tokenreward.wire import RewardsRequest
+from tokenreward.wire import Reply, RewardsRequest
+from tokenreward.wire.reply import NO_TIME, NO_USAGE
+
+MIB = 2**20
+CONTENT = b'{"scorer": "x", "items": [{"prompt": "p", "response": "r"}]}'
 
 
 class Sender:
     """A caller who sends `body` when it is told to."""
 
-    def __init__(self, body: bytes, *, at_once: bool = True) -> None:
-        self.scope: dict[str, Any] = {"headers": [(b"content-length", str(len(body)).encode())]}
+    def __init__(self, body: bytes, *, at_once: bool = True, declared: str | None = None) -> None:
+        length = str(len(body)) if declared is None else declared
+        headers = [(b"content-length", length.encode("latin-1"))] if length else []
+        self.scope: dict[str, Any] = {"headers": headers}
         self._body = body
         self.may_send = asyncio.Event()
         if at_once:
@@ -32,11 +44,20 @@ class Sender:
         return {"type": "http.request", "body": self._body}
 
 
+def budget(num_bytes: int = 1000, *, at_a_time: int = 10, limit: int = 100) -> BodyBudget:
+    return BodyBudget(num_bytes, max_body_bytes=limit, max_parsed_bytes=at_a_time)
+
+
 def reading(
-    room: Room, sender: Sender, *, limit: int = 100, within_s: float = 5, held: Any = None
-) -> Any:
+    bodies: BodyBudget, sender: Sender, *, within_s: float = 5, held: asyncio.Event | None = None
+) -> asyncio.Task[bytes]:
+    """Reads a body, and parses it until `held` is set."""
+
     async def read() -> bytes:
-        async with room.body(sender.scope, sender.receive, limit=limit, within_s=within_s) as body:
+        async with (
+            bodies.body(sender.scope, sender.receive, within_s=within_s) as body,
+            bodies.parsing(len(body), within_s=within_s),
+        ):
             if held is not None:
                 await held.wait()
             return body
@@ -49,107 +70,220 @@ async def turns() -> None:
         await asyncio.sleep(0)
 
 
-async def test_a_body_waits_until_there_is_room_and_first_come_is_first_served() -> None:
-    room, parsed = Room(10), asyncio.Event()
+async def test_a_body_is_parsed_in_its_turn_and_first_come_is_first_served() -> None:
+    bodies, parsed = budget(), asyncio.Event()
     first, large, small = Sender(b"a" * 6), Sender(b"b" * 6), Sender(b"c")
-    tasks = [reading(room, first, held=parsed), reading(room, large), reading(room, small)]
+    tasks = [reading(bodies, first, held=parsed), reading(bodies, large), reading(bodies, small)]
     await turns()
     assert not any(task.done() for task in tasks)
     parsed.set()
     assert await asyncio.gather(*tasks) == [b"a" * 6, b"b" * 6, b"c"]
 
 
-async def test_a_lone_body_larger_than_the_room_passes() -> None:
-    room, sender = Room(10), Sender(b"a" * 50)
-    assert await reading(room, sender) == b"a" * 50
-    assert await reading(room, sender) == b"a" * 50
+async def test_a_lone_body_larger_than_what_is_parsed_at_a_time_passes() -> None:
+    bodies, sender = budget(), Sender(b"a" * 50)
+    assert await reading(bodies, sender) == b"a" * 50
+    assert await reading(bodies, sender) == b"a" * 50
 
 
-async def test_a_caller_who_sends_slowly_holds_up_nobody() -> None:
-    room, slow = Room(10), Sender(b"a" * 10, at_once=False)
-    task = reading(room, slow)
+async def test_a_caller_who_sends_slowly_holds_its_own_share_and_holds_up_nobody() -> None:
+    bodies, slow = budget(), Sender(b"a" * 10, at_once=False)
+    task = reading(bodies, slow)
     await turns()
-    assert await asyncio.wait_for(reading(room, Sender(b"b" * 10)), 5) == b"b" * 10
+    assert bodies.num_held == 10
+    assert await asyncio.wait_for(reading(bodies, Sender(b"b" * 10)), 5) == b"b" * 10
     assert not task.done()
     slow.may_send.set()
     assert await task == b"a" * 10
+    assert bodies.num_held == 0
 
 
-async def test_who_is_silent_or_gets_no_room_is_told_at_the_deadline_and_leaves_nothing() -> None:
-    room, parsed = Room(10), asyncio.Event()
-    holding = reading(room, Sender(b"a" * 10), held=parsed)
+async def test_a_body_that_does_not_fit_is_refused_before_a_byte_of_it_is_read() -> None:
+    bodies = budget(25)
+    slow = [reading(bodies, Sender(b"a" * 10, at_once=False)) for _ in range(2)]
     await turns()
-    silent = reading(room, Sender(b"a" * 10, at_once=False), within_s=0.05)
-    waiting = reading(room, Sender(b"a" * 10), within_s=0.05)
+    sender = Sender(b"b" * 10, at_once=False)
+    with pytest.raises(Overloaded, match=r"20 bytes .* the limit is 25") as caught:
+        await asyncio.wait_for(reading(bodies, sender), 5)
+    assert caught.value.retry_after_s == 1
+    assert await reading(bodies, Sender(b"c" * 5)) == b"c" * 5
+    for task in slow:
+        task.cancel()
+    await asyncio.gather(*slow, return_exceptions=True)
+    sender.may_send.set()
+    assert await reading(bodies, sender) == b"b" * 10
+
+
+async def test_a_body_of_no_declared_length_takes_the_largest_share_until_it_is_there() -> None:
+    bodies, sender, held = budget(150), Sender(b"a", at_once=False, declared=""), asyncio.Event()
+    task = reading(bodies, sender, held=held)
+    await turns()
+    assert bodies.num_held == 100
+    sender.may_send.set()
+    await turns()
+    assert bodies.num_held == 1
+    held.set()
+    await task
+    assert bodies.num_held == 0
+
+
+@pytest.mark.parametrize("declared", ["\u00b2", "1e3", "-1"])
+async def test_declared_length_that_is_no_number_is_not_believed(declared: str) -> None:
+    # The first is a digit, but none that `int` reads.
+    assert await reading(budget(), Sender(b"12345", declared=declared)) == b"12345"
+
+
+@pytest.mark.parametrize("declared", ["101", "1" * 9999])
+async def test_declared_length_past_the_limit_is_refused_whatever_its_digits(
+    declared: str,
+) -> None:
+    with pytest.raises(BodyTooLarge):
+        await reading(budget(), Sender(b"12345", declared=declared, at_once=False))
+
+
+async def test_a_body_longer_than_it_declares_is_refused() -> None:
+    with pytest.raises(MalformedBody, match="longer than the 3 bytes"):
+        await reading(budget(), Sender(b"12345", declared="3"))
+
+
+async def test_who_sends_nothing_or_is_not_parsed_until_the_deadline_is_told_so_and_leaves_nothing_taken() -> (  # noqa: E501
+    None
+):
+    bodies, parsed = budget(), asyncio.Event()
+    holding = reading(bodies, Sender(b"a" * 10), held=parsed)
+    await turns()
+    silent = reading(bodies, Sender(b"a" * 10, at_once=False), within_s=0.05)
+    waiting = reading(bodies, Sender(b"a" * 10), within_s=0.05)
     for task in (silent, waiting):
         with pytest.raises(DeadlineExceeded):
             await task
     parsed.set()
     await holding
-    await passes(room)
+    await is_free(bodies)
 
 
-async def test_room_comes_back_from_readers_that_fail_or_are_cancelled() -> None:
-    room, parsed = Room(10), asyncio.Event()
+async def test_shares_come_back_from_readers_that_fail_or_are_cancelled() -> None:
+    bodies, parsed = budget(), asyncio.Event()
 
     async def gone() -> dict[str, Any]:
         return {"type": "http.disconnect"}
 
     sender = Sender(b"a" * 10)
     with pytest.raises(ClientGone):
-        async with room.body(sender.scope, gone, limit=100, within_s=5):
+        async with bodies.body(sender.scope, gone, within_s=5):
             pass
     with pytest.raises(BodyTooLarge):
-        await reading(room, Sender(b"a" * 101))
+        await reading(bodies, Sender(b"a" * 101, declared=""))
     with pytest.raises(ZeroDivisionError):
-        async with room.body(sender.scope, sender.receive, limit=100, within_s=5):
+        async with bodies.body(sender.scope, sender.receive, within_s=5):
             raise ZeroDivisionError
-    tasks = [
-        reading(room, Sender(b"a" * 10), held=parsed) for _ in range(2)
-    ]  # one parses, one waits
+    # One is being parsed, one waits.
+    tasks = [reading(bodies, Sender(b"a" * 10), held=parsed) for _ in range(2)]
     await turns()
     for task in reversed(tasks):
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    await passes(room)
+    await is_free(bodies)
 
 
-async def passes(room: Room) -> None:
-    """All of it is free."""
-    assert await asyncio.wait_for(reading(room, Sender(b"a" * 10)), 5) == b"a" * 10
+async def is_free(bodies: BodyBudget) -> None:
+    """Nothing is held, and nothing is being parsed."""
+    assert bodies.num_held == 0
+    assert await asyncio.wait_for(reading(bodies, Sender(b"a" * 10)), 5) == b"a" * 10
 
 
-async def test_a_replica_parses_no_more_bodies_at_a_time_than_it_has_room_for(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    parsing = most = 0
+class Scores:
+    """An engine whose replies have no items."""
 
-    async def slowly(
-        _: int, parse: Callable[..., RewardsRequest], *arguments: Any
-    ) -> RewardsRequest:
-        nonlocal parsing, most
-        parsing += 1
-        most = max(most, parsing)
-        await turns()
-        parsing -= 1
-        return parse(*arguments)
+    scorers: ClassVar[dict[str, Any]] = {}
 
-    class Scores:
-        async def score(self, request: RewardsRequest, **_: Any) -> dict[str, Any]:
-            return {"items": []}
+    async def score(self, request: RewardsRequest, **_: Any) -> Reply:
+        return Reply(id="", items=[], usage=NO_USAGE, timing=NO_TIME)
 
+
+async def backend_of(engine: Any, limits: Limits) -> ReplicaBackend:
     slot = Slot()
-    slot._engine = Scores()  # type: ignore[assignment]
+    await slot.put(engine)
+    return ReplicaBackend("lm", slot, metrics=Metrics(), limits=limits)
+
+
+@pytest.mark.parametrize("at_a_time", [1, 2])
+async def test_a_replica_parses_no_more_bytes_at_a_time_than_it_may(
+    monkeypatch: pytest.MonkeyPatch, at_a_time: int
+) -> None:
+    num_parsing = most = 0
+
+    async def slowly(_: int, work: Callable[..., Any], *arguments: Any) -> Any:
+        nonlocal num_parsing, most
+        if work.__name__ != "read":
+            return work(*arguments)
+        num_parsing += 1
+        most = max(most, num_parsing)
+        await turns()
+        num_parsing -= 1
+        return work(*arguments)
+
+    backend = await backend_of(
+        Scores(), Limits(max_body_bytes=1000, max_request_items=9, request_timeout_s=5)
+    )
+    backend.bodies = BodyBudget(
+        10_000, max_body_bytes=1000, max_parsed_bytes=at_a_time * len(CONTENT)
+    )
     monkeypatch.setattr("tokenreward.http.replica.for_size", slowly)
-    rules = Limits(max_body_bytes=1000, max_request_items=9, request_timeout_s=5)
-    content = b'{"scorer": "x", "items": [{"prompt": "p", "response": "r"}]}'
-    for num_bytes, at_a_time in ((len(content), 1), (2 * len(content), 2)):
-        monkeypatch.setattr("tokenreward.http.body.ROOM_BYTES", num_bytes)
-        most = 0
-        transport = httpx.ASGITransport(build_app("lm", slot, metrics=Metrics(), limits=rules))
-        async with httpx.AsyncClient(transport=transport, base_url="http://replica") as client:
-            answers = await asyncio.gather(
-                *(client.post("/v1/rewards", content=content) for _ in range(5))
-            )
-        assert [answer.status_code for answer in answers] == [200] * 5
-        assert most == at_a_time
+    transport = httpx.ASGITransport(build_app(backend))
+    async with httpx.AsyncClient(transport=transport, base_url="http://replica") as client:
+        answers = await asyncio.gather(
+            *(client.post("/v1/rewards", content=CONTENT) for _ in range(5))
+        )
+    assert [answer.status_code for answer in answers] == [200] * 5
+    assert most == at_a_time
+
+
+async def test_forty_callers_of_16_mib_hold_no_more_than_the_budget() -> None:
+    """Slow senders over real HTTP: each declares 16 MiB, sends 12 and stalls."""
+    limits = Limits(
+        max_body_bytes=16 * MIB,
+        max_request_items=9,
+        request_timeout_s=30,
+        max_body_memory_bytes=64 * MIB,
+    )
+    backend = await backend_of(Scores(), limits)
+    piece = bytes(MIB)
+    writers, statuses = [], []
+
+    async def send(host: str, port: int) -> None:
+        reader, writer = await asyncio.open_connection(host, port)
+        writers.append(writer)
+        head = f"POST /v1/rewards HTTP/1.1\r\nHost: h\r\nContent-Length: {16 * MIB}\r\n\r\n"
+        writer.write(head.encode())
+        try:
+            for _ in range(12):
+                writer.write(piece)
+                await writer.drain()
+            statuses.append(await reader.readline())
+        except ConnectionError:  # refused, and closed before all was sent
+            statuses.append(b"")
+
+    async with serving_here(build_app(backend)) as url:
+        host, port = url.removeprefix("http://").split(":")
+        tracemalloc.start()
+        try:
+            tasks = [asyncio.create_task(send(host, int(port))) for _ in range(40)]
+            await until(lambda: len(statuses) == 36, seconds=30)
+            await asyncio.sleep(0.5)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert backend.bodies.num_held == 64 * MIB
+        assert peak < 96 * MIB
+        answered = [status for status in statuses if status]
+        assert all(b" 503 " in status for status in answered)
+        async with httpx.AsyncClient(base_url=url) as client:
+            refused = await client.post("/v1/rewards", content=CONTENT)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "overloaded")
+            assert refused.headers["retry-after"] == "1"
+            for task, writer in zip(tasks, writers, strict=True):
+                task.cancel()
+                writer.close()
+            await until(lambda: backend.bodies.num_held == 0)
+            assert (await client.post("/v1/rewards", content=CONTENT)).status_code == 200

@@ -10,24 +10,30 @@ import logging
 import weakref
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 import numpy as np
 import pytest
+from fastapi import FastAPI
 
 from fakes.web import until
 from tokenreward.engine import Engine
 from tokenreward.engine.slot import Slot
+from tokenreward.http.app import build_app
 from tokenreward.http.guard import Limits
-from tokenreward.http.replica import build_app
+from tokenreward.http.replica import ReplicaBackend
 from tokenreward.metrics import Metrics
 from tokenreward.settings import DeploymentSettings
-from tokenreward.wire import RewardsRequest, decode_rewards, parse, read_reply
+from tokenreward.wire import Reply, RewardsRequest, decode_rewards, parse, read_reply
 
 ITEM: dict[str, Any] = {"prompt": "2+2?", "response": "It is 4."}
 BODY = {"scorer": "endogenous", "items": [ITEM]}
-RULES = Limits(max_body_bytes=10**6, max_request_items=100, request_timeout_s=20)
+LIMITS = Limits(max_body_bytes=10**6, max_request_items=100, request_timeout_s=20)
+
+
+def app_of(slot: Slot) -> FastAPI:
+    return build_app(ReplicaBackend("lm", slot, metrics=Metrics(), limits=LIMITS))
 
 
 @pytest.fixture
@@ -51,7 +57,7 @@ async def test_reply_is_what_the_engine_says(client: httpx.AsyncClient, checkpoi
     reply = read_reply((await client.post("/v1/rewards", json=BODY)).json())
     assert (reply.scorer, reply.model, reply.version) == ("endogenous", str(checkpoint), 1)
     np.testing.assert_allclose(
-        decode_rewards(reply.items[0].rewards or []), expected["items"][0]["rewards"], rtol=1e-5
+        decode_rewards(reply.items[0].rewards or []), expected.items[0].rewards, rtol=1e-5
     )
 
 
@@ -104,7 +110,7 @@ async def test_large_reply_says_the_same_as_a_small_one(checkpoint: Path) -> Non
         DeploymentSettings.model_validate({**settings, "scorers": ({"type": "constant"},)})
     )
     await slot.put(engine)
-    transport = httpx.ASGITransport(build_app("lm", slot, metrics=Metrics(), limits=RULES))
+    transport = httpx.ASGITransport(app_of(slot))
     body = json.dumps({"scorer": "constant", "items": [ITEM] * 2})
     async with httpx.AsyncClient(transport=transport, base_url="http://replica") as client:
         small = (await client.post("/v1/rewards", content=body)).json()
@@ -157,27 +163,29 @@ async def test_hang_up_cancels_what_waits_in_the_queue(
 ) -> None:
     engine = served.engine
     with served.busy_device():
-        running = asyncio.create_task(client.post("/v1/rewards", json=BODY))
-        await until(lambda: engine.worker.busy_since is not None)
-        waiting = asyncio.create_task(client.post("/v1/rewards", json=BODY))
+        first = asyncio.create_task(client.post("/v1/rewards", json=BODY))
         await until(lambda: engine.batcher.queued_items == 1)
-        queued = engine.batcher._waiting[0]
-        waiting.cancel()
+        second = asyncio.create_task(client.post("/v1/rewards", json=BODY))
+        await until(lambda: engine.batcher.queued_items == 2)
+        queued = engine.batcher._waiting[1]
+        second.cancel()
         await until(queued.future.cancelled)
-        assert not running.done()
-    assert (await running).status_code == 200
+        assert not first.done()
+    assert (await first).status_code == 200
 
 
 async def test_unexpected_failure_tells_neither_caller_nor_log_what_was_sent(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     class Faulty:
-        async def score(self, request: RewardsRequest, **_: Any) -> dict[str, Any]:
+        scorers: ClassVar[dict[str, Any]] = {}
+
+        async def score(self, request: RewardsRequest, **_: Any) -> Reply:
             raise ValueError(f"cannot handle {request.items[0].response}")
 
     slot = Slot()
     slot._engine = Faulty()  # type: ignore[assignment]
-    transport = httpx.ASGITransport(build_app("lm", slot, metrics=Metrics(), limits=RULES))
+    transport = httpx.ASGITransport(app_of(slot))
     async with httpx.AsyncClient(transport=transport, base_url="http://replica") as client:
         response = await client.post(
             "/v1/rewards", json={"scorer": "one", "items": [{**ITEM, "response": "plugh"}]}
@@ -228,7 +236,7 @@ async def test_request_under_way_finishes_on_the_old_weights(checkpoint: Path) -
     )
     slot = Slot()
     await slot.put(old)
-    transport = httpx.ASGITransport(build_app("lm", slot, metrics=Metrics(), limits=RULES))
+    transport = httpx.ASGITransport(app_of(slot))
     async with httpx.AsyncClient(transport=transport, base_url="http://replica") as client:
         blocked = asyncio.Event()
         loop = asyncio.get_running_loop()
@@ -255,7 +263,7 @@ async def test_old_weights_are_freed_with_the_engine_that_had_them(checkpoint: P
     base = {"name": "lm", "checkpoint": str(checkpoint), "task": "causal_lm", "device": "cpu"}
     settings = DeploymentSettings.model_validate({**base, "scorers": ({"type": "endogenous"},)})
     slot = Slot()
-    transport = httpx.ASGITransport(build_app("lm", slot, metrics=Metrics(), limits=RULES))
+    transport = httpx.ASGITransport(app_of(slot))
     gc.disable()
     try:
         await slot.put(Engine.load(settings))

@@ -1,0 +1,107 @@
+"""The ASGI application of a replica and of the gateway: the same routes, with the guard in front.
+
+It knows routes and what each answers with, and leaves the answers to a backend.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+
+from tokenreward.http.guard import Guard, Limits, Report
+from tokenreward.http.protocols import Protocol, find_protocols
+from tokenreward.http.scope import headers_of, unknown_route
+from tokenreward.metrics import CONTENT_TYPE
+from tokenreward.wire.media import JSON
+from tokenreward.wire.paths import HEALTH_PATH, METRICS_PATH, READY_PATH, SCORERS_PATH
+
+_PROBE_METHODS = ["GET", "HEAD"]  # servers send no body in answer to a HEAD
+
+
+class Backend(ABC):
+    """What answers behind the routes. All methods raise RequestError for a refusal.
+
+    Args:
+        limits: The limits of requests.
+        report: Told the metrics of the requests.
+    """
+
+    def __init__(self, limits: Limits, report: Report) -> None:
+        self.limits = limits
+        self.report = report
+
+    @abstractmethod
+    async def rewards(self, request: Request, protocol: Protocol) -> Response:
+        """The answer to a request for rewards, whose body is yet to be read."""
+
+    @abstractmethod
+    async def scorers(self, request: Request) -> dict[str, Any]:
+        """The content of `GET /v1/scorers`."""
+
+    @abstractmethod
+    async def check_ready(self) -> None:
+        """Raises Loading if requests for rewards cannot be answered now."""
+
+    @abstractmethod
+    async def metrics(self) -> bytes:
+        """Prometheus text."""
+
+
+def build_app(backend: Backend) -> FastAPI:
+    """The application in front of a backend."""
+    protocols = find_protocols()
+    guard = Middleware(Guard, limits=backend.limits, protocols=protocols, report=backend.report)
+    app = FastAPI(
+        title="tokenreward",
+        docs_url=None,  # its page would load scripts from elsewhere
+        redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,  # it would send callers to whatever host they named
+        middleware=[guard],
+        exception_handlers={HTTPException: _refuse_route},
+    )
+    for path, protocol in protocols.items():
+        # Not an API route, which would read the body before we do.
+        app.add_route(path, _rewards_route(backend, protocol), methods=["POST"])
+
+    async def scorers(request: Request) -> Response:
+        return _json(await backend.scorers(request))
+
+    async def health() -> Response:
+        return _json({"status": "ok"})
+
+    async def ready() -> Response:
+        await backend.check_ready()
+        return _json({"status": "ready"})
+
+    async def metrics() -> Response:
+        return Response(await backend.metrics(), media_type=CONTENT_TYPE)
+
+    app.add_api_route(SCORERS_PATH, scorers, methods=["GET"])
+    app.add_api_route(HEALTH_PATH, health, methods=_PROBE_METHODS)
+    app.add_api_route(READY_PATH, ready, methods=_PROBE_METHODS)
+    app.add_api_route(METRICS_PATH, metrics, methods=["GET"])
+    return app
+
+
+def _rewards_route(
+    backend: Backend, protocol: type[Protocol]
+) -> Callable[[Request], Awaitable[Response]]:
+    async def rewards(request: Request) -> Response:
+        return await backend.rewards(request, protocol(headers_of(request.scope)))
+
+    return rewards
+
+
+async def _refuse_route(request: Request, _: Exception) -> Response:
+    """Whatever the router refuses is a route that we do not have."""
+    raise unknown_route(request.scope)
+
+
+def _json(content: object) -> Response:
+    return Response(JSON.dump(content), media_type=JSON.name)

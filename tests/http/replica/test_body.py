@@ -146,9 +146,7 @@ async def test_a_body_longer_than_it_declares_is_refused() -> None:
         await reading(budget(), Sender(b"12345", declared="3"))
 
 
-async def test_who_sends_nothing_or_is_not_parsed_until_the_deadline_is_told_so_and_leaves_nothing_taken() -> (  # noqa: E501
-    None
-):
+async def test_who_is_silent_or_not_parsed_is_told_at_the_deadline_and_leaves_nothing() -> None:
     bodies, parsed = budget(), asyncio.Event()
     holding = reading(bodies, Sender(b"a" * 10), held=parsed)
     await turns()

@@ -163,26 +163,26 @@ class Batcher(Generic[EntryT]):
 
     def _take(self) -> list[EntryT]:
         window = self._pop_window()
-        taken: set[int] = set()
+        places: set[int] = set()
         prompts: set[Hashable] = set()
         num_tokens = 0
         for place in _prompts_together(window):
             entry = window[place]
             with_it = set(prompts)
             cost = entry.cost(with_it)
-            if taken and num_tokens + cost > self._max_batch_tokens:
+            if places and num_tokens + cost > self._max_batch_tokens:
                 if time.monotonic() - entry.queued_at >= _PATIENCE_S:
                     break
                 continue
-            taken.add(place)
+            places.add(place)
             prompts = with_it
             num_tokens += cost
-            if len(taken) == self._max_batch_requests or num_tokens >= self._max_batch_tokens:
+            if len(places) == self._max_batch_requests or num_tokens >= self._max_batch_tokens:
                 break
         self._waiting.extendleft(
-            window[place] for place in range(len(window) - 1, -1, -1) if place not in taken
+            window[place] for place in range(len(window) - 1, -1, -1) if place not in places
         )
-        batch = [entry for place, entry in enumerate(window) if place in taken]
+        batch = [entry for place, entry in enumerate(window) if place in places]
         self.queued_tokens -= sum(entry.num_tokens for entry in batch)
         return batch
 
@@ -204,9 +204,8 @@ class Batcher(Generic[EntryT]):
         began = time.monotonic()
         if began < self._next_scan:
             return
-        kept = deque(entry for entry in self._waiting if not _gone(entry))
-        self._waiting = kept
-        self.queued_tokens = sum(entry.num_tokens for entry in kept)
+        self._waiting = deque(entry for entry in self._waiting if not _gone(entry))
+        self.queued_tokens = sum(entry.num_tokens for entry in self._waiting)
         ended = time.monotonic()
         self._next_scan = ended + _SCAN_PAUSE * (ended - began)
 

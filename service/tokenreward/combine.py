@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 
-from tokenreward.errors import InvalidField, NonFinite, UnitsDiffer, shown
+from tokenreward.errors import InvalidField, NonFinite, UnitsDiffer, quotable
 from tokenreward.wire import (
     ErrorDetail,
     Item,
@@ -33,7 +33,7 @@ def refuse_unequal_units(request: RewardsRequest, fingerprints: Mapping[str, str
     for name in weights:
         if name not in request.names:
             raise InvalidField(
-                f"`{shown(name)}` is named, which `scorers` does not name", param="combine"
+                f"`{quotable(name)}` is named, which `scorers` does not name", param="combine"
             )
     for index, item in enumerate(request.items):
         if has_token_units(item) and not has_id_units(item):

@@ -228,7 +228,7 @@ def path_below(prefix: str, param: str | None) -> str:
     return f"{prefix}{param}" if param.startswith("[") else f"{prefix}.{param}"
 
 
-def shown(text: str) -> str:
+def quotable(text: str) -> str:
     """What a message quotes of a name or a header that a caller sent: 64 characters at most,
     printable ones."""
     return "".join(character if character.isprintable() else "?" for character in text[:64])

@@ -98,11 +98,11 @@ def find_head(names: Iterable[str], value_head_prefix: str | None) -> StoredHead
     if len(heads) == 1:
         return heads[0]
     if not heads:
-        known = ", ".join(f"{each.prefix}.{min(each.forms[0])}" for each in formats)
+        tensors = ", ".join(f"{each.prefix}.{min(each.forms[0])}" for each in formats)
         outside = [name for name in names if not re.search(r"\.\d+\..*\.", name)]
         raise CheckpointRefused(
             "it holds no value head: as a reward_model its head would be random. Outside of its "
-            f"layers there are {few(outside, 8) or 'no tensors'}; known heads are {known}"
+            f"layers there are {few(outside, 8) or 'no tensors'}; known heads are {tensors}"
         )
     several = ", ".join(name for head in heads for name in head.tensors.values())
     raise CheckpointRefused(

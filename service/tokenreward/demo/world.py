@@ -7,7 +7,7 @@ After the figure of "From r to Q*" (arXiv 2404.12358): a summary that says 250K 
 A wrong value is another draw of the same field from the same distribution, in the same template, so
 nothing but the prompt tells right from wrong. Which characters are wrong is said twice.
 `WrongFact.value` is the whole wrong value. `WrongFact.differing` are the characters that really
-differ, found word by word after taking off what a word shares with the right one at its front and
+differ, found word by word after taking off what a word shares with the right one at its start and
 at its end (in 250K for 150K only the 2). A word that differs only by lacking something (5% for 15%)
 counts as wrong in full.
 
@@ -104,11 +104,11 @@ def differing_ranges(right: str, wrong: str) -> tuple[Range, ...]:
     ranges, start = [], 0
     for right_word, wrong_word in zip(rights, wrongs, strict=True):
         if right_word != wrong_word:
-            front = _num_shared(right_word, wrong_word)
-            back = _num_shared(right_word[front:][::-1], wrong_word[front:][::-1])
-            if front + back == len(wrong_word):
-                front = back = 0  # it only lacks something, so all of it counts as wrong
-            ranges.append((start + front, start + len(wrong_word) - back))
+            head = _num_shared(right_word, wrong_word)
+            tail = _num_shared(right_word[head:][::-1], wrong_word[head:][::-1])
+            if head + tail == len(wrong_word):
+                head = tail = 0  # it only lacks something, so all of it counts as wrong
+            ranges.append((start + head, start + len(wrong_word) - tail))
         start += len(wrong_word) + 1
     return tuple(ranges)
 
@@ -119,7 +119,7 @@ def overlaps(token: Range, ranges: Sequence[Range]) -> bool:
 
 
 def _num_shared(one: str, other: str) -> int:
-    """How many characters two words share at their front."""
+    """How many characters two words share at their start."""
     same = (a == b for a, b in zip(one, other, strict=False))
     return sum(itertools.takewhile(bool, same))
 

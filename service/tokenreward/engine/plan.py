@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from tokenreward import credit as credits
 from tokenreward.contract import WITHOUT_EFFECT, Model, Needs, Options, Scorer, Task, TokenizerView
-from tokenreward.errors import InvalidField, ItemError, UnknownOption, UnknownScorer, shown
+from tokenreward.errors import InvalidField, ItemError, UnknownOption, UnknownScorer, quotable
 from tokenreward.scorers import UnknownScorerType, resolve
 from tokenreward.settings import DeploymentSettings, ScorerSettings, SettingsError
 from tokenreward.wire import Credit, CreditName, RewardsRequest, refusal
@@ -201,7 +201,7 @@ def plans_of(scorers: dict[str, ServedScorer], request: RewardsRequest) -> list[
     for name in request.names:
         if name not in scorers:
             raise UnknownScorer(
-                f"no scorer `{shown(name)}` here; there are {', '.join(scorers)}", param=param
+                f"no scorer `{quotable(name)}` here; there are {', '.join(scorers)}", param=param
             )
     return [scorers[name].plan(request) for name in request.names]
 

@@ -22,22 +22,22 @@ _QUESTION, _ANSWER = "What is the capital of France?", "It is Paris."
 
 
 def compare_with_own_call(
-    checkpoint: Checkpoint, vocabulary: Tokenizer, suffix_text: str | None
+    checkpoint: Checkpoint, tokenizer: Tokenizer, suffix_text: str | None
 ) -> str:
     """One line on the pooled value of a short conversation, by our layout and by the model's own
     call.
 
     Args:
         checkpoint: A reward model.
-        vocabulary: Its tokenizer.
+        tokenizer: Its tokenizer.
         suffix_text: What the settings put after each response.
 
     Raises:
         CheckpointRefused: On the same tokens the two differ: trunk and head are not all that the
             model does.
     """
-    prompt, response, templated = _conversation(vocabulary)
-    ids = np.concatenate([prompt, response, vocabulary.suffix(suffix_text)])
+    prompt, response, templated = _conversation(tokenizer)
+    ids = np.concatenate([prompt, response, tokenizer.suffix(suffix_text)])
     ours, own = _pooled(checkpoint, ids), _own_call(checkpoint, ids)
     bound = _bound(checkpoint, ours)
     # A classifier skips pad tokens at the end, so on a row that ends with one it reads another.
@@ -62,7 +62,7 @@ def compare_with_own_call(
         f"{head}; pooled value of a conversation {ours:.4g}, of {whose} templated call "
         f"{of_template:.4g}"
     )
-    after = vocabulary.after_end_of_turn
+    after = tokenizer.after_end_of_turn
     if abs(ours - of_template) > bound and after:
         line += f": they differ; if it was trained on its template, set `suffix_text: {after!r}`"
     return line
@@ -80,18 +80,18 @@ def _bound(checkpoint: Checkpoint, value: float) -> float:
     return relative * max(1.0, abs(label)) / head.std
 
 
-def _conversation(vocabulary: Tokenizer) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+def _conversation(tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Prompt and response as a scorer reads them, and both as the chat template writes them.
 
     The third is None without a template.
     """
-    is_finished = vocabulary.end_of_turn is not None
-    response = vocabulary.response(_ANSWER, finished=is_finished, param="response").ids
+    is_finished = tokenizer.end_of_turn is not None
+    response = tokenizer.response(_ANSWER, finished=is_finished, param="response").ids
     messages = [{"role": "user", "content": _QUESTION}]
-    templated = vocabulary.templated([*messages, {"role": "assistant", "content": _ANSWER}])
+    templated = tokenizer.templated([*messages, {"role": "assistant", "content": _ANSWER}])
     if templated is None:
-        return vocabulary.prompt_from_text(_QUESTION, param="prompt"), response, None
-    return vocabulary.prompt_from_messages(messages, None, {}, param="prompt"), response, templated
+        return tokenizer.prompt_from_text(_QUESTION, param="prompt"), response, None
+    return tokenizer.prompt_from_messages(messages, None, {}, param="prompt"), response, templated
 
 
 def _pooled(checkpoint: Checkpoint, ids: np.ndarray) -> float:

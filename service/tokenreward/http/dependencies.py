@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tokenreward.combine import has_ids, has_token_units, refuse_two_tokenizers
-from tokenreward.errors import InvalidField, RequestError, ScorerFailed, UnknownScorer, shown
+from tokenreward.errors import InvalidField, RequestError, ScorerFailed, UnknownScorer, quotable
 from tokenreward.wire import (
     ErrorDetail,
     Item,
@@ -65,7 +65,7 @@ def find_route(routes: Mapping[str, ScorerRoute], name: str, *, param: str | Non
     """The route of the scorer that the request names at `param`. Raises UnknownScorer."""
     if name not in routes:
         raise UnknownScorer(
-            f"no scorer `{shown(name)}`; there are {', '.join(routes)}", param=param
+            f"no scorer `{quotable(name)}`; there are {', '.join(routes)}", param=param
         )
     return routes[name]
 

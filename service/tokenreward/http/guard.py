@@ -28,7 +28,7 @@ from tokenreward.errors import (
     TooManyItems,
     Unauthorized,
     frames,
-    shown,
+    quotable,
 )
 from tokenreward.http.protocols import Protocol
 from tokenreward.http.protocols.native import Native
@@ -101,7 +101,7 @@ class Limits:
             if seconds > self.max_timeout_s:
                 raise InvalidField(
                     f"must be at most {self.max_timeout_s:g} seconds (`max_timeout_s`), got "
-                    f"`{shown(header)}`",
+                    f"`{quotable(header)}`",
                     param=TIMEOUT_HEADER,
                 )
         return seconds - min(_MAX_MARGIN_S, max(seconds / 10, min(seconds / 2, _ANSWERING_S)))
@@ -234,7 +234,7 @@ def _positive(text: str) -> float:
         seconds = math.nan
     if not (0 < seconds < math.inf):
         raise InvalidField(
-            f"the header must be a positive number of seconds, got `{shown(text)}`",
+            f"the header must be a positive number of seconds, got `{quotable(text)}`",
             param=TIMEOUT_HEADER,
         )
     return seconds

@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from typing import Any, TypeVar
 
-from tokenreward.errors import UnknownRoute, shown
+from tokenreward.errors import UnknownRoute, quotable
 from tokenreward.wire.paths import SCORERS_PATH
 
 Scope = MutableMapping[str, Any]
@@ -29,7 +29,7 @@ class ClientGone(Exception):
 
 def unknown_route(scope: Scope) -> UnknownRoute:
     """What the router refuses: a path that we do not have, or another method."""
-    route = f"{shown(scope['method'])} {shown(scope['path'])}"
+    route = f"{quotable(scope['method'])} {quotable(scope['path'])}"
     return UnknownRoute(f"no such route: {route}; see GET {SCORERS_PATH} for what is served")
 
 

@@ -222,14 +222,14 @@ class Tokenizer:
         It can then be quoted in a prompt and ends no turn there. A line break stands in, because
         without one the text on both sides could join to another special token.
         """
-        return self._special_words.sub("\n", text)
+        return self._special_spellings.sub("\n", text)
 
     @cached_property
-    def _special_words(self) -> re.Pattern[str]:
+    def _special_spellings(self) -> re.Pattern[str]:
         added = self._tokenizer.added_tokens_decoder.values()
-        words = {token.content for token in added if token.special}
-        words.update(self._tokenizer.all_special_tokens)
-        if not words:
+        spellings = {token.content for token in added if token.special}
+        spellings.update(self._tokenizer.all_special_tokens)
+        if not spellings:
             return re.compile(r"(?!)")  # matches nothing
-        longest_first = sorted(words, key=len, reverse=True)
+        longest_first = sorted(spellings, key=len, reverse=True)
         return re.compile("|".join(map(re.escape, longest_first)))

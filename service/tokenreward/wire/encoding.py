@@ -45,13 +45,13 @@ def decode_rewards(
 
 def as_int32(ids: npt.ArrayLike) -> IntArray:
     """Token ids as little-endian int32. Raises ValueError if they are not integers of 32 bits."""
-    given = np.asarray(ids)
+    array = np.asarray(ids)
     narrow = (
-        given.astype("<i4", casting="unsafe")
-        if given.dtype.kind in "iu" or not given.size
+        array.astype("<i4", casting="unsafe")
+        if array.dtype.kind in "iu" or not array.size
         else None
     )
-    if narrow is None or (narrow != given).any():
+    if narrow is None or (narrow != array).any():
         raise ValueError("token ids must be integers that fit 32 bits")
     return narrow
 

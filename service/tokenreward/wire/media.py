@@ -14,7 +14,7 @@ import orjson
 from pydantic import BaseModel
 from pydantic_core import from_json
 
-from tokenreward.errors import MalformedBody, shown
+from tokenreward.errors import MalformedBody, quotable
 from tokenreward.wire.encoding import JSON_TYPE, MSGPACK_TYPE
 from tokenreward.wire.limits import refuse_many_containers
 from tokenreward.wire.msgpack import pack, parse_msgpack, refuse_large_msgpack, unpack
@@ -104,7 +104,7 @@ def media_of(headers: Mapping[str, str]) -> Media:
         return JSON
     if name not in _BY_TYPE:
         raise MalformedBody(
-            f"the content type must be `{JSON_TYPE}` or `{MSGPACK_TYPE}`, got `{shown(name)}`"
+            f"the content type must be `{JSON_TYPE}` or `{MSGPACK_TYPE}`, got `{quotable(name)}`"
         )
     return _BY_TYPE[name]
 

@@ -26,7 +26,7 @@ _UNION_TAGS = {  # what pydantic adds to a location below a field that has sever
     "content": ("str", "list[dict[str,any]]"),
 }
 _ITEM = re.compile(r"items\[(\d{1,9})\]")
-_LONGEST_SHOWN = 24
+_MAX_NUMBER_CHARACTERS = 24
 _MOST_ERRORS = 1000
 _LONGEST_PATH = 200
 
@@ -72,7 +72,7 @@ def refusal(
             f"the body is not valid JSON: {first['msg'].removeprefix('Invalid JSON: ')}"
         )
     if not where and kind in ("model_type", "model_attributes_type", "dict_type"):
-        return MalformedBody(f"the body must be a JSON object, got {_shown(first['input'])}")
+        return MalformedBody(f"the body must be a JSON object, got {_brief(first['input'])}")
     if kind == "extra_forbidden":
         noun = "option" if unknown is UnknownOption else "field"
         return unknown(f"unknown {noun}", param=where)
@@ -83,7 +83,7 @@ def refusal(
         return InvalidField(message, param=where or None)
     if kind == "model_type":
         message = "must be an object"  # pydantic would name our class
-    return InvalidField(f"{message}, got {_shown(first['input'])}", param=where or None)
+    return InvalidField(f"{message}, got {_brief(first['input'])}", param=where or None)
 
 
 def path(location: tuple[int | str, ...]) -> str:
@@ -112,12 +112,14 @@ def renumbered(param: str, positions: Sequence[int]) -> str:
     return f"items[{positions[int(match[1])]}]{param[match.end() :]}"
 
 
-def _shown(value: object) -> str:
+def _brief(value: object) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, (int, float)):
-        shown = repr(value)
-        return shown if len(shown) <= _LONGEST_SHOWN else f"a number of {len(shown)} digits"
+        number = repr(value)
+        return (
+            number if len(number) <= _MAX_NUMBER_CHARACTERS else f"a number of {len(number)} digits"
+        )
     for kind, name in ((str, "a string"), (list, "a list"), (dict, "an object")):
         if isinstance(value, kind):
             return f"{name} of length {len(value)}"

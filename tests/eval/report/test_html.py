@@ -20,7 +20,7 @@ from fakes.eval_data import FAILED, TIMING, per_character, subject, write
 from tokenreward.eval import Candidate, CandidateAnswer, Dataset, ScorerOutcome, Subject, load
 from tokenreward.eval.answer import UnitRewards
 from tokenreward.eval.report import html_report, json_report, plot, text_report
-from tokenreward.eval.report.passage import passage
+from tokenreward.eval.report.response import response_html
 from tokenreward.eval.statistics import Estimate, roc_curve
 from tokenreward.wire import ErrorDetail
 
@@ -248,11 +248,11 @@ def test_hostile_domain_stays_inside_the_attributes_of_its_plot(tmp_path: Path) 
 
 def test_hostile_name_of_a_unit_is_text() -> None:
     units = UnitRewards(np.array([1.0], dtype=np.float32), np.array([[0, 0]]), (HOSTILE,))
-    assert "<script" not in passage("", units, strongest=1.0)
+    assert "<script" not in response_html("", units, strongest=1.0)
 
 
 @given(st.text(max_size=30), st.data())
-def test_passage_has_every_character_once_and_underlines_what_is_flagged(
+def test_a_response_has_every_character_once_and_underlines_what_is_flagged(
     text: str, data: st.DataObject
 ) -> None:
     flags = np.array(
@@ -261,7 +261,7 @@ def test_passage_has_every_character_once_and_underlines_what_is_flagged(
     cuts = sorted({0, len(text), *data.draw(st.lists(st.integers(0, len(text)), max_size=4))})
     spans = np.array([*itertools.pairwise(cuts), (len(text), len(text))])
     units = UnitRewards(np.zeros(len(spans), dtype=np.float32), spans, ("END",))
-    source = passage(text, units, strongest=1.0, flagged=flags)
+    source = response_html(text, units, strongest=1.0, flagged=flags)
 
     class Underlined(Reader):
         underlined = ""
@@ -281,7 +281,7 @@ def test_passage_has_every_character_once_and_underlines_what_is_flagged(
 
 def test_colours_are_red_white_and_green() -> None:
     units = UnitRewards(np.array([0, -2, 2, -14], dtype=np.float32), np.zeros((4, 2), dtype=int))
-    colours = re.findall("background:(#[0-9a-f]{6})", passage("", units, strongest=2.0))
+    colours = re.findall("background:(#[0-9a-f]{6})", response_html("", units, strongest=2.0))
     assert colours == ["#ffffff", "#dd4c46", "#34a853", "#dd4c46"]
 
 

@@ -8,7 +8,7 @@ json         every estimate and every failure
 html         the sections of the page
 style        the frame around them: head and style sheet
 plot         its drawings, as inline SVG
-passage      a response with each unit on the colour of its reward
+response     a response with each unit on the colour of its reward
 """
 
 from tokenreward.eval.report.html import html_report

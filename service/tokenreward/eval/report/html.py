@@ -1,6 +1,6 @@
 """The sections of the HTML page: all scorers in one table, then each with plots, examples, errors.
 
-It draws nothing itself and asks for nothing: `plot` and `passage` draw, and the outcomes hold the
+It draws nothing itself and asks for nothing: `plot` and `response` draw, and the outcomes hold the
 answers that the page shows token by token.
 """
 
@@ -16,7 +16,7 @@ from tokenreward.eval.dataset import Dataset
 from tokenreward.eval.kinds.rm_bench import STYLES
 from tokenreward.eval.outcome import Example, ExampleResponse, Judgement, ScorerOutcome
 from tokenreward.eval.report import plot
-from tokenreward.eval.report.passage import passage
+from tokenreward.eval.report.response import response_html
 from tokenreward.eval.report.style import document
 from tokenreward.eval.statistics import Estimate
 
@@ -161,7 +161,7 @@ def _body(
     """Markup of a response: on its colours, or plain with the reason why it has none."""
     text = candidate.item["response"]
     if answer is not None and answer.units is not None:
-        return passage(text, answer.units, strongest=strongest, flagged=response.flagged)
+        return response_html(text, answer.units, strongest=strongest, flagged=response.flagged)
     reason = "not asked"
     if answer is not None and answer.error is not None:
         reason = answer.fault

@@ -14,7 +14,7 @@ from tokenreward.eval.answer import UnitRewards
 from tokenreward.eval.statistics import Bools
 
 
-def passage(
+def response_html(
     text: str, units: UnitRewards, *, strongest: float, flagged: Bools | None = None
 ) -> str:
     """HTML of the whole response.

@@ -1,10 +1,17 @@
-"""What every scorer promises, over the whole folder: a new file in scorers/ is tested by
-existing."""
+"""What every scorer promises, with its default options: a new file in scorers/ is tested by
+existing.
+
+No scorer is named here. What differs between scorers is asked of the scorer: the tokens that it
+wants of a tokenizer, the model that it reads, the fields that it takes, and the fields that it
+refuses as token ids.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import copy
+import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,189 +19,197 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fakes import tiny
+from fakes import prm, tiny
+from fakes.samples import single_tokens_of
 from tokenreward import credit as credits
 from tokenreward.contract import Options
-from tokenreward.scorers import known_types, resolve
-from tokenreward.wire import RewardsRequest, parse
+from tokenreward.scorers import resolve
+from tokenreward.wire import ItemResult, RewardsRequest, parse
+
+Pairs = list[tuple[list[int], list[int]]]
+Items = list[dict[str, Any]]
 
 IDS = st.lists(st.integers(3, 319), min_size=1, max_size=25)
-ITEMS = st.lists(st.tuples(IDS, IDS), min_size=1, max_size=8)
+PAIRS = st.lists(st.tuples(IDS, IDS), min_size=1, max_size=8)
+# Neither is what its text tokenises to: every byte of the texts is a token of its own.
+UNLIKE_TEXT = tuple(
+    [tiny.tokenizer().convert_tokens_to_ids(letter) for letter in text]
+    for text in ("manager", "salary")
+)
 BOUND = 1e-5
-OPTIONS = {
-    "generative": {"yes": ["Y"], "no": ["N"]},  # the tiny tokenizer knows no whole word
-    "process": {"layout": "skywork"},  # nor another layout's tag
-}
-READS_TEXT = {"treg"}  # refuses a prompt of ids
-READS_STEPS = {"process"}  # refuses a response of ids that are no text's tokens
 
-
-@pytest.fixture(scope="module", params=known_types())
-def name(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+few = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=15)
 
 
 @pytest.fixture(scope="module")
-def second(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Another language model, for a scorer that compares two."""
-    return tiny.save(tmp_path_factory.mktemp("second"), seed=1)
-
-
-@pytest.fixture(scope="module")
-def score(name: str, language_model: Any, reward_model: Any, second: Path) -> Callable[..., Any]:
-    """`await score(items, **request)` on an engine that serves this scorer, shared by the module's
-    tests."""
+def engine(name: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """An engine that serves the scorer, on a tiny checkpoint of the kind that it reads."""
     from tokenreward.engine import Engine
     from tokenreward.settings import DeploymentSettings
 
     scorer = resolve(name)
-    task = scorer.task_for(scorer.Options(**OPTIONS.get(name, {}))) or "causal_lm"
-    folder = language_model if task == "causal_lm" else reward_model
-    scorers = [{"type": name, "options": OPTIONS.get(name, {})}]
-    pair = {"reference_checkpoint": str(second)} if "reference" in resolve(name).models else {}
+    tokenizer = copy.deepcopy(tiny.tokenizer())
+    tokenizer.add_tokens(single_tokens_of(scorer))
+    task = scorer.task_for(scorer.Options()) or "causal_lm"
+    checkpoint = prm.save(tmp_path_factory.mktemp("model"), tokenizer, task)
+    more = {}
+    if "reference" in scorer.models:
+        reference = prm.save(tmp_path_factory.mktemp("reference"), tokenizer, task, seed=1)
+        more["reference_checkpoint"] = str(reference)
     deployment = DeploymentSettings(
-        name="t", checkpoint=str(folder), task=task, scorers=scorers, **pair
+        name="t", checkpoint=str(checkpoint), task=task, scorers=[{"type": name}], **more
     )
-    loaded = Engine.load(deployment, say=lambda line: None)
+    return Engine.load(deployment, say=lambda line: None)
 
-    async def run(items: list[dict[str, Any]], **more: Any) -> list[ItemResult]:
-        if name in READS_TEXT:
-            items = [{**item, "prompt": text_of(item["prompt"])} for item in items]
-        items = [
-            {"score": -1.5, **item} for item in items
-        ]  # for scorers that spread one; others ignore it
-        words = loaded.tokenizer
-        engine = Engine(
-            deployment, loaded.checkpoint, loaded.choice, lambda *args, **labels: None, words
+
+@pytest.fixture(scope="module")
+def score(name: str, engine: Any) -> Callable[..., list[ItemResult]]:
+    """`score(items, **request)`: the results of the items."""
+
+    async def run(items: Items, **more: Any) -> list[ItemResult]:
+        # An engine belongs to one event loop; what it has loaded does not.
+        own = type(engine)(
+            engine.settings,
+            engine.checkpoint,
+            engine.choice,
+            lambda *args, **labels: None,
+            engine.tokenizer,
         )
         try:
-            return (
-                await engine.score(parse(RewardsRequest, {"scorer": name, "items": items, **more}))
-            ).items
+            request = parse(RewardsRequest, {"scorer": name, "items": items, **more})
+            return (await own.score(request)).items
         finally:
-            await engine.close()
+            await own.close()
 
-    return run
-
-
-def text_of(prompt: str | list[int]) -> str:
-    return prompt if isinstance(prompt, str) else str(tiny.tokenizer().decode(prompt))
+    return lambda items, **more: asyncio.run(run(items, **more))
 
 
-def as_items(pairs: list[tuple[list[int], list[int]]]) -> list[dict[str, Any]]:
-    return [{"prompt": prompt, "response": response} for prompt, response in pairs]
+@pytest.fixture(scope="module")
+def items_of(name: str, score: Callable[..., list[ItemResult]]) -> Callable[[Pairs], Items]:
+    """`items_of(pairs)`: an item of each prompt and response, which the scorer can read.
+
+    A field that the scorer refuses as ids, with `unsupported_text`, is sent as text (a prompt) or
+    as the ids of a text (a response, whose length has to be known).
+    """
+    refuses: set[str] = set()
+    extra = dict.fromkeys(resolve(name).takes, -1.5)
+
+    def items_of(pairs: Pairs) -> Items:
+        return [{**extra, **readable(prompt, response)} for prompt, response in pairs]
+
+    def readable(prompt: list[int], response: list[int]) -> dict[str, Any]:
+        item: dict[str, Any] = {"prompt": prompt, "response": response}
+        if "items[0].prompt" in refuses:
+            item["prompt"] = tiny.tokenizer().decode(prompt)
+        if "items[0].response" in refuses:
+            text = "4" + tiny.tokenizer().decode(response)
+            item["response"] = tiny.tokenizer()(text, add_special_tokens=False)["input_ids"]
+        return item
+
+    for _ in ("prompt", "response"):
+        (result,) = score(items_of([UNLIKE_TEXT]))
+        if result.error is not None and result.error.code == "unsupported_text":
+            refuses.add(str(result.error.param))
+    return items_of
 
 
-def readable(
-    name: str, pairs: list[tuple[list[int], list[int]]]
-) -> list[tuple[list[int], list[int]]]:
-    """The same, with responses that the scorer can read."""
-    if name not in READS_STEPS:
-        return pairs
-    texts = ["4" + tiny.tokenizer().decode(response) for _, response in pairs]
-    ids = [tiny.tokenizer()(text, add_special_tokens=False)["input_ids"] for text in texts]
-    return [(prompt, response) for (prompt, _), response in zip(pairs, ids, strict=True)]
-
-
-def run(coroutine: Any) -> Any:
-    import asyncio
-
-    return asyncio.run(coroutine)
-
-
-def assert_same(left: dict[str, Any], right: dict[str, Any]) -> None:
+def assert_same(left: ItemResult, right: ItemResult) -> None:
     """Contract 2.6 in fp32: the bound scales with what the item reads; tiny models read numbers of
     order 10."""
     scale = max(1.0, float(np.abs(left.rewards).max()), 10.0)
     np.testing.assert_allclose(left.rewards, right.rewards, rtol=0, atol=BOUND * scale)
-    assert left.score == pytest.approx(
-        right.score, abs=BOUND * max(scale, float(np.abs(left.rewards).sum()))
-    )
+    bound = BOUND * max(scale, float(np.abs(left.rewards).sum()))
+    assert left.score == pytest.approx(right.score, abs=bound)
 
 
-@settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(pairs=ITEMS)
+@few
+@given(pairs=PAIRS)
 def test_rewards_are_finite_float32_of_the_promised_length(
-    name: str, score: Callable[..., Any], pairs: Any
+    score: Callable[..., Any], items_of: Callable[[Pairs], Items], pairs: Pairs
 ) -> None:
-    pairs = readable(name, pairs)
-    for item, (_, response) in zip(run(score(as_items(pairs))), pairs, strict=True):
-        assert item.error is None
-        assert item.rewards.dtype == np.float32
-        assert item.rewards.shape == (len(response),)
-        assert np.isfinite(item.rewards).all()
+    items = items_of(pairs)
+    for result, item in zip(score(items), items, strict=True):
+        assert result.error is None
+        assert result.rewards.dtype == np.float32
+        assert result.rewards.shape == (len(item["response"]),)
+        assert np.isfinite(result.rewards).all()
 
 
-@settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(pairs=ITEMS, seed=st.integers(0, 1000))
+@few
+@given(pairs=PAIRS, seed=st.integers(0, 1000))
 def test_an_item_is_the_same_alone_in_any_batch_and_in_any_order(
-    name: str, score: Callable[..., Any], pairs: Any, seed: int
+    score: Callable[..., Any], items_of: Callable[[Pairs], Items], pairs: Pairs, seed: int
 ) -> None:
-    pairs = readable(name, pairs)
-    together = run(score(as_items(pairs)))
-    order = np.random.default_rng(seed).permutation(len(pairs)).tolist()
-    shuffled = run(score(as_items([pairs[i] for i in order])))
+    items = items_of(pairs)
+    together = score(items)
+    order = np.random.default_rng(seed).permutation(len(items)).tolist()
+    shuffled = score([items[i] for i in order])
     for place, i in enumerate(order):
         assert_same(together[i], shuffled[place])
-    assert_same(together[0], run(score(as_items(pairs[:1])))[0])
+    assert_same(together[0], score(items[:1])[0])
 
 
-@settings(
-    max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(few, max_examples=5)
 @given(
     prompt=st.lists(st.integers(3, 319), min_size=40, max_size=60),
     responses=st.lists(IDS, min_size=2, max_size=6),
 )
 def test_an_item_is_the_same_alone_and_among_others_of_its_prompt(
-    name: str, score: Callable[..., Any], prompt: list[int], responses: list[list[int]]
+    score: Callable[..., Any],
+    items_of: Callable[[Pairs], Items],
+    prompt: list[int],
+    responses: list[list[int]],
 ) -> None:
     """A prompt of this length is read once for all of them; one of them is there twice."""
-    pairs = readable(name, [(prompt, response) for response in [*responses, responses[0]]])
-    together = run(score(as_items(pairs)))
-    for item, pair in zip(together, pairs, strict=True):
-        assert_same(item, run(score(as_items([pair])))[0])
+    items = items_of([(prompt, response) for response in [*responses, responses[0]]])
+    for result, item in zip(score(items), items, strict=True):
+        assert_same(result, score([item])[0])
 
 
-def test_one_bad_item_fails_alone(score: Callable[..., Any]) -> None:
-    items = as_items([([5], [6, 7]), ([5], [100_000]), ([5], [6, 7])])
-    first, bad, last = run(score(items))
+def test_one_bad_item_fails_alone(
+    score: Callable[..., Any], items_of: Callable[[Pairs], Items]
+) -> None:
+    items = items_of([([5], [6, 7])] * 3)
+    items[1]["response"] = [100_000]
+    first, bad, last = score(items)
     assert bad.error.code == "token_out_of_vocabulary"
     assert_same(first, last)
 
 
-def test_masked_units_are_exactly_zero(score: Callable[..., Any]) -> None:
-    (item,) = run(score([{"prompt": [5, 6], "response": [7, 8, 9, 10], "mask": [1, 0, 0, 1]}]))
-    assert item.rewards[[1, 2]].tolist() == [0.0, 0.0]
+def test_masked_units_are_exactly_zero(
+    score: Callable[..., Any], items_of: Callable[[Pairs], Items]
+) -> None:
+    (item,) = items_of([([5, 6], [7, 8, 9, 10])])
+    mask = [0] * len(item["response"])
+    mask[0] = mask[-1] = 1
+    (result,) = score([{**item, "mask": mask}])
+    assert result.rewards[1:-1].tolist() == [0.0] * (len(mask) - 2)
 
 
-def test_credits_that_conserve_the_score_do(name: str, score: Callable[..., Any]) -> None:
-    scorer = resolve(name)
+def test_credits_that_conserve_the_score_do(
+    name: str, score: Callable[..., Any], items_of: Callable[[Pairs], Items]
+) -> None:
     for credit, needs in credits.NEEDS.items():
-        if not needs <= scorer.gives:
+        if not needs <= resolve(name).gives:
             continue
-        (item,) = run(
-            score([{"prompt": [5, 6], "response": [7, 8, 9, 10]}], credit={"name": credit})
-        )
-        bound = BOUND * max(1.0, float(np.abs(item.rewards).sum()))
+        (result,) = score(items_of([([5, 6], [7, 8, 9, 10])]), credit={"name": credit})
+        bound = BOUND * max(1.0, float(np.abs(result.rewards).sum()))
         if credit in ("last", "uniform", "attention"):
-            assert float(item.rewards.astype(np.float64).sum()) == pytest.approx(
-                item.score, abs=bound
-            )
+            total = float(result.rewards.astype(np.float64).sum())
+            assert total == pytest.approx(result.score, abs=bound)
         if credit == "discount":
-            assert item.rewards[-1] == pytest.approx(item.score, abs=bound)
+            assert result.rewards[-1] == pytest.approx(result.score, abs=bound)
 
 
-def test_sums_over_spans_equal_sums_over_tokens(score: Callable[..., Any]) -> None:
+def test_sums_over_spans_equal_sums_over_tokens(
+    score: Callable[..., Any], items_of: Callable[[Pairs], Items]
+) -> None:
     """Under each scorer's default credit, which is a sum for all of them."""
     text = "It is 4. 東京, yes!"
-    whole = {"prompt": "2+2?", "response": text}
+    (item,) = items_of([([5], [6])])
+    whole = {**item, "prompt": "2+2?", "response": text}
     cut = {**whole, "spans": [[0, 3], [3, 3], [3, 9], [9, 10], [10, len(text)]]}
-    tokens, spans = run(score([whole, cut]))
+    tokens, spans = score([whole, cut])
     assert float(spans.rewards.sum()) == pytest.approx(float(tokens.rewards.sum()), abs=1e-3)
 
 
@@ -213,6 +228,33 @@ def test_the_scorer_says_what_it_is(name: str) -> None:
     assert scorer.score_is
     assert scorer.gives
     assert credits.NEEDS[scorer.default_credit] <= scorer.gives
-    assert type(scorer).__module__.endswith(name)
-    module = __import__(type(scorer).__module__, fromlist=["__doc__"])
-    assert len(module.__doc__) > 80
+    module = sys.modules[type(scorer).__module__]
+    assert module.__name__.split(".")[-1] == name.partition(":")[0].split(".")[-1]
+    assert len(str(module.__doc__)) > 70
+
+
+def test_the_listing_says_what_other_scorers_can_have_of_it(name: str, engine: Any) -> None:
+    """The gateway reads it there, and so knows no scorer by name."""
+    scorer = resolve(name)
+    (entry,) = engine.describe()
+    assert entry["takes"] == sorted(scorer.takes)
+    assert entry["log_probs_options"] == scorer.log_probs_options
+    assert ("score_from" in entry["options"]) == ("score" in scorer.takes)
+
+
+def test_what_it_says_are_log_probabilities_are_the_response_tokens(
+    name: str, score: Callable[..., Any], engine: Any
+) -> None:
+    """So that it can be the reference of a KL penalty."""
+    options = resolve(name).log_probs_options
+    if options is None:
+        return
+    from fakes import oracle
+
+    prompt, response = [5, 6, 7], [8, 9, 10, 11]
+    request = {"options": options, "credit": {"name": "values"}}
+    (result,) = score([{"prompt": prompt, "response": response}], **request)
+    row = oracle.Response(np.array(prompt), np.array(response))
+    logits = oracle.logits(oracle.double(engine.checkpoint.model), row.ids)
+    truth = oracle.log_probs(logits, row, temperature=1.0)
+    np.testing.assert_allclose(result.rewards, truth, rtol=0, atol=1e-4)

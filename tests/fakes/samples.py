@@ -1,4 +1,4 @@
-"""Samples made of ids alone, for scorers that read neither the item's text nor a tokenizer."""
+"""Samples made of ids alone, and tokenizers that note what a scorer wants of them."""
 
 from __future__ import annotations
 
@@ -7,24 +7,8 @@ from unittest.mock import create_autospec
 
 import numpy as np
 
-from tokenreward.contract import Sample, TokenizerView
+from tokenreward.contract import Sample, Scorer, TokenizerView
 from tokenreward.wire import Item
-
-
-def sample_of_ids(
-    prompt_ids: np.ndarray, response_ids: np.ndarray, terminal: bool, keep: np.ndarray
-) -> Sample:
-    """The sample of an item of token ids. Its tokenizer fails the test of whoever asks it."""
-    item = Item(prompt=prompt_ids.tolist(), response=response_ids.tolist())
-    tokenizer: Any = create_autospec(TokenizerView, instance=True)
-    tokenizer.configure_mock(
-        **{
-            f"{name}.side_effect": AssertionError("a scorer asked the tokenizer")
-            for name in _METHODS
-        }
-    )
-    return Sample(prompt_ids, response_ids, terminal, keep, item, tokenizer)
-
 
 _METHODS = (
     "prompt_from_text",
@@ -35,3 +19,33 @@ _METHODS = (
     "single",
     "without_special",
 )
+
+
+def sample_of_ids(
+    prompt_ids: np.ndarray, response_ids: np.ndarray, terminal: bool, keep: np.ndarray
+) -> Sample:
+    """The sample of an item of token ids. A scorer that calls its tokenizer fails the test."""
+    tokenizer: Any = create_autospec(TokenizerView, instance=True)
+    failure = AssertionError("a scorer called the tokenizer")
+    tokenizer.configure_mock(**{f"{name}.side_effect": failure for name in _METHODS})
+    return Sample(
+        prompt_ids=prompt_ids,
+        response_ids=response_ids,
+        terminal=terminal,
+        keep=keep,
+        item=Item(prompt=prompt_ids.tolist(), response=response_ids.tolist()),
+        tokenizer=tokenizer,
+    )
+
+
+def single_tokens_of(scorer: Scorer) -> list[str]:
+    """The texts that a scorer with its default options wants to be one token each.
+
+    A tokenizer that has them all serves the scorer, whichever scorer it is.
+    """
+    ids: dict[str, int] = {}
+    tokenizer: Any = create_autospec(TokenizerView, instance=True)
+    tokenizer.single.side_effect = lambda text: ids.setdefault(text, len(ids))
+    scorer.check(scorer.Options(), tokenizer)
+    scorer.labels(scorer.Options(), tokenizer)
+    return list(ids)

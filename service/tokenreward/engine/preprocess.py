@@ -33,7 +33,7 @@ from tokenreward.errors import (
 from tokenreward.text.tokenizer import EncodedResponse, Tokenizer
 from tokenreward.wire import Item, RewardsRequest, decode_ids
 
-Ids = Int64[np.ndarray, " n"]
+Ids = Int64[np.ndarray, " _"]  # arrays of one function may differ in length
 
 
 @dataclass(frozen=True, slots=True)

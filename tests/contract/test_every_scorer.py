@@ -37,6 +37,7 @@ UNLIKE_TEXT = tuple(
     for text in ("manager", "salary")
 )
 BOUND = 1e-5
+NAME = "served"  # that requests use; a type may be no name
 
 few = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=15)
 
@@ -57,13 +58,17 @@ def engine(name: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
         reference = prm.save(tmp_path_factory.mktemp("reference"), tokenizer, task, seed=1)
         more["reference_checkpoint"] = str(reference)
     deployment = DeploymentSettings(
-        name="t", checkpoint=str(checkpoint), task=task, scorers=[{"type": name}], **more
+        name="t",
+        checkpoint=str(checkpoint),
+        task=task,
+        scorers=[{"type": name, "name": NAME}],
+        **more,
     )
     return Engine.load(deployment, say=lambda line: None)
 
 
 @pytest.fixture(scope="module")
-def score(name: str, engine: Any) -> Callable[..., list[ItemResult]]:
+def score(engine: Any) -> Callable[..., list[ItemResult]]:
     """`score(items, **request)`: the results of the items."""
 
     async def run(items: Items, **more: Any) -> list[ItemResult]:
@@ -76,7 +81,7 @@ def score(name: str, engine: Any) -> Callable[..., list[ItemResult]]:
             engine.tokenizer,
         )
         try:
-            request = parse(RewardsRequest, {"scorer": name, "items": items, **more})
+            request = parse(RewardsRequest, {"scorer": NAME, "items": items, **more})
             return (await own.score(request)).items
         finally:
             await own.close()

@@ -236,5 +236,5 @@ def test_an_appended_end_of_turn_shows_no_character_even_if_no_token_holds_the_l
 ) -> None:
     item = {"prompt": [3, 4], "response": "the  "}
     tokens = score("bert", "endogenous", [item], return_tokens=True)[0].tokens
-    assert [token.span for token in tokens] == [[0, 3], [5, 5]]
+    assert [token.span for token in tokens] == [(0, 3), (5, 5)]
     assert [token.text for token in tokens] == ["the", "<|end|>"]

@@ -41,6 +41,11 @@ def setting_rows(model: type[BaseModel]) -> Iterator[str]:
         yield f"| `{name}` | {shown_default(field)} | {field.description} |"
 
 
+def metric_row(spec: metrics.MetricSpec) -> str:
+    labels = ", ".join(f"`{label}`" for label in spec.labels) or "-"
+    return f"| `{metrics.PREFIX}{spec.name}` | {spec.kind} | {labels} | {spec.help} |"
+
+
 def leaves(tree: type[RewardError]) -> Iterator[type[RewardError]]:
     for error in tree.__subclasses__():
         yield from leaves(error) if error.__subclasses__() else [error]
@@ -53,9 +58,8 @@ def test_every_setting_has_its_row(model: type[BaseModel]) -> None:
 
 
 def test_every_metric_has_its_row() -> None:
-    for row in metrics.TABLE:
-        labels = ", ".join(f"`{label}`" for label in row.labels) or "-"
-        line = f"| `{metrics.PREFIX}{row.name}` | {row.kind} | {labels} | {row.help} |"
+    for spec in metrics.TABLE:
+        line = metric_row(spec)
         assert line in DOCS, f"the pages lack or misstate:\n{line}"
 
 
@@ -96,6 +100,18 @@ def test_the_requests_on_the_pages_parse() -> None:
     assert bodies
     for body in bodies:
         parse_json(RewardsRequest, body.encode())
+
+
+def test_the_metric_of_the_guide_is_a_row_a_report_and_a_line_of_docs() -> None:
+    section = page("CONTRIBUTING.md").partition("\n## A new metric\n")[2].partition("\n## ")[0]
+    row, call, line = re.findall(r"^    (.+)$", section, flags=re.MULTILINE)
+    spec = eval(row, {"MetricSpec": metrics.MetricSpec})  # noqa: S307 - our own page
+    process = metrics.Metrics([*metrics.TABLE, spec])
+    eval(call, {"report": process.report})  # noqa: S307
+    rendered = metrics.render({("rm", "0"): process.snapshot()}).decode()
+    assert f'{metrics.PREFIX}{spec.name}{{deployment="rm",replica="0",scorer="rm"}} 2.0' in rendered
+    assert line == metric_row(spec)
+    assert line not in DOCS
 
 
 def test_the_guide_has_the_layers_that_are_tested() -> None:

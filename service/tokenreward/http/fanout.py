@@ -152,7 +152,7 @@ class Fanout:
         if dependency.fills == "score":
             return None
         try:
-            entry = await self._listed(dependency.name)
+            entry = await self._listing_of(dependency.name)
         except RequestError as error:
             raise restated_error(error, (), dependency) from None
         if entry.log_probs_options is None:
@@ -204,10 +204,10 @@ class Fanout:
         deployments = {name: self._routes[name].deployment for name in names}
         if len(set(deployments.values())) == 1:
             return deployments  # one deployment, one tokenizer
-        entries = await asyncio.gather(*(self._listed(name) for name in names))
+        entries = await asyncio.gather(*(self._listing_of(name) for name in names))
         return {entry.name: entry.tokenizer for entry in entries}
 
-    async def _listed(self, name: str) -> ListedScorer:
+    async def _listing_of(self, name: str) -> ListedScorer:
         """A scorer as its deployment lists it. Raises RequestError."""
         deployment = self._routes[name].deployment
         listing: Mapping[str, ListedScorer] = await self._once(deployment, self._call.listing)

@@ -83,4 +83,4 @@ async def test_a_label_that_is_not_predicted_is_its_items_error(engine: Engine) 
     assert (await ask(engine, "generative", item)).error is None
     error = (await ask(engine, "generative", item, yes=[f"token-{SIZE}"])).error
     assert error.code == "token_out_of_vocabulary"
-    assert f"predicts ids 0 to {SIZE - 1}" in error.message
+    assert f"the ids 0 to {SIZE - 1} that the model predicts" in error.message

@@ -165,7 +165,7 @@ def test_the_base_that_an_adapter_names_is_told_if_it_is_another(
         lora.config(adapter, base_model_name_or_path=base)
         said.clear()
         Engine.load(settings, say=said.append)
-        assert any("its base is `org/base`" in line for line in said) is is_told
+        assert any("names `org/base` as its base" in line for line in said) is is_told
 
 
 class Counting:

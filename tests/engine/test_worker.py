@@ -15,6 +15,7 @@ from tokenreward.contract import Needs, Outputs, Row, RowRequest
 from tokenreward.engine.job import Job
 from tokenreward.engine.runner import Runner
 from tokenreward.engine.worker import Worker
+from tokenreward.errors import InternalError
 
 ROW = RowRequest(Row(np.array([3, 4]), 1, 2), Needs(temperatures=frozenset({1.0})))
 
@@ -53,7 +54,7 @@ class Recorded:
 
 def job(index: int) -> Job:
     made = Job(index=index, requests=[ROW])
-    made.measure()
+    made.count_tokens()
     made.wait(asyncio.get_running_loop().create_future())
     return made
 
@@ -116,3 +117,22 @@ async def test_the_worker_is_busy_while_a_batch_is_on_the_device(start: Callable
     assert worker.busy_since is not None
     worker.step()
     assert worker.busy_since is None
+
+
+async def test_a_fault_of_the_worker_answers_everybody_and_leaves_it_idle_and_alive(
+    start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, _, batcher = start(runs_ahead=True)
+    work = asyncio.create_task(worker.run_forever())
+    monkeypatch.setattr(worker, "step", lambda: 1 / 0)
+    jobs = [job(0), job(1), job(2)]
+    batcher.submit(jobs)
+    errors = await asyncio.gather(*(each.future for each in jobs), return_exceptions=True)
+    assert [type(error) for error in errors] == [InternalError] * 3
+    assert worker.busy_since is None
+    monkeypatch.undo()
+    again = job(3)
+    batcher.submit([again])
+    async with asyncio.timeout(10):
+        await again.future
+    work.cancel()

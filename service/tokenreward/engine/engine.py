@@ -20,7 +20,7 @@ from typing import Any
 from tokenreward.batching import Batcher
 from tokenreward.checkpoints.checkpoint import Checkpoint
 from tokenreward.combine import combine, refuse_unequal_units
-from tokenreward.engine.cost import has_light_options, is_light, least_num_tokens
+from tokenreward.engine.cost import has_short_options, is_light, least_num_tokens
 from tokenreward.engine.job import Job
 from tokenreward.engine.loading import load_checkpoint_of, load_layout
 from tokenreward.engine.plan import Plan, plans_of, served_scorers
@@ -28,8 +28,8 @@ from tokenreward.engine.postprocess import item_result
 from tokenreward.engine.preprocess import Preprocessor
 from tokenreward.engine.runner import Runner, max_batch_tokens
 from tokenreward.engine.threads import Threads, closing
-from tokenreward.engine.usage import report_results, timing_of, usage_of
-from tokenreward.engine.worker import Report, Worker
+from tokenreward.engine.usage import Report, report_results, timing_of, usage_of
+from tokenreward.engine.worker import Worker
 from tokenreward.errors import DeadlineExceeded, InternalError, VersionNotReached
 from tokenreward.forward.layout import LayoutChoice
 from tokenreward.settings import DeploymentSettings
@@ -47,14 +47,14 @@ class Engine:
     """Scores requests on one checkpoint. Make one with `load`; use it from one event loop.
 
     Args:
-        settings: Of the deployment.
+        settings: The deployment's settings.
         checkpoint: The model and its tokenizer.
         choice: How rows go through the model.
-        report: Told the metrics.
+        report: Called with each metric.
         tokenizer: The project's view of the checkpoint's tokenizer.
 
     Attributes:
-        settings: Of the deployment.
+        settings: The deployment's settings.
         checkpoint: The model and its tokenizer.
         tokenizer: The project's view of that tokenizer.
         choice: How rows go through the model.
@@ -80,7 +80,7 @@ class Engine:
         self.choice = choice
         self._report = report
         self.tokenizer = tokenizer
-        self._fingerprint = tokenizer.fingerprint  # now: the event loop could not spare the time
+        self._fingerprint = tokenizer.fingerprint  # at load: it would block the event loop
         self._preprocessor = Preprocessor(
             tokenizer=tokenizer,
             vocab_size=checkpoint.vocab_size,
@@ -112,16 +112,17 @@ class Engine:
         """Loads the checkpoint and probes it, which also warms it. Blocks.
 
         Args:
-            settings: Of the deployment.
-            report: Told the metrics.
-            say: Told, line by line, how far it is.
+            settings: The deployment's settings.
+            report: Called with each metric.
+            say: Called with each line of progress.
 
         Raises:
             SettingsError: The settings do not fit the checkpoint.
             CheckpointRefused: The checkpoint cannot be served.
         """
-        checkpoint, tokenizer = load_checkpoint_of(settings, say)
-        choice = load_layout(checkpoint, tokenizer, settings, say)
+        scorers = served_scorers(settings)
+        checkpoint, tokenizer = load_checkpoint_of(settings, scorers, say)
+        choice = load_layout(checkpoint, tokenizer, settings, scorers, say)
         return cls(settings, checkpoint, choice, report, tokenizer)
 
     async def score(
@@ -152,7 +153,7 @@ class Engine:
                 param="min_version",
             )
         if request.combine is not None:
-            # One deployment has one tokenizer, whatever its name.
+            # All scorers of a deployment share its tokenizer.
             refuse_unequal_units(request, dict.fromkeys(request.names, self._fingerprint))
         self.batcher.refuse_if_full(self.num_preprocess_tokens)
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
@@ -160,7 +161,7 @@ class Engine:
             async with asyncio.timeout(timeout_s):
                 return await self._score(request, request_id or uuid.uuid4().hex, deadline)
         except TimeoutError:
-            raise DeadlineExceeded(f"not finished within {timeout_s:g} s") from None
+            raise DeadlineExceeded(f"not finished within {timeout_s} s") from None
 
     def describe(self) -> list[dict[str, Any]]:
         """The scorers of this deployment, as `GET /v1/scorers` shows them. HTTP adds the route."""
@@ -193,7 +194,7 @@ class Engine:
             raise InternalError(f"a batch has run for more than {limit_s:g} s (`max_batch_s`)")
 
     async def close(self) -> None:
-        """Stops the worker. Everybody who still waits, for a thread, in the queue or in a batch, is
+        """Ends the work. A request that still waits, for a thread, in the queue or in a batch, is
         answered with an error."""
         self.threads.close()
         if self._work is not None:
@@ -208,18 +209,21 @@ class Engine:
         self, request: RewardsRequest, request_id: str, deadline: float | None
     ) -> Reply:
         began, threads = time.monotonic(), self.threads
-        with self._preprocessing(request) as is_over:
-            pool = None if has_light_options(request) else threads.preprocess
+        with self._counted_for_admission(request) as is_abandoned:
+            pool = None if has_short_options(request) else threads.preprocess
             plans = await threads.run(pool, plans_of, self.scorers, request)
             light = is_light(request, plans)
             pool = None if light else threads.preprocess
-            jobs = await threads.run(pool, self._preprocessor.jobs, request, plans, is_over)
+            jobs = await threads.run(pool, self._preprocessor.jobs, request, plans, is_abandoned)
         tokenize_s = time.monotonic() - began
-        waiting = self._queue(jobs, deadline)
+        queued = [job for job in jobs if job.requests]
+        for job in queued:
+            job.wait(asyncio.get_running_loop().create_future(), deadline)
         try:
-            await asyncio.gather(*(job.future for job in waiting))
+            self._queue(queued)
+            await asyncio.gather(*(job.future for job in queued))
         finally:
-            for job in waiting:
+            for job in queued:
                 job.future.cancel()
         pool = None if light else threads.postprocess
         items = await threads.run(pool, self._results, jobs, request, plans)
@@ -232,26 +236,21 @@ class Engine:
             version=self.settings.version,
             items=items,
             usage=usage_of(jobs),
-            timing=timing_of(waiting, tokenize_s),
+            timing=timing_of(queued, tokenize_s),
         )
 
-    def _queue(self, jobs: Sequence[Job], deadline: float | None) -> list[Job]:
-        """Queues the jobs that have rows, all or none, and returns them. Raises Overloaded,
-        LargerThanQueue."""
-        if self.threads.is_closed:  # since the jobs were made
+    def _queue(self, jobs: Sequence[Job]) -> None:
+        """Queues jobs, all or none. Raises Overloaded, LargerThanQueue."""
+        if self.threads.is_closed:  # it may have closed while the jobs were made
             raise closing()
-        loop = asyncio.get_running_loop()
-        waiting = [job for job in jobs if job.requests]
-        for job in waiting:
-            if not self.runner.layout.shares:
+        if not self.runner.layout.shares:
+            for job in jobs:
                 job.prompts = ()
-            job.wait(loop.create_future(), deadline)
-        self.batcher.submit(waiting)
+        self.batcher.submit(jobs)
         self._report("queued_items", self.batcher.queued_items)
         self._report("queued_tokens", self.batcher.queued_tokens)
         if self._work is None or self._work.done():
-            self._work = loop.create_task(self.worker.run_forever())
-        return waiting
+            self._work = asyncio.create_task(self.worker.run_forever())
 
     def _results(
         self, jobs: Sequence[Job], request: RewardsRequest, plans: Sequence[Plan]
@@ -266,18 +265,18 @@ class Engine:
         return items
 
     @contextlib.contextmanager
-    def _preprocessing(self, request: RewardsRequest) -> Iterator[Callable[[], bool]]:
-        """Counts a request for the admission of others, as if it waited in the queue already.
+    def _counted_for_admission(self, request: RewardsRequest) -> Iterator[Callable[[], bool]]:
+        """Counts a request towards `max_queued_tokens` while it is tokenised.
 
         Yields:
-            Whether the block has been left, also because the caller hung up or the deadline passed:
-            a thread that makes jobs asks, because cancelling does not reach it.
+            A function that says whether the block has been left. Cancelling a request does not stop
+            the thread that tokenises it, so that thread asks.
         """
         num_tokens = least_num_tokens(request)
         self.num_preprocess_tokens += num_tokens
-        over = threading.Event()
+        left = threading.Event()
         try:
-            yield over.is_set
+            yield left.is_set
         finally:
-            over.set()
+            left.set()
             self.num_preprocess_tokens -= num_tokens

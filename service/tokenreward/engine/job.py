@@ -5,11 +5,13 @@
     worker       has its rows read, and notes the outputs
     postprocess  makes the item's result of it
 
-A job knows its own error and never fails its neighbours. It knows no tokenizer and no model.
+A job knows its own error and never fails its neighbours. This module
+knows no model.
 """
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -27,12 +29,13 @@ class Job(Entry):
 
     Attributes:
         index: The item's place in the request.
-        error: Why no scorer can have the item. Then there is no sample and there are no rows.
+        error: The error that stops all scorers on this item. With it, `sample`, `unit_of_token` and
+            `scored` are not set, and there are no rows.
         sample: The item in the scorer's own tokens.
-        owner: The unit [r] of each response token.
+        unit_of_token: The unit [r] of each response token.
         scored: Which units [u] carry reward.
         requests: The rows to read, each distinct row once.
-        rows_of: For each scorer, the places of its rows in `requests`; or why it reads none.
+        rows_of: For each scorer, the indices of its rows in `requests`; or why it has none.
         outputs: The outputs of `requests`, or the error of their pass.
         batch_number: Which batch read the rows; 0 if there were none.
         queue_s: Seconds in the queue.
@@ -42,7 +45,7 @@ class Job(Entry):
     index: int
     error: ItemError | None = None
     sample: Sample = field(init=False)
-    owner: Int64[np.ndarray, " r"] = field(init=False)
+    unit_of_token: Int64[np.ndarray, " r"] = field(init=False)
     scored: Bool[np.ndarray, " u"] = field(init=False)
     requests: list[RowRequest] = field(default_factory=list)
     rows_of: dict[str, list[int] | ItemError] = field(default_factory=dict)
@@ -56,7 +59,7 @@ class Job(Entry):
         """The item's path in the request."""
         return f"items[{self.index}]"
 
-    def measure(self) -> None:
+    def count_tokens(self) -> None:
         """Notes what the rows cost a batch: their tokens, and the prompts that a batch computes
         once for all jobs that read them."""
         self.num_tokens = sum(len(row.ids) for row, _ in self.requests)
@@ -64,5 +67,7 @@ class Job(Entry):
         for row, _ in self.requests:
             key = shared_key(row)
             if key is not None:
-                prompts.append(((row.model, key), row.start))
+                # The queue compares keys under its lock: a digest is short, a prompt is not.
+                digest = hashlib.blake2b(key, digest_size=16).digest()
+                prompts.append(((row.model, digest), row.start))
         self.prompts = tuple(prompts)

@@ -1,16 +1,16 @@
 """From a deployment's settings to a checkpoint, its tokenizer, and the layout that serves it.
 
-It says line by line how far it is. It knows no requests.
+It reports its progress line by line. It knows no requests.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from tokenreward.checkpoints.checkpoint import Checkpoint, load_checkpoint, refuse_longer
 from tokenreward.checkpoints.reference import with_reference
-from tokenreward.engine.plan import check_options, needs_of, served_scorers
+from tokenreward.engine.plan import ServedScorer, check_options, needs_of
 from tokenreward.forward.layout import LayoutChoice
 from tokenreward.forward.own_call import compare_with_own_call
 from tokenreward.forward.pair import choose_layouts
@@ -20,14 +20,15 @@ from tokenreward.text.tokenizer import Tokenizer
 Say = Callable[[str], None]
 
 
-def load_checkpoint_of(settings: DeploymentSettings, say: Say) -> tuple[Checkpoint, Tokenizer]:
+def load_checkpoint_of(
+    settings: DeploymentSettings, scorers: Mapping[str, ServedScorer], say: Say
+) -> tuple[Checkpoint, Tokenizer]:
     """Loads a deployment's checkpoint, and its reference if a scorer reads one.
 
     Raises:
         SettingsError: The settings do not fit the checkpoint.
         CheckpointRefused: The checkpoint cannot be served.
     """
-    scorers = served_scorers(settings)
     say(f"{settings.name}: loading {settings.model}")
     began = time.monotonic()
     checkpoint = load_checkpoint(settings)
@@ -39,19 +40,23 @@ def load_checkpoint_of(settings: DeploymentSettings, say: Say) -> tuple[Checkpoi
     refuse_longer(checkpoint, settings)
     if checkpoint.adapter_base not in (None, settings.checkpoint):
         say(
-            f"{settings.name}: the adapter says that its base is `{checkpoint.adapter_base}`: is "
-            "it this one?"
+            f"{settings.name}: the adapter names `{checkpoint.adapter_base}` as its base, the "
+            f"checkpoint is `{settings.checkpoint}`"
         )
     say(f"{settings.name}: weights loaded in {time.monotonic() - began:.1f} s, probing")
     return checkpoint, tokenizer
 
 
 def load_layout(
-    checkpoint: Checkpoint, tokenizer: Tokenizer, settings: DeploymentSettings, say: Say
+    checkpoint: Checkpoint,
+    tokenizer: Tokenizer,
+    settings: DeploymentSettings,
+    scorers: Mapping[str, ServedScorer],
+    say: Say,
 ) -> LayoutChoice:
     """Probes a checkpoint, which also warms it. Raises CheckpointRefused."""
     if settings.task == "reward_model":
         comparison = compare_with_own_call(checkpoint, tokenizer, settings.suffix_text)
         say(f"{settings.name}: {comparison}")
-    needs = needs_of(served_scorers(settings).values())
+    needs = needs_of(scorers.values())
     return choose_layouts(checkpoint, needs, say=lambda line: say(f"{settings.name}: {line}"))

@@ -1,11 +1,12 @@
 """The scorers that one deployment serves, and what a request wants of them.
 
-Everything that is wrong with a request as a whole is found here, before any item is looked at. This
-module knows no models and no tokens.
+Unknown scorers, wrong options and wrong credit are found here, and refuse the request as a whole.
+This module knows no models and looks at no items.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,10 +15,20 @@ from pydantic import ValidationError
 
 from tokenreward import credit as credits
 from tokenreward.contract import WITHOUT_EFFECT, Model, Needs, Options, Scorer, Task, TokenizerView
-from tokenreward.errors import InvalidField, ItemError, UnknownOption, UnknownScorer, quotable
+from tokenreward.errors import (
+    InvalidField,
+    ItemError,
+    ScorerFailed,
+    UnknownOption,
+    UnknownScorer,
+    frames,
+    quotable,
+)
 from tokenreward.scorers import UnknownScorerType, resolve
 from tokenreward.settings import DeploymentSettings, ScorerSettings, SettingsError
 from tokenreward.wire import Credit, CreditName, RewardsRequest, refusal
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,7 +43,8 @@ class Plan:
 
     @property
     def needs(self) -> Needs:
-        """The outputs of the model that this credit can use."""
+        """The outputs that are needed of each row. If the credit reads no values of tokens, they
+        are left out."""
         if "values" in credits.NEEDS[self.credit_name]:
             return self.scorer.needs(self.options)
         return self.scorer.needs_without_values(self.options)
@@ -93,7 +105,7 @@ class ServedScorer:
 
     @property
     def needs(self) -> Needs:
-        """The outputs that it needs of a row under the operator's options."""
+        """The outputs that it needs of each row under the operator's options."""
         return self.scorer.needs(self.scorer.Options.model_validate(self.defaults))
 
     def plan(self, request: RewardsRequest) -> Plan:
@@ -121,8 +133,8 @@ class ServedScorer:
         return Plan(self.name, self.scorer, options, credit, name)
 
     def _options(self, options: dict[str, Any], *, prefix: str) -> Options:
-        """The caller's options over the operator's. An operator's default that a choice of the
-        caller makes idle is dropped."""
+        """The caller's options over the operator's. A default of the operator is dropped if the
+        caller's options leave it without effect."""
         merged = {**self.defaults, **options}
         while True:
             try:
@@ -130,7 +142,8 @@ class ServedScorer:
             except ValidationError as error:
                 first = error.errors()[0]
                 idle = str(first.get("ctx", {}).get("name"))
-                if first["type"] != WITHOUT_EFFECT or idle in options:
+                is_default = idle in merged and idle not in options
+                if first["type"] != WITHOUT_EFFECT or not is_default:
                     raise refusal(error, prefix=(prefix,), unknown=UnknownOption) from None
                 del merged[idle]
 
@@ -151,7 +164,7 @@ class ServedScorer:
             "log_probs_options": self.scorer.log_probs_options,
             "takes": sorted(self.scorer.takes),
         }
-        if "$defs" in schema:  # options with a model or an enumeration of their own refer to it
+        if "$defs" in schema:  # nested models and enumerations are references into it
             listing["$defs"] = schema["$defs"]
         return listing
 
@@ -206,8 +219,14 @@ def plans_of(scorers: dict[str, ServedScorer], request: RewardsRequest) -> list[
     return [scorers[name].plan(request) for name in request.names]
 
 
+def scorer_failed(name: str, error: Exception) -> ScorerFailed:
+    """The item's error for a scorer that raised. Where it raised goes to the log."""
+    logger.error("scorer `%s` failed: %s", name, frames(error))
+    return ScorerFailed(f"scorer `{name}` failed on this item: {type(error).__name__}")
+
+
 def _needs_the_gateway(param: str, field: str) -> InvalidField:
-    """A replica asks no other: the gateway fills in what another scorer has to tell."""
+    """A replica never asks another one: the gateway does, and fills in the answer."""
     return InvalidField(
         "another scorer is named: send the request to the gateway (/v1/rewards), which asks it and "
         f"fills in `{field}`",

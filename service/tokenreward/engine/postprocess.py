@@ -7,7 +7,6 @@ It computes with numpy on one item at a time, and knows neither batches nor the 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -18,18 +17,16 @@ from tokenreward import credit as credits
 from tokenreward.alignment import last_of_units, sum_over_units
 from tokenreward.contract import Outputs, Signals, Steps
 from tokenreward.engine.job import Job
-from tokenreward.engine.plan import Plan
-from tokenreward.errors import ItemError, NonFinite, ScorerFailed, frames
+from tokenreward.engine.plan import Plan, scorer_failed
+from tokenreward.errors import ItemError, NonFinite, ScorerFailed
 from tokenreward.text.tokenizer import Tokenizer
 from tokenreward.wire import ErrorDetail, ItemResult, RewardsRequest, ScorerResult, Token
-
-logger = logging.getLogger(__name__)
 
 
 def item_result(
     job: Job, request: RewardsRequest, plans: Sequence[Plan], tokenizer: Tokenizer
 ) -> ItemResult:
-    """The result for one item, whose scorers fail each alone.
+    """The result for one item. Each scorer fails on its own.
 
     Args:
         job: The item, with its outputs.
@@ -59,12 +56,6 @@ def item_result(
     )
 
 
-def scorer_failed(name: str, error: Exception) -> ScorerFailed:
-    """The item's error for a scorer that raised. Where it raised goes to the log."""
-    logger.error("scorer `%s` failed: %s", name, frames(error))
-    return ScorerFailed(f"scorer `{name}` failed on this item: {type(error).__name__}")
-
-
 def _scorer_result(job: Job, plan: Plan) -> ScorerResult:
     if job.error is not None:
         return ScorerResult(error=ErrorDetail.of(job.error))
@@ -72,7 +63,7 @@ def _scorer_result(job: Job, plan: Plan) -> ScorerResult:
     if isinstance(places, ItemError):
         return ScorerResult(error=ErrorDetail.of(places))
     if isinstance(job.outputs, ItemError):
-        # The same error may stand for several items of a pass, so the place is not put into it.
+        # Several scorers of the item may have this error, so the path is not put into it.
         return ScorerResult(error=replace(ErrorDetail.of(job.outputs), param=job.param))
     outputs = [job.outputs[place] for place in places]
     try:
@@ -80,8 +71,7 @@ def _scorer_result(job: Job, plan: Plan) -> ScorerResult:
     except ItemError as error:
         return ScorerResult(error=ErrorDetail.of(error.within(job.param)))
     except Exception as error:
-        # Whatever goes wrong on the way is the fault of what the scorer gave, and so its item's,
-        # not its neighbours'.
+        # A fault here comes from the scorer's output, so only this item fails.
         failure = scorer_failed(plan.name, error).within(job.param)
         return ScorerResult(error=ErrorDetail.of(failure))
 
@@ -92,8 +82,8 @@ def _score(job: Job, plan: Plan, outputs: Sequence[Outputs]) -> ScorerResult:
     # Infinite and undefined numbers have an error of their own, below.
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         signals = plan.scorer.score(job.sample, outputs, plan.options)
-        _check(plan, signals, num_tokens=len(job.owner))
-        units = in_units(signals, job)
+        _check(plan, signals, num_tokens=len(job.unit_of_token))
+        units = _in_units(signals, job)
     rewards, score = credits.assign(units, plan.credit, name=plan.credit_name)
     rewards = credits.penalise(
         rewards, plan.credit, job.scored, item.policy_logprobs, item.ref_logprobs
@@ -110,7 +100,7 @@ def _score(job: Job, plan: Plan, outputs: Sequence[Outputs]) -> ScorerResult:
 
 
 def _check(plan: Plan, signals: Signals, *, num_tokens: int) -> None:
-    """Refuses signals that are missing or of another length: neither is made up or stretched.
+    """Refuses signals that are missing or of another length. Neither is filled in or padded.
 
     Raises:
         ScorerFailed: Says what the scorer gave.
@@ -137,18 +127,18 @@ def _check(plan: Plan, signals: Signals, *, num_tokens: int) -> None:
             raise ScorerFailed(f"{scorer} gave steps that do not divide {num_tokens} tokens")
 
 
-def in_units(signals: Signals, job: Job) -> credits.UnitSignals:
-    """Token signals as unit signals: increments and weights add up, of levels the last token
-    stands for its unit."""
+def _in_units(signals: Signals, job: Job) -> credits.UnitSignals:
+    """Token signals as unit signals. Increments and weights are summed over a unit. For levels, a
+    unit takes the value of its last token."""
     num_units = len(job.scored)
     score, values, weights = signals.score, signals.values, signals.weights
     if score is not None:
-        score = float(score)  # a number of some library would not fit every writer of replies
+        score = float(score)  # not every writer of replies takes a numpy scalar
     if values is not None:
         reduce = sum_over_units if signals.kind == "increments" else last_of_units
-        values = reduce(values, job.owner, num_units)
+        values = reduce(values, job.unit_of_token, num_units)
     if weights is not None:
-        weights = sum_over_units(weights, job.owner, num_units)
+        weights = sum_over_units(weights, job.unit_of_token, num_units)
     return credits.UnitSignals(keep=job.scored, score=score, values=values, weights=weights)
 
 
@@ -156,13 +146,13 @@ def _step_ids(steps: Steps, job: Job) -> Int64[np.ndarray, " u"]:
     """The step of each unit's last token; of a unit without tokens, the step of the token before
     it."""
     step_ids = np.zeros(len(job.scored), dtype=np.int64)
-    step_ids[job.owner] = np.searchsorted(steps.last, np.arange(len(job.owner)))
+    step_ids[job.unit_of_token] = np.searchsorted(steps.last, np.arange(len(job.unit_of_token)))
     return np.maximum.accumulate(step_ids)
 
 
 def _tokens(job: Job, tokenizer: Tokenizer) -> list[Token]:
-    """The tokens that were scored. Those of a text show its characters; an end-of-turn that was
-    appended has an empty span at the end of the text."""
+    """The tokens that were scored. Tokens of a text carry their characters and their span; an
+    end-of-turn that was appended has an empty span at the end of the text."""
     ids, ends = job.sample.response_ids, job.sample.ends
     text = job.sample.item.response
     if not isinstance(text, str) or ends is None:

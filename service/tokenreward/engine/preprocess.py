@@ -2,8 +2,8 @@
 
     item -> prompt ids, response ids -> units of the caller -> Sample -> rows of each scorer -> Job
 
-Everything that can be wrong with an item is found here, before it costs device time. This module
-knows no batches and no device.
+What is wrong with an item is found here as far as it can be, before it costs device time. This
+module knows no batches and no device.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from tokenreward import credit as credits
 from tokenreward.alignment import owners, scored_spans, tiles
 from tokenreward.contract import Needs, Row, RowRequest, Sample, TextBudget
 from tokenreward.engine.job import Job
-from tokenreward.engine.plan import Plan
-from tokenreward.engine.postprocess import scorer_failed
+from tokenreward.engine.plan import Plan, scorer_failed
 from tokenreward.errors import (
     EmptyResponse,
     ItemError,
@@ -42,8 +41,8 @@ class Preprocessor:
 
     Attributes:
         tokenizer: The checkpoint's.
-        vocab_size: The model reads ids below it.
-        num_labels: The model predicts ids below it.
+        vocab_size: Number of ids that the model reads.
+        num_labels: Number of ids that the model predicts.
         max_sequence_tokens: Longest row; None if there is no limit.
         suffix_ids: What a reward model reads after the response.
     """
@@ -55,24 +54,24 @@ class Preprocessor:
     suffix_ids: Ids
 
     def jobs(
-        self, request: RewardsRequest, plans: Sequence[Plan], is_over: Callable[[], bool]
+        self, request: RewardsRequest, plans: Sequence[Plan], is_abandoned: Callable[[], bool]
     ) -> list[Job]:
         """A job for each item, in order.
 
         Args:
             request: The request.
             plans: What it wants of each scorer.
-            is_over: Asked before each item. Once it is true, nobody waits for the other items, and
-                no jobs are made of them.
+            is_abandoned: Asked before each item. Once it is true, the caller has gone, and the
+                remaining items are skipped.
 
         Raises:
             RequestError: A field cannot be decoded at all.
         """
-        prompts: dict[str, Ids] = {}
+        prompts: dict[str, np.ndarray] = {}
         budget = TextBudget()
         jobs = []
         for index, item in enumerate(request.items):
-            if is_over():
+            if is_abandoned():
                 break
             job = Job(index=index)
             try:
@@ -86,7 +85,9 @@ class Preprocessor:
             jobs.append(job)
         return jobs
 
-    def _read(self, job: Job, item: Item, prompts: dict[str, Ids], budget: TextBudget) -> None:
+    def _read(
+        self, job: Job, item: Item, prompts: dict[str, np.ndarray], budget: TextBudget
+    ) -> None:
         """Tokenises an item, and finds the unit of each token.
 
         Args:
@@ -112,12 +113,12 @@ class Preprocessor:
                 f"{total} tokens, `max_sequence_tokens` is {self.max_sequence_tokens}",
                 param="response",
             )
-        job.owner, job.scored = _units(item, response)
+        job.unit_of_token, job.scored = _units(item, response)
         job.sample = Sample(
             prompt_ids,
             response.ids,
             terminal=int(response.ids[-1]) in self.tokenizer.terminal_ids,
-            keep=job.scored[job.owner],
+            keep=job.scored[job.unit_of_token],
             item=item,
             tokenizer=self.tokenizer,
             suffix_ids=self.suffix_ids,
@@ -149,7 +150,7 @@ class Preprocessor:
                     job.requests[place] = RowRequest(row, job.requests[place].needs | needs)
                 own.append(place)
             job.rows_of[plan.name] = own
-        job.measure()
+        job.count_tokens()
 
     def _requests(self, job: Job, plan: Plan) -> list[RowRequest]:
         """What one scorer wants to be read of an item.
@@ -164,10 +165,10 @@ class Preprocessor:
         )
         rows, needs = scorer.rows(job.sample, plan.options), plan.needs
         if not {row.model for row in rows} <= scorer.models:
-            # Another model might not be there.
+            # The deployment may not have loaded another model.
             raise ValueError("a scorer's rows go to the models that it names")
         if not isinstance(needs, Needs):
-            # The needs of several scorers are joined.
+            # Needs of several scorers are joined below.
             raise TypeError("a scorer says what it needs as Needs")
         labels = scorer.labels(plan.options, job.sample.tokenizer)
         if labels:
@@ -187,8 +188,8 @@ class Preprocessor:
         ):
             if len(ids) and not 0 <= ids.min() <= ids.max() < size:
                 raise TokenOutOfVocabulary(
-                    f"the tokenizer has tokens that the model, which {verb} ids 0 to {size - 1}, "
-                    "has not"
+                    f"the tokenizer makes an id that is outside of the ids 0 to {size - 1} that "
+                    f"the model {verb}"
                 )
         if self.max_sequence_tokens is not None and len(row.ids) > self.max_sequence_tokens:
             raise SequenceTooLong(
@@ -196,12 +197,14 @@ class Preprocessor:
                 f"`max_sequence_tokens` is {self.max_sequence_tokens}"
             )
 
-    def _shared_prompt(self, item: Item, prompts: dict[str, Ids]) -> Ids:
+    def _shared_prompt(self, item: Item, prompts: dict[str, np.ndarray]) -> Ids:
         """The ids of an item's prompt, read-only if other items may share them."""
-        content = item.prompt if isinstance(item.prompt, str) else item.messages
-        if content is None:  # ids need no tokenizer
+        if isinstance(item.prompt, str):
+            key = item.prompt
+        elif item.messages is not None:
+            key = json.dumps([item.messages, item.tools, item.chat_template_kwargs])
+        else:  # ids need no tokenizer
             return self._prompt(item)
-        key = json.dumps([content, item.tools, item.chat_template_kwargs])
         if key not in prompts:
             prompts[key] = self._prompt(item)
             prompts[key].flags.writeable = False
@@ -238,7 +241,7 @@ class Preprocessor:
         if len(wrong):
             place = int(wrong[0])
             raise TokenOutOfVocabulary(
-                f"entry {place} is {ids[place]}, ids of this model are 0 to {size - 1} there",
+                f"entry {place} is {ids[place]}, the model takes ids 0 to {size - 1} there",
                 param=param,
             )
 

@@ -26,9 +26,9 @@ _SIGNS_OF_LOSS = (
     "unspecified launch failure",
 )
 
-# On a CPU passes of 4k tokens took less time per token than of 16k, which miss its caches, or of 1k
-# and 2k, which share fewer prompts. For a GPU it is an estimate: enough work to hide what launching
-# it takes.
+# On a CPU, passes of 4k tokens took the least time per token. Passes of 16k miss its caches, and
+# passes of 1k and 2k share fewer prompts. For a GPU the number is an estimate: enough work to hide
+# what a launch takes.
 _MAX_BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
 
 logger = logging.getLogger(__name__)
@@ -48,9 +48,9 @@ class Runner:
 
     Args:
         layout: How rows go through the model.
-        runs_ahead: Whether the device computes while its thread goes on. It has no effect on a
-            layout that waits for the device while it launches: then the answer to this batch would
-            wait for all of the next one.
+        runs_ahead: Whether the device computes while its thread goes on. It has no effect if the
+            layout's `launch` waits for the device: then the answer to this batch would wait for all
+            of the next one.
 
     Attributes:
         lost: Set once the device is lost.
@@ -62,23 +62,25 @@ class Runner:
         self.lost: DeviceLost | None = None
 
     def launch(self, batch: Sequence[Sequence[RowRequest]]) -> PendingBatch:
-        """Launches the rows of each item. Raises nothing: `PendingBatch.result` does."""
+        """Launches the rows of each item. A failure is raised by `PendingBatch.result`."""
+        if self.lost is not None:  # nothing that follows would tell of an item
+            return PendingBatch(self, batch, self.lost)
         requests = [request for item in batch for request in item]
         try:
             if self.runs_ahead:
                 return PendingBatch(self, batch, self.layout.launch(requests))
             return PendingBatch(self, batch, Finished(self.layout.run(requests)))
         except Exception as error:
-            return PendingBatch(self, batch, self.culprit(batch, error))
+            return PendingBatch(self, batch, self.error_of(batch, error))
 
     def run(self, batch: Sequence[Sequence[RowRequest]]) -> list[list[Outputs] | ItemError]:
         """Launches a batch and waits for it, as `PendingBatch.result`."""
         return self.launch(batch).result()
 
-    def culprit(
+    def error_of(
         self, batch: Sequence[Sequence[RowRequest]], error: Exception
     ) -> ItemError | DeviceLost:
-        """What a failure of the layout means: the error of an item, or the loss of the device."""
+        """Classifies a failure of the layout: the error of an item, or the loss of the device."""
         logger.warning("a batch of %d items failed: %s", len(batch), frames(error))
         if isinstance(error, ItemError):
             return error
@@ -121,10 +123,10 @@ class PendingBatch:
                 outputs = iter(failure.result())
                 return [list(islice(outputs, len(item))) for item in batch]
             except Exception as error:
-                failure = self.runner.culprit(batch, error)
+                failure = self.runner.error_of(batch, error)
         if isinstance(failure, DeviceLost):
             raise failure
-        # Only here, outside the except block, has the failed pass let go of its tensors.
+        # Not in the except block: there the exception's frames still hold tensors of the pass.
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if len(batch) > 1:

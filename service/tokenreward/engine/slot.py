@@ -47,10 +47,10 @@ class Slot:
             self._returned.set()
 
     async def put(self, engine: Engine) -> None:
-        """Serve with `engine` from now on; the one before is closed when the last request on it is
-        done."""
+        """Serves with another engine from now on. Returns once the one before is closed, which it
+        is when the last request on it has been answered."""
         previous, self._engine = self._engine, engine
-        if previous is None:
+        if previous is None or previous is engine:
             return
         while self._num_leases[previous] > 0:
             self._returned.clear()
@@ -58,6 +58,6 @@ class Slot:
         del self._num_leases[previous]
         await previous.close()
         del previous
-        await asyncio.to_thread(
-            gc.collect
-        )  # engines hold themselves in cycles, and their weights with them
+        # Engines are in reference cycles, which keep their weights alive. The collector keeps
+        # Python's lock, so another thread would hold up the event loop just as long.
+        gc.collect()

@@ -1,7 +1,4 @@
-"""The threads of one engine, and what becomes of work on them when the engine closes.
-
-It knows functions, and nothing of what they do.
-"""
+"""The threads of one engine, and how they close."""
 
 from __future__ import annotations
 
@@ -23,9 +20,9 @@ class Threads:
 
     Attributes:
         device: One thread, which owns the device.
-        preprocess: Tokenise.
+        preprocess: Two threads, which tokenise.
         postprocess: One thread, which makes results of outputs.
-        is_closed: Whether nothing runs here any more.
+        is_closed: Whether `close` was called.
     """
 
     def __init__(self) -> None:
@@ -40,7 +37,7 @@ class Threads:
         """Runs a function in a pool, or right here if that is None.
 
         Raises:
-            InternalError: The engine closed before the function had run.
+            InternalError: The pool closed before the function had run.
         """
         if pool is None:
             return function(*args)

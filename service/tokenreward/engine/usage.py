@@ -5,12 +5,14 @@ It knows jobs and results, and computes neither.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tokenreward.engine.job import Job
 from tokenreward.engine.plan import Plan
-from tokenreward.engine.worker import Report
 from tokenreward.wire import ItemResult, Timing, Usage
+
+Report = Callable[..., None]
+"""Takes the name of a metric, its value, and its labels."""
 
 
 def usage_of(jobs: Sequence[Job]) -> Usage:
@@ -36,7 +38,7 @@ def report_results(
     report: Report, items: Sequence[ItemResult], jobs: Sequence[Job], plans: Sequence[Plan]
 ) -> None:
     """Reports what became of a request: items scored, tokens of items that some scorer scored, and
-    errors by code, those in sums of several scorers included."""
+    errors by code. Errors of a combined sum are counted, too."""
     num_scored = dict.fromkeys((plan.name for plan in plans), 0)
     scored_jobs = []
     for job, item in zip(jobs, items, strict=True):
@@ -53,3 +55,21 @@ def report_results(
     usage = usage_of(scored_jobs)
     report("tokens_total", usage.prompt_tokens, kind="prompt")
     report("tokens_total", usage.response_tokens, kind="response")
+
+
+def report_batch(report: Report, jobs: Sequence[Job], num_computed: int) -> None:
+    """Reports a batch.
+
+    Args:
+        report: Called with each metric.
+        jobs: The jobs of the batch.
+        num_computed: Tokens that the model computed. A prompt that jobs share counts once.
+    """
+    num_tokens = sum(job.num_tokens for job in jobs)
+    report("compute_seconds", jobs[0].compute_s)
+    report("batch_items", len(jobs))
+    report("batch_tokens", num_tokens)
+    report("computed_tokens_total", num_computed)
+    report("shared_tokens_total", num_tokens - num_computed)
+    for job in jobs:
+        report("queue_seconds", job.queue_s)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
@@ -22,10 +22,8 @@ from tokenreward.batching import Batcher
 from tokenreward.contract import Outputs
 from tokenreward.engine.job import Job
 from tokenreward.engine.runner import PendingBatch, Runner
+from tokenreward.engine.usage import Report, report_batch
 from tokenreward.errors import InternalError, ItemError, frames
-
-Report = Callable[..., None]
-"""Takes the name of a metric, its value, and its labels."""
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +56,8 @@ class Worker:
 
     Attributes:
         loop: The event loop that batches are answered on, once the worker runs.
-        busy_since: When the batch began that runs now, by time.monotonic; None if none does.
+        busy_since: Since when the thread has been at work on a batch and its retries, by
+            time.monotonic; None if it is idle.
     """
 
     def __init__(
@@ -69,26 +68,29 @@ class Worker:
         self._thread = thread
         self._report = report
         self.loop: asyncio.AbstractEventLoop | None = None
-        self._launched: Batch | None = None  # runs ahead of the step that will answer it
-        self._latest: tuple[Sequence[Job], ...] = ()  # of the last two batches: no more are open
+        self._launched: Batch | None = None  # the next step answers it
+        # Jobs of the last two batches. No more are unanswered at a time.
+        self._latest: tuple[Sequence[Job], ...] = ()
         self._num_batches = 0
         self._ended_at = 0.0  # when the last batch ended
         self.busy_since: float | None = None
 
     async def run_forever(self) -> None:
-        """Works until it is cancelled. Nothing else ends it: without it every caller would wait."""
+        """Works until it is cancelled. A fault must not end it: every caller would wait forever."""
         self.loop = asyncio.get_running_loop()
         while True:
             try:
                 await self._batcher.wait()
-                self.busy_since = time.monotonic()  # by now: the thread may be lost, too
+                # Set before the thread starts, so that a stuck thread, too, fails the health check.
+                self.busy_since = time.monotonic()
                 await self.loop.run_in_executor(self._thread, self._drain)
             except Exception as error:
                 logger.error("a step failed: %s", frames(error))
                 failure = InternalError(f"the step failed: {type(error).__name__}")
                 self.fail_unanswered(failure)
-                # A fault that stays must answer whoever waits, too, or it would be met forever.
-                _fail(self._batcher.take(), failure)
+                # Fail the queued jobs, too. Otherwise a permanent fault would repeat forever.
+                self._batcher.fail_all(failure)
+                self._launched, self.busy_since = None, None
 
     def fail_unanswered(self, error: InternalError) -> None:
         """Answers the jobs on the device with an error. On the event loop."""
@@ -130,7 +132,7 @@ class Worker:
 
     def _answer(self, batch: Batch) -> None:
         """Waits for a batch, and hands its outputs to the event loop."""
-        # While the batch before it ran, it waited.
+        # Time spent behind the batch before counts as time in the queue.
         began = max(batch.launched_at, self._ended_at)
         results: Sequence[list[Outputs] | ItemError] | InternalError
         try:
@@ -144,13 +146,14 @@ class Worker:
             results = _batch_failed(error)
         self._ended_at = time.monotonic()
         self.busy_since = None if self._launched is None else self._ended_at
-        # Here, not on the event loop, and after the clock has stopped: it looks at every token.
-        rows = [row for job in batch.jobs for row, _ in job.requests]
-        num_computed = self._runner.layout.num_computed(rows)
         compute_s = self._ended_at - began
         for job in batch.jobs:
             job.batch_number = batch.number
             job.queue_s, job.compute_s = began - job.queued_at, compute_s
+        # Counting reads every token: it must neither block the event loop nor count as compute
+        # time.
+        rows = [row for job in batch.jobs for row, _ in job.requests]
+        num_computed = self._runner.layout.num_computed(rows)
         assert self.loop is not None
         self.loop.call_soon_threadsafe(self._deliver, batch, results, num_computed)
 
@@ -160,31 +163,17 @@ class Worker:
         results: Sequence[list[Outputs] | ItemError] | InternalError,
         num_computed: int,
     ) -> None:
-        """Answers the jobs, then reports. On the event loop."""
-        try:
-            if isinstance(results, InternalError):
-                _fail(batch.jobs, results)
-            else:
-                for job, outputs in zip(batch.jobs, results, strict=True):
-                    job.outputs = outputs
-                    if not job.future.done():
-                        job.future.set_result(None)
-            self._measure(batch, num_computed)
-        except Exception as error:
-            logger.error("an answer failed: %s", frames(error))
-            _fail(batch.jobs, InternalError(f"the answer failed: {type(error).__name__}"))
-
-    def _measure(self, batch: Batch, num_computed: int) -> None:
+        """Answers the jobs of a batch, then reports it. On the event loop."""
+        if isinstance(results, InternalError):
+            _fail(batch.jobs, results)
+        else:
+            for job, outputs in zip(batch.jobs, results, strict=True):
+                job.outputs = outputs
+                if not job.future.done():
+                    job.future.set_result(None)
         num_tokens = sum(job.num_tokens for job in batch.jobs)
-        compute_s = batch.jobs[0].compute_s
-        self._batcher.measured(num_tokens, compute_s)
-        self._report("compute_seconds", compute_s)
-        self._report("batch_items", len(batch.jobs))
-        self._report("batch_tokens", num_tokens)
-        self._report("computed_tokens_total", num_computed)
-        self._report("shared_tokens_total", num_tokens - num_computed)
-        for job in batch.jobs:
-            self._report("queue_seconds", job.queue_s)
+        self._batcher.measured(num_tokens, batch.jobs[0].compute_s)
+        report_batch(self._report, batch.jobs, num_computed)
         self._report("queued_items", self._batcher.queued_items)
         self._report("queued_tokens", self._batcher.queued_tokens)
 

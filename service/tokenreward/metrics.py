@@ -48,7 +48,7 @@ TABLE = (
     MetricSpec(
         "request_seconds",
         "histogram",
-        "Of `/v1/rewards`: from the first byte of a request to its reply.",
+        "Of requests for rewards: from the first byte of a request to its reply.",
         buckets=_SECONDS,
     ),
     MetricSpec("errors_total", "counter", "Errors answered, of requests and of items.", ("code",)),

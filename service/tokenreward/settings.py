@@ -15,6 +15,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tokenreward.wire import NAME_PATTERN
+from tokenreward.wire.dependencies import score_source
 
 
 class SettingsError(ValueError):
@@ -57,8 +58,7 @@ class ScorerSettings(Frozen):
 
         It is the only option that the gateway reads.
         """
-        name = self.options.get("score_from")
-        return name if isinstance(name, str) else None
+        return score_source(self.options)
 
 
 class DeploymentSettings(Frozen):

@@ -3,6 +3,7 @@ before them."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
@@ -115,8 +116,9 @@ def serving(*replicas: tuple[dict[str, Any], Path]) -> Iterator[dict[str, Any]]:
         if scope["type"] == "http" and scope["method"] == "POST":
             body = await Request(scope, receive).body()
             headers = dict(scope["headers"])
-            media = media_of({"content-type": headers[b"content-type"].decode()})
-            asked.append((scope["path"], headers, media.load(body)))
+            media = media_of({"content-type": headers.get(b"content-type", b"").decode()})
+            with contextlib.suppress(ValueError):  # a replica refuses what is no JSON
+                asked.append((scope["path"], headers, media.load(body)))
             messages = iter([{"type": "http.request", "body": body}])
             given = receive
 

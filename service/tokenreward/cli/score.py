@@ -27,6 +27,13 @@ from tokenreward_client import Rewards
 
 GROUP_SIZE = 64
 
+EXAMPLES = """
+    tokenreward score answers.jsonl --scorer attention_dense --output rewards.jsonl
+    tokenreward score answers.jsonl --scorer logprob --show
+    tokenreward score answers.jsonl --options '{"alpha": 0.5}' --credit '{"name": "last"}'
+    echo '{"prompt": "2+2?", "response": "It is 4."}' | tokenreward score --demo
+"""
+
 
 def add_parser(subparsers: Any) -> None:
     """Register the subcommand."""
@@ -35,12 +42,7 @@ def add_parser(subparsers: Any) -> None:
         "score",
         more='A line is {"prompt": ..., "response": ...}, as an item of POST /v1/rewards; each '
         "gives a line of output, in order. Exit code 1 if any has no rewards.",
-        examples="""
-            tokenreward score answers.jsonl --scorer attention_dense --output rewards.jsonl
-            tokenreward score answers.jsonl --scorer logprob --show
-            tokenreward score answers.jsonl --options '{"alpha": 0.5}' --credit '{"name": "last"}'
-            echo '{"prompt": "2+2?", "response": "It is 4."}' | tokenreward score --demo
-        """,
+        examples=EXAMPLES,
     )
     parser.add_argument(
         "file", nargs="?", default="-", help="one item per line; default or `-`: stdin"

@@ -1,5 +1,5 @@
-"""Scorers that are asked on behalf of others: who they are in a request, what each is asked, and what
-its reply says of the caller's items.
+"""Scorers that are asked on behalf of others: which they are in a request, what each is asked, and
+what its reply says of the caller's items.
 
 It knows what stands in a request and a reply, and no HTTP.
 """

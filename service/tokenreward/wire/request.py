@@ -68,7 +68,8 @@ Prompt = Annotated[
     Discriminator(
         _form,
         custom_error_type="prompt_form",
-        custom_error_message='must be a string, a list of messages, a list of token ids or {"ids_b64": "..."}',
+        custom_error_message="must be a string, a list of messages, a list of token ids or "
+        '{"ids_b64": "..."}',
     ),
 ]
 Response = Annotated[
@@ -155,8 +156,8 @@ class Kl(Strict):
     estimator: Literal["k1", "k2", "k3"] = "k1"
     clamp: Literal["verl", "openrlhf"] | None = Field(
         default=None,
-        description="Whose bounds on k_t: `verl` (k3 only) has -d in +-20 and k in +-10, `openrlhf` has k in +-10, all "
-        "in float32. Default: none.",
+        description="Whose bounds on k_t: `verl` (k3 only) has -d in +-20 and k in +-10, "
+        "`openrlhf` has k in +-10, all in float32. Default: none.",
     )
     reference: str | None = Field(
         default=None,

@@ -19,7 +19,7 @@ from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from tokenreward.errors import DeadlineExceeded, LargerThanQueue, Overloaded
+from tokenreward.errors import DeadlineExceededError, LargerThanQueue, Overloaded
 
 EntryT = TypeVar("EntryT", bound="Entry")
 
@@ -223,7 +223,7 @@ def _gone(entry: Entry) -> bool:
     if entry.future.done():
         return True
     if entry.deadline is not None and time.monotonic() >= entry.deadline:
-        entry.fail(DeadlineExceeded("the deadline passed before the item's batch began"))
+        entry.fail(DeadlineExceededError("the deadline passed before the item's batch began"))
         return True
     return False
 

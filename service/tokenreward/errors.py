@@ -23,7 +23,7 @@ The tree:
         Overloaded               503   overloaded              retryable, Retry-After
         Loading                  503   loading                 retryable, Retry-After
         Updating                 503   updating                retryable, Retry-After
-        DeadlineExceeded         504   deadline_exceeded       retryable
+        DeadlineExceededError    504   deadline_exceeded       retryable
       ItemError                  200   one item fails alone
         SequenceTooLong                sequence_too_long
         TokenOutOfVocabulary           token_out_of_vocabulary
@@ -165,7 +165,7 @@ class Updating(RequestError):
     status, code, retryable = 503, "updating", True
 
 
-class DeadlineExceeded(RequestError):
+class DeadlineExceededError(RequestError):
     status, code, retryable = 504, "deadline_exceeded", True
 
 

@@ -10,7 +10,7 @@ import pytest
 from fakes.queues import Labelled, MakeBatcher, MakeEntry, next_batch
 from tokenreward import batching
 from tokenreward.batching import Batcher
-from tokenreward.errors import DeadlineExceeded, LargerThanQueue, Overloaded
+from tokenreward.errors import DeadlineExceededError, LargerThanQueue, Overloaded
 
 
 async def test_a_request_may_fill_the_queue_to_the_last_token(
@@ -67,7 +67,7 @@ async def test_an_expired_entry_makes_room_too_and_is_answered(
     queue.submit([expired])
     clock.now += 1
     queue.submit([entry("b", 10)])
-    assert isinstance(expired.future.exception(), DeadlineExceeded)
+    assert isinstance(expired.future.exception(), DeadlineExceededError)
     assert queue.queued_tokens == 10
 
 

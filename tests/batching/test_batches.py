@@ -11,7 +11,7 @@ import pytest
 
 from fakes.queues import Labelled, MakeBatcher, MakeEntry, next_batch
 from tokenreward.batching import Batcher
-from tokenreward.errors import DeadlineExceeded, InternalError
+from tokenreward.errors import DeadlineExceededError, InternalError
 
 
 async def works(batcher: Batcher[Labelled]) -> str:
@@ -139,7 +139,7 @@ async def test_an_expired_entry_is_answered_and_not_computed(
     queue.submit([late, early])
     clock.now += 5
     assert await works(queue) == "b"
-    assert isinstance(late.future.exception(), DeadlineExceeded)
+    assert isinstance(late.future.exception(), DeadlineExceededError)
     assert not early.future.done()
 
 
@@ -162,7 +162,7 @@ async def test_a_queue_of_the_gone_alone_gives_no_batch_and_waits_on(
     batch = asyncio.ensure_future(works(queue))
     await asyncio.sleep(0.01)
     assert not batch.done()
-    assert isinstance(expired.future.exception(), DeadlineExceeded)
+    assert isinstance(expired.future.exception(), DeadlineExceededError)
     queue.submit([entry("c", 1)])
     assert await batch == "c"
 
@@ -246,7 +246,7 @@ async def test_another_thread_takes_what_waits_and_answers_the_expired_on_their_
     queue.submit([late, early])
     assert await asyncio.to_thread(queue.take) == [early]
     async with asyncio.timeout(1):
-        with pytest.raises(DeadlineExceeded):
+        with pytest.raises(DeadlineExceededError):
             await late.future
     assert await asyncio.to_thread(queue.take) == []
     batch = asyncio.ensure_future(works(queue))

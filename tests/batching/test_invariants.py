@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fakes.queues import Labelled, next_batch
 from tokenreward.batching import Batcher
-from tokenreward.errors import DeadlineExceeded, InternalError, LargerThanQueue, Overloaded
+from tokenreward.errors import DeadlineExceededError, InternalError, LargerThanQueue, Overloaded
 
 MAX_TOKENS, MAX_REQUESTS, MAX_QUEUED = 10, 3, 30
 
@@ -31,7 +31,7 @@ STEPS = st.lists(
 def answered(entry: Labelled) -> object:
     """The error that an entry's caller got; the class alone of one that the batcher made."""
     error = entry.future.exception()
-    return type(error) if isinstance(error, DeadlineExceeded) else error
+    return type(error) if isinstance(error, DeadlineExceededError) else error
 
 
 class Model:
@@ -102,7 +102,7 @@ class Model:
         error = InternalError("lost")
         self.real.fail_all(error)
         for entry in self.waiting:
-            assert entry.future.cancelled() or answered(entry) in (error, DeadlineExceeded)
+            assert entry.future.cancelled() or answered(entry) in (error, DeadlineExceededError)
         assert (self.real.queued_items, self.real.queued_tokens) == (0, 0)
         self.waiting = []
 
@@ -126,6 +126,6 @@ def test_any_sequence_of_events_leaves_the_queue_as_a_plain_list_would(
         await queue.run("take", None)  # drops whoever is gone
         assert (queue.real.queued_items, queue.real.queued_tokens) == (0, 0)
         for entry in queue.waiting:
-            assert entry.future.cancelled() or answered(entry) is DeadlineExceeded
+            assert entry.future.cancelled() or answered(entry) is DeadlineExceededError
 
     asyncio.run(play())

@@ -198,7 +198,7 @@ async def test_a_deadline_is_an_error_and_work_past_it_is_not_started(engine: An
     first = asyncio.create_task(engine.score(request([10])))
     await asyncio.sleep(0.1)
     began = time.monotonic()
-    with pytest.raises(errors.DeadlineExceeded):
+    with pytest.raises(errors.DeadlineExceededError):
         await engine.score(request([11]), timeout_s=0.15)
     assert time.monotonic() - began < 1.5
     await first
@@ -229,7 +229,7 @@ async def test_what_expired_while_the_event_loop_was_busy_is_answered_and_not_co
     await web.until(lambda: engine.batcher.queued_items == 1)
     time.sleep(1.2)  # noqa: ASYNC251
     assert layout.batches == [1]
-    with pytest.raises(errors.DeadlineExceeded):
+    with pytest.raises(errors.DeadlineExceededError):
         await late
     await first
 

@@ -150,7 +150,7 @@ async def test_who_is_cancelled_or_late_while_the_engine_closes_hears_just_that(
     asked = [asyncio.create_task(engine.score(request(SLOW))) for _ in range(3)]
     late = asyncio.create_task(engine.score(request(SLOW), timeout_s=0.1))
     await until(lambda: gate.num_waiting == 2)
-    with pytest.raises(errors.DeadlineExceeded):
+    with pytest.raises(errors.DeadlineExceededError):
         await late
     asked[2].cancel()
     await engine.close()
@@ -221,7 +221,9 @@ async def test_items_of_a_caller_who_is_gone_or_too_late_are_not_tokenised_any_m
     await until(begun.is_set)
     if timeout_s is None:
         asking.cancel()
-    with pytest.raises(asyncio.CancelledError if timeout_s is None else errors.DeadlineExceeded):
+    with pytest.raises(
+        asyncio.CancelledError if timeout_s is None else errors.DeadlineExceededError
+    ):
         await asking
     ended.set()
     await asyncio.to_thread(engine.threads.preprocess.shutdown)

@@ -30,7 +30,7 @@ from tokenreward.engine.runner import Runner, max_batch_tokens
 from tokenreward.engine.threads import Threads, closing
 from tokenreward.engine.usage import Report, report_results, timing_of, usage_of
 from tokenreward.engine.worker import Worker
-from tokenreward.errors import DeadlineExceeded, InternalError, VersionNotReached
+from tokenreward.errors import DeadlineExceededError, InternalError, VersionNotReached
 from tokenreward.forward.layout import LayoutChoice
 from tokenreward.settings import DeploymentSettings
 from tokenreward.text.tokenizer import Tokenizer
@@ -161,7 +161,7 @@ class Engine:
             async with asyncio.timeout(timeout_s):
                 return await self._score(request, request_id or uuid.uuid4().hex, deadline)
         except TimeoutError:
-            raise DeadlineExceeded(f"not finished within {timeout_s} s") from None
+            raise DeadlineExceededError(f"not finished within {timeout_s} s") from None
 
     def describe(self) -> list[dict[str, Any]]:
         """The scorers of this deployment, as `GET /v1/scorers` shows them. HTTP adds the route."""

@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from typing import ParamSpec, TypeVar
 
-from tokenreward.errors import BodyTooLarge, DeadlineExceeded, MalformedBody, Overloaded
+from tokenreward.errors import BodyTooLarge, DeadlineExceededError, MalformedBody, Overloaded
 from tokenreward.http.scope import ClientGone, Receive, Scope, headers_of
 
 T = TypeVar("T")
@@ -68,7 +68,7 @@ class BodyBudget:
         Raises:
             BodyTooLarge: The body has more bytes than any may have, as declared or as counted.
             Overloaded: There is no room for it now.
-            DeadlineExceeded: It did not arrive in time.
+            DeadlineExceededError: It did not arrive in time.
             ClientGone: The caller hung up.
         """
         share = self._declared_bytes(scope)
@@ -84,7 +84,9 @@ class BodyBudget:
                 async with asyncio.timeout(within_s):
                     body = await self._read(receive, share)
             except TimeoutError:
-                raise DeadlineExceeded("the deadline passed before the body was read") from None
+                raise DeadlineExceededError(
+                    "the deadline passed before the body was read"
+                ) from None
             self.num_held -= share - len(body)
             share = len(body)
             yield body
@@ -94,7 +96,7 @@ class BodyBudget:
     @contextlib.asynccontextmanager
     async def parsing(self, num_bytes: int, *, within_s: float) -> AsyncIterator[None]:
         """Waits until a body of so many bytes may be parsed, which it is within the block. Raises
-        DeadlineExceeded."""
+        DeadlineExceededError."""
         num_bytes = min(num_bytes, self._max_parsed_bytes)
         try:
             async with asyncio.timeout(within_s), self._turn:
@@ -103,7 +105,7 @@ class BodyBudget:
                     await self._parsed.wait()
                 self._free_to_parse -= num_bytes
         except TimeoutError:
-            raise DeadlineExceeded("the deadline passed before the body was parsed") from None
+            raise DeadlineExceededError("the deadline passed before the body was parsed") from None
         try:
             yield
         finally:

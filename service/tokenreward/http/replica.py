@@ -13,7 +13,7 @@ from typing import Any
 from fastapi import Request, Response
 
 from tokenreward.engine.slot import Slot
-from tokenreward.errors import DeadlineExceeded, Loading
+from tokenreward.errors import DeadlineExceededError, Loading
 from tokenreward.http.app import Backend
 from tokenreward.http.body import BodyBudget, for_size
 from tokenreward.http.guard import Limits
@@ -69,7 +69,7 @@ class ReplicaBackend(Backend):
         self.limits.refuse_many_items(len(rewards_request.items))
         left_s = deadline - time.monotonic()
         if left_s <= 0:
-            raise DeadlineExceeded("the deadline passed before the request was read")
+            raise DeadlineExceededError("the deadline passed before the request was read")
         with self._slot.lease() as engine:
             scoring = engine.score(
                 rewards_request, request_id=request.state.request_id, timeout_s=left_s

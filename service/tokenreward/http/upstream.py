@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 from pydantic import BaseModel
 
-from tokenreward.errors import DeadlineExceeded, InternalError, Loading, RequestError
+from tokenreward.errors import DeadlineExceededError, InternalError, Loading, RequestError
 from tokenreward.wire import read_error
 from tokenreward.wire.media import JSON, MSGPACK, Media
 from tokenreward.wire.paths import (
@@ -183,7 +183,7 @@ class UpstreamCall:
         """The deployment's answer to `POST /v1/rewards`; its refusals are answers too.
 
         Raises:
-            Loading, DeadlineExceeded, InternalError: There is none.
+            Loading, DeadlineExceededError, InternalError: There is none.
         """
         return await self._ask(deployment, "POST", REWARDS_PATH, body=body)
 
@@ -218,7 +218,7 @@ class UpstreamCall:
     ) -> UpstreamAnswer:
         left_s = self.left_s
         if left_s <= 0:
-            raise DeadlineExceeded("the deadline passed before the request could be forwarded")
+            raise DeadlineExceededError("the deadline passed before the request could be forwarded")
         try:
             async with asyncio.timeout(left_s):
                 await self._upstreams.expect_ready(deployment)
@@ -232,7 +232,9 @@ class UpstreamCall:
                 )
         except TimeoutError:
             self._upstreams.distrust(deployment)
-            raise DeadlineExceeded(f"`{deployment}` did not answer before the deadline") from None
+            raise DeadlineExceededError(
+                f"`{deployment}` did not answer before the deadline"
+            ) from None
         except httpx.TransportError as error:
             self._upstreams.distrust(deployment)
             raise InternalError(
@@ -268,7 +270,7 @@ def _own_answer(response: httpx.Response) -> UpstreamAnswer | None:
 
 def _translated(deployment: str, status: int) -> RequestError:
     if status == 408:
-        return DeadlineExceeded(f"`{deployment}` did not answer before the deadline")
+        return DeadlineExceededError(f"`{deployment}` did not answer before the deadline")
     if status in (404, 503):
         return Loading(f"`{deployment}` has no replica that answers", retry_after_s=2)
     return InternalError(f"`{deployment}` failed while answering (status {status})")

@@ -20,7 +20,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from fakes import web
 from fakes.web import until
-from tokenreward.errors import DeadlineExceeded, Overloaded
+from tokenreward.errors import DeadlineExceededError, Overloaded
 from tokenreward.http.upstream import UpstreamCall, Upstreams
 
 BODY = b'{"scorer" : "one",\n "items": [{"prompt": "a", "response": "b"}], "unknown": 1e400}'
@@ -218,7 +218,7 @@ async def test_waiting_for_word_of_readiness_is_part_of_the_deadline(edge: Any) 
     async with httpx.AsyncClient(base_url=edge.url) as inner:
         call = UpstreamCall(Upstreams(inner, never), headers={"x-request-id": "mine"}, limit_s=0.2)
         began = time.monotonic()
-        with pytest.raises(DeadlineExceeded):
+        with pytest.raises(DeadlineExceededError):
             await call.post("lm", BODY)
     assert time.monotonic() - began < 2
     assert edge.requests == []

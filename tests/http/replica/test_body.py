@@ -13,7 +13,7 @@ import pytest
 
 from fakes.web import serving_here, until
 from tokenreward.engine.slot import Slot
-from tokenreward.errors import BodyTooLarge, DeadlineExceeded, MalformedBody, Overloaded
+from tokenreward.errors import BodyTooLarge, DeadlineExceededError, MalformedBody, Overloaded
 from tokenreward.http.app import build_app
 from tokenreward.http.body import BodyBudget
 from tokenreward.http.guard import Limits
@@ -153,7 +153,7 @@ async def test_who_is_silent_or_not_parsed_is_told_at_the_deadline_and_leaves_no
     silent = reading(bodies, Sender(b"a" * 10, at_once=False), within_s=0.05)
     waiting = reading(bodies, Sender(b"a" * 10), within_s=0.05)
     for task in (silent, waiting):
-        with pytest.raises(DeadlineExceeded):
+        with pytest.raises(DeadlineExceededError):
             await task
     parsed.set()
     await holding

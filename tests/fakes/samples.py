@@ -1,4 +1,4 @@
-"""Samples made of ids alone, and tokenizers that note what a scorer wants of them."""
+"""Samples made of ids alone; and ways to see what a scorer wants of a tokenizer and a model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from unittest.mock import create_autospec
 
 import numpy as np
 
-from tokenreward.contract import Sample, Scorer, TokenizerView
+from tokenreward.contract import Needs, Sample, Scorer, TokenizerView
 from tokenreward.wire import Item
 
 _METHODS = (
@@ -49,3 +49,16 @@ def single_tokens_of(scorer: Scorer) -> list[str]:
     scorer.check(scorer.Options(), tokenizer)
     scorer.labels(scorer.Options(), tokenizer)
     return list(ids)
+
+
+def watch_needs(engine: Any) -> list[Needs]:
+    """A list that gets the needs of every row that the engine's model reads from now on."""
+    needs: list[Needs] = []
+    launch = engine.runner.launch
+
+    def watched(batch: Any) -> Any:
+        needs.extend(request.needs for requests in batch for request in requests)
+        return launch(batch)
+
+    engine.runner.launch = watched
+    return needs

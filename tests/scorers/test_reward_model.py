@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForSequenceClassification
 
 from fakes import oracle, tiny
-from fakes.samples import sample_of_ids
+from fakes.samples import sample_of_ids, watch_needs
 from tokenreward.contract import Needs, Outputs
 from tokenreward.scorers.reward_model import Scorer
 from tokenreward.wire import RewardsRequest, parse
@@ -174,14 +174,7 @@ async def test_a_credit_of_the_score_alone_has_the_head_read_at_the_pooled_token
     options: dict[str, Any],
 ) -> None:
     engine = make_engine("reward_model", ["reward_model"], suffix_text=suffix)
-    read: list[Needs] = []
-    launch = engine.runner.launch
-
-    def watched(batch: Any) -> Any:
-        read.extend(needs for requests in batch for _, needs in requests)
-        return launch(batch)
-
-    engine.runner.launch = watched
+    read = watch_needs(engine)
     exact = prefixes(suffix_ids(suffix))
     for credit, needs in ((VALUES, Needs(values=True)), ({"name": "last"}, Needs(pooled=True))):
         body = {

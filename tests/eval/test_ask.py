@@ -19,7 +19,6 @@ from tokenreward.eval import (
     Candidate,
     CandidateAnswer,
     EvalError,
-    Run,
     Subject,
     collect_answers,
     find_subject,
@@ -50,8 +49,10 @@ def answers(
 ) -> list[CandidateAnswer]:
     async def ask_all() -> list[CandidateAnswer]:
         async with AsyncClient(service.url, max_retries=0) as client:
-            options = Run(client, None if cache is None else AnswerCache(cache), **run)
-            return await collect_answers(options, who or subject(), targets)
+            answer_cache = None if cache is None else AnswerCache(cache)
+            return await collect_answers(
+                client, who or subject(), targets, cache=answer_cache, **run
+            )
 
     return asyncio.run(ask_all())
 
@@ -81,11 +82,11 @@ def test_units_come_with_their_characters_and_the_names_of_those_without(service
         *candidates(1),
     ]
     results, plain = answers(service, targets)
-    assert results.units is not None
-    assert results.units.rewards.tolist() == [0, 5, 0]
-    assert results.units.spans.tolist() == [[0, 1], [1, 2], [2, 2]]
-    assert results.units.names == ("<|end|>",)
-    assert plain.units is None
+    rewards, spans = results.require_units()
+    assert rewards.tolist() == [0, 5, 0]
+    assert spans.tolist() == [[0, 1], [1, 2], [2, 2]]
+    assert results.names == ("<|end|>",)
+    assert (plain.rewards, plain.spans) == (None, None)
     assert [body["return_tokens"] for body in service.bodies] == [False, True]
 
 
@@ -93,8 +94,8 @@ def test_own_spans_are_the_units(service: Known) -> None:
     service.script.append(service.changed(0))
     item = {"prompt": "p", "response": "r5", "spans": [[0, 1], [1, 2]]}
     (results,) = answers(service, [Candidate(item, "row", needs_units=True)])
-    assert results.units is not None
-    assert results.units.spans.tolist() == [[0, 1], [1, 2]]
+    _, spans = results.require_units()
+    assert spans.tolist() == [[0, 1], [1, 2]]
 
 
 def test_failed_item_is_an_error_without_its_place_in_the_request_and_is_asked_again(
@@ -249,7 +250,7 @@ def test_change_of_a_scorer_that_is_not_asked_changes_nothing() -> None:
 def test_units_are_not_found_where_only_the_score_was_kept(service: Known, tmp_path: Path) -> None:
     answers(service, candidates(2), tmp_path / "cache")
     results = answers(service, candidates(2, needs_units=True), tmp_path / "cache")
-    assert all(answer.units is not None for answer in results)
+    assert all(answer.rewards is not None for answer in results)
 
 
 def test_cached_answer_is_the_answer_that_was_cached(service: Known, tmp_path: Path) -> None:
@@ -339,9 +340,9 @@ def test_times_add_up_to_the_time_of_the_run(service: Known) -> None:
     service.delay_s = 0.1
     results = answers(service, candidates(256), concurrency=2)
     timings = [answer.timing for answer in results if answer.timing is not None]
-    total = sum(timing.since_last_s / timing.num_items for timing in timings)
+    total = sum(since_last_s / num_items for _, since_last_s, num_items, _ in timings)
     assert 0.2 <= total <= 0.2 + 0.5
-    assert all(timing.seconds >= 0.1 for timing in timings)
+    assert all(seconds >= 0.1 for seconds, *_ in timings)
 
 
 def test_the_package_is_light() -> None:

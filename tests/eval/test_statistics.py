@@ -132,9 +132,10 @@ def test_area_under_the_curve_is_the_area(cases: list[tuple[bool, int, int]]) ->
     curve, area = roc_curve(labels, scores), roc_auc(labels, scores)
     assert (curve is None) == (area is None)
     if curve is not None:
-        assert (curve.false_rates[0], curve.true_rates[0]) == (0, 0)
-        assert (curve.false_rates[-1], curve.true_rates[-1]) == (1, 1)
-        assert np.trapezoid(curve.true_rates, curve.false_rates) == pytest.approx(area, abs=1e-12)
+        false_rates, true_rates = curve
+        assert (false_rates[0], true_rates[0]) == (0, 0)
+        assert (false_rates[-1], true_rates[-1]) == (1, 1)
+        assert np.trapezoid(true_rates, false_rates) == pytest.approx(area, abs=1e-12)
 
 
 @given(CASES, st.lists(st.integers(0, 3), min_size=5, max_size=5))

@@ -11,13 +11,11 @@ from typing import Any
 import numpy as np
 
 from tokenreward.eval import Candidate, CandidateAnswer, Dataset, ScorerOutcome, Subject
-from tokenreward.eval.answer import UnitRewards
-from tokenreward.eval.statistics import RequestTiming
 from tokenreward.wire import ErrorDetail
 from tokenreward_client import ScorerInfo
 
 FAILED = CandidateAnswer(error=ErrorDetail(code="sequence_too_long", message="is long"))
-TIMING = RequestTiming(2.0, 0.5, 4, 8)
+TIMING = (2.0, 0.5, 4, 8)
 
 
 def write(path: Path, rows: Sequence[Any], *, as_array: bool = False) -> Path:
@@ -40,8 +38,8 @@ def per_character(rewards: Sequence[float], text: str) -> CandidateAnswer:
     """One unit per character, and one more for end-of-turn."""
     ends = np.arange(len(text) + 1)
     spans = np.stack([ends, np.append(ends[1:], len(text))], axis=1)
-    units = UnitRewards(np.asarray(rewards, dtype=np.float32), spans, ("<|end|>",))
-    return CandidateAnswer(float(sum(rewards)), units, timing=TIMING)
+    values = np.asarray(rewards, dtype=np.float32)
+    return CandidateAnswer(float(sum(rewards)), values, spans, ("<|end|>",), timing=TIMING)
 
 
 def subject(**info: Any) -> Subject:
@@ -57,9 +55,14 @@ def outcome_of(dataset: Dataset, answer: Callable[[Candidate], CandidateAnswer])
 def values(outcome: ScorerOutcome) -> dict[str, float | None]:
     """Every estimate's value by name."""
     return {
-        column.name: column.estimate.value if column.estimate else None
-        for column in outcome.judgement.columns
+        name: estimate.value if estimate else None
+        for name, (_, estimate) in outcome.judgement.columns.items()
     }
+
+
+def titles(outcome: ScorerOutcome) -> list[str]:
+    """Every estimate's title, the headline first."""
+    return [title for title, _ in outcome.judgement.columns.values()]
 
 
 def share_in_order(labels: Sequence[bool], scores: Sequence[float]) -> float | None:

@@ -12,8 +12,10 @@ import asyncio
 import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +27,8 @@ from tokenreward.display import safe_text
 from tokenreward.eval import (
     KINDS,
     AnswerCache,
-    Candidate,
-    CandidateAnswer,
     Dataset,
     EvalError,
-    Run,
     ScorerOutcome,
     Subject,
     collect_answers,
@@ -143,17 +142,16 @@ async def _evaluate(args: argparse.Namespace, dataset: Dataset) -> list[ScorerOu
     )
     async with client:
         cache = None if args.no_cache else AnswerCache(args.cache)
-        run = Run(client, cache, concurrency=args.concurrency)
         subjects = _subjects(args, await client.scorers())
         for subject in subjects:
-            await try_out(run, subject, dataset.candidates)
+            await try_out(client, subject, dataset.candidates[0])
         if len(subjects) > 1:
             labels = ", ".join(subject.label for subject in subjects)
             _say(f"{len(subjects)} scorers: {labels}")
         outcomes = []
         try:
             for subject in subjects:
-                outcome = await _judge(run, subject, dataset, with_examples=args.html is not None)
+                outcome = await _judge(args, client, cache, subject, dataset)
                 outcomes.append(outcome)
         except BaseException:  # Ctrl-C, too, which cancels this
             if cache is not None and cache.num_appended:
@@ -187,43 +185,51 @@ def _subjects(args: argparse.Namespace, listing: list[ScorerInfo]) -> list[Subje
 
 
 async def _judge(
-    run: Run, subject: Subject, dataset: Dataset, *, with_examples: bool
+    args: argparse.Namespace,
+    client: AsyncClient,
+    cache: AnswerCache | None,
+    subject: Subject,
+    dataset: Dataset,
 ) -> ScorerOutcome:
-    """The outcome for one scorer; `with_examples` asks for the units that the page shows."""
-    answers = await _ask_with_progress(run, subject, dataset.candidates)
+    """The outcome for one scorer; `--html` asks for the units that the page shows, too."""
+    ask = partial(collect_answers, client, subject, cache=cache, concurrency=args.concurrency)
+    with _progress(subject.label) as (on_start, on_answers):
+        answers = await ask(dataset.candidates, on_start=on_start, on_answers=on_answers)
+    if cache is not None and cache.num_unreadable:
+        _say(f"{cache.file}: {cache.num_unreadable} lines cannot be read and count as absent")
     outcome = dataset.outcome(subject, answers)
-    if not with_examples:
+    if args.html is None:
         return outcome
     examples = dataset.example_candidates(outcome)
-    answers = await collect_answers(run, subject, list(examples.values()))
+    answers = await ask(list(examples.values()))
     return replace(outcome, example_answers=dict(zip(examples, answers, strict=True)))
 
 
-async def _ask_with_progress(
-    run: Run, subject: Subject, candidates: Sequence[Candidate]
-) -> list[CandidateAnswer]:
-    """The answers, with a progress bar while they come; none where the cache has them all."""
+@contextmanager
+def _progress(
+    label: str,
+) -> Iterator[tuple[Callable[[int, int], None], Callable[[int, int], None]]]:
+    """A progress bar while answers come; none where the cache has them all.
+
+    Yields:
+        `on_start` and `on_answers` for `collect_answers`.
+    """
     bars: list[Progress] = []
 
     def on_start(num_missing: int, num_cached: int) -> None:
         cache_note = f", {num_cached} are in the cache" if num_cached else ""
-        _say(f"{subject.label}: {num_missing} items to score{cache_note}")
+        _say(f"{label}: {num_missing} items to score{cache_note}")
         if num_missing:
             bars.append(Progress(sys.stderr, num_missing))
 
     def on_answers(num_answers: int, num_errors: int) -> None:
         bars[0].advance(num_answers, num_answers, num_failed=num_errors)
 
-    run = replace(run, on_start=on_start, on_answers=on_answers)
     try:
-        answers = await collect_answers(run, subject, candidates)
+        yield on_start, on_answers
     finally:
         for bar in bars:
             bar.finish()
-    if run.cache is not None and run.cache.num_unreadable:
-        num = run.cache.num_unreadable
-        _say(f"{run.cache.file}: {num} lines cannot be read and count as absent")
-    return answers
 
 
 def _exit_code(outcomes: Sequence[ScorerOutcome]) -> int:
@@ -232,7 +238,8 @@ def _exit_code(outcomes: Sequence[ScorerOutcome]) -> int:
     if not failures:
         return 0
     num_items = sum(outcome.num_items for outcome in outcomes)
-    first = f"{failures[0].where}: {failures[0].code}: {failures[0].message}"
+    where, code, message = failures[0]
+    first = f"{where}: {code}: {message}"
     _say(f"error: {len(failures)} of {num_items} items have no answer; the first: {first}")
     return 1
 

@@ -14,7 +14,7 @@ line.
 """
 
 from tokenreward.eval.answer import CandidateAnswer
-from tokenreward.eval.ask import Run, collect_answers, try_out
+from tokenreward.eval.ask import collect_answers, try_out
 from tokenreward.eval.cache import AnswerCache
 from tokenreward.eval.candidate import Candidate
 from tokenreward.eval.dataset import Dataset
@@ -30,7 +30,6 @@ __all__ = [
     "CandidateAnswer",
     "Dataset",
     "EvalError",
-    "Run",
     "ScorerOutcome",
     "Subject",
     "collect_answers",

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from tokenreward.errors import described
 from tokenreward.eval.candidate import Candidate
-from tokenreward.eval.statistics import Ints, RequestTiming
+from tokenreward.eval.statistics import Ints, Timing
 from tokenreward.wire import ErrorDetail
 from tokenreward_client import Rewards
 
@@ -21,35 +21,37 @@ _ITEM = re.compile(r"^items\[\d+\]\.?")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class UnitRewards:
-    """Rewards [n] float32 and the half-open character ranges [n, 2] that they stand for.
-
-    `names` has the text of each unit without characters of its own (end-of-turn, for one), in
-    order.
-    """
-
-    rewards: npt.NDArray[np.float32]
-    spans: Ints
-    names: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class CandidateAnswer:
-    """All that the candidate needs, or `error`; and the timing of the request that brought it.
+    """All that the candidate needs, or `error`.
 
-    The error's `param` is a path inside the item: `response`.
+    Attributes:
+        score: The score of the response.
+        rewards: A reward per unit, [n].
+        spans: The half-open character range that each unit stands for, [n, 2]. It is there if and
+            only if `rewards` is.
+        names: The text of each unit without characters of its own (end-of-turn, for one), in order.
+        error: Why there is no answer. Its `param` is a path inside the item: `response`.
+        timing: The timing of the request that brought the answer.
     """
 
     score: float | None = None
-    units: UnitRewards | None = None
+    rewards: npt.NDArray[np.float32] | None = None
+    spans: Ints | None = None
+    names: tuple[str, ...] = ()
     error: ErrorDetail | None = None
-    timing: RequestTiming | None = None
+    timing: Timing | None = None
 
     def require_score(self) -> float:
         """The score. Raises ValueError if there is none, as for an error."""
         if self.score is None:
             raise ValueError("this answer has no score")
         return self.score
+
+    def require_units(self) -> tuple[npt.NDArray[np.float32], Ints]:
+        """`rewards` and `spans`. Raises ValueError if there are none, as for an error."""
+        if self.rewards is None or self.spans is None:
+            raise ValueError("this answer has no units")
+        return self.rewards, self.spans
 
     @property
     def fault(self) -> str:
@@ -65,7 +67,7 @@ class CandidateAnswer:
         return described(self.error.message, self.error.param)
 
 
-def answer_of(candidate: Candidate, rewards: Rewards, timing: RequestTiming) -> CandidateAnswer:
+def answer_of(candidate: Candidate, rewards: Rewards, timing: Timing) -> CandidateAnswer:
     """The answer for one candidate.
 
     Args:
@@ -87,23 +89,16 @@ def answer_of(candidate: Candidate, rewards: Rewards, timing: RequestTiming) -> 
         return CandidateAnswer(error=detail, timing=timing)
     if not candidate.needs_units:
         return CandidateAnswer(rewards.score, timing=timing)
-    units = _units_of(candidate, rewards)
-    if units is None:
-        message = "the service does not say which characters the rewards stand for"
-        detail = ErrorDetail(code="no_token_spans", message=message)
-        return CandidateAnswer(error=detail, timing=timing)
-    return CandidateAnswer(rewards.score, units, timing=timing)
-
-
-def _units_of(candidate: Candidate, rewards: Rewards) -> UnitRewards | None:
-    """The rewards with their characters; None if the service leaves out either."""
     tokens = rewards.tokens or ()
     spans = candidate.item.get("spans") or [token.span for token in tokens]
     if rewards.rewards is None or None in spans or not 0 < len(spans) == len(rewards.rewards):
-        return None
-    ranges = np.asarray(spans, dtype=np.int64).reshape(-1, 2)
+        message = "the service does not say which characters the rewards stand for"
+        detail = ErrorDetail(code="no_token_spans", message=message)
+        return CandidateAnswer(error=detail, timing=timing)
     names: list[str] = []
-    if len(tokens) == len(ranges):
-        is_empty = ranges[:, 0] == ranges[:, 1]
-        names = [token.text for token, empty in zip(tokens, is_empty, strict=True) if empty]
-    return UnitRewards(rewards.rewards, ranges, tuple(names))
+    if len(tokens) == len(spans):
+        for token, (start, end) in zip(tokens, spans, strict=True):
+            if start == end:
+                names.append(token.text)
+    ranges = np.asarray(spans, dtype=np.int64).reshape(-1, 2)
+    return CandidateAnswer(rewards.score, rewards.rewards, ranges, tuple(names), timing=timing)

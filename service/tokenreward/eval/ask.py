@@ -9,13 +9,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from tokenreward.eval.answer import CandidateAnswer, answer_of
 from tokenreward.eval.cache import AnswerCache
 from tokenreward.eval.candidate import Candidate
 from tokenreward.eval.rows import EvalError
-from tokenreward.eval.statistics import RequestTiming
 from tokenreward.eval.subject import Subject
 from tokenreward_client import AsyncClient, Rewards, ServerRefused
 
@@ -23,23 +21,7 @@ BATCH_ITEMS = 64
 """Items per call of the client, which is one request unless they are very long."""
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
-    """What asking needs.
-
-    `concurrency` is the number of requests in flight. `on_start` gets the number of items that will
-    be sent and the number of answers that the cache had. `on_answers` gets, after each request, the
-    number of its answers and how many of them are errors.
-    """
-
-    client: AsyncClient
-    cache: AnswerCache | None = None
-    concurrency: int = 8
-    on_start: Callable[[int, int], None] = lambda num_missing, num_cached: None
-    on_answers: Callable[[int, int], None] = lambda num_answers, num_errors: None
-
-
-async def try_out(run: Run, subject: Subject, candidates: Sequence[Candidate]) -> None:
+async def try_out(client: AsyncClient, subject: Subject, candidate: Candidate) -> None:
     """Ask for one item and drop its answer.
 
     A request that the service refuses as a whole is thus refused before the long run. And the extra
@@ -50,15 +32,33 @@ async def try_out(run: Run, subject: Subject, candidates: Sequence[Candidate]) -
         ClientError: It cannot be reached or does not answer.
     """
     try:
-        await _score(run, subject, [candidates[0]])
+        await _score(client, subject, [candidate])
     except ServerRefused as error:
         raise EvalError(f"scorer `{subject.label}`: {error}") from None
 
 
 async def collect_answers(
-    run: Run, subject: Subject, candidates: Sequence[Candidate]
+    client: AsyncClient,
+    subject: Subject,
+    candidates: Sequence[Candidate],
+    *,
+    cache: AnswerCache | None = None,
+    concurrency: int = 8,
+    on_start: Callable[[int, int], None] = lambda num_missing, num_cached: None,
+    on_answers: Callable[[int, int], None] = lambda num_answers, num_errors: None,
 ) -> list[CandidateAnswer]:
     """One answer per candidate, in order. Equal candidates are asked once.
+
+    Args:
+        client: Talks to the service.
+        subject: The scorer under judgement.
+        candidates: The responses to be scored.
+        cache: Where answers are read and kept; None asks for all of them and keeps none.
+        concurrency: The number of requests in flight.
+        on_start: Gets the number of items that will be sent and the number of answers that the
+            cache had.
+        on_answers: Gets, after each request, the number of its answers and how many of them are
+            errors.
 
     Raises:
         ClientError: A request as a whole fails for good. The answers until then are in the cache.
@@ -66,14 +66,14 @@ async def collect_answers(
     """
     keys = [subject.key(candidate) for candidate in candidates]
     answers: dict[str, CandidateAnswer] = {}
-    if run.cache is not None:
-        answers = run.cache.read(keys)
+    if cache is not None:
+        answers = cache.read(keys)
     missing = {
         key: candidate
         for key, candidate in zip(keys, candidates, strict=True)
         if key not in answers
     }
-    run.on_start(len(missing), len(answers))
+    on_start(len(missing), len(answers))
     # All workers take from one iterator: a worker that is free takes the next batch.
     batches = _batches(missing)
     last_reply = time.perf_counter()
@@ -82,20 +82,20 @@ async def collect_answers(
         nonlocal last_reply
         for batch in batches:
             began = time.perf_counter()
-            results = await _score(run, subject, list(batch.values()))
+            results = await _score(client, subject, list(batch.values()))
             now = time.perf_counter()
-            timing = RequestTiming(now - began, now - last_reply, len(batch), run.concurrency)
+            timing = (now - began, now - last_reply, len(batch), concurrency)
             last_reply = now
             _refuse_other_versions(subject, results)
             new = {}
             for (key, candidate), rewards in zip(batch.items(), results, strict=True):
                 new[key] = answer_of(candidate, rewards, timing)
-            if run.cache is not None:
-                run.cache.append(new)
+            if cache is not None:
+                cache.append(new)
             answers.update(new)
-            run.on_answers(len(new), sum(answer.error is not None for answer in new.values()))
+            on_answers(len(new), sum(answer.error is not None for answer in new.values()))
 
-    await _all_or_none([asyncio.ensure_future(work()) for _ in range(run.concurrency)])
+    await _all_or_none([asyncio.ensure_future(work()) for _ in range(concurrency)])
     return [answers[key] for key in keys]
 
 
@@ -108,9 +108,11 @@ def _batches(missing: Mapping[str, Candidate]) -> Iterator[dict[str, Candidate]]
             yield dict(entries[first : first + BATCH_ITEMS])
 
 
-async def _score(run: Run, subject: Subject, candidates: Sequence[Candidate]) -> list[Rewards]:
+async def _score(
+    client: AsyncClient, subject: Subject, candidates: Sequence[Candidate]
+) -> list[Rewards]:
     """The client's results for these candidates, which all need units or all do not."""
-    return await run.client.score(
+    return await client.score(
         [candidate.item for candidate in candidates],
         subject.info.name,
         options=subject.options,

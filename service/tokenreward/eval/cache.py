@@ -11,14 +11,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tokenreward.eval.answer import CandidateAnswer, UnitRewards
-from tokenreward.eval.statistics import RequestTiming
+from tokenreward.eval.answer import CandidateAnswer
 from tokenreward.wire import decode_rewards, encode_rewards
 
 _FORMAT = 1
@@ -83,12 +81,13 @@ class AnswerCache:
 def to_record(answer: CandidateAnswer) -> dict[str, Any]:
     """An answer without an error as a JSON object."""
     record: dict[str, Any] = {"score": answer.score}
-    if answer.units is not None:
-        record["rewards"] = encode_rewards(answer.units.rewards)
-        record["spans"] = answer.units.spans.tolist()
-        record["names"] = list(answer.units.names)
+    if answer.rewards is not None:
+        rewards, spans = answer.require_units()
+        record["rewards"] = encode_rewards(rewards)
+        record["spans"] = spans.tolist()
+        record["names"] = list(answer.names)
     if answer.timing is not None:
-        record["timing"] = list(astuple(answer.timing))
+        record["timing"] = list(answer.timing)
     return record
 
 
@@ -100,13 +99,13 @@ def from_record(record: dict[str, Any]) -> CandidateAnswer:
     score = record["score"]
     if score is not None and not np.isfinite(float(score)):
         raise ValueError("the score is not finite")
-    units = None
-    if "rewards" in record:
-        rewards = decode_rewards(record["rewards"])
-        spans = np.asarray(record["spans"], dtype=np.int64).reshape(-1, 2)
-        if len(rewards) != len(spans) or not np.isfinite(rewards).all():
-            raise ValueError("rewards and spans do not go together")
-        units = UnitRewards(rewards, spans, tuple(map(str, record["names"])))
     seconds, since_last_s, num_items, concurrency = record["timing"]
-    timing = RequestTiming(float(seconds), float(since_last_s), int(num_items), int(concurrency))
-    return CandidateAnswer(score, units, timing=timing)
+    timing = float(seconds), float(since_last_s), int(num_items), int(concurrency)
+    if "rewards" not in record:
+        return CandidateAnswer(score, timing=timing)
+    rewards = decode_rewards(record["rewards"])
+    spans = np.asarray(record["spans"], dtype=np.int64).reshape(-1, 2)
+    if len(rewards) != len(spans) or not np.isfinite(rewards).all():
+        raise ValueError("rewards and spans do not go together")
+    names = tuple(map(str, record["names"]))
+    return CandidateAnswer(score, rewards, spans, names, timing=timing)

@@ -8,8 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+
 from tokenreward.errors import described
-from tokenreward.eval.rows import DataError, DataRow, kind_of
+from tokenreward.eval.rows import DataRow, EvalError, kind_of
+from tokenreward.eval.statistics import Bools
 from tokenreward_client.errors import BadArgument
 from tokenreward_client.items import check_item
 
@@ -17,19 +20,34 @@ PromptAs = Literal["user", "raw"]
 Prompt = str | list[dict[str, Any]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Candidate:
-    """One response to be scored.
+    """One response to be scored, and what the data file says of its worth.
 
-    `item` is an item that has been checked; `where` names its row and field. `needs_score`: the
-    score is needed. `needs_units`: the rewards are needed, with the characters that each stands
-    for.
+    Attributes:
+        item: An item that has been checked.
+        where: Its row and field, for messages.
+        needs_score: The score is needed.
+        needs_units: The rewards are needed, with the characters that each stands for.
+        is_right: Whether the response as a whole is right; None if the file does not say.
+        flags: What is wrong in the response: a flag per span of the item, or per character where
+            the item has no spans of its own. None if the file does not say.
     """
 
     item: dict[str, Any]
     where: str
     needs_score: bool = True
     needs_units: bool = False
+    is_right: bool | None = None
+    flags: Bools | None = None
+
+    @property
+    def character_flags(self) -> Bools | None:
+        """Which characters of the response are known to be wrong, [characters]; None if the file
+        does not say."""
+        if self.flags is None or "spans" not in self.item:
+            return self.flags
+        return np.repeat(self.flags, [end - start for start, end in self.item["spans"]])
 
 
 def prompt_of(row: DataRow, field: str, prompt_as: PromptAs) -> Prompt:
@@ -41,7 +59,7 @@ def prompt_of(row: DataRow, field: str, prompt_as: PromptAs) -> Prompt:
         prompt_as: What a string becomes: one user message (`user`), or itself (`raw`).
 
     Raises:
-        DataError: The field is missing, or neither a string nor a list of messages.
+        EvalError: The field is missing, or neither a string nor a list of messages.
     """
     value = row.get(field)
     if isinstance(value, str):
@@ -59,23 +77,22 @@ def candidate(
     response: str,
     *,
     field: str,
-    needs_score: bool = True,
-    needs_units: bool = False,
     spans: list[list[int]] | None = None,
 ) -> Candidate:
     """A candidate whose item can be sent.
+
+    It needs a score and no units, and nothing is said of its worth: a kind that needs more
+    replaces those fields.
 
     Args:
         row: The row that it stands in.
         prompt: Text or messages.
         response: Text.
         field: Where in the row the response stands, for messages: `chosen[1]`.
-        needs_score: The score is needed.
-        needs_units: The rewards and their characters are needed.
         spans: Character spans that tile the response; by default the scorer's tokens are its units.
 
     Raises:
-        DataError: The service would refuse the item.
+        EvalError: The service would refuse the item.
     """
     item: dict[str, Any] = {"prompt": prompt, "response": response}
     if spans is not None:
@@ -87,5 +104,5 @@ def candidate(
         path = error.param or field
         if path.startswith("response"):
             path = field + path.removeprefix("response")
-        raise DataError(f"{row.where}: {described(str(error.args[0]), path)}") from None
-    return Candidate(item, f"{row.where}, `{field}`", needs_score, needs_units)
+        raise EvalError(f"{row.where}: {described(str(error.args[0]), path)}") from None
+    return Candidate(item, f"{row.where}, `{field}`")

@@ -10,47 +10,69 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
+import numpy as np
+
 from tokenreward.eval.answer import CandidateAnswer
-from tokenreward.eval.candidate import Candidate
-from tokenreward.eval.outcome import Failure, Judgement, ScorerOutcome
-from tokenreward.eval.statistics import latency_of
+from tokenreward.eval.candidate import Candidate, PromptAs
+from tokenreward.eval.outcome import Judgement, ScorerOutcome
+from tokenreward.eval.rows import DataRow
+from tokenreward.eval.statistics import Floats, latency_of
 from tokenreward.eval.subject import Subject
 
-
-def have_answers(candidates: Iterable[int], answers: Sequence[CandidateAnswer]) -> bool:
-    """Whether none of these candidates, given by index, has an error for an answer."""
-    return all(answers[index].error is None for index in candidates)
+Case = tuple[DataRow, range]
+"""A row of the files, and the indices of its candidates."""
 
 
 class Dataset(ABC):
     """Cases of one kind, one per row of the files.
 
-    `candidates` are in the order of the rows. `kind` is the name of the kind, `noun` what its cases
-    are called, in the plural.
+    `kind` is the name of the kind, `noun` what its cases are called, in the plural. `candidates`
+    and `cases` are in the order of the rows.
     """
 
     kind: ClassVar[str]
     noun: ClassVar[str]
 
-    def __init__(self) -> None:
+    def __init__(self, rows: Sequence[DataRow], prompt_as: PromptAs) -> None:
         self.candidates: list[Candidate] = []
-        self.num_cases = 0
+        self.cases: list[Case] = []
+        for row in rows:
+            first = len(self.candidates)
+            self.candidates += self.read(row, prompt_as)
+            self.cases.append((row, range(first, len(self.candidates))))
+        self.num_cases = len(self.cases)
 
-    def add(self, candidate: Candidate) -> int:
-        """Add a candidate; returns its index."""
-        self.candidates.append(candidate)
-        return len(self.candidates) - 1
+    @abstractmethod
+    def read(self, row: DataRow, prompt_as: PromptAs) -> list[Candidate]:
+        """The candidates of one row.
+
+        Raises:
+            EvalError: The row is not what a row of this kind should be.
+        """
 
     @abstractmethod
     def judge(self, answers: Sequence[CandidateAnswer]) -> Judgement:
         """What these answers, one per candidate, say about the scorer that gave them."""
+
+    def complete_cases(self, answers: Sequence[CandidateAnswer]) -> list[Case]:
+        """The cases in which no candidate has an error for an answer."""
+        complete = []
+        for row, indices in self.cases:
+            if all(answers[index].error is None for index in indices):
+                complete.append((row, indices))
+        return complete
+
+    def counts(self, complete: Sequence[Case]) -> dict[str, int]:
+        """How many cases there are, how many of them are complete, and how many are not."""
+        num_failed = self.num_cases - len(complete)
+        return {self.noun: self.num_cases, "judged": len(complete), "failed": num_failed}
 
     def outcome(self, subject: Subject, answers: Sequence[CandidateAnswer]) -> ScorerOutcome:
         """The outcome for a scorer that gave these answers, one per candidate."""
         failures = []
         for candidate, answer in zip(self.candidates, answers, strict=True):
             if answer.error is not None:
-                failures.append(Failure(candidate.where, answer.error.code, answer.fault))
+                failures.append((candidate.where, answer.error.code, answer.fault))
         timings = [answer.timing for answer in answers if answer.timing is not None]
         latency = latency_of(timings)
         return ScorerOutcome(subject, self.judge(answers), failures, len(answers), latency)
@@ -61,8 +83,17 @@ class Dataset(ABC):
         indices = set()
         for examples in outcome.judgement.examples.values():
             for example in examples:
-                indices |= {response.candidate for response in example.responses}
+                indices |= set(example.responses.values())
         candidates = {}
         for index in sorted(indices):
             candidates[index] = replace(self.candidates[index], needs_units=True)
         return candidates
+
+
+def scores_of(candidates: Iterable[int], answers: Sequence[CandidateAnswer]) -> Floats:
+    """The scores [n] of these candidates, given by index.
+
+    Raises:
+        ValueError: One of them has none.
+    """
+    return np.array([answers[index].require_score() for index in candidates], dtype=np.float64)

@@ -14,7 +14,7 @@ from tokenreward.eval.kinds.best_of_n import BestOfN, is_gsm8k
 from tokenreward.eval.kinds.preference import Preference
 from tokenreward.eval.kinds.rm_bench import RmBench
 from tokenreward.eval.kinds.tokens import Tokens
-from tokenreward.eval.rows import DataError, DataRow, read_rows
+from tokenreward.eval.rows import DataRow, EvalError, read_rows
 
 KINDS: dict[str, Callable[[Sequence[DataRow], PromptAs], Dataset]] = {
     RmBench.kind: RmBench,
@@ -40,7 +40,7 @@ def load(
         limit: The most rows to take of each file, from its beginning.
 
     Raises:
-        DataError: A file is not what it should be; the message names file, line and field.
+        EvalError: A file is not what it should be; the message names file, line and field.
         OSError: A file cannot be read.
     """
     rows: list[DataRow] = []
@@ -51,12 +51,12 @@ def load(
         rows += file_rows[:limit]
     if len(kinds) > 1:
         kinds_text = ", ".join(f"{file} is {name}" for name, file in kinds.items())
-        raise DataError(f"all files of a run must be of one kind: {kinds_text}")
+        raise EvalError(f"all files of a run must be of one kind: {kinds_text}")
     return KINDS[next(iter(kinds))](rows, prompt_as)
 
 
 def _kind_of(row: DataRow) -> str:
-    """The name of a row's kind. Raises DataError if its fields are of none."""
+    """The name of a row's kind. Raises EvalError if its fields are of none."""
     fields = row.fields
     if "chosen" in fields and "rejected" in fields:
         return RmBench.kind if isinstance(fields["chosen"], list) else Preference.kind
@@ -65,7 +65,7 @@ def _kind_of(row: DataRow) -> str:
     if "response" in fields and not {"flags", "flagged"}.isdisjoint(fields):
         return Tokens.kind
     names = ", ".join(f"`{name[:40]}`" for name in list(fields)[:8]) or "none"
-    raise DataError(
+    raise EvalError(
         f"{row.where}: the fields ({names}) are of no known kind: rm-bench and preference have "
         "`chosen` and `rejected`, best-of-n `responses` and `labels`, tokens `response` and "
         "`flagged` or `flags`"

@@ -11,42 +11,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tokenreward.eval.answer import CandidateAnswer
-from tokenreward.eval.statistics import Bools, Estimate, Floats, Latency, RocCurve
+from tokenreward.eval.statistics import Estimate, Floats, Latency
 from tokenreward.eval.subject import Subject
 
 NUM_EXAMPLES = 10
 
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """One estimate under its name in JSON and its title for people; None if no case was judged."""
-
-    name: str
-    title: str
-    estimate: Estimate | None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ExampleResponse:
-    """A response of an example.
-
-    `label` is what the page calls it, `candidate` the index of its candidate. `flagged` says of
-    each character whether it is known to be wrong; None if that is not known.
-    """
-
-    label: str
-    candidate: int
-    flagged: Bools | None = None
+Columns = Mapping[str, tuple[str, Estimate | None]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Example:
-    """A case to look at: `fault` is what is wrong with it, `margin` how wrong it is."""
+    """A case to look at.
+
+    `where` is its row, `fault` is what is wrong with it, `margin` how wrong it is. `responses` are
+    indices of candidates, by what the page calls them.
+    """
 
     where: str
     fault: str
     margin: float
-    responses: tuple[ExampleResponse, ...]
+    responses: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,48 +38,41 @@ class Judgement:
     """What a dataset says of one scorer's answers.
 
     Attributes:
-        columns: The estimates, the headline first.
+        columns: The estimates by their name in JSON, the headline first, each with its title for
+            people. An estimate is None if no case was judged.
         counts: Cases by what became of them; `ties` is one of them if there can be any.
         groups: An estimate per subset or domain. `groups_title` says what all of them estimate.
         classes: The scores [n] of each of two classes, such as `chosen` and `rejected`.
         matrices: RM-Bench's shares [3, 3] per domain.
-        curve: A ROC curve. `curve_title` says of what.
+        curve: A ROC curve [2, k], as `roc_curve` makes it. `curve_title` says of what.
         examples: Lists of the worst cases, by the title of the list.
         notes: Sentences for a reader of the figures.
     """
 
-    columns: Sequence[Column]
+    columns: Columns
     counts: Mapping[str, int]
     groups: Mapping[str, Estimate | None] = field(default_factory=dict)
     groups_title: str = ""
     classes: Mapping[str, Floats] = field(default_factory=dict)
     matrices: Mapping[str, Floats] = field(default_factory=dict)
-    curve: RocCurve | None = None
+    curve: Floats | None = None
     curve_title: str = ""
     examples: Mapping[str, Sequence[Example]] = field(default_factory=dict)
     notes: Sequence[str] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """A candidate without an answer."""
-
-    where: str
-    code: str
-    message: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ScorerOutcome:
     """The outcome for one scorer: its row in every table.
 
-    `example_answers` has the answers with units for the candidates of the examples, by the index of
-    the candidate; it is empty unless a page is wanted.
+    `failures` has `(where, code, message)` for each candidate without an answer: where it stands,
+    and its error. `example_answers` has the answers with units for the candidates of the examples,
+    by the index of the candidate; it is empty unless a page is wanted.
     """
 
     subject: Subject
     judgement: Judgement
-    failures: Sequence[Failure]
+    failures: Sequence[tuple[str, str, str]]
     num_items: int
     latency: Latency | None
     example_answers: Mapping[int, CandidateAnswer] = field(default_factory=dict)
@@ -108,7 +85,7 @@ class ScorerOutcome:
     @property
     def codes(self) -> dict[str, int]:
         """How often each error code came, the most frequent first."""
-        return dict(Counter(failure.code for failure in self.failures).most_common())
+        return dict(Counter(code for _, code, _ in self.failures).most_common())
 
 
 def worst(examples: Sequence[Example]) -> list[Example]:

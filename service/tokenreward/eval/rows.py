@@ -13,11 +13,10 @@ from typing import Any
 
 
 class EvalError(Exception):
-    """The evaluation cannot go on; the message is for the person who asked for it."""
+    """The evaluation cannot go on; the message is for the person who asked for it.
 
-
-class DataError(EvalError):
-    """A data file is not what it should be; the message names file, line and field."""
+    If a data file is not what it should be, the message names file, line and field.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,18 +30,18 @@ class DataRow:
     fields: dict[str, Any]
     file: Path
 
-    def wrong(self, field: str, message: str) -> DataError:
+    def wrong(self, field: str, message: str) -> EvalError:
         """An error about one field."""
-        return DataError(f"{self.where}: `{field}` {message}")
+        return EvalError(f"{self.where}: `{field}` {message}")
 
     def get(self, field: str) -> Any:
-        """The value of a field. Raises DataError if the row lacks it."""
+        """The value of a field. Raises EvalError if the row lacks it."""
         if field not in self.fields:
             raise self.wrong(field, "is required")
         return self.fields[field]
 
     def text(self, field: str) -> str:
-        """A field that is a string. Raises DataError if it is anything else."""
+        """A field that is a string. Raises EvalError if it is anything else."""
         value = self.get(field)
         if not isinstance(value, str):
             raise self.wrong(field, f"must be a string, got {kind_of(value)}")
@@ -56,7 +55,7 @@ class DataRow:
             num: How many strings it must hold; by default one or more.
 
         Raises:
-            DataError: It is anything else.
+            EvalError: It is anything else.
         """
         value = self.get(field)
         expected = "a list of one string or more"
@@ -78,7 +77,7 @@ class DataRow:
             of: What one flag is about, for the message: `character`.
 
         Raises:
-            DataError: It is anything else.
+            EvalError: It is anything else.
         """
         value = self.get(field)
         if not isinstance(value, list) or len(value) != num:
@@ -100,7 +99,7 @@ class DataRow:
             allow_empty: The list may hold no pair.
 
         Raises:
-            DataError: It is anything else.
+            EvalError: It is anything else.
         """
         value = self.get(field)
         if not isinstance(value, list) or not (value or allow_empty):
@@ -113,19 +112,19 @@ class DataRow:
 
 
 def read_rows(file: Path) -> list[DataRow]:
-    """Every row of a file. Raises DataError, OSError."""
+    """Every row of a file. Raises EvalError, OSError."""
     try:
         text = file.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
-        raise DataError(f"{file} line {line}: not UTF-8") from None
+        raise EvalError(f"{file} line {line}: not UTF-8") from None
     rows = []
     for where, value in _values(text, file):
         if not isinstance(value, dict):
-            raise DataError(f"{where}: must be an object, got {kind_of(value)}")
+            raise EvalError(f"{where}: must be an object, got {kind_of(value)}")
         rows.append(DataRow(where, value, file))
     if not rows:
-        raise DataError(f"{file}: holds no rows")
+        raise EvalError(f"{file}: holds no rows")
     return rows
 
 
@@ -161,6 +160,6 @@ def _parse(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except RecursionError:
-        raise DataError(f"{where}: not valid JSON: nested too deep") from None
+        raise EvalError(f"{where}: not valid JSON: nested too deep") from None
     except ValueError as error:  # JSONDecodeError, and integers of more digits than Python converts
-        raise DataError(f"{where}: not valid JSON: {error}") from None
+        raise EvalError(f"{where}: not valid JSON: {error}") from None

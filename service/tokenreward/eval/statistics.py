@@ -24,6 +24,14 @@ Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
 Method = Literal["wilson", "bootstrap", "mover"]
+Timing = tuple[float, float, int, int]
+"""How long the request took that an answer came with: `(seconds, since_last_s, num_items,
+concurrency)`.
+
+`seconds` runs from sending the request to its whole reply, measured in this process. `since_last_s`
+is the part of it since the reply before: over all requests it adds up to the time of the run.
+`num_items` is the number of items in the request, `concurrency` is how many requests were in flight
+at most."""
 
 NUM_RESAMPLES = 2000
 NUM_AREA_RESAMPLES = 500
@@ -46,29 +54,6 @@ class Estimate:
     high: float
     num: int
     method: Method
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class RocCurve:
-    """False and true positive rates [k] at every threshold, from (0, 0) to (1, 1)."""
-
-    false_rates: Floats
-    true_rates: Floats
-
-
-@dataclass(frozen=True, slots=True)
-class RequestTiming:
-    """How long the request took that an answer came with.
-
-    `seconds` runs from sending the request to its whole reply, measured in this process.
-    `since_last_s` is the part of it since the reply before: over all requests it adds up to the
-    time of the run. `concurrency` is how many requests were in flight at most.
-    """
-
-    seconds: float
-    since_last_s: float
-    num_items: int
-    concurrency: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,8 +153,17 @@ def roc_auc(labels: Bools, scores: Floats) -> float | None:
     return float((below + not_above).sum() / (2 * len(positives) * len(negatives)))
 
 
-def roc_curve(labels: Bools, scores: Floats) -> RocCurve | None:
-    """The ROC curve of cases [n]; None if there is no positive or no negative case."""
+def roc_curve(labels: Bools, scores: Floats) -> Floats | None:
+    """The ROC curve of cases.
+
+    Args:
+        labels: Which cases are positive, [n].
+        scores: The score of each case, [n].
+
+    Returns:
+        False positive rates and true positive rates at every threshold, [2, k], from (0, 0) to
+        (1, 1); None if there is no positive or no negative case.
+    """
     if labels.all() or not labels.any():
         return None
     order = np.argsort(-scores, kind="stable")
@@ -177,7 +171,7 @@ def roc_curve(labels: Bools, scores: Floats) -> RocCurve | None:
     hits = np.cumsum(labels[order])[ends]
     false_alarms = ends + 1 - hits
     rates = [np.concatenate([[0.0], counts / counts[-1]]) for counts in (false_alarms, hits)]
-    return RocCurve(rates[0], rates[1])
+    return np.stack(rates)
 
 
 def pooled_auc(labels: Bools, scores: Floats, clusters: Ints) -> Estimate | None:
@@ -236,15 +230,16 @@ def weighted_auc(labels: Bools, scores: Floats, clusters: Ints) -> Callable[[Int
     return area
 
 
-def latency_of(timings: Sequence[RequestTiming]) -> Latency | None:
+def latency_of(timings: Sequence[Timing]) -> Latency | None:
     """The latency from the timing of each item; None if there is none."""
     if not timings:
         return None
-    median, p95 = np.percentile([timing.seconds for timing in timings], [50, 95])
+    seconds, since_last_s, num_items, concurrencies = zip(*timings, strict=True)
+    median, p95 = np.percentile(seconds, [50, 95])
     return Latency(
-        per_item_s=float(np.mean([timing.since_last_s / timing.num_items for timing in timings])),
+        per_item_s=float(np.mean(np.divide(since_last_s, num_items))),
         request_median_s=float(median),
         request_p95_s=float(p95),
         num_items=len(timings),
-        concurrencies=tuple(sorted({timing.concurrency for timing in timings})),
+        concurrencies=tuple(sorted(set(concurrencies))),
     )

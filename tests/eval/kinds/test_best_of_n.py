@@ -64,7 +64,7 @@ def test_example_sets_the_best_wrong_response_against_the_best_right_one(dataset
     (examples,) = row.judgement.examples.values()
     assert [example.margin for example in examples] == [1, 0, -1]
     assert [
-        dataset.candidates[each.candidate].item["response"] for each in examples[0].responses
+        dataset.candidates[index].item["response"] for index in examples[0].responses.values()
     ] == ["e", "d"]
 
 

@@ -56,7 +56,7 @@ def test_failed_answer_takes_its_pair_out_and_is_listed(dataset: Dataset) -> Non
     row = outcome_of(dataset, by_text(SCORES | {"r3": None, "c4": None}))
     assert values(row) == {"accuracy": 1.0, "accuracy_macro": None}
     assert row.judgement.counts == {"pairs": 5, "judged": 3, "failed": 2, "wrong": 0, "ties": 0}
-    assert [failure.where.split("/")[-1] for failure in row.failures] == [
+    assert [where.split("/")[-1] for where, _, _ in row.failures] == [
         "filtered.jsonl line 4, `rejected`",
         "filtered.jsonl line 5, `chosen`",
     ]
@@ -112,15 +112,18 @@ def test_flagged_characters_give_token_areas_of_rejected_responses(tmp_path: Pat
         assert candidate.needs_units == (text in rewards)
         return per_character(rewards[text], text) if text in rewards else CandidateAnswer(0.0)
 
-    row = outcome_of(load([write(tmp_path / "p.jsonl", rows)]), answer)
+    dataset = load([write(tmp_path / "p.jsonl", rows)])
+    row = outcome_of(dataset, answer)
     figures = values(row)
     assert figures["token_auc"] == pytest.approx(2 / 3)
     # Flagged -1, -3, 3 against -2, 0, 1: -1 is below 0 and 1, -3 below all, 3 below none.
     assert figures["token_auc_micro"] == pytest.approx(5 / 9)
     (example,) = row.judgement.examples["flagged tokens"]
     assert example.fault == "token AUC 0.667"
-    assert example.responses[0].flagged is not None
-    assert np.flatnonzero(example.responses[0].flagged).tolist() == [1]
+    (index,) = example.responses.values()
+    flags = dataset.candidates[index].character_flags
+    assert flags is not None
+    assert np.flatnonzero(flags).tolist() == [1]
 
 
 def test_token_areas_of_a_pair_do_not_need_the_chosen_answer(tmp_path: Path) -> None:

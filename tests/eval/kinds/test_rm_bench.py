@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fakes.eval_data import by_text, outcome_of, values, write
+from fakes.eval_data import by_text, outcome_of, titles, values, write
 from tokenreward.eval import Dataset, load
 
 
@@ -97,7 +97,7 @@ def test_domains_are_weighed_alike_in_the_macro_and_prompts_in_the_micro(whole: 
     # Macro of each difficulty: chat's own, and all, none, two thirds everywhere.
     assert values(outcome)["hard"] == pytest.approx((0 + 1 + 0 + 2 / 3) / 4)
     assert values(outcome)["easy"] == pytest.approx((1 + 1 + 0 + 2 / 3) / 4)
-    assert outcome.judgement.columns[0].title == "RM-Bench average (macro)"
+    assert titles(outcome)[0] == "RM-Bench average (macro)"
 
 
 @pytest.mark.parametrize("present", [["chat"], ["chat", "code", "safety_refuse"]])
@@ -106,8 +106,8 @@ def test_missing_domain_is_not_called_the_rm_bench_average(
 ) -> None:
     dataset = load(files(tmp_path, **{name: [row(n)] for n, name in enumerate(present)}))
     outcome = outcome_of(dataset, by_text(FIRST | ALL | NONE))
-    assert not any("RM-Bench average" in column.title for column in outcome.judgement.columns)
-    assert outcome.judgement.columns[0].title.startswith("macro over chat")
+    assert not any("RM-Bench average" in title for title in titles(outcome))
+    assert titles(outcome)[0].startswith("macro over chat")
     assert "math" in outcome.judgement.notes[0]
     assert "not the RM-Bench average" in outcome.judgement.notes[0]
 
@@ -120,7 +120,7 @@ def test_other_domain_is_not_the_rm_bench_average_either(tmp_path: Path) -> None
     dataset = load([write(tmp_path / "total_dataset.json", rows, as_array=True)])
     all_scores = FIRST | ALL | NONE | scores(3, [1] * 3, [0] * 3) | scores(4, [1] * 3, [0] * 3)
     outcome = outcome_of(dataset, by_text(all_scores))
-    assert outcome.judgement.columns[0].title == "macro over chat, math, code, safety, poetry"
+    assert titles(outcome)[0] == "macro over chat, math, code, safety, poetry"
 
 
 def test_domain_field_pools_safety(tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_example_is_the_worst_of_nine(tmp_path: Path) -> None:
     outcome = outcome_of(load(files(tmp_path, chat=[row(0)])), by_text(FIRST))
     ((example,),) = outcome.judgement.examples.values()
     assert example.margin == 4
-    assert [shown.label for shown in example.responses] == [
+    assert list(example.responses) == [
         "chosen, concise, score +1",
         "rejected, Markdown, score +5",
     ]

@@ -11,9 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fakes.eval_data import TIMING, outcome_of, per_character, share_in_order, values, write
-from tokenreward.eval import CandidateAnswer, load
-from tokenreward.eval.answer import UnitRewards
-from tokenreward.eval.kinds.flags import FlaggedResponse, judge_flags
+from tokenreward.eval import Candidate, CandidateAnswer, load
+from tokenreward.eval.kinds.flags import judge_flags, unit_flags
 
 
 def figures_of(
@@ -56,9 +55,9 @@ def test_mean_is_over_responses_and_micro_over_all_units(tmp_path: Path) -> None
 
 
 def test_token_that_straddles_a_flagged_range_is_flagged() -> None:
-    response = FlaggedResponse("row", 0, np.array([0, 0, 1, 0, 0, 0], dtype=bool))
-    units = UnitRewards(np.zeros(4, dtype=np.float32), np.array([[0, 2], [2, 4], [4, 6], [6, 6]]))
-    flagged, counts = response.unit_flags(units)
+    flags = np.array([0, 0, 1, 0, 0, 0], dtype=bool)
+    response = Candidate({"prompt": "p", "response": "abcdef"}, "row", flags=flags)
+    flagged, counts = unit_flags(response, np.array([[0, 2], [2, 4], [4, 6], [6, 6]]))
     assert flagged.tolist() == [False, True, False, False]
     assert counts.tolist() == [True, True, True, False]
 
@@ -72,10 +71,9 @@ def test_spans_of_the_file_are_the_units_and_all_of_them_count(tmp_path: Path) -
     }
     dataset = load([write(tmp_path / "tokens.jsonl", [row])])
     assert dataset.candidates[0].item["spans"] == row["spans"]
-    units = UnitRewards(np.array([0, 2, 1, -1], dtype=np.float32), np.array(row["spans"]))
-    figures = values(
-        outcome_of(dataset, lambda candidate: CandidateAnswer(None, units, timing=TIMING))
-    )
+    rewards = np.array([0, 2, 1, -1], dtype=np.float32)
+    answer = CandidateAnswer(None, rewards, np.array(row["spans"]), timing=TIMING)
+    figures = values(outcome_of(dataset, lambda candidate: answer))
     assert figures["token_auc"] == pytest.approx(3 / 4)
 
 
@@ -88,24 +86,27 @@ RESPONSES = st.lists(
 
 @given(RESPONSES)
 def test_areas_are_the_share_of_couples_in_order(responses: list[list[tuple[bool, int]]]) -> None:
-    flagged, answers, areas, pooled = [], [], [], []
+    candidates, answers, areas, pooled = [], [], {}, []
     for index, response in enumerate(responses):
         ends = np.arange(len(response) + 1)
-        units = UnitRewards(
-            np.array([reward for _, reward in response], dtype=np.float32),
-            np.stack([ends[:-1], ends[1:]], 1),
-        )
+        rewards = np.array([reward for _, reward in response], dtype=np.float32)
         flags = np.array([flag for flag, _ in response])
-        flagged.append(FlaggedResponse(f"row {index}", index, flags))
-        answers.append(CandidateAnswer(None, units))
+        item = {"prompt": "p", "response": "a" * len(response)}
+        candidates.append(Candidate(item, f"row {index}, `response`", flags=flags))
+        answers.append(CandidateAnswer(None, rewards, np.stack([ends[:-1], ends[1:]], 1)))
         pooled += response
-        areas.append(
-            share_in_order([flag for flag, _ in response], [-reward for _, reward in response])
+        areas[f"row {index}"] = share_in_order(
+            [flag for flag, _ in response], [-reward for _, reward in response]
         )
-    tokens = judge_flags(flagged, answers)
-    mean, micro = (column.estimate for column in tokens.columns)
-    assert tokens.areas == [None if area is None else pytest.approx(area) for area in areas]
+    tokens = judge_flags([(row, index) for index, row in enumerate(areas)], candidates, answers)
+    mean, micro = (estimate for _, estimate in tokens.columns.values())
+    # Six responses at most: each that has an area is one of the ten worst.
+    examples = {example.where: -example.margin for example in tokens.examples["flagged tokens"]}
+    assert [examples.get(row) for row in areas] == [
+        None if area is None else pytest.approx(area) for area in areas.values()
+    ]
+    assert tokens.counts == {"of one kind only": list(areas.values()).count(None)}
     expected = share_in_order([flag for flag, _ in pooled], [-reward for _, reward in pooled])
     assert (micro and micro.value) == (None if expected is None else pytest.approx(expected))
-    defined = [area for area in areas if area is not None]
+    defined = [area for area in areas.values() if area is not None]
     assert (mean and mean.value) == (pytest.approx(np.mean(defined)) if defined else None)

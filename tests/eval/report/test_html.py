@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 
 from fakes.eval_data import FAILED, TIMING, per_character, subject, write
 from tokenreward.eval import Candidate, CandidateAnswer, Dataset, ScorerOutcome, Subject, load
-from tokenreward.eval.answer import UnitRewards
 from tokenreward.eval.report import html_report, json_report, plot, text_report
 from tokenreward.eval.report.response import response_html
 from tokenreward.eval.statistics import Estimate, roc_curve
@@ -127,9 +126,8 @@ def answer(candidate: Candidate) -> CandidateAnswer:
         return dataclasses.replace(per_character(rewards, text), score=score_of(text))
     if candidate.needs_units:
         spans = np.array(candidate.item["spans"])
-        return CandidateAnswer(
-            score_of(text), UnitRewards(np.ones(len(spans), dtype=np.float32), spans), timing=TIMING
-        )
+        ones = np.ones(len(spans), dtype=np.float32)
+        return CandidateAnswer(score_of(text), ones, spans, timing=TIMING)
     return CandidateAnswer(score_of(text), timing=TIMING)
 
 
@@ -185,9 +183,9 @@ def test_page_of_every_kind_is_well_formed_and_has_every_figure(dataset: Dataset
     reader = read(html_report(dataset, rows, title="a title"))
     for row in rows:
         assert row.subject.label in reader.text
-        for column in row.judgement.columns:
-            assert column.title in reader.text
-            assert column.estimate is None or f"{column.estimate.value:.3f}" in reader.text
+        for title, estimate in row.judgement.columns.values():
+            assert title in reader.text
+            assert estimate is None or f"{estimate.value:.3f}" in reader.text
         for name in row.judgement.groups:
             assert name in reader.text
             assert f"{row.judgement.groups_title}" in reader.text
@@ -247,7 +245,7 @@ def test_hostile_domain_stays_inside_the_attributes_of_its_plot(tmp_path: Path) 
 
 
 def test_hostile_name_of_a_unit_is_text() -> None:
-    units = UnitRewards(np.array([1.0], dtype=np.float32), np.array([[0, 0]]), (HOSTILE,))
+    units = CandidateAnswer(None, np.array([1.0], dtype=np.float32), np.array([[0, 0]]), (HOSTILE,))
     assert "<script" not in response_html("", units, strongest=1.0)
 
 
@@ -260,7 +258,7 @@ def test_a_response_has_every_character_once_and_underlines_what_is_flagged(
     )
     cuts = sorted({0, len(text), *data.draw(st.lists(st.integers(0, len(text)), max_size=4))})
     spans = np.array([*itertools.pairwise(cuts), (len(text), len(text))])
-    units = UnitRewards(np.zeros(len(spans), dtype=np.float32), spans, ("END",))
+    units = CandidateAnswer(None, np.zeros(len(spans), dtype=np.float32), spans, ("END",))
     source = response_html(text, units, strongest=1.0, flagged=flags)
 
     class Underlined(Reader):
@@ -280,7 +278,8 @@ def test_a_response_has_every_character_once_and_underlines_what_is_flagged(
 
 
 def test_colours_are_red_white_and_green() -> None:
-    units = UnitRewards(np.array([0, -2, 2, -14], dtype=np.float32), np.zeros((4, 2), dtype=int))
+    rewards = np.array([0, -2, 2, -14], dtype=np.float32)
+    units = CandidateAnswer(None, rewards, np.zeros((4, 2), dtype=int))
     colours = re.findall("background:(#[0-9a-f]{6})", response_html("", units, strongest=2.0))
     assert colours == ["#ffffff", "#dd4c46", "#34a853", "#dd4c46"]
 
@@ -307,13 +306,13 @@ def test_record_is_json_and_has_every_figure_with_its_interval(dataset: Dataset)
     report = json.loads(json.dumps(json_report(dataset, [row], files=["a"]), allow_nan=False))
     assert report["kind"] == dataset.kind
     (scorer,) = report["scorers"]
-    for column in row.judgement.columns:
-        figure = scorer["figures"][column.name]
-        if column.estimate is not None:
+    for name, (_, estimate) in row.judgement.columns.items():
+        figure = scorer["figures"][name]
+        if estimate is not None:
             assert (figure["value"], figure["low"], figure["high"]) == (
-                column.estimate.value,
-                column.estimate.low,
-                column.estimate.high,
+                estimate.value,
+                estimate.low,
+                estimate.high,
             )
     assert scorer["counts"] == dict(row.judgement.counts)
     assert scorer["latency"]["per_item_s"] == pytest.approx(0.125)

@@ -13,57 +13,52 @@ both (mean). A prompt counts only with all its answers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 
 from tokenreward.eval.answer import CandidateAnswer
-from tokenreward.eval.candidate import PromptAs, candidate, prompt_of
-from tokenreward.eval.dataset import Dataset, have_answers
-from tokenreward.eval.outcome import Column, Example, ExampleResponse, Judgement, worst
+from tokenreward.eval.candidate import Candidate, PromptAs, candidate, prompt_of
+from tokenreward.eval.dataset import Dataset, scores_of
+from tokenreward.eval.outcome import Columns, Example, Judgement, worst
 from tokenreward.eval.rows import DataRow
 from tokenreward.eval.statistics import Bools, Floats, mean, pooled_auc, roc_auc, roc_curve, share
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class LabelledPrompt:
-    """One row: the indices of its candidates, and whether each is right."""
-
-    where: str
-    candidates: list[int]
-    labels: Bools
-
-
 class BestOfN(Dataset):
-    """Prompts with labelled responses."""
+    """Prompts with labelled responses: one candidate per response."""
 
     kind = "best-of-n"
     noun = "prompts"
 
-    def __init__(self, rows: Sequence[DataRow], prompt_as: PromptAs) -> None:
-        super().__init__()
-        self._prompts = [self._prompt(row, prompt_as) for row in rows]
-        self.num_cases = len(self._prompts)
+    def read(self, row: DataRow, prompt_as: PromptAs) -> list[Candidate]:
+        """The responses, each right or wrong."""
+        if is_gsm8k(row):
+            prompt_field, responses = "question", _gsm8k_responses(row)
+        else:
+            prompt_field, responses = "prompt", _plain_responses(row)
+        prompt, candidates = prompt_of(row, prompt_field, prompt_as), []
+        for field, text, is_right in responses:
+            new = candidate(row, prompt, text, field=field)
+            candidates.append(replace(new, is_right=is_right))
+        return candidates
 
     def judge(self, answers: Sequence[CandidateAnswer]) -> Judgement:
         """How often the top-ranked response is right, beside chance and ceiling; and the areas."""
-        complete = [p for p in self._prompts if have_answers(p.candidates, answers)]
+        complete = self.complete_cases(answers)
         labels, scores = [np.empty(0, np.bool_)], [np.empty(0)]
         tops, examples = [], []
-        for prompt in complete:
-            score = np.array([answers[i].require_score() for i in prompt.candidates])
-            labels.append(prompt.labels)
+        for row, indices in complete:
+            label = np.array([self.candidates[i].is_right for i in indices], dtype=np.bool_)
+            score = scores_of(indices, answers)
+            labels.append(label)
             scores.append(score)
-            tops.append(prompt.labels[score == score.max()])
-            if _is_mixed(prompt.labels):
-                examples.append(_example(prompt, score))
-        counts = {
-            "prompts": self.num_cases,
-            "judged": len(complete),
-            "failed": self.num_cases - len(complete),
-            "with right and wrong": len(examples),
-            "ties": sum(map(_is_mixed, tops)),
-        }
+            tops.append(label[score == score.max()])
+            if _is_mixed(label):
+                examples.append(_example(row, indices, label, score))
+        counts = self.counts(complete)
+        counts["with right and wrong"] = len(examples)
+        counts["ties"] = sum(map(_is_mixed, tops))
         label, score = np.concatenate(labels), np.concatenate(scores)
         return Judgement(
             _columns(labels[1:], scores[1:], tops),
@@ -75,27 +70,13 @@ class BestOfN(Dataset):
             notes=["ties are prompts whose highest score is shared by right and wrong responses"],
         )
 
-    def _prompt(self, row: DataRow, prompt_as: PromptAs) -> LabelledPrompt:
-        if is_gsm8k(row):
-            prompt_field, responses = "question", _gsm8k_responses(row)
-        else:
-            prompt_field, responses = "prompt", _plain_responses(row)
-        prompt = prompt_of(row, prompt_field, prompt_as)
-        indices, labels = [], []
-        for field, text, label in responses:
-            indices.append(self.add(candidate(row, prompt, text, field=field)))
-            labels.append(label)
-        return LabelledPrompt(row.where, indices, np.array(labels, dtype=np.bool_))
-
 
 def is_gsm8k(row: DataRow) -> bool:
     """Whether the row has the two fields that no other kind has together."""
     return "question" in row.fields and "ground_truth" in row.fields
 
 
-def _columns(
-    labels: Sequence[Bools], scores: Sequence[Floats], tops: Sequence[Bools]
-) -> list[Column]:
+def _columns(labels: Sequence[Bools], scores: Sequence[Floats], tops: Sequence[Bools]) -> Columns:
     """The estimates.
 
     Args:
@@ -111,13 +92,13 @@ def _columns(
         pooled = pooled_auc(np.concatenate(labels), np.concatenate(scores), owners)
     right_on_top = share(float(sum(top.mean() for top in tops)), num)
     oracle = share(sum(bool(label.any()) for label in labels), num)
-    return [
-        Column("top_ranked", "top-ranked is right", right_on_top),
-        Column("random", "random", mean([label.mean() for label in labels])),
-        Column("oracle", "oracle", oracle),
-        Column("auc_pooled", "AUC (pooled)", pooled),
-        Column("auc_within", "AUC (within prompts)", mean([a for a in within if a is not None])),
-    ]
+    return {
+        "top_ranked": ("top-ranked is right", right_on_top),
+        "random": ("random", mean([label.mean() for label in labels])),
+        "oracle": ("oracle", oracle),
+        "auc_pooled": ("AUC (pooled)", pooled),
+        "auc_within": ("AUC (within prompts)", mean([a for a in within if a is not None])),
+    }
 
 
 def _plain_responses(row: DataRow) -> list[tuple[str, str, bool]]:
@@ -151,13 +132,13 @@ def _is_mixed(labels: Bools) -> bool:
     return bool(labels.any() and not labels.all())
 
 
-def _example(prompt: LabelledPrompt, scores: Floats) -> Example:
-    """The best of the prompt's wrong responses against the best of its right ones."""
-    right = int(np.argmax(np.where(prompt.labels, scores, -np.inf)))
-    wrong = int(np.argmax(np.where(prompt.labels, -np.inf, scores)))
-    responses = (
-        ExampleResponse(f"right, score {scores[right]:+.4g}", prompt.candidates[right]),
-        ExampleResponse(f"wrong, score {scores[wrong]:+.4g}", prompt.candidates[wrong]),
-    )
+def _example(row: DataRow, indices: range, labels: Bools, scores: Floats) -> Example:
+    """The best of the row's wrong responses against the best of its right ones."""
+    right = int(np.argmax(np.where(labels, scores, -np.inf)))
+    wrong = int(np.argmax(np.where(labels, -np.inf, scores)))
+    responses = {
+        f"right, score {scores[right]:+.4g}": indices[right],
+        f"wrong, score {scores[wrong]:+.4g}": indices[wrong],
+    }
     margin = float(scores[wrong] - scores[right])
-    return Example(prompt.where, f"wrong minus right {margin:+.4g}", margin, responses)
+    return Example(row.where, f"wrong minus right {margin:+.4g}", margin, responses)

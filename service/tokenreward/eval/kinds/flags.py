@@ -9,112 +9,95 @@ mean is over responses that have flagged units and others. It knows no kind of d
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from tokenreward.eval.answer import CandidateAnswer, UnitRewards
-from tokenreward.eval.outcome import Column, Example, ExampleResponse, worst
+from tokenreward.eval.answer import CandidateAnswer
+from tokenreward.eval.candidate import Candidate
+from tokenreward.eval.outcome import Example, Judgement, worst
 from tokenreward.eval.rows import DataRow
-from tokenreward.eval.statistics import (
-    Bools,
-    Floats,
-    RocCurve,
-    mean,
-    pooled_auc,
-    roc_auc,
-    roc_curve,
-)
-
-CURVE_TITLE = "flagged tokens found by low reward"
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class FlaggedResponse:
-    """A response with what is known to be wrong in it.
-
-    `where` names its row, `candidate` is the index of its candidate. `characters` has a flag per
-    character; `units` a flag per span of the item, where the item has spans of its own.
-    """
-
-    where: str
-    candidate: int
-    characters: Bools
-    units: Bools | None = None
-
-    def unit_flags(self, units: UnitRewards) -> tuple[Bools, Bools]:
-        """For each unit of the answer [n]: whether it is flagged, and whether it counts at all."""
-        if self.units is not None:
-            return self.units, np.ones(len(self.units), dtype=np.bool_)
-        num_before = np.concatenate([[0], np.cumsum(self.characters)])
-        starts, ends = units.spans[:, 0], units.spans[:, 1]
-        return num_before[ends] > num_before[starts], ends > starts
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class TokenJudgement:
-    """What the rewards of flagged responses are worth.
-
-    `columns` are the mean and the micro area. `areas` has each response's own area, None where all
-    of its units are of one class. `flagged` and `others` are the rewards of the units that are
-    flagged and of those that are not. `examples` are the responses with the smallest areas.
-    """
-
-    columns: list[Column]
-    areas: list[float | None]
-    curve: RocCurve | None
-    flagged: Floats
-    others: Floats
-    examples: list[Example]
+from tokenreward.eval.statistics import Bools, Ints, mean, pooled_auc, roc_auc, roc_curve
 
 
 def judge_flags(
-    responses: Sequence[FlaggedResponse], answers: Sequence[CandidateAnswer]
-) -> TokenJudgement:
-    """Judge the rewards of flagged responses.
+    responses: Sequence[tuple[str, int]],
+    candidates: Sequence[Candidate],
+    answers: Sequence[CandidateAnswer],
+) -> Judgement:
+    """Judge the rewards of responses that have flags.
 
     Args:
-        responses: Flagged responses, each answered with units.
-        answers: The answers to all candidates of the dataset.
+        responses: For each response, what messages call its row, and the index of its candidate. A
+            response whose answer is an error counts nowhere.
+        candidates: All candidates of the dataset.
+        answers: The answers to all of them.
+
+    Returns:
+        The mean and the micro area; the rewards of units that are flagged and of those that are
+        not; the responses with the smallest areas. Its only count is the number of responses that
+        have no area because all of their units are of one class.
+
+    Raises:
+        ValueError: An answer has no units, or a candidate no flags.
     """
+    responses = [(where, index) for where, index in responses if answers[index].error is None]
     labels, scores, owners = [np.empty(0, np.bool_)], [np.empty(0)], [np.empty(0, np.int64)]
     areas, examples = [], []
-    for index, response in enumerate(responses):
-        units = answers[response.candidate].units
-        if units is None:
-            raise ValueError(f"{response.where}: this answer has no units")
-        flagged, counts = response.unit_flags(units)
-        minus_rewards = -units.rewards[counts].astype(np.float64)
-        area = roc_auc(flagged[counts], minus_rewards)
-        areas.append(area)
+    for number, (where, index) in enumerate(responses):
+        rewards, spans = answers[index].require_units()
+        flagged, counts = unit_flags(candidates[index], spans)
+        minus_rewards = -rewards[counts].astype(np.float64)
         labels.append(flagged[counts])
         scores.append(minus_rewards)
-        owners.append(np.full(len(minus_rewards), index))
+        owners.append(np.full(len(minus_rewards), number))
+        area = roc_auc(flagged[counts], minus_rewards)
         if area is not None:
-            text = ExampleResponse(
-                "what is underlined is flagged", response.candidate, response.characters
-            )
-            examples.append(Example(response.where, f"token AUC {area:.3f}", -area, (text,)))
+            areas.append(area)
+            texts = {"what is underlined is flagged": index}
+            examples.append(Example(where, f"token AUC {area:.3f}", -area, texts))
     label, score = np.concatenate(labels), np.concatenate(scores)
-    mean_area = mean([area for area in areas if area is not None])
     micro_area = pooled_auc(label, score, np.concatenate(owners))
-    return TokenJudgement(
-        columns=[
-            Column("token_auc", "token AUC (mean)", mean_area),
-            Column("token_auc_micro", "token AUC (micro)", micro_area),
-        ],
-        areas=areas,
+    return Judgement(
+        columns={
+            "token_auc": ("token AUC (mean)", mean(areas)),
+            "token_auc_micro": ("token AUC (micro)", micro_area),
+        },
+        counts={"of one kind only": len(responses) - len(areas)},
+        classes={"not flagged": -score[~label], "flagged": -score[label]},
         curve=roc_curve(label, score),
-        flagged=-score[label],
-        others=-score[~label],
-        examples=worst(examples),
+        curve_title="flagged tokens found by low reward",
+        examples={"flagged tokens": worst(examples)},
     )
+
+
+def unit_flags(candidate: Candidate, spans: Ints) -> tuple[Bools, Bools]:
+    """Which units of a response are flagged.
+
+    Args:
+        candidate: The response, with flags.
+        spans: The half-open character range of each unit of its answer, [n, 2].
+
+    Returns:
+        Whether each unit is flagged, [n], and whether it counts at all, [n].
+
+    Raises:
+        ValueError: The candidate has no flags.
+    """
+    flags = candidate.flags
+    if flags is None:
+        raise ValueError(f"{candidate.where}: this response has no flags")
+    if "spans" in candidate.item:
+        # The units are the file's own spans: each has its flag, and each counts.
+        return flags, np.ones(len(flags), dtype=np.bool_)
+    num_before = np.concatenate([[0], np.cumsum(flags)])
+    starts, ends = spans[:, 0], spans[:, 1]
+    return num_before[ends] > num_before[starts], ends > starts
 
 
 def range_flags(row: DataRow, field: str, num_characters: int) -> Bools:
     """The flag of each character, from a field with half-open ranges `[[start, end], ...]`.
 
-    Raises DataError if the field is anything else or a range is not inside the response.
+    Raises EvalError if the field is anything else or a range is not inside the response.
     """
     flags = np.zeros(num_characters, dtype=np.bool_)
     for index, (start, end) in enumerate(row.ranges(field, noun="ranges", allow_empty=True)):

@@ -11,123 +11,111 @@ be wrong. Rows that have it are also judged token by token (see `flags`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 
 from tokenreward.eval.answer import CandidateAnswer
-from tokenreward.eval.candidate import PromptAs, candidate, prompt_of
-from tokenreward.eval.dataset import Dataset, have_answers
-from tokenreward.eval.kinds.flags import CURVE_TITLE, FlaggedResponse, judge_flags, range_flags
-from tokenreward.eval.outcome import Column, Example, ExampleResponse, Judgement, worst
+from tokenreward.eval.candidate import Candidate, PromptAs, candidate, prompt_of
+from tokenreward.eval.dataset import Case, Dataset, scores_of
+from tokenreward.eval.kinds.flags import judge_flags, range_flags
+from tokenreward.eval.outcome import Example, Judgement, worst
 from tokenreward.eval.rows import DataRow
-from tokenreward.eval.statistics import Bools, Estimate, RocCurve, mean_of_shares, share
+from tokenreward.eval.statistics import Bools, Estimate, mean_of_shares, share
 
 NO_SUBSET = "no subset"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class PreferencePair:
-    """One row.
-
-    `chosen` and `rejected` are indices of candidates; `flags` has a flag per character of the
-    rejected response, if the row has flags.
-    """
-
-    where: str
-    subset: str | None
-    chosen: int
-    rejected: int
-    flags: Bools | None
-
-
 class Preference(Dataset):
-    """Pairs, with or without flagged characters."""
+    """Pairs, with or without flagged characters.
+
+    A row has two candidates: the chosen response, then the rejected one.
+    """
 
     kind = "preference"
     noun = "pairs"
 
-    def __init__(self, rows: Sequence[DataRow], prompt_as: PromptAs) -> None:
-        super().__init__()
-        self._pairs = [self._pair(row, prompt_as) for row in rows]
-        self.num_cases = len(self._pairs)
-
-    def judge(self, answers: Sequence[CandidateAnswer]) -> Judgement:
-        """Accuracy per subset, micro and macro; the token areas of flagged responses."""
-        complete = [p for p in self._pairs if have_answers((p.chosen, p.rejected), answers)]
-        chosen = np.array([answers[pair.chosen].require_score() for pair in complete])
-        rejected = np.array([answers[pair.rejected].require_score() for pair in complete])
-        wins = chosen > rejected
-        counts = {
-            "pairs": self.num_cases,
-            "judged": len(complete),
-            "failed": self.num_cases - len(complete),
-            "wrong": int((chosen < rejected).sum()),
-            "ties": int((chosen == rejected).sum()),
-        }
-        columns = [Column("accuracy", "pair accuracy", share(float(wins.sum()), len(complete)))]
-        groups = self._subset_accuracies(complete, wins)
-        if groups:
-            macro = mean_of_shares(list(groups.values()))
-            columns.append(Column("accuracy_macro", "macro over subsets", macro))
-        examples = {"rejected against chosen": worst([_example(p, answers) for p in complete])}
-        curve: RocCurve | None = None
-        if any(pair.flags is not None for pair in self._pairs):
-            tokens = judge_flags(self._flagged_responses(answers), answers)
-            columns += tokens.columns
-            examples["flagged tokens"] = tokens.examples
-            curve = tokens.curve
-        return Judgement(
-            columns,
-            counts,
-            groups=groups,
-            groups_title="pair accuracy by subset",
-            classes={"chosen": chosen, "rejected": rejected},
-            curve=curve,
-            curve_title=CURVE_TITLE,
-            examples=examples,
-        )
-
-    def _pair(self, row: DataRow, prompt_as: PromptAs) -> PreferencePair:
+    def read(self, row: DataRow, prompt_as: PromptAs) -> list[Candidate]:
+        """The chosen and the rejected response."""
         prompt = prompt_of(row, "prompt", prompt_as)
         chosen, rejected = row.text("chosen"), row.text("rejected")
         flags = None
         if "rejected_flagged" in row.fields:
             flags = range_flags(row, "rejected_flagged", len(rejected))
-        subset = row.text("subset") if row.fields.get("subset") is not None else None
+        if row.fields.get("subset") is not None:
+            row.text("subset")  # A subset that is no string is refused before anything is asked.
         first = candidate(row, prompt, chosen, field="chosen")
-        second = candidate(row, prompt, rejected, field="rejected", needs_units=flags is not None)
-        return PreferencePair(row.where, subset, self.add(first), self.add(second), flags)
+        second = candidate(row, prompt, rejected, field="rejected")
+        return [first, replace(second, needs_units=flags is not None, flags=flags)]
 
-    def _flagged_responses(self, answers: Sequence[CandidateAnswer]) -> list[FlaggedResponse]:
-        """The flagged rejected responses that have answers. Their tokens count without an answer
-        for the chosen response."""
-        return [
-            FlaggedResponse(pair.where, pair.rejected, pair.flags)
-            for pair in self._pairs
-            if pair.flags is not None and have_answers([pair.rejected], answers)
-        ]
+    def judge(self, answers: Sequence[CandidateAnswer]) -> Judgement:
+        """Accuracy per subset, micro and macro; the token areas of flagged responses."""
+        complete = self.complete_cases(answers)
+        chosen = scores_of([index for _, (index, _) in complete], answers)
+        rejected = scores_of([index for _, (_, index) in complete], answers)
+        wins = chosen > rejected
+        counts = self.counts(complete)
+        counts["wrong"] = int((chosen < rejected).sum())
+        counts["ties"] = int((chosen == rejected).sum())
+        columns = {"accuracy": ("pair accuracy", share(float(wins.sum()), len(complete)))}
+        groups = self._subset_accuracies(complete, wins)
+        if groups:
+            macro = mean_of_shares(list(groups.values()))
+            columns["accuracy_macro"] = ("macro over subsets", macro)
+        examples = worst([_example(row, indices, answers) for row, indices in complete])
+        judgement = Judgement(
+            columns,
+            counts,
+            groups=groups,
+            groups_title="pair accuracy by subset",
+            classes={"chosen": chosen, "rejected": rejected},
+            examples={"rejected against chosen": examples},
+        )
+        return self._with_token_areas(judgement, answers)
+
+    def _with_token_areas(
+        self, judgement: Judgement, answers: Sequence[CandidateAnswer]
+    ) -> Judgement:
+        """Add the areas of the rejected responses that have flags, if any has.
+
+        Their tokens count without an answer for the chosen response.
+        """
+        responses = []
+        for row, (_, index) in self.cases:
+            if self.candidates[index].flags is not None:
+                responses.append((row.where, index))
+        if not responses:
+            return judgement
+        tokens = judge_flags(responses, self.candidates, answers)
+        return replace(
+            judgement,
+            columns={**judgement.columns, **tokens.columns},
+            examples={**judgement.examples, **tokens.examples},
+            curve=tokens.curve,
+            curve_title=tokens.curve_title,
+        )
 
     def _subset_accuracies(
-        self, complete: Sequence[PreferencePair], wins: Bools
+        self, complete: Sequence[Case], wins: Bools
     ) -> dict[str, Estimate | None]:
         """Accuracy per subset, in the order of the file; empty if no row names a subset."""
-        names = list(dict.fromkeys(pair.subset for pair in self._pairs))
+        names = list(dict.fromkeys(row.fields.get("subset") for row, _ in self.cases))
         if names == [None]:
             return {}
         accuracies = {}
         for name in names:
-            is_here = np.array([pair.subset == name for pair in complete], dtype=np.bool_)
+            is_here = np.array(
+                [row.fields.get("subset") == name for row, _ in complete], dtype=np.bool_
+            )
             accuracies[name or NO_SUBSET] = share(int(wins[is_here].sum()), int(is_here.sum()))
         return accuracies
 
 
-def _example(pair: PreferencePair, answers: Sequence[CandidateAnswer]) -> Example:
-    chosen = answers[pair.chosen].require_score()
-    rejected = answers[pair.rejected].require_score()
-    responses = (
-        ExampleResponse(f"chosen, score {chosen:+.4g}", pair.chosen),
-        ExampleResponse(f"rejected, score {rejected:+.4g}", pair.rejected, pair.flags),
-    )
+def _example(row: DataRow, indices: range, answers: Sequence[CandidateAnswer]) -> Example:
+    chosen, rejected = scores_of(indices, answers).tolist()
+    responses = {
+        f"chosen, score {chosen:+.4g}": indices[0],
+        f"rejected, score {rejected:+.4g}": indices[1],
+    }
     margin = rejected - chosen
-    return Example(pair.where, f"rejected minus chosen {margin:+.4g}", margin, responses)
+    return Example(row.where, f"rejected minus chosen {margin:+.4g}", margin, responses)

@@ -15,14 +15,13 @@ only with all six answers. Intervals are bootstraps over prompts, within each do
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from tokenreward.eval.answer import CandidateAnswer
-from tokenreward.eval.candidate import PromptAs, candidate, prompt_of
-from tokenreward.eval.dataset import Dataset, have_answers
-from tokenreward.eval.outcome import Column, Example, ExampleResponse, Judgement, worst
+from tokenreward.eval.candidate import Candidate, PromptAs, candidate, prompt_of
+from tokenreward.eval.dataset import Dataset, scores_of
+from tokenreward.eval.outcome import Columns, Example, Judgement, worst
 from tokenreward.eval.rows import DataRow
 from tokenreward.eval.statistics import Floats, mean_of_means
 
@@ -36,71 +35,69 @@ _CELLS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class StyledPrompt:
-    """One row; `chosen` and `rejected` are indices of candidates, by style."""
-
-    where: str
-    domain: str
-    chosen: tuple[int, ...]
-    rejected: tuple[int, ...]
-
-
 class RmBench(Dataset):
-    """Prompts with three chosen and three rejected responses each."""
+    """Prompts with three chosen and three rejected responses each.
+
+    A row has six candidates: the chosen responses by style, then the rejected ones by style.
+    """
 
     kind = "rm-bench"
     noun = "prompts"
 
     def __init__(self, rows: Sequence[DataRow], prompt_as: PromptAs) -> None:
-        super().__init__()
-        self._prompts = [self._prompt(row, prompt_as) for row in rows]
-        self.num_cases = len(self._prompts)
-        present = {prompt.domain for prompt in self._prompts}
+        super().__init__(rows, prompt_as)
+        present = {_domain(row) for row in rows}
         others = sorted(present.difference(DOMAINS))
         self.domains = [name for name in DOMAINS if name in present] + others
 
+    def read(self, row: DataRow, prompt_as: PromptAs) -> list[Candidate]:
+        """The three chosen and the three rejected responses."""
+        prompt, candidates = prompt_of(row, "prompt", prompt_as), []
+        for side in ("chosen", "rejected"):
+            for style, text in enumerate(row.texts(side, num=_NUM)):
+                candidates.append(candidate(row, prompt, text, field=f"{side}[{style}]"))
+        _domain(row)  # A row without a domain is refused before anything is asked.
+        return candidates
+
     def judge(self, answers: Sequence[CandidateAnswer]) -> Judgement:
         """Macro and micro average, Hard, Normal, Easy, and per domain."""
-        complete = [p for p in self._prompts if have_answers(p.chosen + p.rejected, answers)]
+        complete = self.complete_cases(answers)
         margins = {}
         for name in self.domains:
-            cells = [_margins(prompt, answers) for prompt in complete if prompt.domain == name]
+            cells = [
+                _margins(indices, answers) for row, indices in complete if _domain(row) == name
+            ]
             margins[name] = np.array(cells, dtype=np.float64).reshape(-1, _NUM, _NUM)
         wins = {name: (each > 0).astype(np.float64) for name, each in margins.items()}
-        counts = {
-            "prompts": self.num_cases,
-            "judged": len(complete),
-            "failed": self.num_cases - len(complete),
-            "comparisons": _NUM**2 * len(complete),
-            "ties": sum(int((each == 0).sum()) for each in margins.values()),
-        }
-        chosen = [answers[i].require_score() for prompt in complete for i in prompt.chosen]
-        rejected = [answers[i].require_score() for prompt in complete for i in prompt.rejected]
-        examples = worst([_example(prompt, answers) for prompt in complete])
+        counts = self.counts(complete)
+        counts["comparisons"] = _NUM**2 * len(complete)
+        counts["ties"] = sum(int((each == 0).sum()) for each in margins.values())
+        chosen = scores_of([i for _, indices in complete for i in indices[:_NUM]], answers)
+        rejected = scores_of([i for _, indices in complete for i in indices[_NUM:]], answers)
+        examples = worst([_example(row, indices, answers) for row, indices in complete])
         return Judgement(
             self._columns(wins),
             counts,
             groups={name: mean_of_means([_per_prompt(each)]) for name, each in wins.items()},
             groups_title="mean of Hard, Normal and Easy by domain",
-            classes={"chosen": np.array(chosen), "rejected": np.array(rejected)},
+            classes={"chosen": chosen, "rejected": rejected},
             matrices={name: each.mean(axis=0) for name, each in wins.items() if len(each)},
             examples={"rejected against chosen": examples},
             notes=[self._note()],
         )
 
-    def _columns(self, wins: Mapping[str, Floats]) -> list[Column]:
+    def _columns(self, wins: Mapping[str, Floats]) -> Columns:
         title = f"macro over {', '.join(self.domains)}"
         if self._is_whole:
             title = "RM-Bench average (macro)"
         prompts = [_per_prompt(each) for each in wins.values()]
-        columns = [
-            Column("macro", title, mean_of_means(prompts)),
-            Column("micro", "micro over prompts", mean_of_means([np.concatenate(prompts)])),
-        ]
+        columns = {
+            "macro": (title, mean_of_means(prompts)),
+            "micro": ("micro over prompts", mean_of_means([np.concatenate(prompts)])),
+        }
         for name, (rows, places) in _CELLS.items():
             means = [each[:, rows, places].mean(axis=1) for each in wins.values()]
-            columns.append(Column(name, name.capitalize(), mean_of_means(means)))
+            columns[name] = (name.capitalize(), mean_of_means(means))
         return columns
 
     @property
@@ -120,19 +117,9 @@ class RmBench(Dataset):
             "same domains"
         )
 
-    def _prompt(self, row: DataRow, prompt_as: PromptAs) -> StyledPrompt:
-        prompt, sides = prompt_of(row, "prompt", prompt_as), []
-        for side in ("chosen", "rejected"):
-            indices = []
-            for style, text in enumerate(row.texts(side, num=_NUM)):
-                new = candidate(row, prompt, text, field=f"{side}[{style}]")
-                indices.append(self.add(new))
-            sides.append(tuple(indices))
-        return StyledPrompt(row.where, _domain(row), sides[0], sides[1])
-
 
 def _domain(row: DataRow) -> str:
-    """The row's `domain`, or else what the file's name begins with. Raises DataError."""
+    """The row's `domain`, or else what the file's name begins with. Raises EvalError."""
     if "domain" in row.fields:
         name = row.text("domain")
         return "safety" if name.startswith("safety") else name
@@ -143,10 +130,9 @@ def _domain(row: DataRow) -> str:
     raise row.wrong("domain", message)
 
 
-def _margins(prompt: StyledPrompt, answers: Sequence[CandidateAnswer]) -> Floats:
-    """Score of chosen i minus score of rejected j, [3, 3]."""
-    chosen = np.array([answers[i].require_score() for i in prompt.chosen])
-    rejected = np.array([answers[i].require_score() for i in prompt.rejected])
+def _margins(indices: range, answers: Sequence[CandidateAnswer]) -> Floats:
+    """Score of chosen i minus score of rejected j, [3, 3], of a row's six candidates."""
+    chosen, rejected = scores_of(indices, answers).reshape(2, _NUM)
     margins: Floats = chosen[:, None] - rejected[None, :]
     return margins
 
@@ -160,15 +146,15 @@ def _per_prompt(wins: Floats) -> Floats:
     return means
 
 
-def _example(prompt: StyledPrompt, answers: Sequence[CandidateAnswer]) -> Example:
-    """The worst of the prompt's nine comparisons."""
-    margins = _margins(prompt, answers)
+def _example(row: DataRow, indices: range, answers: Sequence[CandidateAnswer]) -> Example:
+    """The worst of the row's nine comparisons."""
+    margins = _margins(indices, answers)
     i, j = divmod(int(np.argmin(margins)), _NUM)
-    right, wrong = prompt.chosen[i], prompt.rejected[j]
-    right_score, wrong_score = answers[right].require_score(), answers[wrong].require_score()
-    responses = (
-        ExampleResponse(f"chosen, {STYLES[i]}, score {right_score:+.4g}", right),
-        ExampleResponse(f"rejected, {STYLES[j]}, score {wrong_score:+.4g}", wrong),
-    )
+    right, wrong = indices[i], indices[_NUM + j]
+    right_score, wrong_score = scores_of((right, wrong), answers).tolist()
+    responses = {
+        f"chosen, {STYLES[i]}, score {right_score:+.4g}": right,
+        f"rejected, {STYLES[j]}, score {wrong_score:+.4g}": wrong,
+    }
     margin = float(-margins[i, j])
-    return Example(prompt.where, f"rejected minus chosen {margin:+.4g}", margin, responses)
+    return Example(row.where, f"rejected minus chosen {margin:+.4g}", margin, responses)

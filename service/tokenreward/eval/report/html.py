@@ -14,7 +14,7 @@ from tokenreward.eval.answer import CandidateAnswer
 from tokenreward.eval.candidate import Candidate
 from tokenreward.eval.dataset import Dataset
 from tokenreward.eval.kinds.rm_bench import STYLES
-from tokenreward.eval.outcome import Example, ExampleResponse, Judgement, ScorerOutcome
+from tokenreward.eval.outcome import Example, Judgement, ScorerOutcome
 from tokenreward.eval.report import plot
 from tokenreward.eval.report.response import response_html
 from tokenreward.eval.report.style import document
@@ -46,13 +46,14 @@ def html_report(dataset: Dataset, outcomes: Sequence[ScorerOutcome], *, title: s
 
 
 def _overview(outcomes: Sequence[ScorerOutcome]) -> str:
-    titles = [column.title for column in outcomes[0].judgement.columns]
+    titles = [title for title, _ in outcomes[0].judgement.columns.values()]
     lines, headlines = [], []
     for outcome in outcomes:
-        cells = [_cell(column.estimate) for column in outcome.judgement.columns]
+        estimates = [estimate for _, estimate in outcome.judgement.columns.values()]
+        cells = [_cell(estimate) for estimate in estimates]
         ties = _NOTHING if outcome.ties is None else str(outcome.ties)
         lines.append([safe_html(outcome.subject.label), *cells, ties, str(len(outcome.failures))])
-        headlines.append((outcome.subject.label, outcome.judgement.columns[0].estimate))
+        headlines.append((outcome.subject.label, estimates[0]))
     table = _table(["scorer", *titles, "ties", "errors"], lines)
     return f"{table}<h3>{safe_html(titles[0])}</h3>{_tracks(headlines)}"
 
@@ -130,17 +131,16 @@ def _plots(judgement: Judgement) -> str:
 def _example(example: Example, dataset: Dataset, outcome: ScorerOutcome) -> str:
     """One example, folded: its prompt, and its responses on the colours of their rewards."""
     rewards: list[float] = []
-    for response in example.responses:
-        answer = outcome.example_answers.get(response.candidate)
-        if answer is not None and answer.units is not None:
-            rewards += answer.units.rewards.tolist()
+    for index in example.responses.values():
+        answer = outcome.example_answers.get(index)
+        if answer is not None and answer.rewards is not None:
+            rewards += answer.rewards.tolist()
     strongest = full_strength(rewards)
-    first = dataset.candidates[example.responses[0].candidate]
+    first = dataset.candidates[next(iter(example.responses.values()))]
     parts = [_text("prompt", safe_html(_prompt(first)))]
-    for response in example.responses:
-        candidate = dataset.candidates[response.candidate]
-        answer = outcome.example_answers.get(response.candidate)
-        parts.append(_text(response.label, _body(candidate, answer, response, strongest)))
+    for label, index in example.responses.items():
+        answer = outcome.example_answers.get(index)
+        parts.append(_text(label, _body(dataset.candidates[index], answer, strongest)))
     summary = f"{safe_html(example.where)}: {safe_html(example.fault)}"
     scale = f"<p><small>full colour at {strongest:.3g}: red below zero, green above</small></p>"
     return f"<details><summary>{summary}</summary>{''.join(parts)}{scale}</details>"
@@ -152,16 +152,11 @@ def _text(label: str, body: str) -> str:
     return f'{heading}<div class="text" dir="auto">{body}</div>'
 
 
-def _body(
-    candidate: Candidate,
-    answer: CandidateAnswer | None,
-    response: ExampleResponse,
-    strongest: float,
-) -> str:
+def _body(candidate: Candidate, answer: CandidateAnswer | None, strongest: float) -> str:
     """Markup of a response: on its colours, or plain with the reason why it has none."""
     text = candidate.item["response"]
-    if answer is not None and answer.units is not None:
-        return response_html(text, answer.units, strongest=strongest, flagged=response.flagged)
+    if answer is not None and answer.rewards is not None:
+        return response_html(text, answer, strongest=strongest, flagged=candidate.character_flags)
     reason = "not asked"
     if answer is not None and answer.error is not None:
         reason = answer.fault
@@ -187,10 +182,7 @@ def _failures(outcome: ScorerOutcome) -> str:
     num = len(outcome.failures)
     heading = f"{num} of {outcome.num_items} items have no answer and count nowhere"
     codes = ", ".join(f"{code} {count}" for code, count in outcome.codes.items())
-    lines = [
-        [safe_html(failure.where), safe_html(failure.code), safe_html(failure.message)]
-        for failure in outcome.failures[:MAX_FAILURES]
-    ]
+    lines = [list(map(safe_html, failure)) for failure in outcome.failures[:MAX_FAILURES]]
     table = _table(["item", "code", "message"], lines)
     note = ""
     if num > MAX_FAILURES:

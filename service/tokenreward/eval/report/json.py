@@ -27,9 +27,11 @@ def json_report(
 def _scorer(outcome: ScorerOutcome) -> dict[str, Any]:
     judgement, info = outcome.judgement, outcome.subject.info
     figures = {}
-    for column in judgement.columns:
-        estimate = _as_dict(column.estimate) or {"value": None}
-        figures[column.name] = {"title": column.title, **estimate}
+    for name, (title, estimate) in judgement.columns.items():
+        figures[name] = {"title": title, **(_as_dict(estimate) or {"value": None})}
+    errors = []
+    for where, code, message in outcome.failures:
+        errors.append({"where": where, "code": code, "message": message})
     return {
         "label": outcome.subject.label,
         "scorer": info.name,
@@ -46,7 +48,7 @@ def _scorer(outcome: ScorerOutcome) -> dict[str, Any]:
         "latency": None if outcome.latency is None else asdict(outcome.latency),
         "num_items": outcome.num_items,
         "error_codes": outcome.codes,
-        "errors": [asdict(failure) for failure in outcome.failures],
+        "errors": errors,
     }
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from tokenreward.display import safe_html
-from tokenreward.eval.statistics import Estimate, Floats, RocCurve
+from tokenreward.eval.statistics import Estimate, Floats
 
 NUM_BINS = 30
 _WIDTH = 360
@@ -107,10 +107,11 @@ def heat_map(matrix: Floats, styles: Sequence[str], name: str) -> str:
     return _drawing(top + height * len(styles) + 4, name, "".join(parts))
 
 
-def roc(curve: RocCurve, name: str) -> str:
-    """The curve, and the diagonal of chance."""
-    places = np.unique(np.linspace(0, len(curve.false_rates) - 1, _MAX_POINTS).astype(int))
-    x, y = 30 + 220 * curve.false_rates[places], 240 - 220 * curve.true_rates[places]
+def roc(curve: Floats, name: str) -> str:
+    """The curve [2, k], as `roc_curve` makes it, and the diagonal of chance."""
+    places = np.unique(np.linspace(0, curve.shape[1] - 1, _MAX_POINTS).astype(int))
+    false_rates, true_rates = curve[:, places]
+    x, y = 30 + 220 * false_rates, 240 - 220 * true_rates
     points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x.tolist(), y.tolist(), strict=True))
     parts = [
         '<path class="axis" d="M30 20V240H250M30 240L250 20"/>',

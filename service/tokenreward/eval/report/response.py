@@ -10,24 +10,25 @@ import itertools
 import numpy as np
 
 from tokenreward.display import NO_TEXT, colour_of, safe_html
-from tokenreward.eval.answer import UnitRewards
+from tokenreward.eval.answer import CandidateAnswer
 from tokenreward.eval.statistics import Bools
 
 
 def response_html(
-    text: str, units: UnitRewards, *, strongest: float, flagged: Bools | None = None
+    text: str, answer: CandidateAnswer, *, strongest: float, flagged: Bools | None = None
 ) -> str:
     """HTML of the whole response.
 
     Args:
         text: The response.
-        units: Its rewards; their spans are in order and tile the text.
+        answer: Its answer, with units; their spans are in order and tile the text.
         strongest: The |reward| that gets the full colour.
         flagged: Which characters are known to be wrong, [characters]; by default none is marked.
     """
-    names = iter(units.names)
+    rewards, spans = answer.require_units()
+    names = iter(answer.names)
     pieces = []
-    for reward, (start, end) in zip(units.rewards.tolist(), units.spans.tolist(), strict=True):
+    for reward, (start, end) in zip(rewards.tolist(), spans.tolist(), strict=True):
         if end == start:
             content = f"<i>{safe_html(next(names, '') or NO_TEXT)}</i>"
         elif flagged is None:

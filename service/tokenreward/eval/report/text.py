@@ -53,7 +53,7 @@ def _cell(estimate: Estimate | None) -> str:
 
 
 def _scorer_table(outcomes: Sequence[ScorerOutcome], width: int) -> str:
-    titles = [column.title for column in outcomes[0].judgement.columns]
+    titles = [title for title, _ in outcomes[0].judgement.columns.values()]
     lines = [["scorer", *titles, "ms/item", "ties", "errors"]]
     for outcome in outcomes:
         per_item = ties = _NOTHING
@@ -61,7 +61,7 @@ def _scorer_table(outcomes: Sequence[ScorerOutcome], width: int) -> str:
             per_item = f"{1000 * outcome.latency.per_item_s:.3g}"
         if outcome.ties is not None:
             ties = str(outcome.ties)
-        cells = [_cell(column.estimate) for column in outcome.judgement.columns]
+        cells = [_cell(estimate) for _, estimate in outcome.judgement.columns.values()]
         num_failures = str(len(outcome.failures))
         lines.append([outcome.subject.label, *cells, per_item, ties, num_failures])
     return _aligned(lines, width)
@@ -86,10 +86,8 @@ def _failures(outcome: ScorerOutcome) -> str:
         f"{outcome.subject.label}: {num} of {outcome.num_items} items have no answer and count "
         f"nowhere: {codes}"
     ]
-    lines += [
-        f"  {failure.where}: {failure.code}: {failure.message}"
-        for failure in outcome.failures[:MAX_FAILURES]
-    ]
+    for where, code, message in outcome.failures[:MAX_FAILURES]:
+        lines.append(f"  {where}: {code}: {message}")
     if num > MAX_FAILURES:
         lines.append(f"  and {num - MAX_FAILURES} more")
     return "\n".join(safe_text(line) for line in lines)

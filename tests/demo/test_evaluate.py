@@ -6,12 +6,12 @@ import re
 import numpy as np
 import pytest
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from tokenreward.demo import WEIGHTS, scoring
 from tokenreward.demo.corpus import user_turn
 from tokenreward.demo.evaluate import (
-    MeanWithInterval,
-    Models,
+    Estimate,
     estimate,
     judge,
     load_models,
@@ -22,9 +22,11 @@ from tokenreward.demo.world import EVALUATION_SEED, OfferPair, overlaps, sample_
 
 NUM_PAIRS = 200
 
+Checkpoints = tuple[PreTrainedTokenizerFast, dict[str, PreTrainedModel]]
+
 
 @pytest.fixture(scope="module")
-def models() -> Models:
+def checkpoints() -> Checkpoints:
     return load_models()
 
 
@@ -34,8 +36,8 @@ def pairs() -> list[OfferPair]:
 
 
 @pytest.fixture(scope="module")
-def figures(models: Models, pairs: list[OfferPair]) -> dict[str, MeanWithInterval]:
-    return measure(models, pairs)
+def figures(checkpoints: Checkpoints, pairs: list[OfferPair]) -> dict[str, Estimate]:
+    return measure(*checkpoints, pairs)
 
 
 def test_roc_auc_by_example() -> None:
@@ -52,9 +54,11 @@ def test_roc_auc_needs_both_labels() -> None:
 
 def test_interval_covers_the_mean_and_shrinks() -> None:
     values = np.random.default_rng(0).normal(size=400)
-    few, many = estimate(values[:40].tolist()), estimate(values.tolist())
-    assert few.low < few.mean < few.high
-    assert many.high - many.low < few.high - few.low
+    mean, low, high, num = estimate(values[:40].tolist())
+    assert low < mean < high
+    assert num == 40
+    _, low_of_many, high_of_many, _ = estimate(values.tolist())
+    assert high_of_many - low_of_many < high - low
 
 
 def test_a_token_overlaps_when_a_character_is_shared() -> None:
@@ -63,52 +67,58 @@ def test_a_token_overlaps_when_a_character_is_shared() -> None:
 
 
 def test_soft_bellman_telescopes_to_logprob_and_the_first_value(
-    models: Models, pairs: list[OfferPair]
+    checkpoints: Checkpoints, pairs: list[OfferPair]
 ) -> None:
-    conversation = scoring.encode(models.tokenizer, user_turn(pairs[0]), pairs[0].faithful)
-    logits = scoring.response_logits(models.sft, conversation)
-    total = scoring.soft_bellman(logits, conversation.response_ids).sum()
-    expected = scoring.logprob(logits, conversation.response_ids).sum() + logits[0].logsumexp(-1)
+    tokenizer, models = checkpoints
+    prompt_ids, ids, _ = scoring.encode(tokenizer, user_turn(pairs[0]), pairs[0].faithful)
+    logits = scoring.response_logits(models["sft"], prompt_ids, ids)
+    total = scoring.soft_bellman(logits, ids).sum()
+    expected = scoring.logprob(logits, ids).sum() + logits[0].logsumexp(-1)
     torch.testing.assert_close(total, expected, atol=1e-3, rtol=1e-4)
 
 
-def test_attention_credit_sums_to_the_score(models: Models, pairs: list[OfferPair]) -> None:
-    response = judge(models, pairs[0], pairs[0].corrupted)
+def test_attention_credit_sums_to_the_score(
+    checkpoints: Checkpoints, pairs: list[OfferPair]
+) -> None:
+    tokenizer, models = checkpoints
+    prompt_ids, ids, _ = scoring.encode(tokenizer, user_turn(pairs[0]), pairs[0].corrupted)
+    scores, rewards = judge(models, prompt_ids, ids)
     for name in ("attention_dense", "uniform", "last"):
-        assert float(response.rewards[name].sum()) == pytest.approx(
-            response.scores["reward_model"], rel=1e-4
-        )
+        assert float(rewards[name].sum()) == pytest.approx(scores["reward_model"], rel=1e-4)
 
 
 @pytest.mark.parametrize("name", ["logprob mean", "soft_bellman mean", "reward_model"])
 def test_faithful_is_preferred_in_ninety_five_percent(
-    figures: dict[str, MeanWithInterval], name: str
+    figures: dict[str, Estimate], name: str
 ) -> None:
-    assert figures[f"pair: {name}"].mean >= 0.95
+    mean, *_ = figures[f"pair: {name}"]
+    assert mean >= 0.95
 
 
-def test_low_logprob_points_at_the_wrong_characters(figures: dict[str, MeanWithInterval]) -> None:
-    assert figures["token (differing): logprob"].mean >= 0.95
+def test_low_logprob_points_at_the_wrong_characters(figures: dict[str, Estimate]) -> None:
+    mean, *_ = figures["token (differing): logprob"]
+    assert mean >= 0.95
 
 
 def test_attention_points_at_the_wrong_characters_better_than_uniform_and_last(
-    figures: dict[str, MeanWithInterval],
+    figures: dict[str, Estimate],
 ) -> None:
-    attention = figures["token (differing): attention_dense"]
-    assert attention.mean >= 0.65
-    assert attention.low > max(
-        figures[f"token (differing): {name}"].high for name in ("uniform", "last")
-    )
+    mean, low, _, _ = figures["token (differing): attention_dense"]
+    assert mean >= 0.65
+    for name in ("uniform", "last"):
+        _, _, high, _ = figures[f"token (differing): {name}"]
+        assert low > high
 
 
 def test_attention_prefers_wrong_values_over_right_ones(
-    figures: dict[str, MeanWithInterval],
+    figures: dict[str, Estimate],
 ) -> None:
     """Pointing at any value would do for the test above; here only values are compared."""
-    assert figures["token (among values): attention_dense"].low > 0.5
+    _, low, _, _ = figures["token (among values): attention_dense"]
+    assert low > 0.5
 
 
-def test_model_card_reports_what_the_models_do(figures: dict[str, MeanWithInterval]) -> None:
+def test_model_card_reports_what_the_models_do(figures: dict[str, Estimate]) -> None:
     """The card's figures are of more pairs; these few hundred must agree within what so few can
     tell."""
     card = (WEIGHTS.parent / "MODEL_CARD.md").read_text()
@@ -116,6 +126,7 @@ def test_model_card_reports_what_the_models_do(figures: dict[str, MeanWithInterv
         r"^\| ([^|]+) \| ([-\d.]+) \| [-\d.]+ to [-\d.]+ \| (\d+) \|$", card, re.MULTILINE
     )
     assert {name for name, _, _ in rows} == set(figures)
-    for name, mean, count in rows:
+    for name, card_mean, count in rows:
         assert int(count) >= 500
-        assert float(mean) == pytest.approx(figures[name].mean, abs=0.06)
+        mean, *_ = figures[name]
+        assert float(card_mean) == pytest.approx(mean, abs=0.06)

@@ -7,19 +7,14 @@ know tokens or models.
 """
 
 import random
-from typing import TypedDict
 
 from tokenreward.demo.phrasing import render_facts
 from tokenreward.demo.world import OfferPair, sample_pair
 
 TWICE_SHARE = 0.4
 
-
-class ChatTurn(TypedDict):
-    """One turn of a conversation."""
-
-    role: str
-    content: str
+Conversation = list[dict[str, str]]
+"""Turns, each `{"role": ..., "content": ...}`."""
 
 
 def raw_document(rng: random.Random) -> tuple[str, str]:
@@ -32,11 +27,11 @@ def raw_document(rng: random.Random) -> tuple[str, str]:
     return f"{pair.prompt}\n\n", pair.faithful
 
 
-def user_turn(pair: OfferPair) -> list[ChatTurn]:
+def user_turn(pair: OfferPair) -> Conversation:
     """The prompt as a conversation."""
     return [{"role": "user", "content": pair.prompt}]
 
 
-def assistant_turn(response: str) -> list[ChatTurn]:
+def assistant_turn(response: str) -> Conversation:
     """A response as the turn that follows."""
     return [{"role": "assistant", "content": response}]

@@ -14,8 +14,7 @@ import argparse
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -41,36 +40,9 @@ SUMMED = ("logprob", "soft_bellman", "base logprob", "implicit")
 
 NUM_RESAMPLES = 2000
 
-
-@dataclass(frozen=True)
-class Models:
-    """The checkpoints that the figures are about."""
-
-    tokenizer: PreTrainedTokenizerFast
-    base: PreTrainedModel
-    sft: PreTrainedModel
-    dpo: PreTrainedModel
-    rm: PreTrainedModel
-
-
-@dataclass(frozen=True)
-class ResponseScores:
-    """Every scorer's score and per-token rewards for one response."""
-
-    offsets: list[tuple[int, int]]
-    scores: dict[str, float]
-    rewards: dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class MeanWithInterval:
-    """A mean over responses or pairs with the 2.5 % and 97.5 % points of its bootstrap
-    distribution."""
-
-    mean: float
-    low: float
-    high: float
-    count: int
+Estimate = tuple[float, float, float, int]
+"""A mean over responses or pairs, the 2.5 % and 97.5 % points of its bootstrap distribution, and
+how many values it is over: `(mean, low, high, num)`."""
 
 
 def roc_auc(labels: Sequence[bool], scores: Sequence[float]) -> float:
@@ -84,98 +56,120 @@ def roc_auc(labels: Sequence[bool], scores: Sequence[float]) -> float:
     return float((difference > 0).mean() + 0.5 * (difference == 0).mean())
 
 
-def estimate(values: Sequence[float], seed: int = 0) -> MeanWithInterval:
+def estimate(values: Sequence[float], seed: int = 0) -> Estimate:
     """The mean of some values, resampled with replacement for its interval."""
     data: NDArray[np.float64] = np.asarray(values, dtype=np.float64)
     draws = np.random.default_rng(seed).integers(0, len(data), size=(NUM_RESAMPLES, len(data)))
     low, high = np.quantile(data[draws].mean(axis=1), [0.025, 0.975])
-    return MeanWithInterval(float(data.mean()), float(low), float(high), len(data))
+    return float(data.mean()), float(low), float(high), len(data)
 
 
-def load_models(folder: Path | None = None) -> Models:
-    """From a folder of checkpoints; the embedded ones by default."""
+def load_models(
+    folder: Path | None = None,
+) -> tuple[PreTrainedTokenizerFast, dict[str, PreTrainedModel]]:
+    """The tokenizer, which is the same for all, and the models by the name of their checkpoint.
+
+    Args:
+        folder: A folder with a checkpoint per sub-folder; the embedded checkpoints by default.
+    """
     paths = {name: checkpoint_path(name) for name in CHECKPOINTS}
     if folder is not None:
         paths = {name: folder / name for name in CHECKPOINTS}
-    lms = {}
+    models = {}
     for name in ("base", "sft", "dpo"):
         lm = AutoModelForCausalLM.from_pretrained(paths[name], dtype=torch.float32)
-        lms[name] = lm.eval()
+        models[name] = lm.eval()
     # Eager attention alone returns its weights.
     rm = AutoModelForSequenceClassification.from_pretrained(
         paths["rm"], dtype=torch.float32, attn_implementation="eager"
     )
-    return Models(AutoTokenizer.from_pretrained(paths["sft"]), rm=rm.eval(), **lms)
+    models["rm"] = rm.eval()
+    return AutoTokenizer.from_pretrained(paths["sft"]), models
 
 
-def judge(models: Models, pair: OfferPair, response: str) -> ResponseScores:
-    """Score one response in every way."""
-    conversation = scoring.encode(models.tokenizer, user_turn(pair), response)
-    ids = conversation.response_ids
-    base = scoring.response_logits(models.base, conversation)
-    sft = scoring.response_logits(models.sft, conversation)
-    dpo = scoring.response_logits(models.dpo, conversation)
-    score, weights = scoring.reward_and_attention(models.rm, conversation)
+def judge(
+    models: Mapping[str, PreTrainedModel], prompt_ids: list[int], response_ids: list[int]
+) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """Score one response in every way.
+
+    Args:
+        models: As `load_models` returns them.
+        prompt_ids: The prompt's tokens.
+        response_ids: The response's tokens, end-of-turn included, [T].
+
+    Returns:
+        Every score by its name, and the rewards [T] of every scorer by its name.
+    """
+    base = scoring.response_logits(models["base"], prompt_ids, response_ids)
+    sft = scoring.response_logits(models["sft"], prompt_ids, response_ids)
+    dpo = scoring.response_logits(models["dpo"], prompt_ids, response_ids)
+    score, weights = scoring.reward_and_attention(models["rm"], prompt_ids, response_ids)
     rewards = {
-        "logprob": scoring.logprob(sft, ids),
-        "soft_bellman": scoring.soft_bellman(sft, ids),
-        "base logprob": scoring.logprob(base, ids),
-        "implicit": scoring.implicit(dpo, sft, ids),
+        "logprob": scoring.logprob(sft, response_ids),
+        "soft_bellman": scoring.soft_bellman(sft, response_ids),
+        "base logprob": scoring.logprob(base, response_ids),
+        "implicit": scoring.implicit(dpo, sft, response_ids),
         "attention_dense": scoring.attention_dense(score, weights),
-        "uniform": scoring.uniform(score, len(ids)),
-        "last": scoring.last(score, len(ids)),
+        "uniform": scoring.uniform(score, len(response_ids)),
+        "last": scoring.last(score, len(response_ids)),
     }
     scores = {f"{name} mean": float(rewards[name].mean()) for name in SUMMED}
     scores |= {f"{name} sum": float(rewards[name].sum()) for name in SUMMED}
-    return ResponseScores(conversation.offsets, scores | {"reward_model": score}, rewards)
+    return scores | {"reward_model": score}, rewards
 
 
 def token_auc(
-    response: ResponseScores,
-    name: str,
+    rewards: Tensor,
+    offsets: Sequence[Range],
     wrong: Sequence[Range],
     among: Sequence[Range] | None = None,
 ) -> float:
     """How well a low reward points at the wrong characters of one response.
 
     Args:
-        response: The response and its rewards.
-        name: Whose rewards.
+        rewards: One scorer's rewards of the response, end-of-turn included, [T].
+        offsets: The character range of each token but end-of-turn, which does not count.
         wrong: The ranges of wrong characters.
         among: Only tokens that overlap these ranges count; None for all tokens.
 
     Returns:
         ROC-AUC; nan if all tokens are wrong, or none.
     """
-    labels, rewards = [], []
-    for offset, reward in zip(response.offsets, response.rewards[name].tolist(), strict=False):
+    labels, minus_rewards = [], []
+    for offset, reward in zip(offsets, rewards.tolist(), strict=False):
         if among is None or overlaps(offset, among):
             labels.append(overlaps(offset, wrong))
-            rewards.append(-reward)
+            minus_rewards.append(-reward)
     if len(set(labels)) < 2:
         return math.nan
-    return roc_auc(labels, rewards)
+    return roc_auc(labels, minus_rewards)
 
 
-def measure(models: Models, pairs: list[OfferPair]) -> dict[str, MeanWithInterval]:
+def measure(
+    tokenizer: PreTrainedTokenizerFast,
+    models: Mapping[str, PreTrainedModel],
+    pairs: list[OfferPair],
+) -> dict[str, Estimate]:
     """Every figure, by name: `pair: ...`, `negative score: ...` and `token (...): ...`."""
     samples: dict[str, list[float]] = defaultdict(list)
     for number, pair in enumerate(pairs):
-        faithful = judge(models, pair, pair.faithful)
-        corrupted = judge(models, pair, pair.corrupted)
-        for name, score in faithful.scores.items():
-            samples[f"pair: {name}"].append(float(score > corrupted.scores[name]))
-        for kind, response in (("faithful", faithful), ("corrupted", corrupted)):
-            is_negative = response.scores["reward_model"] < 0
-            samples[f"negative score: {kind}"].append(float(is_negative))
+        prompt = user_turn(pair)
+        prompt_ids, faithful_ids, _ = scoring.encode(tokenizer, prompt, pair.faithful)
+        faithful, _ = judge(models, prompt_ids, faithful_ids)
+        prompt_ids, corrupted_ids, offsets = scoring.encode(tokenizer, prompt, pair.corrupted)
+        corrupted, rewards = judge(models, prompt_ids, corrupted_ids)
+        for name, score in faithful.items():
+            samples[f"pair: {name}"].append(float(score > corrupted[name]))
+        for kind, scores in (("faithful", faithful), ("corrupted", corrupted)):
+            samples[f"negative score: {kind}"].append(float(scores["reward_model"] < 0))
         ranges = {
             "differing": (pair.differing, None),
             "whole value": (pair.whole_values, None),
             "among values": (pair.differing, pair.values),
         }
-        for name in corrupted.rewards:
+        for name in rewards:
             for kind, (wrong, among) in ranges.items():
-                auc = token_auc(corrupted, name, wrong, among)
+                auc = token_auc(rewards[name], offsets, wrong, among)
                 if not math.isnan(auc):
                     samples[f"token ({kind}): {name}"].append(auc)
         if number % 100 == 99:
@@ -183,12 +177,11 @@ def measure(models: Models, pairs: list[OfferPair]) -> dict[str, MeanWithInterva
     return {name: estimate(samples[name]) for name in sorted(samples)}
 
 
-def table(estimates: dict[str, MeanWithInterval]) -> str:
+def table(estimates: dict[str, Estimate]) -> str:
     """The figures as a Markdown table."""
     lines = ["| figure | mean | 95 % interval | n |", "|---|---|---|---|"]
-    for name, item in estimates.items():
-        interval = f"{item.low:.4f} to {item.high:.4f}"
-        lines.append(f"| {name} | {item.mean:.4f} | {interval} | {item.count} |")
+    for name, (mean, low, high, num) in estimates.items():
+        lines.append(f"| {name} | {mean:.4f} | {low:.4f} to {high:.4f} | {num} |")
     return "\n".join(lines)
 
 
@@ -205,7 +198,8 @@ def main(arguments: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(options.threads)
     pairs = sample_pairs(options.pairs, options.seed, "held_out")
-    print(table(measure(load_models(options.models), pairs)))
+    tokenizer, models = load_models(options.models)
+    print(table(measure(tokenizer, models, pairs)))
 
 
 if __name__ == "__main__":

@@ -106,11 +106,11 @@ def train_detector(
 
 
 def _detector_row(tokenizer: PreTrainedTokenizerFast, pair: OfferPair) -> dict[str, list[int]]:
-    encoding = encode(tokenizer, user_turn(pair), pair.corrupted)
-    wrong = [int(overlaps(offset, pair.differing)) for offset in encoding.offsets]
+    prompt_ids, response_ids, offsets = encode(tokenizer, user_turn(pair), pair.corrupted)
+    wrong = [int(overlaps(offset, pair.differing)) for offset in offsets]
     return {
-        "input_ids": encoding.prompt_ids + encoding.response_ids,
-        "labels": [IGNORED_LABEL] * len(encoding.prompt_ids) + wrong + [0],
+        "input_ids": prompt_ids + response_ids,
+        "labels": [IGNORED_LABEL] * len(prompt_ids) + wrong + [0],
     }
 
 

@@ -6,52 +6,42 @@ or the world. T is the number of response tokens, end-of-turn included; logits[t
 token t, and logits[T] is what the model says after the end.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from tokenreward.demo.corpus import ChatTurn
+from tokenreward.demo.corpus import Conversation
 
 BETA_ABC = 0.8
 BETA_IMPLICIT = 0.1
 
 
-@dataclass(frozen=True)
-class ConversationIds:
-    """A prompt's and a response's ids; offsets are the response tokens' character ranges,
-    end-of-turn has none."""
-
-    prompt_ids: list[int]
-    response_ids: list[int]
-    offsets: list[tuple[int, int]]
-
-    @property
-    def ids(self) -> Tensor:
-        """The whole sequence as a batch of one."""
-        return torch.tensor([self.prompt_ids + self.response_ids])
-
-
 def encode(
-    tokenizer: PreTrainedTokenizerFast, prompt: list[ChatTurn], response: str
-) -> ConversationIds:
-    """The prompt through the chat template, the response on its own, end-of-turn behind it."""
+    tokenizer: PreTrainedTokenizerFast, prompt: Conversation, response: str
+) -> tuple[list[int], list[int], list[tuple[int, int]]]:
+    """The prompt through the chat template, the response on its own, end-of-turn behind it.
+
+    Returns:
+        The prompt's ids, the response's ids [T], and the character range of each response token;
+        end-of-turn has none, so there are T - 1 of them.
+    """
     prompt_ids = tokenizer.apply_chat_template(
         prompt, add_generation_prompt=True, return_dict=False
     )
     encoding = tokenizer(response, add_special_tokens=False, return_offsets_mapping=True)
-    return ConversationIds(
-        prompt_ids, [*encoding["input_ids"], tokenizer.eos_token_id], encoding["offset_mapping"]
-    )
+    response_ids = [*encoding["input_ids"], tokenizer.eos_token_id]
+    return prompt_ids, response_ids, encoding["offset_mapping"]
 
 
 @torch.no_grad()
-def response_logits(model: PreTrainedModel, conversation: ConversationIds) -> Tensor:
+def response_logits(
+    model: PreTrainedModel, prompt_ids: list[int], response_ids: list[int]
+) -> Tensor:
     """Raw logits, (T + 1, vocabulary): one row before each response token and one after the
     last."""
-    logits: Tensor = model(input_ids=conversation.ids).logits[0].float()
-    return logits[len(conversation.prompt_ids) - 1 :]
+    ids = torch.tensor([prompt_ids + response_ids])
+    logits: Tensor = model(input_ids=ids).logits[0].float()
+    return logits[len(prompt_ids) - 1 :]
 
 
 def logprob(logits: Tensor, response_ids: list[int]) -> Tensor:
@@ -77,15 +67,16 @@ def implicit(policy_logits: Tensor, reference_logits: Tensor, response_ids: list
 
 @torch.no_grad()
 def reward_and_attention(
-    model: PreTrainedModel, conversation: ConversationIds
+    model: PreTrainedModel, prompt_ids: list[int], response_ids: list[int]
 ) -> tuple[float, Tensor]:
     """The score, and the last layer's attention of end-of-turn over the response (mean over heads,
     sum 1).
 
     The model must run with eager attention, which is the one that returns its weights.
     """
-    output = model(input_ids=conversation.ids, output_attentions=True)
-    row = output.attentions[-1][0, :, -1, len(conversation.prompt_ids) :].float().mean(0)
+    ids = torch.tensor([prompt_ids + response_ids])
+    output = model(input_ids=ids, output_attentions=True)
+    row = output.attentions[-1][0, :, -1, len(prompt_ids) :].float().mean(0)
     return float(output.logits[0, 0]), row / row.sum()
 
 

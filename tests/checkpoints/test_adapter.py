@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fakes import lora, oracle, tiny
-from tokenreward.checkpoints.adapter import Switch
+from tokenreward.checkpoints.adapter import lora_layers, without_adapter
 from tokenreward.checkpoints.checkpoint import Checkpoint, CheckpointRefused, load_checkpoint
 from tokenreward.settings import DeploymentSettings
 
@@ -49,7 +49,7 @@ def test_the_model_is_its_base_plus_the_product_of_the_adapters_matrices(
     assert np.abs(truth - plain).max() > 1.0
     got = oracle.logits(checkpoint.model, IDS)
     assert np.abs(got - truth).max() <= 1e-5 * np.abs(truth).max()
-    with Switch(checkpoint.model).off():
+    with without_adapter(lora_layers(checkpoint.model)):
         np.testing.assert_array_equal(oracle.logits(checkpoint.model, IDS), plain)
     np.testing.assert_array_equal(oracle.logits(checkpoint.model, IDS), got)
 
@@ -80,7 +80,7 @@ def test_what_peft_serves_is_served_the_same(
 def test_it_is_on_again_after_a_pass_that_raised(base: Path, adapter: Path) -> None:
     model = load(base, adapter).model
     before = oracle.logits(model, IDS)
-    with pytest.raises(IndexError), Switch(model).off():
+    with pytest.raises(IndexError), without_adapter(lora_layers(model)):
         model(input_ids=torch.tensor([[tiny.VOCAB_SIZE]]))
     np.testing.assert_array_equal(oracle.logits(model, IDS), before)
 
@@ -92,13 +92,13 @@ def test_layers_that_would_stay_on_are_found_and_not_read_as_the_base(
 
     model = load(base, adapter).model
     monkeypatch.setattr(BaseTunerLayer, "disable_adapters", False)
-    with pytest.raises(RuntimeError, match="in another way"), Switch(model).off():
+    with pytest.raises(RuntimeError, match="in another way"), without_adapter(lora_layers(model)):
         pass
 
 
 def test_nothing_is_trainable_and_nothing_drops_out(base: Path, tmp_path: Path) -> None:
     model = load(base, lora.save(tmp_path / "adapter", lora_dropout=0.5)).model
-    with Switch(model).off():
+    with without_adapter(lora_layers(model)):
         pass
     assert not any(parameter.requires_grad for parameter in model.parameters())
     assert not any(module.training for module in model.modules())
@@ -111,7 +111,7 @@ def test_in_bf16_the_base_is_bit_for_bit_what_it_is_alone(
 ) -> None:
     model = load(base, lora.save(tmp_path / "adapter", **options), dtype="bfloat16").model
     alone = load(base, None, dtype="bfloat16").model
-    with Switch(model).off():
+    with without_adapter(lora_layers(model)):
         np.testing.assert_array_equal(oracle.logits(model, IDS), oracle.logits(alone, IDS))
     assert model(input_ids=torch.from_numpy(IDS)[None]).logits.dtype == torch.bfloat16
     assert np.abs(oracle.logits(model, IDS) - oracle.logits(alone, IDS)).max() > 1.0

@@ -471,7 +471,8 @@ def test_an_affine_that_cannot_be_applied_is_refused_at_load(
 
 
 def test_a_prefix_of_the_configuration_that_is_known_anyway_adds_nothing() -> None:
-    assert find_head(["score.weight"], "score").format.name == "score"
+    head_format, _ = find_head(["score.weight"], "score")
+    assert head_format.name == "score"
 
 
 def test_the_page_of_models_has_every_form() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tokenreward.deployment.gateway import Replicas
+from tokenreward.deployment.gateway import has_ready, snapshots
 
 
 class Handle:
@@ -26,10 +26,6 @@ class Handle:
         return answers
 
 
-def replicas(handle: Handle) -> Replicas:
-    return Replicas(["lm"], handle_of={"lm": handle}.__getitem__)
-
-
 @pytest.mark.parametrize(
     ("answers", "ready"),
     [
@@ -42,9 +38,10 @@ def replicas(handle: Handle) -> Replicas:
 )
 async def test_replica_whose_health_check_raises_is_not_ready(answers: Any, ready: bool) -> None:
     snapshot = [("r1", [])]
-    assert await replicas(Handle(check_health=answers, snapshot=snapshot)).has_ready("lm") is ready
+    handle = Handle(check_health=answers, snapshot=snapshot)
+    assert await has_ready({"lm": handle}.__getitem__, "lm") is ready
 
 
 async def test_metrics_are_those_of_the_replicas_that_answer() -> None:
     handle = Handle(snapshot=[("r1", []), RuntimeError("it died")])
-    assert await replicas(handle).snapshots() == {"lm": {"r1": []}}
+    assert await snapshots({"lm": handle}.__getitem__, ["lm"]) == {"lm": {"r1": []}}

@@ -125,9 +125,9 @@ def test_states_are_let_go_of_before_the_answer_is_fetched(
     trunk = packed.PackedLayout._run_trunk
 
     def seen(*given: Any) -> Any:
-        hidden = trunk(*given)
-        states.append(weakref.ref(hidden.states))
-        return hidden
+        hidden, places = trunk(*given)
+        states.append(weakref.ref(hidden))
+        return hidden, places
 
     monkeypatch.setattr(packed.PackedLayout, "_run_trunk", seen)
     with watched():

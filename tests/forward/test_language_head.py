@@ -18,8 +18,8 @@ from tokenreward.forward import language_head, reduction
 from tokenreward.forward.language_head import (
     MAX_WORKSPACE_BYTES,
     LanguageHead,
-    Tiling,
     half_product,
+    largest_tiles,
 )
 from tokenreward.forward.reduction import compiled, fastest, in_place, merge_tiles, reduce_tile
 
@@ -246,7 +246,8 @@ def test_the_workspace_is_bounded_whatever_the_model(
 ) -> None:
     of = real(hidden_size, vocab_size, how)
     size = vocab_size, hidden_size, of.weight.element_size()
-    num_rows = 2 * Tiling.of(tiles, size, 4, converts=how == "converted").rows + 1
+    rows, _, _ = largest_tiles(tiles, size, 4, converts=how == "converted")
+    num_rows = 2 * rows + 1
     assert live_bytes(of, num_rows, monkeypatch, tiles) <= MAX_WORKSPACE_BYTES
 
 
@@ -270,9 +271,11 @@ def test_the_watch_on_the_workspace_can_fail(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_gpus_tiles_of_real_models_are_of_full_size() -> None:
     for hidden_size, vocab_size in ((1024, 151_936), (4096, 128_256)):
-        sizes = Tiling.of("cuda", (vocab_size, hidden_size, 2), 1, converts=False)
-        assert (sizes.rows, sizes.columns) == (1024, 8192)
-        assert sizes.block % sizes.rows == 0
+        rows, columns, block = largest_tiles(
+            "cuda", (vocab_size, hidden_size, 2), 1, converts=False
+        )
+        assert (rows, columns) == (1024, 8192)
+        assert block % rows == 0
 
 
 def test_a_checkpoints_head_takes_the_product_of_its_device() -> None:

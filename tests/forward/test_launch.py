@@ -3,7 +3,7 @@ whatever order."""
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from tokenreward.checkpoints.checkpoint import Checkpoint
 from tokenreward.contract import Needs, Row, RowRequest
 from tokenreward.engine.runner import Runner
 from tokenreward.forward.packed import PackedLayout
-from tokenreward.forward.pair import AdapterView, Pair
+from tokenreward.forward.pair import Pair, view
 from tokenreward.forward.plain import PlainLayout
 
 NEEDS = Needs(frozenset({1.0}))
@@ -50,11 +50,12 @@ def test_fetched_later_and_out_of_order_outputs_are_those_of_run(name: str) -> N
             np.testing.assert_array_equal(found.lse[1.0], expected.lse[1.0])
 
 
-def view(make: Any) -> AdapterView:
+def views(make: Any) -> Pair:
+    """Two layouts of one model."""
     of = checkpoint(0)
     layout = make(of)
-    attention = of.model.config._attn_implementation
-    return AdapterView(layout, of.model, attention=attention, switched=nullcontext)
+    as_it_is = partial(view, of.model, of.model.config._attn_implementation)
+    return Pair(layout, layout, views={"policy": as_it_is, "reference": as_it_is})
 
 
 @pytest.mark.parametrize(
@@ -64,10 +65,10 @@ def view(make: Any) -> AdapterView:
         (LAYOUTS["plain"], False),
         (LAYOUTS["pair"], False),
         (lambda: Pair(LAYOUTS["packed"](), LAYOUTS["packed"]()), True),
-        (lambda: view(PackedLayout), True),
-        (lambda: view(PlainLayout), False),
+        (lambda: views(PackedLayout), True),
+        (lambda: views(PlainLayout), False),
     ],
-    ids=["packed", "plain", "half a pair", "pair", "a view of packed", "a view of plain"],
+    ids=["packed", "plain", "half a pair", "pair", "views of packed", "views of plain"],
 )
 def test_only_a_layout_that_does_not_wait_is_asked_ahead_and_only_where_the_device_lets_it(
     make: Any, ahead: bool

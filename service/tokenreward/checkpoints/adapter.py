@@ -12,7 +12,7 @@ refused. It knows PEFT's files and no architecture.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -149,34 +149,35 @@ class Adapter:
         return lora
 
 
-class Switch:
-    """Takes a model's adapter off around a pass. It is on before and after, whatever happens
-    within."""
+def lora_layers(model: Any) -> list[Any]:
+    """PEFT's layers of a model, which hold the parts of its adapter."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
-    def __init__(self, model: Any) -> None:
-        from peft.tuners.tuners_utils import BaseTunerLayer
+    return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
 
-        self._layers: list[Any] = [
-            module for module in model.modules() if isinstance(module, BaseTunerLayer)
-        ]
 
-    @contextmanager
-    def off(self) -> Iterator[None]:
-        """Within it the model is its base. Raises RuntimeError if PEFT's layers do not say that
-        they are off."""
-        try:
-            self._set(off=True)
-            if not all(layer.disable_adapters for layer in self._layers):
-                raise RuntimeError("this version of PEFT switches adapters off in another way")
-            yield
-        finally:
-            self._set(off=False)
+@contextmanager
+def without_adapter(layers: Sequence[Any]) -> Iterator[None]:
+    """Within it, the model that these layers belong to is its base. Its adapter is on before and
+    after, whatever happens within.
 
-    def _set(self, *, off: bool) -> None:
-        # PEFT's `enable_adapters` would also walk all parameters for `requires_grad`, some 50 ms in
-        # a model of 32 layers.
-        for layer in self._layers:
-            layer._disable_adapters = off
+    Args:
+        layers: All of the model's `lora_layers`.
+
+    Raises:
+        RuntimeError: The layers do not say that they are off.
+    """
+    # PEFT's `enable_adapters` would also walk all parameters for `requires_grad`, some 50 ms in a
+    # model of 32 layers.
+    try:
+        for layer in layers:
+            layer._disable_adapters = True
+        if not all(layer.disable_adapters for layer in layers):
+            raise RuntimeError("this version of PEFT switches adapters off in another way")
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False
 
 
 def _is_copy(model: Any, name: str, tensor: Tensor) -> bool:

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from tokenreward.checkpoints.refusal import CheckpointRefused, few
 
@@ -51,6 +51,23 @@ class HeadFormat:
     forms: tuple[frozenset[str], ...]
     trunk: tuple[str, ...] = ()
 
+    def tensors(self, names: Iterable[str]) -> dict[str, str]:
+        """The checkpoint's name of each tensor of a head, by its name in the module.
+
+        It is empty if the names below the prefix are not exactly a head.
+        """
+        start = f"{self.prefix}."
+        below = [name.removeprefix(start) for name in names if name.startswith(start)]
+        if frozenset(below) not in self.forms:
+            return {}
+        return {name: start + name for name in below}
+
+    def renames(self, names: Iterable[str]) -> dict[str, str]:
+        """What to cut off the trunk's names, as patterns and their replacement."""
+        first_parts = {name.split(".", 1)[0] for name in names}
+        present = sorted(first_parts.intersection(self.trunk))
+        return {rf"^{re.escape(part)}\.": "" for part in present}
+
 
 FORMATS = (
     HeadFormat("score", "score", _LINEAR),
@@ -63,27 +80,17 @@ FORMATS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class StoredHead:
-    """The head of one checkpoint.
-
-    Attributes:
-        format: The way in which it is stored.
-        tensors: The checkpoint's name of each tensor of the head, by its name in the module.
-        renames: What to cut off the trunk's names, as a pattern and its replacement.
-    """
-
-    format: HeadFormat
-    tensors: dict[str, str]
-    renames: dict[str, str] = field(default_factory=dict)
-
-
-def find_head(names: Iterable[str], value_head_prefix: str | None) -> StoredHead:
+def find_head(
+    names: Iterable[str], value_head_prefix: str | None
+) -> tuple[HeadFormat, dict[str, str]]:
     """The one head among a checkpoint's tensors.
 
     Args:
         names: The names of all tensors of the checkpoint.
         value_head_prefix: The prefix that config.json gives, if any.
+
+    Returns:
+        The way in which the head is stored, and its `HeadFormat.tensors`.
 
     Raises:
         CheckpointRefused: There is no head in a known format, or more than one. The message says
@@ -93,8 +100,8 @@ def find_head(names: Iterable[str], value_head_prefix: str | None) -> StoredHead
     formats = list(FORMATS)
     if value_head_prefix is not None and all(each.prefix != value_head_prefix for each in formats):
         formats.append(HeadFormat("value_head", value_head_prefix, _LINEAR))
-    matches = (_match(each, names) for each in formats)
-    heads = [head for head in matches if head is not None]
+    stored = ((each, each.tensors(names)) for each in formats)
+    heads = [(each, tensors) for each, tensors in stored if tensors]
     if len(heads) == 1:
         return heads[0]
     if not heads:
@@ -104,20 +111,7 @@ def find_head(names: Iterable[str], value_head_prefix: str | None) -> StoredHead
             "it holds no value head: as a reward_model its head would be random. Outside of its "
             f"layers there are {few(outside, 8) or 'no tensors'}; known heads are {tensors}"
         )
-    several = ", ".join(name for head in heads for name in head.tensors.values())
+    several = ", ".join(name for _, tensors in heads for name in tensors.values())
     raise CheckpointRefused(
         f"it holds more than one value head, {several}; which is meant cannot be told"
     )
-
-
-def _match(candidate: HeadFormat, names: list[str]) -> StoredHead | None:
-    """The head in this format; None if the names below its prefix are not exactly a head."""
-    prefix = f"{candidate.prefix}."
-    below = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
-    if frozenset(below) not in candidate.forms:
-        return None
-    first_parts = {name.split(".", 1)[0] for name in names}
-    renames = {}
-    for part in sorted(first_parts.intersection(candidate.trunk)):
-        renames[rf"^{re.escape(part)}\."] = ""
-    return StoredHead(candidate, {name: prefix + name for name in below}, renames)

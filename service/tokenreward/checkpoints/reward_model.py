@@ -24,10 +24,10 @@ from transformers import (
     PretrainedConfig,
 )
 
-from tokenreward.checkpoints.head_formats import StoredHead, find_head
+from tokenreward.checkpoints.head_formats import HeadFormat, find_head
 from tokenreward.checkpoints.refusal import CheckpointRefused, few, refuse_incomplete
 from tokenreward.checkpoints.value_head import ATTRIBUTE, ValueHead, head_module
-from tokenreward.checkpoints.weight_files import WeightFiles
+from tokenreward.checkpoints.weight_files import find_tensors, read_tensor
 from tokenreward.settings import DeploymentSettings
 
 _LANGUAGE_HEADS = frozenset({"lm_head", "embed_out"})
@@ -53,27 +53,27 @@ def load_reward_model(
             or hub that could not be read.
     """
     revision, trusted = settings.revision, settings.trust_remote_code
-    files = WeightFiles.of(source, revision=revision, allow_pickle=settings.allow_pickle)
+    file_of = find_tensors(source, revision=revision, allow_pickle=settings.allow_pickle)
     config: Any = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trusted)
     if settings.normalize_reward is not None:
         config.normalize_reward = settings.normalize_reward
-    head = find_head(files.file_of, getattr(config, "value_head_prefix", None))
-    tensors = {place: files.read(name) for place, name in head.tensors.items()}
-    model, info = _load_as_class(source, config, head, tensors, arguments)
+    head_format, names = find_head(file_of, getattr(config, "value_head_prefix", None))
+    tensors = {place: read_tensor(file_of[name], name) for place, name in names.items()}
+    model, info = _load_as_class(source, config, head_format, tensors, arguments)
     if model is None:
         model, info = AutoModel.from_pretrained(
-            source, config=config, key_mapping=head.renames or None, **arguments
+            source, config=config, key_mapping=head_format.renames(file_of) or None, **arguments
         )
         model.add_module(ATTRIBUTE, head_module(tensors))
     refuse_incomplete(info)
-    _refuse_leftovers(head, model, info)
-    return model, head.format.name
+    _refuse_leftovers(set(names.values()), model, info)
+    return model, head_format.name
 
 
 def _load_as_class(
     source: str,
     config: Any,
-    head: StoredHead,
+    head_format: HeadFormat,
     tensors: dict[str, Tensor],
     arguments: dict[str, Any],
 ) -> tuple[Any, dict[str, Any]]:
@@ -81,16 +81,16 @@ def _load_as_class(
     there is no such class."""
     has_bias = "bias" in tensors
     auto, mapping = AutoModelForSequenceClassification, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
-    if has_bias or head.format.prefix == "classifier":
+    if has_bias or head_format.prefix == "classifier":
         auto, mapping = AutoModelForTokenClassification, MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING
     remote_classes = getattr(config, "auto_map", None) or {}
     is_remote = arguments["trust_remote_code"] and auto.__name__ in remote_classes
     has_class = is_remote or type(config) in mapping
-    if head.format.name not in ("score", "classifier") or not has_class:
+    if head_format.name not in ("score", "classifier") or not has_class:
         return None, {}
     _set_num_labels(source, config, tensors, arguments["revision"])
     model, info = auto.from_pretrained(source, config=config, **arguments)
-    module = getattr(model, head.format.prefix, None)
+    module = getattr(model, head_format.prefix, None)
     if not isinstance(module, nn.Linear) or (module.bias is not None) != has_bias:
         return None, {}
     return model, info
@@ -111,21 +111,26 @@ def _set_num_labels(
     config.num_labels = num_rows
 
 
-def _refuse_leftovers(head: StoredHead, model: Any, info: dict[str, Any]) -> None:
+def _refuse_leftovers(head: set[str], model: Any, info: dict[str, Any]) -> None:
     """Refuses tensors that nothing would read: they may be a part of the score. The head of a
-    language model, which trainers often leave in the file, is none."""
-    read = set(head.tensors.values())
+    language model, which trainers often leave in the file, is none.
+
+    Args:
+        head: The checkpoint's names of the value head's tensors.
+        model: The loaded model.
+        info: transformers' loading info.
+    """
     lm_class = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(model.config), None)
     tied = getattr(lm_class, "_tied_weights_keys", None) or ()
     language_heads = _LANGUAGE_HEADS | {name.rsplit(".", 1)[0] for name in tied}
     leftovers = [
         name
         for name in sorted(info.get("unexpected_keys") or ())
-        if name not in read and name.rsplit(".", 1)[0] not in language_heads
+        if name not in head and name.rsplit(".", 1)[0] not in language_heads
     ]
     if leftovers:
         raise CheckpointRefused(
-            f"beside the trunk and its head {', '.join(sorted(read))} it holds {few(leftovers)}, "
+            f"beside the trunk and its head {', '.join(sorted(head))} it holds {few(leftovers)}, "
             "which nothing would read: a head that is more than that cannot be served"
         )
 

@@ -7,7 +7,6 @@ shards, safetensors or, only if the caller allows them, pickled `.bin` files. It
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -35,45 +34,38 @@ _PICKLED = ["pytorch_model.bin", f"pytorch_model.bin{_INDEX}"]
 _SAFE_HEAD, _PICKLED_HEAD = ["value_head.safetensors"], ["value_head.bin"]
 
 
-@dataclass(frozen=True, slots=True)
-class WeightFiles:
-    """Where each tensor of a checkpoint is: `file_of` maps the names of tensors to files."""
+def find_tensors(source: str, *, revision: str | None, allow_pickle: bool) -> dict[str, Path]:
+    """Where each tensor of a folder or hub repository is: its file, by the tensor's name.
 
-    file_of: dict[str, Path]
+    Raises:
+        CheckpointRefused: There are no weights that may be read.
+        OSError: The folder or the hub could not be asked, or an index names a shard that is not
+            there. A damaged file raises the error of safetensors or torch.
+    """
+    weights, heads = _SAFE, _SAFE_HEAD
+    if allow_pickle:
+        weights, heads = weights + _PICKLED, heads + _PICKLED_HEAD
+    path = find(source, *weights, revision=revision)
+    if path is None:
+        hint = "" if allow_pickle else "; `.bin` files are read only with `allow_pickle`"
+        raise CheckpointRefused(f"it has no {' or '.join(weights)}{hint}")
+    if path.name.endswith(_INDEX):
+        file_of = _shards_of(path, source, revision)
+    else:
+        file_of = dict.fromkeys(_tensor_names(path), path)
+    head = find(source, *heads, revision=revision)
+    if head is not None:
+        file_of |= dict.fromkeys(_tensor_names(head), head)
+    return file_of
 
-    @classmethod
-    def of(cls, source: str, *, revision: str | None, allow_pickle: bool) -> WeightFiles:
-        """The files of a folder or hub repository.
 
-        Raises:
-            CheckpointRefused: There are no weights that may be read.
-            OSError: The folder or the hub could not be asked, or an index names a shard that is
-                not there. A damaged file raises the error of safetensors or torch.
-        """
-        weights, heads = _SAFE, _SAFE_HEAD
-        if allow_pickle:
-            weights, heads = weights + _PICKLED, heads + _PICKLED_HEAD
-        path = find(source, *weights, revision=revision)
-        if path is None:
-            hint = "" if allow_pickle else "; `.bin` files are read only with `allow_pickle`"
-            raise CheckpointRefused(f"it has no {' or '.join(weights)}{hint}")
-        if path.name.endswith(_INDEX):
-            file_of = _shards_of(path, source, revision)
-        else:
-            file_of = dict.fromkeys(_tensor_names(path), path)
-        head = find(source, *heads, revision=revision)
-        if head is not None:
-            file_of |= dict.fromkeys(_tensor_names(head), head)
-        return cls(file_of)
-
-    def read(self, name: str) -> Tensor:
-        """One tensor, in the dtype it is stored in, on the CPU."""
-        path = self.file_of[name]
-        if path.suffix != ".safetensors":
-            return _unpickle(path)[name]
-        with safe_open(path, framework="pt", device="cpu") as file:
-            tensor: Tensor = file.get_tensor(name)
-            return tensor
+def read_tensor(path: Path, name: str) -> Tensor:
+    """One tensor of a file, in the dtype it is stored in, on the CPU."""
+    if path.suffix != ".safetensors":
+        return _unpickle(path)[name]
+    with safe_open(path, framework="pt", device="cpu") as file:
+        tensor: Tensor = file.get_tensor(name)
+        return tensor
 
 
 def find(source: str, *names: str, revision: str | None) -> Path | None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import cache, partial
 from typing import Any
 
 import httpx
@@ -28,6 +29,17 @@ _GATHER_TIMEOUT_S = 5.0
 
 logger = logging.getLogger("ray.serve")
 
+HandleOf = Callable[[str], Any]  # Ray's handle of a deployment
+
+
+@cache
+def ray_handle(deployment: str) -> Any:
+    """Ray's handle of a deployment, which asks all of its replicas at once.
+
+    It cannot be had before Ray runs the deployment.
+    """
+    return serve.get_deployment_handle(REPLICA, app_name=deployment)
+
 
 @serve.deployment
 @serve.ingress()
@@ -42,8 +54,6 @@ class Gateway:
         tune_interpreter()
         self._args = args
         self._routes = {name: ScorerRoute(**route) for name, route in args["routes"].items()}
-        deployments = dict.fromkeys(route.deployment for route in self._routes.values())
-        self._replicas = Replicas(list(deployments))
 
     def __serve_build_asgi_app__(self) -> App:
         # Ray's proxy closes idle connections after 90 s. Ours are given up sooner: a request on a
@@ -57,65 +67,42 @@ class Gateway:
             timeout=None,  # noqa: S113 - each request has its own deadline
             trust_env=False,
         )
+        deployments = dict.fromkeys(route.deployment for route in self._routes.values())
         backend = GatewayBackend(
             self._routes,
-            Upstreams(client, self._replicas.has_ready),
-            gather=self._replicas.snapshots,
+            Upstreams(client, partial(has_ready, ray_handle)),
+            gather=partial(snapshots, ray_handle, deployments),
             limits=limits_of(self._args),
             replica=serve.get_replica_context().replica_tag,
         )
         return build_app(backend)
 
 
-def _handle_of(deployment: str) -> Any:
-    """Ray's handle of a deployment, which asks all of its replicas at once."""
-    return serve.get_deployment_handle(REPLICA, app_name=deployment)
+async def snapshots(
+    handle_of: HandleOf, deployments: Iterable[str]
+) -> dict[str, dict[str, Snapshot]]:
+    """The metrics of every running replica, by deployment, then replica.
 
-
-class Replicas:
-    """Asks every running replica of every deployment for its metrics, or for its health.
-
-    Args:
-        deployments: The names of the deployments.
-        handle_of: Gives the handle of a deployment. It is called once for each, when it is needed:
-            a handle cannot be had before Ray runs the deployment.
+    Only replicas that are loaded answer. A replica that has just died is left out.
     """
+    names = list(deployments)
+    all_answers = await asyncio.gather(*(_broadcast(handle_of, name, "snapshot") for name in names))
+    return {name: dict(answers) for name, answers in zip(names, all_answers, strict=True)}
 
-    def __init__(
-        self, deployments: list[str], *, handle_of: Callable[[str], Any] = _handle_of
-    ) -> None:
-        self._deployments = deployments
-        self._handle_of = handle_of
-        self._handles: dict[str, Any] = {}
 
-    async def snapshots(self) -> dict[str, dict[str, Snapshot]]:
-        """The metrics by deployment, then replica.
+async def has_ready(handle_of: HandleOf, deployment: str) -> bool:
+    """Whether one of a deployment's replicas is loaded and healthy."""
+    return bool(await _broadcast(handle_of, deployment, "check_health"))
 
-        Only replicas that are loaded answer. A replica that has just died is left out.
-        """
-        all_answers = await asyncio.gather(
-            *(self._broadcast(name, "snapshot") for name in self._deployments)
+
+async def _broadcast(handle_of: HandleOf, deployment: str, method: str) -> list[Any]:
+    """Calls a method of each running replica, and returns what did not raise."""
+    handle = handle_of(deployment)
+    try:
+        answers = await handle.broadcast(method).results_async(
+            timeout_s=_GATHER_TIMEOUT_S, return_exceptions=True
         )
-        return {
-            deployment: dict(answers)
-            for deployment, answers in zip(self._deployments, all_answers, strict=True)
-        }
-
-    async def has_ready(self, deployment: str) -> bool:
-        """Whether one of its replicas is loaded and healthy."""
-        return bool(await self._broadcast(deployment, "check_health"))
-
-    async def _broadcast(self, deployment: str, method: str) -> list[Any]:
-        """Calls a method of each running replica, and returns what did not raise."""
-        if deployment not in self._handles:
-            self._handles[deployment] = self._handle_of(deployment)
-        try:
-            answers = (
-                await self._handles[deployment]
-                .broadcast(method)
-                .results_async(timeout_s=_GATHER_TIMEOUT_S, return_exceptions=True)
-            )
-        except (DeploymentUnavailableError, TimeoutError) as error:
-            logger.info("%s: no replica answers (%s)", deployment, type(error).__name__)
-            return []
-        return [answer for answer in answers if not isinstance(answer, BaseException)]
+    except (DeploymentUnavailableError, TimeoutError) as error:
+        logger.info("%s: no replica answers (%s)", deployment, type(error).__name__)
+        return []
+    return [answer for answer in answers if not isinstance(answer, BaseException)]

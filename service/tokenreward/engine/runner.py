@@ -15,7 +15,8 @@ import torch
 
 from tokenreward.contract import Outputs, RowRequest
 from tokenreward.errors import InternalError, ItemError, OutOfMemory, ScorerFailed, frames
-from tokenreward.forward.layout import Finished, Layout, Pending
+from tokenreward.forward.layout import Layout
+from tokenreward.forward.transfer import Pending
 
 _SIGNS_OF_NO_MEMORY = ("out of memory", "alloc_failed", "can't allocate memory")
 _SIGNS_OF_LOSS = (
@@ -69,7 +70,8 @@ class Runner:
         try:
             if self.runs_ahead:
                 return PendingBatch(self, batch, self.layout.launch(requests))
-            return PendingBatch(self, batch, Finished(self.layout.run(requests)))
+            outputs = self.layout.run(requests)
+            return PendingBatch(self, batch, Pending(lambda: outputs))
         except Exception as error:
             return PendingBatch(self, batch, self.error_of(batch, error))
 
@@ -106,7 +108,7 @@ class PendingBatch:
 
     runner: Runner
     batch: Sequence[Sequence[RowRequest]]
-    state: Pending | ItemError | DeviceLost
+    state: Pending[list[Outputs]] | ItemError | DeviceLost
 
     def result(self) -> list[list[Outputs] | ItemError]:
         """Waits for the device. A batch that fails is split until only the culprit fails.
@@ -118,7 +120,7 @@ class PendingBatch:
             DeviceLost: The device will not compute again.
         """
         batch, failure = self.batch, self.state
-        if isinstance(failure, Pending):
+        if not isinstance(failure, Exception):
             try:
                 outputs = iter(failure.result())
                 return [list(islice(outputs, len(item))) for item in batch]

@@ -29,10 +29,6 @@ from tokenreward.forward.varlen import VarlenKernel
 IMPLEMENTATION = "tokenreward_segments"
 
 
-class CannotPack(RuntimeError):
-    """The model asks of its attention what packed segments cannot give."""
-
-
 @dataclass(slots=True, eq=False)
 class PackedRow:
     """A packed sequence while the model runs over it, and what was read of its attention.
@@ -112,7 +108,8 @@ def segments_attention(
         Attended [1, n, heads, d], and no map of weights.
 
     Raises:
-        CannotPack: The layer passes a mask or a bias, or is not causal: all of it would be lost.
+        RuntimeError: The layer passes a mask or a bias, or is not causal: packed segments would
+            lose all of it.
     """
     row = _current.get()
     is_causal = kwargs.get("is_causal")
@@ -121,7 +118,7 @@ def segments_attention(
     has_bias = attention_mask is not None or kwargs.get("position_bias") is not None
     if row is None or has_bias or not is_causal:
         name = type(module).__name__
-        raise CannotPack(f"{name} wants a mask, a position bias or two-way attention")
+        raise RuntimeError(f"{name} wants a mask, a position bias or two-way attention")
     bias = _bias(query, kwargs)
     qkv = (query, key, value)
     row.num_calls += 1

@@ -60,43 +60,33 @@ def half_product(rows: Tensor, weight: Tensor) -> Tensor:
     return torch.mm(rows, weight.t(), out_dtype=torch.float32)
 
 
-@dataclass(frozen=True, slots=True)
-class Tiling:
-    """How the product of hidden states and a vocabulary is cut.
+def largest_tiles(
+    device_type: str, weight: tuple[int, int, int], num_results: int, *, converts: bool
+) -> tuple[int, int, int]:
+    """How the product of hidden states and a vocabulary is cut, so that the workspace stays within
+    `MAX_WORKSPACE_BYTES`.
 
-    Attributes:
-        rows: Rows of a tile of logits.
-        columns: Vocabulary entries of a tile.
-        block: Rows for which each tile of weights is read once; a multiple of `rows`.
+    Args:
+        device_type: "cpu" or "cuda".
+        weight: Vocabulary size, hidden size, and bytes of one number.
+        num_results: Numbers that a row gets of each tile.
+        converts: Whether tiles of weights and rows are made float32.
+
+    Returns:
+        The rows of a tile of logits; its columns, which are vocabulary entries; and the rows of a
+        block, for which each tile of weights is read once, a multiple of the rows of a tile.
     """
-
-    rows: int
-    columns: int
-    block: int
-
-    @classmethod
-    def of(
-        cls, device_type: str, weight: tuple[int, int, int], num_results: int, *, converts: bool
-    ) -> Tiling:
-        """The largest tiles that keep the workspace within `MAX_WORKSPACE_BYTES`.
-
-        Args:
-            device_type: "cpu" or "cuda".
-            weight: Vocabulary size, hidden size, and bytes of one number.
-            num_results: Numbers that a row gets of each tile.
-            converts: Whether tiles of weights and rows are made float32.
-        """
-        vocab_size, hidden_size, num_bytes = weight
-        rows, columns = _TILES.get(device_type, _TILES["cuda"])
-        if converts:
-            rows = min(rows, _CONVERTED_ROW_BYTES // (_FLOAT_BYTES * hidden_size))
-            columns = min(columns, _CONVERTED_WEIGHT_BYTES // (_FLOAT_BYTES * hidden_size))
-        columns = max(1, min(columns, vocab_size))
-        num_tiles = -(-vocab_size // columns)
-        by_results = _RESULT_BYTES // (_FLOAT_BYTES * num_results * num_tiles)
-        block = max(1, min(by_results, _BLOCK_BYTES // (num_bytes * hidden_size)))
-        rows = max(1, min(rows, block))
-        return cls(rows, columns, block - block % rows)
+    vocab_size, hidden_size, num_bytes = weight
+    rows, columns = _TILES.get(device_type, _TILES["cuda"])
+    if converts:
+        rows = min(rows, _CONVERTED_ROW_BYTES // (_FLOAT_BYTES * hidden_size))
+        columns = min(columns, _CONVERTED_WEIGHT_BYTES // (_FLOAT_BYTES * hidden_size))
+    columns = max(1, min(columns, vocab_size))
+    num_tiles = -(-vocab_size // columns)
+    by_results = _RESULT_BYTES // (_FLOAT_BYTES * num_results * num_tiles)
+    block = max(1, min(by_results, _BLOCK_BYTES // (num_bytes * hidden_size)))
+    rows = max(1, min(rows, block))
+    return rows, columns, block - block % rows
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -148,8 +138,8 @@ class LanguageHead:
     @property
     def tile_shape(self) -> tuple[int, int]:
         """Rows and columns of a tile of logits."""
-        tiling = self._tiling(1)
-        return tiling.rows, tiling.columns
+        rows, columns, _ = self._cut(1)
+        return rows, columns
 
     def token_logits(self, hidden: Tensor, at: Tensor, targets: Tensor) -> Tensor:
         """Raw logits of single tokens, each an exact dot product: no other token is looked at.
@@ -187,23 +177,31 @@ class LanguageHead:
             The logsumexps [len(temperatures), n] and the entropies [len(entropies), n], nats, in
             float32.
         """
-        tiling = self._tiling(len(temperatures) + 2 * len(entropies))
+        rows, columns, block_rows = self._cut(len(temperatures) + 2 * len(entropies))
         blocks = []
         num_rows = len(hidden) if at is None else len(at)
-        for top in range(0, num_rows, tiling.block):
-            block = slice(top, top + tiling.block)
-            rows = hidden[block] if at is None else hidden[at[block]]
-            tiles = torch.stack(list(self._tiles(rows, tiling, temperatures, entropies)))
+        for top in range(0, num_rows, block_rows):
+            block = slice(top, top + block_rows)
+            states = hidden[block] if at is None else hidden[at[block]]
+            tiles = torch.stack(list(self._tiles(states, (rows, columns), temperatures, entropies)))
             blocks.append(merge_tiles(tiles, len(temperatures)))
         lse = torch.cat([lse for lse, _ in blocks], dim=1)
         return lse, torch.cat([entropy for _, entropy in blocks], dim=1)
 
     def _tiles(
-        self, rows: Tensor, tiling: Tiling, temperatures: list[float], entropies: list[float]
+        self,
+        states: Tensor,
+        shape: tuple[int, int],
+        temperatures: list[float],
+        entropies: list[float],
     ) -> Iterator[Tensor]:
-        """What is kept [k, n] of each tile of columns, for the rows [n, h] of a block."""
-        for left in range(0, self.weight.shape[0], tiling.columns):
-            columns = slice(left, left + tiling.columns)
+        """What is kept [k, n] of each tile of columns, for the states [n, h] of a block.
+
+        A tile has at most the rows and columns of `shape`.
+        """
+        num_rows, num_columns = shape
+        for left in range(0, self.weight.shape[0], num_columns):
+            columns = slice(left, left + num_columns)
             weight = self.weight[columns]
             if self.product is None:
                 weight = weight.float()  # once for all rows of the block
@@ -212,7 +210,7 @@ class LanguageHead:
                 reduce_tile(
                     self._logits(part, weight, columns), temperatures, entropies, self.logsumexp
                 )
-                for part in torch.split(rows, tiling.rows)
+                for part in torch.split(states, num_rows)
             ]
             yield torch.cat(parts, dim=1)
 
@@ -234,8 +232,9 @@ class LanguageHead:
             logits.div_(self.softcap).tanh_().mul_(self.softcap)
         return logits
 
-    def _tiling(self, num_results: int) -> Tiling:
+    def _cut(self, num_results: int) -> tuple[int, int, int]:
+        """The `largest_tiles` of this head."""
         vocab_size, hidden_size = self.weight.shape
         converts = self.product is None and self.weight.dtype != torch.float32
         size = vocab_size, hidden_size, self.weight.element_size()
-        return Tiling.of(self.weight.device.type, size, num_results, converts=converts)
+        return largest_tiles(self.weight.device.type, size, num_results, converts=converts)

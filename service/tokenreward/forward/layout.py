@@ -1,4 +1,4 @@
-"""A way to run token rows through a model: the `Layout` protocol, and a pass under way, `Pending`.
+"""A way to run token rows through a model: the `Layout` protocol, and what a probe decides on it.
 
 It knows no model and no device. `plain` and `packed` run one model, `pair` runs two, and `probe`
 chooses between them.
@@ -12,32 +12,7 @@ from typing import Protocol, runtime_checkable
 
 from tokenreward.contract import Outputs, Row, RowRequest
 from tokenreward.forward.comparison import Gap
-
-
-@runtime_checkable
-class Pending(Protocol):
-    """A pass that was launched."""
-
-    def result(self) -> list[Outputs]:
-        """Waits for the device: for this pass only, and for nothing that was launched later.
-
-        Returns:
-            The outputs of each row, in the order in which the rows were launched.
-
-        Raises:
-            Exception: whatever the device failed with by then.
-        """
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Finished:
-    """A pass that had ended when its launch returned."""
-
-    outputs: list[Outputs]
-
-    def result(self) -> list[Outputs]:
-        """The outputs, which are on the host already."""
-        return self.outputs
+from tokenreward.forward.transfer import Pending
 
 
 @runtime_checkable
@@ -62,8 +37,12 @@ class Layout(Protocol):
     def num_computed(self, rows: Sequence[Row]) -> int:
         """Tokens that the model computes in a pass over these rows."""
 
-    def launch(self, requests: Sequence[RowRequest]) -> Pending:
-        """Starts a pass over rows on the device."""
+    def launch(self, requests: Sequence[RowRequest]) -> Pending[list[Outputs]]:
+        """Starts a pass over rows on the device.
+
+        Returns:
+            The pass. Its result is the outputs of each row, in order.
+        """
 
     def run(self, requests: Sequence[RowRequest]) -> list[Outputs]:
         """Launches a pass and waits for it: the outputs of each row, in order."""

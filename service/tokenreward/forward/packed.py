@@ -13,19 +13,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from tokenreward.checkpoints.checkpoint import Checkpoint
 from tokenreward.checkpoints.value_head import ValueHead
 from tokenreward.contract import Outputs, Row, RowRequest
 from tokenreward.forward.attention import (
     IMPLEMENTATION,
-    CannotPack,
     PackedRow,
     attending,
     choose_kernel,
 )
 from tokenreward.forward.language_head import LanguageHead
-from tokenreward.forward.layout import Pending
 from tokenreward.forward.packing import Packing, num_packed, pack
 from tokenreward.forward.patches import (
     Linear,
@@ -35,9 +34,9 @@ from tokenreward.forward.patches import (
     split_mlps,
     torch_linear,
 )
-from tokenreward.forward.readout import HiddenStates, Readout
+from tokenreward.forward.readout import Readout
 from tokenreward.forward.reduction import fastest
-from tokenreward.forward.transfer import to_device
+from tokenreward.forward.transfer import Pending, to_device
 
 
 class PackedLayout:
@@ -129,33 +128,38 @@ class PackedLayout:
         return num_packed(rows, share=self.kernel.shares)
 
     def run(self, requests: Sequence[RowRequest]) -> list[Outputs]:
-        """Outputs of each row, in order. Raises CannotPack like `launch`."""
+        """Outputs of each row, in order. Raises RuntimeError like `launch`."""
         return self.launch(requests).result()
 
     @torch.inference_mode()
-    def launch(self, requests: Sequence[RowRequest]) -> Pending:
+    def launch(self, requests: Sequence[RowRequest]) -> Pending[list[Outputs]]:
         """Starts one pass over all rows, and the copy of its outputs to the host.
 
         Raises:
-            CannotPack: The model did not use its attention interface in every layer.
+            RuntimeError: The model did not use its attention interface in every layer.
         """
         packing = pack([row for row, _ in requests], share=self.kernel.shares)
         context = PackedRow(packing, self.kernel, self._num_layers)
         for index, (row, needs) in enumerate(requests):
             if needs.attention:
                 context.attention_needs[index] = (row, needs.attention)
-        hidden = self._run_trunk(context, requests)
-        readout = Readout(requests)
+        states, at = self._run_trunk(context, requests)
+        readout = Readout(requests, states, at, packing.places)
         readout.add_attention(context.readings)
         if self.language_head is not None:
-            readout.add_logits(self.language_head, hidden)
+            readout.add_logits(self.language_head)
         if self._value_head is not None:
-            readout.add_values(self._value_head, hidden)
-        readout.send()
-        return readout
+            readout.add_values(self._value_head)
+        return readout.send()
 
-    def _run_trunk(self, context: PackedRow, requests: Sequence[RowRequest]) -> HiddenStates:
-        """Runs all layers. Raises CannotPack."""
+    def _run_trunk(
+        self, context: PackedRow, requests: Sequence[RowRequest]
+    ) -> tuple[Tensor, np.ndarray]:
+        """Runs all layers. Raises RuntimeError.
+
+        Returns:
+            The last hidden states [m, h], and their places [m] in the packed sequence, ascending.
+        """
         packing = context.packing
         at = np.arange(len(packing.ids))
         if self.last_layer is not None:
@@ -173,11 +177,11 @@ class PackedLayout:
                 stack.enter_context(pruning(self.last_layer, states_at))
             output = self._checkpoint.trunk(input_ids=ids, position_ids=positions, use_cache=False)
         if context.num_calls != context.num_layers:
-            raise CannotPack(
+            raise RuntimeError(
                 f"{context.num_calls} of {context.num_layers} layers went through the attention "
                 "interface"
             )
-        return HiddenStates(output.last_hidden_state[0], at, packing.places)
+        return output.last_hidden_state[0], at
 
 
 def _read_places(requests: Sequence[RowRequest], packing: Packing) -> np.ndarray:

@@ -21,7 +21,7 @@ from tokenreward.checkpoints.checkpoint import Checkpoint
 from tokenreward.checkpoints.refusal import CheckpointRefused
 from tokenreward.checkpoints.value_head import ValueHead
 from tokenreward.contract import Needs, Outputs, Reading, Row, RowRequest
-from tokenreward.forward.layout import Finished, Pending
+from tokenreward.forward.transfer import Pending
 
 _CHUNK_ROWS = 256
 
@@ -46,12 +46,13 @@ class PlainLayout:
         """Tokens that running these rows computes: each row's own, and no padding."""
         return sum(len(row.ids) for row in rows)
 
-    def launch(self, requests: Sequence[RowRequest]) -> Pending:
+    def launch(self, requests: Sequence[RowRequest]) -> Pending[list[Outputs]]:
         """Runs the rows one after the other: the pass has ended when this returns.
 
         The numbers of each row are on the host before the next row is read.
         """
-        return Finished([self._read(row, needs) for row, needs in requests])
+        outputs = [self._read(row, needs) for row, needs in requests]
+        return Pending(lambda: outputs)
 
     def run(self, requests: Sequence[RowRequest]) -> list[Outputs]:
         """Outputs of each row, in order."""

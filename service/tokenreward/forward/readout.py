@@ -6,7 +6,7 @@ It knows requests for rows and places of tokens, and no layers.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,68 +16,48 @@ from torch import Tensor
 from tokenreward.checkpoints.value_head import ValueHead
 from tokenreward.contract import Outputs, Reading, Row, RowRequest
 from tokenreward.forward.language_head import LanguageHead
-from tokenreward.forward.transfer import HostCopy, to_device, to_host
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class HiddenStates:
-    """The last hidden states of a trunk, at some places of a packed sequence.
-
-    Attributes:
-        states: [m, h], in the model's dtype, on the device.
-        places: [m], ascending: the place in the packed sequence of each state.
-        places_of_rows: For each row, the places of its tokens in the packed sequence.
-    """
-
-    states: Tensor
-    places: np.ndarray
-    places_of_rows: Sequence[np.ndarray]
-
-    def last(self, index: int) -> int:
-        """Which state belongs to the last token of a row."""
-        return int(np.searchsorted(self.places, self.places_of_rows[index][-1]))
-
-    def predicting(self, index: int, row: Row) -> np.ndarray:
-        """Which states [r + 1] predict the row's response tokens and the token after them."""
-        return np.searchsorted(self.places, self.places_of_rows[index][row.start - 1 : row.stop])
-
+from tokenreward.forward.transfer import Pending, to_device, to_host
 
 # Numbers of one output: the number of a tensor that is sent, and an index into it.
 _Part = tuple[int, Any]
 
 
 class Readout:
-    """The outputs of one pass, on their way to the host: the pass as a `Pending`.
+    """Reads the outputs of one pass from the last hidden states of its trunk.
 
     The `add_*` methods compute numbers on the device and note which of them belong to which row.
-    `send` is called once, after them; then `result` gives the outputs. A readout holds no hidden
-    states, because they would fill the device while the next pass runs.
+    Then `send` launches the copy of these numbers to the host.
+
+    Args:
+        requests: The rows of the pass, and what is wanted of them.
+        states: Hidden states [m, h], in the model's dtype, on the device.
+        places: [m], ascending: the place in the packed sequence of each state.
+        places_of_rows: For each row, the places of its tokens in the packed sequence.
     """
 
-    def __init__(self, requests: Sequence[RowRequest]) -> None:
+    def __init__(
+        self,
+        requests: Sequence[RowRequest],
+        states: Tensor,
+        places: np.ndarray,
+        places_of_rows: Sequence[np.ndarray],
+    ) -> None:
         self._requests = requests
+        self._states = states
+        self._places = places
+        self._places_of_rows = places_of_rows
         self._tensors: list[Tensor] = []
-        self._copy = HostCopy([], None)
         # For each row, the parts of each field of `Outputs`; a field that is a dict has a dict.
         self._parts: list[dict[str, Any]] = [{} for _ in requests]
 
-    def send(self) -> None:
-        """Launches the copy of all numbers to the host."""
-        self._copy = to_host(self._tensors)
-        self._tensors = []  # so that the next pass can have their memory
-
-    def result(self) -> list[Outputs]:
-        """Waits for the copy, and for nothing that was launched after it.
+    def send(self) -> Pending[list[Outputs]]:
+        """Launches the copy of all numbers to the host.
 
         Returns:
-            The outputs of each row, in order.
+            The outputs of each row, in order. They hold no hidden states and none of the numbers
+            on the device, which would fill its memory while the next pass runs.
         """
-        arrays = self._copy.result()
-        outputs = []
-        for parts in self._parts:
-            fields = {name: _numbers(arrays, part) for name, part in parts.items()}
-            outputs.append(Outputs(**fields))
-        return outputs
+        return Pending(partial(_outputs, self._parts, to_host(self._tensors)))
 
     def add_attention(self, readings_of_rows: Mapping[int, Mapping[Reading, Tensor]]) -> None:
         """Adds readings of the last layer's attention, for the rows that have any."""
@@ -86,20 +66,21 @@ class Readout:
                 name: (self._add(tensor), ...) for name, tensor in readings.items()
             }
 
-    def add_values(self, head: ValueHead, hidden: HiddenStates) -> None:
+    def add_values(self, head: ValueHead) -> None:
         """Adds the value head, if a row wants it. It costs little, so every state is read."""
         if not any(needs.values or needs.pooled for _, needs in self._requests):
             return
-        number = self._add(head.values(hidden.states))
+        number = self._add(head.values(self._states))
         for index, (row, needs) in enumerate(self._requests):
-            self._parts[index]["pooled"] = (number, hidden.last(index))
+            end = self._places_of_rows[index][-1]
+            self._parts[index]["pooled"] = (number, int(np.searchsorted(self._places, end)))
             if needs.values:
-                self._parts[index]["values"] = (number, hidden.predicting(index, row))
+                self._parts[index]["values"] = (number, self._predicting(index, row))
 
-    def add_logits(self, head: LanguageHead, hidden: HiddenStates) -> None:
+    def add_logits(self, head: LanguageHead) -> None:
         """Adds the language head, for the rows that want it."""
         at = {
-            index: hidden.predicting(index, row)
+            index: self._predicting(index, row)
             for index, (row, needs) in enumerate(self._requests)
             if needs.reads_logits
         }
@@ -120,16 +101,16 @@ class Readout:
             states = np.concatenate([at[index] for index in members])
             unique.append(np.unique(states, return_inverse=True))
         dots_at, dots_tokens, *states_at = to_device(
-            [*self._note_dots(at), *(states for states, _ in unique)], hidden.states.device
+            [*self._note_dots(at), *(states for states, _ in unique)], self._states.device
         )
-        self._add(head.token_logits(hidden.states, dots_at, dots_tokens))
+        self._add(head.token_logits(self._states, dots_at, dots_tokens))
         for (kind, members), (states, which), on_device in zip(
             groups.items(), unique, states_at, strict=True
         ):
             temperatures, entropies = sorted(kind[0]), sorted(kind[1])
-            is_every_state = len(states) == len(hidden.places)
+            is_every_state = len(states) == len(self._places)
             lse, entropy = head.normalisers(
-                hidden.states, None if is_every_state else on_device, temperatures, entropies
+                self._states, None if is_every_state else on_device, temperatures, entropies
             )
             lse_number, entropy_number = self._add(lse), self._add(entropy)
             ends = np.cumsum([len(at[index]) for index in members])[:-1]
@@ -168,10 +149,27 @@ class Readout:
             }
         return np.concatenate(all_states), np.concatenate(all_tokens)
 
+    def _predicting(self, index: int, row: Row) -> np.ndarray:
+        """Which states [r + 1] predict the row's response tokens and the token after them."""
+        places = self._places_of_rows[index][row.start - 1 : row.stop]
+        return np.searchsorted(self._places, places)
+
     def _add(self, tensor: Tensor) -> int:
         """Notes a tensor to be sent. Returns its number."""
         self._tensors.append(tensor.to(torch.float32))
         return len(self._tensors) - 1
+
+
+def _outputs(
+    parts_of_rows: Sequence[Mapping[str, Any]], copy: Pending[list[np.ndarray]]
+) -> list[Outputs]:
+    """Waits for the copy of a pass's numbers, and makes the outputs of its rows from them."""
+    arrays = copy.result()
+    outputs = []
+    for parts in parts_of_rows:
+        fields = {name: _numbers(arrays, part) for name, part in parts.items()}
+        outputs.append(Outputs(**fields))
+    return outputs
 
 
 def _numbers(arrays: list[np.ndarray], part: Any) -> Any:

@@ -2,20 +2,42 @@
 
 Nobody waits for a copy while it is launched. A device works in the order in which it is asked, so
 the copy of a pass's numbers must be launched right behind that pass: launched behind the next pass,
-it would arrive when the next pass has ended. `HostCopy.result` waits for its own copy and for
+it would arrive when the next pass has ended. `Pending.result` waits for its own copy and for
 nothing behind it. This module knows arrays and no rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pending(Generic[Result]):
+    """Work that was launched on the device: a copy to the host, or a pass over rows.
+
+    Attributes:
+        wait: Waits for the work and gives its result. It holds what the result is made of, and none
+            of the device's memory.
+    """
+
+    wait: Callable[[], Result]
+
+    def result(self) -> Result:
+        """Waits for the device: for this work only, and for nothing that was launched later.
+
+        Raises:
+            Exception: whatever the device failed with by then.
+        """
+        return self.wait()
 
 
 def to_device(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
@@ -38,36 +60,18 @@ def to_device(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor
     ]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class HostCopy:
-    """Numbers on their way to the host.
-
-    Attributes:
-        arrays: The memory that the numbers arrive in. It holds nothing before `result` returns.
-        event: Recorded behind the copy on the device's stream; None if there was nothing to copy.
-    """
-
-    arrays: list[np.ndarray]
-    event: Any  # torch.cuda.Event, whose methods torch does not type
-
-    def result(self) -> list[np.ndarray]:
-        """Waits for the copy. Raises what the device failed with by then."""
-        if self.event is not None:
-            self.event.synchronize()
-        return self.arrays
-
-
-def to_host(tensors: Sequence[Tensor]) -> HostCopy:
+def to_host(tensors: Sequence[Tensor]) -> Pending[list[np.ndarray]]:
     """Launches one copy of float32 tensors to arrays of the same shapes.
 
     On the CPU nothing is copied: the arrays share the tensors' memory.
     """
     if all(tensor.device.type == "cpu" for tensor in tensors):
-        return HostCopy([tensor.numpy() for tensor in tensors], None)
+        arrays = [tensor.numpy() for tensor in tensors]
+        return Pending(lambda: arrays)
     return copy_to_host(tensors)
 
 
-def copy_to_host(tensors: Sequence[Tensor]) -> HostCopy:
+def copy_to_host(tensors: Sequence[Tensor]) -> Pending[list[np.ndarray]]:
     """The copy that `to_host` launches where there is something to copy."""
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
     host = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=True)
@@ -78,7 +82,12 @@ def copy_to_host(tensors: Sequence[Tensor]) -> HostCopy:
         numbers[start:stop].reshape(tensor.shape)
         for (start, stop), tensor in zip(ranges, tensors, strict=True)
     ]
-    return HostCopy(arrays, event)
+
+    def wait() -> list[np.ndarray]:
+        event.synchronize()  # the arrays hold nothing before it
+        return arrays
+
+    return Pending(wait)
 
 
 def _ranges(sizes: list[int]) -> list[tuple[int, int]]:

@@ -7,7 +7,6 @@ This module knows groups and windows. What the calls themselves take and give is
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -35,7 +34,7 @@ class VarlenKernel:
     def __init__(self, flash: Flash) -> None:
         self._flash = flash
         self._groups: Sequence[Group] = ()
-        self._whole: _WholeCalls | None = None
+        self._whole: tuple[Ragged, tuple[Ragged, Ragged, Tensor] | None] | None = None
         self._windows: dict[int, list[tuple[Ragged, Ragged]]] = {}
 
     def __call__(
@@ -57,15 +56,15 @@ class VarlenKernel:
 
     def _attend_whole(self, tokens: list[Tensor], scale: float, out: Tensor) -> None:
         if self._whole is None:
-            self._whole = _WholeCalls.of(self._groups, out.device)
-        calls = self._whole
-        out[calls.own.tokens], own_lse = self._call(tokens, calls.own, calls.own, scale, _CAUSAL)
-        if calls.on_prompts is None:
+            self._whole = _calls_without_window(self._groups, out.device)
+        ranges, on_prompts = self._whole
+        out[ranges.tokens], lse = self._call(tokens, ranges, ranges, scale, _CAUSAL)
+        if on_prompts is None:
             return
-        queries, keys = calls.on_prompts
+        queries, keys, among = on_prompts
         prompt, prompt_lse = self._call(tokens, queries, keys, scale, _ALL)
         own = out[queries.tokens]
-        out[queries.tokens] = merge(own, own_lse[calls.responses], prompt, prompt_lse)
+        out[queries.tokens] = merge(own, lse[among], prompt, prompt_lse)
 
     def _attend_within(self, tokens: list[Tensor], scale: float, out: Tensor, window: int) -> None:
         calls = self._windows.get(window)
@@ -92,37 +91,30 @@ class VarlenKernel:
         return self._flash(qkv, queries, keys, scale=scale, window=window)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _WholeCalls:
+def _calls_without_window(
+    groups: Sequence[Group], device: torch.device
+) -> tuple[Ragged, tuple[Ragged, Ragged, Tensor] | None]:
     """Both calls of a pass without a window.
 
-    Attributes:
-        own: Every range, on itself.
-        on_prompts: All responses of a group as one sequence of queries, and its prompt as their
-            keys; None if no group has responses.
-        responses: Where the tokens of these queries are among the tokens of `own`.
+    Returns:
+        Every range, for the call of each on itself. And for the call of responses on their prompts:
+        all responses of a group as one sequence of queries, its prompt as their keys, and where the
+        tokens of these queries are among those of the first call; None if no group has responses.
     """
-
-    own: Ragged
-    on_prompts: tuple[Ragged, Ragged] | None
-    responses: Tensor | None
-
-    @classmethod
-    def of(cls, groups: Sequence[Group], device: torch.device) -> _WholeCalls:
-        own = [part for group in groups for part in (group.prompt, *group.responses)]
-        families = [group for group in groups if group.responses]
-        if not families:
-            return cls(to_ragged(device, [[part] for part in own])[0], None, None)
-        queries = [(group.responses[0][0], group.responses[-1][1]) for group in families]
-        prompts = [group.prompt for group in families]
-        whole, on_prompts, keys = to_ragged(
-            device,
-            [[part] for part in own],
-            [[part] for part in queries],
-            [[part] for part in prompts],
-        )
-        among = np.searchsorted(places_of(own), places_of(queries))
-        return cls(whole, (on_prompts, keys), to_device([among], device)[0])
+    own = [part for group in groups for part in (group.prompt, *group.responses)]
+    families = [group for group in groups if group.responses]
+    if not families:
+        return to_ragged(device, [[part] for part in own])[0], None
+    responses = [(group.responses[0][0], group.responses[-1][1]) for group in families]
+    prompts = [group.prompt for group in families]
+    own_call, queries, keys = to_ragged(
+        device,
+        [[part] for part in own],
+        [[part] for part in responses],
+        [[part] for part in prompts],
+    )
+    among = np.searchsorted(places_of(own), places_of(responses))
+    return own_call, (queries, keys, to_device([among], device)[0])
 
 
 def _chunks(

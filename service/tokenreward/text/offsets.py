@@ -18,9 +18,8 @@ from __future__ import annotations
 import itertools
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
-from enum import Enum
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Int64
@@ -35,13 +34,12 @@ _MAX_CACHED = 2**16
 _Stretch = tuple[int, int]  # [start, end), in code points
 
 
-class _Treatment(Enum):
-    """What a tokenizer makes of a character that stands alone."""
-
-    READ = "there is a token for it"
-    NORMALISED_AWAY = "normalising leaves nothing of it"
-    SEPARATOR = "it only separates words"
-    PASSED_OVER = "the model has no token for it, not even one for the unknown, and passes over it"
+# What a tokenizer makes of a character that stands alone:
+# - "read": there is a token for it;
+# - "normalised away": normalising leaves nothing of it;
+# - "separator": it only separates words;
+# - "passed over": the model has no token for it, not even one for the unknown, and passes over it.
+_Treatment = Literal["read", "normalised away", "separator", "passed over"]
 
 
 class Offsets:
@@ -103,32 +101,32 @@ class Offsets:
         """
         treatments = {char: self._treatment(char) for char in set(text)}
         for char in {text[index] for index in np.flatnonzero(~covered)}:
-            if treatments[char] is _Treatment.READ and not char.isspace():
+            if treatments[char] == "read" and not char.isspace():
                 return False
         # Most texts have no such characters, so their tokens need not be looked at one by one.
         suspects: list[tuple[_Treatment, Int64[np.ndarray, " _"]]] = [
-            (_Treatment.PASSED_OVER, np.flatnonzero(covered)),
-            (_Treatment.NORMALISED_AWAY, starts),
+            ("passed over", np.flatnonzero(covered)),
+            ("normalised away", starts),
         ]
         for treatment, places in suspects:
             if treatment not in treatments.values():
                 continue
-            if any(treatments[text[index]] is treatment for index in places):
+            if any(treatments[text[index]] == treatment for index in places):
                 return False
         return True
 
     def _find_treatment(self, char: str) -> _Treatment:
         if self._backend.encode(char, add_special_tokens=False).ids:
-            return _Treatment.READ
+            return "read"
         normal = char
         if self._normalise is not None:
             normal = self._normalise(char)
         if not normal:
-            return _Treatment.NORMALISED_AWAY
+            return "normalised away"
         splitter = self._backend.pre_tokenizer
         if splitter is not None and not splitter.pre_tokenize_str(normal):
-            return _Treatment.SEPARATOR
-        return _Treatment.PASSED_OVER
+            return "separator"
+        return "passed over"
 
     def _stretches(self, text: str) -> list[_Stretch] | None:
         """The stretches of several characters that normalise as one; None if a run is too long to

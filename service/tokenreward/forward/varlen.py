@@ -34,6 +34,7 @@ class VarlenKernel:
     def __init__(self, flash: Flash) -> None:
         self._flash = flash
         self._groups: Sequence[Group] = ()
+        # See `_calls_without_window`.
         self._whole: tuple[Ragged, tuple[Ragged, Ragged, Tensor] | None] | None = None
         self._windows: dict[int, list[tuple[Ragged, Ragged]]] = {}
 

@@ -15,6 +15,7 @@ import torch
 
 from fakes.web import until
 from tokenreward import errors
+from tokenreward.forward.transfer import Pending
 from tokenreward.wire import RewardsRequest, parse
 
 POISON = 77
@@ -30,17 +31,6 @@ def request(*responses: list[int]) -> RewardsRequest:
     )
 
 
-class Noted:
-    """A pass of the real layout, whose result is noted when it is fetched."""
-
-    def __init__(self, pending: Any, note: Callable[[], None]) -> None:
-        self._pending, self._note = pending, note
-
-    def result(self) -> Any:
-        self._note()
-        return self._pending.result()
-
-
 class Watched:
     """The real layout, with a diary of first tokens of responses, and a fault in the way of asking
     or of fetching."""
@@ -50,9 +40,13 @@ class Watched:
         self.diary: list[tuple[str, int]] = []
         self.faults: dict[str, Callable[[set[int]], object]] = {}
 
-    def launch(self, work: Any) -> Noted:
+    def launch(self, work: Any) -> Pending[Any]:
         self._note("ask", work)
-        return Noted(self._layout.launch(work), partial(self._note, "fetch", work))
+        return Pending(partial(self._fetch, self._layout.launch(work), work))
+
+    def _fetch(self, pending: Pending[Any], work: Any) -> Any:
+        self._note("fetch", work)
+        return pending.result()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._layout, name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,23 +17,14 @@ from tokenreward.engine.job import Job
 from tokenreward.engine.runner import Runner
 from tokenreward.engine.worker import Worker
 from tokenreward.errors import InternalError
+from tokenreward.forward.transfer import Pending
 
 ROW = RowRequest(Row(np.array([3, 4]), 1, 2), Needs(temperatures=frozenset({1.0})))
 
 
-class Pass:
-    """A pass that notes when it is waited for."""
-
-    def __init__(self, diary: list[str], number: int) -> None:
-        self.diary, self.number = diary, number
-
-    def result(self) -> list[Outputs]:
-        self.diary.append(f"wait {self.number}")
-        return [Outputs(pooled=float(self.number))]
-
-
 class Recorded:
-    """A layout that computes nothing and notes what it is told to do."""
+    """A layout that computes nothing and notes what it is told to do, and when a pass is waited
+    for."""
 
     name, shares, runs_ahead = "recorded", False, True
 
@@ -43,10 +35,14 @@ class Recorded:
     def num_computed(self, rows: Sequence[Row]) -> int:
         return len(rows)
 
-    def launch(self, requests: Sequence[RowRequest]) -> Pass:
+    def launch(self, requests: Sequence[RowRequest]) -> Pending[list[Outputs]]:
         self.num_passes += 1
         self.diary.append(f"launch {self.num_passes}")
-        return Pass(self.diary, self.num_passes)
+        return Pending(partial(self._wait, self.num_passes))
+
+    def _wait(self, number: int) -> list[Outputs]:
+        self.diary.append(f"wait {number}")
+        return [Outputs(pooled=float(number))]
 
     def run(self, requests: Sequence[RowRequest]) -> list[Outputs]:
         return self.launch(requests).result()

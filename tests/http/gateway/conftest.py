@@ -1,5 +1,5 @@
-"""Two deployments on tiny checkpoints behind one address, as Ray's proxy mounts them, and the front
-before them."""
+"""Two deployments on tiny checkpoints behind one address, as Ray's proxy mounts them, and the
+gateway before them."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.routing import Mount
 
 from fakes import tiny, web
+from fakes.scripted import ScriptedDeployment
 from tokenreward.config import parse_settings
 from tokenreward.deployment.plan import serve_config
 from tokenreward.engine import Engine
@@ -93,7 +94,7 @@ ROUTES = {
 LIMITS = Limits(max_body_bytes=100_000, max_request_items=8, request_timeout_s=20)
 
 Gather = Callable[[], Any]
-Front = Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]
+Gateway = Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]
 
 
 @contextmanager
@@ -143,9 +144,11 @@ def deployments(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
 
 
 @pytest.fixture
-def front(deployments: dict[str, Any]) -> Front:
-    """Opens a client of a front: `front(upstream=URL, loaded={...}, limits=...)`. `front.asked`:
-    for readiness."""
+def gateway(deployments: dict[str, Any]) -> Gateway:
+    """Opens a client of a gateway: `gateway(upstream=URL, loaded={...}, limits=...)`.
+
+    `gateway.probes`: the deployments that were asked whether they are ready.
+    """
     return opener(deployments, ROUTES)
 
 
@@ -172,8 +175,8 @@ def with_other_words(folder: Path) -> None:
 
 
 @pytest.fixture
-def sourced_front(sourced: dict[str, Any]) -> Front:
-    """The front of `sourced`, with the routes that its operator's config plans."""
+def sourced_gateway(sourced: dict[str, Any]) -> Gateway:
+    """The gateway of `sourced`, with the routes that its operator's config plans."""
     sourced["asked"].clear()
     settings = parse_settings(
         {"deployments": [{"checkpoint": "x", **settings} for settings in SOURCED]}
@@ -193,13 +196,13 @@ def serve() -> Any:
 
 
 @pytest.fixture
-def open_front() -> Any:
+def open_gateway() -> Any:
     """`opener`, for the same."""
     return opener
 
 
-def opener(deployments: dict[str, Any], routes: Mapping[str, ScorerRoute]) -> Front:
-    """What opens a client of a front before these replicas."""
+def opener(deployments: dict[str, Any], routes: Mapping[str, ScorerRoute]) -> Gateway:
+    """What opens a client of a gateway before these replicas."""
 
     @asynccontextmanager
     async def opened(
@@ -216,22 +219,39 @@ def opener(deployments: dict[str, Any], routes: Mapping[str, ScorerRoute]) -> Fr
             return snapshots if loaded is None else loaded
 
         async def has_ready(deployment: str) -> bool:
-            asked.append(deployment)
+            probes.append(deployment)
             return bool((await gather()).get(deployment))
 
-        asked = opened.asked = []  # type: ignore[attr-defined]
+        probes = opened.probes = []  # type: ignore[attr-defined]
         async with httpx.AsyncClient(base_url=upstream, timeout=30, trust_env=False) as inner:
             backend = GatewayBackend(
                 routes,
                 Upstreams(inner, has_ready),
                 gather=gather,
                 limits=limits,
-                replica="front-1",
+                replica="gateway-1",
             )
             async with (
                 web.serving_here(build_app(backend)) as url,
                 httpx.AsyncClient(base_url=url, timeout=20) as client,
             ):
                 yield client
+
+    return opened
+
+
+@pytest.fixture
+def edge() -> Iterator[ScriptedDeployment]:
+    edge = ScriptedDeployment()
+    with web.serving(edge) as edge.url:  # type: ignore[attr-defined]
+        yield edge
+
+
+@pytest.fixture
+def client(gateway: Any, edge: Any) -> Callable[[], Any]:
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[httpx.AsyncClient]:
+        async with gateway(edge.url) as client:
+            yield client
 
     return opened

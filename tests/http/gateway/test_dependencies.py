@@ -50,9 +50,9 @@ def with_policy(item: dict[str, Any], num_units: int) -> dict[str, Any]:
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("scorer", ["endogenous", "reward_model"])
 async def test_kl_to_a_reference_is_kl_to_the_log_probs_it_gives_when_asked_itself(
-    sourced_front: Any, scorer: str, form: str
+    sourced_gateway: Any, scorer: str, form: str
 ) -> None:
-    async with sourced_front() as client:
+    async with sourced_gateway() as client:
         plain = await rewards_of(client, scorer, FORMS[form])
         reference = await rewards_of(client, "sft", bare(FORMS[form]))
         item = with_policy(FORMS[form], len(plain))
@@ -67,20 +67,20 @@ async def test_kl_to_a_reference_is_kl_to_the_log_probs_it_gives_when_asked_itse
     ("name", "temperature"), [("sft", 0.7), ("soft", 1.0), ("endogenous", 1.0)]
 )
 async def test_reference_gives_log_probs_at_its_own_temperature_whatever_its_form(
-    sourced_front: Any, sourced: Any, name: str, temperature: float
+    sourced_gateway: Any, sourced: Any, name: str, temperature: float
 ) -> None:
     folder: Path = sourced["folders"]["lm" if name == "endogenous" else "sft"]
     what = oracle.Response(np.array(IDS["prompt"]), np.array(IDS["response"]))
     z = oracle.logits(oracle.double(AutoModelForCausalLM.from_pretrained(folder)), what.ids)
     truth = oracle.log_probs(z, what, temperature=temperature)
     item = {**IDS, "policy_logprobs": [-1.0, -2.0, -3.0]}
-    async with sourced_front() as client:
+    async with sourced_gateway() as client:
         got = await rewards_of(client, "one", item, credit=kl(name, coef=1.0))
     np.testing.assert_allclose(got, 1.0 - (np.array([-1.0, -2.0, -3.0]) - truth), atol=1e-4)
 
 
-async def test_reference_of_another_tokenizer_serves_spans(sourced_front: Any) -> None:
-    async with sourced_front() as client:
+async def test_reference_of_another_tokenizer_serves_spans(sourced_gateway: Any) -> None:
+    async with sourced_gateway() as client:
         plain = await rewards_of(client, "one", SPANS)
         reference = await rewards_of(client, "other", SPANS, options={"form": "logprob"})
         got = await rewards_of(client, "one", with_policy(SPANS, 2), credit=kl("other"))
@@ -103,9 +103,9 @@ async def test_reference_of_another_tokenizer_serves_spans(sourced_front: Any) -
     ],
 )
 async def test_tokens_that_two_tokenizers_would_count_otherwise_are_refused(
-    sourced_front: Any, sourced: Any, item: dict[str, Any], asked: dict[str, Any], param: str
+    sourced_gateway: Any, sourced: Any, item: dict[str, Any], asked: dict[str, Any], param: str
 ) -> None:
-    async with sourced_front() as client:
+    async with sourced_gateway() as client:
         reply = await ask(client, 422, scorer="free", items=[SPANS, item], **asked)
     assert (reply["error"]["code"], reply["error"]["param"]) == ("units_differ", param)
     assert "`free`" in reply["error"]["message"]
@@ -117,17 +117,17 @@ async def test_tokens_that_two_tokenizers_would_count_otherwise_are_refused(
     "item", [TEXT, SPANS, {**SPANS, "mask": [1, 0]}], ids=["text", "spans", "masked spans"]
 )
 async def test_score_from_another_tokenizer_needs_no_equal_units(
-    sourced_front: Any, item: dict[str, Any]
+    sourced_gateway: Any, item: dict[str, Any]
 ) -> None:
-    async with sourced_front() as client:
+    async with sourced_gateway() as client:
         source = (await ask(client, scorer="other", items=[item]))["items"][0]["score"]
         reply = await ask(client, scorer="free", items=[item], options={"score_from": "other"})
     assert reply["items"][0]["score"] == pytest.approx(source, rel=1e-5)
 
 
-async def test_score_from_is_the_score_that_is_spread(sourced_front: Any, sourced: Any) -> None:
+async def test_score_from_is_the_score_that_is_spread(sourced_gateway: Any, sourced: Any) -> None:
     own = {**TEXT, "score": -7.0}
-    async with sourced_front() as client:
+    async with sourced_gateway() as client:
         score = (await ask(client, scorer="reward_model", items=[TEXT]))["items"][0]["score"]
         given = await ask(client, scorer="free", items=[{**TEXT, "score": score}])
         sourced["asked"].clear()
@@ -150,9 +150,9 @@ async def test_score_from_is_the_score_that_is_spread(sourced_front: Any, source
 
 
 async def test_scores_of_ones_own_ask_nobody_and_null_overrides_the_operator(
-    sourced_front: Any, sourced: Any
+    sourced_gateway: Any, sourced: Any
 ) -> None:
-    async with sourced_front() as client:
+    async with sourced_gateway() as client:
         reply = await ask(client, scorer="spread", items=[{**TEXT, "score": 1.5}])
         free = await ask(client, scorer="spread", items=[TEXT], options={"score_from": None})
     assert (reply["items"][0]["score"], reply["sources"]) == (1.5, {})
@@ -161,13 +161,13 @@ async def test_scores_of_ones_own_ask_nobody_and_null_overrides_the_operator(
 
 
 async def test_scorers_with_several_references_are_answered_as_each_alone(
-    sourced_front: Any, sourced: Any
+    sourced_gateway: Any, sourced: Any
 ) -> None:
     credit = {"endogenous": kl("sft"), "one": kl("soft"), "reward_model": kl("sft")}
     options = {"endogenous": {"form": "logprob"}}
     items = [with_policy(IDS, 3), with_policy(SPANS, 2)]
     names = ["one", "reward_model", "endogenous", "spread"]
-    async with sourced_front() as client:
+    async with sourced_gateway() as client:
         body = {"scorers": names, "items": items, "credit": credit, "options": options}
         body |= {"combine": {"one": 2.0, "endogenous": -1.0}}
         reply = await ask(client, **body)
@@ -217,7 +217,7 @@ async def test_scorers_with_several_references_are_answered_as_each_alone(
 
 @pytest.mark.parametrize("keyed", [False, True])
 async def test_item_whose_reference_failed_fails_alone_and_others_keep_their_numbers(
-    sourced_front: Any, keyed: bool
+    sourced_gateway: Any, keyed: bool
 ) -> None:
     short = {**IDS, "policy_logprobs": [0.0]}  # wrong for the scorer, fine for the reference
     good = with_policy(IDS, 3)
@@ -227,7 +227,7 @@ async def test_item_whose_reference_failed_fails_alone_and_others_keep_their_num
         if keyed
         else {"scorer": "one", "credit": kl("sft")}
     )
-    async with sourced_front() as client:
+    async with sourced_gateway() as client:
         reply = await ask(client, items=items, **which)
         alone = await rewards_of(client, "one", good, credit=kl("sft"))
     read_reply(reply)
@@ -255,10 +255,10 @@ async def test_item_whose_reference_failed_fails_alone_and_others_keep_their_num
 
 
 async def test_item_that_fails_in_one_scorers_reference_is_answered_by_the_others(
-    sourced_front: Any,
+    sourced_gateway: Any,
 ) -> None:
     items = [with_policy(LONG, 2), with_policy(IDS, 3)]
-    async with sourced_front() as client:
+    async with sourced_gateway() as client:
         body = {
             "scorers": ["one", "endogenous"],
             "credit": {"endogenous": kl("sft")},
@@ -272,9 +272,9 @@ async def test_item_that_fails_in_one_scorers_reference_is_answered_by_the_other
 
 @pytest.mark.parametrize("items", [[LONG], [LONG, LONG]])
 async def test_nothing_is_forwarded_when_every_item_failed_in_the_reference(
-    sourced_front: Any, sourced: Any, items: list[Any]
+    sourced_gateway: Any, sourced: Any, items: list[Any]
 ) -> None:
-    async with sourced_front() as client:
+    async with sourced_gateway() as client:
         items = [with_policy(item, 2) for item in items]
         reply = await ask(client, scorer="one", items=items, credit=kl("sft"))
     read_reply(reply)
@@ -285,11 +285,11 @@ async def test_nothing_is_forwarded_when_every_item_failed_in_the_reference(
 
 
 async def test_reference_that_is_down_is_a_503_alone_and_a_retryable_error_among_others(
-    sourced_front: Any,
+    sourced_gateway: Any,
 ) -> None:
     loaded = {name: {"r1": []} for name in ("lm", "rm", "other")}
     items = [with_policy(SPANS, 2)] * 2
-    async with sourced_front(loaded=loaded) as client:
+    async with sourced_gateway(loaded=loaded) as client:
         alone = await client.post(
             "/v1/rewards", json={"scorer": "one", "items": items, "credit": kl("sft")}
         )
@@ -367,9 +367,9 @@ async def test_reference_that_is_down_is_a_503_alone_and_a_retryable_error_among
     ],
 )
 async def test_source_that_cannot_be_asked_is_refused_before_anybody_is_asked(
-    sourced_front: Any, sourced: Any, fields: dict[str, Any], status: int, code: str, param: str
+    sourced_gateway: Any, sourced: Any, fields: dict[str, Any], status: int, code: str, param: str
 ) -> None:
-    async with sourced_front() as client:
+    async with sourced_gateway() as client:
         reply = await ask(client, status, **{"scorer": "free", "items": [SPANS], **fields})
     assert (reply["error"]["code"], reply["error"]["param"]) == (code, param)
     assert sourced["asked"] == []
@@ -389,14 +389,14 @@ async def test_source_that_cannot_be_asked_is_refused_before_anybody_is_asked(
     ],
 )
 async def test_what_the_asked_scorer_refuses_is_refused(
-    sourced_front: Any, body: dict[str, Any]
+    sourced_gateway: Any, body: dict[str, Any]
 ) -> None:
-    async with sourced_front() as client:
+    async with sourced_gateway() as client:
         reply = await ask(client, 422, items=[with_policy(SPANS, 2)], **body)
     assert reply["error"]["code"] in ("unknown_option", "credit_not_supported")
 
 
-async def test_source_is_asked_only_what_it_reads(sourced_front: Any, sourced: Any) -> None:
+async def test_source_is_asked_only_what_it_reads(sourced_gateway: Any, sourced: Any) -> None:
     turn = {"role": "user", "content": "x"}
     item = {
         "prompt": [turn],
@@ -410,7 +410,7 @@ async def test_source_is_asked_only_what_it_reads(sourced_front: Any, sourced: A
         "tools": [{"type": "function"}],
         "chat_template_kwargs": {"deep": True},
     }
-    async with sourced_front() as client:
+    async with sourced_gateway() as client:
         body = {
             "scorer": "spread",
             "items": [item],
@@ -451,9 +451,11 @@ async def test_source_is_asked_only_what_it_reads(sourced_front: Any, sourced: A
     }
 
 
-async def test_min_version_is_the_asked_scorers_and_not_the_references(sourced_front: Any) -> None:
+async def test_min_version_is_the_asked_scorers_and_not_the_references(
+    sourced_gateway: Any,
+) -> None:
     item = with_policy(SPANS, 2)
-    async with sourced_front() as client:
+    async with sourced_gateway() as client:
         body = {
             "scorer": "reward_model",
             "items": [item],
@@ -466,11 +468,11 @@ async def test_min_version_is_the_asked_scorers_and_not_the_references(sourced_f
 
 
 async def test_large_request_is_answered_in_threads_all_the_same(
-    sourced_front: Any, sourced: Any
+    sourced_gateway: Any, sourced: Any
 ) -> None:
     limits = Limits(max_body_bytes=10**6, max_request_items=8, request_timeout_s=20)
     body = {"scorer": "one", "items": [with_policy(IDS, 3)], "credit": kl("sft")}
-    async with sourced_front(limits=limits) as client:
+    async with sourced_gateway(limits=limits) as client:
         small = await ask(client, **body)
         large = await client.post("/v1/rewards", content=json.dumps(body) + " " * 300_000)
     np.testing.assert_allclose(

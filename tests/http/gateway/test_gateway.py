@@ -1,4 +1,4 @@
-"""The front: forwarding, fan-out and merging over real HTTP to real replicas."""
+"""The gateway: forwarding, fan-out and merging over real HTTP to real replicas."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ IDS: dict[str, Any] = {"prompt": [5, 6, 7], "response": [8, 9]}
 
 
 async def test_request_for_one_deployment_is_answered_as_the_deployment_would(
-    front: Any, deployments: Any
+    gateway: Any, deployments: Any
 ) -> None:
     body = {"scorer": "reward_model", "items": [ITEM]}
-    async with front() as client:
+    async with gateway() as client:
         through = (
             await client.post("/v1/rewards", json=body, headers={"x-request-id": "mine"})
         ).json()
@@ -33,11 +33,11 @@ async def test_request_for_one_deployment_is_answered_as_the_deployment_would(
     assert through["id"] == "mine"
 
 
-async def test_scorers_of_two_deployments_are_merged_item_by_item(front: Any) -> None:
+async def test_scorers_of_two_deployments_are_merged_item_by_item(gateway: Any) -> None:
     items = [ITEM, {**ITEM, "response": "", "spans": []}, ITEM]
     names = ["two", "endogenous", "reward_model"]
     body = {"scorers": names, "items": items, "options": {"endogenous": {"form": "logprob"}}}
-    async with front() as client:
+    async with gateway() as client:
         reply = (await client.post("/v1/rewards", json=body)).json()
         alone = (await client.post("/v1/rewards", json={**body, "scorers": ["endogenous"]})).json()
     read_reply(reply)
@@ -56,8 +56,8 @@ async def test_scorers_of_two_deployments_are_merged_item_by_item(front: Any) ->
     assert reply["usage"]["prompt_tokens"] == 2 * alone["usage"]["prompt_tokens"]
 
 
-async def test_every_result_names_its_model_and_version(front: Any) -> None:
-    async with front() as client:
+async def test_every_result_names_its_model_and_version(gateway: Any) -> None:
+    async with gateway() as client:
         reply = (
             await client.post("/v1/rewards", json={"scorers": ["one", "two"], "items": [ITEM]})
         ).json()
@@ -69,14 +69,14 @@ async def test_every_result_names_its_model_and_version(front: Any) -> None:
 @pytest.mark.parametrize("encoding", ["float", "base64"])
 @pytest.mark.parametrize("item", [ITEM, IDS], ids=["spans", "ids"])
 async def test_combine_adds_weighted_rewards_over_deployments(
-    front: Any, item: dict[str, Any], encoding: str
+    gateway: Any, item: dict[str, Any], encoding: str
 ) -> None:
     body = {
         "scorers": ["endogenous", "two"],
         "combine": {"endogenous": 0.3, "two": -1.5},
         "items": [item],
     }
-    async with front() as client:
+    async with gateway() as client:
         reply = (
             await client.post("/v1/rewards", json={**body, "encoding_format": encoding})
         ).json()
@@ -92,22 +92,22 @@ async def test_combine_adds_weighted_rewards_over_deployments(
     assert got["score"] == pytest.approx(0.3 * scores[0] - 1.5 * scores[1])
 
 
-async def test_combine_of_an_item_with_an_error_is_null(front: Any) -> None:
+async def test_combine_of_an_item_with_an_error_is_null(gateway: Any) -> None:
     body = {
         "scorers": ["one", "two"],
         "combine": {"one": 1, "two": 1},
         "items": [ITEM, {**ITEM, "spans": [[0, 5]]}],
     }
-    async with front() as client:
+    async with gateway() as client:
         good, bad = (await client.post("/v1/rewards", json=body)).json()["items"]
     assert good["rewards"] is not None
     assert (bad["rewards"], bad["score"]) == (None, None)
     assert bad["scorers"]["one"]["error"]["code"] == "spans_do_not_tile"
 
 
-async def test_combine_past_float32_is_an_error_and_not_infinity(front: Any) -> None:
+async def test_combine_past_float32_is_an_error_and_not_infinity(gateway: Any) -> None:
     body = {"scorers": ["one", "two"], "combine": {"one": 1e300, "two": 1e300}, "items": [IDS]}
-    async with front() as client:
+    async with gateway() as client:
         (item,) = (await client.post("/v1/rewards", json=body)).json()["items"]
     assert (item["rewards"], item["score"], item["error"]["code"]) == (None, None, "non_finite")
 
@@ -158,9 +158,9 @@ async def test_combine_past_float32_is_an_error_and_not_infinity(front: Any) -> 
     ],
 )
 async def test_request_wrong_for_one_deployment_is_refused_as_a_whole(
-    front: Any, fields: dict[str, Any], code: str, param: str | None
+    gateway: Any, fields: dict[str, Any], code: str, param: str | None
 ) -> None:
-    async with front() as client:
+    async with gateway() as client:
         response = await client.post("/v1/rewards", json={"items": [ITEM], **fields})
     detail = response.json()["error"]
     assert (detail["code"], detail["param"]) == (code, param)
@@ -168,9 +168,11 @@ async def test_request_wrong_for_one_deployment_is_refused_as_a_whole(
 
 
 @pytest.mark.parametrize("number", ["NaN", "1e999", "-Infinity", "1" * 40, "[" * 150 + "]" * 150])
-async def test_what_one_deployment_says_of_a_number_holds_for_two(front: Any, number: str) -> None:
+async def test_what_one_deployment_says_of_a_number_holds_for_two(
+    gateway: Any, number: str
+) -> None:
     rest = f'"items": [{json.dumps(ITEM)}], "options": {{"two": {{"value": {number}}}}}}}'
-    async with front() as client:
+    async with gateway() as client:
         alone = await client.post("/v1/rewards", content='{"scorers": ["two"], ' + rest)
         both = await client.post("/v1/rewards", content='{"scorers": ["one", "two"], ' + rest)
     assert alone.status_code in (200, 422)
@@ -181,7 +183,7 @@ async def test_what_one_deployment_says_of_a_number_holds_for_two(front: Any, nu
 @pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize("names", [["one"], ["one", "two"]], ids=["forwarded", "split"])
 async def test_a_body_is_parsed_once_if_it_is_split_and_never_if_not_and_large_ones_in_threads(
-    front: Any, monkeypatch: pytest.MonkeyPatch, large: bool, names: list[str]
+    gateway: Any, monkeypatch: pytest.MonkeyPatch, large: bool, names: list[str]
 ) -> None:
     threads: dict[str, list[threading.Thread]] = {"head": [], "read": []}
 
@@ -196,7 +198,7 @@ async def test_a_body_is_parsed_once_if_it_is_split_and_never_if_not_and_large_o
 
     monkeypatch.setattr("tokenreward.http.app.find_protocols", lambda: {"/v1/rewards": Watched})
     body = json.dumps({"scorers": names, "items": [ITEM]}) + " " * (300_000 if large else 0)
-    async with front(
+    async with gateway(
         limits=Limits(max_body_bytes=10**6, max_request_items=8, request_timeout_s=20)
     ) as client:
         await client.post("/v1/rewards", content=body)
@@ -206,16 +208,16 @@ async def test_a_body_is_parsed_once_if_it_is_split_and_never_if_not_and_large_o
     assert set(main) == {not large}
 
 
-async def test_unknown_scorer_lists_the_known_ones(front: Any) -> None:
-    async with front() as client:
+async def test_unknown_scorer_lists_the_known_ones(gateway: Any) -> None:
+    async with gateway() as client:
         response = await client.post("/v1/rewards", json={"scorer": "nobody", "items": [ITEM]})
     assert response.status_code == 404
     for name in ("endogenous", "one", "two", "reward_model"):
         assert name in response.json()["error"]["message"]
 
 
-async def test_trailing_slash_is_an_unknown_route_and_no_redirect(front: Any) -> None:
-    async with front() as client:
+async def test_trailing_slash_is_an_unknown_route_and_no_redirect(gateway: Any) -> None:
+    async with gateway() as client:
         response = await client.post("/v1/rewards/", json={"scorer": "one", "items": [ITEM]})
     assert (response.status_code, response.json()["error"]["code"]) == (404, "unknown_route")
 
@@ -224,9 +226,9 @@ async def test_trailing_slash_is_an_unknown_route_and_no_redirect(front: Any) ->
     "fields", [{"scorer": "x" * 9999}, {"scorers": ["one"], "combine": {"x" * 9999: 1.0}}]
 )
 async def test_errors_quote_no_more_of_a_name_than_is_needed(
-    front: Any, fields: dict[str, Any]
+    gateway: Any, fields: dict[str, Any]
 ) -> None:
-    async with front() as client:
+    async with gateway() as client:
         response = await client.post("/v1/rewards", json={"items": [ITEM], **fields})
     message = response.json()["error"]["message"]
     assert "`" + "x" * 64 + "`" in message
@@ -236,16 +238,16 @@ async def test_errors_quote_no_more_of_a_name_than_is_needed(
 @pytest.mark.parametrize("path", ["/healthz", "/readyz"])
 @pytest.mark.parametrize("loaded", [None, {}], ids=["ready", "loading"])
 async def test_probes_answer_a_head_as_a_get_without_body(
-    front: Any, path: str, loaded: Any
+    gateway: Any, path: str, loaded: Any
 ) -> None:
-    async with front(loaded=loaded) as client:
+    async with gateway(loaded=loaded) as client:
         got, headed = await client.get(path), await client.head(path)
     assert (headed.status_code, headed.content) == (got.status_code, b"")
     assert headed.headers["content-length"] == got.headers["content-length"]
 
 
-async def test_all_scorers_are_listed_with_their_routes(front: Any) -> None:
-    async with front() as client:
+async def test_all_scorers_are_listed_with_their_routes(gateway: Any) -> None:
+    async with gateway() as client:
         listing = (await client.get("/v1/scorers")).json()
     entries = listing["scorers"]
     assert listing["unavailable"] == []
@@ -258,15 +260,15 @@ async def test_all_scorers_are_listed_with_their_routes(front: Any) -> None:
     }
 
 
-async def test_metrics_of_all_replicas_stand_in_one_text(front: Any) -> None:
-    async with front() as client:
+async def test_metrics_of_all_replicas_stand_in_one_text(gateway: Any) -> None:
+    async with gateway() as client:
         text = (await client.get("/metrics")).text
     assert 'tokenreward_model_version{deployment="lm",replica="lm-r1"} 1.0' in text
     assert 'tokenreward_model_version{deployment="rm",replica="rm-r1"} 3.0' in text
     assert text.count("# TYPE tokenreward_model_version") == 1
 
 
-async def test_refusals_of_the_front_itself_are_in_its_metrics(front: Any) -> None:
+async def test_refusals_of_the_gateway_itself_are_in_its_metrics(gateway: Any) -> None:
     limits = Limits(
         max_body_bytes=1000,
         max_request_items=2,
@@ -275,7 +277,7 @@ async def test_refusals_of_the_front_itself_are_in_its_metrics(front: Any) -> No
     )
     two = {"scorers": ["one", "two"], "items": [ITEM]}
     key = {"authorization": "Bearer sesame"}
-    async with front(limits=limits) as client:
+    async with gateway(limits=limits) as client:
         await client.post("/v1/rewards", json=two)
         await client.get("/nowhere", headers=key)
         await client.post("/v1/rewards", content=b" " * 1001, headers=key)
@@ -294,21 +296,21 @@ async def test_refusals_of_the_front_itself_are_in_its_metrics(front: Any) -> No
     )
     for code in codes:
         assert (
-            f'tokenreward_errors_total{{code="{code}",deployment="gateway",replica="front-1"}} 1.0'
-            in text
+            f'tokenreward_errors_total{{code="{code}",deployment="gateway",'
+            'replica="gateway-1"} 1.0' in text
         )
     assert (
-        'tokenreward_requests_total{deployment="gateway",replica="front-1",status="200"} 1.0'
+        'tokenreward_requests_total{deployment="gateway",replica="gateway-1",status="200"} 1.0'
         in text
     )
-    assert 'tokenreward_request_seconds_count{deployment="gateway",replica="front-1"} 6.0' in text
+    assert 'tokenreward_request_seconds_count{deployment="gateway",replica="gateway-1"} 6.0' in text
     assert 'tokenreward_model_version{deployment="gateway"' not in text
 
 
 async def test_deployment_without_replica_is_not_ready_and_costs_only_its_own_results(
-    front: Any,
+    gateway: Any,
 ) -> None:
-    async with front(loaded={"lm": {"r1": []}, "rm": {}}) as client:
+    async with gateway(loaded={"lm": {"r1": []}, "rm": {}}) as client:
         ready = await client.get("/readyz")
         alone = await client.post("/v1/rewards", json={"scorer": "two", "items": [ITEM]})
         listed = await client.get("/v1/scorers")
@@ -331,39 +333,39 @@ async def test_deployment_without_replica_is_not_ready_and_costs_only_its_own_re
     assert alive.status_code == 200
 
 
-async def test_nothing_to_list_is_the_error_of_the_deployments(front: Any) -> None:
-    async with front(loaded={}) as client:
+async def test_nothing_to_list_is_the_error_of_the_deployments(gateway: Any) -> None:
+    async with gateway(loaded={}) as client:
         listed = await client.get("/v1/scorers")
     assert (listed.status_code, listed.json()["error"]["code"]) == (503, "loading")
 
 
-async def test_errors_that_the_front_gives_to_items_are_counted_one_by_one(front: Any) -> None:
+async def test_errors_that_the_gateway_gives_to_items_are_counted_one_by_one(gateway: Any) -> None:
     body = {"scorers": ["one", "two", "reward_model"], "items": [ITEM] * 2}
-    async with front(loaded={"lm": {"r1": []}, "rm": {}}) as client:
+    async with gateway(loaded={"lm": {"r1": []}, "rm": {}}) as client:
         await client.post("/v1/rewards", json=body)
         text = (await client.get("/metrics")).text
     assert (
-        'tokenreward_errors_total{code="loading",deployment="gateway",replica="front-1"} 4.0'
+        'tokenreward_errors_total{code="loading",deployment="gateway",replica="gateway-1"} 4.0'
         in text
     )
 
 
-async def test_a_sum_that_is_not_finite_is_counted(front: Any) -> None:
+async def test_a_sum_that_is_not_finite_is_counted(gateway: Any) -> None:
     body = {"scorers": ["one", "two"], "combine": {"one": 1e300, "two": 1e300}, "items": [IDS] * 3}
-    async with front() as client:
+    async with gateway() as client:
         await client.post("/v1/rewards", json=body)
         text = (await client.get("/metrics")).text
     assert (
-        'tokenreward_errors_total{code="non_finite",deployment="gateway",replica="front-1"} 3.0'
+        'tokenreward_errors_total{code="non_finite",deployment="gateway",replica="gateway-1"} 3.0'
         in text
     )
 
 
-async def test_too_many_items_for_the_front_is_said_as_a_replica_says_it(
-    front: Any, deployments: Any
+async def test_too_many_items_for_the_gateway_is_said_as_a_replica_says_it(
+    gateway: Any, deployments: Any
 ) -> None:
     body: dict[str, Any] = {"scorers": ["one", "two"], "items": [ITEM] * 9}
-    async with front() as client:
+    async with gateway() as client:
         split = (await client.post("/v1/rewards", json=body)).json()["error"]
         url = deployments["url"] + "/d/lm/v1/rewards"
         alone = (await client.post(url, json={**body, "scorers": ["one"]})).json()["error"]
@@ -371,36 +373,36 @@ async def test_too_many_items_for_the_front_is_said_as_a_replica_says_it(
     assert "the limit is 8 (`max_request_items`)" in split["message"]
 
 
-async def test_unknown_route_is_named_with_its_method(front: Any) -> None:
-    async with front() as client:
+async def test_unknown_route_is_named_with_its_method(gateway: Any) -> None:
+    async with gateway() as client:
         wrong_method = (await client.get("/v1/rewards")).json()["error"]["message"]
         wrong_path = (await client.post("/v1/%00" + "x" * 99, json={})).json()["error"]["message"]
     assert wrong_method.startswith("no such route: GET /v1/rewards; ")
     assert wrong_path.startswith("no such route: POST /v1/?" + "x" * 59 + "; ")
 
 
-async def test_ready_when_every_deployment_has_a_replica(front: Any) -> None:
-    async with front() as client:
+async def test_ready_when_every_deployment_has_a_replica(gateway: Any) -> None:
+    async with gateway() as client:
         assert (await client.get("/readyz")).status_code == 200
 
 
-async def test_only_the_deployment_a_request_needs_is_asked_and_once(front: Any) -> None:
-    async with front() as client:
+async def test_only_the_deployment_a_request_needs_is_asked_and_once(gateway: Any) -> None:
+    async with gateway() as client:
         for _ in range(3):
             assert (
                 await client.post("/v1/rewards", json={"scorer": "one", "items": [ITEM]})
             ).status_code == 200
-        assert front.asked == ["lm"]
+        assert gateway.probes == ["lm"]
         for _ in range(3):
             assert (await client.get("/readyz")).status_code == 200
-        assert front.asked == ["lm", "rm"]
+        assert gateway.probes == ["lm", "rm"]
 
 
 async def test_answer_on_readiness_stands_for_a_second(
-    front: Any, monkeypatch: pytest.MonkeyPatch
+    gateway: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded: dict[str, Any] = {"lm": {"r1": []}, "rm": {"r1": []}}
-    async with front(loaded=loaded) as client:
+    async with gateway(loaded=loaded) as client:
         assert (await client.get("/readyz")).status_code == 200
         loaded["rm"] = {}
         assert (await client.get("/readyz")).status_code == 200
@@ -408,7 +410,7 @@ async def test_answer_on_readiness_stands_for_a_second(
         assert (await client.get("/readyz")).status_code == 503
 
 
-async def test_key_opens_the_front_and_travels_on(front: Any) -> None:
+async def test_key_opens_the_gateway_and_travels_on(gateway: Any) -> None:
     limits = Limits(
         max_body_bytes=1000,
         max_request_items=8,
@@ -416,7 +418,7 @@ async def test_key_opens_the_front_and_travels_on(front: Any) -> None:
         api_keys=(SecretStr("sesame"),),
     )
     body = {"scorer": "one", "items": [ITEM]}
-    async with front(limits=limits) as client:
+    async with gateway(limits=limits) as client:
         for path in ("/v1/scorers", "/metrics", "/nowhere"):
             assert (await client.get(path)).status_code == 401
         assert (await client.post("/v1/rewards", json=body)).status_code == 401

@@ -1,5 +1,5 @@
-"""msgpack through the front: forwarded as it came, split where several deployments answer, with the
-numbers of JSON."""
+"""msgpack through the gateway: forwarded as it came, split where several deployments answer, with
+the numbers of JSON."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def same_result(one: dict[str, Any], other: dict[str, Any]) -> None:
 )
 @pytest.mark.parametrize("encoding", ["float", "base64"])
 async def test_msgpack_and_json_give_the_same_answers_in_every_mix(
-    sourced_front: Any, asked: str, listed: dict[str, Any], packed: dict[str, Any], encoding: str
+    sourced_gateway: Any, asked: str, listed: dict[str, Any], packed: dict[str, Any], encoding: str
 ) -> None:
     if asked == "a reference" and listed is SPANNED:
         listed, packed = ({**item, "policy_logprobs": [-1.0, -2.0]} for item in (listed, packed))
@@ -100,7 +100,7 @@ async def test_msgpack_and_json_give_the_same_answers_in_every_mix(
         "items": [listed, wrong] if "combine" not in BODIES[asked] else [listed],
     }
     binary = {**body, "items": [packed, *body["items"][1:]]}
-    async with sourced_front() as client:
+    async with sourced_gateway() as client:
         expected = await ask(client, body)
         same(await ask(client, binary, MSGPACK), expected)
         same(
@@ -115,10 +115,10 @@ async def test_msgpack_and_json_give_the_same_answers_in_every_mix(
 
 @pytest.mark.parametrize("asked", ["one deployment", "two deployments"])
 async def test_bin_reaches_the_deployments_as_bin(
-    sourced_front: Any, sourced: Any, asked: str
+    sourced_gateway: Any, sourced: Any, asked: str
 ) -> None:
     body = {**BODIES[asked], "items": [PACKED]}
-    async with sourced_front() as client:
+    async with sourced_gateway() as client:
         await ask(client, body, MSGPACK)
     assert sourced["asked"]
     for _, headers, forwarded in sourced["asked"]:
@@ -147,9 +147,9 @@ async def test_bin_reaches_the_deployments_as_bin(
     ],
 )
 async def test_a_refusal_is_the_one_body_in_what_the_caller_reads(
-    sourced_front: Any, sent: Media, accept: str, fields: dict[str, Any], status: int, code: str
+    sourced_gateway: Any, sent: Media, accept: str, fields: dict[str, Any], status: int, code: str
 ) -> None:
-    async with sourced_front() as client:
+    async with sourced_gateway() as client:
         reply = await ask(client, {"items": [SPANNED], **fields}, sent, accept, status)
     assert reply["error"]["code"] == code
     assert set(reply["error"]) == {"code", "message", "param", "retryable"}
@@ -159,9 +159,9 @@ async def test_a_refusal_is_the_one_body_in_what_the_caller_reads(
     "body", [b"", b"\xc1", b"{}", pack([1]), pack({"scorer": "one"})[:-1], b"\x91" * 10_000]
 )
 async def test_what_is_no_msgpack_is_a_malformed_body_in_msgpack(
-    sourced_front: Any, body: bytes
+    sourced_gateway: Any, body: bytes
 ) -> None:
-    async with sourced_front() as client:
+    async with sourced_gateway() as client:
         response = await client.post(
             "/v1/rewards", content=body, headers={"content-type": MSGPACK.name}
         )
@@ -169,8 +169,8 @@ async def test_what_is_no_msgpack_is_a_malformed_body_in_msgpack(
     assert unpack(response.content)["error"]["code"] == "malformed_body"
 
 
-async def test_another_content_type_is_a_malformed_body_in_json(sourced_front: Any) -> None:
-    async with sourced_front() as client:
+async def test_another_content_type_is_a_malformed_body_in_json(sourced_gateway: Any) -> None:
+    async with sourced_gateway() as client:
         response = await client.post(
             "/v1/rewards", content=b"x", headers={"content-type": "text/plain"}
         )
@@ -179,10 +179,10 @@ async def test_another_content_type_is_a_malformed_body_in_json(sourced_front: A
 
 @pytest.mark.parametrize("field", ["options", "credit"])
 async def test_bin_in_options_is_refused_whether_forwarded_or_split(
-    sourced_front: Any, field: str
+    sourced_gateway: Any, field: str
 ) -> None:
     body = {"items": [SPANNED], field: {"endogenous": {"a": b"x"}}}
-    async with sourced_front() as client:
+    async with sourced_gateway() as client:
         alone = await ask(client, {**body, "scorers": ["endogenous"]}, MSGPACK, status=422)
         split = await ask(
             client, {**body, "scorers": ["endogenous", "reward_model"]}, MSGPACK, status=422
@@ -192,8 +192,8 @@ async def test_bin_in_options_is_refused_whether_forwarded_or_split(
 
 
 @pytest.mark.parametrize("asked", BODIES)
-async def test_the_client_gets_the_same_over_both_wires(sourced_front: Any, asked: str) -> None:
-    """Through the front's own address, in a thread: the front lives on this test's loop."""
+async def test_the_client_gets_the_same_over_both_wires(sourced_gateway: Any, asked: str) -> None:
+    """Through the gateway's own address, in a thread: the gateway lives on this test's loop."""
     import asyncio
 
     body = BODIES[asked]
@@ -202,7 +202,7 @@ async def test_the_client_gets_the_same_over_both_wires(sourced_front: Any, aske
         with Client(url, wire=wire) as client:
             return client.score([{**PACKED, "policy_logprobs": [-1.0, -2.5, -3.0]}], **body)[0]
 
-    async with sourced_front() as client:
+    async with sourced_gateway() as client:
         listed, packed = [
             await asyncio.to_thread(over, str(client.base_url), wire)
             for wire in ("json", "msgpack")

@@ -36,13 +36,13 @@ PLACES = pytest.mark.parametrize("place", ["replica", "gateway"])
 
 
 @pytest.fixture
-def opened(front: Any, deployments: dict[str, Any]) -> Any:
+def opened(gateway: Any, deployments: dict[str, Any]) -> Any:
     """Opens a client of the reward model's replica, or of the gateway."""
 
     @asynccontextmanager
     async def opened(place: str, **changes: Any) -> AsyncIterator[httpx.AsyncClient]:
         if place == "gateway":
-            async with front(**changes) as client:
+            async with gateway(**changes) as client:
                 yield client
             return
         url = deployments["url"] + "/d/rm"
@@ -145,18 +145,18 @@ async def test_openrlhf_without_key_or_deployment_is_refused_in_its_form(opened:
     assert (locked.status_code, locked.json()["detail"]["code"]) == (401, "unauthorized")
     assert (loading.status_code, loading.json()["detail"]["code"]) == (503, "loading")
     assert loading.headers["retry-after"] == "2"
-    assert 'tokenreward_request_seconds_count{deployment="gateway",replica="front-1"} 1.0' in text
+    assert 'tokenreward_request_seconds_count{deployment="gateway",replica="gateway-1"} 1.0' in text
 
 
 async def test_the_first_reward_model_of_all_deployments_answers_at_the_gateway(
-    deployments: Any, open_front: Any
+    deployments: Any, open_gateway: Any
 ) -> None:
     routes = {
         "one": ScorerRoute("lm", "constant"),
         "reward_model": ScorerRoute("rm", "reward_model"),
         "later": ScorerRoute("lm", "reward_model"),
     }
-    async with open_front(deployments, routes)() as client:
+    async with open_gateway(deployments, routes)() as client:
         assert len((await ask(client, BATCH))["rewards"]) == 3
 
 
@@ -172,14 +172,14 @@ def guide_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("guide_protocol")
 async def test_the_protocol_of_the_guide_is_one_file_and_mounted_everywhere(
-    serve: Any, open_front: Any, tmp_path: Path
+    serve: Any, open_gateway: Any, tmp_path: Path
 ) -> None:
     settings = {"name": "rm", "task": "reward_model", "scorers": [{"type": "reward_model"}]}
     routes = {"reward_model": ScorerRoute("rm", "reward_model")}
     checkpoint = tiny.save(tmp_path / "rm", task="reward_model")
     prompt, response = PAIRS[0]
     with serve((settings, checkpoint)) as replicas:
-        async with open_front(replicas, routes)() as client:
+        async with open_gateway(replicas, routes)() as client:
             native = {**NATIVE, "items": NATIVE["items"][:1]}
             expected = (await client.post(REWARDS_PATH, json=native)).json()["items"][0]["score"]
             for url in ("/score_pair", f"{replicas['url']}/d/rm/score_pair"):

@@ -33,8 +33,8 @@ def replicas(serve: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[d
 
 
 @pytest.fixture
-def front(replicas: dict[str, Any], open_front: Any) -> Any:
-    return open_front(replicas, ROUTES)
+def gateway(replicas: dict[str, Any], open_gateway: Any) -> Any:
+    return open_gateway(replicas, ROUTES)
 
 
 @pytest.fixture(scope="module")
@@ -61,10 +61,10 @@ def truth(what: oracle.Response, owner: list[int], item: dict[str, Any]) -> np.n
 
 
 async def test_the_pages_request_gives_rtos_reward_per_span(
-    front: Any, body: dict[str, Any]
+    gateway: Any, body: dict[str, Any]
 ) -> None:
     (item,) = body["items"]
-    async with front() as client:
+    async with gateway() as client:
         reply = (await client.post("/v1/rewards", json={**body, "return_tokens": True})).json()
     (got,) = reply["items"]
     tokens, ends = got["tokens"], [end for _, end in item["spans"]]
@@ -74,13 +74,13 @@ async def test_the_pages_request_gives_rtos_reward_per_span(
     np.testing.assert_allclose(got["rewards"], truth(what, owner, item), atol=1e-4)
 
 
-async def test_ids_give_it_per_token(front: Any, body: dict[str, Any]) -> None:
+async def test_ids_give_it_per_token(gateway: Any, body: dict[str, Any]) -> None:
     generator = np.random.default_rng(0)
     what = oracle.Response(generator.integers(3, 320, size=9), generator.integers(3, 320, size=21))
     policy, ref = (generator.uniform(-4, 0, size=21).tolist() for _ in range(2))
     item = {"prompt": what.prompt.tolist(), "response": what.response.tolist()}
     item |= {"policy_logprobs": policy, "ref_logprobs": ref}
-    async with front() as client:
+    async with gateway() as client:
         reply = (await client.post("/v1/rewards", json={**body, "items": [item]})).json()
     (got,) = reply["items"]
     expected = truth(what, list(range(21)), item)

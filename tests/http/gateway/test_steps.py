@@ -1,4 +1,4 @@
-"""Reasoning steps pass the front as the deployment gave them, forwarded or merged with other
+"""Reasoning steps pass the gateway as the deployment gave them, forwarded or merged with other
 deployments' results."""
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ ITEM: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("names", [["process"], ["endogenous", "process"], ["process", "two"]])
-async def test_steps_reach_the_client_from_every_road(front: Any, names: list[str]) -> None:
-    async with front() as client:
+async def test_steps_reach_the_client_from_every_road(gateway: Any, names: list[str]) -> None:
+    async with gateway() as client:
         alone = (
             await client.post("/v1/rewards", json={"scorer": "process", "items": [ITEM]})
         ).json()["items"][0]
@@ -43,13 +43,13 @@ async def test_steps_reach_the_client_from_every_road(front: Any, names: list[st
         )
 
 
-async def test_a_combination_has_rewards_and_no_steps_of_its_own(front: Any) -> None:
+async def test_a_combination_has_rewards_and_no_steps_of_its_own(gateway: Any) -> None:
     body = {
         "scorers": ["process", "endogenous"],
         "combine": {"process": 1.0, "endogenous": 0.0},
         "items": [ITEM],
     }
-    async with front() as client:
+    async with gateway() as client:
         (item,) = (await client.post("/v1/rewards", json=body)).json()["items"]
     np.testing.assert_allclose(item["rewards"], item["scorers"]["process"]["rewards"], atol=1e-6)
     assert item.get("step_scores") is None

@@ -1,24 +1,21 @@
-"""What the front sends to a deployment and what it makes of the answers, with a deployment that a
+"""What the gateway sends to a deployment and what it makes of the answers, with a deployment that a
 test scripts."""
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import gc
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
-import numpy as np
 import pytest
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from fakes import web
+from fakes.scripted import LOG_PROBS, answers, reply
 from fakes.web import until
 from tokenreward.errors import DeadlineExceededError, Overloaded
 from tokenreward.http.upstream import UpstreamCall, Upstreams
@@ -30,56 +27,6 @@ FOREIGN = [
     JSONResponse(["the proxy says no"]),
     Response(b"{", media_type="application/json"),
 ]
-Answering = Callable[[Request], Awaitable[Response]]
-
-
-LISTING = {
-    "scorers": [
-        {"name": name, "tokenizer": "t", "log_probs_options": {"form": "logprob"}}
-        for name in ("endogenous", "one", "two")
-    ]
-}
-
-
-class Edge:
-    """A deployment whose answer the test writes, and its listing, too, if `listing` is None."""
-
-    def __init__(self) -> None:
-        self.answer: Answering | None = None
-        self.listing: dict[str, Any] | None = LISTING
-        self.num_listed = 0
-        self.requests: list[Request] = []
-        self.bodies: list[bytes] = []
-        self.hung_up = False
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        request = Request(scope, receive)
-        if request.method == "GET" and self.listing is not None:
-            self.num_listed += 1
-            await JSONResponse(self.listing)(scope, receive, send)
-            return
-        self.requests.append(request)
-        self.bodies.append(await request.body())
-        assert self.answer is not None
-        response = await self.answer(request)
-        await response(scope, receive, send)
-
-
-@pytest.fixture
-def edge() -> Iterator[Edge]:
-    edge = Edge()
-    with web.serving(edge) as edge.url:  # type: ignore[attr-defined]
-        yield edge
-
-
-@pytest.fixture
-def client(front: Any, edge: Any) -> Callable[[], Any]:
-    @asynccontextmanager
-    async def opened() -> AsyncIterator[httpx.AsyncClient]:
-        async with front(edge.url) as client:
-            yield client
-
-    return opened
 
 
 async def test_bytes_pass_through_unchanged_with_id_key_and_what_is_left_of_the_deadline(
@@ -193,7 +140,7 @@ async def hang(request: Request) -> Response:
     ids=["500", "503", "404", "408", "silence", "no connection", "our own 503", "200"],
 )
 async def test_deployment_is_asked_whether_it_is_ready_after_it_failed_to_answer_and_not_before(
-    edge: Any, front: Any, monkeypatch: pytest.MonkeyPatch, failure: Response | str, again: bool
+    edge: Any, gateway: Any, monkeypatch: pytest.MonkeyPatch, failure: Response | str, again: bool
 ) -> None:
     monkeypatch.setattr("tokenreward.http.upstream._READY_STANDS_S", 0.0)
 
@@ -202,12 +149,12 @@ async def test_deployment_is_asked_whether_it_is_ready_after_it_failed_to_answer
 
     edge.answer = answer
     url = f"http://127.0.0.1:{web.free_port()}" if failure == "no connection" else edge.url
-    async with front(url) as opened:
+    async with gateway(url) as opened:
         for _ in range(3):
             await opened.post(
                 "/v1/rewards", content=BODY, headers={"x-request-timeout-seconds": "0.3"}
             )
-        assert len(front.asked) == (3 if again else 1)
+        assert len(gateway.probes) == (3 if again else 1)
 
 
 async def test_waiting_for_word_of_readiness_is_part_of_the_deadline(edge: Any) -> None:
@@ -283,8 +230,8 @@ async def test_caller_who_hangs_up_is_passed_on(edge: Any, client: Any) -> None:
         await until(lambda: edge.hung_up)
 
 
-async def test_refused_connection_is_an_internal_error(front: Any) -> None:
-    async with front(f"http://127.0.0.1:{web.free_port()}") as opened:
+async def test_refused_connection_is_an_internal_error(gateway: Any) -> None:
+    async with gateway(f"http://127.0.0.1:{web.free_port()}") as opened:
         response = await opened.post("/v1/rewards", content=BODY)
     assert (response.status_code, response.json()["error"]["code"]) == (500, "internal")
 
@@ -340,29 +287,6 @@ async def test_deployment_that_fails_now_gives_retryable_results(
 
 ITEM = {"prompt": "a", "response": "bc", "spans": [[0, 1], [1, 2]], "policy_logprobs": [-1.0, -1.0]}
 KL = {"kl": {"coef": 1.0, "reference": "endogenous"}}
-LOG_PROBS = base64.b64encode(np.array([-2.0, -3.0], dtype="<f4").tobytes()).decode()
-
-
-def reply(items: list[dict[str, Any]], *, seconds: float = 0.5, **fields: Any) -> dict[str, Any]:
-    usage = dict.fromkeys(("prompt_tokens", "response_tokens"), len(items))
-    timing = dict.fromkeys(("queue_s", "tokenize_s", "compute_s"), seconds)
-    body = {"id": "x", "model": "m", "version": 1, "usage": usage, "timing": timing}
-    return {
-        **body,
-        "items": [{"index": i, "error": None, **item} for i, item in enumerate(items)],
-        **fields,
-    }
-
-
-def answers(*, lm: Any, rm: Any) -> Answering:
-    """What each deployment says: a body, or a Response."""
-
-    async def answer(request: Request) -> Response:
-        said = lm if "/d/lm/" in request.url.path else rm
-        said = await said(request) if callable(said) and not isinstance(said, Response) else said
-        return said if isinstance(said, Response) else JSONResponse(said)
-
-    return answer
 
 
 async def test_what_a_reference_told_is_filled_in_and_its_stages_count_but_not_its_tokens(

@@ -1,0 +1,133 @@
+"""What the gateway knows of scorers from their deployments' listings: when it asks for them, and
+when it asks again."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+
+from fakes.scripted import LOG_PROBS, answers, reply
+from tokenreward.http.dependencies import ScorerRoute
+
+IDS: dict[str, Any] = {"prompt": [1], "response": [2, 3], "policy_logprobs": [-1.0, -1.0]}
+KL = {"kl": {"coef": 1.0, "reference": "endogenous"}}
+BODY = {"scorer": "two", "items": [IDS], "credit": KL}
+COMBINED = {"scorers": ["one", "two"], "combine": {"one": 1.0, "two": 1.0}, "items": [IDS]}
+
+
+def listing(*, version: int | None = None, **tokenizers: str) -> dict[str, Any]:
+    """The listing of both deployments, with these tokenizers by scorer."""
+    entries = []
+    for name in ("endogenous", "one", "two"):
+        entry = {"name": name, "tokenizer": tokenizers.get(name, "t"), "version": version}
+        entries.append({**entry, "log_probs_options": {"form": "logprob"}})
+    return {"scorers": entries}
+
+
+def both(version: int) -> Any:
+    """Deployments that answer with weights of this version."""
+    log_probs = reply([{"rewards": LOG_PROBS}], version=version)
+    rewards = reply([{"rewards": [1.0, 2.0], "score": 3.0}], version=version)
+    return answers(lm=log_probs, rm=rewards)
+
+
+async def test_listings_are_asked_for_once_and_not_for_every_request(
+    edge: Any, client: Any
+) -> None:
+    edge.listing, edge.answer = listing(version=1), both(1)
+    async with client() as opened:
+        for _ in range(3):
+            assert (await opened.post("/v1/rewards", json=BODY)).status_code == 200
+    assert edge.num_listed == 2  # one of each deployment
+
+
+async def test_text_and_spans_need_the_listing_of_the_reference_alone(
+    edge: Any, client: Any
+) -> None:
+    edge.answer = both(1)
+    item = {**IDS, "prompt": "a", "response": "bc", "spans": [[0, 1], [1, 2]]}
+    async with client() as opened:
+        await opened.post("/v1/rewards", json={**BODY, "items": [item]})
+    assert edge.num_listed == 1
+
+
+async def test_listings_of_the_route_for_all_scorers_are_kept(edge: Any, client: Any) -> None:
+    edge.listing, edge.answer = listing(version=1), both(1)
+    async with client() as opened:
+        assert (await opened.get("/v1/scorers")).status_code == 200
+        assert edge.num_listed == 2
+        await opened.post("/v1/rewards", json=BODY)
+    assert edge.num_listed == 2
+
+
+async def test_another_version_of_the_weights_is_listed_anew_once(edge: Any, client: Any) -> None:
+    edge.listing, edge.answer = listing(version=1), both(1)
+    async with client() as opened:
+        await opened.post("/v1/rewards", json=BODY)
+        edge.listing, edge.answer = listing(version=2), both(2)
+        for _ in range(3):
+            assert (await opened.post("/v1/rewards", json=BODY)).status_code == 200
+    assert edge.num_listed == 4
+
+
+@pytest.mark.parametrize("body", [BODY, COMBINED], ids=["reference", "combined"])
+async def test_tokenizers_of_the_weights_that_answered_are_compared_and_not_those_of_before(
+    edge: Any, client: Any, body: dict[str, Any]
+) -> None:
+    keyed = {name: {"rewards": [1.0, 2.0], "score": 1.0, "error": None} for name in ("one", "two")}
+
+    def answering(version: int) -> Any:
+        if body is BODY:
+            return both(version)
+        content = reply([{"scorers": keyed}], version=version)
+        return answers(lm=content, rm=content)
+
+    edge.listing, edge.answer = listing(version=1), answering(1)
+    async with client() as opened:
+        assert (await opened.post("/v1/rewards", json=body)).status_code == 200
+        edge.listing, edge.answer = listing(version=2, two="other"), answering(2)
+        refused = await opened.post("/v1/rewards", json=body)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (422, "units_differ")
+
+
+async def test_a_deployment_that_failed_to_answer_is_listed_anew(edge: Any, client: Any) -> None:
+    edge.answer = both(1)
+    async with client() as opened:
+        await opened.post("/v1/rewards", json=BODY)
+
+        async def broken(_: Request) -> Response:
+            return PlainTextResponse("no replica", 500)
+
+        edge.answer = broken
+        await opened.post("/v1/rewards", json=BODY)  # `lm` fails first, and `rm` is not asked
+        edge.answer = both(1)
+        assert (await opened.post("/v1/rewards", json=BODY)).status_code == 200
+    assert edge.num_listed == 3
+
+
+async def test_a_type_that_the_gateway_does_not_know_is_a_reference_if_its_scorer_says_so(
+    edge: Any, deployments: Any, open_gateway: Any
+) -> None:
+    routes = {"theirs": ScorerRoute("lm", "their.own:Scorer"), "two": ScorerRoute("rm", "constant")}
+    entry = {"name": "theirs", "tokenizer": "t", "log_probs_options": {"as": "log-probs"}}
+    edge.listing = {"scorers": [entry, {"name": "two", "tokenizer": "t"}]}
+    edge.answer = both(1)
+    body = {**BODY, "credit": {"kl": {"coef": 1.0, "reference": "theirs"}}}
+    async with open_gateway(deployments, routes)(edge.url) as opened:
+        assert (await opened.post("/v1/rewards", json=body)).status_code == 200
+    question = json.loads(edge.bodies[0])
+    assert (question["scorer"], question["options"]) == ("theirs", {"as": "log-probs"})
+
+
+async def test_a_scorer_that_gives_no_log_probs_is_no_reference(edge: Any, client: Any) -> None:
+    edge.listing = {"scorers": [{"name": "endogenous", "tokenizer": "t"}]}
+    item = {**IDS, "prompt": "a", "response": "bc", "spans": [[0, 1], [1, 2]]}
+    async with client() as opened:
+        refused = await opened.post("/v1/rewards", json={**BODY, "items": [item]})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (422, "invalid_field")
+    assert refused.json()["error"]["param"] == "credit.kl.reference"
+    assert edge.requests == []

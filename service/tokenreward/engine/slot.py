@@ -58,6 +58,9 @@ class Slot:
         del self._num_leases[previous]
         await previous.close()
         del previous
+        # The error that ended the work is let go of in the next turn of the loop. Its traceback
+        # refers to the engine.
+        await asyncio.sleep(0)
         # Engines are in reference cycles, which keep their weights alive. The collector keeps
         # Python's lock, so another thread would hold up the event loop just as long.
         gc.collect()

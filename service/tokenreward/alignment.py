@@ -1,9 +1,9 @@
-"""Tokens, characters and the caller's units: who owns which token, and how token numbers become
-unit numbers.
+"""Tokens, characters and the caller's units: which unit owns a token, and how numbers per token
+become numbers per unit.
 
 Units are the response's tokens, or spans of its text that tile it. A token belongs to the span that
-holds its last character; a special token appended after the text belongs to the last span. It knows
-numpy and nothing of models.
+holds its last character. A special token appended after the text belongs to the last span. This
+module knows numpy and nothing of models.
 """
 
 from __future__ import annotations
@@ -22,19 +22,33 @@ Bools = npt.NDArray[np.bool_]
 
 
 def fingerprint(vocab: Mapping[str, int]) -> str:
-    """Names a vocabulary: equal fingerprints mean that equal ids are equal tokens
-    (`tokenizer.get_vocab()`)."""
+    """A name of a vocabulary: where it is equal, equal ids are equal tokens.
+
+    Args:
+        vocab: The id of each token, as `tokenizer.get_vocab()` gives it.
+    """
     digest = hashlib.sha256()
     for token, token_id in sorted(vocab.items(), key=lambda entry: (entry[1], entry[0])):
-        # The length stands before the token: a token may hold any separator that one could choose.
+        # The length stands before the token, because a token may hold any separator.
         digest.update(f"{token_id} {len(token)} {token}".encode("utf-8", "surrogatepass"))
     return digest.hexdigest()[:16]
 
 
 def tiles(spans: npt.ArrayLike, length: int, *, param: str) -> Ints:
-    """The spans as an array [n, 2], if they tile [0, length): the first starts at 0, each starts
-    where the last ended, the last ends at `length`; zero-width spans are legal. Raises
-    SpansDoNotTile."""
+    """Spans that tile [0, length): the first starts at 0, each starts where the one before ends,
+    and the last ends at `length`. Zero-width spans are legal.
+
+    Args:
+        spans: Pairs of start and end, in code points; the end is exclusive.
+        length: Code points of the response.
+        param: The field, for errors.
+
+    Returns:
+        The spans as an array [n, 2].
+
+    Raises:
+        SpansDoNotTile: Names the first span that does not.
+    """
     array = np.asarray(spans, dtype=np.int64).reshape(-1, 2)
     if not len(array):
         raise SpansDoNotTile(
@@ -60,22 +74,35 @@ def tiles(spans: npt.ArrayLike, length: int, *, param: str) -> Ints:
 
 
 def owners(ends: Ints, spans: Ints, *, num_appended: int = 0) -> Ints:
-    """Index of the span that owns each token [r + num_appended].
+    """The span that owns each token.
 
-    `ends` [r]: where each token's characters end. `num_appended` tokens stand after the text and go
-    to the last span.
+    Args:
+        ends: Where each token's characters end [r].
+        spans: Spans that tile the text [n, 2].
+        num_appended: How many tokens stand after the text. They go to the last span.
+
+    Returns:
+        The index of the span [r + num_appended].
     """
     last_character = np.maximum(ends - 1, 0)
     inside = np.searchsorted(spans[:, 1], last_character, side="right")
-    # A token without characters at the very end of the text (an end-of-text marker) goes to the
-    # last span, too.
+    # A token without characters at the very end of the text, such as an end-of-text marker, goes to
+    # the last span, too.
     inside = np.minimum(inside, len(spans) - 1)
     return np.concatenate([inside, np.full(num_appended, len(spans) - 1)]).astype(np.int64)
 
 
 def scored_spans(spans: Ints, *, finished: bool) -> Bools:
-    """Which spans [n] can carry reward: not the zero-width ones, but a final one does if
-    end-of-turn was appended."""
+    """Which spans carry reward.
+
+    Args:
+        spans: Spans that tile the text [n, 2].
+        finished: Whether end-of-turn was appended. Then the last span owns a token, even if it is
+            zero-width.
+
+    Returns:
+        False for each other zero-width span [n].
+    """
     scored: Bools = spans[:, 1] > spans[:, 0]
     if finished:
         scored[-1] = True
@@ -83,17 +110,21 @@ def scored_spans(spans: Ints, *, finished: bool) -> Bools:
 
 
 def sum_over_units(values: Floats, owner: Ints, num_units: int) -> Floats:
-    """Unit sums [num_units] of token values [r], added in float64. For increments and weights."""
+    """The sum [num_units] of each unit's token values [r], added in float64.
+
+    It is for increments and weights. `owner` [r] is the unit of each token.
+    """
     return np.bincount(owner, weights=values.astype(np.float64), minlength=num_units).astype(
         np.float32
     )
 
 
 def last_of_units(values: Floats, owner: Ints, num_units: int) -> Floats:
-    """The value [num_units] at each unit's last token; 0 for a unit that owns no token. For
-    levels."""
+    """The value [num_units] at each unit's last token; 0 for a unit that owns no token.
+
+    It is for levels. `owner` [r] is the unit of each token.
+    """
     units = np.zeros(num_units, dtype=np.float32)
-    units[owner] = (
-        values  # owners never decrease, and of repeated indices the last assignment stays
-    )
+    # Owners never decrease, and of repeated indices the last assignment stays.
+    units[owner] = values
     return units

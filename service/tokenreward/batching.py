@@ -1,11 +1,14 @@
-"""The queue of one replica: admission by tokens, and the next batch whenever the device's thread
-asks for one.
+"""The queue of one replica: it admits entries by their tokens, and gives the next batch whenever
+the device's thread asks for one.
 
-There is no timer: a batch is made of what waits at that moment, up to a token budget. The oldest
-entry is always in it; behind it, entries that share a prompt stand together, and what fits goes
-before what does not, until that has waited long enough. Entries whose caller has gone or whose
-deadline has passed are dropped before they cost anything. It knows tokens and futures, nothing of
-models; it belongs to one event loop, but any thread may take.
+There is no timer: a batch is made of the entries that wait at that moment, up to a token budget.
+The oldest entry is always in it. Behind the oldest, entries that share a prompt stand together.
+Entries that fit go before entries that do not fit, until an entry has waited too long to be passed
+over. Entries whose caller has gone or whose deadline has passed are dropped before they cost
+anything.
+
+The queue knows tokens and futures, and nothing of models. It belongs to one event loop, but any
+thread may take a batch.
 """
 
 from __future__ import annotations
@@ -23,24 +26,25 @@ from tokenreward.errors import DeadlineExceededError, LargerThanQueue, Overloade
 
 EntryT = TypeVar("EntryT", bound="Entry")
 
-_LONGEST_RETRY_AFTER_S = 60.0
-_RATE_MEMORY = 0.8
+_MAX_RETRY_AFTER_S = 60.0
+_RATE_MEMORY = 0.8  # the share of the earlier rate in a new one
 _LOOK_AHEAD = 256  # entries
-# looking for the gone takes a twentieth of the time at most, however many are refused meanwhile
+# The pause after a scan for gone entries is this many times as long as the scan. So scans take a
+# twentieth of the time at most, however many requests are refused meanwhile.
 _SCAN_PAUSE = 20
-_PATIENCE_S = 0.5  # an entry that does not fit lets others go first for so long, and then no more
+_PATIENCE_S = 0.5  # how long an entry that does not fit lets others go first
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Entry:
-    """What may wait in the queue.
+    """One thing that may wait in the queue.
 
     Attributes:
         num_tokens: Tokens that the model will read for it.
         prompts: Keys of the prompts that it reads, with their tokens. A batch computes a prompt
             once for all entries that share its key.
         deadline: A reading of time.monotonic, in seconds; None for no deadline.
-        future: Done once nobody waits any more.
+        future: Done once nobody waits for the entry any more.
         queued_at: When it began to wait, by time.monotonic.
     """
 
@@ -51,12 +55,16 @@ class Entry:
     queued_at: float = field(init=False)
 
     def wait(self, future: asyncio.Future[Any], deadline: float | None = None) -> None:
-        """Begins to wait, before it is submitted."""
+        """Begins to wait. It is called before the entry is submitted."""
         self.future, self.deadline = future, deadline
         self.queued_at = time.monotonic()
 
     def cost(self, prompts: set[Hashable]) -> int:
-        """Tokens that it adds to a batch which has these prompts. Its own are added to the set."""
+        """The tokens that it adds to a batch.
+
+        Args:
+            prompts: Keys of the prompts that the batch computes already. The entry's own are added.
+        """
         num_saved = 0
         for key, num_tokens in self.prompts:
             if key in prompts:
@@ -65,7 +73,7 @@ class Entry:
         return self.num_tokens - num_saved
 
     def fail(self, error: Exception) -> None:
-        """Answers whoever waits for it with an error, from any thread."""
+        """Answers the caller who waits for it with an error, from any thread."""
         loop = self.future.get_loop()
         if _running_loop() is loop:
             _settle(self.future, error)
@@ -74,11 +82,16 @@ class Entry:
 
 
 class Batcher(Generic[EntryT]):
-    """The oldest first, up to `max_batch_tokens` computed tokens and `max_batch_requests` at a
-    time.
+    """The queue.
 
-    An entry larger than the budget goes alone. `max_queued_tokens` bounds what may wait, each
-    prompt counted in full.
+    Args:
+        max_batch_tokens: The most tokens that a batch computes, a shared prompt counted once. An
+            entry that is larger goes alone.
+        max_batch_requests: The most entries in a batch.
+        max_queued_tokens: The most tokens that may wait, each prompt counted in full.
+
+    Attributes:
+        queued_tokens: Tokens of the entries that wait.
     """
 
     def __init__(
@@ -89,20 +102,23 @@ class Batcher(Generic[EntryT]):
         self._max_queued_tokens = max_queued_tokens
         self._waiting: deque[EntryT] = deque()
         self._arrived = asyncio.Event()
-        self._lock = (
-            threading.Lock()
-        )  # of the two that change hands, `_waiting` and `queued_tokens`
+        self._lock = threading.Lock()  # of `_waiting` and `queued_tokens`, which threads share
         self._tokens_per_s: float | None = None
         self._next_scan = -math.inf  # by time.monotonic
         self.queued_tokens = 0
 
     @property
     def queued_items(self) -> int:
-        """Entries that wait, those included whose caller has gone unnoticed so far."""
+        """Entries that wait, including entries whose caller has gone unnoticed so far."""
         return len(self._waiting)
 
     def submit(self, entries: Sequence[EntryT]) -> None:
-        """Queues all entries of a request, or none. Raises LargerThanQueue, Overloaded."""
+        """Queues all entries of a request, or none.
+
+        Raises:
+            LargerThanQueue: The request alone has more tokens than may wait.
+            Overloaded: Too many tokens wait already. It says when to try again.
+        """
         num_tokens = sum(entry.num_tokens for entry in entries)
         if num_tokens > self._max_queued_tokens:
             raise LargerThanQueue(
@@ -124,8 +140,14 @@ class Batcher(Generic[EntryT]):
         self._arrived.set()
 
     def refuse_if_full(self, num_coming: int = 0) -> None:
-        """Raises Overloaded if nothing more fits, before anything is spent on a request.
-        `num_coming`: tokens at least of those who are let in already and not in the queue yet."""
+        """Refuses a request while nothing more fits, before any work is spent on it.
+
+        Args:
+            num_coming: Tokens, at least, of requests that are admitted but not queued yet.
+
+        Raises:
+            Overloaded: The queue is full.
+        """
         with self._lock:
             if self.queued_tokens + num_coming >= self._max_queued_tokens:
                 self._drop_gone()
@@ -137,24 +159,25 @@ class Batcher(Generic[EntryT]):
                 )
 
     async def wait(self) -> None:
-        """Waits until there may be something to take. On the event loop."""
+        """Waits until there may be an entry to take. On the event loop."""
         while not self._waiting:
             self._arrived.clear()
             await self._arrived.wait()
 
     def take(self) -> list[EntryT]:
-        """The next batch, on any thread; empty if nobody waits."""
+        """The next batch, on any thread; empty if no entry waits."""
         with self._lock:
             return self._take()
 
-    def measured(self, num_tokens: int, seconds: float) -> None:
-        """Tells how fast a batch went; `Retry-After` is made of it."""
+    def note_rate(self, num_tokens: int, seconds: float) -> None:
+        """Notes how fast a batch went. `Retry-After` is estimated from it."""
         rate = num_tokens / max(seconds, 1e-6)
-        old = self._tokens_per_s
-        self._tokens_per_s = rate if old is None else _RATE_MEMORY * old + (1 - _RATE_MEMORY) * rate
+        if self._tokens_per_s is not None:
+            rate = _RATE_MEMORY * self._tokens_per_s + (1 - _RATE_MEMORY) * rate
+        self._tokens_per_s = rate
 
     def fail_all(self, error: Exception) -> None:
-        """Answers everybody who waits with an error, and forgets them."""
+        """Answers every entry that waits with an error, and empties the queue."""
         with self._lock:
             for entry in self._waiting:
                 entry.fail(error)
@@ -168,17 +191,18 @@ class Batcher(Generic[EntryT]):
         num_tokens = 0
         for place in _prompts_together(window):
             entry = window[place]
-            with_it = set(prompts)
-            cost = entry.cost(with_it)
+            prompts_with_entry = set(prompts)
+            cost = entry.cost(prompts_with_entry)
             if places and num_tokens + cost > self._max_batch_tokens:
                 if time.monotonic() - entry.queued_at >= _PATIENCE_S:
-                    break
+                    break  # it has waited too long: no later entry goes before it
                 continue
             places.add(place)
-            prompts = with_it
+            prompts = prompts_with_entry
             num_tokens += cost
             if len(places) == self._max_batch_requests or num_tokens >= self._max_batch_tokens:
                 break
+        # The others go back to the front of the queue, in their order.
         self._waiting.extendleft(
             window[place] for place in range(len(window) - 1, -1, -1) if place not in places
         )
@@ -187,8 +211,8 @@ class Batcher(Generic[EntryT]):
         return batch
 
     def _pop_window(self) -> list[EntryT]:
-        """The oldest entries that somebody still waits for, as far ahead as a batch looks; the gone
-        are dropped."""
+        """Takes the oldest entries that somebody still waits for, as far ahead as a batch looks.
+        Gone entries are dropped."""
         window: list[EntryT] = []
         while self._waiting and len(window) < max(_LOOK_AHEAD, self._max_batch_requests):
             entry = self._waiting.popleft()
@@ -199,8 +223,8 @@ class Batcher(Generic[EntryT]):
         return window
 
     def _drop_gone(self) -> None:
-        """Makes the room of those who have gone, unless it was looked for a moment ago: the longer
-        a look at the whole queue takes, the longer the pause after it."""
+        """Drops gone entries, unless the queue was scanned a moment ago: the longer a scan of the
+        whole queue takes, the longer the pause after it."""
         began = time.monotonic()
         if began < self._next_scan:
             return
@@ -210,16 +234,16 @@ class Batcher(Generic[EntryT]):
         self._next_scan = ended + _SCAN_PAUSE * (ended - began)
 
     def _retry_after_s(self, num_tokens: int) -> float:
-        """Until enough of the queue is worked off, at the measured rate; whole seconds, as the
-        header wants them."""
+        """Seconds until the queue has so many tokens left, at the rate of the batches before. They
+        are whole, as the header wants them."""
         if not self._tokens_per_s:
             return 1.0
         too_many = self.queued_tokens + num_tokens - self._max_queued_tokens
-        return float(min(max(1, math.ceil(too_many / self._tokens_per_s)), _LONGEST_RETRY_AFTER_S))
+        return float(min(max(1, math.ceil(too_many / self._tokens_per_s)), _MAX_RETRY_AFTER_S))
 
 
 def _gone(entry: Entry) -> bool:
-    """Nobody waits for it any more; a deadline that has passed is answered here."""
+    """Whether nobody waits for an entry any more. A deadline that has passed is answered here."""
     if entry.future.done():
         return True
     if entry.deadline is not None and time.monotonic() >= entry.deadline:
@@ -241,9 +265,10 @@ def _settle(future: asyncio.Future[Any], error: Exception) -> None:
 
 
 def _prompts_together(window: Sequence[Entry]) -> Iterator[int]:
-    """Places in order of arrival, but an entry's prompt mates right after it."""
-    mates: dict[Hashable, list[int]] = {}
+    """Places in order of arrival, but entries of one prompt follow the first of them."""
+    groups: dict[Hashable, list[int]] = {}
     for place, entry in enumerate(window):
-        mates.setdefault(entry.prompts[0][0] if entry.prompts else place, []).append(place)
-    for places in mates.values():
+        key = entry.prompts[0][0] if entry.prompts else place
+        groups.setdefault(key, []).append(place)
+    for places in groups.values():
         yield from places

@@ -1,8 +1,8 @@
-"""The weighted sum of several scorers' rewards: `combine` of a request, over the replies' plain
-objects; and when two scorers' units are the same.
+"""The weighted sum of several scorers' rewards, which a request's `combine` asks for; and whether
+the scorers' units are the same.
 
-Pure: one replica uses it on its own reply, the gateway on what it merged. It knows no HTTP and runs
-no model.
+A replica combines the results of its own reply, and the gateway the results that it has merged.
+This module knows no HTTP and runs no model.
 """
 
 from __future__ import annotations
@@ -24,10 +24,17 @@ from tokenreward.wire import (
 
 
 def refuse_unequal_units(request: RewardsRequest, fingerprints: Mapping[str, str]) -> None:
-    """Units are equal if each item has spans, or ids that one tokenizer stands for. `fingerprints`
-    are by scorer.
+    """Refuses a `combine` over scorers whose units differ.
 
-    Raises InvalidField (a name that `scorers` lacks), UnitsDiffer.
+    Units are equal if each item has spans, or ids of one tokenizer.
+
+    Args:
+        request: The request.
+        fingerprints: The fingerprint of each scorer's tokenizer, by the scorer's name.
+
+    Raises:
+        InvalidField: `combine` has a name that `scorers` lacks.
+        UnitsDiffer: Names the item.
     """
     weights = request.combine or {}
     for name in weights:
@@ -59,8 +66,17 @@ def refuse_two_tokenizers(
     concerned: Callable[[Item], bool],
     message: str,
 ) -> None:
-    """Raises UnitsDiffer for the first item that is `concerned` if there is more than one
-    tokenizer."""
+    """Refuses items whose meaning depends on the tokenizer, where there are several.
+
+    Args:
+        items: The request's items.
+        fingerprints: Of the tokenizers.
+        concerned: Whether an item's meaning depends on the tokenizer.
+        message: What is wrong, for the error.
+
+    Raises:
+        UnitsDiffer: Names the first item that is concerned.
+    """
     if len(set(fingerprints)) < 2:
         return
     for index, item in enumerate(items):
@@ -69,7 +85,7 @@ def refuse_two_tokenizers(
 
 
 def has_ids(item: Item) -> bool:
-    """Whether prompt or response are token ids, which mean something to one tokenizer only."""
+    """Whether prompt or response are token ids, which have a meaning for one tokenizer only."""
     prompt = item.prompt
     is_text = isinstance(prompt, str) or (
         isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], Message)
@@ -78,12 +94,12 @@ def has_ids(item: Item) -> bool:
 
 
 def has_id_units(item: Item) -> bool:
-    """Whether the item's units are the token ids it came with."""
+    """Whether the item's units are token ids of the caller."""
     return not isinstance(item.response, str)
 
 
 def has_token_units(item: Item) -> bool:
-    """Whether the item's units are tokens: its own ids, or what a tokenizer makes of its text."""
+    """Whether the item's units are tokens: its own ids, or the tokens of its text."""
     return item.spans is None
 
 
@@ -112,6 +128,8 @@ def combine(items: Sequence[ItemResult], weights: Mapping[str, float]) -> list[s
 
 
 def _add(item: ItemResult, results: Sequence[ScorerResult], weights: Sequence[float]) -> None:
+    """Gives one item the weighted sum of these results, or the error of a sum that is not
+    finite."""
     with np.errstate(over="ignore", invalid="ignore"):
         vectors = []
         for weight, result in zip(weights, results, strict=True):

@@ -94,7 +94,7 @@ async def test_retry_after_is_the_time_to_work_off_what_is_too_much(
 ) -> None:
     queue = batcher(queue=100)
     queue.submit([entry("a", 100)])
-    queue.measured(20, 2.0)  # ten tokens a second
+    queue.note_rate(20, 2.0)  # ten tokens a second
     assert await retry_after_s(queue, entry, asked) == expected
 
 
@@ -103,7 +103,7 @@ async def test_only_what_does_not_fit_counts_towards_retry_after(
 ) -> None:
     queue = batcher(queue=100)
     queue.submit([entry("a", 70)])
-    queue.measured(10, 1.0)
+    queue.note_rate(10, 1.0)
     assert await retry_after_s(queue, entry, 50) == 2.0
 
 
@@ -112,7 +112,7 @@ async def test_retry_after_is_never_more_than_a_minute(
 ) -> None:
     queue = batcher(queue=100)
     queue.submit([entry("a", 100)])
-    queue.measured(1, 1e6)
+    queue.note_rate(1, 1e6)
     assert await retry_after_s(queue, entry, 100) == 60.0
 
 
@@ -122,16 +122,16 @@ async def test_a_batch_of_no_tokens_or_no_time_spoils_no_estimate(
 ) -> None:
     queue = batcher(queue=100)
     queue.submit([entry("a", 100)])
-    queue.measured(num_tokens, seconds)
+    queue.note_rate(num_tokens, seconds)
     assert await retry_after_s(queue, entry, 100) == 1.0
 
 
 async def test_the_rate_follows_the_last_batches(entry: MakeEntry, batcher: MakeBatcher) -> None:
     queue = batcher(queue=100)
     queue.submit([entry("a", 100)])
-    queue.measured(1000, 1.0)
+    queue.note_rate(1000, 1.0)
     for _ in range(50):
-        queue.measured(10, 1.0)
+        queue.note_rate(10, 1.0)
     assert await retry_after_s(queue, entry, 99) == 10.0
 
 

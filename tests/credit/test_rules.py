@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenreward.credit import UnitSignals, assign
+from tokenreward.contract import Signals
+from tokenreward.credit import assign
 from tokenreward.wire import Credit, CreditName
 
 RULES: tuple[CreditName, ...] = ("values", "last", "uniform", "attention", "discount")
@@ -28,9 +29,8 @@ class Case:
     weights: list[float]
 
     @property
-    def signals(self) -> UnitSignals:
-        return UnitSignals(
-            keep=np.array(self.keep),
+    def signals(self) -> Signals:
+        return Signals(
             score=self.score,
             values=np.array(self.values, np.float32),
             weights=np.array(self.weights, np.float32),
@@ -67,7 +67,7 @@ def oracle(rule: str, case: Case, *, beta: float = 0.8, gamma: float = 1.0) -> l
 
 
 def rewards(rule: CreditName, case: Case, **credit: Any) -> np.ndarray:
-    given_rewards, _ = assign(case.signals, Credit(**credit), name=rule)
+    given_rewards, _ = assign(case.signals, np.array(case.keep), Credit(**credit), name=rule)
     assert given_rewards.dtype == np.float32
     assert given_rewards.shape == (len(case.keep),)
     return given_rewards
@@ -170,7 +170,9 @@ def test_unmasked_units_get_what_they_would_get_if_the_masked_ones_had_never_bee
 def test_scale_and_shift_act_on_the_score_and_the_score_is_reported_moved(
     case: Case, rule: CreditName, scale: float, shift: float
 ) -> None:
-    _, score = assign(case.signals, Credit(scale=scale, shift=shift), name=rule)
+    _, score = assign(
+        case.signals, np.array(case.keep), Credit(scale=scale, shift=shift), name=rule
+    )
     moved = Case(case.keep, case.score * scale + shift, case.values, case.weights)
     assert score == moved.score
     assert close(rewards(rule, case, scale=scale, shift=shift), oracle(rule, moved))
@@ -180,7 +182,9 @@ def test_scale_and_shift_act_on_the_score_and_the_score_is_reported_moved(
 def test_with_values_scale_and_shift_act_on_each_value_and_leave_the_score(
     case: Case, scale: float, shift: float
 ) -> None:
-    given_rewards, score = assign(case.signals, Credit(scale=scale, shift=shift), name="values")
+    given_rewards, score = assign(
+        case.signals, np.array(case.keep), Credit(scale=scale, shift=shift), name="values"
+    )
     assert score == case.score
     for index in case.kept:
         expected = float(np.float32(case.values[index])) * scale + shift
@@ -202,7 +206,7 @@ def test_the_clip_comes_after_scale_and_shift(score: float, expected: float) -> 
     credit = {"scale": 2.0, "shift": 1.0, "clip": [-1.0, 5.0]}
     assert rewards("last", case, **credit).tolist() == [0.0, expected]
     assert rewards("values", case, **credit).tolist() == [expected, 1.0]
-    _, moved = assign(case.signals, Credit(**credit), name="last")
+    _, moved = assign(case.signals, np.array(case.keep), Credit(**credit), name="last")
     assert moved == expected
 
 
@@ -221,11 +225,11 @@ def test_a_clip_does_not_limit_the_entries_that_a_rule_makes_of_the_score() -> N
 
 @given(cases(), st.sampled_from(RULES))
 def test_the_signals_are_not_written_to(case: Case, rule: CreditName) -> None:
-    signals = case.signals
-    for array in (signals.keep, signals.values, signals.weights):
+    signals, keep = case.signals, np.array(case.keep)
+    for array in (keep, signals.values, signals.weights):
         assert array is not None
         array.flags.writeable = False
-    assign(signals, Credit(scale=2.0, clip=[0.0, 1.0]), name=rule)
+    assign(signals, keep, Credit(scale=2.0, clip=[0.0, 1.0]), name=rule)
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from theory import tree
 from theory.tree import HORIZON, RESPONSES, Prefix
 from tokenreward import credit as credits
+from tokenreward.contract import Signals
 from tokenreward.wire import Credit
 
 SCORES = tree.random_values(20, RESPONSES)
@@ -25,12 +26,12 @@ WEIGHTS = {
 
 
 def rewards(response: Prefix, name: str, **parameters: float) -> np.ndarray:
-    signals = credits.UnitSignals(
-        keep=np.ones(HORIZON, dtype=np.bool_),
+    signals = Signals(
         score=SCORES[response],
         weights=WEIGHTS[response].astype(np.float32),
     )
-    return credits.assign(signals, Credit(name=name, **parameters), name=name)[0].astype(np.float64)
+    keep, credit = np.ones(HORIZON, dtype=np.bool_), Credit(name=name, **parameters)
+    return credits.assign(signals, keep, credit, name=name)[0].astype(np.float64)
 
 
 def returns(name: str, *, gamma: float = 1.0, **parameters: float) -> np.ndarray:

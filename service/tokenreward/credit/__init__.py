@@ -10,12 +10,10 @@ or HTTP.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from jaxtyping import Bool, Float32, Float64
 
-from tokenreward.contract import Gives
+from tokenreward.contract import Gives, Signals
 from tokenreward.credit import kl, rules
 from tokenreward.errors import CreditNotSupported, InvalidField, LengthMismatch
 from tokenreward.wire import Credit, CreditName, Numbers
@@ -28,16 +26,6 @@ NEEDS: dict[CreditName, frozenset[Gives]] = {
     "discount": frozenset({"score"}),
 }
 _ONLY_WITH = {"beta": "attention", "gamma": "discount"}
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class UnitSignals:
-    """A scorer's signals in the caller's units; `keep` is False for units that are masked."""
-
-    keep: Bool[np.ndarray, " u"]
-    score: float | None = None
-    values: Float32[np.ndarray, " u"] | None = None
-    weights: Float32[np.ndarray, " u"] | None = None
 
 
 def check(
@@ -73,12 +61,14 @@ def check(
 
 
 def assign(
-    signals: UnitSignals, credit: Credit, *, name: CreditName
+    signals: Signals, keep: Bool[np.ndarray, " u"], credit: Credit, *, name: CreditName
 ) -> tuple[Float32[np.ndarray, " u"], float | None]:
     """The rewards of one item, before any KL penalty.
 
     Args:
-        signals: What the scorer says, in units. The inputs of the rule are there.
+        signals: What the scorer says, whose values and weights are those of units. The inputs of
+            the rule are there.
+        keep: False for masked units.
         credit: The parameters of the rule and of the affine map.
         name: The rule.
 
@@ -94,24 +84,28 @@ def assign(
         else:
             assert score is not None
             score = float(rules.affine(np.float64(score), credit))
-            rewards = _spread(score, signals, credit, name)
-        return np.where(signals.keep, rewards, 0.0).astype(np.float32), score
+            rewards = _spread(score, signals.weights, keep, credit, name)
+        return np.where(keep, rewards, 0.0).astype(np.float32), score
 
 
 def _spread(
-    score: float, signals: UnitSignals, credit: Credit, name: CreditName
+    score: float,
+    weights: Float32[np.ndarray, " u"] | None,
+    keep: Bool[np.ndarray, " u"],
+    credit: Credit,
+    name: CreditName,
 ) -> Float64[np.ndarray, " u"]:
     """The score over the units, by one of the rules that spread a score."""
     if name == "attention":
-        assert signals.weights is not None
+        assert weights is not None
         beta = rules.BETA if credit.beta is None else credit.beta
-        return rules.attention(score, signals.weights, signals.keep, beta=beta)
+        return rules.attention(score, weights, keep, beta=beta)
     if name == "discount":
         gamma = 1.0 if credit.gamma is None else credit.gamma
-        return rules.discount(score, signals.keep, gamma=gamma)
+        return rules.discount(score, keep, gamma=gamma)
     if name == "uniform":
-        return rules.uniform(score, signals.keep)
-    return rules.last(score, signals.keep)
+        return rules.uniform(score, keep)
+    return rules.last(score, keep)
 
 
 def penalise(

@@ -84,7 +84,7 @@ def _score(job: Job, plan: Plan, outputs: Sequence[Outputs]) -> ScorerResult:
         signals = plan.scorer.score(job.sample, outputs, plan.options)
         _check(plan, signals, num_tokens=len(job.unit_of_token))
         units = _in_units(signals, job)
-    rewards, score = credits.assign(units, plan.credit, name=plan.credit_name)
+    rewards, score = credits.assign(units, job.scored, plan.credit, name=plan.credit_name)
     rewards = credits.penalise(
         rewards, plan.credit, job.scored, item.policy_logprobs, item.ref_logprobs
     )
@@ -127,9 +127,12 @@ def _check(plan: Plan, signals: Signals, *, num_tokens: int) -> None:
             raise ScorerFailed(f"{scorer} gave steps that do not divide {num_tokens} tokens")
 
 
-def _in_units(signals: Signals, job: Job) -> credits.UnitSignals:
-    """Token signals as unit signals. Increments and weights are summed over a unit. For levels, a
-    unit takes the value of its last token."""
+def _in_units(signals: Signals, job: Job) -> Signals:
+    """The signals with numbers per unit, not per token.
+
+    Increments and weights are summed over a unit. For levels, a unit takes the value of its last
+    token.
+    """
     num_units = len(job.scored)
     score, values, weights = signals.score, signals.values, signals.weights
     if score is not None:
@@ -139,7 +142,7 @@ def _in_units(signals: Signals, job: Job) -> credits.UnitSignals:
         values = reduce(values, job.unit_of_token, num_units)
     if weights is not None:
         weights = sum_over_units(weights, job.unit_of_token, num_units)
-    return credits.UnitSignals(keep=job.scored, score=score, values=values, weights=weights)
+    return Signals(score=score, values=values, weights=weights)
 
 
 def _step_ids(steps: Steps, job: Job) -> Int64[np.ndarray, " u"]:

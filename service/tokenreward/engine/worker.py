@@ -172,7 +172,7 @@ class Worker:
                 if not job.future.done():
                     job.future.set_result(None)
         num_tokens = sum(job.num_tokens for job in batch.jobs)
-        self._batcher.measured(num_tokens, batch.jobs[0].compute_s)
+        self._batcher.note_rate(num_tokens, batch.jobs[0].compute_s)
         report_batch(self._report, batch.jobs, num_computed)
         self._report("queued_items", self._batcher.queued_items)
         self._report("queued_tokens", self._batcher.queued_tokens)

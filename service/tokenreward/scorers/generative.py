@@ -198,17 +198,15 @@ class Scorer(contract.Scorer):
 
 def _question(sample: Sample, options: Scorer.Options) -> str:
     """The verifier's prompt. Raises UnsupportedText, SequenceTooLong."""
-    quotation = quote(sample)
     text = options.template
     if text is None:
         text = _QUOTED + (_GRADING if options.mode == "graded" else _QUESTION)
+    quotation = quote(sample)
     ranked = [label for _, label in sorted(zip(options.worth, options.labels, strict=True))]
     try:
         return template(text).render(
             sample.budget,
-            prompt=quotation.prompt,
-            messages=quotation.messages,
-            response=quotation.response,
+            **quotation,
             yes=options.yes[0].strip(),
             no=options.no[0].strip(),
             labels=", ".join(label.strip() for label in ranked),

@@ -9,30 +9,23 @@ able to end the turn that quotes it. This module knows no template and no scorer
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from typing import Any
 
 from tokenreward.contract import Sample, TokenizerView
 from tokenreward.errors import UnsupportedText
 
 
-@dataclass(frozen=True, slots=True)
-class Quotation:
-    """A prompt and its response, to be quoted.
+def quote(sample: Sample) -> dict[str, Any]:
+    """A prompt and its response as a template can show them.
 
-    Attributes:
-        prompt: The whole prompt as one text. Several messages stand in it with their roles.
-        messages: The prompt as dictionaries. A prompt of text or ids is one message of the user.
-        response: The response.
+    Returns:
+        `prompt`: The whole prompt as one text. Several messages stand in it with their roles.
+        `messages`: The prompt as dictionaries. A prompt of text or ids is one message of the user.
+        `response`: The response.
+
+    Raises:
+        UnsupportedText: The prompt has content that is not text.
     """
-
-    prompt: str
-    messages: list[dict[str, Any]]
-    response: str
-
-
-def quote(sample: Sample) -> Quotation:
-    """The quotation of a sample. Raises UnsupportedText for content that is not text."""
     messages = sample.item.messages
     if messages is None:
         messages = [{"role": "user", "content": _prompt(sample)}]
@@ -42,7 +35,8 @@ def quote(sample: Sample) -> Quotation:
     if len(texts) > 1:
         pairs = zip(messages, texts, strict=True)
         texts = [f"{message['role']}: {text}" for message, text in pairs]
-    return Quotation("\n\n".join(texts), messages, _response(sample))
+    prompt = "\n\n".join(texts)
+    return {"prompt": prompt, "messages": messages, "response": _response(sample)}
 
 
 def _prompt(sample: Sample) -> str:

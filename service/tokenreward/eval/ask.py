@@ -74,6 +74,26 @@ async def collect_answers(
         if key not in answers
     }
     on_start(len(missing), len(answers))
+
+    def on_batch(new: dict[str, CandidateAnswer]) -> None:
+        if cache is not None:
+            cache.append(new)
+        answers.update(new)
+        on_answers(len(new), sum(answer.error is not None for answer in new.values()))
+
+    await _answer_all(client, subject, missing, concurrency=concurrency, on_batch=on_batch)
+    return [answers[key] for key in keys]
+
+
+async def _answer_all(
+    client: AsyncClient,
+    subject: Subject,
+    missing: Mapping[str, Candidate],
+    *,
+    concurrency: int,
+    on_batch: Callable[[dict[str, CandidateAnswer]], None],
+) -> None:
+    """Asks for the answers to these candidates; `on_batch` gets those of each request, by key."""
     # All workers take from one iterator: a worker that is free takes the next batch.
     batches = _batches(missing)
     last_reply = time.perf_counter()
@@ -90,13 +110,9 @@ async def collect_answers(
             new = {}
             for (key, candidate), rewards in zip(batch.items(), results, strict=True):
                 new[key] = answer_of(candidate, rewards, timing)
-            if cache is not None:
-                cache.append(new)
-            answers.update(new)
-            on_answers(len(new), sum(answer.error is not None for answer in new.values()))
+            on_batch(new)
 
     await _all_or_none([asyncio.ensure_future(work()) for _ in range(concurrency)])
-    return [answers[key] for key in keys]
 
 
 def _batches(missing: Mapping[str, Candidate]) -> Iterator[dict[str, Candidate]]:

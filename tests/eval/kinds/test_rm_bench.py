@@ -60,6 +60,8 @@ def whole(tmp_path: Path) -> Dataset:
 def test_one_prompt_by_hand(tmp_path: Path) -> None:
     outcome = outcome_of(load(files(tmp_path, chat=[row(0)])), by_text(FIRST))
     assert outcome.judgement.matrices["chat"].tolist() == FIRST_WINS
+    classes = {name: scores.tolist() for name, scores in outcome.judgement.classes.items()}
+    assert classes == {"chosen": [1, 2, 3], "rejected": [0, 2, 5]}
     hard, normal, easy = 0 / 3, 1 / 3, 3 / 3
     expected = {
         "hard": hard,

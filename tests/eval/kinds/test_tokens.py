@@ -71,10 +71,31 @@ def test_spans_of_the_file_are_the_units_and_all_of_them_count(tmp_path: Path) -
     }
     dataset = load([write(tmp_path / "tokens.jsonl", [row])])
     assert dataset.candidates[0].item["spans"] == row["spans"]
+    characters = dataset.candidates[0].character_flags
+    assert characters is not None
+    assert characters.tolist() == [False] * 5 + [True] * 3
     rewards = np.array([0, 2, 1, -1], dtype=np.float32)
     answer = CandidateAnswer(None, rewards, np.array(row["spans"]), timing=TIMING)
     figures = values(outcome_of(dataset, lambda candidate: answer))
     assert figures["token_auc"] == pytest.approx(3 / 4)
+
+
+def test_interval_of_the_micro_area_resamples_responses_not_tokens(tmp_path: Path) -> None:
+    """One response in perfect order and one in no order at all: as clusters they are far apart."""
+    rows = [
+        {"prompt": "p", "response": "ab" * 50, "flags": [1, 0] * 50},
+        {"prompt": "p", "response": "cd" * 50, "flags": [1, 0] * 50},
+    ]
+    rewards = {"ab" * 50: [-1.0, 1.0] * 50 + [0.0], "cd" * 50: [0.0] * 101}
+    dataset = load([write(tmp_path / "tokens.jsonl", rows)])
+    row = outcome_of(
+        dataset, lambda c: per_character(rewards[c.item["response"]], c.item["response"])
+    )
+    _, micro = row.judgement.columns["token_auc_micro"]
+    assert micro is not None
+    assert (micro.low, micro.high) == (0.5, 1.0)
+    counts = {"responses": 2, "judged": 2, "failed": 0, "of one kind only": 0}
+    assert row.judgement.counts == counts
 
 
 RESPONSES = st.lists(

@@ -150,10 +150,20 @@ def choose_layouts(
             "policy: float32 linears are torch's own after all, as the reference's cannot go "
             f"through oneDNN, too: the packed layout differs in {first.gap}"
         )
-    reasons = {"policy": first.reason, "reference": second.reason}
+    return _join(first, second, views)
+
+
+def _join(
+    policy: LayoutChoice, reference: LayoutChoice, views: Mapping[Model, View]
+) -> LayoutChoice:
+    """The choice of a pair, from the choice of each model.
+
+    Its gap is the one that is nearer to its bound, and its reason names both models' reasons.
+    """
+    reasons = {"policy": policy.reason, "reference": reference.reason}
     reason = "; ".join(f"{name}: {reason}" for name, reason in reasons.items() if reason)
-    nearest = max((first.gap, second.gap), key=lambda gap: gap.difference / gap.bound)
-    pair = Pair(first.layout, second.layout, views=views)
+    nearest = max((policy.gap, reference.gap), key=lambda gap: gap.difference / gap.bound)
+    pair = Pair(policy.layout, reference.layout, views=views)
     return LayoutChoice(pair, nearest, reason or None)
 
 

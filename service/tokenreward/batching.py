@@ -100,9 +100,9 @@ class Batcher(Generic[EntryT]):
         self._max_batch_tokens = max_batch_tokens
         self._max_batch_requests = max_batch_requests
         self._max_queued_tokens = max_queued_tokens
-        self._waiting: deque[EntryT] = deque()
+        self.waiting: deque[EntryT] = deque()
         self._arrived = asyncio.Event()
-        self._lock = threading.Lock()  # of `_waiting` and `queued_tokens`, which threads share
+        self._lock = threading.Lock()  # of `waiting` and `queued_tokens`, which threads share
         self._tokens_per_s: float | None = None
         self._next_scan = -math.inf  # by time.monotonic
         self.queued_tokens = 0
@@ -110,7 +110,7 @@ class Batcher(Generic[EntryT]):
     @property
     def queued_items(self) -> int:
         """Entries that wait, including entries whose caller has gone unnoticed so far."""
-        return len(self._waiting)
+        return len(self.waiting)
 
     def submit(self, entries: Sequence[EntryT]) -> None:
         """Queues all entries of a request, or none.
@@ -135,7 +135,7 @@ class Batcher(Generic[EntryT]):
                     f"`max_queued_tokens` {self._max_queued_tokens}",
                     retry_after_s=self._retry_after_s(num_tokens),
                 )
-            self._waiting.extend(entries)
+            self.waiting.extend(entries)
             self.queued_tokens += num_tokens
         self._arrived.set()
 
@@ -160,7 +160,7 @@ class Batcher(Generic[EntryT]):
 
     async def wait(self) -> None:
         """Waits until there may be an entry to take. On the event loop."""
-        while not self._waiting:
+        while not self.waiting:
             self._arrived.clear()
             await self._arrived.wait()
 
@@ -179,9 +179,9 @@ class Batcher(Generic[EntryT]):
     def fail_all(self, error: Exception) -> None:
         """Answers every entry that waits with an error, and empties the queue."""
         with self._lock:
-            for entry in self._waiting:
+            for entry in self.waiting:
                 entry.fail(error)
-            self._waiting.clear()
+            self.waiting.clear()
             self.queued_tokens = 0
 
     def _take(self) -> list[EntryT]:
@@ -203,7 +203,7 @@ class Batcher(Generic[EntryT]):
             if len(places) == self._max_batch_requests or num_tokens >= self._max_batch_tokens:
                 break
         # The others go back to the front of the queue, in their order.
-        self._waiting.extendleft(
+        self.waiting.extendleft(
             window[place] for place in range(len(window) - 1, -1, -1) if place not in places
         )
         batch = [entry for place, entry in enumerate(window) if place in places]
@@ -214,8 +214,8 @@ class Batcher(Generic[EntryT]):
         """Takes the oldest entries that somebody still waits for, as far ahead as a batch looks.
         Gone entries are dropped."""
         window: list[EntryT] = []
-        while self._waiting and len(window) < max(_LOOK_AHEAD, self._max_batch_requests):
-            entry = self._waiting.popleft()
+        while self.waiting and len(window) < max(_LOOK_AHEAD, self._max_batch_requests):
+            entry = self.waiting.popleft()
             if _gone(entry):
                 self.queued_tokens -= entry.num_tokens
             else:
@@ -228,8 +228,8 @@ class Batcher(Generic[EntryT]):
         began = time.monotonic()
         if began < self._next_scan:
             return
-        self._waiting = deque(entry for entry in self._waiting if not _gone(entry))
-        self.queued_tokens = sum(entry.num_tokens for entry in self._waiting)
+        self.waiting = deque(entry for entry in self.waiting if not _gone(entry))
+        self.queued_tokens = sum(entry.num_tokens for entry in self.waiting)
         ended = time.monotonic()
         self._next_scan = ended + _SCAN_PAUSE * (ended - began)
 

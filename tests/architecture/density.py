@@ -138,13 +138,27 @@ def names_of_two_classes(modules: Iterable[Module]) -> list[str]:
 
 
 def private_reaches(tree: ast.Module) -> list[str]:
-    """Accesses `x._y` where `x` is neither `self` nor `cls`: a test that needs one shows a missing
-    seam."""
+    """Accesses `x._y` where `x` is neither `self` nor `cls`, and patches of an attribute "_y": a
+    test that needs one shows a missing seam."""
     return [
         f"{node.lineno} {ast.unparse(node)}"
         for node in ast.walk(tree)
-        if isinstance(node, ast.Attribute)
-        and node.attr.startswith("_")
-        and not node.attr.startswith("__")
-        and not (isinstance(node.value, ast.Name) and node.value.id in ("self", "cls"))
+        if _is_private_access(node) or _is_private_patch(node)
     ]
+
+
+def _is_private_access(node: ast.AST) -> bool:
+    if not isinstance(node, ast.Attribute) or not _is_private(node.attr):
+        return False
+    return not (isinstance(node.value, ast.Name) and node.value.id in ("self", "cls"))
+
+
+def _is_private_patch(node: ast.AST) -> bool:
+    if not isinstance(node, ast.Call) or not ast.unparse(node.func).endswith("attr"):
+        return False
+    constants = [part.value for part in node.args if isinstance(part, ast.Constant)]
+    return any(isinstance(value, str) and _is_private(value) for value in constants[:1])
+
+
+def _is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")

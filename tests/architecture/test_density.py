@@ -193,6 +193,8 @@ def test_classes_of_one_name_are_found_wherever_they_stand(write: Write) -> None
         ("engine.worker", 0),
         ("module.__name__", 0),
         ("make()._x", 1),
+        ("monkeypatch.setattr(engine, '_worker', None)", 1),
+        ("getattr(engine, 'worker', '_x')", 0),
     ],
 )
 def test_a_reach_into_a_private_attribute_is_found(text: str, num_reaches: int) -> None:

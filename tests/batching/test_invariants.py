@@ -44,7 +44,7 @@ class Model:
 
     async def run(self, step: str, argument: Any) -> None:
         await getattr(self, step)(argument)
-        assert self.real.queued_tokens == sum(entry.num_tokens for entry in self.real._waiting)
+        assert self.real.queued_tokens == sum(entry.num_tokens for entry in self.real.waiting)
         assert self.real.queued_items >= len(self.alive())
         assert self.real.queued_tokens <= MAX_QUEUED
 
@@ -67,7 +67,7 @@ class Model:
             assert before == (self.real.queued_tokens, self.real.queued_items)
         except Overloaded:
             assert not fits
-            assert [id(e) for e in self.real._waiting] == [id(e) for e in self.alive()]
+            assert [id(e) for e in self.real.waiting] == [id(e) for e in self.alive()]
         else:
             assert fits
             self.waiting += entries

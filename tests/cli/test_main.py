@@ -175,6 +175,6 @@ def test_every_example_of_the_help_is_a_command_line_that_parses(
     for line in lines:
         arguments = shlex.split(line.partition(" > ")[0])
         assert (
-            cli._parser([name]).parse_args([name, *arguments]).run.__module__
+            cli.make_parser([name]).parse_args([name, *arguments]).run.__module__
             == f"tokenreward.cli.{name}"
         )

@@ -86,8 +86,8 @@ def truth(what: Heads, bias: Bias, row: Row) -> dict[str, np.ndarray]:
 @pytest.fixture(params=["many blocks", "one block"])
 def _block_sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "many blocks":
-        monkeypatch.setattr(attention_weights, "_BLOCK_WEIGHTS", {"cpu": 1})
-        monkeypatch.setattr(attention_weights, "_FEWEST_QUERIES", 7)
+        monkeypatch.setattr(attention_weights, "BLOCK_WEIGHTS", {"cpu": 1})
+        monkeypatch.setattr(attention_weights, "FEWEST_QUERIES", 7)
 
 
 @pytest.mark.usefixtures("_block_sizes")

@@ -38,7 +38,7 @@ def layout(monkeypatch: pytest.MonkeyPatch, architecture: str, task: Any) -> Pac
         VarlenKernel(Flash(varlen_attn, AuxRequest(lse=True))), shares=True, windows=True
     )
     monkeypatch.setattr(packed, "choose_kernel", lambda *arguments: kernel)
-    monkeypatch.setitem(attention_weights._BLOCK_WEIGHTS, "meta", 2**20)
+    monkeypatch.setitem(attention_weights.BLOCK_WEIGHTS, "meta", 2**20)
     model = tiny.model(architecture, task).to(torch.bfloat16).to(META)
     made = PackedLayout(Checkpoint(model, None, task, META))
     if made.language_head is not None:

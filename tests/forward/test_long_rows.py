@@ -45,7 +45,7 @@ def layout(monkeypatch: pytest.MonkeyPatch) -> PackedLayout:
     )
     monkeypatch.setattr(packed, "choose_kernel", lambda *arguments: kernel)
     monkeypatch.setitem(
-        attention_weights._BLOCK_WEIGHTS, "meta", attention_weights._BLOCK_WEIGHTS["cuda"]
+        attention_weights.BLOCK_WEIGHTS, "meta", attention_weights.BLOCK_WEIGHTS["cuda"]
     )
     with META:
         model: Any = AutoModelForSequenceClassification.from_config(CONFIG, dtype=torch.bfloat16)

@@ -65,9 +65,9 @@ def test_bf16_layers_and_subclasses_are_left_alone() -> None:
 
 def test_a_gain_below_the_threshold_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     model = nn.Linear(64, 64)
-    monkeypatch.setattr(patches, "_WORTH", 0.0)
+    monkeypatch.setattr(patches, "WORTH", 0.0)
     assert (patches.onednn_gain(model) or math.nan) > 0
-    monkeypatch.setattr(patches, "_WORTH", 1e9)
+    monkeypatch.setattr(patches, "WORTH", 1e9)
     assert patches.onednn_gain(model) is None
 
 
@@ -83,7 +83,7 @@ def test_an_operator_that_is_absent_or_wrong_is_not_used(
     assert patches.onednn_agrees(nn.Linear(64, 64))
     assert not patches.onednn_agrees(nn.Linear(64, 64).half())
     monkeypatch.setattr(patches, "onednn_linear", broken)
-    monkeypatch.setattr(patches, "_WORTH", 0.0)
+    monkeypatch.setattr(patches, "WORTH", 0.0)
     assert not patches.onednn_agrees(nn.Linear(64, 64))
     assert patches.onednn_gain(nn.Linear(64, 64)) is None
 

@@ -210,7 +210,7 @@ def test_keys_laid_out_for_a_window_are_bounded(monkeypatch: pytest.MonkeyPatch)
     kernel = VarlenKernel(flash(watched))
     seen.clear()
     monkeypatch.setattr(
-        varlen, "_GATHERED_BYTES", 40 * 2 * 2 * 8 * 4
+        varlen, "GATHERED_BYTES", 40 * 2 * 2 * 8 * 4
     )  # 40 keys of 2 heads of 8 float32
     assert (attend(kernel, tensors, GROUPS, 14) - truth(*tensors, GROUPS, 14)).abs().max() < 1e-5
     assert len(seen) > 3

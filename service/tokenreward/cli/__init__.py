@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     if argv is None:
         argv = sys.argv[1:]
     try:
-        args = _parser(argv).parse_args(argv)
+        args = make_parser(argv).parse_args(argv)
         return int(args.run(args))
     except KeyboardInterrupt:
         return 130
@@ -82,7 +82,7 @@ def subcommand(
     return parser
 
 
-def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+def make_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tokenreward",
         description="Dense per-token rewards for RL of language models.",

@@ -21,10 +21,14 @@ if TYPE_CHECKING:
 
 class Slot:
     """Holds the engine that serves now. Requests under way finish on the engine that they began
-    on."""
+    on.
 
-    def __init__(self) -> None:
-        self._engine: Engine | None = None
+    Args:
+        engine: The engine that serves from the start; by default none until `put`.
+    """
+
+    def __init__(self, engine: Engine | None = None) -> None:
+        self._engine = engine
         self._num_leases: Counter[Engine] = Counter()
         self._returned = asyncio.Event()
 

@@ -19,8 +19,8 @@ from tokenreward.contract import Reading, Row
 
 # Weights in one block. A block that stays in a CPU's cache is fastest there; a GPU wants few calls
 # (64 MiB a block).
-_BLOCK_WEIGHTS = {"cpu": 2**20, "cuda": 2**24}
-_FEWEST_QUERIES = 16
+BLOCK_WEIGHTS = {"cpu": 2**20, "cuda": 2**24}
+FEWEST_QUERIES = 16
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -121,7 +121,7 @@ def blocks(q: Tensor, k: Tensor, bias: Bias) -> Iterator[tuple[int, Tensor]]:
     """
     num_keys = k.shape[2]
     past = num_keys - q.shape[2]
-    step = _num_queries(_BLOCK_WEIGHTS[q.device.type] // q.shape[1], num_keys, bias.window)
+    step = _num_queries(BLOCK_WEIGHTS[q.device.type] // q.shape[1], num_keys, bias.window)
     for top in range(past, num_keys, step):
         bottom, left = min(top + step, num_keys), 0
         if bias.window is not None:
@@ -152,7 +152,7 @@ def _num_queries(num_weights: int, num_keys: int, window: int | None) -> int:
     if window is not None:
         root = (math.isqrt(window**2 + 4 * num_weights) - window) // 2
         num_queries = max(num_queries, root)
-    return max(_FEWEST_QUERIES, num_queries)
+    return max(FEWEST_QUERIES, num_queries)
 
 
 def _scores(q: Tensor, k: Tensor, bias: Bias) -> Tensor:

@@ -26,7 +26,7 @@ _FLOAT_BYTES = 4
 # The rows x columns of a tile of logits. On a CPU it is 4 MiB, within its cache, and square: a
 # product of 1024 rows takes MKL 5 to 12 % less time than one of 256 rows and 4096 columns. On a GPU
 # there are few calls, and the logits still fit the L2 cache (32 MiB).
-_TILES = {"cpu": (1024, 1024), "cuda": (1024, 8192)}
+TILES = {"cpu": (1024, 1024), "cuda": (1024, 8192)}
 
 # The workspace of the loop over tiles stays within a bound, whatever the model and the batch. At
 # most, these live at a time:
@@ -37,20 +37,20 @@ _LIVE_TILES = 5
 _CONVERTED_WEIGHT_BYTES = 32 * 2**20
 _CONVERTED_ROW_BYTES = 8 * 2**20
 # - the rows of a block, where they are picked from others;
-_BLOCK_BYTES = 24 * 2**20
+BLOCK_BYTES = 24 * 2**20
 # - the results of a block, of each tile of columns: three times, while they are merged.
 _RESULT_BYTES = 8 * 2**20
 # This bound follows from the above. The tests count the bytes of the loop and hold it to the bound.
 MAX_WORKSPACE_BYTES = (
-    _LIVE_TILES * _FLOAT_BYTES * max(rows * columns for rows, columns in _TILES.values())
+    _LIVE_TILES * _FLOAT_BYTES * max(rows * columns for rows, columns in TILES.values())
     + _CONVERTED_WEIGHT_BYTES
     + _CONVERTED_ROW_BYTES
-    + _BLOCK_BYTES
+    + BLOCK_BYTES
     + 3 * _RESULT_BYTES
 )
 
 # Hidden states and weights that are gathered for single logits, at a time.
-_GATHERED_BYTES = {"cpu": 2**21, "cuda": 2**25}
+GATHERED_BYTES = {"cpu": 2**21, "cuda": 2**25}
 
 Product = Callable[[Tensor, Tensor], Tensor]
 
@@ -77,14 +77,14 @@ def largest_tiles(
         block, for which each tile of weights is read once, a multiple of the rows of a tile.
     """
     vocab_size, hidden_size, num_bytes = weight
-    rows, columns = _TILES.get(device_type, _TILES["cuda"])
+    rows, columns = TILES.get(device_type, TILES["cuda"])
     if converts:
         rows = min(rows, _CONVERTED_ROW_BYTES // (_FLOAT_BYTES * hidden_size))
         columns = min(columns, _CONVERTED_WEIGHT_BYTES // (_FLOAT_BYTES * hidden_size))
     columns = max(1, min(columns, vocab_size))
     num_tiles = -(-vocab_size // columns)
     by_results = _RESULT_BYTES // (_FLOAT_BYTES * num_results * num_tiles)
-    block = max(1, min(by_results, _BLOCK_BYTES // (num_bytes * hidden_size)))
+    block = max(1, min(by_results, BLOCK_BYTES // (num_bytes * hidden_size)))
     rows = max(1, min(rows, block))
     return rows, columns, block - block % rows
 
@@ -152,7 +152,7 @@ class LanguageHead:
         Returns:
             The logit of targets[i] at hidden[at[i]], [n] in float32.
         """
-        num_rows = max(1, _GATHERED_BYTES.get(hidden.device.type, 2**25) // (4 * hidden.shape[1]))
+        num_rows = max(1, GATHERED_BYTES.get(hidden.device.type, 2**25) // (4 * hidden.shape[1]))
         parts = zip(torch.split(at, num_rows), torch.split(targets, num_rows), strict=True)
         logits = []
         for rows, tokens in parts:

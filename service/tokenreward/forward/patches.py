@@ -24,7 +24,7 @@ Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # (x, W, b) to x W^T
 # The trial of oneDNN: rows that are multiplied, repetitions, and the gain that makes it worth it.
 _NUM_ROWS = 256
 _NUM_TRIALS = 5
-_WORTH = 1.05
+WORTH = 1.05
 
 # Tokens that an MLP takes at a time. On a CPU, 4096 tokens at once took 8 % more of a small model's
 # time, nearly all of it for pages of fresh memory. On a GPU it is for memory alone: between the
@@ -97,7 +97,7 @@ def onednn_gain(model: nn.Module) -> float | None:
                 linear(x, weight, None)
                 times.append(time.perf_counter() - began)
     gain = median(seconds[torch_linear]) / median(seconds[onednn_linear])
-    return gain if gain >= _WORTH else None
+    return gain if gain >= WORTH else None
 
 
 def _float32_linears(model: nn.Module) -> list[nn.Linear]:

@@ -18,7 +18,7 @@ from torch import Tensor
 LogSumExp = Callable[[Tensor], Tensor]
 
 _NUM_TRIALS = 7
-_WORTH = 1.05
+WORTH = 1.05
 _FEWEST_COMPILED = 2  # code for a length of 1 would be compiled anew
 
 
@@ -129,7 +129,7 @@ def fastest(device: torch.device, shape: tuple[int, int]) -> tuple[LogSumExp, fl
         gain = _gain(logits)
     except Exception:  # no compiler, no Triton: whatever it raises means the same
         return in_place, 1.0
-    return (compiled, gain) if gain >= _WORTH else (in_place, 1.0)
+    return (compiled, gain) if gain >= WORTH else (in_place, 1.0)
 
 
 def _gain(logits: Tensor) -> float:

@@ -18,7 +18,7 @@ from tokenreward.forward.packing import Group, Range
 from tokenreward.forward.transfer import to_device
 
 # Keys and values that are laid out anew for a window, at a time.
-_GATHERED_BYTES = 128 * 2**20
+GATHERED_BYTES = 128 * 2**20
 
 _CAUSAL, _ALL = (-1, 0), (-1, -1)  # windows of `Flash`
 
@@ -73,7 +73,7 @@ class VarlenKernel:
             _, kv_heads, head_dim = tokens[1].shape
             bytes_of_key = 2 * kv_heads * head_dim * tokens[1].element_size()
             batches: list[Sequences] = []
-            for chunk in _chunks(self._groups, window, _GATHERED_BYTES // bytes_of_key):
+            for chunk in _chunks(self._groups, window, GATHERED_BYTES // bytes_of_key):
                 batches += chunk
             ragged = to_ragged(out.device, *batches)
             calls = self._windows[window] = list(zip(ragged[::2], ragged[1::2], strict=True))

@@ -104,11 +104,11 @@ def serving(*replicas: tuple[dict[str, Any], Path]) -> Iterator[dict[str, Any]]:
     mounts, metrics, asked = [], {}, []
     for settings, folder in replicas:
         name = str(settings["name"])
-        metrics[name], slot = Metrics(), Slot()
+        metrics[name] = Metrics()
         parsed = DeploymentSettings.model_validate(
             {**settings, "checkpoint": str(folder), "device": "cpu"}
         )
-        slot._engine = Engine.load(parsed, report=metrics[name].report)
+        slot = Slot(Engine.load(parsed, report=metrics[name].report))
         backend = ReplicaBackend(name, slot, metrics=metrics[name], limits=LIMITS)
         mounts.append(Mount(f"/d/{name}", build_app(backend)))
     app = Starlette(routes=mounts)

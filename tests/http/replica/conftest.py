@@ -72,9 +72,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def replica(checkpoint: Path, limits: Limits, **changes: Any) -> Iterator[Served]:
-    metrics, slot = Metrics(), Slot()
+    metrics = Metrics()
     engine = Engine.load(settings(checkpoint, **changes), report=metrics.report)
-    slot._engine = engine
+    slot = Slot(engine)
     with web.serving(build_app(ReplicaBackend("lm", slot, metrics=metrics, limits=limits))) as url:
         yield Served(url, engine, metrics)
 

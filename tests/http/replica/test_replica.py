@@ -167,7 +167,7 @@ async def test_hang_up_cancels_what_waits_in_the_queue(
         await until(lambda: engine.batcher.queued_items == 1)
         second = asyncio.create_task(client.post("/v1/rewards", json=BODY))
         await until(lambda: engine.batcher.queued_items == 2)
-        queued = engine.batcher._waiting[1]
+        queued = engine.batcher.waiting[1]
         second.cancel()
         await until(queued.future.cancelled)
         assert not first.done()
@@ -184,7 +184,7 @@ async def test_unexpected_failure_tells_neither_caller_nor_log_what_was_sent(
             raise ValueError(f"cannot handle {request.items[0].response}")
 
     slot = Slot()
-    slot._engine = Faulty()  # type: ignore[assignment]
+    await slot.put(Faulty())  # type: ignore[arg-type]
     transport = httpx.ASGITransport(app_of(slot))
     async with httpx.AsyncClient(transport=transport, base_url="http://replica") as client:
         response = await client.post(

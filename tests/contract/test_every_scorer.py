@@ -233,6 +233,9 @@ def test_the_scorer_says_what_it_is(name: str) -> None:
     assert scorer.score_is
     assert scorer.gives
     assert credits.NEEDS[scorer.default_credit] <= scorer.gives
+    if scorer.log_probs_options is not None:
+        scorer.Options.model_validate(scorer.log_probs_options)
+        assert "values" in scorer.gives
     module = sys.modules[type(scorer).__module__]
     assert module.__name__.split(".")[-1] == name.partition(":")[0].split(".")[-1]
     assert len(str(module.__doc__)) > 70

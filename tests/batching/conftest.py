@@ -39,9 +39,9 @@ def entry() -> MakeEntry:
         shared: int = 0,
     ) -> Labelled:
         prompts = () if prompt is None else ((prompt, shared),)
-        made = Labelled(work=work, num_tokens=num_tokens, prompts=prompts)
-        made.wait(asyncio.get_running_loop().create_future(), deadline)
-        return made
+        waiting = Labelled(work=work, num_tokens=num_tokens, prompts=prompts)
+        waiting.wait(asyncio.get_running_loop().create_future(), deadline)
+        return waiting
 
     return make
 

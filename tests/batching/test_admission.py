@@ -71,9 +71,11 @@ async def test_an_expired_entry_makes_room_too_and_is_answered(
     assert queue.queued_tokens == 10
 
 
-async def retry_after_s(queue: Batcher[Labelled], entry: MakeEntry, asked: int) -> float | None:
+async def retry_after_s(
+    queue: Batcher[Labelled], entry: MakeEntry, num_tokens: int
+) -> float | None:
     with pytest.raises(Overloaded) as caught:
-        queue.submit([entry("x", asked)])
+        queue.submit([entry("x", num_tokens)])
     return caught.value.retry_after_s
 
 
@@ -86,16 +88,16 @@ async def test_before_anything_was_measured_retry_after_is_a_second(
 
 
 @pytest.mark.parametrize(
-    ("asked", "expected"),
+    ("num_tokens", "expected"),
     [(1, 1.0), (10, 1.0), (11, 2.0), (40, 4.0), (100, 10.0)],  # whole seconds, rounded up
 )
 async def test_retry_after_is_the_time_to_work_off_what_is_too_much(
-    entry: MakeEntry, batcher: MakeBatcher, asked: int, expected: float
+    entry: MakeEntry, batcher: MakeBatcher, num_tokens: int, expected: float
 ) -> None:
     queue = batcher(queue=100)
     queue.submit([entry("a", 100)])
     queue.note_rate(20, 2.0)  # ten tokens a second
-    assert await retry_after_s(queue, entry, asked) == expected
+    assert await retry_after_s(queue, entry, num_tokens) == expected
 
 
 async def test_only_what_does_not_fit_counts_towards_retry_after(

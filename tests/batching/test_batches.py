@@ -260,12 +260,12 @@ async def test_threads_that_take_while_others_submit_lose_nothing_and_take_nothi
     entry: MakeEntry, batcher: MakeBatcher
 ) -> None:
     queue = batcher(tokens=3, queue=10**6)
-    taken: list[Labelled] = []
+    entries_taken: list[Labelled] = []
     stop = threading.Event()
 
     def take() -> None:
         while not stop.is_set() or queue.queued_items:
-            taken.extend(queue.take())
+            entries_taken.extend(queue.take())
 
     threads = [asyncio.to_thread(take) for _ in range(2)]
     taking = asyncio.gather(*threads)
@@ -276,5 +276,5 @@ async def test_threads_that_take_while_others_submit_lose_nothing_and_take_nothi
             await asyncio.sleep(0.001)
     stop.set()
     await taking
-    assert sorted(map(id, taken)) == sorted(map(id, entries))
+    assert sorted(map(id, entries_taken)) == sorted(map(id, entries))
     assert queue.queued_tokens == 0

@@ -96,9 +96,9 @@ def test_the_two_clamps_differ_where_the_policy_is_far_surer_than_the_reference(
 def test_a_penalty_past_all_floats_is_bounded_only_for_whom_it_is_asked(
     clamp: Any, penalised: float
 ) -> None:
-    asked = Credit.model_validate({"kl": {"coef": 1.0, "estimator": "k3", "clamp": clamp}})
-    given = penalise(np.zeros(1, np.float32), asked, np.ones(1, bool), [-1000.0], [0.0])
-    assert given.tolist() == [penalised]
+    request = Credit.model_validate({"kl": {"coef": 1.0, "estimator": "k3", "clamp": clamp}})
+    rewards = penalise(np.zeros(1, np.float32), request, np.ones(1, bool), [-1000.0], [0.0])
+    assert rewards.tolist() == [penalised]
 
 
 @pytest.mark.parametrize("estimator", ["k1", "k2"])

@@ -37,7 +37,7 @@ class Case:
         )
 
     @property
-    def kept(self) -> list[int]:
+    def unmasked(self) -> list[int]:
         return [index for index, flag in enumerate(self.keep) if flag]
 
 
@@ -53,24 +53,24 @@ def cases(draw: st.DrawFn) -> Case:
 def oracle(rule: str, case: Case, *, beta: float = 0.8, gamma: float = 1.0) -> list[float]:
     """Section 3 of the contract, T = number of unmasked units."""
     rewards = [0.0] * len(case.keep)
-    for t, index in enumerate(case.kept):
-        is_last = t == len(case.kept) - 1
+    for t, index in enumerate(case.unmasked):
+        is_last = t == len(case.unmasked) - 1
         rewards[index] = {
             "values": float(np.float32(case.values[index])),
             "last": case.score if is_last else 0.0,
-            "uniform": case.score / len(case.kept),
+            "uniform": case.score / len(case.unmasked),
             "attention": beta * case.score * float(np.float32(case.weights[index]))
             + (1 - beta) * case.score * is_last,
-            "discount": case.score * gamma ** (len(case.kept) - 1 - t),
+            "discount": case.score * gamma ** (len(case.unmasked) - 1 - t),
         }[rule]
     return rewards
 
 
 def rewards(rule: CreditName, case: Case, **credit: Any) -> np.ndarray:
-    given_rewards, _ = assign(case.signals, np.array(case.keep), Credit(**credit), name=rule)
-    assert given_rewards.dtype == np.float32
-    assert given_rewards.shape == (len(case.keep),)
-    return given_rewards
+    result, _ = assign(case.signals, np.array(case.keep), Credit(**credit), name=rule)
+    assert result.dtype == np.float32
+    assert result.shape == (len(case.keep),)
+    return result
 
 
 def close(actual: np.ndarray, expected: list[float]) -> bool:
@@ -81,9 +81,9 @@ def close(actual: np.ndarray, expected: list[float]) -> bool:
     )
 
 
-def tolerance(given_rewards: np.ndarray) -> float:
+def tolerance(result: np.ndarray) -> float:
     """What the contract allows a sum of rewards to be off."""
-    return 1e-5 * max(1.0, math.fsum(abs(float(r)) for r in given_rewards))
+    return 1e-5 * max(1.0, math.fsum(abs(float(r)) for r in result))
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -105,23 +105,21 @@ def test_without_parameters_beta_is_the_papers_and_nothing_is_discounted(
 
 @given(cases(), st.sampled_from(RULES))
 def test_a_masked_unit_gets_exactly_zero_whatever_the_rule(case: Case, rule: CreditName) -> None:
-    given_rewards = rewards(rule, case, shift=3.0)
-    masked = [
-        float(reward) for reward, flag in zip(given_rewards, case.keep, strict=True) if not flag
-    ]
+    result = rewards(rule, case, shift=3.0)
+    masked = [float(reward) for reward, flag in zip(result, case.keep, strict=True) if not flag]
     assert all(reward == 0 and math.copysign(1, reward) == 1 for reward in masked)
 
 
 @given(cases(), st.sampled_from(["last", "uniform"]))
 def test_last_and_uniform_sum_to_the_score(case: Case, rule: CreditName) -> None:
-    given_rewards = rewards(rule, case)
-    assert abs(math.fsum(map(float, given_rewards)) - case.score) <= tolerance(given_rewards)
+    result = rewards(rule, case)
+    assert abs(math.fsum(map(float, result)) - case.score) <= tolerance(result)
 
 
 @given(cases(), FRACTIONS)
 def test_attention_sums_to_the_score_for_every_beta(case: Case, beta: float) -> None:
-    given_rewards = rewards("attention", case, beta=beta)
-    assert abs(math.fsum(map(float, given_rewards)) - case.score) <= tolerance(given_rewards)
+    result = rewards("attention", case, beta=beta)
+    assert abs(math.fsum(map(float, result)) - case.score) <= tolerance(result)
 
 
 @given(cases())
@@ -131,7 +129,7 @@ def test_attention_with_beta_zero_is_last(case: Case) -> None:
 
 @given(cases(), FRACTIONS)
 def test_the_last_discounted_entry_is_the_score(case: Case, gamma: float) -> None:
-    assert rewards("discount", case, gamma=gamma)[case.kept[-1]] == np.float32(case.score)
+    assert rewards("discount", case, gamma=gamma)[case.unmasked[-1]] == np.float32(case.score)
 
 
 @given(cases())
@@ -141,16 +139,16 @@ def test_gamma_zero_leaves_only_the_last_entry(case: Case) -> None:
 
 @given(cases())
 def test_last_puts_everything_on_the_last_unmasked_unit_and_nothing_elsewhere(case: Case) -> None:
-    given_rewards = rewards("last", case)
-    assert given_rewards[case.kept[-1]] == np.float32(case.score)
-    assert sum(reward != 0 for reward in given_rewards) <= 1
+    result = rewards("last", case)
+    assert result[case.unmasked[-1]] == np.float32(case.score)
+    assert sum(reward != 0 for reward in result) <= 1
 
 
 @given(cases())
 def test_values_are_the_scorers_own_bit_for_bit(case: Case) -> None:
-    given_rewards = rewards("values", case)
-    for index in case.kept:
-        assert given_rewards[index] == np.float32(case.values[index])
+    result = rewards("values", case)
+    for index in case.unmasked:
+        assert result[index] == np.float32(case.values[index])
 
 
 @given(cases(), st.sampled_from(RULES))
@@ -158,12 +156,12 @@ def test_unmasked_units_get_what_they_would_get_if_the_masked_ones_had_never_bee
     case: Case, rule: CreditName
 ) -> None:
     alone = Case(
-        [True] * len(case.kept),
+        [True] * len(case.unmasked),
         case.score,
-        [case.values[index] for index in case.kept],
-        [case.weights[index] for index in case.kept],
+        [case.values[index] for index in case.unmasked],
+        [case.weights[index] for index in case.unmasked],
     )
-    assert rewards(rule, case)[case.kept].tolist() == rewards(rule, alone).tolist()
+    assert rewards(rule, case)[case.unmasked].tolist() == rewards(rule, alone).tolist()
 
 
 @given(cases(), st.sampled_from(RULES[1:]), NUMBERS, NUMBERS)
@@ -182,13 +180,13 @@ def test_scale_and_shift_act_on_the_score_and_the_score_is_reported_moved(
 def test_with_values_scale_and_shift_act_on_each_value_and_leave_the_score(
     case: Case, scale: float, shift: float
 ) -> None:
-    given_rewards, score = assign(
+    result, score = assign(
         case.signals, np.array(case.keep), Credit(scale=scale, shift=shift), name="values"
     )
     assert score == case.score
-    for index in case.kept:
+    for index in case.unmasked:
         expected = float(np.float32(case.values[index])) * scale + shift
-        assert given_rewards[index] == np.float32(expected)
+        assert result[index] == np.float32(expected)
 
 
 @pytest.mark.parametrize(

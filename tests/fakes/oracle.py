@@ -73,17 +73,17 @@ def log_probs(z: np.ndarray, what: Response, *, temperature: float) -> np.ndarra
 @torch.no_grad()
 def head_values(model: Any, ids: np.ndarray) -> np.ndarray:
     """A reward model's value [n] at every token: the model's own call on every prefix, float64."""
-    found = []
+    values = []
     for length in range(1, len(ids) + 1):
         label_logits = (
             model(input_ids=torch.from_numpy(ids[:length])[None], use_cache=False)
             .logits[0]
             .double()
         )
-        found.append(
+        values.append(
             float(label_logits[0] if len(label_logits) == 1 else label_logits[1] - label_logits[0])
         )
-    return np.array(found)
+    return np.array(values)
 
 
 @torch.no_grad()
@@ -108,15 +108,15 @@ def last_layer_attention(model: Any, ids: np.ndarray) -> np.ndarray:
 def mean_step(attention: np.ndarray, what: Response) -> np.ndarray:
     """What each response token gets, on average, from the queries that predicted a later one and
     can see it."""
-    first, found = len(what.prompt), []
+    first, means = len(what.prompt), []
     for column in range(first, len(what.ids)):
         seen = [
             attention[query, column]
             for query in range(column, len(what.ids) - 1)
             if attention[query, column] > 0
         ]
-        found.append(float(np.mean(seen)) if seen else 0.0)
-    return np.array(found)
+        means.append(float(np.mean(seen)) if seen else 0.0)
+    return np.array(means)
 
 
 def entropy(z: np.ndarray) -> np.ndarray:

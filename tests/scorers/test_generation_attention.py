@@ -67,12 +67,12 @@ def sample_of(
     words = tokenizer_of(
         Checkpoint(tiny.model("llama"), tiny.tokenizer(), "causal_lm", torch.device("cpu"))
     )
-    kept = np.ones(len(what.response), dtype=np.bool_) if keep is None else keep
+    flags = np.ones(len(what.response), dtype=np.bool_) if keep is None else keep
     return Sample(
         what.prompt,
         what.response,
         terminal=False,
-        keep=kept,
+        keep=flags,
         item=item,
         tokenizer=words,
     )
@@ -86,8 +86,8 @@ def weights_by(
     rows = [row for sample in samples for row in scorer.rows(sample, options)]
     outputs = layout.run([RowRequest(row, scorer.needs(options)) for row in rows])
     return [
-        scorer.score(sample, [found], options).weights
-        for sample, found in zip(samples, outputs, strict=True)
+        scorer.score(sample, [outputs_of_row], options).weights
+        for sample, outputs_of_row in zip(samples, outputs, strict=True)
     ]
 
 

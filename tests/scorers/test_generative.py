@@ -33,7 +33,7 @@ def turn(text: str) -> str:
     return f"<|user|>{text}<|end|>\n<|assistant|>"
 
 
-def asked(prompt: str, response: str, question: str) -> str:
+def prompt_with(prompt: str, response: str, question: str) -> str:
     return turn(f"Prompt:\n{prompt}\n\nResponse:\n{response}\n\n{question}")
 
 
@@ -65,7 +65,7 @@ async def test_yes_is_the_log_probability_of_all_its_spellings_at_the_last_posit
 ) -> None:
     engine = make_engine("causal_lm", [DEPLOYED])
     (item,) = await ask(engine, [{"prompt": [USER], "response": RESPONSE}])
-    z = last_logits(asked("2+2?", RESPONSE, QUESTION))
+    z = last_logits(prompt_with("2+2?", RESPONSE, QUESTION))
     assert item.score == pytest.approx(sum_of(z, YES) - oracle.logsumexp(z), abs=1e-4)
     assert item.rewards.tolist() == [0.0] * (len(item.rewards) - 1) + [np.float32(item.score)]
 
@@ -75,12 +75,12 @@ async def test_yes_minus_no_is_the_difference_and_the_rest_of_the_vocabulary_can
 ) -> None:
     engine = make_engine("causal_lm", [DEPLOYED])
     (item,) = await ask(engine, [{"prompt": [USER], "response": RESPONSE}], mode="yes_minus_no")
-    z = last_logits(asked("2+2?", RESPONSE, QUESTION))
+    z = last_logits(prompt_with("2+2?", RESPONSE, QUESTION))
     assert item.score == pytest.approx(sum_of(z, YES) - sum_of(z, NO), abs=1e-4)
 
 
 @pytest.mark.parametrize(
-    ("options", "labels", "worth", "shown"),
+    ("options", "labels", "worth", "grades"),
     [
         ({}, list("12345"), [1, 2, 3, 4, 5], "1, 2, 3, 4, 5"),
         ({"labels": ["A", "B", "C"], "values": [1, 0.5, -2]}, list("ABC"), [1, 0.5, -2], "C, B, A"),
@@ -94,13 +94,13 @@ async def test_a_grade_is_the_mean_worth_of_the_labels_among_themselves(
     options: dict[str, Any],
     labels: list[str],
     worth: list[float],
-    shown: str,
+    grades: str,
 ) -> None:
     engine = make_engine("causal_lm", [DEPLOYED])
     (item,) = await ask(
         engine, [{"prompt": [USER], "response": RESPONSE}], mode="graded", **options
     )
-    z = last_logits(asked("2+2?", RESPONSE, GRADING.format(shown)))[
+    z = last_logits(prompt_with("2+2?", RESPONSE, GRADING.format(grades)))[
         [ids_of(label)[0] for label in labels]
     ]
     p = np.exp(z - z.max()) / np.exp(z - z.max()).sum()
@@ -195,9 +195,9 @@ async def test_a_response_is_quoted_as_text_and_cannot_end_the_turn_that_quotes_
     quoted: str,
 ) -> None:
     engine = make_engine("causal_lm", [DEPLOYED])
-    (found,) = await ask(engine, [{"prompt": [USER], **item}], **SHORT)
+    (result,) = await ask(engine, [{"prompt": [USER], **item}], **SHORT)
     z = last_logits(turn(f"2+2?|{quoted}"))
-    assert found.score == pytest.approx(sum_of(z, YES) - oracle.logsumexp(z), abs=1e-4)
+    assert result.score == pytest.approx(sum_of(z, YES) - oracle.logsumexp(z), abs=1e-4)
 
 
 async def test_without_a_chat_template_the_question_is_raw_text_after_one_bos(
@@ -259,7 +259,7 @@ async def test_equal_items_and_other_scorers_share_the_pass_and_change_nothing(
         "scorers": ["generative", "endogenous", "entropy"],
         "items": [item, item, {**item, "prompt": "3+3?"}],
     }
-    results = [found.scorers for found in (await engine.score(parse(RewardsRequest, body))).items]
+    results = [result.scorers for result in (await engine.score(parse(RewardsRequest, body))).items]
     assert passes == [6]  # per item its own row for two scorers, and the verifier's
     assert [result["generative"].score for result in results[:2]] == pytest.approx(
         [alone.score] * 2, abs=1e-4
@@ -299,7 +299,7 @@ async def test_a_verifier_prompt_that_is_too_long_fails_that_scorer_alone(
     items = [{"prompt": [USER], "response": RESPONSE}]
     body = {"scorers": ["generative", "endogenous"], "items": items}
     result = (await engine.score(parse(RewardsRequest, body))).items[0].scorers
-    num_tokens = len(ids_of(asked("2+2?", RESPONSE, QUESTION)))
+    num_tokens = len(ids_of(prompt_with("2+2?", RESPONSE, QUESTION)))
     assert result["generative"].error.code == "sequence_too_long"
     assert f"{num_tokens} tokens" in result["generative"].error.message
     assert "`max_sequence_tokens` is 60" in result["generative"].error.message

@@ -58,11 +58,11 @@ async def test_a_verifier_that_compares_labels_reads_their_logits_alone(
     truth: Callable[[np.ndarray], float],
 ) -> None:
     engine = make_engine("causal_lm", [{"type": "generative", "options": options}])
-    read = watch_needs(engine)
+    needs_log = watch_needs(engine)
     item = {"prompt": "2+2?", "response": "It is 4."}
     request = {"scorer": "generative", "items": [item], "options": VERIFIER}
     (result,) = (await engine.score(parse(RewardsRequest, request))).items
-    assert read == [Needs(labels=frozenset(ids_of(label)[0] for label in labels))]
+    assert needs_log == [Needs(labels=frozenset(ids_of(label)[0] for label in labels))]
     assert result.score == pytest.approx(truth(verifier_logits), abs=1e-4)
 
 
@@ -70,12 +70,12 @@ async def test_a_verifier_that_normalises_over_the_vocabulary_reads_one_logsumex
     make_engine: Callable[..., Any], verifier_logits: np.ndarray
 ) -> None:
     engine = make_engine("causal_lm", [{"type": "generative", "options": {"yes": ["Y"]}}])
-    read = watch_needs(engine)
+    needs_log = watch_needs(engine)
     item = {"prompt": "2+2?", "response": "It is 4."}
     request = {"scorer": "generative", "items": [item], "options": VERIFIER}
     (result,) = (await engine.score(parse(RewardsRequest, request))).items
     yes = ids_of("Y")[0]
-    assert read == [Needs(temperatures=frozenset({1.0}), labels=frozenset({yes}))]
+    assert needs_log == [Needs(temperatures=frozenset({1.0}), labels=frozenset({yes}))]
     truth = verifier_logits[yes] - oracle.logsumexp(verifier_logits)
     assert result.score == pytest.approx(truth, abs=1e-4)
 
@@ -87,12 +87,12 @@ async def test_math_shepherd_reads_the_logits_of_its_two_answers_alone(
     tokenizer = AutoTokenizer.from_pretrained(folder)
     options = {"layout": "math_shepherd"}
     engine = make_engine("causal_lm", [{"type": "process", "options": options}], checkpoint=folder)
-    read = watch_needs(engine)
+    needs_log = watch_needs(engine)
     item = {"prompt": prm.QUESTION, "response": "\n".join(STEPS)}
     request = {"scorer": "process", "items": [item]}
     (result,) = (await engine.score(parse(RewardsRequest, request))).items
     good, bad = (tokenizer.encode(mark)[-1] for mark in "+-")
-    assert read == [Needs(labels=frozenset({good, bad}))]
+    assert needs_log == [Needs(labels=frozenset({good, bad}))]
     ids, places = prm.math_shepherd(tokenizer, STEPS)
     model = AutoModelForCausalLM.from_pretrained(folder)
     truth = prm.plus_over_minus(model, ids, [good, bad])[places]

@@ -67,8 +67,8 @@ def ask(make_engine: Callable[..., Any], folder: Path) -> Ask:
         *items: dict[str, Any], body: dict[str, Any] | None = None, **options: Any
     ) -> Any:
         engine = make_engine("reward_model", ["process"], checkpoint=folder)
-        found = await score(engine, *items, options=options, return_tokens=True, **(body or {}))
-        return found[0] if len(items) == 1 else found
+        results = await score(engine, *items, options=options, return_tokens=True, **(body or {}))
+        return results[0] if len(items) == 1 else results
 
     return answers
 
@@ -125,9 +125,9 @@ async def test_a_head_of_two_layers_and_two_labels_is_read_as_it_is_stored(
 async def test_a_system_message_of_their_own_or_none_at_all(
     ask: Ask, published: Any, own: str | None
 ) -> None:
-    told = [{"role": "system", "content": own}] if own is not None else []
+    system = [{"role": "system", "content": own}] if own is not None else []
     item = await ask(
-        {**ITEM, "prompt": [*told, *MESSAGES]}, **({} if own is not None else {"system": None})
+        {**ITEM, "prompt": [*system, *MESSAGES]}, **({} if own is not None else {"system": None})
     )
     np.testing.assert_allclose(item.step_scores, published(prm.qwen, STEPS, system=own), atol=1e-5)
 
@@ -206,14 +206,17 @@ async def test_skywork_reads_blank_lines_as_published_but_they_are_no_steps(
 
 
 async def test_formats_of_a_problem_read_the_user_message_and_no_other(ask: Ask) -> None:
-    told = [{"role": "system", "content": "Be kind."}, *MESSAGES]
+    with_system = [{"role": "system", "content": "Be kind."}, *MESSAGES]
     turns = [*MESSAGES, {"role": "assistant", "content": "4"}, *MESSAGES]
     parts = [{"role": "user", "content": [{"type": "text", "text": prm.QUESTION}]}]
-    raw, asked, also, chat, rich = await ask(
-        *({**SKYWORK, "prompt": prompt} for prompt in (prm.QUESTION, MESSAGES, told, turns, parts)),
+    raw, user, also, chat, rich = await ask(
+        *(
+            {**SKYWORK, "prompt": prompt}
+            for prompt in (prm.QUESTION, MESSAGES, with_system, turns, parts)
+        ),
         layout="skywork",
     )
-    for item in (asked, also):
+    for item in (user, also):
         np.testing.assert_allclose(item.step_scores, raw.step_scores, atol=1e-6)
     for item in (chat, rich):
         assert item.error.code == "unsupported_text"
@@ -325,9 +328,9 @@ async def test_step_scores_do_not_depend_on_what_else_is_in_the_batch(ask: Ask) 
     together = await ask(others[0], ITEM, *others[1:])
     backwards = await ask(*others[::-1], ITEM)
     alone = await ask(ITEM)
-    for found in (together[1], backwards[3]):
-        np.testing.assert_allclose(found.step_scores, alone.step_scores, rtol=0, atol=1e-6)
-        np.testing.assert_allclose(found.rewards, alone.rewards, rtol=0, atol=1e-6)
+    for result in (together[1], backwards[3]):
+        np.testing.assert_allclose(result.step_scores, alone.step_scores, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(result.rewards, alone.rewards, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -174,7 +174,7 @@ async def test_a_credit_of_the_score_alone_has_the_head_read_at_the_pooled_token
     options: dict[str, Any],
 ) -> None:
     engine = make_engine("reward_model", ["reward_model"], suffix_text=suffix)
-    read = watch_needs(engine)
+    needs_log = watch_needs(engine)
     exact = prefixes(suffix_ids(suffix))
     for credit, needs in ((VALUES, Needs(values=True)), ({"name": "last"}, Needs(pooled=True))):
         body = {
@@ -183,7 +183,7 @@ async def test_a_credit_of_the_score_alone_has_the_head_read_at_the_pooled_token
             "credit": credit,
         }
         (item,) = (await engine.score(parse(RewardsRequest, body | {"options": options}))).items
-        assert read.pop() == needs
+        assert needs_log.pop() == needs
         assert item.score == pytest.approx(
             exact[-1], abs=1e-5 * max(1.0, float(np.abs(exact).max()))
         )

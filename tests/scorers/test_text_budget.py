@@ -79,7 +79,7 @@ async def test_items_past_the_budget_cost_neither_time_nor_memory(
 ) -> None:
     """600 items that show a response 1,400 times are 336 MB of text, and minutes of a tokenizer."""
     engine = make_engine("causal_lm", [GENERATIVE])
-    shown = {"prompt": "2+2?", "response": "4 " * 200, "finished": False}
+    long_item = {"prompt": "2+2?", "response": "4 " * 200, "finished": False}
     small = {"prompt": "2+2?", "response": RESPONSE}
     template = "{{ response }}" * 1400
     assert len(template) < MAX_TEMPLATE_CHARACTERS
@@ -88,7 +88,7 @@ async def test_items_past_the_budget_cost_neither_time_nor_memory(
     began = time.monotonic()
     tracemalloc.start()
     try:
-        results = await score(engine, "generative", [shown] * 600, template=template)
+        results = await score(engine, "generative", [long_item] * 600, template=template)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

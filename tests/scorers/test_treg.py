@@ -105,10 +105,10 @@ async def test_tools_and_template_variables_stay_with_the_prompt(
         "tools": [{"name": "f"}],
         "chat_template_kwargs": {"mood": "ok"},
     }
-    (found,) = await ask(engine, [item])
+    (result,) = await ask(engine, [item])
     instructed = "ok1<|system|>{}<|end|>\n" + TURNS
     expected = truth(exact, instructed.format(GOOD), instructed.format(BAD))
-    np.testing.assert_allclose(found.rewards, expected, atol=1e-5)
+    np.testing.assert_allclose(result.rewards, expected, atol=1e-5)
 
 
 async def test_both_rows_are_read_in_one_pass_and_one_is_shared_with_a_prompt_that_says_the_same(

@@ -52,25 +52,29 @@ def test_the_value_of_the_prompt_is_the_soft_maximum_of_all_returns(beta: float)
 @pytest.mark.parametrize("beta", BETAS)
 def test_the_implicit_reward_is_the_optimal_advantage(beta: float) -> None:
     log_pi, value = solved(beta)
-    found = implicit_rewards(log_pi, REFERENCE, beta)
+    implicit = implicit_rewards(log_pi, REFERENCE, beta)
     for s in STATES:
         after = np.array([value.get((*s, a), 0.0) for a in range(NUM_TOKENS)])
-        np.testing.assert_allclose(found[s], REWARDS[s] + after - value[s], atol=1e-4)
+        np.testing.assert_allclose(implicit[s], REWARDS[s] + after - value[s], atol=1e-4)
 
 
 @pytest.mark.parametrize("beta", BETAS)
 def test_its_sum_is_the_return_less_the_value_of_the_prompt(beta: float) -> None:
     log_pi, value = solved(beta)
-    found = implicit_rewards(log_pi, REFERENCE, beta)
+    implicit = implicit_rewards(log_pi, REFERENCE, beta)
     for y in RESPONSES:
-        assert tree.total(found, y) == pytest.approx(tree.total(REWARDS, y) - value[()], abs=1e-4)
+        assert tree.total(implicit, y) == pytest.approx(
+            tree.total(REWARDS, y) - value[()], abs=1e-4
+        )
 
 
 @pytest.mark.parametrize("beta", BETAS)
 def test_preferences_by_summed_implicit_rewards_are_those_by_true_returns(beta: float) -> None:
     """Bradley-Terry: V*(s_0) cancels between two responses to one prompt."""
-    found = implicit_rewards(solved(beta)[0], REFERENCE, beta)
-    by_sum, by_return = (np.array([tree.total(r, y) for y in RESPONSES]) for r in (found, REWARDS))
+    implicit = implicit_rewards(solved(beta)[0], REFERENCE, beta)
+    by_sum, by_return = (
+        np.array([tree.total(r, y) for y in RESPONSES]) for r in (implicit, REWARDS)
+    )
     chance = lambda x: 1 / (1 + np.exp(x[None] - x[:, None]))  # noqa: E731
     np.testing.assert_allclose(chance(by_sum), chance(by_return), atol=1e-4)
     assert np.ptp(by_return) > 1.0
@@ -80,9 +84,13 @@ def test_across_prompts_the_sums_do_not_compare() -> None:
     """Two first tokens seen as prompts: their values differ, so the better return may have the
     smaller sum."""
     log_pi, value = solved(0.5)
-    found = implicit_rewards(log_pi, REFERENCE, 0.5)
+    implicit = implicit_rewards(log_pi, REFERENCE, 0.5)
     rest = [
-        (y, tree.total(found, y) - found[()][y[0]], tree.total(REWARDS, y) - REWARDS[()][y[0]])
+        (
+            y,
+            tree.total(implicit, y) - implicit[()][y[0]],
+            tree.total(REWARDS, y) - REWARDS[()][y[0]],
+        )
         for y in RESPONSES
     ]
     assert value[0,] != value[1,]
@@ -103,18 +111,18 @@ def test_as_a_reward_it_has_the_same_optimal_policy(beta: float) -> None:
 def test_its_mean_under_the_reference_is_minus_beta_times_the_divergence(beta: float) -> None:
     """Eq. 16: so plain values are biased to the negative, most where the models differ most."""
     log_pi, _ = solved(beta)
-    found = implicit_rewards(log_pi, REFERENCE, beta)
+    implicit = implicit_rewards(log_pi, REFERENCE, beta)
     for s in STATES:
         prior = np.exp(REFERENCE[s])
         divergence = float(prior @ (REFERENCE[s] - log_pi[s]))
-        assert float(prior @ found[s]) == pytest.approx(-beta * divergence, abs=1e-5)
+        assert float(prior @ implicit[s]) == pytest.approx(-beta * divergence, abs=1e-5)
         assert divergence > 0
 
 
 def test_against_a_uniform_reference_the_endogenous_reward_is_it_shaped_by_the_value() -> None:
     beta, logits = 0.5, tree.random_table(12)
     uniform = {s: np.full(NUM_TOKENS, -np.log(NUM_TOKENS)) for s in STATES + RESPONSES}
-    found = implicit_rewards(tree.log_softmax(logits, beta), uniform, beta)
+    implicit = implicit_rewards(tree.log_softmax(logits, beta), uniform, beta)
     rewards = tree.endogenous_rewards(logits, alpha=beta, terminal="zero")
     for s in STATES:
         after = [
@@ -122,7 +130,7 @@ def test_against_a_uniform_reference_the_endogenous_reward_is_it_shaped_by_the_v
             for a in range(NUM_TOKENS)
         ]
         shaped = (
-            found[s]
+            implicit[s]
             - beta * np.log(NUM_TOKENS)
             + tree.soft_value(logits[s], beta)
             - np.array(after)

@@ -120,10 +120,10 @@ CASES = [
 async def scores(engine: Any, **options: Any) -> list[float]:
     items = [{"prompt": what.prompt.tolist(), "response": what.response.tolist()} for what in CASES]
     body = {"scorer": "endogenous", "items": items, "options": options}
-    found = (await engine.score(parse(RewardsRequest, body))).items
-    for item in found:
+    results = (await engine.score(parse(RewardsRequest, body))).items
+    for item in results:
         assert item.rewards.sum(dtype=np.float64) == pytest.approx(item.score, abs=1e-4)
-    return [item.score for item in found]
+    return [item.score for item in results]
 
 
 async def test_the_sum_is_alpha_log_pi_and_the_values_at_both_ends_of_a_real_model(

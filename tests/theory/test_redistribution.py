@@ -46,9 +46,9 @@ TRUE = np.array([SCORES[y] for y in RESPONSES])
 @settings(max_examples=30)
 @given(beta=st.floats(0, 1))
 def test_the_return_is_the_score_for_every_beta_and_so_is_the_ranking(beta: float) -> None:
-    found = returns("attention", beta=beta)
-    np.testing.assert_allclose(found, TRUE, atol=1e-6)
-    assert np.argsort(found).tolist() == np.argsort(TRUE).tolist()
+    spread = returns("attention", beta=beta)
+    np.testing.assert_allclose(spread, TRUE, atol=1e-6)
+    assert np.argsort(spread).tolist() == np.argsort(TRUE).tolist()
 
 
 @pytest.mark.parametrize("name", ["last", "uniform"])
@@ -65,9 +65,9 @@ def test_beta_zero_is_plain_rlhf() -> None:
 
 @pytest.mark.parametrize("beta", [0.8, 1.0])
 def test_under_a_discount_returns_and_ranking_are_others(beta: float) -> None:
-    found, plain = returns("attention", gamma=0.7, beta=beta), returns("last", gamma=0.7)
+    spread, plain = returns("attention", gamma=0.7, beta=beta), returns("last", gamma=0.7)
     assert np.argsort(plain).tolist() == np.argsort(TRUE).tolist()  # all scores at one distance
-    assert np.argsort(found).tolist() != np.argsort(TRUE).tolist()
+    assert np.argsort(spread).tolist() != np.argsort(TRUE).tolist()
 
 
 def test_the_first_tokens_reward_depends_on_what_follows() -> None:
@@ -76,7 +76,7 @@ def test_the_first_tokens_reward_depends_on_what_follows() -> None:
 
 
 def test_the_credit_discount_gives_returns_which_a_trainer_must_not_add_up_again() -> None:
-    found = np.array([rewards(y, "discount", gamma=0.9) for y in RESPONSES])
-    np.testing.assert_allclose(found[:, 0], 0.9 ** (HORIZON - 1) * TRUE, atol=1e-6)
-    np.testing.assert_allclose(found[:, -1], TRUE, atol=1e-6)
-    assert np.abs(found.sum(axis=1) - TRUE).max() > 1.0
+    spread = np.array([rewards(y, "discount", gamma=0.9) for y in RESPONSES])
+    np.testing.assert_allclose(spread[:, 0], 0.9 ** (HORIZON - 1) * TRUE, atol=1e-6)
+    np.testing.assert_allclose(spread[:, -1], TRUE, atol=1e-6)
+    assert np.abs(spread.sum(axis=1) - TRUE).max() > 1.0

@@ -50,8 +50,10 @@ async def verdicts(engine: Any, mode: str) -> np.ndarray:
 
 async def endogenous(engine: Any, action: str, **options: Any) -> np.ndarray:
     """The reward of that single action in the state that the verifier is asked in."""
-    asked = [{"role": "user", "content": f"2+2? | {response} | Y or N?"} for response in RESPONSES]
-    items = [{"prompt": [message], "response": [token(action)]} for message in asked]
+    messages = [
+        {"role": "user", "content": f"2+2? | {response} | Y or N?"} for response in RESPONSES
+    ]
+    items = [{"prompt": [message], "response": [token(action)]} for message in messages]
     body = {"scorer": "endogenous", "items": items, "options": options}
     return np.array(
         [item.score for item in (await engine.score(parse(RewardsRequest, body))).items]
@@ -83,9 +85,12 @@ async def test_with_one_action_the_endogenous_reward_is_its_logit_for_every_alph
 
 
 async def test_the_value_changes_the_ranking_of_responses(engine: Any) -> None:
-    kept, dropped = await endogenous(engine, "Y", terminal="zero"), await verdicts(engine, "yes")
-    reversed_pairs = (np.subtract.outer(kept, kept) > 0.01) & (
-        np.subtract.outer(dropped, dropped) < -0.01
+    with_value, without = (
+        await endogenous(engine, "Y", terminal="zero"),
+        await verdicts(engine, "yes"),
+    )
+    reversed_pairs = (np.subtract.outer(with_value, with_value) > 0.01) & (
+        np.subtract.outer(without, without) < -0.01
     )
     assert reversed_pairs.any()
 

@@ -108,14 +108,14 @@ def sample_of(response: Prefix) -> Sample:
 def rewards_of(score: Callable[[Prefix], Signals]) -> Table:
     """r(s, a) for the whole tree. A token's value may depend on the state and the token, not on
     what follows."""
-    found: dict[Prefix, list[float]] = {}
+    by_prefix: dict[Prefix, list[float]] = {}
     for response in RESPONSES:
         values: Any = score(response).values
         for t in range(HORIZON):
-            found.setdefault(response[: t + 1], []).append(float(values[t]))
-    for same in found.values():
+            by_prefix.setdefault(response[: t + 1], []).append(float(values[t]))
+    for same in by_prefix.values():
         assert np.ptp(same) == 0.0
-    return {s: np.array([found[*s, a][0] for a in range(NUM_TOKENS)]) for s in STATES}
+    return {s: np.array([by_prefix[*s, a][0] for a in range(NUM_TOKENS)]) for s in STATES}
 
 
 def endogenous_rewards(logits: Table, **options: Any) -> Table:

@@ -130,9 +130,9 @@ def test_prompt_ids_are_read_as_they_are_or_refused() -> None:
     with pytest.raises(UnsupportedText, match="send text") as caught:
         row_of(BYTES, "math_shepherd", "4", prompt=[250, 251, 252])
     assert caught.value.param == "prompt"
-    told = BYTES.pieces("2+2?", param="p")[0].tolist()
+    problem = BYTES.pieces("2+2?", param="p")[0].tolist()
     np.testing.assert_array_equal(
-        row_of(BYTES, "math_shepherd", "4", prompt=told).ids,
+        row_of(BYTES, "math_shepherd", "4", prompt=problem).ids,
         row_of(BYTES, "math_shepherd", "4").ids,
     )
 
@@ -167,12 +167,12 @@ def test_a_row_is_made_once_for_each_layout_and_kept_no_longer_than_its_sample()
 
 
 def test_math_shepherds_text_is_tokenised_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    words, read = words_of(prm.like_mistral()), []
+    words, texts = words_of(prm.like_mistral()), []
     own = words.encoder.read
-    monkeypatch.setattr(words.encoder, "read", lambda text: read.append(text) or own(text))
+    monkeypatch.setattr(words.encoder, "read", lambda text: texts.append(text) or own(text))
     sample = sample_of(words, "a\nb")
     assert words.bos_id is not None
     for _ in range(2):
         ids = step_row(sample, LAYOUTS["math_shepherd"]).ids
-    assert read.count("2+2? a #\nb #") == 1
+    assert texts.count("2+2? a #\nb #") == 1
     np.testing.assert_array_equal(ids, words.prompt_from_text("2+2? a #\nb #", param="p"))

@@ -21,7 +21,7 @@ def show(text: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("text", "shown"),
+    ("text", "expected"),
     [
         ("Q: {{ prompt }}\nA:{{ response }}\n", "Q: 2+2?\nA: It is 4. \n"),
         ("{{ response | trim | upper }} {{ prompt | length }}", "IT IS 4. 4"),
@@ -44,8 +44,8 @@ def show(text: str) -> str:
         ("<b>{{ prompt }}</b> & {{ response }}", "<b>2+2?</b> &  It is 4. "),
     ],
 )
-def test_a_template_shows_what_it_says(text: str, shown: str | None) -> None:
-    assert show(text) == (shown if shown is not None else "1 user: 2+2?\n2 assistant: 4\n")
+def test_a_template_shows_what_it_says(text: str, expected: str | None) -> None:
+    assert show(text) == (expected if expected is not None else "1 user: 2+2?\n2 assistant: 4\n")
 
 
 @pytest.mark.parametrize(
@@ -104,11 +104,11 @@ def test_what_is_not_there_or_not_safe_fails_as_its_own_fault(text: str) -> None
 
 
 def test_a_template_says_what_it_reads_and_nothing_is_there_by_itself() -> None:
-    read = template(
+    compiled = template(
         "{{ prompt }}{% for m in messages %}{{ m }}{{ loop.index }}{% endfor %}"
         "{{ cycler }}{{ dict }}"
     )
-    assert read.variables == {"prompt", "messages", "cycler", "dict"}
+    assert compiled.variables == {"prompt", "messages", "cycler", "dict"}
 
 
 def test_a_text_that_grows_past_the_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,6 +91,7 @@ class Batcher(Generic[EntryT]):
         max_queued_tokens: The most tokens that may wait, each prompt counted in full.
 
     Attributes:
+        waiting: The entries that wait, the oldest first.
         queued_tokens: Tokens of the entries that wait.
     """
 

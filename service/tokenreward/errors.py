@@ -36,8 +36,8 @@ The tree:
         OutOfMemory                    out_of_memory           retryable
         ScorerFailed                   scorer_failed
 
-It does not know HTTP frameworks and never holds a payload: messages name a field, a limit and a
-value, not the text.
+This module does not know HTTP frameworks. An error never holds a payload: its message names a
+field, a limit and a number, and no text of the caller.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ class RewardError(Exception):
     def within(self, prefix: str) -> Self:
         """The same error, whose `param` is now a path below `prefix`.
 
-        Code that knows one item names its fields; who knows the item's place puts it in front:
-        `response` within `items[3]` is `items[3].response`.
+        Code that knows one item names its fields. Code that knows the item's place puts the place
+        in front: `response` within `items[3]` becomes `items[3].response`.
         """
         self.param = path_below(prefix, self.param)
         return self
@@ -170,7 +170,7 @@ class DeadlineExceededError(RequestError):
 
 
 class ItemError(RewardError):
-    """One item fails alone: it stands in the item's `error`, and the request answers 200."""
+    """One item fails alone: the error stands in the item's result, and the status is 200."""
 
     status = 200
     code = "scorer_failed"
@@ -217,7 +217,7 @@ class ScorerFailed(ItemError):
 
 
 def described(message: str, param: str | None) -> str:
-    """An error's message behind the place that it is about, as people read it."""
+    """An error's place and message in one text, for people."""
     return message if param is None else f"`{param}`: {message}"
 
 
@@ -225,18 +225,21 @@ def path_below(prefix: str, param: str | None) -> str:
     """The path of a field below another: `items[3]` and `spans[1]` give `items[3].spans[1]`."""
     if param is None:
         return prefix
-    return f"{prefix}{param}" if param.startswith("[") else f"{prefix}.{param}"
+    if param.startswith("["):
+        return f"{prefix}{param}"
+    return f"{prefix}.{param}"
 
 
 def quotable(text: str) -> str:
-    """What a message quotes of a name or a header that a caller sent: 64 characters at most,
-    printable ones."""
+    """A name or a header of a caller, cut so that a message can quote it: at most 64 characters,
+    with `?` for those that cannot be printed."""
     return "".join(character if character.isprintable() else "?" for character in text[:64])
 
 
 def frames(error: BaseException) -> str:
-    """Type and place of an exception for the log, without its message, which may quote what the
-    caller sent."""
-    return (
-        f"{type(error).__name__} at\n{''.join(traceback.format_tb(error.__traceback__)).rstrip()}"
-    )
+    """The type and place of an exception, for the log.
+
+    Its message is left out, because it may quote the caller's text.
+    """
+    places = "".join(traceback.format_tb(error.__traceback__)).rstrip()
+    return f"{type(error).__name__} at\n{places}"

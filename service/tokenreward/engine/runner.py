@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
 import torch
@@ -31,6 +31,9 @@ _SIGNS_OF_LOSS = (
 # passes of 1k and 2k share fewer prompts. For a GPU the number is an estimate: enough work to hide
 # what a launch takes.
 _MAX_BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
+
+# The outputs of an item's rows, or the error of that item alone.
+Result = list[Outputs] | ItemError
 
 logger = logging.getLogger(__name__)
 
@@ -62,24 +65,73 @@ class Runner:
         self.runs_ahead = runs_ahead and layout.runs_ahead
         self.lost: DeviceLost | None = None
 
-    def launch(self, batch: Sequence[Sequence[RowRequest]]) -> PendingBatch:
-        """Launches the rows of each item. A failure is raised by `PendingBatch.result`."""
+    def launch(self, batch: Sequence[Sequence[RowRequest]]) -> Pending[Sequence[Result]]:
+        """Launches the rows of each item.
+
+        A batch that fails is split until only the culprit fails. That, too, waits for the result.
+
+        Returns:
+            For each item the outputs of its rows, or the error of that item alone. Its `result`
+            raises DeviceLost if the device will not compute again.
+        """
+        return Pending(partial(self._finish, batch, self._launch_pass(batch)))
+
+    def run(self, batch: Sequence[Sequence[RowRequest]]) -> list[Result]:
+        """Launches a batch and waits for it."""
+        return self._finish(batch, self._launch_pass(batch))
+
+    def _launch_pass(
+        self, batch: Sequence[Sequence[RowRequest]]
+    ) -> Pending[list[Outputs]] | ItemError | DeviceLost:
+        """Gives the pass over all the rows, or why there is none."""
         if self.lost is not None:  # nothing that follows would tell of an item
-            return PendingBatch(self, batch, self.lost)
+            return self.lost
         requests = [request for item in batch for request in item]
         try:
             if self.runs_ahead:
-                return PendingBatch(self, batch, self.layout.launch(requests))
+                return self.layout.launch(requests)
             outputs = self.layout.run(requests)
-            return PendingBatch(self, batch, Pending(lambda: outputs))
+            return Pending(lambda: outputs)
         except Exception as error:
-            return PendingBatch(self, batch, self.error_of(batch, error))
+            return self._error_of(batch, error)
 
-    def run(self, batch: Sequence[Sequence[RowRequest]]) -> list[list[Outputs] | ItemError]:
-        """Launches a batch and waits for it, as `PendingBatch.result`."""
-        return self.launch(batch).result()
+    def _finish(
+        self,
+        batch: Sequence[Sequence[RowRequest]],
+        launched: Pending[list[Outputs]] | ItemError | DeviceLost,
+    ) -> list[Result]:
+        """Waits for a pass. If it fails, or could not be launched, runs the parts of the batch."""
+        if isinstance(launched, Exception):
+            failure = launched
+        else:
+            try:
+                outputs = iter(launched.result())
+                return [list(islice(outputs, len(item))) for item in batch]
+            except Exception as error:
+                failure = self._error_of(batch, error)
+        if isinstance(failure, DeviceLost):
+            raise failure
+        # Not in the except block: there the exception's frames still hold tensors of the pass.
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if len(batch) > 1:
+            middle = len(batch) // 2
+            return self.run(batch[:middle]) + self.run(batch[middle:])
+        if isinstance(failure, OutOfMemory) and len(batch[0]) > 1:
+            return [self._run_row_by_row(batch[0])]
+        return [failure]
 
-    def error_of(
+    def _run_row_by_row(self, item: Sequence[RowRequest]) -> Result:
+        """Runs an item whose rows do not fit in one pass, one pass each. Raises DeviceLost."""
+        outputs: list[Outputs] = []
+        for request in item:
+            (result,) = self.run([[request]])
+            if isinstance(result, ItemError):
+                return result
+            outputs += result
+        return outputs
+
+    def _error_of(
         self, batch: Sequence[Sequence[RowRequest]], error: Exception
     ) -> ItemError | DeviceLost:
         """Classifies a failure of the layout: the error of an item, or the loss of the device."""
@@ -94,56 +146,3 @@ class Runner:
             self.lost = DeviceLost(f"the device is lost: {name}")
             return self.lost
         return ScorerFailed(f"the forward pass failed on this item: {name}")
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class PendingBatch:
-    """A batch that was launched.
-
-    Attributes:
-        runner: The runner that launched it, which runs the parts of a batch that fails.
-        batch: The rows of each item.
-        state: The pass, or why there is none.
-    """
-
-    runner: Runner
-    batch: Sequence[Sequence[RowRequest]]
-    state: Pending[list[Outputs]] | ItemError | DeviceLost
-
-    def result(self) -> list[list[Outputs] | ItemError]:
-        """Waits for the device. A batch that fails is split until only the culprit fails.
-
-        Returns:
-            For each item the outputs of its rows, or the error of that item alone.
-
-        Raises:
-            DeviceLost: The device will not compute again.
-        """
-        batch, failure = self.batch, self.state
-        if not isinstance(failure, Exception):
-            try:
-                outputs = iter(failure.result())
-                return [list(islice(outputs, len(item))) for item in batch]
-            except Exception as error:
-                failure = self.runner.error_of(batch, error)
-        if isinstance(failure, DeviceLost):
-            raise failure
-        # Not in the except block: there the exception's frames still hold tensors of the pass.
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        if len(batch) > 1:
-            middle = len(batch) // 2
-            return self.runner.run(batch[:middle]) + self.runner.run(batch[middle:])
-        if isinstance(failure, OutOfMemory) and len(batch[0]) > 1:
-            return [self._run_row_by_row()]
-        return [failure]
-
-    def _run_row_by_row(self) -> list[Outputs] | ItemError:
-        """Runs an item whose rows do not fit in one pass, one pass each. Raises DeviceLost."""
-        outputs: list[Outputs] = []
-        for request in self.batch[0]:
-            (result,) = self.runner.run([[request]])
-            if isinstance(result, ItemError):
-                return result
-            outputs += result
-        return outputs

@@ -19,11 +19,11 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 
 from tokenreward.batching import Batcher
-from tokenreward.contract import Outputs
 from tokenreward.engine.job import Job
-from tokenreward.engine.runner import PendingBatch, Runner
+from tokenreward.engine.runner import Result, Runner
 from tokenreward.engine.usage import Report, report_batch
-from tokenreward.errors import InternalError, ItemError, frames
+from tokenreward.errors import InternalError, frames
+from tokenreward.forward.transfer import Pending
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class Batch:
 
     jobs: Sequence[Job]
     number: int
-    pending: PendingBatch | InternalError
+    pending: Pending[Sequence[Result]] | InternalError
     launched_at: float
 
 
@@ -124,7 +124,7 @@ class Worker:
         if self.busy_since is None:
             self.busy_since = launched_at
         try:
-            pending: PendingBatch | InternalError
+            pending: Pending[Sequence[Result]] | InternalError
             pending = self._runner.launch([job.requests for job in jobs])
         except Exception as error:
             pending = _batch_failed(error)
@@ -134,7 +134,7 @@ class Worker:
         """Waits for a batch, and hands its outputs to the event loop."""
         # Time spent behind the batch before counts as time in the queue.
         began = max(batch.launched_at, self._ended_at)
-        results: Sequence[list[Outputs] | ItemError] | InternalError
+        results: Sequence[Result] | InternalError
         try:
             if isinstance(batch.pending, InternalError):
                 results = batch.pending
@@ -160,7 +160,7 @@ class Worker:
     def _deliver(
         self,
         batch: Batch,
-        results: Sequence[list[Outputs] | ItemError] | InternalError,
+        results: Sequence[Result] | InternalError,
         num_computed: int,
     ) -> None:
         """Answers the jobs of a batch, then reports it. On the event loop."""

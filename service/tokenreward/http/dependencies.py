@@ -1,5 +1,5 @@
-"""Scorers that are asked on behalf of others: which they are in a request, what each is asked, and
-what its reply says of the caller's items.
+"""Scorers that are asked on behalf of others: which ones a request needs, the question for each,
+and what its reply says of the caller's items.
 
 It knows what stands in a request and a reply, and no HTTP.
 """
@@ -78,9 +78,10 @@ def dependencies_of(
     Raises:
         RequestError: One of them is unknown, cannot be asked, or would fill what an item brings.
     """
-    request.options_of(name), request.credit_of(name)  # raise what is wrong with either
-    needed = request_dependencies(request, name, default=routes[name].score_from)
-    for dependency in needed:
+    request.options_of(name)  # both raise if the entry is wrong
+    request.credit_of(name)
+    dependencies = request_dependencies(request, name, default=routes[name].score_from)
+    for dependency in dependencies:
         param = dependency.param
         if param is None:  # the operator's: checked with the settings
             continue
@@ -99,7 +100,7 @@ def dependencies_of(
                     f"`{param}` names a scorer to ask for what the item brings",
                     param=f"items[{index}].{dependency.fills}",
                 )
-    return tuple(needed)
+    return tuple(dependencies)
 
 
 def needs_one_tokenizer(dependency: Dependency, item: Item) -> bool:
@@ -128,10 +129,10 @@ def question(
     items: Sequence[Mapping[str, Any]],
     log_probs_options: Mapping[str, Any] | None,
 ) -> tuple[dict[str, Any], list[int]]:
-    """What a dependency is asked.
+    """The question for a dependency.
 
     Args:
-        dependency: Who is asked.
+        dependency: The dependency.
         items: All items of the caller, as plain objects.
         log_probs_options: The options under which its values are log-probabilities. Scores come
             under its own.
@@ -189,8 +190,9 @@ def restated_detail(
     Args:
         detail: The error.
         positions: Where the items of that request stand among the caller's.
-        dependency: Whose error it is. None if it is of a scorer that the caller asked. Of a
-            dependency's params only those that name items are the caller's, too.
+        dependency: The dependency whose error it is; None if it is an error of a scorer that the
+            caller's request names. The caller's request has no param of a dependency's request
+            but those of items.
     """
     message, param = detail.message, detail.param
     if dependency is not None:
@@ -205,8 +207,10 @@ def restated_detail(
 def restated_error(
     error: RequestError, positions: Sequence[int], dependency: Dependency | None = None
 ) -> RequestError:
-    """The same of an error that was raised. It is another object: several may wait for one error,
-    each in its own words."""
+    """The same for an error that was raised.
+
+    It is a copy: several sub-requests may wait for one call, and each restates its error.
+    """
     detail = restated_detail(ErrorDetail.of(error), positions, dependency)
     other = type(error).__new__(type(error), detail.message)
     other.__dict__.update(error.__dict__, message=detail.message, param=detail.param)

@@ -51,7 +51,7 @@ class Fanout:
         routes: Where each scorer is served.
         call: The calls to the deployments.
         num_bytes: The size of the body that the request was read from.
-        report: Told of the errors that are given to items here.
+        report: Called with the errors that items get here.
 
     Attributes:
         num_reply_bytes: The size of all replies together, so far.
@@ -72,7 +72,7 @@ class Fanout:
         self._num_bytes = num_bytes
         self._report = report
         self._content: dict[str, Any] = {}
-        # Listings by deployment and the answers of dependencies, for all sub-requests that wait.
+        # Listings, by deployment, and what dependencies say. All sub-requests wait for the same.
         self._shared: dict[object, asyncio.Future[Any]] = {}
         self.num_reply_bytes = 0
 
@@ -89,7 +89,7 @@ class Fanout:
         try:
             await self._refuse_unequal_units()
             outcomes = await asyncio.gather(*(self._outcome(each) for each in subrequests))
-            await self._refuse_unequal_units()  # again, should other weights have answered
+            await self._refuse_unequal_units()  # again: other weights may have answered
         finally:
             for future in self._shared.values():
                 future.cancel()
@@ -127,11 +127,12 @@ class Fanout:
             reply = Reply(
                 id="", scorer=self._request.scorer, items=[], usage=NO_USAGE, timing=NO_TIME
             )
-        await self._refuse_unlike_units(subrequest)  # again, should other weights have answered
+        await self._refuse_unlike_units(subrequest)  # again: other weights may have answered
         return subrequest.complete(reply, positions, is_keyed=is_keyed)
 
     async def _ask_dependency(self, dependency: Dependency) -> DependencyReply:
-        """What a dependency says of the items that lack what it gives. Raises RequestError."""
+        """Asks a dependency about the items that lack the field which it fills. Raises
+        RequestError."""
         deployment = self._routes[dependency.name].deployment
         options = await self._log_probs_options(dependency)
         content, positions = question(dependency, self._content["items"], options)
@@ -147,8 +148,12 @@ class Fanout:
             raise no_reply(deployment) from None
 
     async def _log_probs_options(self, dependency: Dependency) -> Mapping[str, Any] | None:
-        """The options under which a reference's values are log-probs; None for a score. Raises
-        InvalidField if it gives no log-probs, or why its deployment does not say."""
+        """The options under which a reference's values are log-probs; None for a score.
+
+        Raises:
+            InvalidField: The scorer gives no log-probs.
+            RequestError: Its deployment does not list it.
+        """
         if dependency.fills == "score":
             return None
         try:
@@ -181,8 +186,8 @@ class Fanout:
         return reply
 
     async def _refuse_unequal_units(self) -> None:
-        """Raises UnitsDiffer if rewards cannot be added up, or why a deployment does not list its
-        tokenizer."""
+        """Raises UnitsDiffer if rewards cannot be added up; another RequestError if a deployment
+        does not list its tokenizer."""
         request = self._request
         if request.combine is None:
             return
@@ -200,7 +205,7 @@ class Fanout:
                 refuse_unlike_units(dependency, name, items, tokenizers)
 
     async def _tokenizers(self, names: Sequence[str]) -> Mapping[str, str]:
-        """By scorer, what is equal for equal tokenizers. Raises RequestError."""
+        """A string for each scorer, equal for equal tokenizers. Raises RequestError."""
         deployments = {name: self._routes[name].deployment for name in names}
         if len(set(deployments.values())) == 1:
             return deployments  # one deployment, one tokenizer
@@ -216,7 +221,7 @@ class Fanout:
         return listing[name]
 
     def _once(self, key: KeyT, ask: Callable[[KeyT], Coroutine[Any, Any, T]]) -> asyncio.Future[T]:
-        """The answer of `ask(key)`. All sub-requests that need it wait for the same."""
+        """The answer of `ask(key)`, which is called once, however many sub-requests wait for it."""
         if key not in self._shared:
             self._shared[key] = asyncio.ensure_future(ask(key))
         return self._shared[key]

@@ -36,7 +36,7 @@ from tokenreward.wire.reply import NO_TIME, NO_USAGE
 Gather = Callable[[], Awaitable[Mapping[str, Mapping[str, Snapshot]]]]
 
 _LABEL = "gateway"  # instead of a deployment's name
-_LISTING_S = 3.0  # that all wait for a deployment that does not list its scorers
+_LISTING_S = 3.0  # a deployment that takes longer to list its scorers is `unavailable`
 
 logger = logging.getLogger(__name__)
 
@@ -136,7 +136,7 @@ class GatewayBackend(Backend):
     async def _work(
         self, body: bytes, call: UpstreamCall, protocol: Protocol
     ) -> Coroutine[Any, Any, Response]:
-        """What is left to do when the body has been parsed. Raises RequestError."""
+        """Reads a body, and returns the coroutine that answers it. Raises RequestError."""
         head = await for_size(len(body), protocol.head, body)
         if head is not None:
             deployment = self._only_deployment(head)

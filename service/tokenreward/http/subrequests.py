@@ -44,7 +44,7 @@ class SubRequest:
         deployment: Where the scorers are served.
         names: The scorers.
         dependencies: The scorers that are asked first.
-        answers: What those said, when they have been asked.
+        answers: What the dependencies' replies say, once they have been asked.
     """
 
     deployment: str
@@ -62,8 +62,14 @@ class SubRequest:
         return errors
 
     def fill(self, content: Content) -> tuple[dict[str, Any], list[int]]:
-        """The request as plain objects, and where its items stand among the caller's. `content`:
-        the caller's request."""
+        """Makes the body of the sub-request.
+
+        Args:
+            content: The caller's request, as plain objects.
+
+        Returns:
+            The sub-request's plain objects, and the positions of its items among the caller's.
+        """
         items, errors = content["items"], self.errors
         positions = [index for index in range(len(items)) if index not in errors]
         if self.dependencies:
@@ -71,7 +77,13 @@ class SubRequest:
         return {**self._head(content), "items": items}, positions
 
     def complete(self, reply: Reply, positions: Sequence[int], *, is_keyed: bool) -> Reply:
-        """Makes a reply about the items that were sent one about all of the caller's."""
+        """The reply about all items of the caller.
+
+        Args:
+            reply: The reply about the items that were sent, which is changed and returned.
+            positions: Where those items stand among the caller's.
+            is_keyed: Whether results are keyed by scorer name.
+        """
         results = {
             index: failed_item(index, error, self.names if is_keyed else None)
             for index, error in self.errors.items()
@@ -112,7 +124,8 @@ class SubRequest:
         return filled
 
     def _head(self, content: Content) -> dict[str, Any]:
-        """All but the items, and but for what the gateway does itself."""
+        """The fields of the sub-request without its items, and without `combine`, which the
+        gateway does."""
         head = {key: value for key, value in content.items() if key not in ("items", "combine")}
         if content.get("scorer") is not None:
             return {**head, **self._without_dependencies(head.get("options"), head.get("credit"))}
@@ -127,7 +140,8 @@ class SubRequest:
     def _without_dependencies(
         self, options: Mapping[str, Any] | None, credit: Mapping[str, Any] | None
     ) -> dict[str, dict[str, Any]]:
-        """A scorer's options and credit that name no scorer which has been asked."""
+        """A scorer's options and credit without the names of its dependencies, which have been
+        asked."""
         options, credit = dict(options or {}), dict(credit or {})
         fields = {dependency.fills for dependency in self.dependencies}
         if "score" in fields:
@@ -139,7 +153,7 @@ class SubRequest:
 
 
 def subrequests_of(request: RewardsRequest, routes: Mapping[str, ScorerRoute]) -> list[SubRequest]:
-    """What a request is split into, in the order in which it names the first scorers. Raises as
+    """The sub-requests of a request, in the order in which it names their first scorers. Raises as
     `dependencies_of`."""
     names: dict[tuple[str, tuple[Dependency, ...]], list[str]] = {}
     for name in request.names:
@@ -151,17 +165,18 @@ def subrequests_of(request: RewardsRequest, routes: Mapping[str, ScorerRoute]) -
 def write_content(content: object, media: Media) -> bytes:
     """Plain objects as a body.
 
-    Numbers that JSON does not have (NaN, 1e999, beyond 64 bits) reach the deployments as they came:
-    theirs to refuse.
+    Numbers that JSON does not have (NaN, 1e999, beyond 64 bits) reach the deployments as they came,
+    and the deployments refuse them.
 
     Raises:
-        MalformedJson: The content has what the media cannot carry.
+        MalformedJson: The media cannot carry the content: it may nest less deep than a request
+            may.
     """
     try:
         if media is JSON:
             return to_json(content, inf_nan_mode="constants")
         return media.dump(content)
-    except (ValueError, OverflowError) as error:  # it nests less deep than a request may, say
+    except (ValueError, OverflowError) as error:
         raise MalformedJson(f"the body cannot be split: {type(error).__name__}") from None
 
 
@@ -199,14 +214,14 @@ def no_reply(deployment: str) -> InternalError:
 
 
 def failed_item(index: int, error: ErrorDetail, names: Sequence[str] | None) -> ItemResult:
-    """What stands for a result that no deployment gave; keyed by `names` if there are any."""
+    """The result of an item that no deployment has answered; keyed by `names` if there are any."""
     if names is None:
         return ItemResult(index=index, error=error)
     return ItemResult(index=index, scorers={name: ScorerResult(error=error) for name in names})
 
 
 def longest(timings: Sequence[Timing]) -> Timing:
-    """Of each stage the longest: the timing of requests that ran side by side."""
+    """The longest time of each stage: the timing of requests that ran side by side."""
     if not timings:
         return NO_TIME
     return Timing(

@@ -63,18 +63,18 @@ def dependencies(
     Raises:
         InvalidField: A name is no string.
     """
-    needed = []
+    result = []
     reference = _entry(_entry(credit, "kl"), "reference")
     if reference is not None:
         param = f"credit{below}.kl.reference"
-        needed.append(Dependency(_name(reference, param), "ref_logprobs", param))
+        result.append(Dependency(_name(reference, param), "ref_logprobs", param))
     if isinstance(options, Mapping) and SCORE_FROM in options:
         if options[SCORE_FROM] is not None:
             param = f"options{below}.{SCORE_FROM}"
-            needed.append(Dependency(_name(options[SCORE_FROM], param), "score", param))
+            result.append(Dependency(_name(options[SCORE_FROM], param), "score", param))
     elif default is not None:
-        needed.append(Dependency(default, "score"))
-    return needed
+        result.append(Dependency(default, "score"))
+    return result
 
 
 def request_dependencies(

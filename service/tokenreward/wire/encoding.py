@@ -32,8 +32,11 @@ def encode_rewards(rewards: npt.NDArray[np.float32]) -> str:
 def decode_rewards(
     value: list[float] | str | bytes | npt.NDArray[np.float32],
 ) -> npt.NDArray[np.float32]:
-    """A float32 vector from a list, from base64, or from the bytes that msgpack carries. Raises
-    ValueError if it is broken."""
+    """A float32 vector [units] from a list, from base64, or from the bytes that msgpack carries.
+
+    Raises:
+        ValueError: The base64 is broken, or the bytes are no float32.
+    """
     if isinstance(value, str):
         value = _from_base64(value)
     if isinstance(value, bytes):
@@ -46,14 +49,11 @@ def decode_rewards(
 def as_int32(ids: npt.ArrayLike) -> IntArray:
     """Token ids as little-endian int32. Raises ValueError if they are not integers of 32 bits."""
     array = np.asarray(ids)
-    narrow = (
-        array.astype("<i4", casting="unsafe")
-        if array.dtype.kind in "iu" or not array.size
-        else None
-    )
-    if narrow is None or (narrow != array).any():
-        raise ValueError("token ids must be integers that fit 32 bits")
-    return narrow
+    if array.dtype.kind in "iu" or not array.size:
+        narrow = array.astype("<i4", casting="unsafe")
+        if (narrow == array).all():
+            return narrow
+    raise ValueError("token ids must be integers that fit 32 bits")
 
 
 def encode_ids(ids: npt.ArrayLike) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """The request: body of `POST /v1/rewards`, as strict pydantic models.
 
-It knows the shape of a request and nothing of models: whether a scorer exists or a token is in the
-vocabulary is for others to say.
+It knows the shape of a request and nothing of models. It does not check that a scorer exists, or
+that a token is in a vocabulary.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class IdsB64(Strict):
 
 
 class Message(BaseModel):
-    """One chat message. Further keys (`name`, `tool_calls`, ...) are the chat template's business
-    and pass through."""
+    """One chat message. Further keys (`name`, `tool_calls`, ...) reach the chat template as they
+    are."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 

@@ -1,5 +1,6 @@
-# tokenreward: `make serve` starts the service with the embedded demo models, `make test` runs all tests.
-# Everything is installed into .venv at the versions of constraints.txt; the second time nothing is.
+# `make serve` starts the service with the embedded demo models, `make test` runs all tests.
+# Everything is installed into .venv, at the versions of constraints.txt. The second time nothing is
+# installed.
 
 PYTHON ?= python3
 VENV := .venv

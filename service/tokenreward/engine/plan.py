@@ -27,6 +27,7 @@ from tokenreward.errors import (
 from tokenreward.scorers import UnknownScorerType, resolve
 from tokenreward.settings import DeploymentSettings, ScorerSettings, SettingsError
 from tokenreward.wire import Credit, CreditName, RewardsRequest, refusal
+from tokenreward.wire.dependencies import request_dependencies
 
 logger = logging.getLogger(__name__)
 
@@ -126,10 +127,13 @@ class ServedScorer:
         name = credits.check(
             credit, default=self.scorer.default_credit, gives=self.scorer.gives, param=param
         )
-        if credit.kl is not None and credit.kl.reference is not None:
-            raise _needs_the_gateway(f"{param}.kl.reference", "ref_logprobs")
-        if request.options_of(self.name).get("score_from") is not None:
-            raise _needs_the_gateway(f"options{below}.score_from", "score")
+        for dependency in request_dependencies(request, self.name):
+            # A replica never asks another one: the gateway does, and fills in the answer.
+            raise InvalidField(
+                "another scorer is named: send the request to the gateway (/v1/rewards), which "
+                f"asks it and fills in `{dependency.fills}`",
+                param=dependency.param,
+            )
         return Plan(self.name, self.scorer, options, credit, name)
 
     def _options(self, options: dict[str, Any], *, prefix: str) -> Options:
@@ -223,12 +227,3 @@ def scorer_failed(name: str, error: Exception) -> ScorerFailed:
     """The item's error for a scorer that raised. Where it raised goes to the log."""
     logger.error("scorer `%s` failed: %s", name, frames(error))
     return ScorerFailed(f"scorer `{name}` failed on this item: {type(error).__name__}")
-
-
-def _needs_the_gateway(param: str, field: str) -> InvalidField:
-    """A replica never asks another one: the gateway does, and fills in the answer."""
-    return InvalidField(
-        "another scorer is named: send the request to the gateway (/v1/rewards), which asks it and "
-        f"fills in `{field}`",
-        param=param,
-    )

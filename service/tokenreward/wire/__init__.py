@@ -37,7 +37,6 @@ from tokenreward.wire.request import (
     Kl,
     Message,
     RewardsRequest,
-    Strict,
 )
 from tokenreward.wire.vectors import IntArray, Numbers
 
@@ -61,7 +60,6 @@ __all__ = [
     "Reply",
     "RewardsRequest",
     "ScorerResult",
-    "Strict",
     "Timing",
     "Token",
     "Usage",

@@ -12,9 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 from tokenreward.errors import InvalidField
+
+if TYPE_CHECKING:
+    from tokenreward.wire.head import RequestHead
+    from tokenreward.wire.request import RewardsRequest
 
 SCORE_FROM = "score_from"
 
@@ -33,18 +37,6 @@ class Dependency:
     name: str
     fills: Literal["ref_logprobs", "score"]
     param: str | None = field(default=None, compare=False)
-
-
-class NamesScorers(Protocol):
-    """A request, or what was read of one: `options` and `credit` are those of `scorer`, or keyed by
-    scorer name."""
-
-    @property
-    def scorer(self) -> str | None: ...
-    @property
-    def options(self) -> Any: ...
-    @property
-    def credit(self) -> Any: ...
 
 
 def dependencies(
@@ -78,7 +70,7 @@ def dependencies(
 
 
 def request_dependencies(
-    request: NamesScorers, name: str, *, default: str | None = None
+    request: RewardsRequest | RequestHead, name: str, *, default: str | None = None
 ) -> list[Dependency]:
     """The scorers that the scorer `name` depends on in a request. Raises as `dependencies`."""
     if request.scorer is not None:

@@ -6,9 +6,9 @@ msgspec.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import orjson
 from pydantic import BaseModel
@@ -23,73 +23,63 @@ from tokenreward.wire.parsing import parse_json
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
-class Media(ABC):
-    """One way to write a body. `name` is its content type."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Media:
+    """One way to write a body: its content type, and the functions that read and write it.
 
-    name: ClassVar[str]
+    Attributes:
+        name: The content type.
+        parse: A request from bytes. Raises MalformedJson, MalformedBody, BodyTooLarge,
+            UnknownField, InvalidField.
+        refuse_large: Raises BodyTooLarge if the body would take too much memory as objects;
+            MalformedBody or InvalidField if counting finds that it is no request.
+        load: Plain objects from bytes. Raises ValueError.
+        dump: Plain objects and float32 arrays as bytes.
+        dump_items: The same, of a body whose `items` may be many.
+    """
 
-    @abstractmethod
-    def parse(self, model: type[ModelT], body: bytes) -> ModelT:
-        """A request. Raises MalformedJson, MalformedBody, BodyTooLarge, UnknownField,
-        InvalidField."""
-
-    @abstractmethod
-    def refuse_large(self, body: bytes) -> None:
-        """Raises BodyTooLarge if the body would take too much memory as objects; MalformedBody or
-        InvalidField if counting finds that it is no request."""
-
-    @abstractmethod
-    def load(self, body: bytes) -> Any:
-        """Plain objects. Raises ValueError."""
-
-    @abstractmethod
-    def dump(self, content: object) -> bytes:
-        """Plain objects and float32 arrays as bytes."""
-
-    def dump_items(self, content: Mapping[str, Any]) -> bytes:
-        """The same, of a body whose `items` may be many."""
-        return self.dump(content)
+    name: str
+    parse: Callable[[type[ModelT], bytes], ModelT]
+    refuse_large: Callable[[bytes], None]
+    load: Callable[[bytes], Any]
+    dump: Callable[[object], bytes]
+    dump_items: Callable[[Mapping[str, Any]], bytes]
 
 
-class _Json(Media):
-    name = JSON_TYPE
-
-    def parse(self, model: type[ModelT], body: bytes) -> ModelT:
-        refuse_many_containers(body)
-        return parse_json(model, body)
-
-    def refuse_large(self, body: bytes) -> None:
-        refuse_many_containers(body)
-
-    def load(self, body: bytes) -> Any:
-        return from_json(body)
-
-    def dump(self, content: object) -> bytes:
-        return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
-
-    def dump_items(self, content: Mapping[str, Any]) -> bytes:
-        # A call of orjson keeps all other threads waiting until it returns: one call an item.
-        items = [orjson.Fragment(self.dump(item)) for item in content["items"]]
-        return self.dump({**content, "items": items})
+def parse_bounded_json(model: type[ModelT], body: bytes) -> ModelT:
+    """A request from JSON, unless it would take too much memory. Raises as `Media.parse`."""
+    refuse_many_containers(body)
+    return parse_json(model, body)
 
 
-class _Msgpack(Media):
-    name = MSGPACK_TYPE
-
-    def parse(self, model: type[ModelT], body: bytes) -> ModelT:
-        return parse_msgpack(model, body)
-
-    def refuse_large(self, body: bytes) -> None:
-        refuse_large_msgpack(body)
-
-    def load(self, body: bytes) -> Any:
-        return unpack(body)
-
-    def dump(self, content: object) -> bytes:
-        return pack(content)
+def dump_json(content: object) -> bytes:
+    """Plain objects and arrays as JSON."""
+    return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-JSON, MSGPACK = _Json(), _Msgpack()
+def dump_json_items(content: Mapping[str, Any]) -> bytes:
+    """The same, of a body whose `items` may be many."""
+    # A call of orjson keeps all other threads waiting until it returns: one call an item.
+    items = [orjson.Fragment(dump_json(item)) for item in content["items"]]
+    return dump_json({**content, "items": items})
+
+
+JSON = Media(
+    name=JSON_TYPE,
+    parse=parse_bounded_json,
+    refuse_large=refuse_many_containers,
+    load=from_json,
+    dump=dump_json,
+    dump_items=dump_json_items,
+)
+MSGPACK = Media(
+    name=MSGPACK_TYPE,
+    parse=parse_msgpack,
+    refuse_large=refuse_large_msgpack,
+    load=unpack,
+    dump=pack,
+    dump_items=pack,
+)
 _BY_TYPE: dict[str, Media] = {media.name: media for media in (JSON, MSGPACK)}
 
 

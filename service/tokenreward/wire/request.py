@@ -28,14 +28,14 @@ from tokenreward.wire.vectors import Flags, Ids, Numbers, Spans
 CreditName = Literal["values", "last", "uniform", "attention", "discount"]
 
 
-class Strict(BaseModel):
-    """Base of all requests: unknown fields are errors, and nothing is coerced."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+# Of all parts of a request: unknown fields are errors, and nothing is coerced.
+STRICT = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-class IdsB64(Strict):
+class IdsB64(BaseModel):
     """Token ids as base64 of little-endian int32."""
+
+    model_config = STRICT
 
     ids_b64: str
 
@@ -82,12 +82,14 @@ Response = Annotated[
 ]
 
 
-class Item(Strict):
+class Item(BaseModel):
     """A prompt, the response to judge, and how the caller wants its reward cut up.
 
     `spans`, `mask`, `policy_logprobs` and `ref_logprobs` are in units: one entry per entry of the
     returned vector. They and ids are lists, or arrays if the body was binary.
     """
+
+    model_config = STRICT
 
     prompt: Prompt = Field(
         description="Raw text, chat messages, or token ids of the scorer's own vocabulary."
@@ -147,10 +149,12 @@ class Item(Strict):
         return [message.model_dump(exclude_unset=True) for message in messages]
 
 
-class Kl(Strict):
+class Kl(BaseModel):
     """KL penalty on every unit, r_t -= coef * k_t, with d = policy_logprobs - ref_logprobs
     (estimators of Schulman, "Approximating KL divergence", 2020): k1 = d, k2 = d^2 / 2, k3 =
     exp(-d) - 1 + d."""
+
+    model_config = STRICT
 
     coef: FiniteFloat
     estimator: Literal["k1", "k2", "k3"] = "k1"
@@ -177,9 +181,11 @@ class Kl(Strict):
         return self
 
 
-class Credit(Strict):
+class Credit(BaseModel):
     """How a score becomes a reward per unit. `beta` belongs to `attention`, `gamma` to
     `discount`."""
+
+    model_config = STRICT
 
     name: CreditName | None = Field(default=None, description="Default: the scorer's own.")
     beta: Annotated[FiniteFloat, Field(ge=0, le=1)] | None = Field(
@@ -202,9 +208,11 @@ class Credit(Strict):
         return self
 
 
-class RewardsRequest(Strict):
+class RewardsRequest(BaseModel):
     """Body of `POST /v1/rewards`. With `scorer`, `options` and `credit` are that scorer's; with
     `scorers`, both are keyed by scorer name."""
+
+    model_config = STRICT
 
     scorer: str | None = None
     scorers: Annotated[list[str], Field(min_length=1, fail_fast=True)] | None = None

@@ -14,7 +14,7 @@ from functools import partial
 from tokenreward.errors import Overloaded
 from tokenreward.wire import ErrorDetail, Reply, renumbered
 from tokenreward_client.errors import BadArgument, BadReply, ClientError, ServerRefused
-from tokenreward_client.flow import Flow, Sleep
+from tokenreward_client.flow import Flow, Wait
 from tokenreward_client.items import ItemLike, encode_items
 from tokenreward_client.media import JSON, Wire
 from tokenreward_client.options import ScoreOptions, check_head, write_head
@@ -231,4 +231,4 @@ def score_request(
         pause_s = attempts.next_pause_s(codes, is_retryable=True)
         if pause_s is None or not attempts.has_time_for(pause_s):
             return answers
-        yield Sleep(pause_s)
+        yield Wait(pause_s)

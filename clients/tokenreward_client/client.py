@@ -15,7 +15,7 @@ from typing import Any, Self, TypeVar, Unpack, cast
 
 import httpx
 
-from tokenreward_client.flow import Flow, Sleep, Step, Together, Wait
+from tokenreward_client.flow import Flow, Step, Wait
 from tokenreward_client.items import ItemLike
 from tokenreward_client.listing import ScorerInfo
 from tokenreward_client.options import ScoreOptions
@@ -133,15 +133,14 @@ class Client(Session):
         raise CancelledError
 
     def _perform(self, step: Step, stop: Stop) -> Any:
-        if isinstance(step, Sleep):
-            return is_done_in_time(stop, stop, step.seconds)
         if isinstance(step, Wait):
-            return is_done_in_time(step.ticket, stop, step.timeout_s)
-        if isinstance(step, Together):
-            if len(step.flows) == 1:
+            awaited = stop if step.ticket is None else step.ticket
+            return is_done_in_time(awaited, stop, step.timeout_s)
+        if isinstance(step, list):
+            if len(step) == 1:
                 # In the caller's own thread, which Ctrl-C reaches.
-                return [self._drive(step.flows[0], stop)]
-            works = [partial(self._drive, flow, stop) for flow in step.flows]
+                return [self._drive(step[0], stop)]
+            works = [partial(self._drive, flow, stop) for flow in step]
             return side_by_side(works, stop, most=self._max_concurrency)
         try:
             return self._http.send(build_request(self._http, step))
@@ -197,13 +196,13 @@ class AsyncClient(Session):
                 outcome = await self._perform(step)
 
     async def _perform(self, step: Step) -> Any:
-        if isinstance(step, Sleep):
-            return await asyncio.sleep(step.seconds)
         if isinstance(step, Wait):
+            if step.ticket is None:
+                return await asyncio.sleep(step.timeout_s)
             ticket = asyncio.wrap_future(step.ticket)
             done, _ = await asyncio.wait([ticket], timeout=step.timeout_s)
             return bool(done)
-        if isinstance(step, Together):
+        if isinstance(step, list):
             return await self._together(step)
         try:
             # httpx bounds each read of the socket; this bounds the whole reply.
@@ -214,8 +213,8 @@ class AsyncClient(Session):
         except httpx.RequestError as error:
             return error
 
-    async def _together(self, step: Together) -> list[Any]:
-        tasks = [asyncio.ensure_future(self._drive(flow)) for flow in step.flows]
+    async def _together(self, flows: list[Flow[Any]]) -> list[Any]:
+        tasks = [asyncio.ensure_future(self._drive(flow)) for flow in flows]
         try:
             return await asyncio.gather(*tasks)
         except BaseException:

@@ -2,10 +2,9 @@
 
 A flow yields its next step, and is sent what came of it:
 
-    Send      -> the `httpx.Response`, or the `httpx.RequestError` that came in its place
-    Sleep     -> None
-    Together  -> the list of what the inner flows returned
-    Wait      -> whether the ticket was done in time
+    Send             -> the `httpx.Response`, or the `httpx.RequestError` that came in its place
+    Wait             -> whether its ticket was done in time
+    a list of flows  -> the list of what they returned, in the same order; they run side by side
 
 `Client` and `AsyncClient` drive the same flows, one with threads and one with tasks, so that no
 rule is written twice. This module knows the steps, and no rule.
@@ -14,9 +13,9 @@ rule is written twice. This module knows the steps, and no rule.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Union
 
 from tokenreward.wire import JSON_TYPE
 from tokenreward.wire.paths import REQUEST_ID_HEADER, TIMEOUT_HEADER
@@ -64,26 +63,13 @@ class Send:
 
 
 @dataclass(frozen=True, slots=True)
-class Sleep:
-    """Let so much time pass."""
-
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Together:
-    """Run these flows side by side. Their results keep the order of the flows."""
-
-    flows: Sequence[Flow[Any]]
-
-
-@dataclass(frozen=True, slots=True)
 class Wait:
-    """Wait until a window admits the ticket, for `timeout_s` seconds at most."""
+    """Wait until a window admits the ticket, for `timeout_s` seconds at most. Without a ticket so
+    much time passes."""
 
-    ticket: Ticket
     timeout_s: float
+    ticket: Ticket | None = None
 
 
-Step = Send | Sleep | Together | Wait
+Step = Union[Send, Wait, "list[Flow[Any]]"]
 Flow = Generator[Step, Any, T]

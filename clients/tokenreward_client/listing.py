@@ -12,8 +12,9 @@ import contextlib
 import math
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from tokenreward.wire import NAME_PATTERN
 from tokenreward.wire.dependencies import listed_score_source
@@ -54,9 +55,9 @@ class ScorerInfo(BaseModel):
     tokenizer: str | None = None
 
 
-class _ListingBody(BaseModel):
-    scorers: list[ScorerInfo]
-    unavailable: list[str] = []
+_BODY = TypeAdapter(dict[str, Any])
+_SCORERS = TypeAdapter(list[ScorerInfo])
+_DEPLOYMENTS = TypeAdapter(list[str])
 
 
 class Listing:
@@ -88,17 +89,19 @@ class Listing:
         """
         response = yield from send_until_answered(Route(SCORERS_PATH), None, attempts)
         try:
-            body = _ListingBody.model_validate_json(response.content)
+            body = _BODY.validate_json(response.content)
+            scorers = _SCORERS.validate_python(body.get("scorers"))
+            unavailable = _DEPLOYMENTS.validate_python(body.get("unavailable", []))
         except ValidationError as error:
             message = error.errors()[0]["msg"]
             raise BadReply(f"{SCORERS_PATH} did not answer a list of scorers: {message}") from None
-        self._unavailable = body.unavailable
+        self._unavailable = unavailable
         if self._unavailable:
             self._ask_again_at = attempts.retry.clock() + ASK_AGAIN_AFTER_S
-        self._paths = {scorer.name: _direct_path(scorer) for scorer in body.scorers}
-        self._tokenizers = {scorer.name: scorer.tokenizer for scorer in body.scorers}
+        self._paths = {scorer.name: _direct_path(scorer) for scorer in scorers}
+        self._tokenizers = {scorer.name: scorer.tokenizer for scorer in scorers}
         self._num_listings += 1
-        return body.scorers
+        return scorers
 
     def require_tokenizer(
         self, names: Sequence[str], fingerprint: str, attempts: Attempts

@@ -6,11 +6,11 @@ It knows the shape of a request and a reply, and nothing of HTTP.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import chain
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -41,112 +41,63 @@ _NUMBERS: dict[str, tuple[str, set[type], type[np.generic]]] = {
 }
 
 
-class Wire(ABC):
-    """One way to write a request and to read its reply.
+@dataclass(frozen=True, slots=True, eq=False)
+class Wire:
+    """One way to write a request and to read its reply, as the functions that do it.
 
     Attributes:
         name: What messages call it.
         content_type: The media type of the body.
+        ids: Token ids [n] as a field of an item.
+        vector: The value of a field with one entry per unit, in a form that the strict models of
+            the wire take. It is given the field's name, and what the caller gave for it. The models
+            say what is wrong with that.
+        item: The bytes of an item. Raises ValueError for what cannot be written.
+        body: The bytes of a request, from all of it but its items, as JSON, and the bytes of its
+            items. Raises ValueError if the former cannot be written.
+        parse_reply: The reply in the body of a 200. Raises ValueError for what is no reply.
     """
 
-    name: ClassVar[str]
-    content_type: ClassVar[str]
-
-    @abstractmethod
-    def ids(self, ids: IntArray) -> Any:
-        """Token ids [n] as a field of an item."""
-
-    @abstractmethod
-    def vector(self, name: str, value: Any) -> Any:
-        """The value of a field with one entry per unit, in a form that the strict models of the
-        wire take.
-
-        Args:
-            name: The field's name.
-            value: What the caller gave for it. The models say what is wrong with it.
-        """
-
-    @abstractmethod
-    def item(self, item: Item) -> bytes:
-        """The bytes of an item. Raises ValueError for what cannot be written."""
-
-    @abstractmethod
-    def body(self, head: bytes, items: Sequence[bytes]) -> bytes:
-        """The bytes of a request.
-
-        Args:
-            head: All of the request but its items, as JSON.
-            items: The bytes of its items.
-
-        Raises:
-            ValueError: The head cannot be written.
-        """
+    name: str
+    content_type: str
+    ids: Callable[[IntArray], Any]
+    vector: Callable[[str, Any], Any]
+    item: Callable[[Item], bytes]
+    body: Callable[[bytes, Sequence[bytes]], bytes]
+    parse_reply: Callable[[bytes], Reply]
 
     def reply(self, content: bytes) -> Reply:
         """The reply in the body of a 200. Raises BadReply."""
         try:
-            return self._parse_reply(content)
+            return self.parse_reply(content)
         except ValidationError as error:
             reason = error.errors()[0]["msg"]
         except ValueError as error:
             reason = str(error)
         raise BadReply(f"the reply is not a rewards reply: {reason}")
 
-    @abstractmethod
-    def _parse_reply(self, content: bytes) -> Reply:
-        """The same. Raises ValueError for what is no reply."""
+
+def _join_json(head: bytes, items: Sequence[bytes]) -> bytes:
+    # Items are large, and encoded when the call begins: they are joined as bytes, in the place of
+    # the brace that ends the head.
+    return head[:-1] + b',"items":[' + b",".join(items) + b"]}"
 
 
-class JsonWire(Wire):
-    """Vectors of ids and rewards travel as base64."""
+def _msgpack_wire() -> Wire:
+    """Vectors travel as bytes. msgspec is imported here, so that JSON does without it."""
+    from tokenreward.wire import msgpack
 
-    name = "JSON"
-    content_type = JSON_TYPE
+    def write(content: object) -> bytes:
+        try:
+            return msgpack.pack(content)
+        except (TypeError, OverflowError) as error:
+            raise ValueError(str(error)) from None
 
-    def ids(self, ids: IntArray) -> Any:
-        return encode_ids(ids)
-
-    def vector(self, name: str, value: Any) -> Any:
-        return _as_lists(value)
-
-    def item(self, item: Item) -> bytes:
-        return item.model_dump_json(exclude_unset=True).encode()
-
-    def body(self, head: bytes, items: Sequence[bytes]) -> bytes:
-        # Items are large, and encoded when the call begins: they are joined as bytes, in the place
-        # of the brace that ends the head.
-        return head[:-1] + b',"items":[' + b",".join(items) + b"]}"
-
-    def _parse_reply(self, content: bytes) -> Reply:
-        return parse_reply(content)
-
-
-JSON = JsonWire()
-
-
-class MsgpackWire(Wire):
-    """Vectors travel as bytes. Needs msgspec, and raises BadArgument without it."""
-
-    name = "msgpack"
-    content_type = MSGPACK_TYPE
-
-    def __init__(self) -> None:
-        if find_spec("msgspec") is None:
-            raise BadArgument(
-                '"msgpack" needs msgspec: pip install "tokenreward[msgpack]"', param="wire"
-            )
-        from tokenreward.wire import msgpack
-
-        self._msgpack = msgpack
-
-    def ids(self, ids: IntArray) -> Any:
-        return ids
-
-    def vector(self, name: str, value: Any) -> Any:
+    def vector(name: str, value: Any) -> Any:
         array = _lossless_array(name, value)
         return _as_lists(value) if array is None else array
 
-    def item(self, item: Item) -> bytes:
+    def write_item(item: Item) -> bytes:
         vectors = {}
         for name in item.model_fields_set:
             value = getattr(item, name)
@@ -154,29 +105,20 @@ class MsgpackWire(Wire):
                 vectors[name] = value
         # What is plain in JSON is plain here: the service takes no msgpack extensions.
         rest = item.model_dump(mode="json", exclude_unset=True, exclude=set(vectors))
-        return self._pack({**rest, **vectors})
+        return write({**rest, **vectors})
 
-    def body(self, head: bytes, items: Sequence[bytes]) -> bytes:
-        packed_items = [self._msgpack.Packed(item) for item in items]
-        return self._pack({**from_json(head), "items": packed_items})
+    def write_body(head: bytes, items: Sequence[bytes]) -> bytes:
+        return write({**from_json(head), "items": [msgpack.Packed(item) for item in items]})
 
-    def _parse_reply(self, content: bytes) -> Reply:
-        return read_reply(self._msgpack.unpack(content))
-
-    def _pack(self, content: object) -> bytes:
-        try:
-            return self._msgpack.pack(content)
-        except (TypeError, OverflowError) as error:
-            raise ValueError(str(error)) from None
-
-
-def wire_for(name: WireName) -> Wire:
-    """The wire of this name. Raises BadArgument if there is none, or its library is missing."""
-    if name == "json":
-        return JSON
-    if name == "msgpack":
-        return MsgpackWire()
-    raise BadArgument(f'must be "json" or "msgpack", got {name!r}', param="wire")
+    return Wire(
+        name="msgpack",
+        content_type=MSGPACK_TYPE,
+        ids=lambda ids: ids,
+        vector=vector,
+        item=write_item,
+        body=write_body,
+        parse_reply=lambda content: read_reply(msgpack.unpack(content)),
+    )
 
 
 def _as_lists(value: Any) -> Any:
@@ -209,3 +151,28 @@ def _lossless_array(name: str, value: Any) -> npt.NDArray[Any] | None:
     with np.errstate(over="ignore", invalid="ignore"):
         narrow = array.astype(dtype)
     return narrow if (narrow == array).all() else None
+
+
+# Vectors of ids and rewards travel as base64.
+JSON = Wire(
+    name="JSON",
+    content_type=JSON_TYPE,
+    ids=encode_ids,
+    vector=lambda name, value: _as_lists(value),
+    item=lambda item: item.model_dump_json(exclude_unset=True).encode(),
+    body=_join_json,
+    parse_reply=parse_reply,
+)
+
+
+def wire_for(name: WireName) -> Wire:
+    """The wire of this name. Raises BadArgument if there is none, or its library is missing."""
+    if name == "json":
+        return JSON
+    if name != "msgpack":
+        raise BadArgument(f'must be "json" or "msgpack", got {name!r}', param="wire")
+    if find_spec("msgspec") is None:
+        raise BadArgument(
+            '"msgpack" needs msgspec: pip install "tokenreward[msgpack]"', param="wire"
+        )
+    return _msgpack_wire()

@@ -14,7 +14,7 @@ import httpx
 from tokenreward.wire import JSON_TYPE
 from tokenreward.wire.paths import REWARDS_PATH
 from tokenreward_client.errors import DeadlineExceeded, ServerRefused
-from tokenreward_client.flow import Flow, Send, Sleep
+from tokenreward_client.flow import Flow, Send, Wait
 from tokenreward_client.response import error_of, retry_after_s
 from tokenreward_client.retry import Attempts
 
@@ -90,4 +90,4 @@ def send_until_answered(
             raise error
         if not attempts.has_time_for(pause_s):
             raise DeadlineExceeded(f"gave up after {attempts.num_tries} tries: {error}") from error
-        yield Sleep(pause_s)
+        yield Wait(pause_s)

@@ -15,7 +15,7 @@ import httpx
 
 from tokenreward_client.call import Call, score_request
 from tokenreward_client.errors import BadArgument
-from tokenreward_client.flow import Flow, Send, Together
+from tokenreward_client.flow import Flow, Send
 from tokenreward_client.items import ItemLike
 from tokenreward_client.listing import Listing, ScorerInfo
 from tokenreward_client.media import WireName, wire_for
@@ -149,7 +149,7 @@ class Session(ABC):
             )
             for positions in call.split(self.max_request_items, self.max_request_bytes)
         ]
-        return call.collect((yield Together(flows)))
+        return call.collect((yield flows))
 
     def _scorers_flow(self) -> Flow[list[ScorerInfo]]:
         """The flow of one `scorers` call."""

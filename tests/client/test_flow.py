@@ -10,7 +10,7 @@ import pytest
 
 from tokenreward.settings import Settings
 from tokenreward_client import BadReply, ConnectionFailed, DeadlineExceeded, ServerRefused
-from tokenreward_client.flow import Send, Sleep
+from tokenreward_client.flow import Send, Wait
 from tokenreward_client.request import Route, send_until_answered
 from tokenreward_client.response import error_of, retry_after_s
 from tokenreward_client.retry import Attempts, Retry
@@ -49,8 +49,9 @@ class Walk:
             while True:
                 step = flow.send(answer)
                 self.steps.append(step)
-                if isinstance(step, Sleep):
-                    self.clock.now += step.seconds
+                if isinstance(step, Wait):
+                    assert step.ticket is None
+                    self.clock.now += step.timeout_s
                     answer = None
                 else:
                     answer = self.answers.pop(0)
@@ -59,7 +60,7 @@ class Walk:
 
     @property
     def pauses(self) -> list[float]:
-        return [step.seconds for step in self.steps if isinstance(step, Sleep)]
+        return [step.timeout_s for step in self.steps if isinstance(step, Wait)]
 
     @property
     def sends(self) -> list[Send]:
@@ -295,10 +296,11 @@ def test_every_try_has_an_id_and_its_echo_is_believed() -> None:
     walk = Walk(refused(), None)
     flow = send_until_answered(Route("/v1/rewards"), lambda: b"{}", walk.attempts)
     first = next(flow)
-    assert isinstance(flow.send(refused(**{"x-request-id": first.headers["x-request-id"]})), Sleep)
+    assert isinstance(flow.send(refused(**{"x-request-id": first.headers["x-request-id"]})), Wait)
     second = flow.send(None)
-    while isinstance(second, Sleep):
-        walk.clock.now += second.seconds
+    while isinstance(second, Wait):
+        assert second.ticket is None
+        walk.clock.now += second.timeout_s
         second = flow.send(None)
     assert second.headers["x-request-id"] != first.headers["x-request-id"]
     for echo in ("", "else, "):

@@ -214,6 +214,7 @@ def test_call_that_ends_while_it_asks_for_the_listing_ends_its_turn() -> None:
     assert isinstance(next(first), Send)
     turn = next(second)
     assert isinstance(turn, Wait)
+    assert turn.ticket is not None
     assert not turn.ticket.done()
     first.close()
     assert turn.ticket.done()
@@ -229,6 +230,7 @@ def test_call_whose_turn_does_not_come_in_time_goes_through_the_gateway() -> Non
     next(asking)
     turn = next(flow)
     assert isinstance(turn, Wait)
+    assert turn.ticket is not None
     assert 0 < turn.timeout_s <= 10
     with pytest.raises(StopIteration) as stop:
         flow.send(False)

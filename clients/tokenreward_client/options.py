@@ -8,17 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
+from pydantic import Field
 from pydantic_core import to_json
 
 from tokenreward.errors import RequestError
-from tokenreward.wire import RewardsRequest, parse_json
+from tokenreward.wire import Item, RewardsRequest, parse_json
 from tokenreward.wire.dependencies import Dependency, request_dependencies
 from tokenreward_client.errors import BadArgument
-from tokenreward_client.media import JSON, Wire
+from tokenreward_client.media import Wire
 
 DEFAULT_SCORER = "endogenous"
-# A request has at least one item. The head is checked with this one before the items are there.
-_ANY_ITEM = b'{"prompt":"","response":""}'
 
 
 class ScoreOptions(TypedDict, total=False):
@@ -53,6 +52,12 @@ class ScoreOptions(TypedDict, total=False):
     on_error: Literal["raise", "return"]
     timeout_s: float | None
     fingerprint: str | None
+
+
+class RequestWithoutItems(RewardsRequest):
+    """A request before it has items."""
+
+    items: list[Item] = Field(default_factory=list)
 
 
 def write_head(scorer: str | None, options: ScoreOptions, wire: Wire) -> bytes:
@@ -90,15 +95,14 @@ def check_head(head: bytes) -> tuple[RewardsRequest, list[Dependency]]:
     """Check the head of a request as the service would.
 
     Returns:
-        The request, with an empty item in place of its own, and the scorers that its scorers depend
-        on.
+        The request, without items, and the scorers that its scorers depend on.
 
     Raises:
         BadArgument: The service would refuse it, whatever the items.
     """
     needed: list[Dependency] = []
     try:
-        request = parse_json(RewardsRequest, JSON.body(head, [_ANY_ITEM]))
+        request = parse_json(RequestWithoutItems, head)
         for name in request.names:
             request.credit_of(name)
             request.options_of(name)

@@ -89,22 +89,37 @@ def _holds_comprehension(comprehension: ast.expr) -> bool:
     return any(isinstance(node, COMPREHENSIONS) for node in inner)
 
 
-def one_use_helpers(module: Module) -> list[str]:
-    """Short private functions and methods that their module names exactly once.
+def one_use_helpers(modules: Iterable[Module]) -> list[str]:
+    """Short private functions and methods that are named exactly once.
 
-    Decorated functions are called by what decorates them, and are left out.
+    A module that defines the name itself uses its own. Decorated functions are called by what
+    decorates them, and are left out. So are methods that two classes of a module define, which are
+    called through a parent.
     """
-    uses = Counter(names_used(module.tree))
+    functions = {
+        module: [node for node in ast.walk(module.tree) if isinstance(node, Function)]
+        for module in modules
+    }
+    uses = {module: Counter(names_used(module.tree)) for module in functions}
+    definitions = {module: Counter(node.name for node in functions[module]) for module in functions}
     return [
         f"{module.name}:{node.lineno} {node.name}"
-        for node in ast.walk(module.tree)
-        if isinstance(node, Function)
-        and node.name.startswith("_")
-        and not node.name.startswith("__")
-        and not node.decorator_list
-        and num_lines(node) < SHORT_HELPER_LINES
-        and uses[node.name] == 1
+        for module in functions
+        for node in functions[module]
+        if _is_short_helper(node)
+        and definitions[module][node.name] == 1
+        and sum(
+            uses[other][node.name]
+            for other in functions
+            if other is module or node.name not in definitions[other]
+        )
+        == 1
     ]
+
+
+def _is_short_helper(node: Function) -> bool:
+    is_private = node.name.startswith("_") and not node.name.startswith("__")
+    return is_private and not node.decorator_list and num_lines(node) < SHORT_HELPER_LINES
 
 
 def names_used(tree: ast.Module) -> Iterator[str]:

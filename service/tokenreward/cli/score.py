@@ -98,7 +98,9 @@ def run(args: argparse.Namespace) -> int:
                 pictures, out = sys.stdout, None
             if args.output is not None:
                 out = files.enter_context(args.output.open("w", encoding="utf-8"))
-            return Report(out, pictures, Progress(sys.stderr, _num_bytes(lines)))
+            status = os.fstat(lines.fileno())
+            num_bytes = status.st_size if stat.S_ISREG(status.st_mode) else None  # None of a pipe
+            return Report(out, pictures, Progress(sys.stderr, num_bytes))
 
         return asyncio.run(_score_all(lines, scoring, open_report, concurrency=args.concurrency))
 
@@ -181,9 +183,3 @@ def _refuse_input(output: Path, lines: BinaryIO) -> None:
     status = os.fstat(lines.fileno())
     if stat.S_ISREG(status.st_mode) and output.exists() and os.path.samestat(status, output.stat()):
         raise CommandError(f"--output {output} is the file that is read: name another", exit_code=2)
-
-
-def _num_bytes(stream: BinaryIO) -> int | None:
-    """The size of a file; None of a pipe."""
-    status = os.fstat(stream.fileno())
-    return status.st_size if stat.S_ISREG(status.st_mode) else None

@@ -114,6 +114,15 @@ def test_the_metric_of_the_guide_is_a_row_a_report_and_a_line_of_docs() -> None:
     assert line not in DOCS
 
 
+def test_the_readme_names_every_room() -> None:
+    block = (
+        page("README.md").partition("    service/tokenreward/\n")[2].partition("\n    clients/")[0]
+    )
+    entries = " ".join(line[6:31] for line in block.splitlines())
+    rooms = {name.strip("/,").removesuffix(".py") for name in entries.split()}
+    assert {room for group in ORDER for room in group} - rooms == set()
+
+
 def test_the_guide_has_the_layers_that_are_tested() -> None:
     guide = " ".join(page("CONTRIBUTING.md").split())
     told = re.findall(r"`(cli > [^`]*)`", guide)

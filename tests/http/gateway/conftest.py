@@ -147,7 +147,8 @@ def deployments(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
 def gateway(deployments: dict[str, Any]) -> Gateway:
     """Opens a client of a gateway: `gateway(upstream=URL, loaded={...}, limits=...)`.
 
-    `gateway.probes`: the deployments that were asked whether they are ready.
+    `gateway.probes`: the deployments that were asked whether they are ready. `gateway.backend`: the
+    backend of the one that was opened last.
     """
     return opener(deployments, ROUTES)
 
@@ -231,6 +232,7 @@ def opener(deployments: dict[str, Any], routes: Mapping[str, ScorerRoute]) -> Ga
                 limits=limits,
                 replica="gateway-1",
             )
+            opened.backend = backend  # type: ignore[attr-defined]
             async with (
                 web.serving_here(build_app(backend)) as url,
                 httpx.AsyncClient(base_url=url, timeout=20) as client,

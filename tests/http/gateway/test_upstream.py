@@ -78,6 +78,24 @@ async def test_bodies_are_let_go_with_the_answer_and_not_with_the_next_search_fo
     assert forwarded == []
 
 
+@pytest.mark.parametrize("names", [{"scorer": "one"}, {"scorers": ["one", "two"]}], ids=str)
+async def test_a_body_holds_its_share_of_the_memory_as_long_as_the_deployments_are_asked(
+    edge: Any, gateway: Any, names: dict[str, Any]
+) -> None:
+    held: list[int] = []
+
+    async def answer(_: Request) -> Response:
+        held.append(gateway.backend.bodies.num_held)
+        return JSONResponse({"error": Overloaded("full").detail()}, 503)
+
+    edge.answer = answer
+    body = json.dumps({**names, "items": [{"prompt": "a", "response": "b"}]}).encode()
+    async with gateway(edge.url) as opened:
+        await opened.post("/v1/rewards", content=body)
+        assert set(held) == {len(body)}
+        assert gateway.backend.bodies.num_held == 0
+
+
 async def test_refusal_passes_through_with_its_retry_after(edge: Any, client: Any) -> None:
     async def answer(_: Request) -> Response:
         return JSONResponse(

@@ -95,8 +95,7 @@ class BodyBudget:
 
     @contextlib.asynccontextmanager
     async def parsing(self, num_bytes: int, *, within_s: float) -> AsyncIterator[None]:
-        """Waits until a body of so many bytes may be parsed, which it is within the block. Raises
-        DeadlineExceededError."""
+        """Waits until a body of so many bytes may be parsed. Raises DeadlineExceededError."""
         num_bytes = min(num_bytes, self._max_parsed_bytes)
         try:
             async with asyncio.timeout(within_s), self._turn:

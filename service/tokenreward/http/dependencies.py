@@ -191,8 +191,8 @@ def restated_detail(
         detail: The error.
         positions: Where the items of that request stand among the caller's.
         dependency: The dependency whose error it is; None if it is an error of a scorer that the
-            caller's request names. The caller's request has no param of a dependency's request
-            but those of items.
+            caller's request names. Both requests have the params that begin with `items[`; a
+            dependency's other params are not in the caller's, and are dropped.
     """
     message, param = detail.message, detail.param
     if dependency is not None:

@@ -181,7 +181,9 @@ class Fanout:
         reply = await for_size(num_bytes, read_answer, answer, deployment, num_items, names)
         self._call.forget_old_listing(deployment, reply.version)
         listing = self._shared.get(deployment)
-        if listing is not None and listing.done() and is_old(listing.result(), reply.version):
+        # A listing that failed is the error of those who need it, and not of this answer.
+        is_listed = listing is not None and listing.done() and listing.exception() is None
+        if is_listed and is_old(self._shared[deployment].result(), reply.version):
             del self._shared[deployment]
         return reply
 
@@ -197,7 +199,8 @@ class Fanout:
         refuse_unequal_units(request, fingerprints)
 
     async def _refuse_unlike_units(self, subrequest: SubRequest) -> None:
-        """The same of a scorer and its dependencies."""
+        """Raises UnitsDiffer if a scorer and one of its dependencies count tokens
+        otherwise; another RequestError if a deployment does not list its tokenizer."""
         name, items = subrequest.names[0], self._request.items
         for dependency in subrequest.dependencies:
             if any(needs_one_tokenizer(dependency, item) for item in items):
@@ -229,7 +232,7 @@ class Fanout:
     def _merge(
         self, subrequests: Sequence[SubRequest], outcomes: Sequence[Reply | RequestError]
     ) -> tuple[Reply, Counter[str]]:
-        """The merged reply, and how many errors of each code no deployment put in it."""
+        """The merged reply, and how many errors the gateway put in it, by code."""
         request, codes = self._request, Counter[str]()
         replies = []
         for subrequest, outcome in zip(subrequests, outcomes, strict=True):

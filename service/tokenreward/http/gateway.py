@@ -72,7 +72,7 @@ class GatewayBackend(Backend):
         self.bodies = BodyBudget(limits.max_body_memory_bytes, max_body_bytes=limits.max_body_bytes)
 
     async def rewards(self, request: Request, protocol: Protocol) -> Response:
-        """The answer to a request for rewards. The body lives as long as it is under way."""
+        """The answer to a request for rewards. The body is kept until the answer is ready."""
         call = self._call(request, sends=protocol.reads, wants=protocol.writes)
         async with self.bodies.body(request.scope, request.receive, within_s=call.left_s) as body:
             async with self.bodies.parsing(len(body), within_s=call.left_s):

@@ -24,6 +24,8 @@ from tokenreward.wire import Reply, RewardsRequest
 from tokenreward.wire.paths import REWARDS_PATH, deployment_prefix
 from tokenreward.wire.reply import NO_TIME, NO_USAGE
 
+_TOKEN_BYTES = 100  # of a reply, about, for a token with its text, its span and its reward
+
 logger = logging.getLogger(__name__)
 
 
@@ -60,7 +62,8 @@ class ReplicaBackend(Backend):
             reply = Reply(id=request_id, items=[], usage=NO_USAGE, timing=NO_TIME)
         else:
             reply = await self._score(request, rewards_request, deadline)
-        content = await for_size(num_bytes, protocol.write, reply)
+        num_reply_bytes = reply.usage.response_tokens * _TOKEN_BYTES
+        content = await for_size(num_reply_bytes, protocol.write, reply)
         return Response(content, media_type=protocol.writes.name)
 
     async def _score(
@@ -69,7 +72,7 @@ class ReplicaBackend(Backend):
         self.limits.refuse_many_items(len(rewards_request.items))
         left_s = deadline - time.monotonic()
         if left_s <= 0:
-            raise DeadlineExceededError("the deadline passed before the request was read")
+            raise DeadlineExceededError("the deadline passed before the request could be scored")
         with self._slot.lease() as engine:
             scoring = engine.score(
                 rewards_request, request_id=request.state.request_id, timeout_s=left_s

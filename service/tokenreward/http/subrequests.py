@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic_core import to_json
 
-from tokenreward.errors import InternalError, MalformedJson, RequestError
+from tokenreward.errors import InternalError, MalformedBody, MalformedJson, RequestError
 from tokenreward.http.dependencies import (
     DependencyReply,
     ScorerRoute,
@@ -169,15 +169,16 @@ def write_content(content: object, media: Media) -> bytes:
     and the deployments refuse them.
 
     Raises:
-        MalformedJson: The media cannot carry the content: it may nest less deep than a request
-            may.
+        MalformedJson, MalformedBody: The media cannot carry the content: it may nest less deep
+            than a request may.
     """
     try:
         if media is JSON:
             return to_json(content, inf_nan_mode="constants")
         return media.dump(content)
     except (ValueError, OverflowError) as error:
-        raise MalformedJson(f"the body cannot be split: {type(error).__name__}") from None
+        malformed = MalformedJson if media is JSON else MalformedBody
+        raise malformed(f"the body cannot be split: {type(error).__name__}") from None
 
 
 def read_answer(

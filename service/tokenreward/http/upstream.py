@@ -78,7 +78,7 @@ class UpstreamRefusal(RequestError):
     """A deployment's refusal, with the status and the code that it has there.
 
     Raises:
-        ValueError: The answer has no error body.
+        ValueError, TypeError, KeyError: The answer has no error body.
     """
 
     def __init__(self, answer: UpstreamAnswer) -> None:
@@ -126,8 +126,8 @@ class Upstreams:
         return [name for name, is_ready in zip(deployments, ready, strict=True) if not is_ready]
 
     async def expect_ready(self, deployment: str) -> None:
-        """Raises Loading if it has no replica ready. It is asked until it has one, and again when
-        it has failed to answer.
+        """Raises Loading if it has no replica ready. It is asked until it has had one, and again
+        once it has failed to answer.
 
         Ray's proxy holds requests for a deployment without replicas until their deadline. We answer
         at once instead.
@@ -139,7 +139,7 @@ class Upstreams:
         self._trusted.add(deployment)
 
     def distrust(self, deployment: str) -> None:
-        """It failed to answer: ask before the next request goes there."""
+        """It failed to answer: the next request asks whether it is ready, and what it lists."""
         self._trusted.discard(deployment)
         self.listings.pop(deployment, None)
 
@@ -188,10 +188,14 @@ class UpstreamCall:
         return await self._ask(deployment, "POST", REWARDS_PATH, body=body)
 
     async def list_scorers(self, deployment: str) -> list[dict[str, Any]]:
-        """The entries of its `GET /v1/scorers`, which are also kept. Raises as `post`."""
+        """The entries of its `GET /v1/scorers`, which are also kept.
+
+        Raises:
+            RequestError: The deployment refuses, or there is no answer (as `post`).
+        """
         answer = await self._ask(deployment, "GET", SCORERS_PATH)
         if answer.status != 200:
-            raise InternalError(f"`{deployment}` did not list its scorers (status {answer.status})")
+            raise UpstreamRefusal(answer)
         try:
             content: dict[str, Any] = answer.media.load(answer.body)
             listing = _Listing.model_validate(content)
@@ -203,7 +207,8 @@ class UpstreamCall:
         return list(content["scorers"])
 
     async def listing(self, deployment: str) -> Mapping[str, ListedScorer]:
-        """Its scorers by name, as they are known or else as it lists them now. Raises as `post`."""
+        """Its scorers by name, as it lists them: once, and anew only when they may have changed.
+        Raises RequestError."""
         if deployment not in self._upstreams.listings:
             await self.list_scorers(deployment)
         return self._upstreams.listings[deployment]

@@ -25,13 +25,13 @@ SCORE_FROM = "score_from"
 
 @dataclass(frozen=True, slots=True)
 class Dependency:
-    """A scorer that is asked before another one.
+    """A scorer that is asked before another one. Two are equal wherever they are named.
 
     Attributes:
         name: The scorer's name.
         fills: The field of the items that its answer fills.
         param: Where the request names it; None if the operator does, by the scorer's default
-            options. Two dependencies are equal wherever they are named.
+            options.
     """
 
     name: str

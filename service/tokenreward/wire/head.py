@@ -47,8 +47,8 @@ def read_head(body: bytes, media: Media) -> RequestHead:
         head = None
     if head is not None and (head.scorer is None) != (not head.scorers):
         return head
-    # Parsing says what is wrong. What it takes all the same (a NaN among the options, say) is left
-    # for the deployment to judge.
+    # Parsing says what is wrong. If it finds nothing (it takes a NaN among the options, say), the
+    # deployment judges.
     request = media.parse(RewardsRequest, body)
     return RequestHead(
         scorer=request.scorer,

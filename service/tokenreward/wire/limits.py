@@ -52,9 +52,9 @@ def refuse_many_containers(body: bytes) -> None:
         return
     unescaped = body.replace(b"\\\\", b"").replace(b'\\"', b"")
     marks = unescaped.translate(None, _ALL_BUT_MARKS)
-    # Every second piece between quotes lies outside strings. Two quotes in a row are a string
-    # without brackets, or the end of one string and the start of the next. What follows them is
-    # outside a string if what precedes them is, so they can go, and the pieces are fewer.
+    # Every second piece between quotes lies outside strings: of `["[":{` they are `[` and, less
+    # the colon, `{`. Two quotes in a row are a string without brackets, or the end of one string
+    # and the start of the next. Either way they may go, which makes fewer pieces.
     outside = marks.replace(b'""', b"").split(b'"')[::2]
     num_containers = sum(map(len, outside))
     if num_containers > MAX_CONTAINERS:
@@ -65,8 +65,8 @@ def refuse_many_containers(body: bytes) -> None:
 
 
 def refuse_many_plain_bytes(body: bytes) -> None:
-    """Counts the plain bytes of a large msgpack body: it finds every field and makes objects of
-    none.
+    """Counts the plain bytes of a large msgpack body: it finds every field and builds no
+    Python value of any.
 
     Raises:
         BodyTooLarge: There are more than `MAX_PLAIN_BYTES`.

@@ -31,7 +31,7 @@ class ErrorDetail:
     """The one error body: of a request under `error` at the top level, or of an item.
 
     Attributes:
-        code: One word for what is wrong, as the README lists them.
+        code: One word for what is wrong, one of those in `tokenreward.errors`.
         message: What is wrong, in a sentence. It never repeats `param`.
         param: Path of the field at fault, for example `items[0].response`.
         retryable: Whether the same request may succeed later.
@@ -145,7 +145,7 @@ class Reply:
         usage: Tokens that were read.
         timing: Seconds by stage.
         sources: By name, the scorers that the gateway asked because others depend on them
-            (`credit.kl.reference`, `score_from`). None if no gateway was asked to.
+            (`credit.kl.reference`, `score_from`). None or empty if it asked none.
     """
 
     id: str

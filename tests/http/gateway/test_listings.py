@@ -3,12 +3,13 @@ when it asks again."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
 import pytest
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from fakes.scripted import LOG_PROBS, answers, reply
 from tokenreward.http.dependencies import ScorerRoute
@@ -131,3 +132,28 @@ async def test_a_scorer_that_gives_no_log_probs_is_no_reference(edge: Any, clien
     assert (refused.status_code, refused.json()["error"]["code"]) == (422, "invalid_field")
     assert refused.json()["error"]["param"] == "credit.kl.reference"
     assert edge.requests == []
+
+
+async def test_a_listing_that_fails_fails_only_the_scorer_that_needs_it(
+    edge: Any, client: Any
+) -> None:
+    log_probs = {"rewards": LOG_PROBS, "score": None, "error": None, "model": "m", "version": 1}
+
+    async def lm(request: Request) -> Any:
+        if request.method == "GET":
+            detail = {"code": "loading", "message": "soon", "param": None, "retryable": True}
+            return JSONResponse({"error": detail}, 503, {"retry-after": "3"})
+        await asyncio.sleep(0.2)  # until the listing has failed
+        return reply([{"scorers": {"endogenous": log_probs}}])
+
+    edge.listing, edge.answer = None, answers(lm=lm, rm=listing())
+    body = {"scorers": ["endogenous", "two"], "items": [IDS], "credit": {"two": KL}}
+    async with client() as opened:
+        response = await opened.post("/v1/rewards", json=body)
+        assert response.status_code == 200
+        results = response.json()["items"][0]["scorers"]
+        assert results["endogenous"]["rewards"] == LOG_PROBS
+        assert results["two"]["error"]["code"] == "loading"
+        assert results["two"]["error"]["retryable"]
+        alone = await opened.post("/v1/rewards", json={**BODY, "scorer": "two"})
+    assert (alone.status_code, alone.headers["retry-after"]) == (503, "3")

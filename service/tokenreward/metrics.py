@@ -71,7 +71,9 @@ TABLE = (
     MetricSpec("queued_tokens", "gauge", "Tokens waiting for the device."),
     MetricSpec("model_version", "gauge", "Version of the weights being served."),
 )
-REQUESTS = TABLE[:3]  # for a process that answers requests and scores nothing
+# Of a process that answers requests and scores nothing: what the guard and the gateway report.
+_OF_REQUESTS = {"requests_total", "request_seconds", "errors_total"}
+REQUESTS = tuple(spec for spec in TABLE if spec.name in _OF_REQUESTS)
 
 
 class Metrics:

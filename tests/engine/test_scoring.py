@@ -4,7 +4,7 @@ spans, both encodings."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from tokenreward.wire import RewardsRequest, decode_rewards, encode_ids, parse
 
 PROMPT = [{"role": "user", "content": "2+2?"}]
 RESPONSE = "It is 4. Yes, no doubt."
+SHARING = ("reward_model", "attention_dense")
 
 
 def ids_of(text: str) -> list[int]:
@@ -214,23 +215,22 @@ async def test_a_suffix_is_read_pooled_and_owns_no_entry(
     np.testing.assert_allclose(item.rewards, truth, atol=1e-5)
 
 
-async def test_scorers_on_one_checkpoint_share_one_pass(make_engine: Callable[..., Any]) -> None:
-    engine = make_engine("reward_model", ["reward_model", "attention_dense"])
+@pytest.mark.parametrize("names", [SHARING, SHARING[::-1]], ids="-".join)
+async def test_scorers_on_one_checkpoint_share_one_pass_which_has_what_each_needs(
+    make_engine: Callable[..., Any], names: Sequence[str]
+) -> None:
+    engine = make_engine("reward_model", list(SHARING))
     passes: list[int] = []
     run = engine.runner.layout.run
     engine.runner.layout.run = lambda work: passes.append(len(work)) or run(work)
-    body = {
-        "scorers": ["reward_model", "attention_dense"],
-        "items": [{"prompt": PROMPT, "response": RESPONSE}],
-    }
-    reply = await engine.score(
-        parse(RewardsRequest, {**body, "credit": {"attention_dense": {"beta": 1.0}}})
-    )
+    credit = {"attention_dense": {"beta": 1.0}, "reward_model": {"name": "values"}}
+    body = {"items": [{"prompt": PROMPT, "response": RESPONSE}], "credit": credit}
+    reply = await engine.score(parse(RewardsRequest, {**body, "scorers": list(names)}))
     assert passes == [1]
-    results = reply.items[0].scorers
-    assert results["reward_model"].score == results["attention_dense"].score
-    alone = await ask(engine, "attention_dense", credit={"beta": 1.0})
-    np.testing.assert_allclose(results["attention_dense"].rewards, alone.rewards, atol=1e-6)
+    for name, result in reply.items[0].scorers.items():
+        alone = await ask(engine, name, credit=credit[name])
+        np.testing.assert_allclose(result.rewards, alone.rewards, atol=1e-6)
+        assert result.score == pytest.approx(alone.score, abs=1e-6)
 
 
 async def test_the_reply_is_the_wires(make_engine: Callable[..., Any]) -> None:

@@ -200,7 +200,7 @@ def test_other_threads_go_on_while_a_long_text_is_tokenised() -> None:
             turns[0] += 1
 
     interval = sys.getswitchinterval()
-    sys.setswitchinterval(30)  # nobody has to give way: a thread runs only while another lets go
+    sys.setswitchinterval(5)  # nobody has to give way: a thread runs only while another lets go
     other = threading.Thread(target=turn)
     try:
         other.start()

@@ -15,8 +15,14 @@ import torch
 
 
 def double(model: Any) -> Any:
-    """The same model in float64 with eager attention."""
+    """The same model in float64 with eager attention.
+
+    A model that the service has loaded may compute through forwards of the service (on some CPUs
+    its linears do). They come off: the truth is the forward of each module's own class.
+    """
     exact = copy.deepcopy(model).double()
+    for module in exact.modules():
+        vars(module).pop("forward", None)
     exact.set_attn_implementation("eager")
     if hasattr(exact.config, "num_local_experts"):
         exact.set_experts_implementation("eager")  # grouped kernels have no float64

@@ -52,6 +52,13 @@ def test_layers_get_their_own_forward_back() -> None:
         np.testing.assert_array_equal(before.lse[1.0], after.lse[1.0])
 
 
+def test_the_truth_of_a_patched_model_owes_its_patches_nothing() -> None:
+    model, row = tiny.model("llama"), next(iter(tiny.work(NEEDS))).row
+    truth = oracle.logits(oracle.double(model), row.ids)
+    patches.patch_linears(model, lambda x, weight, bias: torch.zeros(()))
+    np.testing.assert_array_equal(oracle.logits(oracle.double(model), row.ids), truth)
+
+
 def test_bf16_layers_and_subclasses_are_left_alone() -> None:
     class Doubled(nn.Linear):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

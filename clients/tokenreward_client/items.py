@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tokenreward.errors import RequestError, path_below
-from tokenreward.wire import IdsB64, IntArray, Item, as_int32, decode_ids, parse
+from tokenreward.wire import IntArray, Item, as_int32, decode_ids, parse
 from tokenreward_client.errors import BadArgument
 from tokenreward_client.media import JSON, Wire
 
@@ -86,7 +86,7 @@ def encode_item(item: ItemLike, wire: Wire = JSON) -> EncodedItem:
             fields[name] = wire.vector(name, fields[name])
     try:
         checked = parse(Item, fields)
-        if isinstance(checked.response, IdsB64) and "response" not in lengths:
+        if isinstance(checked.response, dict) and "response" not in lengths:
             lengths["response"] = len(decode_ids(checked.response, param="response"))
     except RequestError as error:
         raise BadArgument(error.message, param=error.param) from None

@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from tokenreward.wire import NAME_PATTERN
 from tokenreward.wire.dependencies import score_source
@@ -22,13 +22,7 @@ class SettingsError(ValueError):
     """A configuration that cannot be served; the message names the setting."""
 
 
-class Frozen(BaseModel):
-    """A model without unknown keys, whose fields cannot be changed."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ScorerSettings(Frozen):
+class ScorerSettings(BaseModel, extra="forbid", frozen=True):
     """One named scorer on a deployment."""
 
     type: str = Field(
@@ -61,7 +55,7 @@ class ScorerSettings(Frozen):
         return score_source(self.options)
 
 
-class DeploymentSettings(Frozen):
+class DeploymentSettings(BaseModel, extra="forbid", frozen=True):
     """One checkpoint, held once, with every scorer that reads it."""
 
     name: str = Field(
@@ -180,7 +174,7 @@ class DeploymentSettings(Frozen):
         return self.reference_checkpoint
 
 
-class Settings(Frozen):
+class Settings(BaseModel, extra="forbid", frozen=True):
     """The whole service."""
 
     deployments: tuple[DeploymentSettings, ...] = Field(

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from fakes.edge import keyed, scores
-from tokenreward.wire import IdsB64, Item, decode_ids
+from tokenreward.wire import Item, decode_ids
 from tokenreward_client import (
     AsyncClient,
     BadReply,
@@ -158,7 +158,7 @@ def test_ids_travel_as_base64_and_fix_the_length(edge: Any, score: Any, ids: Any
     )
     [answer] = score([{"prompt": [1], "response": ids}])
     assert answer.rewards.tolist() == [1, 2, 3]
-    sent = IdsB64(**edge.bodies[0]["items"][0]["response"])
+    sent = edge.bodies[0]["items"][0]["response"]
     assert decode_ids(sent, param="x").tolist() == [5, 6, 7]
     edge.script.append(lambda body: edge.reply([{"index": 0, "rewards": [1.0, 2.0], "score": 6.0}]))
     with pytest.raises(BadReply, match="promised were 3"):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from tokenreward.contract import Outputs, Sample, Signals, Steps
+from tokenreward.contract import Outputs, Sample, Signals
 from tokenreward.errors import InternalError
 from tokenreward.scorers.constant import Scorer as Constant
 from tokenreward.wire import RewardsRequest, parse
@@ -32,7 +32,8 @@ class Fake:
             "values": VALUES,
             "kind": "levels",
             "weights": None,
-            "steps": None,
+            "step_scores": None,
+            "step_ends": None,
         }.items():
             object.__setattr__(made, name, fields.get(name, value))
         return made
@@ -53,13 +54,6 @@ def fails() -> Signals:
     raise InternalError("the scorer's, not ours")
 
 
-def half_steps() -> Steps:
-    steps = object.__new__(Steps)
-    object.__setattr__(steps, "scores", [0.5])
-    object.__setattr__(steps, "last", [1])
-    return steps
-
-
 FAULTS: dict[str, Callable[[], Any]] = {
     "nothing": lambda: None,
     "a list": lambda: [0.1, 0.2],
@@ -68,7 +62,8 @@ FAULTS: dict[str, Callable[[], Any]] = {
     "no values": lambda: Fake(values=None),
     "a word for a score": lambda: Fake(score="high"),
     "two scores": lambda: Fake(score=np.ones(2)),
-    "steps that are lists": lambda: Fake(steps=half_steps()),
+    "steps that are lists": lambda: Fake(step_scores=[0.5], step_ends=[1]),
+    "steps without ends": lambda: Fake(step_scores=np.array([0.5], dtype=np.float32)),
     "an error of the request": fails,
 }
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tokenreward.contract import Outputs, Sample, Signals, Steps
+from tokenreward.contract import Outputs, Sample, Signals
 from tokenreward.scorers.constant import Scorer as Constant
 from tokenreward.wire import ItemResult, RewardsRequest, parse
 
@@ -26,8 +26,8 @@ class Scorer(Constant):
 
     def score(self, sample: Sample, outputs: Sequence[Outputs], options: Any) -> Signals:
         signals = super().score(sample, outputs, options)
-        steps = Steps(np.array(self.scores, dtype=np.float32), np.array(self.last, dtype=np.int64))
-        return Signals(signals.score, signals.values, steps=steps)
+        scores, ends = np.array(self.scores, dtype=np.float32), np.array(self.last, dtype=np.int64)
+        return Signals(signals.score, signals.values, step_scores=scores, step_ends=ends)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from tokenreward.errors import InvalidField
-from tokenreward.wire import IdsB64, decode_ids, decode_rewards, encode_ids, encode_rewards
+from tokenreward.wire import decode_ids, decode_rewards, encode_ids, encode_rewards
 
 BITS = arrays.arrays(np.uint32, st.integers(0, 20), elements=st.integers(0, 2**32 - 1))
 INT32 = st.integers(-(2**31), 2**31 - 1)
@@ -67,11 +67,11 @@ def test_broken_base64_rewards_raise_value_error(text: str) -> None:
 
 @given(st.lists(INT32))
 def test_ids_survive_base64(ids: list[int]) -> None:
-    packed = IdsB64(**encode_ids(ids))
+    packed = encode_ids(ids)
     decoded = decode_ids(packed, param="p")
     assert decoded.tolist() == ids
     assert decoded.dtype == np.int64
-    assert base64.b64decode(packed.ids_b64) == struct.pack(f"<{len(ids)}i", *ids)
+    assert base64.b64decode(packed["ids_b64"]) == struct.pack(f"<{len(ids)}i", *ids)
 
 
 @given(st.lists(INT32))
@@ -109,6 +109,6 @@ def test_ids_of_any_integer_type_encode_alike(dtype: Any) -> None:
 )
 def test_broken_base64_ids_are_an_invalid_field_that_quotes_nothing(text: str) -> None:
     with pytest.raises(InvalidField) as caught:
-        decode_ids(IdsB64(ids_b64=text), param="items[3].response")
+        decode_ids({"ids_b64": text}, param="items[3].response")
     assert caught.value.param == "items[3].response.ids_b64"
     assert text not in caught.value.message.replace("`items[3].response.ids_b64`", "")

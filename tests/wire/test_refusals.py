@@ -118,7 +118,7 @@ def test_a_field_that_does_not_exist_is_an_unknown_field_at_any_depth(
         (item(prompt=[{"content": "x"}]), "items[1].prompt[0].role"),
         (item(prompt=[{"role": 1}]), "items[1].prompt[0].role"),
         (item(prompt=[{"role": "user", "content": 5}]), "items[1].prompt[0].content"),
-        (item(prompt={"ids": ""}), "items[1].prompt.ids_b64"),
+        (item(prompt={"ids": ""}), "items[1].prompt"),
         (item(prompt={"ids_b64": [1]}), "items[1].prompt.ids_b64"),
         (item(response=None), "items[1].response"),
         (item(response=[{"role": "assistant", "content": "x"}]), "items[1].response"),

@@ -10,7 +10,7 @@ outputs of its rows into signals (`score`).
 
     sample.py    Sample: one item in the model's own tokens; TokenizerView, TextBudget
     reading.py   Row, Needs, Outputs: what a model reads, and what it says
-    scorer.py    Scorer, Options, Signals, Steps
+    scorer.py    Scorer, Options, Signals
 
 The contract knows no batches, no HTTP and no units of the caller: alignment and credit come after
 it. It imports no torch.
@@ -24,7 +24,6 @@ from tokenreward.contract.scorer import (
     Options,
     Scorer,
     Signals,
-    Steps,
     without_effect,
 )
 
@@ -41,7 +40,6 @@ __all__ = [
     "Sample",
     "Scorer",
     "Signals",
-    "Steps",
     "Task",
     "TextBudget",
     "TokenizerView",

@@ -25,20 +25,6 @@ WITHOUT_EFFECT = "value_error.without_effect"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Steps:
-    """Reasoning steps of a response, which the reply shows beside the rewards.
-
-    Attributes:
-        scores: One per step.
-        last: The response token that ends each step, strictly increasing; the last one is the
-            response's. A step's tokens are those after the end of the step before.
-    """
-
-    scores: Float32[np.ndarray, " k"]
-    last: Int64[np.ndarray, " k"]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class Signals:
     """What a scorer says of one item.
 
@@ -49,14 +35,17 @@ class Signals:
             another: the last token of a unit stands for it.
         weights: How much of the score each token earns: at least 0, and 1 in sum over the unmasked
             tokens.
-        steps: Reasoning steps with scores.
+        step_scores: A number per reasoning step, which the reply shows beside the rewards.
+        step_ends: The response token that ends each step, strictly increasing; the last one is the
+            response's. A step's tokens are those after the end of the step before.
     """
 
     score: float | None = None
     values: Float32[np.ndarray, " r"] | None = None
     kind: Literal["increments", "levels"] = "increments"
     weights: Float32[np.ndarray, " r"] | None = None
-    steps: Steps | None = None
+    step_scores: Float32[np.ndarray, " k"] | None = None
+    step_ends: Int64[np.ndarray, " k"] | None = None
 
 
 class Options(BaseModel):

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tokenreward.engine.plan import Plan
-from tokenreward.wire import IdsB64, Message, RewardsRequest
+from tokenreward.wire import Message, RewardsRequest
 
 # Costs are in characters. The tokenizer reads 1000 of them in about 0.3 ms. Each item adds a fixed
 # cost, and handing work to another thread costs as much as `_THREAD_CHARACTERS`.
@@ -63,4 +63,6 @@ def _length(part: Any) -> int:
     ids."""
     if isinstance(part, list) and part and isinstance(part[0], Message):
         return sum(len(message.content or ()) for message in part)
-    return len(part.ids_b64 if isinstance(part, IdsB64) else part)
+    if isinstance(part, dict):
+        part = part["ids_b64"]
+    return len(part)

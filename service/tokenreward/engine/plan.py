@@ -24,7 +24,7 @@ from tokenreward.errors import (
     frames,
     quotable,
 )
-from tokenreward.scorers import UnknownScorerType, resolve
+from tokenreward.scorers import resolve
 from tokenreward.settings import DeploymentSettings, ScorerSettings, SettingsError
 from tokenreward.wire import Credit, CreditName, RewardsRequest, refusal
 from tokenreward.wire.dependencies import request_dependencies
@@ -87,7 +87,7 @@ class ServedScorer:
         try:
             scorer = resolve(settings.type)
             options = scorer.Options.model_validate(settings.options)
-        except UnknownScorerType as error:
+        except LookupError as error:
             raise SettingsError(f"{where}: {error}") from error
         except ValidationError as error:
             problem = refusal(error, prefix=("options",), unknown=UnknownOption)

@@ -15,7 +15,7 @@ from jaxtyping import Int64
 
 from tokenreward import credit as credits
 from tokenreward.alignment import last_of_units, sum_over_units
-from tokenreward.contract import Outputs, Signals, Steps
+from tokenreward.contract import Outputs, Signals
 from tokenreward.engine.job import Job
 from tokenreward.engine.plan import Plan, scorer_failed
 from tokenreward.errors import ItemError, NonFinite, ScorerFailed
@@ -88,14 +88,13 @@ def _score(job: Job, plan: Plan, outputs: Sequence[Outputs]) -> ScorerResult:
     rewards = credits.penalise(
         rewards, plan.credit, job.scored, item.policy_logprobs, item.ref_logprobs
     )
-    step_scores = np.zeros(0) if signals.steps is None else signals.steps.scores
-    numbers = (rewards, step_scores, np.float64(0.0 if score is None else score))
+    numbers = [array for array in (rewards, score, signals.step_scores) if array is not None]
     if not all(np.isfinite(array).all() for array in numbers):
         raise NonFinite(f"scorer `{plan.name}` gave a number that is not finite")
     result = ScorerResult(rewards=rewards, score=score)
-    if signals.steps is not None:
-        result.step_scores = step_scores.tolist()
-        result.step_ids = _step_ids(signals.steps, job).tolist()
+    if signals.step_scores is not None and signals.step_ends is not None:
+        result.step_scores = signals.step_scores.tolist()
+        result.step_ids = _step_ids(signals.step_ends, job).tolist()
     return result
 
 
@@ -119,12 +118,14 @@ def _check(plan: Plan, signals: Signals, *, num_tokens: int) -> None:
             raise ScorerFailed(
                 f"{scorer} gave {field} {list(vector.shape)} for {num_tokens} tokens"
             )
-    steps = signals.steps
-    if steps is not None:
-        ends = np.append(-1, steps.last)
-        divides = ends[-1] == num_tokens - 1 and (np.diff(ends) >= 1).all()
-        if steps.scores.shape != steps.last.shape or not divides:
-            raise ScorerFailed(f"{scorer} gave steps that do not divide {num_tokens} tokens")
+    if signals.step_scores is None and signals.step_ends is None:
+        return
+    if signals.step_scores is None or signals.step_ends is None:
+        raise ScorerFailed(f"{scorer} gave one of `step_scores` and `step_ends` without the other")
+    edges = np.append(-1, signals.step_ends)
+    divides = edges[-1] == num_tokens - 1 and (np.diff(edges) >= 1).all()
+    if signals.step_scores.shape != signals.step_ends.shape or not divides:
+        raise ScorerFailed(f"{scorer} gave steps that do not divide {num_tokens} tokens")
 
 
 def _in_units(signals: Signals, job: Job) -> Signals:
@@ -145,11 +146,11 @@ def _in_units(signals: Signals, job: Job) -> Signals:
     return Signals(score=score, values=values, weights=weights)
 
 
-def _step_ids(steps: Steps, job: Job) -> Int64[np.ndarray, " u"]:
+def _step_ids(step_ends: Int64[np.ndarray, " k"], job: Job) -> Int64[np.ndarray, " u"]:
     """The step of each unit's last token; of a unit without tokens, the step of the token before
     it."""
     step_ids = np.zeros(len(job.scored), dtype=np.int64)
-    step_ids[job.unit_of_token] = np.searchsorted(steps.last, np.arange(len(job.unit_of_token)))
+    step_ids[job.unit_of_token] = np.searchsorted(step_ends, np.arange(len(job.unit_of_token)))
     return np.maximum.accumulate(step_ids)
 
 

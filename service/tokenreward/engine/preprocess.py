@@ -29,7 +29,7 @@ from tokenreward.errors import (
     TokenOutOfVocabulary,
     UnsupportedText,
 )
-from tokenreward.text.tokenizer import EncodedResponse, Tokenizer
+from tokenreward.text.tokenizer import Tokenizer
 from tokenreward.wire import Item, RewardsRequest, decode_ids
 
 Ids = Int64[np.ndarray, " _"]  # arrays of one function may differ in length
@@ -102,27 +102,27 @@ class Preprocessor:
             RequestError: A field cannot be decoded at all.
         """
         prompt_ids = self._shared_prompt(item, prompts)
-        response = self._response(item)
+        response_ids, ends = self._response(item)
         self._check_ids(prompt_ids, self.vocab_size, param="prompt")
-        self._check_ids(response.ids, self.num_labels, param="response")
+        self._check_ids(response_ids, self.num_labels, param="response")
         num_suffix = len(self.suffix_ids)
-        total = len(prompt_ids) + len(response.ids) + num_suffix
+        total = len(prompt_ids) + len(response_ids) + num_suffix
         if self.max_sequence_tokens is not None and total > self.max_sequence_tokens:
             raise SequenceTooLong(
-                f"{len(prompt_ids)} prompt + {len(response.ids)} response + {num_suffix} suffix = "
+                f"{len(prompt_ids)} prompt + {len(response_ids)} response + {num_suffix} suffix = "
                 f"{total} tokens, `max_sequence_tokens` is {self.max_sequence_tokens}",
                 param="response",
             )
-        job.unit_of_token, job.scored = _units(item, response)
+        job.unit_of_token, job.scored = _units(item, len(response_ids), ends)
         job.sample = Sample(
             prompt_ids,
-            response.ids,
-            terminal=int(response.ids[-1]) in self.tokenizer.terminal_ids,
+            response_ids,
+            terminal=int(response_ids[-1]) in self.tokenizer.terminal_ids,
             keep=job.scored[job.unit_of_token],
             item=item,
             tokenizer=self.tokenizer,
             suffix_ids=self.suffix_ids,
-            ends=response.ends,
+            ends=ends,
             budget=budget,
         )
         if not job.sample.keep.any():
@@ -221,19 +221,20 @@ class Preprocessor:
         ids = decode_ids(prompt, param="prompt")  # type: ignore[arg-type]
         return self.tokenizer.prompt_from_ids(ids, param="prompt")
 
-    def _response(self, item: Item) -> EncodedResponse:
+    def _response(self, item: Item) -> tuple[Ids, Ids | None]:
+        """The tokens of an item's response, and where each one's characters end (see
+        `Tokenizer.response`); None for ids."""
+        ids, ends = np.empty(0, dtype=np.int64), None
         if not isinstance(item.response, str):
-            response = EncodedResponse(decode_ids(item.response, param="response"), ends=None)
-        elif not item.response and item.finished is not True:
+            ids = decode_ids(item.response, param="response")
+        elif item.response or item.finished is True:
             # A policy may stop at once, but then the caller says so: an empty text by itself looks
             # like a mistake.
-            response = EncodedResponse(np.empty(0, dtype=np.int64), ends=None)
-        else:
             finished = item.finished is not False
-            response = self.tokenizer.response(item.response, finished=finished, param="response")
-        if not len(response.ids):
+            ids, ends = self.tokenizer.response(item.response, finished=finished, param="response")
+        if not len(ids):
             raise EmptyResponse("the response has no tokens", param="response")
-        return response
+        return ids, ends
 
     def _check_ids(self, ids: Ids, size: int, *, param: str) -> None:
         """Raises TokenOutOfVocabulary for the first id that is not below `size`."""
@@ -247,20 +248,21 @@ class Preprocessor:
 
 
 def _units(
-    item: Item, response: EncodedResponse
+    item: Item, num_tokens: int, ends: Ids | None
 ) -> tuple[Int64[np.ndarray, " r"], Bool[np.ndarray, " u"]]:
     """The unit [r] of each token, and which units [u] carry reward. Raises SpansDoNotTile,
     UnsupportedText, LengthMismatch."""
     if item.spans is None:
-        owner = np.arange(len(response.ids))
-        scored = np.ones(len(response.ids), dtype=np.bool_)
+        owner = np.arange(num_tokens)
+        scored = np.ones(num_tokens, dtype=np.bool_)
     else:
         assert isinstance(item.response, str)
         spans = tiles(item.spans, len(item.response), param="spans")
-        if response.ends is None:
+        if ends is None:
             raise UnsupportedText("this tokenizer cannot say where tokens end", param="spans")
-        owner = owners(response.ends, spans, num_appended=response.num_appended)
-        scored = scored_spans(spans, finished=response.num_appended > 0)
+        num_appended = num_tokens - len(ends)
+        owner = owners(ends, spans, num_appended=num_appended)
+        scored = scored_spans(spans, finished=num_appended > 0)
     for name in ("mask", "policy_logprobs", "ref_logprobs"):
         entries = getattr(item, name)
         if entries is not None and len(entries) != len(scored):

@@ -86,7 +86,7 @@ def _conversation(tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray, np.ndar
     The third is None without a template.
     """
     is_finished = tokenizer.end_of_turn is not None
-    response = tokenizer.response(_ANSWER, finished=is_finished, param="response").ids
+    response, _ = tokenizer.response(_ANSWER, finished=is_finished, param="response")
     messages = [{"role": "user", "content": _QUESTION}]
     templated = tokenizer.templated([*messages, {"role": "assistant", "content": _ANSWER}])
     if templated is None:

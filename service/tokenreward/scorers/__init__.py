@@ -13,10 +13,6 @@ import pkgutil
 from tokenreward.contract import Scorer
 
 
-class UnknownScorerType(ValueError):
-    """A `type` that names no scorer. The message lists the types that ship with the service."""
-
-
 def known_types() -> list[str]:
     """The types that ship with the service, sorted."""
     names = (module.name for module in pkgutil.iter_modules(__path__))
@@ -30,23 +26,22 @@ def resolve(name: str) -> Scorer:
         name: A file of this folder, or `package.module:Class`.
 
     Raises:
-        UnknownScorerType: There is no such file, it cannot be imported, or it holds no scorer.
+        LookupError: There is no such file, it cannot be imported, or it holds no scorer. The
+            message lists the types that ship with the service.
     """
     if ":" in name:
         module_name, _, class_name = name.partition(":")
     elif name in known_types():
         module_name, class_name = f"{__name__}.{name}", "Scorer"
     else:
-        raise UnknownScorerType(
+        raise LookupError(
             f"no scorer type `{name}`; known are {', '.join(known_types())}, or "
             "`package.module:Class`"
         )
     try:
         scorer_class = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError) as error:
-        raise UnknownScorerType(f"scorer type `{name}` cannot be imported: {error}") from error
+        raise LookupError(f"scorer type `{name}` cannot be imported: {error}") from error
     if not (inspect.isclass(scorer_class) and issubclass(scorer_class, Scorer)):
-        raise UnknownScorerType(
-            f"scorer type `{name}` is not a subclass of tokenreward.contract.Scorer"
-        )
+        raise LookupError(f"scorer type `{name}` is not a subclass of tokenreward.contract.Scorer")
     return scorer_class()

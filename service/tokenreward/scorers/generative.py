@@ -30,7 +30,7 @@ from tokenreward import contract
 from tokenreward.contract import Needs, Outputs, Row, Sample, Signals, Task, TokenizerView
 from tokenreward.errors import UnsupportedText
 from tokenreward.scorers._prompts.quotation import quote
-from tokenreward.scorers._prompts.template import TemplateRefused, template
+from tokenreward.scorers._prompts.template import template
 
 _YES = ["Yes", " Yes", "yes", " yes", "YES", " YES"]
 _NO = ["No", " No", "no", " no", "NO", " NO"]
@@ -107,8 +107,8 @@ class Scorer(contract.Scorer):
                 return None
             try:
                 variables = template(text).variables
-            except TemplateRefused as error:
-                raise ValueError(f"`template` {error}") from None
+            except UnsupportedText as error:
+                raise ValueError(f"`template` {error.message}") from None
             if not variables <= set(_VARIABLES):
                 raise ValueError(
                     f"`template` reads a name that is not there; there are {', '.join(_VARIABLES)}"
@@ -211,8 +211,8 @@ def _question(sample: Sample, options: Scorer.Options) -> str:
             no=options.no[0].strip(),
             labels=", ".join(label.strip() for label in ranked),
         )
-    except TemplateRefused as error:
-        raise UnsupportedText(f"option `template` {error}") from None
+    except UnsupportedText as error:
+        raise UnsupportedText(f"option `template` {error.message}") from None
 
 
 def _tokens(options: Scorer.Options, tokenizer: TokenizerView) -> dict[str, list[int]]:

@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float64, Int64
 from pydantic import Field, model_validator
 
 from tokenreward import contract
-from tokenreward.contract import Needs, Outputs, Row, Sample, Signals, Steps, Task, TokenizerView
+from tokenreward.contract import Needs, Outputs, Row, Sample, Signals, Task, TokenizerView
 from tokenreward.errors import UnsupportedText
 from tokenreward.scorers._prompts.steps import LayoutName, StepLayout, step_row, tag_of
 
@@ -143,7 +143,8 @@ class Scorer(contract.Scorer):
         return Signals(
             score=float(_REDUCTIONS[options.reduction](scores[counts])),
             values=place(earnings, row.step_of, sample.keep).astype(np.float32),
-            steps=Steps(scores.astype(np.float32), last),
+            step_scores=scores.astype(np.float32),
+            step_ends=last,
         )
 
 

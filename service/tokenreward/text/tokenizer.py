@@ -8,7 +8,6 @@ appended to the prompt. It does not know the caller's spans (alignment does) and
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -28,22 +27,6 @@ from tokenreward.text.encoder import TextEncoder
 # Callers may make up others, so it keeps only so many, and only of short texts.
 _MAX_CACHED_TEXTS = 1024
 _MAX_CACHED_CHARACTERS = 100
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class EncodedResponse:
-    """A response's tokens.
-
-    Attributes:
-        ids: The tokens of the text, and the end-of-turn that was appended to it, if any.
-        ends: Where the characters of each token of the text end, in code points. None if the
-            response came as ids, or if the tokenizer cannot say it truthfully.
-        num_appended: How many tokens of end-of-turn follow the text: 0 or 1.
-    """
-
-    ids: Int64[np.ndarray, " r"]
-    ends: Int64[np.ndarray, " t"] | None = None
-    num_appended: int = 0
 
 
 class Tokenizer:
@@ -153,7 +136,9 @@ class Tokenizer:
             return ids
         return np.concatenate([[self.bos_id], ids])
 
-    def response(self, text: str, *, finished: bool, param: str | None) -> EncodedResponse:
+    def response(
+        self, text: str, *, finished: bool, param: str | None
+    ) -> tuple[Int64[np.ndarray, " r"], Int64[np.ndarray, " t"] | None]:
         """A response's tokens.
 
         Args:
@@ -162,24 +147,29 @@ class Tokenizer:
                 text itself spells a token that ends it.
             param: The caller's field, for errors.
 
+        Returns:
+            The ids, with end-of-turn behind them if it was appended, and where the characters of
+            each token of the text end, in code points. End-of-turn has no entry among the ends.
+            They are None if this tokenizer cannot say them truthfully.
+
         Raises:
             UnsupportedText: The text cannot be encoded, or there is no end-of-turn to append.
             SequenceTooLong: The text has more than `max_tokens` tokens.
         """
         ids, ends = self.encoder.caller_ids_and_ends(text, param=param)
         if not finished or (len(ids) and int(ids[-1]) in self.terminal_ids):
-            return EncodedResponse(ids, ends)
+            return ids, ends
         if self.end_of_turn is None:
             raise UnsupportedText(
                 "this tokenizer has no end-of-turn; send `finished: false`", param=param
             )
-        return EncodedResponse(np.append(ids, self.end_of_turn), ends, num_appended=1)
+        return np.append(ids, self.end_of_turn), ends
 
     def pieces(
         self, text: str, *, param: str | None
     ) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"] | None]:
         """Ids of a text alone, and where each token's characters end (None as in
-        `EncodedResponse`). Raises UnsupportedText, SequenceTooLong."""
+        `response`). Raises UnsupportedText, SequenceTooLong."""
         return self.encoder.caller_ids_and_ends(text, param=param)
 
     def templated(self, messages: list[dict[str, Any]]) -> Int64[np.ndarray, " n"] | None:

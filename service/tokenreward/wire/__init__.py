@@ -32,10 +32,10 @@ from tokenreward.wire.reply import (
 from tokenreward.wire.request import (
     Credit,
     CreditName,
-    IdsB64,
     Item,
     Kl,
     Message,
+    PackedIds,
     RewardsRequest,
 )
 from tokenreward.wire.vectors import IntArray, Numbers
@@ -49,7 +49,6 @@ __all__ = [
     "Credit",
     "CreditName",
     "ErrorDetail",
-    "IdsB64",
     "IntArray",
     "Item",
     "ItemResult",
@@ -57,6 +56,7 @@ __all__ = [
     "Message",
     "ModelVersion",
     "Numbers",
+    "PackedIds",
     "Reply",
     "RewardsRequest",
     "ScorerResult",

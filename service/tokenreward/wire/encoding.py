@@ -11,7 +11,7 @@ import numpy.typing as npt
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from tokenreward.errors import InvalidField
-from tokenreward.wire.request import IdsB64
+from tokenreward.wire.request import PackedIds
 from tokenreward.wire.vectors import IntArray
 
 JSON_TYPE = "application/json"
@@ -61,12 +61,12 @@ def encode_ids(ids: npt.ArrayLike) -> dict[str, str]:
     return {"ids_b64": _base64(as_int32(ids))}
 
 
-def decode_ids(value: list[int] | IntArray | IdsB64, *, param: str) -> npt.NDArray[np.int64]:
+def decode_ids(value: list[int] | IntArray | PackedIds, *, param: str) -> npt.NDArray[np.int64]:
     """Token ids [n] from any encoding. Raises InvalidField if the base64 is broken."""
-    if not isinstance(value, IdsB64):
+    if not isinstance(value, dict):
         return np.asarray(value, dtype=np.int64)
     try:
-        return np.frombuffer(_from_base64(value.ids_b64), dtype="<i4").astype(np.int64)
+        return np.frombuffer(_from_base64(value["ids_b64"]), dtype="<i4").astype(np.int64)
     except ValueError:
         raise InvalidField(
             "the text is not base64 of little-endian int32", param=f"{param}.ids_b64"

@@ -65,8 +65,10 @@ def refusal(
         # Naming the first means making objects of all, and of all that the caller sent.
         return InvalidField(f"the request has {error.error_count()} unknown or wrong entries")
     first = error.errors(include_url=False)[0]
-    where = path((*prefix, *first["loc"]))[:_LONGEST_PATH]
-    kind = first["type"]
+    location, kind = first["loc"], first["type"]
+    if location[-1:] == ("[key]",):  # pydantic's word for a map's key that the map does not have
+        location, kind = location[:-1], "extra_forbidden"
+    where = path((*prefix, *location))[:_LONGEST_PATH]
     if kind == "json_invalid":
         return MalformedJson(
             f"the body is not valid JSON: {first['msg'].removeprefix('Invalid JSON: ')}"

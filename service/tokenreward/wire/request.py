@@ -32,12 +32,8 @@ CreditName = Literal["values", "last", "uniform", "attention", "discount"]
 STRICT = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-class IdsB64(BaseModel):
-    """Token ids as base64 of little-endian int32."""
-
-    model_config = STRICT
-
-    ids_b64: str
+# Token ids as base64 of little-endian int32: {"ids_b64": "..."}.
+PackedIds = dict[Literal["ids_b64"], str]
 
 
 class Message(BaseModel):
@@ -53,8 +49,8 @@ class Message(BaseModel):
 def _form(value: object) -> str | None:
     if isinstance(value, str):
         return "text"
-    if isinstance(value, (dict, IdsB64)):
-        return "packed_ids"
+    if isinstance(value, dict):
+        return "packed_ids" if "ids_b64" in value else None
     if isinstance(value, list):
         return "messages" if value and isinstance(value[0], (dict, Message)) else "ids"
     return "ids" if isinstance(value, np.ndarray) else None
@@ -64,7 +60,7 @@ Prompt = Annotated[
     Annotated[str, Tag("text")]
     | Annotated[list[Message], Field(fail_fast=True), Tag("messages")]
     | Annotated[Ids, Tag("ids")]
-    | Annotated[IdsB64, Tag("packed_ids")],
+    | Annotated[PackedIds, Tag("packed_ids")],
     Discriminator(
         _form,
         custom_error_type="prompt_form",
@@ -73,7 +69,9 @@ Prompt = Annotated[
     ),
 ]
 Response = Annotated[
-    Annotated[str, Tag("text")] | Annotated[Ids, Tag("ids")] | Annotated[IdsB64, Tag("packed_ids")],
+    Annotated[str, Tag("text")]
+    | Annotated[Ids, Tag("ids")]
+    | Annotated[PackedIds, Tag("packed_ids")],
     Discriminator(
         lambda value: None if _form(value) == "messages" else _form(value),
         custom_error_type="response_form",

@@ -44,7 +44,7 @@ MISTRAL = words_of(prm.like_mistral())
 def sample_of(
     words: Tokenizer, response: str, *, finished: bool = True, prompt: Any = "2+2?"
 ) -> Sample:
-    encoded = words.response(response, finished=finished, param="response")
+    response_ids, ends = words.response(response, finished=finished, param="response")
     ids = (
         words.prompt_from_text(prompt, param="prompt")
         if isinstance(prompt, str)
@@ -52,12 +52,12 @@ def sample_of(
     )
     return Sample(
         ids,
-        encoded.ids,
-        terminal=int(encoded.ids[-1]) in words.terminal_ids,
-        keep=np.ones(len(encoded.ids), dtype=bool),
+        response_ids,
+        terminal=int(response_ids[-1]) in words.terminal_ids,
+        keep=np.ones(len(response_ids), dtype=bool),
         item=Item(prompt=prompt, response=response),
         tokenizer=words,
-        ends=encoded.ends,
+        ends=ends,
     )
 
 

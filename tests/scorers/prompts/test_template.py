@@ -8,8 +8,9 @@ import time
 import pytest
 
 from tokenreward.contract import TextBudget
+from tokenreward.errors import UnsupportedText
 from tokenreward.scorers._prompts import template as templates
-from tokenreward.scorers._prompts.template import MAX_TEMPLATE_CHARACTERS, TemplateRefused, template
+from tokenreward.scorers._prompts.template import MAX_TEMPLATE_CHARACTERS, template
 
 MESSAGES = [{"role": "user", "content": " 2+2? "}, {"role": "assistant", "content": "4"}]
 
@@ -88,7 +89,7 @@ def test_a_template_shows_what_it_says(text: str, expected: str | None) -> None:
 )
 def test_what_could_run_long_or_grow_large_is_refused_before_it_runs(text: str, why: str) -> None:
     began = time.monotonic()
-    with pytest.raises(TemplateRefused, match=why):
+    with pytest.raises(UnsupportedText, match=why):
         template(text)
     assert time.monotonic() - began < 2
 
@@ -98,7 +99,7 @@ def test_what_could_run_long_or_grow_large_is_refused_before_it_runs(text: str, 
 )
 def test_what_is_not_there_or_not_safe_fails_as_its_own_fault(text: str) -> None:
     with pytest.raises(
-        TemplateRefused, match=r"failed on this item: (SecurityError|UndefinedError)"
+        UnsupportedText, match=r"failed on this item: (SecurityError|UndefinedError)"
     ):
         show(text)
 
@@ -114,5 +115,5 @@ def test_a_template_says_what_it_reads_and_nothing_is_there_by_itself() -> None:
 def test_a_text_that_grows_past_the_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(templates, "MAX_RENDERED_CHARACTERS", 100)
     assert len(template("{{ prompt }}" * 25).render(TextBudget(), prompt="2+2?")) == 100
-    with pytest.raises(TemplateRefused, match="more than 100 characters"):
+    with pytest.raises(UnsupportedText, match="more than 100 characters"):
         template("{{ prompt }}" * 26).render(TextBudget(), prompt="2+2?")

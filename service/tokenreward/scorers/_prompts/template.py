@@ -17,7 +17,7 @@ from jinja2 import StrictUndefined, TemplateSyntaxError, meta, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from tokenreward.contract import TextBudget
-from tokenreward.errors import SequenceTooLong
+from tokenreward.errors import ItemError, UnsupportedText
 
 MAX_TEMPLATE_CHARACTERS = 20_000
 MAX_RENDERED_CHARACTERS = 4_000_000  # of one item
@@ -37,10 +37,6 @@ _ENVIRONMENT = ImmutableSandboxedEnvironment(
 _ENVIRONMENT.globals.clear()
 
 
-class TemplateRefused(ValueError):
-    """A template that is not served, or that shows too much. The message quotes no text of it."""
-
-
 class Template:
     """One template, compiled. Make one with `template`.
 
@@ -50,7 +46,7 @@ class Template:
 
     def __init__(self, text: str) -> None:
         if len(text) > MAX_TEMPLATE_CHARACTERS:
-            raise TemplateRefused(
+            raise UnsupportedText(
                 f"has {len(text)} characters, the limit is {MAX_TEMPLATE_CHARACTERS}"
             )
         try:
@@ -59,10 +55,10 @@ class Template:
             self.variables = frozenset(meta.find_undeclared_variables(tree))
             self._compiled = _ENVIRONMENT.from_string(text)
         except TemplateSyntaxError as error:
-            raise TemplateRefused(f"is not Jinja: line {error.lineno}") from None
+            raise UnsupportedText(f"is not Jinja: line {error.lineno}") from None
         except (RecursionError, SyntaxError):
             # Brackets within brackets fail so, before there is a tree whose depth can be checked.
-            raise TemplateRefused("is nested too deep") from None
+            raise UnsupportedText("is nested too deep") from None
 
     def render(self, budget: TextBudget, **variables: Any) -> str:
         """The text of the template for one item.
@@ -72,7 +68,7 @@ class Template:
             **variables: What the template reads.
 
         Raises:
-            TemplateRefused: The template fails, or shows too much of this item.
+            UnsupportedText: The template fails, or shows too much of this item.
             SequenceTooLong: The budget is spent.
         """
         parts, num_characters = [], 0
@@ -81,18 +77,18 @@ class Template:
                 parts.append(part)
                 num_characters += len(part)
                 if num_characters > MAX_RENDERED_CHARACTERS:
-                    raise TemplateRefused(f"shows more than {MAX_RENDERED_CHARACTERS} characters")
+                    raise UnsupportedText(f"shows more than {MAX_RENDERED_CHARACTERS} characters")
                 budget.spend(len(part))
-        except (TemplateRefused, SequenceTooLong):
+        except ItemError:
             raise
         except Exception as error:  # a template is a program: its exceptions are its own fault
-            raise TemplateRefused(f"failed on this item: {type(error).__name__}") from None
+            raise UnsupportedText(f"failed on this item: {type(error).__name__}") from None
         return "".join(parts)
 
 
 @lru_cache(maxsize=256)
 def template(text: str) -> Template:
-    """The template of a text, compiled once. Raises TemplateRefused."""
+    """The template of a text, compiled once. Raises UnsupportedText."""
     return Template(text)
 
 
@@ -105,24 +101,24 @@ def _check(node: nodes.Node, *, depth: int, within: AbstractSet[str] | None = No
         within: The names that the body of a loop may read; None outside a loop.
 
     Raises:
-        TemplateRefused: Names the line.
+        UnsupportedText: Names the line.
     """
     kind = type(node).__name__
     if not isinstance(node, _NODES):
-        raise TemplateRefused(f"line {node.lineno}: {kind} is not supported")
+        raise UnsupportedText(f"line {node.lineno}: {kind} is not supported")
     if depth > _MAX_DEPTH:
-        raise TemplateRefused(f"line {node.lineno}: nested deeper than {_MAX_DEPTH}")
+        raise UnsupportedText(f"line {node.lineno}: nested deeper than {_MAX_DEPTH}")
     if isinstance(node, (nodes.Filter, nodes.Test)):
         _check_call(node)
     if isinstance(node, nodes.Name) and within is not None and node.name not in within:
-        raise TemplateRefused(f"line {node.lineno}: a loop may read its own variable only")
+        raise UnsupportedText(f"line {node.lineno}: a loop may read its own variable only")
     if isinstance(node, nodes.For):
         if within is not None or not isinstance(node.iter, nodes.Name) or node.iter.name != _LOOPED:
-            raise TemplateRefused(
+            raise UnsupportedText(
                 f"line {node.lineno}: a loop goes over `{_LOOPED}`, and not inside another"
             )
         if not isinstance(node.target, nodes.Name) or node.recursive:
-            raise TemplateRefused(
+            raise UnsupportedText(
                 f"line {node.lineno}: a loop has one variable and is not recursive"
             )
         # The target and the list stand outside the body, and `messages` is no name of the body's.
@@ -140,9 +136,9 @@ def _check_call(node: nodes.Filter | nodes.Test) -> None:
     """Refuses a filter or test that is not on the list, or whose arguments are computed."""
     names = _FILTERS if isinstance(node, nodes.Filter) else _TESTS
     if node.name not in names:
-        raise TemplateRefused(
+        raise UnsupportedText(
             f"line {node.lineno}: of {type(node).__name__}s there are {', '.join(sorted(names))}"
         )
     is_constant = all(isinstance(argument, nodes.Const) for argument in node.args)
     if not is_constant or node.kwargs or node.dyn_args is not None or node.dyn_kwargs is not None:
-        raise TemplateRefused(f"line {node.lineno}: `{node.name}` takes constants only")
+        raise UnsupportedText(f"line {node.lineno}: `{node.name}` takes constants only")

@@ -43,7 +43,7 @@ field, a limit and a number, and no text of the caller.
 from __future__ import annotations
 
 import traceback
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 
 class RewardError(Exception):
@@ -79,7 +79,7 @@ class RewardError(Exception):
         self.param = path_below(prefix, self.param)
         return self
 
-    def detail(self) -> dict[str, object]:
+    def detail(self) -> dict[str, Any]:
         """The one error body, as it stands under `error` at the top level and in an item."""
         return {
             "code": self.code,

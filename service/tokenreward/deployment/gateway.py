@@ -19,9 +19,9 @@ from ray.serve.exceptions import DeploymentUnavailableError
 from tokenreward.deployment.plan import REPLICA, limits_of
 from tokenreward.deployment.process import tune_interpreter
 from tokenreward.http.app import build_app
-from tokenreward.http.dependencies import ScorerRoute
 from tokenreward.http.gateway import GatewayBackend
 from tokenreward.http.scope import App
+from tokenreward.http.scorer_routes import ScorerRoute
 from tokenreward.http.upstream import Upstreams
 from tokenreward.metrics import Snapshot
 

@@ -12,7 +12,7 @@ import math
 from typing import Any
 
 from tokenreward.config import read_api_keys
-from tokenreward.http.guard import Limits
+from tokenreward.http.request_limits import Limits
 from tokenreward.settings import DeploymentSettings, Settings
 from tokenreward.wire.paths import deployment_prefix
 

@@ -13,8 +13,9 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
-from tokenreward.http.guard import Guard, Limits, Report
+from tokenreward.http.guard import Guard, Report
 from tokenreward.http.protocols import Protocol, find_protocols
+from tokenreward.http.request_limits import Limits
 from tokenreward.http.scope import headers_of, unknown_route
 from tokenreward.metrics import CONTENT_TYPE
 from tokenreward.wire.media import JSON

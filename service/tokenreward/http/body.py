@@ -11,8 +11,10 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from typing import ParamSpec, TypeVar
 
+from starlette.requests import ClientDisconnect
+
 from tokenreward.errors import BodyTooLarge, DeadlineExceededError, MalformedBody, Overloaded
-from tokenreward.http.scope import ClientGone, Receive, Scope, headers_of
+from tokenreward.http.scope import Receive, Scope, headers_of
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -69,7 +71,7 @@ class BodyBudget:
             BodyTooLarge: The body has more bytes than any may have, as declared or as counted.
             Overloaded: There is no room for it now.
             DeadlineExceededError: It did not arrive in time.
-            ClientGone: The caller hung up.
+            ClientDisconnect: The caller hung up.
         """
         share = self._declared_bytes(scope)
         if self.num_held + share > self._num_bytes:
@@ -128,7 +130,7 @@ class BodyBudget:
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
-                raise ClientGone
+                raise ClientDisconnect
             chunk = message.get("body", b"")
             num_bytes += len(chunk)
             if num_bytes > self._max_body_bytes:

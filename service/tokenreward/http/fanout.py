@@ -3,7 +3,7 @@ sub-requests side by side, and their replies are merged into one.
 
 A deployment that cannot answer now costs only the results that need it. A request that is wrong
 for one deployment is wrong. This module knows who waits for whom, and leaves what bodies say to
-`subrequests` and `dependencies`.
+`subrequests` and `questions`.
 """
 
 from __future__ import annotations
@@ -16,16 +16,15 @@ from typing import Any, TypeVar
 from tokenreward.combine import combine, has_id_units, refuse_unequal_units
 from tokenreward.errors import InternalError, InvalidField, RequestError
 from tokenreward.http.body import for_size
-from tokenreward.http.dependencies import (
-    DependencyReply,
-    ScorerRoute,
+from tokenreward.http.guard import Report
+from tokenreward.http.questions import (
     needs_one_tokenizer,
     question,
     read_values,
     refuse_unlike_units,
     restated_error,
 )
-from tokenreward.http.guard import Report
+from tokenreward.http.scorer_routes import ScorerRoute
 from tokenreward.http.subrequests import (
     SubRequest,
     longest,
@@ -37,7 +36,7 @@ from tokenreward.http.subrequests import (
 from tokenreward.http.upstream import ListedScorer, UpstreamCall, UpstreamRefusal, is_old
 from tokenreward.wire import ItemResult, Reply, RewardsRequest, Usage
 from tokenreward.wire.dependencies import Dependency
-from tokenreward.wire.reply import NO_TIME, NO_USAGE
+from tokenreward.wire.reply import reply_without_work
 
 T = TypeVar("T")
 KeyT = TypeVar("KeyT")
@@ -124,20 +123,18 @@ class Fanout:
             except RequestError as error:
                 raise restated_error(error, positions) from None
         else:  # no item is left to ask about
-            reply = Reply(
-                id="", scorer=self._request.scorer, items=[], usage=NO_USAGE, timing=NO_TIME
-            )
+            reply = reply_without_work("", scorer=self._request.scorer)
         await self._refuse_unlike_units(subrequest)  # again: other weights may have answered
         return subrequest.complete(reply, positions, is_keyed=is_keyed)
 
-    async def _ask_dependency(self, dependency: Dependency) -> DependencyReply:
+    async def _ask_dependency(self, dependency: Dependency) -> Reply:
         """Asks a dependency about the items that lack the field which it fills. Raises
         RequestError."""
         deployment = self._routes[dependency.name].deployment
         options = await self._log_probs_options(dependency)
         content, positions = question(dependency, self._content["items"], options)
         if not positions:
-            return DependencyReply()
+            return reply_without_work("")
         try:
             reply = await self._post(deployment, content, len(positions))
         except RequestError as error:
@@ -174,7 +171,7 @@ class Fanout:
         """The deployment's reply. Raises RequestError."""
         body = await for_size(self._num_bytes, write_content, content, self._call.sends)
         answer = await self._call.post(deployment, body)
-        if answer.status != 200:
+        if answer.status_code != 200:
             raise UpstreamRefusal(answer)
         num_bytes = len(answer.body)
         self.num_reply_bytes += num_bytes

@@ -19,19 +19,20 @@ from fastapi import Request, Response
 from tokenreward.errors import Loading, RequestError
 from tokenreward.http.app import Backend
 from tokenreward.http.body import BodyBudget, for_size
-from tokenreward.http.dependencies import ScorerRoute, find_route
 from tokenreward.http.fanout import Fanout
-from tokenreward.http.guard import Limits
+from tokenreward.http.guard import refusal
 from tokenreward.http.protocols import Protocol
+from tokenreward.http.request_limits import Limits
 from tokenreward.http.scope import headers_of, unless_gone
+from tokenreward.http.scorer_routes import ScorerRoute, find_route
 from tokenreward.http.upstream import UpstreamCall, UpstreamRefusal, Upstreams
 from tokenreward.metrics import REQUESTS, Metrics, Snapshot, render
-from tokenreward.wire import Reply, RewardsRequest
+from tokenreward.wire import RewardsRequest
 from tokenreward.wire.dependencies import request_dependencies
 from tokenreward.wire.head import RequestHead
 from tokenreward.wire.media import JSON, Media
 from tokenreward.wire.paths import REQUEST_ID_HEADER
-from tokenreward.wire.reply import NO_TIME, NO_USAGE
+from tokenreward.wire.reply import reply_without_work
 
 Gather = Callable[[], Awaitable[Mapping[str, Mapping[str, Snapshot]]]]
 
@@ -141,7 +142,7 @@ class GatewayBackend(Backend):
         if head is not None:
             deployment = self._only_deployment(head)
             if deployment is not None:
-                return _forward(call, deployment, body)
+                return call.post(deployment, body)
         request = await for_size(len(body), protocol.read, body, self._types)
         if request is not None:
             self.limits.refuse_many_items(len(request.items))
@@ -167,25 +168,12 @@ class GatewayBackend(Backend):
         num_bytes: int,
     ) -> Response:
         if request is None:
-            reply = Reply(id=call.request_id, items=[], usage=NO_USAGE, timing=NO_TIME)
+            reply = reply_without_work(call.request_id)
             return Response(protocol.write(reply), media_type=protocol.writes.name)
         fanout = Fanout(request, self._routes, call=call, num_bytes=num_bytes, report=self.report)
         try:
             reply = await fanout.reply()
-        except UpstreamRefusal as refusal:  # the deployment has counted it
-            return _refused(refusal, protocol)
+        except UpstreamRefusal as error:  # not raised, as the deployment has counted it
+            return refusal(error, protocol)
         content = await for_size(fanout.num_reply_bytes, protocol.write, reply)
         return Response(content, media_type=protocol.writes.name)
-
-
-async def _forward(call: UpstreamCall, deployment: str, body: bytes) -> Response:
-    answer = await call.post(deployment, body)
-    return Response(answer.body, answer.status, headers=answer.headers)
-
-
-def _refused(refusal: UpstreamRefusal, protocol: Protocol) -> Response:
-    status, content = protocol.write_error(refusal)
-    headers = {}
-    if refusal.retry_after_s is not None:
-        headers["retry-after"] = f"{refusal.retry_after_s:g}"
-    return Response(content, status, headers, media_type=protocol.writes.name)

@@ -16,13 +16,13 @@ from tokenreward.engine.slot import Slot
 from tokenreward.errors import DeadlineExceededError, Loading
 from tokenreward.http.app import Backend
 from tokenreward.http.body import BodyBudget, for_size
-from tokenreward.http.guard import Limits
 from tokenreward.http.protocols import Protocol
+from tokenreward.http.request_limits import Limits
 from tokenreward.http.scope import headers_of, unless_gone
 from tokenreward.metrics import Metrics, render
 from tokenreward.wire import Reply, RewardsRequest
 from tokenreward.wire.paths import REWARDS_PATH, deployment_prefix
-from tokenreward.wire.reply import NO_TIME, NO_USAGE
+from tokenreward.wire.reply import reply_without_work
 
 _TOKEN_BYTES = 100  # of a reply, about, for a token with its text, its span and its reward
 
@@ -59,7 +59,7 @@ class ReplicaBackend(Backend):
             del body  # scoring takes a while
         request_id = request.state.request_id
         if rewards_request is None:
-            reply = Reply(id=request_id, items=[], usage=NO_USAGE, timing=NO_TIME)
+            reply = reply_without_work(request_id)
         else:
             reply = await self._score(request, rewards_request, deadline)
         num_reply_bytes = reply.usage.response_tokens * _TOKEN_BYTES

@@ -11,6 +11,8 @@ import contextlib
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from typing import Any, TypeVar
 
+from starlette.requests import ClientDisconnect
+
 from tokenreward.errors import UnknownRoute, quotable
 from tokenreward.wire.paths import SCORERS_PATH
 
@@ -21,10 +23,6 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 T = TypeVar("T")
-
-
-class ClientGone(Exception):
-    """The caller hung up; whatever was under way for it is cancelled."""
 
 
 def unknown_route(scope: Scope) -> UnknownRoute:
@@ -52,13 +50,17 @@ def route_of(scope: Scope) -> str:
 
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, which is cancelled if the caller hangs up first. Raises ClientGone."""
+    """The result of `work`, which is cancelled if the caller hangs up first.
+
+    Raises:
+        ClientDisconnect: The caller hung up.
+    """
     task = asyncio.ensure_future(work)
     watch = asyncio.ensure_future(_hang_up(receive))
     try:
         await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise ClientGone
+            raise ClientDisconnect
         return task.result()
     finally:
         watch.cancel()

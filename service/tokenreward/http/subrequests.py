@@ -10,19 +10,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from fastapi import Response
 from pydantic_core import to_json
 
 from tokenreward.errors import InternalError, MalformedBody, MalformedJson, RequestError
-from tokenreward.http.dependencies import (
-    DependencyReply,
-    ScorerRoute,
-    dependencies_of,
-    restated_detail,
-)
-from tokenreward.http.upstream import UpstreamAnswer
+from tokenreward.http.questions import restated_reply
+from tokenreward.http.scorer_routes import ScorerRoute, dependencies_of
+from tokenreward.http.upstream import read_body
 from tokenreward.wire import (
     ErrorDetail,
     ItemResult,
+    ModelVersion,
     Reply,
     RewardsRequest,
     ScorerResult,
@@ -31,7 +29,7 @@ from tokenreward.wire import (
 )
 from tokenreward.wire.dependencies import Dependency
 from tokenreward.wire.media import JSON, Media
-from tokenreward.wire.reply import NO_TIME, NO_USAGE
+from tokenreward.wire.reply import NO_TIME, reply_without_work
 
 Content = Mapping[str, Any]
 
@@ -44,13 +42,14 @@ class SubRequest:
         deployment: Where the scorers are served.
         names: The scorers.
         dependencies: The scorers that are asked first.
-        answers: What the dependencies' replies say, once they have been asked.
+        answers: The dependencies' replies about the caller's items, once they have been asked.
+            A reply without items is of a dependency that nobody had to ask.
     """
 
     deployment: str
     names: tuple[str, ...]
     dependencies: tuple[Dependency, ...] = ()
-    answers: Mapping[Dependency, DependencyReply] = field(default_factory=dict)
+    answers: Mapping[Dependency, Reply] = field(default_factory=dict)
 
     @property
     def errors(self) -> dict[int, ErrorDetail]:
@@ -58,7 +57,9 @@ class SubRequest:
         one."""
         errors: dict[int, ErrorDetail] = {}
         for dependency in self.dependencies:
-            errors = {**self.answers[dependency].errors, **errors}
+            for item in self.answers[dependency].items:
+                if item.error is not None:
+                    errors.setdefault(item.index, item.error)
         return errors
 
     def fill(self, content: Content) -> tuple[dict[str, Any], list[int]]:
@@ -73,7 +74,13 @@ class SubRequest:
         items, errors = content["items"], self.errors
         positions = [index for index in range(len(items)) if index not in errors]
         if self.dependencies:
-            items = [self._filled(items[index], index) for index in positions]
+            items = [dict(item) for item in items]
+            for dependency in self.dependencies:
+                is_score = dependency.fills == "score"
+                for answer in self.answers[dependency].items:
+                    value = answer.score if is_score else answer.rewards
+                    items[answer.index][dependency.fills] = value
+            items = [items[index] for index in positions]
         return {**self._head(content), "items": items}, positions
 
     def complete(self, reply: Reply, positions: Sequence[int], *, is_keyed: bool) -> Reply:
@@ -88,11 +95,7 @@ class SubRequest:
             index: failed_item(index, error, self.names if is_keyed else None)
             for index, error in self.errors.items()
         }
-        for item in reply.items:
-            item.index = positions[item.index]
-            for result in item.results():
-                if result.error is not None:
-                    result.error = restated_detail(result.error, positions)
+        for item in restated_reply(reply, positions).items:
             results[item.index] = item
         reply.items = [results[index] for index in sorted(results)]
         answers = [self.answers[dependency] for dependency in self.dependencies]
@@ -103,9 +106,9 @@ class SubRequest:
             compute_s=before.compute_s + reply.timing.compute_s,
         )
         reply.sources = {
-            dependency.name: answer.source
+            dependency.name: ModelVersion(model=answer.model, version=answer.version)
             for dependency, answer in zip(self.dependencies, answers, strict=True)
-            if answer.source is not None
+            if answer.items
         }
         return reply
 
@@ -113,15 +116,7 @@ class SubRequest:
         """The reply of a deployment that could not answer: its error in each result."""
         detail = ErrorDetail.of(error)
         items = [failed_item(index, detail, self.names) for index in range(num_items)]
-        return Reply(id="", items=items, usage=NO_USAGE, timing=NO_TIME)
-
-    def _filled(self, item: Mapping[str, Any], index: int) -> dict[str, Any]:
-        filled = dict(item)
-        for dependency in self.dependencies:
-            values = self.answers[dependency].values
-            if index in values:
-                filled[dependency.fills] = values[index]
-        return filled
+        return reply_without_work("", items)
 
     def _head(self, content: Content) -> dict[str, Any]:
         """The fields of the sub-request without its items, and without `combine`, which the
@@ -182,7 +177,7 @@ def write_content(content: object, media: Media) -> bytes:
 
 
 def read_answer(
-    answer: UpstreamAnswer, deployment: str, num_items: int, names: Sequence[str] = ()
+    answer: Response, deployment: str, num_items: int, names: Sequence[str] = ()
 ) -> Reply:
     """The reply that a deployment's answer holds.
 
@@ -196,7 +191,7 @@ def read_answer(
         InternalError: The answer is no such reply.
     """
     try:
-        content = answer.media.load(answer.body)
+        content = read_body(answer)
         indices = [item["index"] for item in content["items"]]
         reply = read_reply({"id": "", **content})
     except (ValueError, TypeError, KeyError):

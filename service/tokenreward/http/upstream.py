@@ -10,11 +10,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import httpx
-from pydantic import BaseModel
+from fastapi import Response
+from pydantic import BaseModel, TypeAdapter
 
 from tokenreward.errors import DeadlineExceededError, InternalError, Loading, RequestError
 from tokenreward.wire import read_error
@@ -49,8 +49,7 @@ class ListedScorer(BaseModel):
     log_probs_options: dict[str, Any] | None = None
 
 
-class _Listing(BaseModel):
-    scorers: list[ListedScorer]
+_SCORERS = TypeAdapter(list[ListedScorer])
 
 
 def is_old(listing: Mapping[str, ListedScorer], version: int | None) -> bool:
@@ -60,18 +59,10 @@ def is_old(listing: Mapping[str, ListedScorer], version: int | None) -> bool:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class UpstreamAnswer:
-    """A deployment's answer, as it came."""
-
-    status: int
-    body: bytes
-    headers: dict[str, str]
-
-    @property
-    def media(self) -> Media:
-        """What the body is written in."""
-        return MSGPACK if self.headers["content-type"].startswith(MSGPACK.name) else JSON
+def read_body(answer: Response) -> Any:
+    """The plain objects of a deployment's answer. Raises ValueError."""
+    is_msgpack = answer.headers["content-type"].startswith(MSGPACK.name)
+    return (MSGPACK if is_msgpack else JSON).load(bytes(answer.body))
 
 
 class UpstreamRefusal(RequestError):
@@ -81,8 +72,8 @@ class UpstreamRefusal(RequestError):
         ValueError, TypeError, KeyError: The answer has no error body.
     """
 
-    def __init__(self, answer: UpstreamAnswer) -> None:
-        detail = read_error(answer.media.load(answer.body)["error"])
+    def __init__(self, answer: Response) -> None:
+        detail = read_error(read_body(answer)["error"])
         seconds = answer.headers.get("retry-after", "")
         super().__init__(
             detail.message,
@@ -90,7 +81,9 @@ class UpstreamRefusal(RequestError):
             retry_after_s=float(seconds) if seconds.isdecimal() else None,
         )
         # Of other errors these are the class's; here they are each refusal's own.
-        self.__dict__.update(status=answer.status, code=detail.code, retryable=detail.retryable)
+        self.__dict__.update(
+            status=answer.status_code, code=detail.code, retryable=detail.retryable
+        )
 
 
 class Upstreams:
@@ -179,7 +172,7 @@ class UpstreamCall:
         """Seconds to the deadline."""
         return self._deadline - time.monotonic()
 
-    async def post(self, deployment: str, body: bytes) -> UpstreamAnswer:
+    async def post(self, deployment: str, body: bytes) -> Response:
         """The deployment's answer to `POST /v1/rewards`; its refusals are answers too.
 
         Raises:
@@ -194,17 +187,17 @@ class UpstreamCall:
             RequestError: The deployment refuses, or there is no answer (as `post`).
         """
         answer = await self._ask(deployment, "GET", SCORERS_PATH)
-        if answer.status != 200:
+        if answer.status_code != 200:
             raise UpstreamRefusal(answer)
         try:
-            content: dict[str, Any] = answer.media.load(answer.body)
-            listing = _Listing.model_validate(content)
-        except ValueError:
+            entries: list[dict[str, Any]] = read_body(answer)["scorers"]
+            scorers = _SCORERS.validate_python(entries)
+        except (ValueError, TypeError, KeyError):
             raise InternalError(
                 f"`{deployment}` answered 200 with a body that lists no scorers"
             ) from None
-        self._upstreams.listings[deployment] = {entry.name: entry for entry in listing.scorers}
-        return list(content["scorers"])
+        self._upstreams.listings[deployment] = {entry.name: entry for entry in scorers}
+        return entries
 
     async def listing(self, deployment: str) -> Mapping[str, ListedScorer]:
         """Its scorers by name, as it lists them: once, and anew only when they may have changed.
@@ -220,7 +213,7 @@ class UpstreamCall:
 
     async def _ask(
         self, deployment: str, method: str, path: str, *, body: bytes | None = None
-    ) -> UpstreamAnswer:
+    ) -> Response:
         left_s = self.left_s
         if left_s <= 0:
             raise DeadlineExceededError("the deadline passed before the request could be forwarded")
@@ -255,7 +248,7 @@ class UpstreamCall:
         return answer
 
 
-def _own_answer(response: httpx.Response) -> UpstreamAnswer | None:
+def _own_answer(response: httpx.Response) -> Response | None:
     """The answer, if our own code made it. Proxies answer in plain text, or in JSON of their
     own."""
     if not response.headers.get("content-type", "").startswith((JSON.name, MSGPACK.name)):
@@ -263,8 +256,8 @@ def _own_answer(response: httpx.Response) -> UpstreamAnswer | None:
     headers = {
         name: response.headers[name] for name in _FORWARDED_HEADERS if name in response.headers
     }
-    answer = UpstreamAnswer(response.status_code, response.content, headers)
-    if answer.status == 200:
+    answer = Response(response.content, response.status_code, headers)
+    if answer.status_code == 200:
         return answer
     try:
         UpstreamRefusal(answer)

@@ -6,6 +6,7 @@ knows the shape of a reply, and nothing of how its bytes travel.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -45,9 +46,7 @@ class ErrorDetail:
     @classmethod
     def of(cls, error: RewardError) -> ErrorDetail:
         """The body of one of our errors."""
-        return cls(
-            code=error.code, message=error.message, param=error.param, retryable=error.retryable
-        )
+        return cls(**error.detail())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,6 +155,13 @@ class Reply:
     model: str | None = None
     version: int | None = None
     sources: dict[str, ModelVersion] | None = None
+
+
+def reply_without_work(
+    request_id: str, items: Iterable[ItemResult] = (), *, scorer: str | None = None
+) -> Reply:
+    """A reply for which no model was asked: it has no items, or errors alone."""
+    return Reply(id=request_id, scorer=scorer, items=list(items), usage=NO_USAGE, timing=NO_TIME)
 
 
 _REPLY = TypeAdapter(Reply)

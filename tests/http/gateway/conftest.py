@@ -23,10 +23,10 @@ from tokenreward.deployment.plan import serve_config
 from tokenreward.engine import Engine
 from tokenreward.engine.slot import Slot
 from tokenreward.http.app import build_app
-from tokenreward.http.dependencies import ScorerRoute
 from tokenreward.http.gateway import GatewayBackend
-from tokenreward.http.guard import Limits
 from tokenreward.http.replica import ReplicaBackend
+from tokenreward.http.request_limits import Limits
+from tokenreward.http.scorer_routes import ScorerRoute
 from tokenreward.http.upstream import Upstreams
 from tokenreward.metrics import Metrics
 from tokenreward.settings import DeploymentSettings

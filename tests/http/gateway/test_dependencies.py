@@ -12,7 +12,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from fakes import oracle
-from tokenreward.http.guard import Limits
+from tokenreward.http.request_limits import Limits
 from tokenreward.wire import decode_rewards, read_reply
 
 SPANS: dict[str, Any] = {"prompt": "2+2?", "response": "It is 4.", "spans": [[0, 3], [3, 8]]}

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from pydantic import SecretStr
 
-from tokenreward.http.guard import Limits
 from tokenreward.http.protocols.native import Native
+from tokenreward.http.request_limits import Limits
 from tokenreward.wire import decode_rewards, read_reply
 
 ITEM: dict[str, Any] = {"prompt": "2+2?", "response": "It is 4.", "spans": [[0, 3], [3, 8]]}

@@ -17,8 +17,8 @@ from fakes import tiny, web
 from tokenreward.engine import Engine
 from tokenreward.engine.slot import Slot
 from tokenreward.http.app import build_app
-from tokenreward.http.guard import Limits
 from tokenreward.http.replica import ReplicaBackend
+from tokenreward.http.request_limits import Limits
 from tokenreward.metrics import Metrics
 from tokenreward.settings import DeploymentSettings
 

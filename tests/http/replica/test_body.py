@@ -10,15 +10,15 @@ from typing import Any, ClassVar
 
 import httpx
 import pytest
+from starlette.requests import ClientDisconnect
 
 from fakes.web import serving_here, until
 from tokenreward.engine.slot import Slot
 from tokenreward.errors import BodyTooLarge, DeadlineExceededError, MalformedBody, Overloaded
 from tokenreward.http.app import build_app
 from tokenreward.http.body import BodyBudget
-from tokenreward.http.guard import Limits
 from tokenreward.http.replica import ReplicaBackend
-from tokenreward.http.scope import ClientGone
+from tokenreward.http.request_limits import Limits
 from tokenreward.metrics import Metrics
 from tokenreward.wire import Reply, RewardsRequest
 from tokenreward.wire.reply import NO_TIME, NO_USAGE
@@ -167,7 +167,7 @@ async def test_shares_come_back_from_readers_that_fail_or_are_cancelled() -> Non
         return {"type": "http.disconnect"}
 
     sender = Sender(b"a" * 10)
-    with pytest.raises(ClientGone):
+    with pytest.raises(ClientDisconnect):
         async with bodies.body(sender.scope, gone, within_s=5):
             pass
     with pytest.raises(BodyTooLarge):

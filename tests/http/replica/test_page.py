@@ -11,8 +11,8 @@ from starlette.routing import Route
 from fakes.pages import page
 from tokenreward.engine.slot import Slot
 from tokenreward.http.app import build_app
-from tokenreward.http.guard import Limits
 from tokenreward.http.replica import ReplicaBackend
+from tokenreward.http.request_limits import Limits
 from tokenreward.metrics import Metrics
 
 PAGE = page("docs/http.md")

@@ -21,8 +21,8 @@ from fakes.web import until
 from tokenreward.engine import Engine
 from tokenreward.engine.slot import Slot
 from tokenreward.http.app import build_app
-from tokenreward.http.guard import Limits
 from tokenreward.http.replica import ReplicaBackend
+from tokenreward.http.request_limits import Limits
 from tokenreward.metrics import Metrics
 from tokenreward.settings import DeploymentSettings
 from tokenreward.wire import Reply, RewardsRequest, decode_rewards, parse, read_reply

@@ -1,5 +1,5 @@
-"""Scorers that are asked on behalf of others: which ones a request needs, the question for each,
-and what its reply says of the caller's items.
+"""Scorers that are asked on behalf of others: the question for each, and what its reply says of the
+caller's items.
 
 It knows what stands in a request and a reply, and no HTTP.
 """
@@ -7,100 +7,16 @@ It knows what stands in a request and a reply, and no HTTP.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from tokenreward.combine import has_ids, has_token_units, refuse_two_tokenizers
-from tokenreward.errors import InvalidField, RequestError, ScorerFailed, UnknownScorer, quotable
-from tokenreward.wire import (
-    ErrorDetail,
-    Item,
-    ModelVersion,
-    Reply,
-    RewardsRequest,
-    Timing,
-    decode_rewards,
-    renumbered,
-)
-from tokenreward.wire.dependencies import Dependency, request_dependencies
-from tokenreward.wire.reply import NO_TIME
+from tokenreward.errors import RequestError, ScorerFailed
+from tokenreward.wire import ErrorDetail, Item, Reply, decode_rewards, renumbered
+from tokenreward.wire.dependencies import Dependency
 
 _TEXT_FIELDS = ("prompt", "response", "finished", "tools", "chat_template_kwargs")
 _ROLES = {"ref_logprobs": "reference", "score": "score from"}
-
-
-@dataclass(frozen=True, slots=True)
-class ScorerRoute:
-    """A scorer as the gateway's configuration has it.
-
-    Attributes:
-        deployment: Where it is served.
-        type: Its file in `scorers/`, or `package.module:Class`.
-        score_from: The scorer that it takes its score from, unless a request says otherwise.
-    """
-
-    deployment: str
-    type: str
-    score_from: str | None = None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class DependencyReply:
-    """What a dependency's reply says of the items that it was asked about.
-
-    Attributes:
-        values: Log-probs or a score, by the caller's index of the item.
-        errors: Of the items that have no value, by the same.
-        timing: Of its stages.
-        source: Whose weights answered; None if nobody was asked.
-    """
-
-    values: dict[int, Any] = field(default_factory=dict)
-    errors: dict[int, ErrorDetail] = field(default_factory=dict)
-    timing: Timing = NO_TIME
-    source: ModelVersion | None = None
-
-
-def find_route(routes: Mapping[str, ScorerRoute], name: str, *, param: str | None) -> ScorerRoute:
-    """The route of the scorer that the request names at `param`. Raises UnknownScorer."""
-    if name not in routes:
-        raise UnknownScorer(
-            f"no scorer `{quotable(name)}`; there are {', '.join(routes)}", param=param
-        )
-    return routes[name]
-
-
-def dependencies_of(
-    request: RewardsRequest, name: str, routes: Mapping[str, ScorerRoute]
-) -> tuple[Dependency, ...]:
-    """The scorers that the scorer `name` depends on, checked.
-
-    Raises:
-        RequestError: One of them is unknown, cannot be asked, or would fill what an item brings.
-    """
-    request.options_of(name)  # both raise if the entry is wrong
-    request.credit_of(name)
-    dependencies = request_dependencies(request, name, default=routes[name].score_from)
-    for dependency in dependencies:
-        param = dependency.param
-        if param is None:  # the operator's: checked with the settings
-            continue
-        route = find_route(routes, dependency.name, param=param)
-        if dependency.fills == "score":
-            if dependency.name == name:
-                raise InvalidField(f"must name another scorer than `{name}` itself", param=param)
-            if route.score_from is not None:
-                raise InvalidField(
-                    f"`{dependency.name}` takes its own score from `{route.score_from}`",
-                    param=param,
-                )
-        for index, item in enumerate(request.items):
-            if getattr(item, dependency.fills) is not None:  # one of the two would be lost
-                raise InvalidField(
-                    f"`{param}` names a scorer to ask for what the item brings",
-                    param=f"items[{index}].{dependency.fills}",
-                )
-    return tuple(dependencies)
 
 
 def needs_one_tokenizer(dependency: Dependency, item: Item) -> bool:
@@ -161,25 +77,43 @@ def question(
     return content, positions
 
 
-def read_values(dependency: Dependency, reply: Reply, positions: Sequence[int]) -> DependencyReply:
-    """What a reply to a question says of the caller's items. Raises ValueError if log-probs are
-    missing or not as they were asked for."""
-    answer = DependencyReply(
-        timing=reply.timing, source=ModelVersion(model=reply.model, version=reply.version)
-    )
-    for position, item in zip(positions, reply.items, strict=True):
+def read_values(dependency: Dependency, reply: Reply, positions: Sequence[int]) -> Reply:
+    """Makes a reply to a question one about the caller's items, whose values can be filled in.
+
+    Args:
+        dependency: The dependency that answered.
+        reply: The reply, which is changed and returned.
+        positions: Where its items stand among the caller's.
+
+    Returns:
+        The reply, with log-probs as lists. Each item has its value or an error.
+
+    Raises:
+        ValueError: Log-probs are missing or not as they were asked for.
+    """
+    for item in reply.items:
         if item.error is not None:
-            answer.errors[position] = restated_detail(item.error, positions, dependency)
-        elif dependency.fills == "ref_logprobs":
+            continue
+        if dependency.fills == "ref_logprobs":
             if not isinstance(item.rewards, (str, bytes)):
                 raise ValueError("log-probs were asked for as base64, or came as msgpack")
-            answer.values[position] = decode_rewards(item.rewards).tolist()
-        elif item.score is not None:
-            answer.values[position] = float(item.score)
-        else:
-            error = ErrorDetail.of(ScorerFailed("it gives no score"))
-            answer.errors[position] = restated_detail(error, positions, dependency)
-    return answer
+            item.rewards = decode_rewards(item.rewards).tolist()
+        elif item.score is None:
+            item.error = ErrorDetail.of(ScorerFailed("it gives no score"))
+    return restated_reply(reply, positions, dependency)
+
+
+def restated_reply(
+    reply: Reply, positions: Sequence[int], dependency: Dependency | None = None
+) -> Reply:
+    """The reply to a request that holds some of the caller's items, which is changed and returned:
+    indices and errors are those of the caller's request. Arguments as `restated_detail`."""
+    for item in reply.items:
+        item.index = positions[item.index]
+        for result in item.results():
+            if result.error is not None:
+                result.error = restated_detail(result.error, positions, dependency)
+    return reply
 
 
 def restated_detail(

@@ -203,7 +203,9 @@ def test_many_items_travel_in_few_requests(service: Known) -> None:
         )
         == 0
     )
-    assert len(service.bodies) == 1 + 640 // 64
+    # The first few are small: how fast the service is must be measured.
+    assert len(service.bodies) <= 1 + 640 // 64 + 20
+    assert max(len(body["items"]) for body in service.bodies) == 64
     assert service.most_in_flight <= 3
 
 

@@ -121,6 +121,6 @@ def test_refusal_in_the_middle_says_what_is_kept_and_then_why(
     assert main(asked) == 1
     *_, kept, why = capsys.readouterr().err.splitlines()
     assert (
-        kept == f"stopped; 64 new answers are kept in {CACHE}: the same command goes on from there"
+        kept == f"stopped; 2 new answers are kept in {CACHE}: the same command goes on from there"
     )
     assert why.startswith("error: unknown_option")

@@ -7,7 +7,7 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,17 @@ import pytest
 
 from fakes.eval_service import ENTRY, Known
 from tokenreward.eval import (
-    AnswerCache,
     Candidate,
     CandidateAnswer,
     EvalError,
     Subject,
     collect_answers,
     find_subject,
+    groups_of,
 )
-from tokenreward.eval.cache import from_record, to_record
-from tokenreward_client import AsyncClient, ScorerInfo, ServerRefused
+from tokenreward.eval.ask import next_batch_items
+from tokenreward.eval.cache import from_record, read_answers, to_record
+from tokenreward_client import AsyncClient, DeadlineExceeded, ScorerInfo, ServerRefused
 
 
 def candidates(num: int, **needs: bool) -> list[Candidate]:
@@ -49,24 +50,27 @@ def answers(
 ) -> list[CandidateAnswer]:
     async def ask_all() -> list[CandidateAnswer]:
         async with AsyncClient(service.url, max_retries=0) as client:
-            answer_cache = None if cache is None else AnswerCache(cache)
-            return await collect_answers(
-                client, who or subject(), targets, cache=answer_cache, **run
+            (results,) = await collect_answers(
+                client, [who or subject()], targets, cache=cache, **run
             )
+            return results
 
     return asyncio.run(ask_all())
 
 
 def test_answers_are_in_order_in_batches_with_so_many_in_flight(service: Known) -> None:
     service.delay_s = 0.02
-    steps: list[tuple[int, int]] = []
+    steps: list[tuple[int, int, int]] = []
     results = answers(
         service, candidates(300), concurrency=3, on_answers=lambda *counts: steps.append(counts)
     )
     assert [answer.score for answer in results] == [float(n + 1) for n in range(300)]
-    assert sorted(len(body["items"]) for body in service.bodies) == [44, 64, 64, 64, 64]
+    sizes = [len(body["items"]) for body in service.bodies]
+    assert sizes[:3] == [2, 2, 2]
+    assert sizes == sorted(sizes[:-1]) + sizes[-1:], "they grow to the last"
+    assert max(sizes) == 64
     assert service.most_in_flight == 3
-    assert sorted(steps) == [(44, 0), (64, 0), (64, 0), (64, 0), (64, 0)]
+    assert sorted(steps) == [(size, 0, 0) for size in sorted(sizes)]
     assert not any(body["return_tokens"] for body in service.bodies)
 
 
@@ -135,8 +139,8 @@ def test_interrupted_run_goes_on_where_it_stopped(service: Known, tmp_path: Path
     )
     with pytest.raises(ServerRefused):
         answers(service, candidates(300), tmp_path / "cache", concurrency=1)
-    assert len(service.responses) == 192
-    started: list[tuple[int, int]] = []
+    assert len(service.responses) == 2 + 4 + 8
+    started: list[tuple[int, int, int]] = []
     results = answers(
         service,
         candidates(300),
@@ -144,10 +148,10 @@ def test_interrupted_run_goes_on_where_it_stopped(service: Known, tmp_path: Path
         on_start=lambda *counts: started.append(counts),
     )
     assert [answer.score for answer in results] == [float(n + 1) for n in range(300)]
-    assert started == [(172, 128)]
-    assert len(service.responses) == 192 + 172
+    assert started == [(294, 6, 0)]
+    assert len(service.responses) == 14 + 294
     answers(service, candidates(300), tmp_path / "cache")
-    assert len(service.responses) == 192 + 172
+    assert len(service.responses) == 14 + 294
 
 
 @pytest.mark.parametrize(
@@ -167,11 +171,10 @@ def test_change_of_what_an_answer_depends_on_asks_again(
 ) -> None:
     answers(service, candidates(3), tmp_path / "cache")
     version = change.get("version", 3)
-    service.script.append(
-        lambda body: service.reply(
-            [service.answer(n, i, body) for n, i in enumerate(body["items"])], version=version
-        )
+    newer = lambda body: service.reply(  # noqa: E731
+        [service.answer(n, i, body) for n, i in enumerate(body["items"])], version=version
     )
+    service.script.extend([newer, newer])
     answers(service, candidates(3), tmp_path / "cache", subject(**change))
     assert len(service.responses) == 6
 
@@ -271,9 +274,7 @@ def test_half_a_line_at_the_end_is_tolerated_and_does_not_take_the_next_line_wit
     assert len(service.responses) == 4
     answers(service, candidates(3), cache)
     assert len(service.responses) == 4
-    reader = AnswerCache(cache)
-    reader.read([])
-    assert reader.num_unreadable == 1
+    assert read_answers(cache, []) == ({}, 1)
 
 
 @pytest.mark.parametrize(
@@ -292,9 +293,7 @@ def test_half_a_line_at_the_end_is_tolerated_and_does_not_take_the_next_line_wit
 )
 def test_line_that_is_no_record_counts_as_absent(tmp_path: Path, line: str) -> None:
     (tmp_path / "cache").write_text(line + "\n")
-    cache = AnswerCache(tmp_path / "cache")
-    assert cache.read(["k"]) == {}
-    assert cache.num_unreadable == 1
+    assert read_answers(tmp_path / "cache", ["k"]) == ({}, 1)
 
 
 def test_record_that_was_never_written_is_refused() -> None:
@@ -341,7 +340,8 @@ def test_times_add_up_to_the_time_of_the_run(service: Known) -> None:
     results = answers(service, candidates(256), concurrency=2)
     timings = [answer.timing for answer in results if answer.timing is not None]
     total = sum(since_last_s / num_items for _, since_last_s, num_items, _ in timings)
-    assert 0.2 <= total <= 0.2 + 0.5
+    num_rounds = len(service.bodies) / 2
+    assert 0.1 * num_rounds <= total <= 0.1 * num_rounds + 0.5
     assert all(seconds >= 0.1 for seconds, *_ in timings)
 
 
@@ -369,3 +369,137 @@ def test_cache_is_json_lines_of_ascii(service: Known, tmp_path: Path) -> None:
     answers(service, targets, tmp_path / "cache")
     (line,) = (tmp_path / "cache").read_bytes().splitlines()
     assert json.loads(line.decode("ascii"))["spans"] == [[0, 1], [1, 2], [2, 2]]
+
+
+@pytest.mark.parametrize(
+    ("batch_items", "num_items", "seconds", "following"),
+    [
+        (2, 2, 0.01, 4),  # fast: twice as many
+        (48, 48, 0.01, 64),  # but no more than a request of the client holds
+        (32, 32, 16.0, 8),  # a quarter of them takes four seconds
+        (8, 8, 300.0, 1),  # one item at least
+        (1, 1, 3.0, 1),
+        (64, 2, 9.0, 64),  # it waited behind larger ones
+    ],
+)
+def test_request_holds_what_the_service_answers_in_a_few_seconds(
+    batch_items: int, num_items: int, seconds: float, following: int
+) -> None:
+    assert next_batch_items(batch_items, num_items, seconds) == following
+
+
+LATE = {"code": "deadline_exceeded", "message": "too late", "retryable": True}
+
+
+def late_above(service: Known, most_items: int) -> None:
+    """Requests with more items than that pass their deadline."""
+    plain = service.ok
+
+    def answer(body: dict[str, Any]) -> Any:
+        if len(body["items"]) > most_items:
+            return service.says(504, "deadline_exceeded", retryable=False)(body)
+        return plain(body)
+
+    service.ok = answer  # type: ignore[method-assign]
+
+
+@pytest.fixture
+def slow_service(service: Known) -> Iterator[Known]:
+    yield service
+    vars(service).pop("ok", None)
+
+
+def test_request_past_its_deadline_is_asked_again_in_halves(slow_service: Known) -> None:
+    late_above(slow_service, 5)
+    results = answers(slow_service, candidates(60), concurrency=2)
+    assert [answer.score for answer in results] == [float(n + 1) for n in range(60)]
+
+
+def test_items_alone_past_the_deadline_are_errors_and_three_in_a_row_end_the_run(
+    slow_service: Known, tmp_path: Path
+) -> None:
+    plain = slow_service.answer
+
+    def answer(index: int, item: dict[str, Any], body: dict[str, Any]) -> dict[str, Any]:
+        if item["response"].startswith("slow"):
+            return {"index": index, "error": {**LATE, "retryable": False}}
+        return plain(index, item, body)
+
+    slow_service.answer = answer  # type: ignore[method-assign]
+    try:
+        some = [*candidates(4), *(Candidate({"prompt": "p", "response": "slow"}, "row"),)]
+        results = answers(slow_service, some, concurrency=3)
+        assert [each.error.code for each in results if each.error] == ["deadline_exceeded"]
+        assert [each.score for each in results[:4]] == [1.0, 2.0, 3.0, 4.0]
+        many = [Candidate({"prompt": "p", "response": f"slow {n}"}, "row") for n in range(9)]
+        with pytest.raises(DeadlineExceeded, match="3 items in a row"):
+            answers(slow_service, [*candidates(4), *many], tmp_path / "cache", concurrency=3)
+        assert len((tmp_path / "cache").read_bytes().splitlines()) == 4
+    finally:
+        del slow_service.answer  # type: ignore[method-assign]
+
+
+def test_item_that_is_too_large_for_any_request_is_an_error_and_the_others_are_answered(
+    slow_service: Known,
+) -> None:
+    plain = slow_service.ok
+
+    def answer(body: dict[str, Any]) -> Any:
+        if any(item["response"] == "huge" for item in body["items"]):
+            return slow_service.says(413, "larger_than_queue", retryable=False)(body)
+        return plain(body)
+
+    slow_service.ok = answer  # type: ignore[method-assign]
+    huge = Candidate({"prompt": "p", "response": "huge"}, "row")
+    results = answers(slow_service, [huge, *candidates(9)], concurrency=1)
+    assert [each.error.code for each in results if each.error] == ["larger_than_queue"]
+    assert [each.score for each in results[1:]] == [float(n + 1) for n in range(9)]
+
+
+def of_deployment(label: str, name: str, deployment: str | None, **more: Any) -> Subject:
+    entry = {**ENTRY, "name": name, "deployment": deployment}
+    return Subject(label, ScorerInfo.model_validate(entry), **more)
+
+
+def test_scorers_of_one_deployment_are_asked_in_one_request(service: Known, tmp_path: Path) -> None:
+    group = [
+        of_deployment("a", "first", "lm", options={"alpha": 2}),
+        of_deployment("b", "second", "lm", credit={"name": "last"}),
+    ]
+    targets = [*candidates(5), *candidates(7, needs_units=True)]
+
+    async def ask(subjects: list[Subject]) -> list[list[CandidateAnswer]]:
+        async with AsyncClient(service.url, max_retries=0) as client:
+            return await collect_answers(client, subjects, targets, cache=tmp_path / "cache")
+
+    answers(service, candidates(2), tmp_path / "cache", group[0])
+    service.seen.clear()
+    first, second = asyncio.run(ask(group))
+    expected = [1.0, 2.0, 3.0, 4.0, 5.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
+    assert [each.score for each in first] == [each.score for each in second] == expected
+    assert [len(each.require_units()[1]) for each in second[5:]] == [2, 3, 4, 5, 6, 7, 8]
+    together = [body for body in service.bodies if "scorers" in body]
+    assert {tuple(body["scorers"]) for body in together} == {("first", "second")}
+    assert together[0]["options"] == {"first": {"alpha": 2}, "second": {}}
+    assert together[0]["credit"] == {"first": {}, "second": {"name": "last"}}
+    # The cache had two answers of the first: those items are asked of the second alone.
+    alone = [body for body in service.bodies if "scorer" in body]
+    assert [(body["scorer"], len(body["items"])) for body in alone] == [("second", 2)]
+    service.seen.clear()
+    asyncio.run(ask(group))
+    assert service.seen == []
+
+
+def test_groups_are_of_one_deployment_and_hold_no_scorer_twice_and_none_that_asks_another() -> None:
+    subjects = [
+        of_deployment("a", "first", "lm"),
+        of_deployment("b", "rm", "rm"),
+        of_deployment("c", "second", "lm"),
+        of_deployment("d", "first", "lm", options={"alpha": 2}),
+        of_deployment("e", "third", "lm", dependencies=[ScorerInfo(name="rm")]),
+        of_deployment("f", "x", None),
+        of_deployment("g", "y", None),
+        of_deployment("h", "second", "lm", options={"alpha": 2}),
+    ]
+    labels = ["".join(subject.label for subject in group) for group in groups_of(subjects)]
+    assert labels == ["ac", "b", "dh", "e", "f", "g"]

@@ -12,8 +12,7 @@ import asyncio
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,13 +25,13 @@ from tokenreward.cli.progress import Progress
 from tokenreward.display import safe_text
 from tokenreward.eval import (
     KINDS,
-    AnswerCache,
     Dataset,
     EvalError,
     ScorerOutcome,
     Subject,
     collect_answers,
     find_subject,
+    groups_of,
     load,
     try_out,
 )
@@ -134,33 +133,40 @@ def run(args: argparse.Namespace) -> int:
 
 
 async def _evaluate(args: argparse.Namespace, dataset: Dataset) -> list[ScorerOutcome]:
-    """The outcomes, one scorer after the other: the time of one is no other's latency."""
+    """The outcomes, in the order of the command line. One group of scorers after the other is
+    asked: the time of one is no other's latency."""
     key = first_key(args.api_key_file)
     await probe(args.url, key)
     client = AsyncClient(
         args.url, api_key=key, timeout_s=args.timeout_s, max_concurrency=args.concurrency
     )
     async with client:
-        cache = None if args.no_cache else AnswerCache(args.cache)
         subjects = _subjects(args, await client.scorers())
-        for subject in subjects:
-            await try_out(client, subject, dataset.candidates[0])
+        groups = groups_of(subjects)
+        for group in groups:
+            await try_out(client, group, dataset.candidates[0])
         if len(subjects) > 1:
             labels = ", ".join(subject.label for subject in subjects)
             _say(f"{len(subjects)} scorers: {labels}")
-        outcomes = []
+        outcomes: dict[str, ScorerOutcome] = {}
+        num_kept = 0
+
+        def count(num_new: int) -> None:
+            nonlocal num_kept
+            num_kept += num_new
+
         try:
-            for subject in subjects:
-                outcome = await _judge(args, client, cache, subject, dataset)
-                outcomes.append(outcome)
+            for group in groups:
+                for outcome in await _judge(args, client, group, dataset, count):
+                    outcomes[outcome.subject.label] = outcome
         except BaseException:  # Ctrl-C, too, which cancels this
-            if cache is not None and cache.num_appended:
+            if num_kept:
                 _say(
-                    f"stopped; {cache.num_appended} new answers are kept in {cache.file}: "
+                    f"stopped; {num_kept} new answers are kept in {args.cache}: "
                     "the same command goes on from there"
                 )
             raise
-    return outcomes
+    return [outcomes[subject.label] for subject in subjects]
 
 
 def _subjects(args: argparse.Namespace, listing: list[ScorerInfo]) -> list[Subject]:
@@ -187,49 +193,46 @@ def _subjects(args: argparse.Namespace, listing: list[ScorerInfo]) -> list[Subje
 async def _judge(
     args: argparse.Namespace,
     client: AsyncClient,
-    cache: AnswerCache | None,
-    subject: Subject,
+    group: Sequence[Subject],
     dataset: Dataset,
-) -> ScorerOutcome:
-    """The outcome for one scorer; `--html` asks for the units that the page shows, too."""
-    ask = partial(collect_answers, client, subject, cache=cache, concurrency=args.concurrency)
-    with _progress(subject.label) as (on_start, on_answers):
-        answers = await ask(dataset.candidates, on_start=on_start, on_answers=on_answers)
-    if cache is not None and cache.num_unreadable:
-        _say(f"{cache.file}: {cache.num_unreadable} lines cannot be read and count as absent")
-    outcome = dataset.outcome(subject, answers)
-    if args.html is None:
-        return outcome
-    examples = dataset.example_candidates(outcome)
-    answers = await ask(list(examples.values()))
-    return replace(outcome, example_answers=dict(zip(examples, answers, strict=True)))
-
-
-@contextmanager
-def _progress(
-    label: str,
-) -> Iterator[tuple[Callable[[int, int], None], Callable[[int, int], None]]]:
-    """A progress bar while answers come; none where the cache has them all.
-
-    Yields:
-        `on_start` and `on_answers` for `collect_answers`.
-    """
+    on_kept: Callable[[int], None],
+) -> list[ScorerOutcome]:
+    """The outcomes for scorers that are asked together; `--html` asks for the units that the page
+    shows, too. `on_kept` gets the number of answers that went into the cache, now and then."""
+    cache = None if args.no_cache else args.cache
+    ask = partial(collect_answers, client, cache=cache, concurrency=args.concurrency)
     bars: list[Progress] = []
 
-    def on_start(num_missing: int, num_cached: int) -> None:
+    def on_start(num_missing: int, num_cached: int, num_unreadable: int) -> None:
+        if num_unreadable:
+            _say(f"{args.cache}: {num_unreadable} lines cannot be read and count as absent")
         cache_note = f", {num_cached} are in the cache" if num_cached else ""
-        _say(f"{label}: {num_missing} items to score{cache_note}")
+        labels = ", ".join(subject.label for subject in group)
+        _say(f"{labels}: {num_missing} items to score{cache_note}")
         if num_missing:
             bars.append(Progress(sys.stderr, num_missing))
 
-    def on_answers(num_answers: int, num_errors: int) -> None:
-        bars[0].advance(num_answers, num_answers, num_failed=num_errors)
+    def on_answers(num_items: int, num_errors: int, num_kept: int) -> None:
+        on_kept(num_kept)
+        if bars:
+            bars[0].advance(num_items, num_items, num_failed=num_errors)
 
     try:
-        yield on_start, on_answers
+        answers = await ask(group, dataset.candidates, on_start=on_start, on_answers=on_answers)
     finally:
         for bar in bars:
             bar.finish()
+    bars.clear()
+    outcomes = []
+    for subject, each in zip(group, answers, strict=True):
+        outcome = dataset.outcome(subject, each)
+        if args.html is not None:
+            examples = dataset.example_candidates(outcome)
+            (units,) = await ask([subject], list(examples.values()), on_answers=on_answers)
+            example_answers = dict(zip(examples, units, strict=True))
+            outcome = replace(outcome, example_answers=example_answers)
+        outcomes.append(outcome)
+    return outcomes
 
 
 def _exit_code(outcomes: Sequence[ScorerOutcome]) -> int:

@@ -15,17 +15,15 @@ line.
 
 from tokenreward.eval.answer import CandidateAnswer
 from tokenreward.eval.ask import collect_answers, try_out
-from tokenreward.eval.cache import AnswerCache
 from tokenreward.eval.candidate import Candidate
 from tokenreward.eval.dataset import Dataset
 from tokenreward.eval.loading import KINDS, load
 from tokenreward.eval.outcome import ScorerOutcome
 from tokenreward.eval.rows import EvalError
-from tokenreward.eval.subject import Subject, find_subject
+from tokenreward.eval.subject import Subject, find_subject, groups_of
 
 __all__ = [
     "KINDS",
-    "AnswerCache",
     "Candidate",
     "CandidateAnswer",
     "Dataset",
@@ -34,6 +32,7 @@ __all__ = [
     "Subject",
     "collect_answers",
     "find_subject",
+    "groups_of",
     "load",
     "try_out",
 ]

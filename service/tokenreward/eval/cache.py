@@ -28,54 +28,52 @@ def key_of(*parts: Any) -> str:
     return hashlib.sha256(content.encode("ascii")).hexdigest()
 
 
-class AnswerCache:
-    """One file of answers.
+def read_answers(file: Path, keys: Iterable[str]) -> tuple[dict[str, CandidateAnswer], int]:
+    """The answers under these keys, as far as the file has them.
 
-    `num_unreadable` counts the lines that the last `read` could not read; `num_appended` counts the
-    answers that this process has appended.
+    Args:
+        file: The file; there may be none yet.
+        keys: Made with `key_of`. Where two lines have one key, the later line counts.
+
+    Returns:
+        The answers by key, and the number of lines that cannot be read.
+
+    Raises:
+        OSError: The file cannot be read.
     """
+    keys, num_unreadable = set(keys), 0
+    answers: dict[str, CandidateAnswer] = {}
+    if not file.exists():
+        return answers, 0
+    with file.open("rb") as lines:
+        for line in lines:
+            try:
+                record = json.loads(line)
+                if record["key"] in keys:
+                    answers[record["key"]] = from_record(record)
+            except (ValueError, KeyError, TypeError, RecursionError):
+                num_unreadable += 1
+    return answers, num_unreadable
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        self.num_unreadable = self.num_appended = 0
 
-    def read(self, keys: Iterable[str]) -> dict[str, CandidateAnswer]:
-        """The answers under these keys, as far as the file has them. Raises OSError.
-
-        Where two lines have one key, the later line counts.
-        """
-        keys, answers = set(keys), {}
-        self.num_unreadable = 0
-        if not self.file.exists():
-            return {}
-        with self.file.open("rb") as lines:
-            for line in lines:
-                try:
-                    record = json.loads(line)
-                    if record["key"] in keys:
-                        answers[record["key"]] = from_record(record)
-                except (ValueError, KeyError, TypeError, RecursionError):
-                    self.num_unreadable += 1
-        return answers
-
-    def append(self, answers: Mapping[str, CandidateAnswer]) -> None:
-        """Write these answers, but none that is an error. Raises OSError."""
-        lines = []
-        for key, answer in answers.items():
-            if answer.error is None:
-                record = {"key": key, **to_record(answer)}
-                lines.append(json.dumps(record, separators=(",", ":")) + "\n")
-        if not lines:
-            return
-        text = "".join(lines)
-        with self.file.open("ab+") as file:
-            # A line that a killed run left half-written must not take the next one with it.
-            if file.tell():
-                file.seek(-1, 2)
-                if file.read(1) != b"\n":
-                    text = "\n" + text
-            file.write(text.encode("ascii"))
-        self.num_appended += len(lines)
+def append_answers(file: Path, answers: Mapping[str, CandidateAnswer]) -> int:
+    """Write these answers, but none that is an error, and say how many that are. Raises OSError."""
+    lines = []
+    for key, answer in answers.items():
+        if answer.error is None:
+            record = {"key": key, **to_record(answer)}
+            lines.append(json.dumps(record, separators=(",", ":")) + "\n")
+    if not lines:
+        return 0
+    text = "".join(lines)
+    with file.open("ab+") as stream:
+        # A line that a killed run left half-written must not take the next one with it.
+        if stream.tell():
+            stream.seek(-1, 2)
+            if stream.read(1) != b"\n":
+                text = "\n" + text
+        stream.write(text.encode("ascii"))
+    return len(lines)
 
 
 def to_record(answer: CandidateAnswer) -> dict[str, Any]:

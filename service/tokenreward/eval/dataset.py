@@ -1,19 +1,18 @@
-"""What every kind of data is: candidates to be scored, and a judgement of their answers.
+"""A dataset: the rows of some files with their candidates, and what becomes of the answers.
 
-It knows no file format and no statistics; each kind has a file of its own in `kinds/`.
+It knows no file format and no statistics. Each kind of data is a function in a file of `kinds/`,
+which says how a row is read and how answers are judged.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import ClassVar
 
 import numpy as np
 
 from tokenreward.eval.answer import CandidateAnswer
-from tokenreward.eval.candidate import Candidate, PromptAs
+from tokenreward.eval.candidate import Candidate
 from tokenreward.eval.outcome import Judgement, ScorerOutcome
 from tokenreward.eval.rows import DataRow
 from tokenreward.eval.statistics import Floats, latency_of
@@ -23,36 +22,42 @@ Case = tuple[DataRow, range]
 """A row of the files, and the indices of its candidates."""
 
 
-class Dataset(ABC):
+class Dataset:
     """Cases of one kind, one per row of the files.
 
-    `kind` is the name of the kind, `noun` what its cases are called, in the plural. `candidates`
-    and `cases` are in the order of the rows.
+    `candidates` and `cases` are in the order of the rows.
+
+    Args:
+        kind: The name of the kind.
+        noun: What its cases are called, in the plural.
+        rows: The rows.
+        read: The candidates of one row. It raises EvalError if the row is not what a row of this
+            kind should be.
+        judge: What answers, one per candidate of the dataset, say about the scorer that gave them.
+
+    Raises:
+        EvalError: As `read`.
     """
 
-    kind: ClassVar[str]
-    noun: ClassVar[str]
-
-    def __init__(self, rows: Sequence[DataRow], prompt_as: PromptAs) -> None:
+    def __init__(
+        self,
+        kind: str,
+        noun: str,
+        *,
+        rows: Sequence[DataRow],
+        read: Callable[[DataRow], list[Candidate]],
+        judge: Callable[[Dataset, Sequence[CandidateAnswer]], Judgement],
+    ) -> None:
+        self.kind = kind
+        self.noun = noun
+        self._judge = judge
         self.candidates: list[Candidate] = []
         self.cases: list[Case] = []
         for row in rows:
             first = len(self.candidates)
-            self.candidates += self.read(row, prompt_as)
+            self.candidates += read(row)
             self.cases.append((row, range(first, len(self.candidates))))
         self.num_cases = len(self.cases)
-
-    @abstractmethod
-    def read(self, row: DataRow, prompt_as: PromptAs) -> list[Candidate]:
-        """The candidates of one row.
-
-        Raises:
-            EvalError: The row is not what a row of this kind should be.
-        """
-
-    @abstractmethod
-    def judge(self, answers: Sequence[CandidateAnswer]) -> Judgement:
-        """What these answers, one per candidate, say about the scorer that gave them."""
 
     def complete_cases(self, answers: Sequence[CandidateAnswer]) -> list[Case]:
         """The cases in which no candidate has an error for an answer."""
@@ -75,7 +80,7 @@ class Dataset(ABC):
                 failures.append((candidate.where, answer.error.code, answer.fault))
         timings = [answer.timing for answer in answers if answer.timing is not None]
         latency = latency_of(timings)
-        return ScorerOutcome(subject, self.judge(answers), failures, len(answers), latency)
+        return ScorerOutcome(subject, self._judge(self, answers), failures, len(answers), latency)
 
     def example_candidates(self, outcome: ScorerOutcome) -> dict[int, Candidate]:
         """The candidates of the outcome's examples, by index, with their units needed: the page

@@ -10,17 +10,17 @@ from pathlib import Path
 
 from tokenreward.eval.candidate import PromptAs
 from tokenreward.eval.dataset import Dataset
-from tokenreward.eval.kinds.best_of_n import BestOfN, is_gsm8k
-from tokenreward.eval.kinds.preference import Preference
-from tokenreward.eval.kinds.rm_bench import RmBench
-from tokenreward.eval.kinds.tokens import Tokens
+from tokenreward.eval.kinds.best_of_n import best_of_n, is_gsm8k
+from tokenreward.eval.kinds.preference import preference
+from tokenreward.eval.kinds.rm_bench import rm_bench
+from tokenreward.eval.kinds.tokens import tokens
 from tokenreward.eval.rows import DataRow, EvalError, read_rows
 
 KINDS: dict[str, Callable[[Sequence[DataRow], PromptAs], Dataset]] = {
-    RmBench.kind: RmBench,
-    Preference.kind: Preference,
-    BestOfN.kind: BestOfN,
-    Tokens.kind: Tokens,
+    "rm-bench": rm_bench,
+    "preference": preference,
+    "best-of-n": best_of_n,
+    "tokens": tokens,
 }
 
 
@@ -59,11 +59,11 @@ def _kind_of(row: DataRow) -> str:
     """The name of a row's kind. Raises EvalError if its fields are of none."""
     fields = row.fields
     if "chosen" in fields and "rejected" in fields:
-        return RmBench.kind if isinstance(fields["chosen"], list) else Preference.kind
+        return "rm-bench" if isinstance(fields["chosen"], list) else "preference"
     if is_gsm8k(row) or "responses" in fields:
-        return BestOfN.kind
+        return "best-of-n"
     if "response" in fields and not {"flags", "flagged"}.isdisjoint(fields):
-        return Tokens.kind
+        return "tokens"
     names = ", ".join(f"`{name[:40]}`" for name in list(fields)[:8]) or "none"
     raise EvalError(
         f"{row.where}: the fields ({names}) are of no known kind: rm-bench and preference have "

@@ -61,7 +61,8 @@ class Latency:
     """How long answers took, seen from this process.
 
     `per_item_s` is the wall time of scoring over the items scored, with `concurrencies` requests in
-    flight: one over the throughput. A request carries up to 64 items; `request_median_s` and
+    flight: one over the throughput, for all scorers of a deployment that were asked together. A
+    request carries up to 64 items; `request_median_s` and
     `request_p95_s` are the median and the 95th percentile, over items, of the seconds of the
     item's request: network, waiting for the device, the other requests in flight and the client's
     retries included. A scorer's first item, which is sent alone before, is not timed.

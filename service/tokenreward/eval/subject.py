@@ -92,6 +92,34 @@ def find_subject(
     return Subject(label, infos[name], options, credit, others)
 
 
+def groups_of(subjects: Sequence[Subject]) -> list[list[Subject]]:
+    """The scorers in groups that one request can ask; a group stands where its first scorer stood.
+
+    The scorers of a group are of one deployment, which shares its passes among them. A request
+    names a scorer once, and a scorer that depends on another one is asked alone.
+    """
+    groups: list[list[Subject]] = []
+    for subject in subjects:
+        for group in groups:
+            if _is_asked_with(subject, group):
+                group.append(subject)
+                break
+        else:
+            groups.append([subject])
+    return groups
+
+
+def _is_asked_with(subject: Subject, group: Sequence[Subject]) -> bool:
+    """Whether one request can ask a scorer together with those of a group."""
+    deployment = subject.info.deployment
+    if deployment is None or subject.dependencies:
+        return False
+    for other in group:
+        if other.info.name == subject.info.name or other.dependencies:
+            return False
+    return group[0].info.deployment == deployment
+
+
 def _identity(info: ScorerInfo) -> dict[str, Any]:
     entry = info.model_dump()
     return {name: entry.get(name) for name in _IDENTITY}

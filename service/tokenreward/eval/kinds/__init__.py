@@ -1,6 +1,7 @@
 """The kinds of data, one file each: how a row is read, and how answers are judged.
 
-A kind is a `Dataset`. `tokenreward.eval.loading` lists them and tells which one a file is.
+A kind is a function from rows to a `Dataset`. `tokenreward.eval.loading` lists the kinds and tells
+which one a file is.
 
 rm_bench       three styles of a right answer against three styles of a wrong one
 preference     a chosen and a rejected response

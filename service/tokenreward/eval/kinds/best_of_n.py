@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -25,50 +26,51 @@ from tokenreward.eval.rows import DataRow
 from tokenreward.eval.statistics import Bools, Floats, mean, pooled_auc, roc_auc, roc_curve, share
 
 
-class BestOfN(Dataset):
-    """Prompts with labelled responses: one candidate per response."""
+def best_of_n(rows: Sequence[DataRow], prompt_as: PromptAs) -> Dataset:
+    """Prompts with labelled responses: one candidate per response. Raises EvalError."""
+    read = partial(_read, prompt_as=prompt_as)
+    return Dataset("best-of-n", "prompts", rows=rows, read=read, judge=_judge)
 
-    kind = "best-of-n"
-    noun = "prompts"
 
-    def read(self, row: DataRow, prompt_as: PromptAs) -> list[Candidate]:
-        """The responses, each right or wrong."""
-        if is_gsm8k(row):
-            prompt_field, responses = "question", _gsm8k_responses(row)
-        else:
-            prompt_field, responses = "prompt", _plain_responses(row)
-        prompt, candidates = prompt_of(row, prompt_field, prompt_as), []
-        for field, text, is_right in responses:
-            new = candidate(row, prompt, text, field=field)
-            candidates.append(replace(new, is_right=is_right))
-        return candidates
+def _read(row: DataRow, prompt_as: PromptAs) -> list[Candidate]:
+    """The responses, each right or wrong."""
+    if is_gsm8k(row):
+        prompt_field, responses = "question", _gsm8k_responses(row)
+    else:
+        prompt_field, responses = "prompt", _plain_responses(row)
+    prompt, candidates = prompt_of(row, prompt_field, prompt_as), []
+    for field, text, is_right in responses:
+        new = candidate(row, prompt, text, field=field)
+        candidates.append(replace(new, is_right=is_right))
+    return candidates
 
-    def judge(self, answers: Sequence[CandidateAnswer]) -> Judgement:
-        """How often the top-ranked response is right, beside chance and ceiling; and the areas."""
-        complete = self.complete_cases(answers)
-        labels, scores = [np.empty(0, np.bool_)], [np.empty(0)]
-        tops, examples = [], []
-        for row, indices in complete:
-            label = np.array([self.candidates[i].is_right for i in indices], dtype=np.bool_)
-            score = scores_of(indices, answers)
-            labels.append(label)
-            scores.append(score)
-            tops.append(label[score == score.max()])
-            if _is_mixed(label):
-                examples.append(_example(row, indices, label, score))
-        counts = self.counts(complete)
-        counts["with right and wrong"] = len(examples)
-        counts["ties"] = sum(map(_is_mixed, tops))
-        label, score = np.concatenate(labels), np.concatenate(scores)
-        return Judgement(
-            _columns(labels[1:], scores[1:], tops),
-            counts,
-            classes={"right": score[label], "wrong": score[~label]},
-            curve=roc_curve(label, score),
-            curve_title="right responses found by high score",
-            examples={"wrong against right": worst(examples)},
-            notes=["ties are prompts whose highest score is shared by right and wrong responses"],
-        )
+
+def _judge(dataset: Dataset, answers: Sequence[CandidateAnswer]) -> Judgement:
+    """How often the top-ranked response is right, beside chance and ceiling; and the areas."""
+    complete = dataset.complete_cases(answers)
+    labels, scores = [np.empty(0, np.bool_)], [np.empty(0)]
+    tops, examples = [], []
+    for row, indices in complete:
+        label = np.array([dataset.candidates[i].is_right for i in indices], dtype=np.bool_)
+        score = scores_of(indices, answers)
+        labels.append(label)
+        scores.append(score)
+        tops.append(label[score == score.max()])
+        if _is_mixed(label):
+            examples.append(_example(row, indices, label, score))
+    counts = dataset.counts(complete)
+    counts["with right and wrong"] = len(examples)
+    counts["ties"] = sum(map(_is_mixed, tops))
+    label, score = np.concatenate(labels), np.concatenate(scores)
+    return Judgement(
+        _columns(labels[1:], scores[1:], tops),
+        counts,
+        classes={"right": score[label], "wrong": score[~label]},
+        curve=roc_curve(label, score),
+        curve_title="right responses found by high score",
+        examples={"wrong against right": worst(examples)},
+        notes=["ties are prompts whose highest score is shared by right and wrong responses"],
+    )
 
 
 def is_gsm8k(row: DataRow) -> bool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -26,89 +27,92 @@ from tokenreward.eval.statistics import Bools, Estimate, mean_of_shares, share
 NO_SUBSET = "no subset"
 
 
-class Preference(Dataset):
-    """Pairs, with or without flagged characters.
+def preference(rows: Sequence[DataRow], prompt_as: PromptAs) -> Dataset:
+    """Pairs, with or without flagged characters. Raises EvalError.
 
     A row has two candidates: the chosen response, then the rejected one.
     """
+    read = partial(_read, prompt_as=prompt_as)
+    return Dataset("preference", "pairs", rows=rows, read=read, judge=_judge)
 
-    kind = "preference"
-    noun = "pairs"
 
-    def read(self, row: DataRow, prompt_as: PromptAs) -> list[Candidate]:
-        """The chosen and the rejected response."""
-        prompt = prompt_of(row, "prompt", prompt_as)
-        chosen, rejected = row.text("chosen"), row.text("rejected")
-        flags = None
-        if "rejected_flagged" in row.fields:
-            flags = range_flags(row, "rejected_flagged", len(rejected))
-        if row.fields.get("subset") is not None:
-            row.text("subset")  # A subset that is no string is refused before anything is asked.
-        first = candidate(row, prompt, chosen, field="chosen")
-        second = candidate(row, prompt, rejected, field="rejected")
-        return [first, replace(second, needs_units=flags is not None, flags=flags)]
+def _read(row: DataRow, prompt_as: PromptAs) -> list[Candidate]:
+    """The chosen and the rejected response."""
+    prompt = prompt_of(row, "prompt", prompt_as)
+    chosen, rejected = row.text("chosen"), row.text("rejected")
+    flags = None
+    if "rejected_flagged" in row.fields:
+        flags = range_flags(row, "rejected_flagged", len(rejected))
+    if row.fields.get("subset") is not None:
+        row.text("subset")  # A subset that is no string is refused before anything is asked.
+    first = candidate(row, prompt, chosen, field="chosen")
+    second = candidate(row, prompt, rejected, field="rejected")
+    return [first, replace(second, needs_units=flags is not None, flags=flags)]
 
-    def judge(self, answers: Sequence[CandidateAnswer]) -> Judgement:
-        """Accuracy per subset, micro and macro; the token areas of flagged responses."""
-        complete = self.complete_cases(answers)
-        chosen = scores_of([index for _, (index, _) in complete], answers)
-        rejected = scores_of([index for _, (_, index) in complete], answers)
-        wins = chosen > rejected
-        counts = self.counts(complete)
-        counts["wrong"] = int((chosen < rejected).sum())
-        counts["ties"] = int((chosen == rejected).sum())
-        columns = {"accuracy": ("pair accuracy", share(float(wins.sum()), len(complete)))}
-        groups = self._subset_accuracies(complete, wins)
-        if groups:
-            macro = mean_of_shares(list(groups.values()))
-            columns["accuracy_macro"] = ("macro over subsets", macro)
-        examples = worst([_example(row, indices, answers) for row, indices in complete])
-        judgement = Judgement(
-            columns,
-            counts,
-            groups=groups,
-            groups_title="pair accuracy by subset",
-            classes={"chosen": chosen, "rejected": rejected},
-            examples={"rejected against chosen": examples},
+
+def _judge(dataset: Dataset, answers: Sequence[CandidateAnswer]) -> Judgement:
+    """Accuracy per subset, micro and macro; the token areas of flagged responses."""
+    complete = dataset.complete_cases(answers)
+    chosen = scores_of([index for _, (index, _) in complete], answers)
+    rejected = scores_of([index for _, (_, index) in complete], answers)
+    wins = chosen > rejected
+    counts = dataset.counts(complete)
+    counts["wrong"] = int((chosen < rejected).sum())
+    counts["ties"] = int((chosen == rejected).sum())
+    columns = {"accuracy": ("pair accuracy", share(float(wins.sum()), len(complete)))}
+    groups = _subset_accuracies(dataset, complete, wins)
+    if groups:
+        macro = mean_of_shares(list(groups.values()))
+        columns["accuracy_macro"] = ("macro over subsets", macro)
+    examples = worst([_example(row, indices, answers) for row, indices in complete])
+    judgement = Judgement(
+        columns,
+        counts,
+        groups=groups,
+        groups_title="pair accuracy by subset",
+        classes={"chosen": chosen, "rejected": rejected},
+        examples={"rejected against chosen": examples},
+    )
+    return _with_token_areas(dataset, judgement, answers)
+
+
+def _with_token_areas(
+    dataset: Dataset, judgement: Judgement, answers: Sequence[CandidateAnswer]
+) -> Judgement:
+    """Add the areas of the rejected responses that have flags, if any has.
+
+    Their tokens count without an answer for the chosen response.
+    """
+    responses = []
+    for row, (_, index) in dataset.cases:
+        if dataset.candidates[index].flags is not None:
+            responses.append((row.where, index))
+    if not responses:
+        return judgement
+    tokens = judge_flags(responses, dataset.candidates, answers)
+    return replace(
+        judgement,
+        columns={**judgement.columns, **tokens.columns},
+        examples={**judgement.examples, **tokens.examples},
+        curve=tokens.curve,
+        curve_title=tokens.curve_title,
+    )
+
+
+def _subset_accuracies(
+    dataset: Dataset, complete: Sequence[Case], wins: Bools
+) -> dict[str, Estimate | None]:
+    """Accuracy per subset, in the order of the file; empty if no row names a subset."""
+    names = list(dict.fromkeys(row.fields.get("subset") for row, _ in dataset.cases))
+    if names == [None]:
+        return {}
+    accuracies = {}
+    for name in names:
+        is_here = np.array(
+            [row.fields.get("subset") == name for row, _ in complete], dtype=np.bool_
         )
-        return self._with_token_areas(judgement, answers)
-
-    def _with_token_areas(
-        self, judgement: Judgement, answers: Sequence[CandidateAnswer]
-    ) -> Judgement:
-        """Add the areas of the rejected responses that have flags, if any has.
-
-        Their tokens count without an answer for the chosen response.
-        """
-        responses = []
-        for row, (_, index) in self.cases:
-            if self.candidates[index].flags is not None:
-                responses.append((row.where, index))
-        if not responses:
-            return judgement
-        tokens = judge_flags(responses, self.candidates, answers)
-        return replace(
-            judgement,
-            columns={**judgement.columns, **tokens.columns},
-            examples={**judgement.examples, **tokens.examples},
-            curve=tokens.curve,
-            curve_title=tokens.curve_title,
-        )
-
-    def _subset_accuracies(
-        self, complete: Sequence[Case], wins: Bools
-    ) -> dict[str, Estimate | None]:
-        """Accuracy per subset, in the order of the file; empty if no row names a subset."""
-        names = list(dict.fromkeys(row.fields.get("subset") for row, _ in self.cases))
-        if names == [None]:
-            return {}
-        accuracies = {}
-        for name in names:
-            is_here = np.array(
-                [row.fields.get("subset") == name for row, _ in complete], dtype=np.bool_
-            )
-            accuracies[name or NO_SUBSET] = share(int(wins[is_here].sum()), int(is_here.sum()))
-        return accuracies
+        accuracies[name or NO_SUBSET] = share(int(wins[is_here].sum()), int(is_here.sum()))
+    return accuracies
 
 
 def _example(row: DataRow, indices: range, answers: Sequence[CandidateAnswer]) -> Example:

@@ -15,6 +15,7 @@ only with all six answers. Intervals are bootstraps over prompts, within each do
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -35,87 +36,81 @@ _CELLS = {
 }
 
 
-class RmBench(Dataset):
-    """Prompts with three chosen and three rejected responses each.
+def rm_bench(rows: Sequence[DataRow], prompt_as: PromptAs) -> Dataset:
+    """Prompts with three chosen and three rejected responses each. Raises EvalError.
 
     A row has six candidates: the chosen responses by style, then the rejected ones by style.
     """
+    read = partial(_read, prompt_as=prompt_as)
+    return Dataset("rm-bench", "prompts", rows=rows, read=read, judge=_judge)
 
-    kind = "rm-bench"
-    noun = "prompts"
 
-    def __init__(self, rows: Sequence[DataRow], prompt_as: PromptAs) -> None:
-        super().__init__(rows, prompt_as)
-        present = {_domain(row) for row in rows}
-        others = sorted(present.difference(DOMAINS))
-        self.domains = [name for name in DOMAINS if name in present] + others
+def _read(row: DataRow, prompt_as: PromptAs) -> list[Candidate]:
+    """The three chosen and the three rejected responses."""
+    prompt, candidates = prompt_of(row, "prompt", prompt_as), []
+    for side in ("chosen", "rejected"):
+        for style, text in enumerate(row.texts(side, num=_NUM)):
+            candidates.append(candidate(row, prompt, text, field=f"{side}[{style}]"))
+    _domain(row)  # A row without a domain is refused before anything is asked.
+    return candidates
 
-    def read(self, row: DataRow, prompt_as: PromptAs) -> list[Candidate]:
-        """The three chosen and the three rejected responses."""
-        prompt, candidates = prompt_of(row, "prompt", prompt_as), []
-        for side in ("chosen", "rejected"):
-            for style, text in enumerate(row.texts(side, num=_NUM)):
-                candidates.append(candidate(row, prompt, text, field=f"{side}[{style}]"))
-        _domain(row)  # A row without a domain is refused before anything is asked.
-        return candidates
 
-    def judge(self, answers: Sequence[CandidateAnswer]) -> Judgement:
-        """Macro and micro average, Hard, Normal, Easy, and per domain."""
-        complete = self.complete_cases(answers)
-        margins = {}
-        for name in self.domains:
-            cells = [
-                _margins(indices, answers) for row, indices in complete if _domain(row) == name
-            ]
-            margins[name] = np.array(cells, dtype=np.float64).reshape(-1, _NUM, _NUM)
-        wins = {name: (each > 0).astype(np.float64) for name, each in margins.items()}
-        counts = self.counts(complete)
-        counts["comparisons"] = _NUM**2 * len(complete)
-        counts["ties"] = sum(int((each == 0).sum()) for each in margins.values())
-        chosen = scores_of([i for _, indices in complete for i in indices[:_NUM]], answers)
-        rejected = scores_of([i for _, indices in complete for i in indices[_NUM:]], answers)
-        examples = worst([_example(row, indices, answers) for row, indices in complete])
-        return Judgement(
-            self._columns(wins),
-            counts,
-            groups={name: mean_of_means([_per_prompt(each)]) for name, each in wins.items()},
-            groups_title="mean of Hard, Normal and Easy by domain",
-            classes={"chosen": chosen, "rejected": rejected},
-            matrices={name: each.mean(axis=0) for name, each in wins.items() if len(each)},
-            examples={"rejected against chosen": examples},
-            notes=[self._note()],
-        )
+def _judge(dataset: Dataset, answers: Sequence[CandidateAnswer]) -> Judgement:
+    """Macro and micro average, Hard, Normal, Easy, and per domain."""
+    complete = dataset.complete_cases(answers)
+    present = {_domain(row) for row, _ in dataset.cases}
+    domains = [name for name in DOMAINS if name in present]
+    domains += sorted(present.difference(DOMAINS))
+    margins = {}
+    for name in domains:
+        cells = [_margins(indices, answers) for row, indices in complete if _domain(row) == name]
+        margins[name] = np.array(cells, dtype=np.float64).reshape(-1, _NUM, _NUM)
+    wins = {name: (each > 0).astype(np.float64) for name, each in margins.items()}
+    counts = dataset.counts(complete)
+    counts["comparisons"] = _NUM**2 * len(complete)
+    counts["ties"] = sum(int((each == 0).sum()) for each in margins.values())
+    chosen = scores_of([i for _, indices in complete for i in indices[:_NUM]], answers)
+    rejected = scores_of([i for _, indices in complete for i in indices[_NUM:]], answers)
+    examples = worst([_example(row, indices, answers) for row, indices in complete])
+    return Judgement(
+        _columns(wins),
+        counts,
+        groups={name: mean_of_means([_per_prompt(each)]) for name, each in wins.items()},
+        groups_title="mean of Hard, Normal and Easy by domain",
+        classes={"chosen": chosen, "rejected": rejected},
+        matrices={name: each.mean(axis=0) for name, each in wins.items() if len(each)},
+        examples={"rejected against chosen": examples},
+        notes=[_note(domains)],
+    )
 
-    def _columns(self, wins: Mapping[str, Floats]) -> Columns:
-        title = f"macro over {', '.join(self.domains)}"
-        if self._is_whole:
-            title = "RM-Bench average (macro)"
-        prompts = [_per_prompt(each) for each in wins.values()]
-        columns = {
-            "macro": (title, mean_of_means(prompts)),
-            "micro": ("micro over prompts", mean_of_means([np.concatenate(prompts)])),
-        }
-        for name, (rows, places) in _CELLS.items():
-            means = [each[:, rows, places].mean(axis=1) for each in wins.values()]
-            columns[name] = (name.capitalize(), mean_of_means(means))
-        return columns
 
-    @property
-    def _is_whole(self) -> bool:
-        """Whether the domains are RM-Bench's, all four and no other."""
-        return self.domains == list(DOMAINS)
+def _columns(wins: Mapping[str, Floats]) -> Columns:
+    title = f"macro over {', '.join(wins)}"
+    if tuple(wins) == DOMAINS:
+        title = "RM-Bench average (macro)"
+    prompts = [_per_prompt(each) for each in wins.values()]
+    columns = {
+        "macro": (title, mean_of_means(prompts)),
+        "micro": ("micro over prompts", mean_of_means([np.concatenate(prompts)])),
+    }
+    for name, (rows, places) in _CELLS.items():
+        means = [each[:, rows, places].mean(axis=1) for each in wins.values()]
+        columns[name] = (name.capitalize(), mean_of_means(means))
+    return columns
 
-    def _note(self) -> str:
-        if self._is_whole:
-            return "macro is the mean over the four domains; Hard, Normal and Easy are macro, too"
-        reason = "there are other domains than RM-Bench's"
-        missing = [name for name in DOMAINS if name not in self.domains]
-        if missing:
-            reason = f"{', '.join(missing)} missing"
-        return (
-            f"{reason}: this is not the RM-Bench average; Hard, Normal and Easy are macro over the "
-            "same domains"
-        )
+
+def _note(domains: Sequence[str]) -> str:
+    """Whether the macro average is RM-Bench's own, for a reader of the figures."""
+    if tuple(domains) == DOMAINS:
+        return "macro is the mean over the four domains; Hard, Normal and Easy are macro, too"
+    reason = "there are other domains than RM-Bench's"
+    missing = [name for name in DOMAINS if name not in domains]
+    if missing:
+        reason = f"{', '.join(missing)} missing"
+    return (
+        f"{reason}: this is not the RM-Bench average; Hard, Normal and Easy are macro over the "
+        "same domains"
+    )
 
 
 def _domain(row: DataRow) -> str:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -25,36 +26,37 @@ from tokenreward.eval.outcome import Judgement
 from tokenreward.eval.rows import DataRow
 
 
-class Tokens(Dataset):
-    """Responses with flags: one candidate per row."""
+def tokens(rows: Sequence[DataRow], prompt_as: PromptAs) -> Dataset:
+    """Responses with flags: one candidate per row. Raises EvalError."""
+    read = partial(_read, prompt_as=prompt_as)
+    return Dataset("tokens", "responses", rows=rows, read=read, judge=_judge)
 
-    kind = "tokens"
-    noun = "responses"
 
-    def read(self, row: DataRow, prompt_as: PromptAs) -> list[Candidate]:
-        """The response, with its flags."""
-        prompt, response = prompt_of(row, "prompt", prompt_as), row.text("response")
-        spans = None
-        if "flagged" in row.fields:
-            if "flags" in row.fields:
-                raise row.wrong("flags", "and `flagged` say the same thing: give one of them")
-            flags = range_flags(row, "flagged", len(response))
-        elif "spans" in row.fields:
-            spans = _tiling_spans(row, len(response))
-            flags = np.array(row.flags("flags", num=len(spans), of="span"), dtype=np.bool_)
-        else:
-            per_character = row.flags("flags", num=len(response), of="character")
-            flags = np.array(per_character, dtype=np.bool_)
-        new = candidate(row, prompt, response, field="response", spans=spans)
-        return [replace(new, needs_score=False, needs_units=True, flags=flags)]
+def _read(row: DataRow, prompt_as: PromptAs) -> list[Candidate]:
+    """The response, with its flags."""
+    prompt, response = prompt_of(row, "prompt", prompt_as), row.text("response")
+    spans = None
+    if "flagged" in row.fields:
+        if "flags" in row.fields:
+            raise row.wrong("flags", "and `flagged` say the same thing: give one of them")
+        flags = range_flags(row, "flagged", len(response))
+    elif "spans" in row.fields:
+        spans = _tiling_spans(row, len(response))
+        flags = np.array(row.flags("flags", num=len(spans), of="span"), dtype=np.bool_)
+    else:
+        per_character = row.flags("flags", num=len(response), of="character")
+        flags = np.array(per_character, dtype=np.bool_)
+    new = candidate(row, prompt, response, field="response", spans=spans)
+    return [replace(new, needs_score=False, needs_units=True, flags=flags)]
 
-    def judge(self, answers: Sequence[CandidateAnswer]) -> Judgement:
-        """The area under the ROC curve of flagged units: its mean over responses, and the area over
-        all units."""
-        responses = [(row.where, index) for row, (index,) in self.cases]
-        judgement = judge_flags(responses, self.candidates, answers)
-        counts = self.counts(self.complete_cases(answers)) | dict(judgement.counts)
-        return replace(judgement, counts=counts)
+
+def _judge(dataset: Dataset, answers: Sequence[CandidateAnswer]) -> Judgement:
+    """The area under the ROC curve of flagged units: its mean over responses, and the area over all
+    units."""
+    responses = [(row.where, index) for row, (index,) in dataset.cases]
+    judgement = judge_flags(responses, dataset.candidates, answers)
+    counts = dataset.counts(dataset.complete_cases(answers)) | dict(judgement.counts)
+    return replace(judgement, counts=counts)
 
 
 def _tiling_spans(row: DataRow, num_characters: int) -> list[list[int]]:

@@ -1,7 +1,7 @@
 """Judges served scorers on preference data: what their numbers say about answers of known worth.
 
 rows, candidate        files as rows, and the responses in them as items; errors name line and field
-subject, ask           the scorer under judgement; asking the service for its answers
+subject, request, ask  the scorer under judgement; one request; all requests of an evaluation
 answer, cache          the answer for one response; answers that need not be asked for again
 statistics             shares, means, areas under curves, with intervals; seconds
 outcome, dataset       the outcome for one scorer; what every kind of data is
@@ -14,11 +14,12 @@ line.
 """
 
 from tokenreward.eval.answer import CandidateAnswer
-from tokenreward.eval.ask import collect_answers, try_out
+from tokenreward.eval.ask import collect_answers
 from tokenreward.eval.candidate import Candidate
 from tokenreward.eval.dataset import Dataset
 from tokenreward.eval.loading import KINDS, load
 from tokenreward.eval.outcome import ScorerOutcome
+from tokenreward.eval.request import try_out
 from tokenreward.eval.rows import EvalError
 from tokenreward.eval.subject import Subject, find_subject, groups_of
 

@@ -15,6 +15,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tokenreward.checkpoints.adapter import CONFIG, Adapter
+from tokenreward.checkpoints.load_failure import (
+    refuse_failing,
+    refuse_unknown_quantisation,
+    why_not_loaded,
+)
 from tokenreward.checkpoints.refusal import CheckpointRefused, refuse_incomplete
 from tokenreward.checkpoints.reward_model import load_reward_model, refuse_unreadable
 from tokenreward.checkpoints.value_head import ValueHead
@@ -172,6 +177,7 @@ def load_checkpoint(settings: DeploymentSettings) -> Checkpoint:
     source, device = resolve(settings.checkpoint), choose_device(settings)
     try:
         adapter = _read_adapter(source, settings)
+        refuse_unknown_quantisation(source, settings.revision)
         tokenizer = AutoTokenizer.from_pretrained(
             source, revision=settings.revision, trust_remote_code=settings.trust_remote_code
         )
@@ -186,6 +192,7 @@ def load_checkpoint(settings: DeploymentSettings) -> Checkpoint:
             head_format=head_format,
             adapter_base=None if adapter is None else adapter.base,
         )
+        refuse_failing(checkpoint, settings)
         if settings.task == "reward_model":
             refuse_unreadable(checkpoint.model, checkpoint.value_head, device)
     except CheckpointRefused as error:
@@ -195,7 +202,8 @@ def load_checkpoint(settings: DeploymentSettings) -> Checkpoint:
     except Exception as error:
         # transformers and safetensors raise errors of all kinds for a file that is not right.
         raise CheckpointRefused(
-            f"`{settings.checkpoint}` cannot be loaded as {settings.task}: {error}"
+            f"`{settings.checkpoint}` cannot be loaded as {settings.task}: "
+            f"{why_not_loaded(error, source, settings)}"
         ) from error
     if settings.chat_template is not None:
         tokenizer.chat_template = settings.chat_template

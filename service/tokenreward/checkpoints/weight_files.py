@@ -7,10 +7,13 @@ shards, safetensors or, only if the caller allows them, pickled `.bin` files. It
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import torch
 from huggingface_hub import (
+    HfApi,
+    constants,
     hf_hub_download,
     is_offline_mode,
     snapshot_download,
@@ -24,12 +27,26 @@ from huggingface_hub.errors import (
 from safetensors import safe_open
 from torch import Tensor
 
-from tokenreward.checkpoints.refusal import CheckpointRefused
+from tokenreward.checkpoints.refusal import CheckpointRefused, few
 
 _INDEX = ".index.json"
 # In the order in which transformers looks for them.
 _SAFE = ["model.safetensors", f"model.safetensors{_INDEX}"]
 _PICKLED = ["pytorch_model.bin", f"pytorch_model.bin{_INDEX}"]
+_SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
+_WEIGHTS_OF_PICKLES = re.compile(r"pytorch_model.*\.(bin|bin\.index\.json)")
+# Weights in formats of other libraries, or under names that transformers does not look for.
+_OTHER_FORMATS = (
+    ".safetensors",
+    ".bin",
+    ".gguf",
+    ".pt",
+    ".pth",
+    ".ckpt",
+    ".h5",
+    ".msgpack",
+    ".onnx",
+)
 # LLaMA-Factory stores the value head in a file of its own.
 _SAFE_HEAD, _PICKLED_HEAD = ["value_head.safetensors"], ["value_head.bin"]
 
@@ -47,8 +64,8 @@ def find_tensors(source: str, *, revision: str | None, allow_pickle: bool) -> di
         weights, heads = weights + _PICKLED, heads + _PICKLED_HEAD
     path = find(source, *weights, revision=revision)
     if path is None:
-        hint = "" if allow_pickle else "; `.bin` files are read only with `allow_pickle`"
-        raise CheckpointRefused(f"it has no {' or '.join(weights)}{hint}")
+        cause = why_no_weights(source, revision=revision, allow_pickle=allow_pickle)
+        raise CheckpointRefused(cause or f"it has no {' or '.join(weights)}")
     if path.name.endswith(_INDEX):
         file_of = _shards_of(path, source, revision)
     else:
@@ -57,6 +74,55 @@ def find_tensors(source: str, *, revision: str | None, allow_pickle: bool) -> di
     if head is not None:
         file_of |= dict.fromkeys(_tensor_names(head), head)
     return file_of
+
+
+def why_no_weights(source: str, *, revision: str | None, allow_pickle: bool) -> str | None:
+    """Why a folder or hub repository has no weights that can be read, by the names of its files.
+
+    Returns:
+        The cause as a predicate of the checkpoint, or None: nothing is known against the weights.
+
+    Raises:
+        OSError: The folder or the hub could not be asked.
+    """
+    files = list_files(source, revision)
+    if not files:
+        return None
+    readable = _SAFE + _PICKLED if allow_pickle else _SAFE
+    first = next((name for name in readable if name in files), None)
+    if first is None:
+        pickled = sorted(name for name in files if _WEIGHTS_OF_PICKLES.fullmatch(name))
+        shards = sorted(name for name in files if _SHARD.fullmatch(name))
+        others = sorted(name for name in files if name.endswith(_OTHER_FORMATS))
+        if pickled and not allow_pickle:
+            return (
+                f"its weights are pickled ({few(pickled)}): set `allow_pickle: true` to read them"
+            )
+        if shards:
+            return f"it has shards ({few(shards)}) and no model.safetensors{_INDEX} that lists them"
+        if others:
+            return f"it has no model.safetensors; {few(others)} cannot be read in its place"
+        return f"it has no weights: no model.safetensors and no model.safetensors{_INDEX}"
+    if first.endswith(_INDEX):
+        path = find(source, first, revision=revision)
+        assert path is not None
+        absent = sorted(set(_shard_names(path).values()).difference(files))
+        if absent:
+            return f"its {first} names {few(absent)}, which is not there"
+    return None
+
+
+def list_files(source: str, revision: str | None) -> frozenset[str]:
+    """The names of the files of a folder or hub repository; empty if they cannot be listed."""
+    try:
+        if Path(source).is_dir():
+            return frozenset(path.name for path in Path(source).iterdir() if path.is_file())
+        if is_offline_mode():
+            folder = snapshot_download(source, revision=revision, local_files_only=True)
+            return frozenset(path.name for path in Path(folder).iterdir())
+        return frozenset(HfApi(constants.ENDPOINT).list_repo_files(source, revision=revision))
+    except Exception:  # of the file system, the hub's client or its HTTP library
+        return frozenset()
 
 
 def read_tensor(path: Path, name: str) -> Tensor:
@@ -143,8 +209,14 @@ def _is_cached(repository: str, revision: str | None) -> bool:
     return True
 
 
-def _shards_of(index: Path, source: str, revision: str | None) -> dict[str, Path]:
+def _shard_names(index: Path) -> dict[str, str]:
+    """The shard of each tensor, by the tensor's name, as an index says it."""
     shard_of: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    return shard_of
+
+
+def _shards_of(index: Path, source: str, revision: str | None) -> dict[str, Path]:
+    shard_of = _shard_names(index)
     path_of: dict[str, Path] = {}
     for shard in sorted(set(shard_of.values())):
         path = find(source, shard, revision=revision)

@@ -9,7 +9,9 @@ import time
 from collections.abc import Callable, Mapping
 
 from tokenreward.checkpoints.checkpoint import Checkpoint, load_checkpoint, refuse_longer
+from tokenreward.checkpoints.load_failure import tokens_beyond_embedding, why_not_probed
 from tokenreward.checkpoints.reference import with_reference
+from tokenreward.checkpoints.refusal import CheckpointRefused
 from tokenreward.engine.plan import ServedScorer, check_options, needs_of
 from tokenreward.forward.layout import LayoutChoice
 from tokenreward.forward.own_call import compare_with_own_call
@@ -34,6 +36,11 @@ def load_checkpoint_of(
     checkpoint = load_checkpoint(settings)
     max_tokens = settings.max_sequence_tokens or checkpoint.max_positions
     tokenizer = Tokenizer(checkpoint.tokenizer, checkpoint.eos_ids, max_tokens)
+    beyond = tokens_beyond_embedding(checkpoint, tokenizer)
+    if beyond is not None and settings.task == "reward_model":
+        raise CheckpointRefused(f"`{settings.checkpoint}` cannot be served: {beyond}")
+    if beyond is not None:  # prompts that are raw text or ids may do without
+        say(f"{settings.name}: messages cannot be scored: {beyond}")
     check_options(scorers.values(), settings, tokenizer)
     if "reference" in needs_of(scorers.values()):
         checkpoint = with_reference(checkpoint, settings, tokenizer)
@@ -55,8 +62,13 @@ def load_layout(
     say: Say,
 ) -> LayoutChoice:
     """Probes a checkpoint, which also warms it. Raises CheckpointRefused."""
-    if settings.task == "reward_model":
-        comparison = compare_with_own_call(checkpoint, tokenizer, settings.suffix_text)
-        say(f"{settings.name}: {comparison}")
-    needs = needs_of(scorers.values())
-    return choose_layouts(checkpoint, needs, say=lambda line: say(f"{settings.name}: {line}"))
+    try:
+        if settings.task == "reward_model":
+            comparison = compare_with_own_call(checkpoint, tokenizer, settings.suffix_text)
+            say(f"{settings.name}: {comparison}")
+        needs = needs_of(scorers.values())
+        return choose_layouts(checkpoint, needs, say=lambda line: say(f"{settings.name}: {line}"))
+    except CheckpointRefused:
+        raise
+    except Exception as error:  # the model's own code, or torch's, raises errors of all kinds
+        raise CheckpointRefused(why_not_probed(error, settings)) from error

@@ -79,8 +79,8 @@ def refuse_unknown_quantisation(source: str, revision: str | None) -> None:
     """Refuses weights that are quantised in a way that transformers does not know: it would take
     their packed numbers for absent ones. Raises OSError for files that cannot be read."""
     method = quantisation(source, revision)
-    known = {name.removesuffix("_4bit").removesuffix("_8bit") for name in AUTO_QUANTIZER_MAPPING}
-    if method is not None and method not in known:
+    methods = {name.removesuffix("_4bit").removesuffix("_8bit") for name in AUTO_QUANTIZER_MAPPING}
+    if method is not None and method not in methods:
         raise CheckpointRefused(
             f"its weights are quantised by `{method}` (config.json), which transformers "
             f"{transformers.__version__} cannot read"
@@ -107,7 +107,10 @@ def refuse_failing(checkpoint: Any, settings: DeploymentSettings) -> None:
             else:
                 numbers = checkpoint.trunk(input_ids=ids, use_cache=False).last_hidden_state
     except Exception as error:
-        raise CheckpointRefused(_why_not_run(error, model, settings)) from error
+        cause = f"{type(model).__name__} cannot read tokens: {_first_line(error, None)}"
+        if getattr(model.config, "quantization_config", None) and "dtype" in str(error):
+            cause += f"; its quantised weights may not run in {settings.dtype}: set `dtype`"
+        raise CheckpointRefused(cause) from error
     if torch.isfinite(numbers).all():
         return
     for name, weight in model.named_parameters():
@@ -239,15 +242,6 @@ def _why_not_quantised(error: Exception, method: str) -> str:
             f"`pip install {_PACKAGES[method]}`"
         )
     return f"its weights are quantised by `{method}`: {_first_line(error, None)}"
-
-
-def _why_not_run(error: Exception, model: Any, settings: DeploymentSettings) -> str:
-    """Why a model's own forward raises."""
-    stored = getattr(model.config, "quantization_config", None)
-    text = f"{type(model).__name__} cannot read tokens: {_first_line(error, None)}"
-    if stored is not None and "dtype" in str(error):
-        text += f"; its weights are quantised, and may not run in {settings.dtype}: set `dtype`"
-    return text
 
 
 def _first_line(error: Exception, settings: DeploymentSettings | None) -> str:

@@ -4,6 +4,7 @@ anything else."""
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,10 @@ from safetensors.torch import load_file, save_file
 from fakes import lora, oracle, tiny
 from tokenreward.checkpoints.adapter import lora_layers, without_adapter
 from tokenreward.checkpoints.checkpoint import Checkpoint, CheckpointRefused, load_checkpoint
+from tokenreward.contract import Needs, Row, RowRequest
+from tokenreward.forward.packed import PackedLayout
+from tokenreward.forward.pair import choose_layouts
+from tokenreward.forward.plain import PlainLayout
 from tokenreward.settings import DeploymentSettings
 
 IDS = np.random.default_rng(0).integers(3, tiny.VOCAB_SIZE, size=30)
@@ -63,6 +68,8 @@ def test_the_model_is_its_base_plus_the_product_of_the_adapters_matrices(
         {"target_modules": ["q_proj"], "layers_to_transform": [1]},
         {"lora_dropout": 0.5},
         {"init_lora_weights": "orthogonal"},
+        {"modules_to_save": ["lm_head"], "target_modules": ["q_proj"]},
+        {"modules_to_save": ["embed_tokens", "lm_head"], "use_dora": True},
     ],
     ids=str,
 )
@@ -75,6 +82,30 @@ def test_what_peft_serves_is_served_the_same(
     truth = oracle.logits(lora.as_peft_has_it(folder), IDS)
     assert np.abs(truth - oracle.logits(tiny.model("llama"), IDS)).max() > 0.1
     np.testing.assert_array_equal(oracle.logits(ours, IDS), truth)
+    with without_adapter(lora_layers(ours)):
+        np.testing.assert_array_equal(
+            oracle.logits(ours, IDS), oracle.logits(tiny.model("llama"), IDS)
+        )
+
+
+def test_whole_modules_are_switched_in_the_layouts_that_read_them(
+    base: Path, tmp_path: Path
+) -> None:
+    """The head and the embedding are other weights with the adapter and without."""
+    saved = {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]}
+    checkpoint = load(base, lora.save(tmp_path / "adapter", **saved))
+    needs = {model: Needs(temperatures=frozenset({1.0})) for model in ("policy", "reference")}
+    choice = choose_layouts(replace(checkpoint, reference=checkpoint), needs, say=lambda _: None)
+    assert choice.layout.name == "packed"
+    rows = [Row(IDS, 1, len(IDS), model=model) for model in needs]
+    outputs = choice.layout.run([RowRequest(row, needs[row.model]) for row in rows])
+    folder = tmp_path / "adapter"
+    for model, ours in zip(
+        (lora.as_peft_has_it(folder), tiny.model("llama")), outputs, strict=True
+    ):
+        logits = oracle.logits(model, IDS)
+        truth = logits[np.arange(len(IDS) - 1), IDS[1:]] - oracle.logsumexp(logits[:-1])
+        assert np.abs(ours.log_probs(1.0) - truth).max() <= 1e-5 * np.abs(logits).max()
 
 
 def test_it_is_on_again_after_a_pass_that_raised(base: Path, adapter: Path) -> None:
@@ -141,14 +172,66 @@ def test_a_reward_model_takes_an_adapter(tmp_path: Path) -> None:
     np.testing.assert_allclose(oracle.head_values(model, IDS[:8]), truth, atol=1e-4)
 
 
-def test_an_adapter_of_the_value_head_is_refused(tmp_path: Path) -> None:
-    base = tiny.save(tmp_path / "base", task="reward_model")
-    of_head = {"on_it": {"target_modules": ["score"]}, "in_its_place": {"task_type": "SEQ_CLS"}}
-    for name, options in of_head.items():
-        with pytest.raises(
-            CheckpointRefused, match=r"no head over every token|sets `modules_to_save`"
-        ):
-            load(base, lora.save(tmp_path / name, task="reward_model", **options), "reward_model")
+SAVED_HEAD = {"task_type": "SEQ_CLS", "target_modules": ["q_proj", "down_proj"]}
+
+
+@pytest.mark.parametrize(
+    ("base_task", "num_labels", "options"),
+    [
+        ("causal_lm", 1, SAVED_HEAD),
+        ("reward_model", 2, SAVED_HEAD),
+        ("reward_model", 1, {"target_modules": ["q_proj", "score"]}),
+    ],
+    ids=["saved, no head in the base", "saved, another in the base", "matrices on the base's"],
+)
+def test_a_value_head_of_an_adapter_is_the_head_whatever_the_base_holds(
+    tmp_path: Path, base_task: str, num_labels: int, options: dict[str, Any]
+) -> None:
+    base = tiny.save(tmp_path / "base", task=base_task, num_labels=num_labels)
+    adapter = lora.save(tmp_path / "adapter", task="reward_model", **options)
+    checkpoint = load(base, adapter, "reward_model")
+    truth = oracle.head_values(lora.as_peft_has_it(adapter, task="reward_model"), IDS)
+    assert np.abs(truth - oracle.head_values(tiny.model("llama", "reward_model"), IDS)).max() > 0.1
+    (outputs,) = PlainLayout(checkpoint).run(
+        [RowRequest(Row(IDS, 1, len(IDS)), Needs(values=True))]
+    )
+    np.testing.assert_allclose(outputs.values, truth, atol=1e-4)
+
+
+def test_a_value_head_in_a_file_beside_the_adapter_is_on_its_trunk(tmp_path: Path) -> None:
+    """So LLaMA-Factory leaves a reward model that it trained with LoRA. The names of the adapter
+    are those of a language model, and the trunk is loaded alone."""
+    base = tiny.save(tmp_path / "base")
+    options = {"target_modules": ["q_proj", "up_proj"], "layers_to_transform": [1, 2]}
+    adapter = lora.save(tmp_path / "adapter", **options)
+    weight = torch.randn(1, 32, generator=torch.Generator().manual_seed(0))
+    head = {"v_head.summary.weight": weight, "v_head.summary.bias": torch.tensor([0.5])}
+    save_file(head, adapter / "value_head.safetensors")
+    checkpoint = load(base, adapter, "reward_model")
+    exact = lora.merged(oracle.double(tiny.model("llama")), adapter)
+    with torch.no_grad():
+        states = exact.base_model(input_ids=torch.from_numpy(IDS)[None]).last_hidden_state[0]
+    truth = (states @ weight[0].double() + 0.5).numpy()
+    for layout in (PlainLayout, PackedLayout):
+        (outputs,) = layout(checkpoint).run([RowRequest(Row(IDS, 1, len(IDS)), Needs(values=True))])
+        np.testing.assert_allclose(outputs.values, truth, atol=1e-4)
+    # A policy that was trained with PPO has such a file, too, and is read without it.
+    assert load(base, adapter).head_format is None
+
+
+def test_a_whole_module_that_is_missing_or_of_another_size_is_refused_by_its_name(
+    base: Path, tmp_path: Path
+) -> None:
+    adapter = lora.save(tmp_path / "adapter", modules_to_save=["embed_tokens"])
+    weights = load_file(adapter / WEIGHTS)
+    name = "base_model.model.model.embed_tokens.weight"
+    save_file({**weights, name: torch.zeros(tiny.VOCAB_SIZE + 8, 32)}, adapter / WEIGHTS)
+    with pytest.raises(CheckpointRefused, match=r"embed_tokens\.weight of shape \[328, 32\]"):
+        load(base, adapter)
+    del weights[name]
+    save_file(weights, adapter / WEIGHTS)
+    with pytest.raises(CheckpointRefused, match=r"does not hold model\.embed_tokens\.weight"):
+        load(base, adapter)
 
 
 def test_an_adapter_of_another_shape_is_refused_with_the_shapes(base: Path, adapter: Path) -> None:
@@ -219,7 +302,7 @@ def test_a_copy_of_the_bases_own_weight_is_let_pass_and_another_weight_in_its_pl
     ("changes", "why"),
     [
         ({"bias": "all"}, "sets `bias`"),
-        ({"modules_to_save": ["score"]}, "sets `modules_to_save`.*merge_and_unload"),
+        ({"ensure_weight_tying": True}, "sets `ensure_weight_tying`.*merge_and_unload"),
         ({"layer_replication": [[0, 2], [1, 3]]}, "sets `layer_replication`"),
         ({"alora_invocation_tokens": [5]}, "sets `alora_invocation_tokens`"),
         ({"trainable_token_indices": [5]}, "sets `trainable_token_indices`"),
@@ -276,12 +359,14 @@ def test_a_folder_without_an_adapter_is_refused(base: Path, tmp_path: Path) -> N
 def test_a_checkpoint_folder_that_holds_an_adapter_is_refused_and_not_adapted_unsaid(
     base: Path, adapter: Path, with_weights: bool
 ) -> None:
+    lora.config(adapter, base_model_name_or_path="the/base")
     if with_weights:
         shutil.copytree(base, adapter, dirs_exist_ok=True)
     settings = DeploymentSettings(
         name="x", checkpoint=str(adapter), task="causal_lm", scorers=[{"type": "constant"}]
     )
     with pytest.raises(
-        CheckpointRefused, match=r"holds an adapter \(adapter_config\.json\): name it as `adapter`"
+        CheckpointRefused,
+        match=rf"holds an adapter .*: write `checkpoint: the/base` and `adapter: {adapter}`",
     ):
         load_checkpoint(settings)

@@ -36,7 +36,7 @@ def save(
         for name, parameter in wrapped.named_parameters():
             if "magnitude" in name:
                 parameter.data *= 1 + 0.1 * torch.randn_like(parameter)
-            elif ".lora_" in name:
+            elif ".lora_" in name or ".modules_to_save." in name:
                 torch.nn.init.normal_(parameter, std=0.2)
         wrapped.save_pretrained(folder)
     return folder
@@ -50,10 +50,10 @@ def save_prompt(folder: Path) -> Path:
     return folder
 
 
-def as_peft_has_it(folder: Path, architecture: str = "llama") -> Any:
+def as_peft_has_it(folder: Path, architecture: str = "llama", task: str = "causal_lm") -> Any:
     """The adapter on its base, by PEFT's own loader."""
     with _quiet():
-        return PeftModel.from_pretrained(tiny.model(architecture), folder).eval()
+        return PeftModel.from_pretrained(tiny.model(architecture, task), folder).eval()
 
 
 @contextmanager

@@ -3,26 +3,31 @@ around a pass.
 
     W x becomes W x + s B A x, and W x again while it is switched off
 
+s is alpha / r, or alpha / sqrt(r) of rank-stabilised LoRA (Kalajdzievski 2023, 2312.03732). DoRA
+(Liu et al. 2024, 2402.09353) also learns the norms of the rows. Modules that were trained as a
+whole (PEFT's `modules_to_save`: embeddings, heads) stand beside the base's own and are switched
+with the rest.
+
 The base's weights stay where they are and the model keeps its class. So a policy and the reference
 it was tuned from are one copy in memory, and the switched-off pass is the base's own, bit for bit.
 What PEFT would silently drop or change (parts of the configuration, weights without a place) is
-refused. It knows PEFT's files and no architecture.
+refused. It knows PEFT's files and no architecture; a value head among an adapter's weights is for
+`reward_model` to take.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from tokenreward.checkpoints.refusal import CheckpointRefused, few
-from tokenreward.checkpoints.weight_files import find
+from tokenreward.checkpoints.weight_files import find, find_value_head, read_tensor, read_tensors
 
 CONFIG = "adapter_config.json"
 _SAFE, _PICKLED = "adapter_model.safetensors", "adapter_model.bin"
@@ -32,7 +37,7 @@ _PREFIX = "base_model.model."  # PEFT's, before the model's own names
 _READ = frozenset({
     "r", "lora_alpha", "use_rslora", "use_dora", "lora_bias", "fan_in_fan_out", "rank_pattern",
     "alpha_pattern", "target_modules", "exclude_modules", "target_parameters",
-    "layers_to_transform", "layers_pattern",
+    "layers_to_transform", "layers_pattern", "modules_to_save",
 })  # fmt: skip
 # The fields that have no part in it once the weights are trained. Any other field must be off.
 _IDLE = frozenset({
@@ -48,8 +53,8 @@ _PROMPT_TYPES = frozenset({
     "CPT",
 })  # fmt: skip
 _REMEDY = (
-    "Merge it into its base (PEFT's `merge_and_unload`) and serve the result as `checkpoint`; the "
-    "base can be its `reference_checkpoint`"
+    "Merge it into its base (PEFT's `merge_and_unload`) and serve the result as `checkpoint`; of a "
+    "policy, the base can be the `reference_checkpoint`"
 )
 
 
@@ -60,13 +65,16 @@ class Adapter:
     Attributes:
         name: The folder or hub repository.
         config: The fields of its configuration that say which function it is.
-        tensors: Its weights, by PEFT's names.
+        tensors: Its weights, by the names of the model that it was trained on.
+        value_head: The tensors of the file `value_head.safetensors`, which LLaMA-Factory writes
+            beside the adapter of a reward model or of a policy that it trained with PPO.
         base: The base that it says it was trained on, if it says so.
     """
 
     name: str
     config: dict[str, Any]
     tensors: dict[str, Tensor]
+    value_head: dict[str, Tensor]
     base: str | None
 
     @classmethod
@@ -87,18 +95,33 @@ class Adapter:
         weights = find(name, *candidates, revision=revision)
         if weights is None:
             raise CheckpointRefused(f"`adapter` `{name}` has no {' or '.join(candidates)}")
-        if weights.suffix == ".safetensors":
-            tensors = load_file(weights)
-        else:
-            tensors = torch.load(weights, map_location="cpu", weights_only=True)
-        base = config.get("base_model_name_or_path") or None
-        return cls(name, {key: config[key] for key in _READ & set(config)}, tensors, base)
+        tensors = {
+            key.removeprefix(_PREFIX): tensor for key, tensor in read_tensors(weights).items()
+        }
+        head = find_value_head(name, revision=revision, allow_pickle=allow_pickle)
+        return cls(
+            name,
+            {key: config[key] for key in _READ & set(config)},
+            tensors,
+            {key: read_tensor(file, key) for key, file in head.items()},
+            config.get("base_model_name_or_path") or None,
+        )
 
-    def add_to(self, model: Any) -> None:
+    @property
+    def whole_weights(self) -> dict[str, Tensor]:
+        """Its weights that stand in place of the base's, or that the base lacks: all that are not
+        LoRA's matrices, and not the value head's file."""
+        return {key: tensor for key, tensor in self.tensors.items() if ".lora_" not in key}
+
+    def add_to(self, model: Any, *, except_for: Collection[str] = ()) -> None:
         """Puts the adapter on the model, in the dtype of the model's weights.
 
         DoRA's magnitudes stay in float32: they stand for the norms of the base's weights, and
         rounded would lose what was learned.
+
+        Args:
+            model: The base, whole or its trunk alone.
+            except_for: Names of weights that are already in the model: a value head's.
 
         Raises:
             CheckpointRefused: One of its weights has no place in the model, or a place gets no
@@ -107,15 +130,22 @@ class Adapter:
         from peft import LoraConfig  # not needed where no deployment has an adapter
         from peft.functional import inject_adapter_in_model, set_peft_model_state_dict
 
-        tensors = self._lora_tensors(model)
+        target = self._target(model)
+        modules = [
+            entry
+            for entry in self.config.get("modules_to_save") or ()
+            if not any(f".{entry}." in f".{name}" for name in except_for)
+        ]
+        tensors = self._placed_tensors(target, modules, except_for)
         try:
-            config = LoraConfig(**self.config, inference_mode=True)
-            inject_adapter_in_model(config, model, low_cpu_mem_usage=True)
-            result = set_peft_model_state_dict(model, tensors, low_cpu_mem_usage=True)
-            for name, parameter in model.named_parameters():
+            config = LoraConfig(
+                **{**self.config, "modules_to_save": modules or None}, inference_mode=True
+            )
+            inject_adapter_in_model(config, target, low_cpu_mem_usage=True)
+            result = set_peft_model_state_dict(target, tensors, low_cpu_mem_usage=True)
+            for name, parameter in target.named_parameters():
                 if "lora_magnitude_vector" in name:
-                    key = _PREFIX + name.removesuffix(".default.weight")
-                    parameter.data = tensors[key].float()
+                    parameter.data = tensors[name.removesuffix(".default.weight")].float()
         except Exception as error:
             # PEFT and torch raise errors of all kinds for modules and shapes that do not fit.
             raise CheckpointRefused(
@@ -126,34 +156,98 @@ class Adapter:
                 f"`adapter` `{self.name}` holds {few(sorted(result.unexpected_keys))}, which the "
                 "model has no place for"
             )
-        empty = sorted(name for name, parameter in model.named_parameters() if parameter.is_meta)
+        empty = sorted(name for name, parameter in target.named_parameters() if parameter.is_meta)
         if empty:
             raise CheckpointRefused(
                 f"`adapter` `{self.name}` does not hold {few(empty)}, which its configuration names"
             )
 
-    def _lora_tensors(self, model: Any) -> dict[str, Tensor]:
-        """The tensors of LoRA's matrices. Refuses weights that replace those of the base, but for
-        plain copies: PEFT stores the weight under an adapted embedding or head, too."""
-        lora, others = {}, []
+    def _target(self, model: Any) -> nn.Module:
+        """The module in which the adapter's names are those of modules: the model, or a holder of
+        its trunk.
+
+        An adapter is trained on a model with a head, whose trunk has a name (`model.layers.0`).
+        Where the trunk was loaded alone its names lack that part (`layers.0`), and PEFT's patterns
+        over names of modules would not match.
+        """
+        holder = nn.ModuleDict({model.base_model_prefix or "model": model.base_model})
+        names = {key.split(".lora_", 1)[0].split(".base_layer", 1)[0] for key in self.tensors}
+        candidates: list[nn.Module] = [model, holder, model.base_model]
+        for candidate in candidates:
+            if names.intersection(name for name, _ in candidate.named_modules()):
+                return candidate
+        return candidates[0]
+
+    def _placed_tensors(
+        self, target: nn.Module, modules: Sequence[str], except_for: Collection[str]
+    ) -> dict[str, Tensor]:
+        """LoRA's matrices, and the weights of whole modules in the dtype of the base's.
+
+        Plain copies of the base's weights are dropped: PEFT stores the weight under an adapted
+        embedding or head, too.
+
+        Args:
+            target: Where the adapter is put.
+            modules: The ends of the names of modules that were trained as a whole.
+            except_for: Names of weights to leave out.
+
+        Raises:
+            CheckpointRefused: A weight stands in place of the base's and belongs to none of these
+                modules, or has another shape, or is missing.
+        """
+        parameters = dict(target.named_parameters(remove_duplicate=False))
+        whole = {}
+        for name, module in target.named_modules(remove_duplicate=False):
+            if name.endswith(tuple(modules)):  # PEFT's own rule
+                whole |= {f"{name}.{key}": weight for key, weight in module.named_parameters()}
+        placed, others = {}, []
         for key, tensor in self.tensors.items():
             if ".lora_" in key:
-                lora[key] = tensor
-            elif not _is_copy(model, key, tensor):
+                placed[key] = tensor
+            elif key in whole:
+                placed[key] = tensor.to(whole[key].dtype)
+            elif key not in except_for and not _is_copy(parameters, key, tensor):
                 others.append(key)
         if others:
             raise CheckpointRefused(
                 f"`adapter` `{self.name}` holds {few(sorted(others))}, weights in place of the "
                 f"base's. {_REMEDY}"
             )
-        return lora
+        missing = sorted(set(whole) - set(placed))
+        if missing:
+            raise CheckpointRefused(
+                f"`adapter` `{self.name}` does not hold {few(missing)}, which its "
+                "`modules_to_save` names"
+            )
+        for key, weight in whole.items():
+            if placed[key].shape != weight.shape:
+                raise CheckpointRefused(
+                    f"`adapter` `{self.name}` holds {key} of shape {list(placed[key].shape)}, the "
+                    f"base's is {list(weight.shape)}: it was trained on a base of another size. "
+                    f"{_REMEDY}"
+                )
+        return placed
 
 
 def lora_layers(model: Any) -> list[Any]:
-    """PEFT's layers of a model, which hold the parts of its adapter."""
+    """PEFT's layers of a model, which hold the parts of its adapter: LoRA's matrices, and whole
+    modules beside the base's own."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    kinds = (BaseTunerLayer, AuxiliaryTrainingWrapper)
+    return [module for module in model.modules() if isinstance(module, kinds)]
+
+
+def merge_head(model: Any, name: str) -> None:
+    """Adds LoRA's product to the weight of one Linear of the model, which is then a plain Linear
+    again. Nothing happens if that module has no adapter."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    layer = getattr(model, name, None)
+    if isinstance(layer, BaseTunerLayer):
+        layer.merge()
+        setattr(model, name, layer.get_base_layer())
 
 
 @contextmanager
@@ -180,13 +274,12 @@ def without_adapter(layers: Sequence[Any]) -> Iterator[None]:
             layer._disable_adapters = False
 
 
-def _is_copy(model: Any, name: str, tensor: Tensor) -> bool:
+def _is_copy(parameters: Mapping[str, Tensor], name: str, tensor: Tensor) -> bool:
     """Whether the tensor equals the weight of the base that it would stand for."""
-    try:
-        weight = model.get_parameter(name.removeprefix(_PREFIX).replace(".base_layer.", "."))
-    except AttributeError:
+    weight = parameters.get(name.replace(".base_layer.", "."))
+    if weight is None or weight.shape != tensor.shape:
         return False
-    return weight.shape == tensor.shape and torch.equal(weight, tensor.to(weight))
+    return torch.equal(weight, tensor.to(weight))
 
 
 def _refuse_config(name: str, config: dict[str, Any]) -> None:

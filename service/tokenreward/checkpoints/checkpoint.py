@@ -7,6 +7,7 @@ the operator's settings say so.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -181,9 +182,7 @@ def load_checkpoint(settings: DeploymentSettings) -> Checkpoint:
         tokenizer = AutoTokenizer.from_pretrained(
             source, revision=settings.revision, trust_remote_code=settings.trust_remote_code
         )
-        model, head_format = _load_model(source, settings)
-        if adapter is not None:
-            adapter.add_to(model)
+        model, head_format = _load_model(source, settings, adapter)
         checkpoint = Checkpoint(
             model=model.eval().requires_grad_(False).to(device),
             tokenizer=tokenizer,
@@ -213,10 +212,12 @@ def load_checkpoint(settings: DeploymentSettings) -> Checkpoint:
 def _read_adapter(source: str, settings: DeploymentSettings) -> Adapter | None:
     """The deployment's adapter, if it has one."""
     # transformers adds an adapter that lies in the checkpoint's folder by itself, without a word.
-    if find(source, CONFIG, revision=settings.revision) is not None:
+    path = find(source, CONFIG, revision=settings.revision)
+    if path is not None:
+        base = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
         raise CheckpointRefused(
-            f"it holds an adapter ({CONFIG}): name it as `adapter`, and as `checkpoint` its base, "
-            "in another folder"
+            f"it holds an adapter ({CONFIG}): write `checkpoint: {base or 'ITS BASE'}` and "
+            f"`adapter: {settings.checkpoint}`, which are two folders"
         )
     if settings.adapter is None:
         return None
@@ -225,9 +226,11 @@ def _read_adapter(source: str, settings: DeploymentSettings) -> Adapter | None:
     )
 
 
-def _load_model(source: str, settings: DeploymentSettings) -> tuple[Any, str | None]:
-    """The model, and the format of a reward model's head. Another kind of model gets its branch
-    here."""
+def _load_model(
+    source: str, settings: DeploymentSettings, adapter: Adapter | None
+) -> tuple[Any, str | None]:
+    """The model with its adapter, and the format of a reward model's head. Another kind of model
+    gets its branch here."""
     arguments = {
         "revision": settings.revision,
         "dtype": getattr(torch, settings.dtype),
@@ -237,9 +240,11 @@ def _load_model(source: str, settings: DeploymentSettings) -> tuple[Any, str | N
         "output_loading_info": True,
     }
     if settings.task == "reward_model":
-        return load_reward_model(source, settings, arguments)
+        return load_reward_model(source, settings, arguments, adapter=adapter)
     model, info = AutoModelForCausalLM.from_pretrained(source, **arguments)
     refuse_incomplete(info)
+    if adapter is not None:
+        adapter.add_to(model)
     return model, None
 
 

@@ -80,6 +80,17 @@ FORMATS = (
 )
 
 
+def has_head(names: Iterable[str], value_head_prefix: str | None) -> bool:
+    """Whether there is a head, or more than one, for `find_head` to take or refuse."""
+    return bool(_heads(names, value_head_prefix))
+
+
+def head_names(names: Iterable[str], value_head_prefix: str | None) -> set[str]:
+    """The names of the tensors of all heads."""
+    heads = _heads(names, value_head_prefix)
+    return {name for _, tensors in heads for name in tensors.values()}
+
+
 def find_head(
     names: Iterable[str], value_head_prefix: str | None
 ) -> tuple[HeadFormat, dict[str, str]]:
@@ -97,11 +108,7 @@ def find_head(
             what there is and what is known.
     """
     names = sorted(names)
-    formats = list(FORMATS)
-    if value_head_prefix is not None and all(each.prefix != value_head_prefix for each in formats):
-        formats.append(HeadFormat("value_head", value_head_prefix, _LINEAR))
-    stored = ((each, each.tensors(names)) for each in formats)
-    heads = [(each, tensors) for each, tensors in stored if tensors]
+    formats, heads = _formats(value_head_prefix), _heads(names, value_head_prefix)
     if len(heads) == 1:
         return heads[0]
     if not heads:
@@ -115,3 +122,19 @@ def find_head(
     raise CheckpointRefused(
         f"it holds more than one value head, {several}; which is meant cannot be told"
     )
+
+
+def _formats(value_head_prefix: str | None) -> list[HeadFormat]:
+    formats = list(FORMATS)
+    if value_head_prefix is not None and all(each.prefix != value_head_prefix for each in formats):
+        formats.append(HeadFormat("value_head", value_head_prefix, _LINEAR))
+    return formats
+
+
+def _heads(
+    names: Iterable[str], value_head_prefix: str | None
+) -> list[tuple[HeadFormat, dict[str, str]]]:
+    """Every head among the names, with its `HeadFormat.tensors`."""
+    names = list(names)
+    stored = ((each, each.tensors(names)) for each in _formats(value_head_prefix))
+    return [(each, tensors) for each, tensors in stored if tensors]

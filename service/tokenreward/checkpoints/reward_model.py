@@ -1,5 +1,5 @@
 """Loads a reward model: the trunk through transformers, the head as `head_formats` finds it among
-the tensors.
+the tensors of the checkpoint or of its adapter.
 
 Where transformers has a class with that very head, the model is loaded as that class, so that its
 own forward is there to compare with. Else the trunk is loaded and the head put on it. Nothing is
@@ -21,10 +21,10 @@ from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
-    PretrainedConfig,
 )
 
-from tokenreward.checkpoints.head_formats import HeadFormat, find_head
+from tokenreward.checkpoints.adapter import Adapter, merge_head
+from tokenreward.checkpoints.head_formats import HeadFormat, find_head, has_head, head_names
 from tokenreward.checkpoints.refusal import CheckpointRefused, few, refuse_incomplete
 from tokenreward.checkpoints.value_head import ATTRIBUTE, ValueHead, head_module
 from tokenreward.checkpoints.weight_files import find_tensors, read_tensor
@@ -35,14 +35,21 @@ _NUM_CAUSAL_TOKENS = 6
 
 
 def load_reward_model(
-    source: str, settings: DeploymentSettings, arguments: dict[str, Any]
+    source: str,
+    settings: DeploymentSettings,
+    arguments: dict[str, Any],
+    *,
+    adapter: Adapter | None = None,
 ) -> tuple[Any, str]:
-    """A reward model on the CPU.
+    """A reward model on the CPU, with its adapter on it.
 
     Args:
         source: A folder or hub id.
         settings: The deployment's.
         arguments: transformers' own `from_pretrained` arguments for this deployment.
+        adapter: The deployment's. A value head among its weights, or beside them, is the head: then
+            the checkpoint is the language model that it was trained on, or holds a head that the
+            training replaced.
 
     Returns:
         The model with its head on it, and the name of the head's format.
@@ -57,22 +64,33 @@ def load_reward_model(
     config: Any = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trusted)
     if settings.normalize_reward is not None:
         config.normalize_reward = settings.normalize_reward
-    head_format, names = find_head(file_of, getattr(config, "value_head_prefix", None))
-    tensors = {place: read_tensor(file_of[name], name) for place, name in names.items()}
-    model, info = _load_as_class(source, config, head_format, tensors, arguments)
+    prefix = getattr(config, "value_head_prefix", None)
+    tuned = {} if adapter is None else {**adapter.whole_weights, **adapter.value_head}
+    is_tuned = has_head(tuned, prefix)
+    if is_tuned:
+        head_format, names = find_head(tuned, prefix)
+        tensors = {place: tuned[name] for place, name in names.items()}
+    else:
+        head_format, names = find_head(file_of, prefix)
+        tensors = {place: read_tensor(file_of[name], name) for place, name in names.items()}
+    model, info = _load_as_class(config, source, head_format, tensors, arguments)
     if model is None:
         model, info = AutoModel.from_pretrained(
             source, config=config, key_mapping=head_format.renames(file_of) or None, **arguments
         )
         model.add_module(ATTRIBUTE, head_module(tensors))
     refuse_incomplete(info)
-    _refuse_leftovers(set(names.values()), model, info)
+    heads = set(names.values()) | (head_names(file_of, prefix) if is_tuned else set())
+    _refuse_leftovers(heads, model, info)
+    if adapter is not None:
+        adapter.add_to(model, except_for=names.values() if is_tuned else ())
+        merge_head(model, head_format.prefix)
     return model, head_format.name
 
 
 def _load_as_class(
-    source: str,
     config: Any,
+    source: str,
     head_format: HeadFormat,
     tensors: dict[str, Tensor],
     arguments: dict[str, Any],
@@ -88,27 +106,25 @@ def _load_as_class(
     has_class = is_remote or type(config) in mapping
     if head_format.name not in ("score", "classifier") or not has_class:
         return None, {}
-    _set_num_labels(source, config, tensors, arguments["revision"])
+    # The number of labels is that of the tensor. Trainers leave another one in config.json, and
+    # where the file says nothing a loaded configuration has two.
+    config.num_labels = int(tensors["weight"].shape[0])
     model, info = auto.from_pretrained(source, config=config, **arguments)
     module = getattr(model, head_format.prefix, None)
     if not isinstance(module, nn.Linear) or (module.bias is not None) != has_bias:
         return None, {}
+    # The tensors may be an adapter's, and then the checkpoint may have none or others.
+    module.load_state_dict(tensors)
+    for kind in ("missing_keys", "mismatched_keys"):
+        info[kind] = [key for key in info.get(kind) or () if not _is_of(key, head_format.prefix)]
     return model, info
 
 
-def _set_num_labels(
-    source: str, config: Any, tensors: dict[str, Tensor], revision: str | None
-) -> None:
-    """Takes the number of labels from the tensor; refuses a config.json with another number."""
-    num_rows = int(tensors["weight"].shape[0])
-    # The file itself, because a loaded configuration has two labels where the file says nothing.
-    fields, _ = PretrainedConfig.get_config_dict(source, revision=revision)
-    if ("num_labels" in fields or "id2label" in fields) and config.num_labels != num_rows:
-        raise CheckpointRefused(
-            f"config.json says {config.num_labels} labels, the head's weight has {num_rows}: its "
-            "rows would be random"
-        )
-    config.num_labels = num_rows
+def _is_of(key: Any, prefix: str) -> bool:
+    """Whether a key of transformers' loading info is below a prefix. A mismatched key comes with
+    its two shapes."""
+    name: str = key if isinstance(key, str) else key[0]
+    return name.startswith(f"{prefix}.")
 
 
 def _refuse_leftovers(head: set[str], model: Any, info: dict[str, Any]) -> None:

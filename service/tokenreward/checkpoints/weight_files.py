@@ -25,6 +25,7 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
 )
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from tokenreward.checkpoints.refusal import CheckpointRefused, few
@@ -59,9 +60,7 @@ def find_tensors(source: str, *, revision: str | None, allow_pickle: bool) -> di
         OSError: The folder or the hub could not be asked, or an index names a shard that is not
             there. A damaged file raises the error of safetensors or torch.
     """
-    weights, heads = _SAFE, _SAFE_HEAD
-    if allow_pickle:
-        weights, heads = weights + _PICKLED, heads + _PICKLED_HEAD
+    weights = _SAFE + _PICKLED if allow_pickle else _SAFE
     path = find(source, *weights, revision=revision)
     if path is None:
         cause = why_no_weights(source, revision=revision, allow_pickle=allow_pickle)
@@ -70,10 +69,18 @@ def find_tensors(source: str, *, revision: str | None, allow_pickle: bool) -> di
         file_of = _shards_of(path, source, revision)
     else:
         file_of = dict.fromkeys(_tensor_names(path), path)
-    head = find(source, *heads, revision=revision)
-    if head is not None:
-        file_of |= dict.fromkeys(_tensor_names(head), head)
-    return file_of
+    return file_of | find_value_head(source, revision=revision, allow_pickle=allow_pickle)
+
+
+def find_value_head(source: str, *, revision: str | None, allow_pickle: bool) -> dict[str, Path]:
+    """The tensors of the value head's own file, as `find_tensors`; empty if there is none.
+
+    Raises:
+        OSError: The folder or the hub could not be asked.
+    """
+    names = _SAFE_HEAD + _PICKLED_HEAD if allow_pickle else _SAFE_HEAD
+    path = find(source, *names, revision=revision)
+    return {} if path is None else dict.fromkeys(_tensor_names(path), path)
 
 
 def why_no_weights(source: str, *, revision: str | None, allow_pickle: bool) -> str | None:
@@ -132,6 +139,11 @@ def read_tensor(path: Path, name: str) -> Tensor:
     with safe_open(path, framework="pt", device="cpu") as file:
         tensor: Tensor = file.get_tensor(name)
         return tensor
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a file, as `read_tensor`."""
+    return _unpickle(path) if path.suffix != ".safetensors" else load_file(path)
 
 
 def find(source: str, *names: str, revision: str | None) -> Path | None:

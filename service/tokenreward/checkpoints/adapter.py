@@ -131,10 +131,11 @@ class Adapter:
         from peft.functional import inject_adapter_in_model, set_peft_model_state_dict
 
         target = self._target(model)
+        present = " ".join(f".{name}" for name in except_for)
         modules = [
             entry
             for entry in self.config.get("modules_to_save") or ()
-            if not any(f".{entry}." in f".{name}" for name in except_for)
+            if f".{entry}." not in present
         ]
         tensors = self._placed_tensors(target, modules, except_for)
         try:
@@ -196,23 +197,32 @@ class Adapter:
                 modules, or has another shape, or is missing.
         """
         parameters = dict(target.named_parameters(remove_duplicate=False))
-        whole = {}
+        whole: dict[str, Tensor] = {}
         for name, module in target.named_modules(remove_duplicate=False):
             if name.endswith(tuple(modules)):  # PEFT's own rule
                 whole |= {f"{name}.{key}": weight for key, weight in module.named_parameters()}
         placed, others = {}, []
         for key, tensor in self.tensors.items():
+            base = parameters.get(key.replace(".base_layer.", "."))
+            is_like_base = base is not None and base.shape == tensor.shape
             if ".lora_" in key:
                 placed[key] = tensor
             elif key in whole:
                 placed[key] = tensor.to(whole[key].dtype)
-            elif key not in except_for and not _is_copy(parameters, key, tensor):
+            elif key not in except_for and not (
+                is_like_base and torch.equal(base, tensor.to(base))
+            ):
                 others.append(key)
         if others:
             raise CheckpointRefused(
                 f"`adapter` `{self.name}` holds {few(sorted(others))}, weights in place of the "
                 f"base's. {_REMEDY}"
             )
+        self._refuse_misfits(whole, placed)
+        return placed
+
+    def _refuse_misfits(self, whole: Mapping[str, Tensor], placed: Mapping[str, Tensor]) -> None:
+        """Refuses whole modules without a weight, or with one of another shape."""
         missing = sorted(set(whole) - set(placed))
         if missing:
             raise CheckpointRefused(
@@ -226,7 +236,6 @@ class Adapter:
                     f"base's is {list(weight.shape)}: it was trained on a base of another size. "
                     f"{_REMEDY}"
                 )
-        return placed
 
 
 def lora_layers(model: Any) -> list[Any]:
@@ -272,14 +281,6 @@ def without_adapter(layers: Sequence[Any]) -> Iterator[None]:
     finally:
         for layer in layers:
             layer._disable_adapters = False
-
-
-def _is_copy(parameters: Mapping[str, Tensor], name: str, tensor: Tensor) -> bool:
-    """Whether the tensor equals the weight of the base that it would stand for."""
-    weight = parameters.get(name.replace(".base_layer.", "."))
-    if weight is None or weight.shape != tensor.shape:
-        return False
-    return torch.equal(weight, tensor.to(weight))
 
 
 def _refuse_config(name: str, config: dict[str, Any]) -> None:

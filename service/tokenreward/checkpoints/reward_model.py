@@ -115,16 +115,10 @@ def _load_as_class(
         return None, {}
     # The tensors may be an adapter's, and then the checkpoint may have none or others.
     module.load_state_dict(tensors)
-    for kind in ("missing_keys", "mismatched_keys"):
-        info[kind] = [key for key in info.get(kind) or () if not _is_of(key, head_format.prefix)]
+    places = {f"{head_format.prefix}.{place}" for place in tensors}
+    info["missing_keys"] = set(info["missing_keys"]) - places
+    info["mismatched_keys"] = [key for key in info["mismatched_keys"] if key[0] not in places]
     return model, info
-
-
-def _is_of(key: Any, prefix: str) -> bool:
-    """Whether a key of transformers' loading info is below a prefix. A mismatched key comes with
-    its two shapes."""
-    name: str = key if isinstance(key, str) else key[0]
-    return name.startswith(f"{prefix}.")
 
 
 def _refuse_leftovers(head: set[str], model: Any, info: dict[str, Any]) -> None:

@@ -226,11 +226,15 @@ def test_a_whole_module_that_is_missing_or_of_another_size_is_refused_by_its_nam
     weights = load_file(adapter / WEIGHTS)
     name = "base_model.model.model.embed_tokens.weight"
     save_file({**weights, name: torch.zeros(tiny.VOCAB_SIZE + 8, 32)}, adapter / WEIGHTS)
-    with pytest.raises(CheckpointRefused, match=r"embed_tokens\.weight of shape \[328, 32\]"):
+    with pytest.raises(
+        CheckpointRefused, match=r"embed_tokens\.weight \[320, 32\].*holds \[328, 32\]"
+    ):
         load(base, adapter)
     del weights[name]
     save_file(weights, adapter / WEIGHTS)
-    with pytest.raises(CheckpointRefused, match=r"does not hold model\.embed_tokens\.weight"):
+    with pytest.raises(
+        CheckpointRefused, match=r"model\.embed_tokens\.weight \[320, 32\].*holds none"
+    ):
         load(base, adapter)
 
 

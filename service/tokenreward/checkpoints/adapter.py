@@ -18,7 +18,7 @@ refused. It knows PEFT's files and no architecture; a value head among an adapte
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -203,39 +203,29 @@ class Adapter:
                 whole |= {f"{name}.{key}": weight for key, weight in module.named_parameters()}
         placed, others = {}, []
         for key, tensor in self.tensors.items():
-            base = parameters.get(key.replace(".base_layer.", "."))
-            is_like_base = base is not None and base.shape == tensor.shape
             if ".lora_" in key:
                 placed[key] = tensor
-            elif key in whole:
+                continue
+            if key in whole:
                 placed[key] = tensor.to(whole[key].dtype)
-            elif key not in except_for and not (
-                is_like_base and torch.equal(base, tensor.to(base))
-            ):
+                continue
+            base = parameters.get(key.replace(".base_layer.", "."))
+            is_copy = base is not None and torch.equal(base, tensor.to(base))
+            if not is_copy and key not in except_for:
                 others.append(key)
         if others:
             raise CheckpointRefused(
                 f"`adapter` `{self.name}` holds {few(sorted(others))}, weights in place of the "
                 f"base's. {_REMEDY}"
             )
-        self._refuse_misfits(whole, placed)
-        return placed
-
-    def _refuse_misfits(self, whole: Mapping[str, Tensor], placed: Mapping[str, Tensor]) -> None:
-        """Refuses whole modules without a weight, or with one of another shape."""
-        missing = sorted(set(whole) - set(placed))
-        if missing:
-            raise CheckpointRefused(
-                f"`adapter` `{self.name}` does not hold {few(missing)}, which its "
-                "`modules_to_save` names"
-            )
         for key, weight in whole.items():
-            if placed[key].shape != weight.shape:
+            shape = list(placed[key].shape) if key in placed else "none"
+            if shape != list(weight.shape):
                 raise CheckpointRefused(
-                    f"`adapter` `{self.name}` holds {key} of shape {list(placed[key].shape)}, the "
-                    f"base's is {list(weight.shape)}: it was trained on a base of another size. "
-                    f"{_REMEDY}"
+                    f"`modules_to_save` of `adapter` `{self.name}` wants {key} {list(weight.shape)}"
+                    f", as the base has it; the adapter holds {shape}. {_REMEDY}"
                 )
+        return placed
 
 
 def lora_layers(model: Any) -> list[Any]:

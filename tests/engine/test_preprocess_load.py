@@ -226,7 +226,7 @@ async def test_items_of_a_caller_who_is_gone_or_too_late_are_not_tokenised_any_m
     ):
         await asking
     ended.set()
-    await asyncio.to_thread(engine.threads.preprocess.shutdown)
+    await asyncio.to_thread(engine.preprocess_threads.shutdown)
     assert prepared == [0]
 
 

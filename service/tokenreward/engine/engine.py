@@ -15,6 +15,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from tokenreward.batching import Batcher
@@ -27,7 +28,7 @@ from tokenreward.engine.plan import Plan, plans_of, served_scorers
 from tokenreward.engine.postprocess import item_result
 from tokenreward.engine.preprocess import Preprocessor
 from tokenreward.engine.runner import Runner, max_batch_tokens
-from tokenreward.engine.threads import Threads, closing
+from tokenreward.engine.threads import closing, run_in
 from tokenreward.engine.usage import Report, report_results, timing_of, usage_of
 from tokenreward.engine.worker import Worker
 from tokenreward.errors import DeadlineExceededError, InternalError, VersionNotReached
@@ -62,7 +63,10 @@ class Engine:
         batcher: The queue.
         runner: Runs the batches on the device.
         worker: Takes batches from the queue and answers them.
-        threads: Where the work is done.
+        device_thread: One thread, which owns the device.
+        preprocess_threads: Two threads, which tokenise.
+        postprocess_threads: One thread, which makes results of outputs. What has been computed is
+            answered while other requests are still tokenised.
         num_preprocess_tokens: Tokens, at least, of the requests that are being tokenised.
     """
 
@@ -95,9 +99,12 @@ class Engine:
             max_queued_tokens=settings.max_queued_tokens,
         )
         self.runner = Runner(choice.layout, runs_ahead=checkpoint.device.type == "cuda")
-        self.threads = Threads()
+        self.device_thread = ThreadPoolExecutor(1, thread_name_prefix="device")
+        self.preprocess_threads = ThreadPoolExecutor(2, thread_name_prefix="preprocess")
+        self.postprocess_threads = ThreadPoolExecutor(1, thread_name_prefix="postprocess")
         self.num_preprocess_tokens = 0
-        self.worker = Worker(self.batcher, self.runner, thread=self.threads.device, report=report)
+        self.worker = Worker(self.batcher, self.runner, thread=self.device_thread, report=report)
+        self._is_closed = False
         self._work: asyncio.Task[None] | None = None
         report("model_version", settings.version)
 
@@ -196,7 +203,9 @@ class Engine:
     async def close(self) -> None:
         """Ends the work. A request that still waits, for a thread, in the queue or in a batch, is
         answered with an error."""
-        self.threads.close()
+        self._is_closed = True
+        for pool in (self.device_thread, self.preprocess_threads, self.postprocess_threads):
+            pool.shutdown(wait=False, cancel_futures=True)
         if self._work is not None:
             self._work.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -208,13 +217,13 @@ class Engine:
     async def _score(
         self, request: RewardsRequest, request_id: str, deadline: float | None
     ) -> Reply:
-        began, threads = time.monotonic(), self.threads
+        began = time.monotonic()
         with self._counted_for_admission(request) as is_abandoned:
-            pool = None if has_short_options(request) else threads.preprocess
-            plans = await threads.run(pool, plans_of, self.scorers, request)
+            pool = None if has_short_options(request) else self.preprocess_threads
+            plans = await run_in(pool, plans_of, self.scorers, request)
             light = is_light(request, plans)
-            pool = None if light else threads.preprocess
-            jobs = await threads.run(pool, self._preprocessor.jobs, request, plans, is_abandoned)
+            pool = None if light else self.preprocess_threads
+            jobs = await run_in(pool, self._preprocessor.jobs, request, plans, is_abandoned)
         tokenize_s = time.monotonic() - began
         queued = [job for job in jobs if job.requests]
         for job in queued:
@@ -225,8 +234,8 @@ class Engine:
         finally:
             for job in queued:
                 job.future.cancel()
-        pool = None if light else threads.postprocess
-        items = await threads.run(pool, self._results, jobs, request, plans)
+        pool = None if light else self.postprocess_threads
+        items = await run_in(pool, self._results, jobs, request, plans)
         report_results(self._report, items, jobs, plans)
         self._report("tokenize_seconds", tokenize_s)
         return Reply(
@@ -241,7 +250,7 @@ class Engine:
 
     def _queue(self, jobs: Sequence[Job]) -> None:
         """Queues jobs, all or none. Raises Overloaded, LargerThanQueue."""
-        if self.threads.is_closed:  # it may have closed while the jobs were made
+        if self._is_closed:  # it may have closed while the jobs were made
             raise closing()
         if not self.runner.layout.shares:
             for job in jobs:

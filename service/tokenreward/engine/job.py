@@ -37,7 +37,8 @@ class Job(Entry):
         requests: The rows to read, each distinct row once.
         rows_of: For each scorer, the indices of its rows in `requests`; or why it has none.
         outputs: The outputs of `requests`, or the error of their pass.
-        batch_number: Which batch read the rows; 0 if there were none.
+        batch_number: Which batch reads the rows, counted from 1; 0 if none does.
+        launched_at: When that batch was launched, by time.monotonic.
         queue_s: Seconds in the queue.
         compute_s: Seconds that the batch took.
     """
@@ -51,6 +52,7 @@ class Job(Entry):
     rows_of: dict[str, list[int] | ItemError] = field(default_factory=dict)
     outputs: list[Outputs] | ItemError = field(default_factory=list)
     batch_number: int = 0
+    launched_at: float = 0.0
     queue_s: float = 0.0
     compute_s: float = 0.0
 

@@ -43,10 +43,6 @@ def max_batch_tokens(device: torch.device) -> int:
     return _MAX_BATCH_TOKENS[device.type]
 
 
-class DeviceLost(InternalError):
-    """The device will not compute again; the replica must be replaced."""
-
-
 class Runner:
     """Runs batches of rows on one layout, with failures contained.
 
@@ -57,13 +53,14 @@ class Runner:
             of the next one.
 
     Attributes:
-        lost: Set once the device is lost.
+        lost: The error of everything that follows, once the device will not compute again: the
+            replica must be replaced.
     """
 
     def __init__(self, layout: Layout, *, runs_ahead: bool = False) -> None:
         self.layout = layout
         self.runs_ahead = runs_ahead and layout.runs_ahead
-        self.lost: DeviceLost | None = None
+        self.lost: InternalError | None = None
 
     def launch(self, batch: Sequence[Sequence[RowRequest]]) -> Pending[Sequence[Result]]:
         """Launches the rows of each item.
@@ -72,7 +69,7 @@ class Runner:
 
         Returns:
             For each item the outputs of its rows, or the error of that item alone. Its `result`
-            raises DeviceLost if the device will not compute again.
+            raises InternalError if the device will not compute again.
         """
         return Pending(partial(self._finish, batch, self._launch_pass(batch)))
 
@@ -82,7 +79,7 @@ class Runner:
 
     def _launch_pass(
         self, batch: Sequence[Sequence[RowRequest]]
-    ) -> Pending[list[Outputs]] | ItemError | DeviceLost:
+    ) -> Pending[list[Outputs]] | ItemError | InternalError:
         """Gives the pass over all the rows, or why there is none."""
         if self.lost is not None:  # nothing that follows would tell of an item
             return self.lost
@@ -98,7 +95,7 @@ class Runner:
     def _finish(
         self,
         batch: Sequence[Sequence[RowRequest]],
-        launched: Pending[list[Outputs]] | ItemError | DeviceLost,
+        launched: Pending[list[Outputs]] | ItemError | InternalError,
     ) -> list[Result]:
         """Waits for a pass. If it fails, or could not be launched, runs the parts of the batch."""
         if isinstance(launched, Exception):
@@ -109,7 +106,7 @@ class Runner:
                 return [list(islice(outputs, len(item))) for item in batch]
             except Exception as error:
                 failure = self._error_of(batch, error)
-        if isinstance(failure, DeviceLost):
+        if isinstance(failure, InternalError):
             raise failure
         # Not in the except block: there the exception's frames still hold tensors of the pass.
         if torch.cuda.is_available():
@@ -122,7 +119,11 @@ class Runner:
         return [failure]
 
     def _run_row_by_row(self, item: Sequence[RowRequest]) -> Result:
-        """Runs an item whose rows do not fit in one pass, one pass each. Raises DeviceLost."""
+        """Runs an item whose rows do not fit in one pass, one pass each.
+
+        Raises:
+            InternalError: The device will not compute again.
+        """
         outputs: list[Outputs] = []
         for request in item:
             (result,) = self.run([[request]])
@@ -133,7 +134,7 @@ class Runner:
 
     def _error_of(
         self, batch: Sequence[Sequence[RowRequest]], error: Exception
-    ) -> ItemError | DeviceLost:
+    ) -> ItemError | InternalError:
         """Classifies a failure of the layout: the error of an item, or the loss of the device."""
         logger.warning("a batch of %d items failed: %s", len(batch), frames(error))
         if isinstance(error, ItemError):
@@ -143,6 +144,6 @@ class Runner:
         if says_no_memory or isinstance(error, (torch.OutOfMemoryError, MemoryError)):
             return OutOfMemory("the device has not enough memory for this item alone")
         if any(sign in text for sign in _SIGNS_OF_LOSS):
-            self.lost = DeviceLost(f"the device is lost: {name}")
+            self.lost = InternalError(f"the device is lost: {name}")
             return self.lost
         return ScorerFailed(f"the forward pass failed on this item: {name}")

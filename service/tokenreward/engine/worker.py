@@ -16,7 +16,6 @@ import logging
 import time
 from collections.abc import Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
 
 from tokenreward.batching import Batcher
 from tokenreward.engine.job import Job
@@ -28,21 +27,8 @@ from tokenreward.forward.transfer import Pending
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Batch:
-    """Jobs whose rows are read in one pass.
-
-    Attributes:
-        jobs: The jobs.
-        number: Counts the batches of this worker, from 1.
-        pending: The pass, or why it could not be launched.
-        launched_at: A reading of time.monotonic, in seconds.
-    """
-
-    jobs: Sequence[Job]
-    number: int
-    pending: Pending[Sequence[Result]] | InternalError
-    launched_at: float
+# Jobs whose rows are read in one pass, and the pass, or why it could not be launched.
+Launched = tuple[Sequence[Job], Pending[Sequence[Result]] | InternalError]
 
 
 class Worker:
@@ -68,7 +54,7 @@ class Worker:
         self._thread = thread
         self._report = report
         self.loop: asyncio.AbstractEventLoop | None = None
-        self._launched: Batch | None = None  # the next step answers it
+        self._launched: Launched | None = None  # the next step answers it
         # Jobs of the last two batches. No more are unanswered at a time.
         self._latest: tuple[Sequence[Job], ...] = ()
         self._num_batches = 0
@@ -110,36 +96,39 @@ class Worker:
             Whether there was anything to do.
         """
         jobs = self._batcher.take()
-        batch = self._launch(jobs) if jobs else None
+        launched: Launched | None = None
+        if jobs:
+            launched = jobs, self._launch(jobs)
         if self._runner.runs_ahead:
-            batch, self._launched = self._launched, batch
-        if batch is not None:
-            self._answer(batch)
-        return batch is not None or self._launched is not None
+            launched, self._launched = self._launched, launched
+        if launched is not None:
+            self._answer(*launched)
+        return launched is not None or self._launched is not None
 
-    def _launch(self, jobs: Sequence[Job]) -> Batch:
+    def _launch(self, jobs: Sequence[Job]) -> Pending[Sequence[Result]] | InternalError:
         self._latest = (*self._latest[-1:], jobs)
         self._num_batches += 1
         launched_at = time.monotonic()
+        for job in jobs:
+            job.batch_number, job.launched_at = self._num_batches, launched_at
         if self.busy_since is None:
             self.busy_since = launched_at
         try:
-            pending: Pending[Sequence[Result]] | InternalError
-            pending = self._runner.launch([job.requests for job in jobs])
+            return self._runner.launch([job.requests for job in jobs])
         except Exception as error:
-            pending = _batch_failed(error)
-        return Batch(jobs, self._num_batches, pending, launched_at)
+            return _batch_failed(error)
 
-    def _answer(self, batch: Batch) -> None:
+    def _answer(
+        self, jobs: Sequence[Job], pending: Pending[Sequence[Result]] | InternalError
+    ) -> None:
         """Waits for a batch, and hands its outputs to the event loop."""
         # Time spent behind the batch before counts as time in the queue.
-        began = max(batch.launched_at, self._ended_at)
+        began = max(jobs[0].launched_at, self._ended_at)
         results: Sequence[Result] | InternalError
         try:
-            if isinstance(batch.pending, InternalError):
-                results = batch.pending
-            else:
-                results = batch.pending.result()
+            if isinstance(pending, InternalError):
+                raise pending
+            results = pending.result()
         except InternalError as error:
             results = error
         except Exception as error:
@@ -147,33 +136,32 @@ class Worker:
         self._ended_at = time.monotonic()
         self.busy_since = None if self._launched is None else self._ended_at
         compute_s = self._ended_at - began
-        for job in batch.jobs:
-            job.batch_number = batch.number
+        for job in jobs:
             job.queue_s, job.compute_s = began - job.queued_at, compute_s
         # Counting reads every token: it must neither block the event loop nor count as compute
         # time.
-        rows = [row for job in batch.jobs for row, _ in job.requests]
+        rows = [row for job in jobs for row, _ in job.requests]
         num_computed = self._runner.layout.num_computed(rows)
         assert self.loop is not None
-        self.loop.call_soon_threadsafe(self._deliver, batch, results, num_computed)
+        self.loop.call_soon_threadsafe(self._deliver, jobs, results, num_computed)
 
     def _deliver(
         self,
-        batch: Batch,
+        jobs: Sequence[Job],
         results: Sequence[Result] | InternalError,
         num_computed: int,
     ) -> None:
         """Answers the jobs of a batch, then reports it. On the event loop."""
         if isinstance(results, InternalError):
-            _fail(batch.jobs, results)
+            _fail(jobs, results)
         else:
-            for job, outputs in zip(batch.jobs, results, strict=True):
+            for job, outputs in zip(jobs, results, strict=True):
                 job.outputs = outputs
                 if not job.future.done():
                     job.future.set_result(None)
-        num_tokens = sum(job.num_tokens for job in batch.jobs)
-        self._batcher.note_rate(num_tokens, batch.jobs[0].compute_s)
-        report_batch(self._report, batch.jobs, num_computed)
+        num_tokens = sum(job.num_tokens for job in jobs)
+        self._batcher.note_rate(num_tokens, jobs[0].compute_s)
+        report_batch(self._report, jobs, num_computed)
         self._report("queued_items", self._batcher.queued_items)
         self._report("queued_tokens", self._batcher.queued_tokens)
 

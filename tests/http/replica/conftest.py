@@ -38,7 +38,7 @@ class Served:
     def busy_device(self) -> Iterator[None]:
         """Whatever is asked of the device meanwhile waits."""
         free = threading.Event()
-        self.engine.threads.device.submit(free.wait)
+        self.engine.device_thread.submit(free.wait)
         try:
             yield
         finally:
@@ -107,5 +107,5 @@ def loading() -> Iterator[str]:
 def broken(checkpoint: Path) -> Iterator[Served]:
     """Its device thread is gone."""
     with replica(checkpoint, limits_of()) as served:
-        served.engine.threads.device.shutdown()
+        served.engine.device_thread.shutdown()
         yield served

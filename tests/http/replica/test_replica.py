@@ -240,7 +240,7 @@ async def test_request_under_way_finishes_on_the_old_weights(checkpoint: Path) -
     async with httpx.AsyncClient(transport=transport, base_url="http://replica") as client:
         blocked = asyncio.Event()
         loop = asyncio.get_running_loop()
-        old.threads.device.submit(
+        old.device_thread.submit(
             lambda: asyncio.run_coroutine_threadsafe(blocked.wait(), loop).result()
         )
         under_way = asyncio.create_task(client.post("/v1/rewards", json=BODY))
@@ -255,7 +255,7 @@ async def test_request_under_way_finishes_on_the_old_weights(checkpoint: Path) -
         await asyncio.wait_for(swap, 5)
     assert (before["version"], before["items"][0]["error"]) == (1, None)
     with pytest.raises(RuntimeError, match="shutdown"):
-        old.threads.device.submit(print)
+        old.device_thread.submit(print)
     await new.close()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -47,12 +46,11 @@ class Sides:
 
     def unshared(self, batches: Any) -> list[Any]:
         """Our layout, every row with a prompt of its own."""
-        sharing = self.layout.kernel
-        self.layout.kernel = replace(sharing, shares=False)
+        self.layout.shares = False
         try:
             return self.public(batches)
         finally:
-            self.layout.kernel = sharing
+            self.layout.shares = True
 
     def _rival(self, attention: str, function: Any, *arguments: Any, **how: Any) -> Any:
         self.model.set_attn_implementation(attention)

@@ -42,7 +42,7 @@ class Offline:
         scorer = {"type": "endogenous" if task == "causal_lm" else "reward_model"}
         given = {"name": deployment, "checkpoint": str(folder), "task": task, "scorers": [scorer]}
         checkpoint = load_checkpoint(DeploymentSettings.model_validate(given))
-        self._layout = choose_layout(checkpoint, PROBED[deployment], say=lambda line: None).layout
+        self._layout = choose_layout(checkpoint, PROBED[deployment], say=lambda line: None)
 
     def taken(self, items: list[Item], numbers: Numbers) -> Taken:
         """Scoring them all, pinned as a replica is."""

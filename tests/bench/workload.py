@@ -91,7 +91,7 @@ def checkpoint(model: Any, task: str) -> Checkpoint:
 def layout(model: Any, task: str, needs: Needs, *, public: bool) -> Any:
     """Our engine's layout as the service would choose it; `public`: without the operator that is
     private to torch."""
-    chosen = choose_layout(checkpoint(model, task), needs, say=lambda line: None).layout
+    chosen = choose_layout(checkpoint(model, task), needs, say=lambda line: None)
     if public:
         chosen.compute_linears_through(None)
     return chosen

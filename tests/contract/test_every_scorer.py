@@ -76,7 +76,7 @@ def score(engine: Any) -> Callable[..., list[ItemResult]]:
         own = type(engine)(
             engine.settings,
             engine.checkpoint,
-            engine.choice,
+            engine.runner.layout,
             lambda *args, **labels: None,
             engine.tokenizer,
         )

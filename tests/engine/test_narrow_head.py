@@ -39,11 +39,11 @@ def engine(tmp_path: Path) -> Engine:
     own = checkpoint.model.get_input_embeddings().weight
     wide = torch.nn.Embedding.from_pretrained(torch.cat([own, own[:MORE]]))
     checkpoint.model.set_input_embeddings(wide)
-    verdict = choose_layouts(
+    layout = choose_layouts(
         checkpoint, needs_of(served_scorers(settings).values()), say=lambda line: None
     )
     return Engine(
-        settings, checkpoint, verdict, lambda *args, **labels: None, tokenizer_of(checkpoint)
+        settings, checkpoint, layout, lambda *args, **labels: None, tokenizer_of(checkpoint)
     )
 
 

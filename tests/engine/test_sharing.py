@@ -11,7 +11,7 @@ import pytest
 
 from fakes import tiny
 from fakes.layouts import Intercepted
-from tokenreward.forward.kernels import Kernel, attend_alone
+from tokenreward.forward.kernels import attend_alone
 from tokenreward.wire import RewardsRequest, parse
 
 NUM_PROMPT, NUM_RESPONSE, NUM_ITEMS, BUDGET = 40, 2, 6, 60
@@ -54,7 +54,8 @@ async def test_a_layout_that_shares_none_computes_no_more_in_a_pass_than_the_bud
         "causal_lm", ["endogenous"], max_batch_tokens=BUDGET, checkpoint=checkpoint
     )
     if because == "kernel":
-        engine.runner.layout.kernel = Kernel(attend_alone, shares=False)
+        layout = engine.runner.layout
+        layout.kernel, layout.shares = attend_alone, False
     passes = computed_by_pass(engine)
     await score_a_group(engine, "endogenous")
     assert passes == [NUM_PROMPT + NUM_RESPONSE] * NUM_ITEMS

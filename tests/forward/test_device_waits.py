@@ -22,7 +22,6 @@ from tokenreward.checkpoints.checkpoint import Checkpoint
 from tokenreward.contract import Needs, Row, RowRequest
 from tokenreward.forward import attention_weights, packed, transfer
 from tokenreward.forward.flash import Flash
-from tokenreward.forward.kernels import Kernel
 from tokenreward.forward.language_head import half_product
 from tokenreward.forward.packed import PackedLayout
 from tokenreward.forward.varlen import VarlenKernel
@@ -34,9 +33,7 @@ ENDS = Needs(pooled=True, attention=READINGS)
 
 def layout(monkeypatch: pytest.MonkeyPatch, architecture: str, task: Any) -> PackedLayout:
     """As on a GPU, with torch's own varlen kernel."""
-    kernel = Kernel(
-        VarlenKernel(Flash(varlen_attn, AuxRequest(lse=True))), shares=True, windows=True
-    )
+    kernel = VarlenKernel(Flash(varlen_attn, AuxRequest(lse=True)), windows=True)
     monkeypatch.setattr(packed, "choose_kernel", lambda *arguments: kernel)
     monkeypatch.setitem(attention_weights.BLOCK_WEIGHTS, "meta", 2**20)
     model = tiny.model(architecture, task).to(torch.bfloat16).to(META)

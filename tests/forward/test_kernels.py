@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tokenreward.forward.attention import choose_kernel
+from fakes import tiny
 from tokenreward.forward.kernels import attend_alone, attend_on_cpu, merge
+from tokenreward.forward.packed import PackedLayout
 from tokenreward.forward.packing import Group
 
 GROUPS = (
@@ -124,5 +125,6 @@ def test_merging_rounds_once(dtype: torch.dtype) -> None:
 
 
 def test_a_cpu_kernel_shares_prompts_and_leaves_windows_to_blocks() -> None:
-    kernel = choose_kernel(torch.device("cpu"), torch.bfloat16, 64)
-    assert (kernel.attend, kernel.shares, kernel.windows) == (attend_on_cpu, True, False)
+    layout = PackedLayout(tiny.checkpoint(tiny.model("llama").to(torch.bfloat16)))
+    assert (layout.kernel, layout.shares) == (attend_on_cpu, True)
+    assert "windows" not in layout.note

@@ -16,7 +16,6 @@ from tokenreward.checkpoints.checkpoint import Checkpoint
 from tokenreward.contract import Needs, Row, RowRequest
 from tokenreward.forward import attention_weights, packed
 from tokenreward.forward.flash import Flash
-from tokenreward.forward.kernels import Kernel
 from tokenreward.forward.packed import PackedLayout
 from tokenreward.forward.patches import MLP_PIECES
 from tokenreward.forward.varlen import VarlenKernel
@@ -40,9 +39,7 @@ CONFIG = LlamaConfig(
 
 @pytest.fixture
 def layout(monkeypatch: pytest.MonkeyPatch) -> PackedLayout:
-    kernel = Kernel(
-        VarlenKernel(Flash(varlen_attn, AuxRequest(lse=True))), shares=True, windows=True
-    )
+    kernel = VarlenKernel(Flash(varlen_attn, AuxRequest(lse=True)), windows=True)
     monkeypatch.setattr(packed, "choose_kernel", lambda *arguments: kernel)
     monkeypatch.setitem(
         attention_weights.BLOCK_WEIGHTS, "meta", attention_weights.BLOCK_WEIGHTS["cuda"]

@@ -127,9 +127,9 @@ def test_a_layer_that_only_looks_the_part_is_computed_in_full(
     architecture: str, why: str | None
 ) -> None:
     lines: list[str] = []
-    choice = choose_layout(
+    layout = choose_layout(
         checkpoint(tiny.model(architecture), "causal_lm"), Needs(frozenset({1.0})), say=lines.append
     )
-    assert choice.layout.name == "packed"
-    assert choice.layout.last_layer is None
+    assert layout.name == "packed"
+    assert layout.last_layer is None
     assert [line for line in lines if "last layer" in line and (why or "") in line] or why is None

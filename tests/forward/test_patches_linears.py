@@ -102,7 +102,7 @@ def test_the_probe_gives_up_onednn_if_the_whole_model_differs(
     monkeypatch.setattr("tokenreward.forward.probe.onednn_gain", lambda model: 2.0)
     monkeypatch.setattr("tokenreward.forward.probe.onednn_linear", off)
     model, lines = tiny.model("llama"), []
-    choice = choose_layout(tiny.checkpoint(model), NEEDS, say=lines.append)
-    assert choice.layout.name == "packed"
+    layout = choose_layout(tiny.checkpoint(model), NEEDS, say=lines.append)
+    assert layout.name == "packed"
     assert swapped(model) == 0
     assert any("stay torch's own" in line for line in lines)

@@ -96,8 +96,8 @@ def test_an_mlp_that_gives_more_than_hidden_states_gets_all_at_once() -> None:
 
 def assert_all_at_once(model: Any, message: str) -> None:
     lines: list[str] = []
-    choice = choose_layout(tiny.checkpoint(model), NEEDS, say=lines.append)
-    assert choice.layout.name == "packed"
+    layout = choose_layout(tiny.checkpoint(model), NEEDS, say=lines.append)
+    assert layout.name == "packed"
     assert [
         line
         for line in lines

@@ -11,7 +11,7 @@ from fakes import oracle, tiny
 from tokenreward.checkpoints.checkpoint import Checkpoint, CheckpointRefused
 from tokenreward.contract import Needs, Row, RowRequest
 from tokenreward.forward import packed
-from tokenreward.forward.layout import LayoutChoice
+from tokenreward.forward.layout import Layout
 from tokenreward.forward.packed import PackedLayout
 from tokenreward.forward.probe import choose_layout
 
@@ -19,7 +19,7 @@ LM_NEEDS = Needs(temperatures=frozenset({1.0}))
 RM_NEEDS = Needs(values=True, attention=frozenset({"last"}))
 
 
-def probe(model: object, task: str = "causal_lm", lines: list[str] | None = None) -> LayoutChoice:
+def probe(model: object, task: str = "causal_lm", lines: list[str] | None = None) -> Layout:
     checkpoint = Checkpoint(model=model, tokenizer=None, task=task, device=torch.device("cpu"))
     needs = LM_NEEDS if task == "causal_lm" else RM_NEEDS
     return choose_layout(checkpoint, needs, say=(lines if lines is not None else []).append)
@@ -27,11 +27,11 @@ def probe(model: object, task: str = "causal_lm", lines: list[str] | None = None
 
 @pytest.mark.parametrize("architecture", tiny.PACKED)
 def test_architectures_of_the_attention_interface_are_served_packed(architecture: str) -> None:
-    choice = probe(tiny.model(architecture))
-    assert choice.layout.name == "packed"
-    assert choice.reason is None
-    assert choice.gap.is_within
-    assert choice.gap.bound < 1e-3
+    layout = probe(tiny.model(architecture))
+    assert layout.name == "packed"
+    assert layout.reason is None
+    assert layout.gap.is_within
+    assert layout.gap.bound < 1e-3
 
 
 @pytest.mark.parametrize("architecture", tiny.PLAIN)
@@ -39,12 +39,12 @@ def test_others_are_served_plain_with_a_reason_and_right_numbers(architecture: s
     lines: list[str] = []
     model = tiny.model(architecture)
     exact = oracle.double(model) if architecture != "mamba" else model
-    choice = probe(model, lines=lines)
-    assert choice.layout.name == "plain"
-    assert choice.reason
-    assert choice.reason in lines[-1]
+    layout = probe(model, lines=lines)
+    assert layout.name == "plain"
+    assert layout.reason
+    assert layout.reason in lines[-1]
     ids = np.random.default_rng(1).integers(3, tiny.VOCAB_SIZE, size=50)
-    (outputs,) = choice.layout.run([RowRequest(Row(ids, 10, 50), LM_NEEDS)])
+    (outputs,) = layout.run([RowRequest(Row(ids, 10, 50), LM_NEEDS)])
     rows = oracle.logits(exact, ids)[9:]
     bound = 1e-5 * max(1.0, float(np.abs(rows).max()))
     assert np.abs(outputs.chosen - rows[np.arange(40), ids[10:]]).max() <= bound
@@ -54,16 +54,16 @@ def test_others_are_served_plain_with_a_reason_and_right_numbers(architecture: s
 def test_an_alibi_reward_model_gives_its_own_attention_from_the_plain_layout() -> None:
     model = tiny.model("bloom", "reward_model")
     exact = oracle.double(model)
-    choice = probe(model, "reward_model")
-    assert choice.layout.name == "plain"
+    layout = probe(model, "reward_model")
+    assert layout.name == "plain"
     ids = np.random.default_rng(1).integers(3, tiny.VOCAB_SIZE, size=30)
-    (outputs,) = choice.layout.run([RowRequest(Row(ids, 10, 30), RM_NEEDS)])
+    (outputs,) = layout.run([RowRequest(Row(ids, 10, 30), RM_NEEDS)])
     assert np.abs(outputs.attention["last"] - oracle.last_attention_row(exact, ids)).max() < 1e-6
     assert np.abs(outputs.values - oracle.head_values(exact, ids)[9:]).max() < 1e-4
 
 
 def test_dynamic_rotary_rewards_do_not_depend_on_history() -> None:
-    layout = probe(tiny.model("llama_dynamic")).layout
+    layout = probe(tiny.model("llama_dynamic"))
     generator = np.random.default_rng(2)
     short, long = (generator.integers(3, tiny.VOCAB_SIZE, size=size) for size in (40, 60))
     (first,) = layout.run([RowRequest(Row(short, 5, 40), LM_NEEDS)])
@@ -84,10 +84,10 @@ def test_a_logit_scale_that_the_head_does_not_know_is_served_plain_and_exact() -
     model.forward = forward.__get__(model)
     ids = np.random.default_rng(1).integers(3, tiny.VOCAB_SIZE, size=20)
     rows = oracle.logits(model, ids)[4:]
-    choice = probe(model)
-    assert choice.layout.name == "plain"
-    assert "logits by" in str(choice.reason)
-    (outputs,) = choice.layout.run([RowRequest(Row(ids, 5, 20), LM_NEEDS)])
+    layout = probe(model)
+    assert layout.name == "plain"
+    assert "logits by" in str(layout.reason)
+    (outputs,) = layout.run([RowRequest(Row(ids, 5, 20), LM_NEEDS)])
     np.testing.assert_allclose(outputs.lse[1.0], oracle.logsumexp(rows), rtol=1e-5)
 
 
@@ -108,13 +108,13 @@ def test_in_bf16_a_uniform_attention_row_is_found(monkeypatch: pytest.MonkeyPatc
     """One bound for logits, values and attention alike would let it pass beside large values."""
     model = tiny.model("llama", "reward_model")
     model.score.weight.data *= 8
-    assert probe(model.to(torch.bfloat16), "reward_model").layout.name == "packed"
+    assert probe(model.to(torch.bfloat16), "reward_model").name == "packed"
     flat = lambda q, k, bias: torch.full((k.shape[1],), 1 / k.shape[1])  # noqa: E731
     monkeypatch.setattr("tokenreward.forward.attention_weights.last_row", flat)
     model = tiny.model("llama", "reward_model").to(torch.bfloat16)
-    choice = probe(model, "reward_model")
-    assert choice.layout.name == "plain"
-    assert "attention by" in str(choice.reason)
+    layout = probe(model, "reward_model")
+    assert layout.name == "plain"
+    assert "attention by" in str(layout.reason)
 
 
 def test_in_bf16_a_state_that_leaks_between_segments_is_found() -> None:
@@ -128,17 +128,17 @@ def test_in_bf16_a_state_that_leaks_between_segments_is_found() -> None:
             return super().forward(hidden, *args, **kwargs) + 0.01 * hidden.roll(1, dims=1)
 
     layer.__class__ = Leaky
-    choice = probe(model)
-    assert choice.layout.name == "plain"
+    layout = probe(model)
+    assert layout.name == "plain"
 
 
 def test_without_room_for_a_float32_copy_the_coarse_bound_is_used(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("tokenreward.forward.trial._SHARE_OF_FREE_MEMORY", 0.0)
-    choice = probe(tiny.model("llama").to(torch.bfloat16))
-    assert choice.layout.name == "packed"
-    assert choice.gap.bound > 1e-2
+    layout = probe(tiny.model("llama").to(torch.bfloat16))
+    assert layout.name == "packed"
+    assert layout.gap.bound > 1e-2
 
 
 def test_the_head_takes_the_fastest_logsumexp_of_a_gpu_and_keeps_a_cpus(

@@ -82,13 +82,12 @@ class Stand:
         self.say(f"{shape.name}: building and probing a {task}")
         checkpoint = self.checkpoint(build(shape, task, self.clock.device), task)
         built = time.monotonic()
-        verdict = choose_layout(
+        layout: Any = choose_layout(
             checkpoint, needs, say=lambda line: self.say(f"{shape.name}: {line}")
         )
         self.clock.release()  # the probe's float32 copy
-        if verdict.reason is not None:
-            raise NotPacked(f"{shape.name}: {verdict.reason}")
-        layout: Any = verdict.layout
+        if layout.reason is not None:
+            raise NotPacked(f"{shape.name}: {layout.reason}")
         self.say(
             f"{shape.name}: built {built - began:.0f} s, probed {time.monotonic() - built:.0f} s; "
             f"{layout.note}"

@@ -307,6 +307,6 @@ def test_all_readings_of_attention_are_probed_whatever_the_defaults(
                 f"tokenreward.forward.attention_weights.{broken}",
                 lambda *args, right=right: 0.5 * right(*args),
             )
-            choice = make_engine("causal_lm", ["generation_attention"], dtype=dtype).choice
-            assert choice.layout.name == "plain"
-            assert "attention by" in str(choice.reason)
+            engine = make_engine("causal_lm", ["generation_attention"], dtype=dtype)
+            assert engine.runner.layout.name == "plain"
+            assert "attention by" in str(engine.runner.layout.reason)

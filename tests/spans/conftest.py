@@ -64,7 +64,7 @@ def score(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Items]:
         engine = Engine(
             ready.settings,
             ready.checkpoint,
-            ready.choice,
+            ready.runner.layout,
             lambda *args, **labels: None,
             ready.tokenizer,
         )

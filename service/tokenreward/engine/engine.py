@@ -32,7 +32,7 @@ from tokenreward.engine.threads import closing, run_in
 from tokenreward.engine.usage import Report, report_results, timing_of, usage_of
 from tokenreward.engine.worker import Worker
 from tokenreward.errors import DeadlineExceededError, InternalError, VersionNotReached
-from tokenreward.forward.layout import LayoutChoice
+from tokenreward.forward.layout import Layout
 from tokenreward.settings import DeploymentSettings
 from tokenreward.text.tokenizer import Tokenizer
 from tokenreward.wire import ItemResult, Reply, RewardsRequest
@@ -50,7 +50,7 @@ class Engine:
     Args:
         settings: The deployment's settings.
         checkpoint: The model and its tokenizer.
-        choice: How rows go through the model.
+        layout: How rows go through the model.
         report: Called with each metric.
         tokenizer: The project's view of the checkpoint's tokenizer.
 
@@ -58,7 +58,6 @@ class Engine:
         settings: The deployment's settings.
         checkpoint: The model and its tokenizer.
         tokenizer: The project's view of that tokenizer.
-        choice: How rows go through the model.
         scorers: The scorers that the deployment serves, by name.
         batcher: The queue.
         runner: Runs the batches on the device.
@@ -74,14 +73,13 @@ class Engine:
         self,
         settings: DeploymentSettings,
         checkpoint: Checkpoint,
-        choice: LayoutChoice,
+        layout: Layout,
         report: Report,
         tokenizer: Tokenizer,
     ) -> None:
         self.settings = settings
         self.scorers = served_scorers(settings)
         self.checkpoint = checkpoint
-        self.choice = choice
         self._report = report
         self.tokenizer = tokenizer
         self._fingerprint = tokenizer.fingerprint  # at load: it would block the event loop
@@ -98,7 +96,7 @@ class Engine:
             max_batch_requests=settings.max_batch_requests,
             max_queued_tokens=settings.max_queued_tokens,
         )
-        self.runner = Runner(choice.layout, runs_ahead=checkpoint.device.type == "cuda")
+        self.runner = Runner(layout, runs_ahead=checkpoint.device.type == "cuda")
         self.device_thread = ThreadPoolExecutor(1, thread_name_prefix="device")
         self.preprocess_threads = ThreadPoolExecutor(2, thread_name_prefix="preprocess")
         self.postprocess_threads = ThreadPoolExecutor(1, thread_name_prefix="postprocess")
@@ -129,8 +127,8 @@ class Engine:
         """
         scorers = served_scorers(settings)
         checkpoint, tokenizer = load_checkpoint_of(settings, scorers, say)
-        choice = load_layout(checkpoint, tokenizer, settings, scorers, say)
-        return cls(settings, checkpoint, choice, report, tokenizer)
+        layout = load_layout(checkpoint, tokenizer, settings, scorers, say)
+        return cls(settings, checkpoint, layout, report, tokenizer)
 
     async def score(
         self,
@@ -172,7 +170,7 @@ class Engine:
 
     def describe(self) -> list[dict[str, Any]]:
         """The scorers of this deployment, as `GET /v1/scorers` shows them. HTTP adds the route."""
-        settings, reference = self.settings, None
+        settings, layout, reference = self.settings, self.runner.layout, None
         if self.checkpoint.reference is not None:
             reference = settings.reference
         shared = {
@@ -181,9 +179,9 @@ class Engine:
             "reference": reference,
             "version": settings.version,
             "tokenizer": self._fingerprint,
-            "layout": self.choice.layout.name,
-            "layout_reason": self.choice.reason,
-            "probe_difference": self.choice.gap.difference,
+            "layout": layout.name,
+            "layout_reason": layout.reason,
+            "probe_difference": layout.gap and layout.gap.difference,
             "limits": {
                 "max_sequence_tokens": self._preprocessor.max_sequence_tokens,
                 "max_batch_tokens": self._max_batch_tokens,

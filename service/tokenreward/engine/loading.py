@@ -13,7 +13,7 @@ from tokenreward.checkpoints.load_failure import tokens_beyond_embedding, why_no
 from tokenreward.checkpoints.reference import with_reference
 from tokenreward.checkpoints.refusal import CheckpointRefused
 from tokenreward.engine.plan import ServedScorer, check_options, needs_of
-from tokenreward.forward.layout import LayoutChoice
+from tokenreward.forward.layout import Layout
 from tokenreward.forward.own_call import compare_with_own_call
 from tokenreward.forward.pair import choose_layouts
 from tokenreward.settings import DeploymentSettings
@@ -60,7 +60,7 @@ def load_layout(
     settings: DeploymentSettings,
     scorers: Mapping[str, ServedScorer],
     say: Say,
-) -> LayoutChoice:
+) -> Layout:
     """Probes a checkpoint, which also warms it. Raises CheckpointRefused."""
     try:
         if settings.task == "reward_model":

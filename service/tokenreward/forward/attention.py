@@ -22,7 +22,7 @@ from transformers import AttentionInterface
 from tokenreward.contract import Reading, Row
 from tokenreward.forward.attention_weights import Bias, blocks, mix, read
 from tokenreward.forward.flash import find_flash
-from tokenreward.forward.kernels import QKV, Kernel, attend_alone, attend_on_cpu
+from tokenreward.forward.kernels import QKV, Attend, attend_alone, attend_on_cpu
 from tokenreward.forward.packing import Group, Packing
 from tokenreward.forward.varlen import VarlenKernel
 
@@ -47,7 +47,7 @@ class PackedRow:
     """
 
     packing: Packing
-    kernel: Kernel
+    kernel: Attend
     num_layers: int
     attention_needs: dict[int, tuple[Row, frozenset[Reading]]] = field(default_factory=dict)
     readings: dict[int, dict[Reading, Tensor]] = field(default_factory=dict)
@@ -69,7 +69,7 @@ def attending(row: PackedRow) -> Iterator[None]:
         _current.reset(token)
 
 
-def choose_kernel(device: torch.device, dtype: torch.dtype, head_dim: int | None) -> Kernel:
+def choose_kernel(device: torch.device, dtype: torch.dtype, head_dim: int | None) -> Attend:
     """The attention kernel for a device, a dtype and a head.
 
     Args:
@@ -78,13 +78,13 @@ def choose_kernel(device: torch.device, dtype: torch.dtype, head_dim: int | None
         head_dim: Size of an attention head; None if queries and values differ in size.
     """
     if device.type == "cpu":
-        return Kernel(attend_on_cpu, shares=True)
+        return attend_on_cpu
     if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16) and head_dim is not None:
         choice = find_flash(device, dtype, head_dim)
         if choice is not None:
             flash, windows = choice
-            return Kernel(VarlenKernel(flash), shares=True, windows=windows)
-    return Kernel(attend_alone, shares=False)
+            return VarlenKernel(flash, windows=windows)
+    return attend_alone
 
 
 def segments_attention(
@@ -155,15 +155,16 @@ def _bias(query: Tensor, arguments: Mapping[str, Any]) -> Bias:
 def _attend(qkv: QKV, row: PackedRow, bias: Bias, out: Tensor) -> None:
     """Every token of every group, in blocks where the kernel cannot shape the scores so."""
     groups = row.packing.groups
-    if row.kernel.windows and bias.softcap is None and bias.sinks is None:
-        row.kernel.attend(qkv, groups, bias.scaling, out, window=bias.window)
+    does_windows = isinstance(row.kernel, VarlenKernel) and row.kernel.windows
+    if does_windows and bias.softcap is None and bias.sinks is None:
+        row.kernel(qkv, groups, bias.scaling, out, window=bias.window)
         return
     in_blocks = [group for group in groups if bias.shapes(group.longest)]
     if not in_blocks:
-        row.kernel.attend(qkv, groups, bias.scaling, out)  # the same object: a kernel plans by it
+        row.kernel(qkv, groups, bias.scaling, out)  # the same object: a kernel plans by it
     elif len(in_blocks) < len(groups):
         by_kernel = [group for group in groups if not bias.shapes(group.longest)]
-        row.kernel.attend(qkv, by_kernel, bias.scaling, out)
+        row.kernel(qkv, by_kernel, bias.scaling, out)
     for group in in_blocks:
         _attend_in_blocks(qkv, group, bias, out)
 

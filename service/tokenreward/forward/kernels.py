@@ -9,7 +9,6 @@ shape go another way (`attention_weights`).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,25 +18,9 @@ from tokenreward.forward.packing import Group, Range
 
 QKV = tuple[Tensor, Tensor, Tensor]  # queries [1, heads, n, d], keys and values [1, kv_heads, n, d]
 
-# (qkv, groups, scale, out): writes the attended values, out [n, heads, d], at the places of the
-# groups, and nowhere else.
+# A kernel (qkv, groups, scale, out) writes the attended values, out [n, heads, d], at the places of
+# the groups, and nowhere else.
 Attend = Callable[..., None]
-
-
-@dataclass(frozen=True, slots=True)
-class Kernel:
-    """An attention kernel and what it can do.
-
-    Attributes:
-        attend: The kernel.
-        shares: Whether groups may have responses; without it, whole rows only.
-        windows: Whether `attend` also takes `window`: how many tokens each token may see, itself
-            included, or None.
-    """
-
-    attend: Attend
-    shares: bool
-    windows: bool = False
 
 
 def merge(own: Tensor, own_lse: Tensor, prompt: Tensor, prompt_lse: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A way to run token rows through a model: the `Layout` protocol, and what a probe decides on it.
+"""A way to run token rows through a model: the `Layout` protocol.
 
 It knows no model and no device. `plain` and `packed` run one model, `pair` runs two, and `probe`
 chooses between them.
@@ -6,8 +6,7 @@ chooses between them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 from tokenreward.contract import Outputs, Row, RowRequest
@@ -17,7 +16,16 @@ from tokenreward.forward.transfer import Pending
 
 @runtime_checkable
 class Layout(Protocol):
-    """A way to run rows."""
+    """A way to run rows.
+
+    Attributes:
+        gap: How far it is from the model's own forward, as the probe measured it, in the kind of
+            number that is nearest to its bound; None before the probe.
+        reason: Why it is not the packed layout; None if it is.
+    """
+
+    gap: Gap | None
+    reason: str | None
 
     @property
     def name(self) -> str:
@@ -46,22 +54,3 @@ class Layout(Protocol):
 
     def run(self, requests: Sequence[RowRequest]) -> list[Outputs]:
         """Launches a pass and waits for it: the outputs of each row, in order."""
-
-
-@dataclass(frozen=True, slots=True)
-class LayoutChoice:
-    """What a probe decided.
-
-    Attributes:
-        layout: The layout that serves.
-        gap: How far it is from the model's own forward, in the kind of number that comes nearest to
-            its bound.
-        reason: Why it is not the packed layout; None if it is.
-        measure: Measures the gap of a layout again, after a change to it; None for a layout that is
-            not changed any more.
-    """
-
-    layout: Layout
-    gap: Gap
-    reason: str | None = None
-    measure: Callable[[Layout], Gap] | None = None

@@ -24,6 +24,8 @@ from tokenreward.forward.attention import (
     attending,
     choose_kernel,
 )
+from tokenreward.forward.comparison import Gap
+from tokenreward.forward.kernels import attend_alone
 from tokenreward.forward.language_head import LanguageHead
 from tokenreward.forward.packing import Packing, num_packed, pack
 from tokenreward.forward.patches import (
@@ -37,6 +39,7 @@ from tokenreward.forward.patches import (
 from tokenreward.forward.readout import Readout
 from tokenreward.forward.reduction import fastest
 from tokenreward.forward.transfer import Pending, to_device
+from tokenreward.forward.varlen import VarlenKernel
 
 
 class PackedLayout:
@@ -44,6 +47,7 @@ class PackedLayout:
 
     Attributes:
         kernel: The attention kernel.
+        shares: Whether a prompt that rows of one pass have in common is computed once.
         language_head: The head of a language model.
         linear: The operator that float32 linears are computed through; None if it is torch's own.
         last_layer: The last layer, if it computes the wanted tokens only.
@@ -51,9 +55,11 @@ class PackedLayout:
 
     name = "packed"
     runs_ahead = True
+    reason: str | None = None
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
+        self.gap: Gap | None = None
         self.linear: Linear | None = None
         self.last_layer: Any = None
         self.language_head: LanguageHead | None = None
@@ -65,6 +71,7 @@ class PackedLayout:
         checkpoint.model.set_attn_implementation(IMPLEMENTATION)
         self._num_layers = int(checkpoint.text_config.num_hidden_layers)
         self.kernel = choose_kernel(checkpoint.device, checkpoint.model.dtype, checkpoint.head_dim)
+        self.shares = self.kernel is not attend_alone
 
     def prune_last_layer(self, yes: bool) -> bool:
         """Has the last layer compute the wanted tokens only, or all tokens again.
@@ -111,21 +118,17 @@ class PackedLayout:
     @property
     def note(self) -> str:
         """The kernels that it runs, in words."""
-        shares = "shares prompts" if self.kernel.shares else "shares none"
-        windows = ", windows" if self.kernel.windows else ""
-        note = f"attention by {_name(self.kernel.attend)} ({shares}{windows})"
+        shares = "shares prompts" if self.shares else "shares none"
+        does_windows = isinstance(self.kernel, VarlenKernel) and self.kernel.windows
+        windows = ", windows" if does_windows else ""
+        note = f"attention by {_name(self.kernel)} ({shares}{windows})"
         if self.language_head is not None:
             note += f", logsumexp {_name(self.language_head.logsumexp)}"
         return note
 
-    @property
-    def shares(self) -> bool:
-        """Whether a prompt that rows of one pass have in common is computed once: so the kernel."""
-        return self.kernel.shares
-
     def num_computed(self, rows: Sequence[Row]) -> int:
         """Tokens that a pass over these rows computes: a shared prompt once, and no padding."""
-        return num_packed(rows, share=self.kernel.shares)
+        return num_packed(rows, share=self.shares)
 
     def run(self, requests: Sequence[RowRequest]) -> list[Outputs]:
         """Outputs of each row, in order. Raises RuntimeError like `launch`."""
@@ -138,7 +141,7 @@ class PackedLayout:
         Raises:
             RuntimeError: The model did not use its attention interface in every layer.
         """
-        packing = pack([row for row, _ in requests], share=self.kernel.shares)
+        packing = pack([row for row, _ in requests], share=self.shares)
         context = PackedRow(packing, self.kernel, self._num_layers)
         for index, (row, needs) in enumerate(requests):
             if needs.attention:

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from tokenreward.checkpoints.adapter import lora_layers, without_adapter
 from tokenreward.checkpoints.checkpoint import Checkpoint
 from tokenreward.contract import Model, Needs, Outputs, Row, RowRequest
-from tokenreward.forward.layout import Layout, LayoutChoice
+from tokenreward.forward.layout import Layout
 from tokenreward.forward.packed import PackedLayout
 from tokenreward.forward.patches import Linear, onednn_agrees
 from tokenreward.forward.probe import choose_layout
@@ -41,6 +40,13 @@ class Pair:
         self, policy: Layout, reference: Layout, *, views: Mapping[Model, View] | None = None
     ) -> None:
         self.layouts: dict[Model, Layout] = {"policy": policy, "reference": reference}
+        # The gap of the two that is nearer to its bound, and the reasons of both.
+        gaps = [layout.gap for layout in self.layouts.values() if layout.gap is not None]
+        self.gap = max(gaps, key=lambda gap: gap.difference / gap.bound, default=None)
+        reasons = [
+            f"{model}: {layout.reason}" for model, layout in self.layouts.items() if layout.reason
+        ]
+        self.reason = "; ".join(reasons) or None
         self.name = policy.name
         if policy.name != reference.name:
             self.name = f"policy {policy.name}, reference {reference.name}"
@@ -106,7 +112,7 @@ def view(model: Any, attention: str, switched: View = nullcontext) -> Iterator[N
 
 def choose_layouts(
     checkpoint: Checkpoint, needs: Mapping[Model, Needs], *, say: Callable[[str], None]
-) -> LayoutChoice:
+) -> Layout:
     """The layout of a checkpoint, or the pair of layouts of a checkpoint and its reference.
 
     Args:
@@ -121,11 +127,14 @@ def choose_layouts(
     if reference is None:
         return choose_layout(checkpoint, needs["policy"], say=say)
     model, loaded_attention = checkpoint.model, checkpoint.model.config._attn_implementation
-    first = choose_layout(checkpoint, needs["policy"], say=lambda line: say(f"policy: {line}"))
+    probe_policy = partial(
+        choose_layout, checkpoint, needs["policy"], say=lambda line: say(f"policy: {line}")
+    )
+    first = probe_policy()
     views: dict[Model, View] = {"policy": partial(view, model, model.config._attn_implementation)}
     # The operator of linears is on the model, so one model has one. Two models must have the same,
     # for equal models to give equal numbers. So the reference is probed with the policy's choice.
-    linear = _swap_linear(first.layout, None)
+    linear = _swap_linear(first, None)
     through_onednn = linear is not None and onednn_agrees(reference.model)
     switched: View = nullcontext
     if reference.model is model:
@@ -140,31 +149,19 @@ def choose_layouts(
         )
     attention = reference.model.config._attn_implementation
     views["reference"] = partial(view, reference.model, attention, switched)
-    if _swap_linear(second.layout, None) is linear:
-        for choice in (first, second):
-            _swap_linear(choice.layout, linear)
-    elif first.measure is not None:
-        with views["policy"]():
-            first = replace(first, gap=first.measure(first.layout))
+    if _swap_linear(second, None) is linear:
+        for layout in (first, second):
+            _swap_linear(layout, linear)
+    else:
         say(
             "policy: float32 linears are torch's own after all, as the reference's cannot go "
-            f"through oneDNN, too: the packed layout differs in {first.gap}"
+            "through oneDNN, too"
         )
-    return _join(first, second, views)
-
-
-def _join(
-    policy: LayoutChoice, reference: LayoutChoice, views: Mapping[Model, View]
-) -> LayoutChoice:
-    """The choice of a pair, from the choice of each model.
-
-    Its gap is the one that is nearer to its bound, and its reason names both models' reasons.
-    """
-    reasons = {"policy": policy.reason, "reference": reference.reason}
-    reason = "; ".join(f"{name}: {reason}" for name, reason in reasons.items() if reason)
-    nearest = max((policy.gap, reference.gap), key=lambda gap: gap.difference / gap.bound)
-    pair = Pair(policy.layout, reference.layout, views=views)
-    return LayoutChoice(pair, nearest, reason or None)
+        if isinstance(first, PackedLayout):
+            first.split_mlps(None)  # the probe compares with the model as it was loaded
+        model.set_attn_implementation(loaded_attention)
+        first = probe_policy(through_onednn=False)
+    return Pair(first, second, views=views)
 
 
 def _swap_linear(layout: Layout, linear: Linear | None) -> Linear | None:

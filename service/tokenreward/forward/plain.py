@@ -21,6 +21,7 @@ from tokenreward.checkpoints.checkpoint import Checkpoint
 from tokenreward.checkpoints.refusal import CheckpointRefused
 from tokenreward.checkpoints.value_head import ValueHead
 from tokenreward.contract import Needs, Outputs, Reading, Row, RowRequest
+from tokenreward.forward.comparison import Gap
 from tokenreward.forward.transfer import Pending
 
 _CHUNK_ROWS = 256
@@ -34,6 +35,8 @@ class PlainLayout:
     runs_ahead = False
 
     def __init__(self, checkpoint: Checkpoint) -> None:
+        self.gap: Gap | None = None
+        self.reason: str | None = None
         self._checkpoint = checkpoint
         self._model: Any = checkpoint.model
         self._value_head: ValueHead | None = None

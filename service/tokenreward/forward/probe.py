@@ -18,7 +18,7 @@ import torch
 from tokenreward.checkpoints.checkpoint import Checkpoint
 from tokenreward.contract import Needs, Outputs, Reading, RowRequest
 from tokenreward.forward.comparison import differences, float32_bounds
-from tokenreward.forward.layout import LayoutChoice
+from tokenreward.forward.layout import Layout
 from tokenreward.forward.packed import PackedLayout
 from tokenreward.forward.patches import MLP_PIECES, onednn_gain, onednn_linear
 from tokenreward.forward.plain import PlainLayout
@@ -40,7 +40,7 @@ def choose_layout(
     *,
     say: Callable[[str], None],
     through_onednn: bool | None = None,
-) -> LayoutChoice:
+) -> Layout:
     """The packed layout if it is exact, else the plain one.
 
     The packed layout then takes each of its faster ways that keeps every bound, too.
@@ -69,14 +69,15 @@ def choose_layout(
     if reason is not None:
         checkpoint.model.set_attn_implementation(implementation)
         say(f"plain layout, one row at a time: {reason}")
-        return LayoutChoice(plain, trial.gap_of(naive), reason)
+        plain.gap, plain.reason = trial.gap_of(naive), reason
+        return plain
     layout = PackedLayout(checkpoint)
     _quicken(layout, checkpoint, trial, say=say, through_onednn=through_onednn)
     _prune(layout, checkpoint, trial, say=say)
     _split(layout, checkpoint, trial, say=say)
-    gap = trial.gap(layout)
-    say(f"packed layout: differs from the model's own forward in {gap}")
-    return LayoutChoice(layout, gap, measure=trial.gap)
+    layout.gap = trial.gap(layout)
+    say(f"packed layout: differs from the model's own forward in {layout.gap}")
+    return layout
 
 
 def _compare(

@@ -29,10 +29,18 @@ class VarlenKernel:
     Without a window there are two calls: each range on itself, and the responses on their prompts.
     With a window there is one call, in which the end of its prompt stands before each response.
     What a call needs on the device is made once per pass, by the first layer that asks.
+
+    Args:
+        flash: The call.
+        windows: Whether the call does windows.
+
+    Attributes:
+        windows: Whether it takes `window`: how many tokens each token may see, itself included.
     """
 
-    def __init__(self, flash: Flash) -> None:
+    def __init__(self, flash: Flash, *, windows: bool = False) -> None:
         self._flash = flash
+        self.windows = windows
         self._groups: Sequence[Group] = ()
         # See `_calls_without_window`.
         self._whole: tuple[Ragged, tuple[Ragged, Ragged, Tensor] | None] | None = None

@@ -16,10 +16,10 @@ from tokenreward.forward.packed import PackedLayout
 from tokenreward.forward.packing import Group
 
 GROUPS = (
-    Group((0, 9)),
-    Group((9, 30), ((30, 31), (31, 44), (44, 60))),
-    Group((60, 61)),
-    Group((61, 80), ((80, 90), (90, 95))),
+    ((0, 9),),
+    ((9, 30), (30, 31), (31, 44), (44, 60)),
+    ((60, 61),),
+    ((61, 80), (80, 90), (90, 95)),
 )
 SCALE = 0.3
 
@@ -36,10 +36,10 @@ def truth(q: Tensor, k: Tensor, v: Tensor, groups: tuple[Group, ...]) -> Tensor:
     n = q.shape[2]
     allowed = torch.zeros(n, n, dtype=torch.bool)
     for group in groups:
-        for start, stop in (group.prompt, *group.responses):
+        for start, stop in group:
             allowed[start:stop, start:stop] = torch.ones(stop - start, stop - start).tril().bool()
-        for start, stop in group.responses:
-            allowed[start:stop, slice(*group.prompt)] = True
+        for start, stop in group[1:]:
+            allowed[start:stop, slice(*group[0])] = True
     q, k, v = (tensor[0].double() for tensor in (q, k, v))
     k, v = (tensor.repeat_interleave(q.shape[0] // k.shape[0], dim=0) for tensor in (k, v))
     scores = (q @ k.transpose(-1, -2) * SCALE).masked_fill(~allowed, -torch.inf)
@@ -72,13 +72,13 @@ def test_a_kernel_leaves_the_places_of_other_groups_alone() -> None:
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 def test_rows_alone_attend_causally(kv_heads: int) -> None:
-    groups = (Group((0, 9)), Group((9, 40)))
+    groups = (((0, 9),), ((9, 40),))
     tensors = qkv(40, kv_heads=kv_heads)
     assert (attend(attend_alone, tensors, groups) - truth(*tensors, groups)).abs().max() < 1e-5
 
 
 def test_rows_alone_attend_to_values_of_another_size() -> None:
-    groups = (Group((0, 9)), Group((9, 40)))
+    groups = (((0, 9),), ((9, 40),))
     q, k, v = qkv(40)
     out = torch.full((40, 4, 6), math.nan)
     attend_alone((q, k, v[..., :6]), groups, SCALE, out)
@@ -100,7 +100,7 @@ def test_rows_alone_ask_what_every_fused_kernel_can_and_repeat_no_keys(
         return sdpa(q, k, v, **how)
 
     monkeypatch.setattr(functional, "scaled_dot_product_attention", seen)
-    attend(attend_alone, tensors, (Group((0, 40)),))
+    attend(attend_alone, tensors, (((0, 40),),))
     assert asked == [{"is_causal": True, "scale": SCALE}]
 
 

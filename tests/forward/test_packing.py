@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenreward.contract import Row
-from tokenreward.forward.packing import num_packed, pack
+from tokenreward.forward.packing import longest_row, num_packed, pack
 
 LONG = list(range(100, 120))
 PROMPTS = st.sampled_from([[5], LONG, LONG[:-1], [*LONG, 7], LONG[::-1]])
@@ -32,7 +32,7 @@ def test_each_row_reads_back_with_its_positions_and_every_token_belongs_to_a_gro
     for row, places in zip(rows, packing.places, strict=True):
         assert packing.ids[places].tolist() == row.ids.tolist()
         assert packing.positions[places].tolist() == list(range(len(row.ids)))
-    ranges = [part for group in packing.groups for part in (group.prompt, *group.responses)]
+    ranges = [part for group in packing.groups for part in group]
     assert [start for start, _ in ranges] == [0, *(stop for _, stop in ranges[:-1])]
     assert ranges[-1][1] == len(packing.ids) == len(packing.positions)
 
@@ -56,12 +56,12 @@ def test_rows_that_share_ids_but_not_where_the_prompt_ends_stay_apart() -> None:
     ids = np.arange(3, 40)
     packing = pack([Row(ids, 20, 37), Row(ids, 21, 37)])
     assert len(packing.ids) == 2 * len(ids)
-    assert [group.responses for group in packing.groups] == [(), ()]
+    assert [group[1:] for group in packing.groups] == [(), ()]
 
 
 def test_a_response_of_no_token_reads_the_prompt_alone() -> None:
     prompt = np.arange(3, 23)
     packing = pack([Row(prompt, 20, 20), Row(np.append(prompt, 5), 20, 21)])
     assert packing.places[0].tolist() == list(range(20))
-    assert packing.groups[0].responses == ((20, 21),)
-    assert packing.groups[0].longest == 21
+    assert packing.groups[0][1:] == ((20, 21),)
+    assert longest_row(packing.groups[0]) == 21

@@ -24,12 +24,12 @@ from tokenreward.forward.varlen import VarlenKernel
 
 CPU = torch.device("cpu")
 GROUPS = (
-    Group((0, 9)),
-    Group((9, 30), ((30, 31), (31, 44), (44, 60))),
-    Group((60, 61)),
-    Group((61, 80), ((80, 90), (90, 95))),
+    ((0, 9),),
+    ((9, 30), (30, 31), (31, 44), (44, 60)),
+    ((60, 61),),
+    ((61, 80), (80, 90), (90, 95)),
 )
-APART = (Group((0, 9)), Group((9, 60)), Group((60, 61)), Group((61, 95)))
+APART = (((0, 9),), ((9, 60),), ((60, 61),), ((61, 95),))
 SCALE = 0.3
 
 
@@ -50,8 +50,8 @@ def truth(
     q, k, v = (tensor[0].double() for tensor in (q, k, v))
     k, v = (tensor.repeat_interleave(q.shape[0] // k.shape[0], dim=0) for tensor in (k, v))
     for group in groups:
-        for own in (group.prompt, *group.responses):
-            before = [] if own == group.prompt else list(range(*group.prompt))
+        for own in group:
+            before = [] if own == group[0] else list(range(*group[0]))
             for place in range(*own):
                 seen = (before + list(range(own[0], place + 1)))[-(window or 10**6) :]
                 scores = torch.einsum("hd,hnd->hn", q[:, place], k[:, seen]) * SCALE
@@ -223,7 +223,7 @@ def test_a_kernel_plans_once_for_a_pass_and_anew_for_another(
     kernel, made = VarlenKernel(flash()), []
     to_ragged = varlen.to_ragged
     monkeypatch.setattr(varlen, "to_ragged", lambda *parts: made.append(1) or to_ragged(*parts))
-    for groups in (GROUPS, GROUPS[:2], (Group((0, 95)),), GROUPS):
+    for groups in (GROUPS, GROUPS[:2], (((0, 95),),), GROUPS):
         made.clear()
         tensors = qkv()
         for window in (None, 14, None, 14, 500):  # as models with layers of two kinds ask
@@ -236,7 +236,7 @@ def test_a_kernel_plans_once_for_a_pass_and_anew_for_another(
 
 
 def test_rows_of_one_token_are_not_asked_for_as_decoding() -> None:
-    groups = (Group((0, 20), tuple((place, place + 1) for place in range(20, 95))),)
+    groups = (((0, 20), *((place, place + 1) for place in range(20, 95))),)
     tensors = qkv()
     assert (
         attend(VarlenKernel(flash()), tensors, groups) - truth(*tensors, groups)
@@ -244,7 +244,7 @@ def test_rows_of_one_token_are_not_asked_for_as_decoding() -> None:
 
 
 def test_as_many_tokens_as_heads_do_not_turn_the_logsumexp_round() -> None:
-    groups = (Group((0, 20), ((20, 22), (22, 24))),)
+    groups = (((0, 20), (20, 22), (22, 24)),)
     tensors = qkv(num_tokens=24, heads=4)
     for version in (today, as_documented):
         found = attend(VarlenKernel(flash(version)), tensors, groups)

@@ -18,7 +18,6 @@ from gpu.shapes import LLAMA_8B
 from gpu.stand import Stand, Work
 from gpu.throughput import LOGITS
 from tokenreward.forward.kernels import attend_alone
-from tokenreward.forward.packing import Group
 
 # Of two equal passes the first has ended after half of the time; what is fetched behind the second
 # takes all of it.
@@ -86,7 +85,7 @@ def alone(stand: Stand) -> Iterator[Result]:
     q, k, v = (torch.randn(1, num, length, shape.head_dim, device=device) for num in heads)
     out = torch.empty(length, shape.heads, shape.head_dim, device=device)
     took = stand.clock.peak_bytes(
-        lambda: attend_alone((q, k, v), [Group((0, length))], shape.head_dim**-0.5, out)
+        lambda: attend_alone((q, k, v), [((0, length),)], shape.head_dim**-0.5, out)
     )
     whole = shape.heads * length**2 * out.element_size()
     name = f"a row alone in float32, of its map {shape.heads} x {length} x {length}"

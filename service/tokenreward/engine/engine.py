@@ -40,10 +40,6 @@ from tokenreward.wire import ItemResult, Reply, RewardsRequest
 logger = logging.getLogger(__name__)
 
 
-def _ignore(name: str, value: float = 1.0, **labels: str) -> None:
-    """A report that nobody reads."""
-
-
 class Engine:
     """Scores requests on one checkpoint. Make one with `load`; use it from one event loop.
 
@@ -111,7 +107,7 @@ class Engine:
         cls,
         settings: DeploymentSettings,
         *,
-        report: Report = _ignore,
+        report: Report = lambda *args, **labels: None,
         say: Callable[[str], None] = logger.info,
     ) -> Engine:
         """Loads the checkpoint and probes it, which also warms it. Blocks.

@@ -23,7 +23,7 @@ from tokenreward.contract import Reading, Row
 from tokenreward.forward.attention_weights import Bias, blocks, mix, read
 from tokenreward.forward.flash import find_flash
 from tokenreward.forward.kernels import QKV, Attend, attend_alone, attend_on_cpu
-from tokenreward.forward.packing import Group, Packing
+from tokenreward.forward.packing import Group, Packing, longest_row
 from tokenreward.forward.varlen import VarlenKernel
 
 IMPLEMENTATION = "tokenreward_segments"
@@ -159,23 +159,17 @@ def _attend(qkv: QKV, row: PackedRow, bias: Bias, out: Tensor) -> None:
     if does_windows and bias.softcap is None and bias.sinks is None:
         row.kernel(qkv, groups, bias.scaling, out, window=bias.window)
         return
-    in_blocks = [group for group in groups if bias.shapes(group.longest)]
+    in_blocks = [group for group in groups if bias.shapes(longest_row(group))]
     if not in_blocks:
         row.kernel(qkv, groups, bias.scaling, out)  # the same object: a kernel plans by it
     elif len(in_blocks) < len(groups):
-        by_kernel = [group for group in groups if not bias.shapes(group.longest)]
+        by_kernel = [group for group in groups if not bias.shapes(longest_row(group))]
         row.kernel(qkv, by_kernel, bias.scaling, out)
-    for group in in_blocks:
-        _attend_in_blocks(qkv, group, bias, out)
-
-
-def _attend_in_blocks(qkv: QKV, group: Group, bias: Bias, out: Tensor) -> None:
-    """Attention of one group in float32 blocks of queries; never a map [n, n]."""
-    prompt = torch.arange(*group.prompt, device=out.device)
-    _attend_range(qkv, prompt, prompt, bias, out)
-    for response in group.responses:
-        own = torch.arange(*response, device=out.device)
-        _attend_range(qkv, own, torch.cat([prompt, own]), bias, out)
+    for group in in_blocks:  # in float32 blocks of queries; never a map [n, n]
+        prompt, *responses = (torch.arange(*part, device=out.device) for part in group)
+        _attend_range(qkv, prompt, prompt, bias, out)
+        for own in responses:
+            _attend_range(qkv, own, torch.cat([prompt, own]), bias, out)
 
 
 def _attend_range(qkv: QKV, queries: Tensor, keys: Tensor, bias: Bias, out: Tensor) -> None:

@@ -43,18 +43,17 @@ def merge(own: Tensor, own_lse: Tensor, prompt: Tensor, prompt_lse: Tensor) -> T
 
 def attend_on_cpu(qkv: QKV, groups: Sequence[Group], scale: float, out: Tensor) -> None:
     """A kernel with one fused call per range."""
-    for group in groups:
-        start, stop = group.prompt
-        out[start:stop] = _flash(qkv, group.prompt, group.prompt, scale)[0]
-        if not group.responses:
+    for prompt, *responses in groups:
+        out[slice(*prompt)] = _flash(qkv, prompt, prompt, scale)[0]
+        if not responses:
             continue
         # All responses of a group meet its prompt in one call: they follow one another.
-        first, last = group.responses[0][0], group.responses[-1][1]
-        prompt, prompt_lse = _flash(qkv, (first, last), group.prompt, scale)
-        for start, stop in group.responses:
+        first, last = responses[0][0], responses[-1][1]
+        on_prompt, on_prompt_lse = _flash(qkv, (first, last), prompt, scale)
+        for start, stop in responses:
             own, own_lse = _flash(qkv, (start, stop), (start, stop), scale)
             part = slice(start - first, stop - first)
-            out[start:stop] = merge(own, own_lse, prompt[part], prompt_lse[part])
+            out[start:stop] = merge(own, own_lse, on_prompt[part], on_prompt_lse[part])
 
 
 def _flash(qkv: QKV, queries: Range, keys: Range, scale: float) -> tuple[Tensor, Tensor]:
@@ -74,8 +73,7 @@ def attend_alone(qkv: QKV, groups: Sequence[Group], scale: float, out: Tensor) -
 
     It serves where no kernel gives a logsumexp, by which responses could be merged with a prompt.
     """
-    for group in groups:
-        start, stop = group.prompt
+    for ((start, stop),) in groups:
         q, k, v = (tensor[0, :, start:stop] for tensor in qkv)
         # Of torch's fused kernels, the one for float32 on a GPU does not know grouped heads, and
         # without a fused kernel there is a map [heads, n, n]. So each key head is a batch of its

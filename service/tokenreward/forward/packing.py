@@ -18,6 +18,10 @@ from tokenreward.contract import Row
 
 Range = tuple[int, int]  # start and stop of a run of tokens
 
+# A prompt's range of the packed sequence, then the ranges of the responses that continue it, one
+# after the other. Without responses, the first range is a whole row.
+Group = tuple[Range, ...]
+
 # Tokens of a prompt. Below it, the extra attention call that a shared prompt costs is dearer than
 # reading the prompt again.
 _SHORTEST_SHARED = 16
@@ -31,25 +35,6 @@ def shared_key(row: Row) -> bytes | None:
     if row.start < _SHORTEST_SHARED:
         return None
     return row.ids[: row.start].tobytes()
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """A prompt and the responses that continue it.
-
-    Attributes:
-        prompt: The prompt's range of the packed sequence; the whole row if there is no response.
-        responses: The responses' ranges, which follow one another.
-    """
-
-    prompt: Range
-    responses: tuple[Range, ...] = ()
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest row of the group."""
-        longest_response = max((stop - start for start, stop in self.responses), default=0)
-        return self.prompt[1] - self.prompt[0] + longest_response
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,8 +82,14 @@ def pack(rows: Sequence[Row], *, share: bool = True) -> Packing:
                 response = put(rows[i].ids[num_shared:], num_shared)
                 responses.append(response)
             places[i] = np.concatenate([np.arange(*prompt), np.arange(*response)])
-        groups.append(Group(prompt, tuple(responses)))
+        groups.append((prompt, *responses))
     return Packing(np.concatenate(pieces), np.concatenate(positions), tuple(groups), tuple(places))
+
+
+def longest_row(group: Group) -> int:
+    """Tokens of the longest row of a group: its prompt and a response."""
+    prompt, *responses = ((stop - start) for start, stop in group)
+    return prompt + max(responses, default=0)
 
 
 def num_packed(rows: Sequence[Row], *, share: bool = True) -> int:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tokenreward.forward.flash import Flash, Ragged, Sequences, num_tokens, places_of, to_ragged
 from tokenreward.forward.kernels import QKV, merge
-from tokenreward.forward.packing import Group, Range
+from tokenreward.forward.packing import Group, Range, longest_row
 from tokenreward.forward.transfer import to_device
 
 # Keys and values that are laid out anew for a window, at a time.
@@ -58,7 +58,7 @@ class VarlenKernel:
         if groups is not self._groups:
             self._groups, self._whole, self._windows = groups, None, {}
         tokens = [tensor[0].transpose(0, 1) for tensor in qkv]
-        if window is None or max(group.longest for group in groups) <= window:
+        if window is None or max(longest_row(group) for group in groups) <= window:
             self._attend_whole(tokens, scale, out)
         else:
             self._attend_within(tokens, scale, out, window)
@@ -110,12 +110,12 @@ def _calls_without_window(
         all responses of a group as one sequence of queries, its prompt as their keys, and where the
         tokens of these queries are among those of the first call; None if no group has responses.
     """
-    own = [part for group in groups for part in (group.prompt, *group.responses)]
-    families = [group for group in groups if group.responses]
+    own = [part for group in groups for part in group]
+    families = [group for group in groups if len(group) > 1]
     if not families:
         return to_ragged(device, [[part] for part in own])[0], None
-    responses = [(group.responses[0][0], group.responses[-1][1]) for group in families]
-    prompts = [group.prompt for group in families]
+    responses = [(group[1][0], group[-1][1]) for group in families]
+    prompts = [group[0] for group in families]
     own_call, queries, keys = to_ragged(
         device,
         [[part] for part in own],
@@ -134,11 +134,11 @@ def _chunks(
     queries: list[list[Range]] = []
     keys: list[list[Range]] = []
     num_keys = 0
-    for group in groups:
-        start, stop = group.prompt
+    for prompt, *responses in groups:
+        start, stop = prompt
         tail = max(start, stop - window + 1), stop  # all of the prompt that a response can see
-        sequences = [(group.prompt, [group.prompt])]
-        sequences += [(part, [tail, part]) for part in group.responses]
+        sequences = [(prompt, [prompt])]
+        sequences += [(part, [tail, part]) for part in responses]
         for own, visible in sequences:
             num_visible = num_tokens(visible)
             if queries and num_keys + num_visible > most_keys:

@@ -23,7 +23,7 @@ from tokenreward.contract import Reading, Row
 from tokenreward.forward.attention_weights import Bias, blocks, mix, read
 from tokenreward.forward.flash import find_flash
 from tokenreward.forward.kernels import QKV, Attend, attend_alone, attend_on_cpu
-from tokenreward.forward.packing import Group, Packing, longest_row
+from tokenreward.forward.packing import Packing, longest_row
 from tokenreward.forward.varlen import VarlenKernel
 
 IMPLEMENTATION = "tokenreward_segments"

@@ -127,10 +127,16 @@ def choose_layouts(
     if reference is None:
         return choose_layout(checkpoint, needs["policy"], say=say)
     model, loaded_attention = checkpoint.model, checkpoint.model.config._attn_implementation
-    probe_policy = partial(
-        choose_layout, checkpoint, needs["policy"], say=lambda line: say(f"policy: {line}")
-    )
-    first = probe_policy()
+
+    def probe(name: Model, of: Checkpoint, *, through_onednn: bool | None) -> Layout:
+        return choose_layout(
+            of,
+            needs[name],
+            say=lambda line: say(f"{name}: {line}"),
+            through_onednn=through_onednn,
+        )
+
+    first = probe("policy", checkpoint, through_onednn=None)
     views: dict[Model, View] = {"policy": partial(view, model, model.config._attn_implementation)}
     # The operator of linears is on the model, so one model has one. Two models must have the same,
     # for equal models to give equal numbers. So the reference is probed with the policy's choice.
@@ -141,26 +147,18 @@ def choose_layouts(
         switched = partial(without_adapter, lora_layers(model))
         model.set_attn_implementation(loaded_attention)  # the second probe sees it as loaded
     with switched():
-        second = choose_layout(
-            reference,
-            needs["reference"],
-            say=lambda line: say(f"reference: {line}"),
-            through_onednn=through_onednn,
-        )
+        second = probe("reference", reference, through_onednn=through_onednn)
     attention = reference.model.config._attn_implementation
     views["reference"] = partial(view, reference.model, attention, switched)
     if _swap_linear(second, None) is linear:
         for layout in (first, second):
             _swap_linear(layout, linear)
     else:
-        say(
-            "policy: float32 linears are torch's own after all, as the reference's cannot go "
-            "through oneDNN, too"
-        )
+        say("policy: float32 linears are torch's own after all, as the reference's must be")
         if isinstance(first, PackedLayout):
             first.split_mlps(None)  # the probe compares with the model as it was loaded
         model.set_attn_implementation(loaded_attention)
-        first = probe_policy(through_onednn=False)
+        first = probe("policy", checkpoint, through_onednn=False)
     return Pair(first, second, views=views)
 
 

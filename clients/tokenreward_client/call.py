@@ -7,18 +7,19 @@ again, and `listing` where it goes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
 from tokenreward.errors import Overloaded
 from tokenreward.wire import ErrorDetail, Reply, renumbered
+from tokenreward.wire.paths import REWARDS_PATH
 from tokenreward_client.errors import BadArgument, BadReply, ClientError, ServerRefused
-from tokenreward_client.flow import Flow, Wait
+from tokenreward_client.flow import Flow
 from tokenreward_client.items import ItemLike, encode_items
-from tokenreward_client.media import JSON, Wire
+from tokenreward_client.media import WireName, content_type, read_body, write_body
 from tokenreward_client.options import ScoreOptions, check_head, write_head
-from tokenreward_client.request import Route, send_until_answered
+from tokenreward_client.request import is_lost_path, send_until_answered
 from tokenreward_client.retry import Attempts
 from tokenreward_client.rewards import (
     Rewards,
@@ -36,7 +37,8 @@ class Call:
     """The encoded items of one `score` call, and what is asked about them.
 
     Attributes:
-        items: The items, encoded.
+        wire: How requests are written.
+        contents: The bytes of each item.
         names: The scorers.
         fingerprint: The fingerprint that the scorers' tokenizers must have, if any item has ids.
         dependencies: Other scorers that these depend on, as the request has it. Only the gateway
@@ -52,12 +54,12 @@ class Call:
         items: Iterable[ItemLike],
         scorer: str | None,
         options: ScoreOptions,
-        wire: Wire = JSON,
+        wire: WireName = "json",
     ) -> None:
         for name in options.keys() - ScoreOptions.__annotations__.keys():
             raise TypeError(f"score() got an unexpected keyword argument {name!r}")
         self.wire = wire
-        self.items = encode_items(items, wire)
+        self.contents, self._nums_units, has_ids = encode_items(items, wire)
         self._on_error = options.get("on_error", "raise")
         if self._on_error not in ("raise", "return"):
             message = f'must be "raise" or "return", got {self._on_error!r}'
@@ -65,9 +67,7 @@ class Call:
         self._head = write_head(scorer, options, wire)
         request, self.dependencies = check_head(self._head)
         self.names = request.names
-        self.fingerprint = None
-        if any(item.has_ids for item in self.items):
-            self.fingerprint = options.get("fingerprint")
+        self.fingerprint = options.get("fingerprint") if has_ids else None
         self._is_keyed = request.scorers is not None
         self._is_combined = request.combine is not None
         # What ended the request of each item that has no answer, by position.
@@ -83,24 +83,25 @@ class Call:
         Yields:
             The positions of one request's items, in order.
         """
-        num_items = len(self.items)
+        num_items = len(self.contents)
         num_shares = -(-num_items // max_items)
         request: list[int] = []
         num_bytes = 0
         share = 0
-        for position, item in enumerate(self.items):
+        for position, content in enumerate(self.contents):
             previous_share, share = share, position * num_shares // num_items
-            if request and (share > previous_share or num_bytes + len(item.content) > max_bytes):
+            if request and (share > previous_share or num_bytes + len(content) > max_bytes):
                 yield request
                 request, num_bytes = [], 0
             request.append(position)
-            num_bytes += len(item.content)
+            num_bytes += len(content)
         if request:
             yield request
 
     def body(self, positions: Sequence[int]) -> bytes:
         """The body of a request for the items at these positions, in this order."""
-        return self.wire.body(self._head, [self.items[position].content for position in positions])
+        contents = [self.contents[position] for position in positions]
+        return write_body(self._head, contents, self.wire)
 
     def read(self, content: bytes | Reply, positions: Sequence[int]) -> dict[int, Rewards]:
         """Read the reply to a request.
@@ -115,14 +116,14 @@ class Call:
         Raises:
             BadReply: The reply is none, or breaks a promise.
         """
-        reply = self.wire.reply(content) if isinstance(content, bytes) else content
+        reply = read_body(content, self.wire) if isinstance(content, bytes) else content
         by_index = {item.index: item for item in reply.items}
         if len(by_index) != len(reply.items) or set(by_index) != set(range(len(positions))):
             raise BadReply(f"the reply's indices are not 0 to {len(positions) - 1}, each once")
         answers = {}
         for index, position in enumerate(positions):
             item = renumber(by_index[index], positions)
-            num_units = self.items[position].num_units
+            num_units = self._nums_units[position]
             where = f"items[{position}]"
             if self._is_keyed:
                 answer = read_keyed(
@@ -147,9 +148,22 @@ class Call:
             return new
         return keep_good_results(old, new)
 
-    def fail(self, error: ClientError, positions: Sequence[int]) -> dict[int, Rewards]:
+    def fail(
+        self, error: ClientError, positions: Sequence[int], answers: Mapping[int, Rewards]
+    ) -> dict[int, Rewards]:
         """The answers of items whose request was ended by an error. Raises the error, unless errors
-        are to be returned."""
+        are to be returned, or another try would only have made an answer better.
+
+        Args:
+            error: What ended the request.
+            positions: The positions of the request's items.
+            answers: The answers that are there from earlier tries; these items keep theirs.
+        """
+        unanswered = [position for position in positions if position not in answers]
+        if error.retryable and not unanswered:
+            return {}
+        if isinstance(error, ServerRefused) and error.param is not None:
+            error.param = renumbered(error.param, positions)
         if self._on_error == "raise":
             raise error
         code, param = error.code, None
@@ -162,8 +176,8 @@ class Call:
             retryable=error.retryable,
         )
         answer = Rewards(None, error=detail, scorers={} if self._is_keyed else None)
-        self._failures |= dict.fromkeys(positions, error)
-        return dict.fromkeys(positions, answer)
+        self._failures |= dict.fromkeys(unanswered, error)
+        return dict.fromkeys(unanswered, answer)
 
     def collect(self, answers: Iterable[Mapping[int, Rewards]]) -> list[Rewards]:
         """The answers of all requests in the caller's order.
@@ -172,12 +186,12 @@ class Call:
             ItemFailed: An item failed, and errors are not to be returned.
             ClientError: No item was answered: what ended the first request.
         """
-        if self.items and len(self._failures) == len(self.items):
+        if self.contents and len(self._failures) == len(self.contents):
             raise self._failures[0]
         by_position: dict[int, Rewards] = {}
         for each in answers:
             by_position |= each
-        in_order = [by_position[position] for position in range(len(self.items))]
+        in_order = [by_position[position] for position in range(len(self.contents))]
         failures = [position for position, answer in enumerate(in_order) if errors_of(answer)]
         if failures and self._on_error == "raise":
             first = failures[0]
@@ -186,12 +200,17 @@ class Call:
 
 
 def score_request(
-    call: Call, positions: list[int], route: Route, attempts: Attempts
+    call: Call,
+    positions: list[int],
+    attempts: Attempts,
+    path: str,
+    on_lost_path: Callable[[], None],
 ) -> Flow[dict[int, Rewards]]:
     """Send the items at these positions, and again those whose error says that a retry may help.
 
     A request that is too large (413) is sent again in halves. An item keeps the answer that it has,
-    if only an error, when trying again ends without a better one.
+    if only an error, when trying again ends without a better one. When the path of a deployment
+    leads nowhere (404), `on_lost_path` is called, and the gateway takes over at the cost of no try.
 
     Returns:
         One answer for each position.
@@ -204,22 +223,20 @@ def score_request(
     while True:
         try:
             response = yield from send_until_answered(
-                route, partial(call.body, pending), attempts, call.wire.content_type
+                path, partial(call.body, pending), attempts, content_type(call.wire)
             )
             for position, answer in call.read(response.content, pending).items():
                 answers[position] = call.merge(answers.get(position), answer)
         except ClientError as error:
+            if is_lost_path(path, error):
+                on_lost_path()
+                path = REWARDS_PATH
+                continue
             if isinstance(error, ServerRefused) and error.status == 413 and len(pending) > 1:
-                middle = len(pending) // 2
-                for half in (pending[:middle], pending[middle:]):
-                    answers |= yield from score_request(call, half, route, attempts)
+                for half in (pending[: len(pending) // 2], pending[len(pending) // 2 :]):
+                    answers |= yield from score_request(call, half, attempts, path, on_lost_path)
                 return answers
-            unanswered = [position for position in pending if position not in answers]
-            if error.retryable and not unanswered:
-                return answers
-            if isinstance(error, ServerRefused) and error.param is not None:
-                error.param = renumbered(error.param, pending)
-            return answers | call.fail(error, unanswered)
+            return answers | call.fail(error, pending, answers)
         item_codes = {position: retryable_codes(answers[position]) for position in pending}
         codes = set[str]().union(*item_codes.values())
         # The service has room, unless all that it says of these items is that it is overloaded.
@@ -231,4 +248,4 @@ def score_request(
         pause_s = attempts.next_pause_s(codes, is_retryable=True)
         if pause_s is None or not attempts.has_time_for(pause_s):
             return answers
-        yield Wait(pause_s)
+        yield pause_s

@@ -15,7 +15,7 @@ from typing import Any, Self, TypeVar, Unpack, cast
 
 import httpx
 
-from tokenreward_client.flow import Flow, Step, Wait
+from tokenreward_client.flow import Flow, Send, Step
 from tokenreward_client.items import ItemLike
 from tokenreward_client.listing import ScorerInfo
 from tokenreward_client.options import ScoreOptions
@@ -133,19 +133,22 @@ class Client(Session):
         raise CancelledError
 
     def _perform(self, step: Step, stop: Stop) -> Any:
-        if isinstance(step, Wait):
-            awaited = stop if step.ticket is None else step.ticket
-            return is_done_in_time(awaited, stop, step.timeout_s)
-        if isinstance(step, list):
-            if len(step) == 1:
-                # In the caller's own thread, which Ctrl-C reaches.
-                return [self._drive(step[0], stop)]
-            works = [partial(self._drive, flow, stop) for flow in step]
-            return side_by_side(works, stop, most=self._max_concurrency)
-        try:
-            return self._http.send(build_request(self._http, step))
-        except httpx.RequestError as error:
-            return error
+        match step:
+            case Send():
+                try:
+                    return self._http.send(build_request(self._http, step))
+                except httpx.RequestError as error:
+                    return error
+            case list():
+                if len(step) == 1:
+                    # In the caller's own thread, which Ctrl-C reaches.
+                    return [self._drive(step[0], stop)]
+                works = [partial(self._drive, flow, stop) for flow in step]
+                return side_by_side(works, stop, most=self._max_concurrency)
+            case ticket, timeout_s:
+                return is_done_in_time(ticket, stop, timeout_s)
+            case pause_s:
+                is_done_in_time(stop, stop, pause_s)
 
 
 class AsyncClient(Session):
@@ -196,14 +199,18 @@ class AsyncClient(Session):
                 outcome = await self._perform(step)
 
     async def _perform(self, step: Step) -> Any:
-        if isinstance(step, Wait):
-            if step.ticket is None:
-                return await asyncio.sleep(step.timeout_s)
-            ticket = asyncio.wrap_future(step.ticket)
-            done, _ = await asyncio.wait([ticket], timeout=step.timeout_s)
-            return bool(done)
-        if isinstance(step, list):
-            return await self._together(step)
+        match step:
+            case Send():
+                return await self._send(step)
+            case list():
+                return await self._together(step)
+            case ticket, timeout_s:
+                done, _ = await asyncio.wait([asyncio.wrap_future(ticket)], timeout=timeout_s)
+                return bool(done)
+            case pause_s:
+                await asyncio.sleep(pause_s)
+
+    async def _send(self, step: Send) -> httpx.Response | httpx.RequestError:
         try:
             # httpx bounds each read of the socket; this bounds the whole reply.
             async with asyncio.timeout(step.timeout_s):

@@ -2,9 +2,10 @@
 
 A flow yields its next step, and is sent what came of it:
 
-    Send             -> the `httpx.Response`, or the `httpx.RequestError` that came in its place
-    Wait             -> whether its ticket was done in time
-    a list of flows  -> the list of what they returned, in the same order; they run side by side
+    a Send              -> the `httpx.Response`, or the `httpx.RequestError` that came in its place
+    a number            -> nothing, after a pause of so many seconds
+    (ticket, seconds)   -> whether a window admitted the ticket within so many seconds
+    a list of flows     -> the list of what they returned, in the same order; they run side by side
 
 `Client` and `AsyncClient` drive the same flows, one with threads and one with tasks, so that no
 rule is written twice. This module knows the steps, and no rule.
@@ -62,14 +63,5 @@ class Send:
         return headers
 
 
-@dataclass(frozen=True, slots=True)
-class Wait:
-    """Wait until a window admits the ticket, for `timeout_s` seconds at most. Without a ticket so
-    much time passes."""
-
-    timeout_s: float
-    ticket: Ticket | None = None
-
-
-Step = Union[Send, Wait, "list[Flow[Any]]"]
+Step = Union[Send, float, tuple[Ticket, float], "list[Flow[Any]]"]
 Flow = Generator[Step, Any, T]

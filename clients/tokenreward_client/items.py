@@ -1,5 +1,5 @@
-"""From what a caller holds to what travels: an Item, a dict or a (prompt, response) pair becomes an
-EncodedItem.
+"""From what a caller holds to what travels: an Item, a dict or a (prompt, response) pair becomes
+bytes.
 
 Token ids leave as int32, whatever they came as; arrays of any library are read through `tolist`.
 This module knows no HTTP and no models.
@@ -8,7 +8,6 @@ This module knows no HTTP and no models.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,30 +15,21 @@ import numpy as np
 from tokenreward.errors import RequestError, path_below
 from tokenreward.wire import IntArray, Item, as_int32, decode_ids, parse
 from tokenreward_client.errors import BadArgument
-from tokenreward_client.media import JSON, Wire
+from tokenreward_client.media import WireName, ids_field, vector_field, write_item
 
 ItemLike = Item | Mapping[str, Any] | tuple[Any, Any]
 
 _PER_UNIT = ("spans", "mask", "policy_logprobs", "ref_logprobs")
 
 
-@dataclass(frozen=True, slots=True)
-class EncodedItem:
-    """One item as it travels.
-
-    Attributes:
-        content: Its bytes, on the wire that it was encoded for.
-        num_units: The number of rewards that must come back; None if the server's tokens decide.
-        has_ids: Whether its prompt or response is token ids.
-    """
-
-    content: bytes
-    num_units: int | None
-    has_ids: bool
-
-
-def encode_items(items: Iterable[ItemLike], wire: Wire = JSON) -> list[EncodedItem]:
+def encode_items(
+    items: Iterable[ItemLike], wire: WireName = "json"
+) -> tuple[list[bytes], list[int | None], bool]:
     """Check and encode all items, in order.
+
+    Returns:
+        The bytes of each item; the number of rewards that must come back for each, None if the
+        server's tokens decide; whether any item has token ids.
 
     Raises:
         BadArgument: An item cannot be sent. `param` names the first that cannot:
@@ -47,14 +37,17 @@ def encode_items(items: Iterable[ItemLike], wire: Wire = JSON) -> list[EncodedIt
     """
     if isinstance(items, (str, bytes, Mapping, Item)):
         raise BadArgument("must be a list of items; put a single one in a list", param="items")
-    encoded = []
+    contents, nums_units, has_ids = [], [], False
     for index, item in enumerate(items):
         try:
-            encoded.append(encode_item(item, wire))
+            content, num_units, item_has_ids = encode_item(item, wire)
         except BadArgument as error:
             error.param = path_below(f"items[{index}]", error.param)
             raise
-    return encoded
+        contents.append(content)
+        nums_units.append(num_units)
+        has_ids = has_ids or item_has_ids
+    return contents, nums_units, has_ids
 
 
 def check_item(item: ItemLike) -> None:
@@ -67,8 +60,9 @@ def check_item(item: ItemLike) -> None:
     encode_item(item)
 
 
-def encode_item(item: ItemLike, wire: Wire = JSON) -> EncodedItem:
-    """Check and encode one item. Raises BadArgument, as `check_item`."""
+def encode_item(item: ItemLike, wire: WireName = "json") -> tuple[bytes, int | None, bool]:
+    """Check and encode one item: its bytes, the number of its rewards, and whether it has ids, as
+    `encode_items` has them. Raises BadArgument, as `check_item`."""
     fields = _fields(item)
     # The lengths of all that has one entry per unit, counted before anything is encoded.
     lengths: dict[str, int] = {}
@@ -78,12 +72,12 @@ def encode_item(item: ItemLike, wire: Wire = JSON) -> EncodedItem:
         fields[name] = _without_foreign_arrays(fields[name])
         ids = _token_ids(fields[name], param=name)
         if ids is not None:
-            fields[name] = wire.ids(ids)
+            fields[name] = ids_field(ids, wire)
             if name == "response":
                 lengths[name] = len(ids)
     for name in _PER_UNIT:
         if fields.get(name) is not None:
-            fields[name] = wire.vector(name, fields[name])
+            fields[name] = vector_field(name, fields[name], wire)
     try:
         checked = parse(Item, fields)
         if isinstance(checked.response, dict) and "response" not in lengths:
@@ -97,15 +91,11 @@ def encode_item(item: ItemLike, wire: Wire = JSON) -> EncodedItem:
         counts = ", ".join(f"{name} {length}" for name, length in lengths.items())
         raise BadArgument(f"one entry per unit is needed, but the lengths differ: {counts}")
     try:
-        content = wire.item(checked)
+        content = write_item(checked, wire)
     except ValueError as error:  # a lone surrogate in a text, say
-        raise BadArgument(f"the item cannot be written as {wire.name}: {error}") from None
-    return EncodedItem(
-        content,
-        num_units=next(iter(lengths.values()), None),
-        has_ids=not isinstance(checked.prompt, (str, list))
-        or not isinstance(checked.response, str),
-    )
+        raise BadArgument(f"the item cannot be written as {wire}: {error}") from None
+    is_text = isinstance(checked.prompt, (str, list)) and isinstance(checked.response, str)
+    return content, next(iter(lengths.values()), None), not is_text
 
 
 def _fields(item: ItemLike) -> dict[str, Any]:

@@ -18,10 +18,10 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from tokenreward.wire import NAME_PATTERN
 from tokenreward.wire.dependencies import listed_score_source
-from tokenreward.wire.paths import REWARDS_PATH, SCORERS_PATH
+from tokenreward.wire.paths import SCORERS_PATH
 from tokenreward_client.errors import BadArgument, BadReply, ClientError, ServerRefused
 from tokenreward_client.flow import Flow
-from tokenreward_client.request import Route, send_until_answered
+from tokenreward_client.request import send_until_answered
 from tokenreward_client.retry import Attempts, wait_for
 from tokenreward_client.window import Window
 
@@ -87,7 +87,7 @@ class Listing:
         Raises:
             ClientError: As `send_until_answered`; BadReply if the reply is no listing.
         """
-        response = yield from send_until_answered(Route(SCORERS_PATH), None, attempts)
+        response = yield from send_until_answered(SCORERS_PATH, None, attempts)
         try:
             body = _BODY.validate_json(response.content)
             scorers = _SCORERS.validate_python(body.get("scorers"))
@@ -161,17 +161,9 @@ class Listing:
         paths = {(self._paths or {}).get(name) for name in names}
         return paths.pop() if len(paths) == 1 else None
 
-    def route(self, direct_path: str | None) -> Route:
-        """The route of one request: straight, or through the gateway if there is no direct path.
-
-        If the direct path leads nowhere, the request falls back on the gateway, and the listing is
-        learnt again before the next call.
-        """
-        if direct_path is None:
-            return Route(REWARDS_PATH)
-        return Route(direct_path, self._forget)
-
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """Forget where scorers are served: a path led nowhere. The listing is learnt again before
+        the next call."""
         self._paths = None
         self._tokenizers = {}
 

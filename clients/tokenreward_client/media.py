@@ -1,13 +1,13 @@
 """The two ways to write a request: JSON, or msgpack with its vectors as bytes. The same numbers
 travel on both.
 
-It knows the shape of a request and a reply, and nothing of HTTP.
+It knows the shape of a request and a reply, and nothing of HTTP. msgspec is imported where msgpack
+is written or read, so that JSON does without it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from importlib.util import find_spec
 from itertools import chain
 from typing import Any, Literal
@@ -41,84 +41,92 @@ _NUMBERS: dict[str, tuple[str, set[type], type[np.generic]]] = {
 }
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Wire:
-    """One way to write a request and to read its reply, as the functions that do it.
+def content_type(wire: WireName) -> str:
+    """The media type of a body."""
+    return JSON_TYPE if wire == "json" else MSGPACK_TYPE
 
-    Attributes:
-        name: What messages call it.
-        content_type: The media type of the body.
-        ids: Token ids [n] as a field of an item.
-        vector: The value of a field with one entry per unit, in a form that the strict models of
-            the wire take. It is given the field's name, and what the caller gave for it. The models
-            say what is wrong with that.
-        item: The bytes of an item. Raises ValueError for what cannot be written.
-        body: The bytes of a request, from all of it but its items, as JSON, and the bytes of its
-            items. Raises ValueError if the former cannot be written.
-        parse_reply: The reply in the body of a 200. Raises ValueError for what is no reply.
+
+def ids_field(ids: IntArray, wire: WireName) -> Any:
+    """Token ids [n] as a field of an item: base64 in JSON."""
+    return encode_ids(ids) if wire == "json" else ids
+
+
+def vector_field(name: str, value: Any, wire: WireName) -> Any:
+    """The value of a field with one entry per unit, in a form that the strict models of the wire
+    take.
+
+    Args:
+        name: The field's name.
+        value: What the caller gave for it. The models say what is wrong with that.
+        wire: How the item will be written.
     """
-
-    name: str
-    content_type: str
-    ids: Callable[[IntArray], Any]
-    vector: Callable[[str, Any], Any]
-    item: Callable[[Item], bytes]
-    body: Callable[[bytes, Sequence[bytes]], bytes]
-    parse_reply: Callable[[bytes], Reply]
-
-    def reply(self, content: bytes) -> Reply:
-        """The reply in the body of a 200. Raises BadReply."""
-        try:
-            return self.parse_reply(content)
-        except ValidationError as error:
-            reason = error.errors()[0]["msg"]
-        except ValueError as error:
-            reason = str(error)
-        raise BadReply(f"the reply is not a rewards reply: {reason}")
+    array = _lossless_array(name, value) if wire == "msgpack" else None
+    return _as_lists(value) if array is None else array
 
 
-def _join_json(head: bytes, items: Sequence[bytes]) -> bytes:
-    # Items are large, and encoded when the call begins: they are joined as bytes, in the place of
-    # the brace that ends the head.
-    return head[:-1] + b',"items":[' + b",".join(items) + b"]}"
+def write_item(item: Item, wire: WireName) -> bytes:
+    """The bytes of an item. Raises ValueError for what cannot be written."""
+    if wire == "json":
+        return item.model_dump_json(exclude_unset=True).encode()
+    vectors = {}
+    for name in item.model_fields_set:
+        value = getattr(item, name)
+        if isinstance(value, np.ndarray):
+            vectors[name] = value
+    # What is plain in JSON is plain here: the service takes no msgpack extensions.
+    rest = item.model_dump(mode="json", exclude_unset=True, exclude=set(vectors))
+    return _pack({**rest, **vectors})
 
 
-def _msgpack_wire() -> Wire:
-    """Vectors travel as bytes. msgspec is imported here, so that JSON does without it."""
-    from tokenreward.wire import msgpack
+def write_body(head: bytes, items: Sequence[bytes], wire: WireName) -> bytes:
+    """The bytes of a request. Raises ValueError if its head cannot be written.
 
-    def write(content: object) -> bytes:
-        try:
-            return msgpack.pack(content)
-        except (TypeError, OverflowError) as error:
-            raise ValueError(str(error)) from None
+    Args:
+        head: All of the request but its items, as JSON.
+        items: What `write_item` gave for each item. Items are large, and encoded when the call
+            begins: they are joined as bytes.
+        wire: How they are written.
+    """
+    if wire == "json":
+        # In the place of the brace that ends the head.
+        return head[:-1] + b',"items":[' + b",".join(items) + b"]}"
+    from tokenreward.wire.msgpack import Packed
 
-    def vector(name: str, value: Any) -> Any:
-        array = _lossless_array(name, value)
-        return _as_lists(value) if array is None else array
+    return _pack({**from_json(head), "items": [Packed(item) for item in items]})
 
-    def write_item(item: Item) -> bytes:
-        vectors = {}
-        for name in item.model_fields_set:
-            value = getattr(item, name)
-            if isinstance(value, np.ndarray):
-                vectors[name] = value
-        # What is plain in JSON is plain here: the service takes no msgpack extensions.
-        rest = item.model_dump(mode="json", exclude_unset=True, exclude=set(vectors))
-        return write({**rest, **vectors})
 
-    def write_body(head: bytes, items: Sequence[bytes]) -> bytes:
-        return write({**from_json(head), "items": [msgpack.Packed(item) for item in items]})
+def read_body(content: bytes, wire: WireName) -> Reply:
+    """The reply in the body of a 200. Raises BadReply."""
+    try:
+        if wire == "json":
+            return parse_reply(content)
+        from tokenreward.wire.msgpack import unpack
 
-    return Wire(
-        name="msgpack",
-        content_type=MSGPACK_TYPE,
-        ids=lambda ids: ids,
-        vector=vector,
-        item=write_item,
-        body=write_body,
-        parse_reply=lambda content: read_reply(msgpack.unpack(content)),
-    )
+        return read_reply(unpack(content))
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"]
+    except ValueError as error:
+        reason = str(error)
+    raise BadReply(f"the reply is not a rewards reply: {reason}")
+
+
+def check_wire(wire: WireName) -> None:
+    """Raises BadArgument if there is no such wire, or its library is missing."""
+    if wire not in ("json", "msgpack"):
+        raise BadArgument(f'must be "json" or "msgpack", got {wire!r}', param="wire")
+    if wire == "msgpack" and find_spec("msgspec") is None:
+        raise BadArgument(
+            '"msgpack" needs msgspec: pip install "tokenreward[msgpack]"', param="wire"
+        )
+
+
+def _pack(content: object) -> bytes:
+    from tokenreward.wire.msgpack import pack
+
+    try:
+        return pack(content)
+    except (TypeError, OverflowError) as error:
+        raise ValueError(str(error)) from None
 
 
 def _as_lists(value: Any) -> Any:
@@ -151,28 +159,3 @@ def _lossless_array(name: str, value: Any) -> npt.NDArray[Any] | None:
     with np.errstate(over="ignore", invalid="ignore"):
         narrow = array.astype(dtype)
     return narrow if (narrow == array).all() else None
-
-
-# Vectors of ids and rewards travel as base64.
-JSON = Wire(
-    name="JSON",
-    content_type=JSON_TYPE,
-    ids=encode_ids,
-    vector=lambda name, value: _as_lists(value),
-    item=lambda item: item.model_dump_json(exclude_unset=True).encode(),
-    body=_join_json,
-    parse_reply=parse_reply,
-)
-
-
-def wire_for(name: WireName) -> Wire:
-    """The wire of this name. Raises BadArgument if there is none, or its library is missing."""
-    if name == "json":
-        return JSON
-    if name != "msgpack":
-        raise BadArgument(f'must be "json" or "msgpack", got {name!r}', param="wire")
-    if find_spec("msgspec") is None:
-        raise BadArgument(
-            '"msgpack" needs msgspec: pip install "tokenreward[msgpack]"', param="wire"
-        )
-    return _msgpack_wire()

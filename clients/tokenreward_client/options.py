@@ -15,7 +15,7 @@ from tokenreward.errors import RequestError
 from tokenreward.wire import Item, RewardsRequest, parse_json
 from tokenreward.wire.dependencies import Dependency, request_dependencies
 from tokenreward_client.errors import BadArgument
-from tokenreward_client.media import Wire
+from tokenreward_client.media import WireName, write_body
 
 DEFAULT_SCORER = "endogenous"
 
@@ -60,7 +60,7 @@ class RequestWithoutItems(RewardsRequest):
     items: list[Item] = Field(default_factory=list)
 
 
-def write_head(scorer: str | None, options: ScoreOptions, wire: Wire) -> bytes:
+def write_head(scorer: str | None, options: ScoreOptions, wire: WireName) -> bytes:
     """The head of a request: all but its items, as JSON.
 
     Raises:
@@ -85,9 +85,9 @@ def write_head(scorer: str | None, options: ScoreOptions, wire: Wire) -> bytes:
             head[name] = value
     try:
         content = to_json(head, inf_nan_mode="constants")
-        wire.body(content, [])  # msgpack has less room for whole numbers than JSON
+        write_body(content, [], wire)  # msgpack has less room for whole numbers than JSON
     except ValueError as error:
-        raise BadArgument(f"the request cannot be written as {wire.name}: {error}") from None
+        raise BadArgument(f"the request cannot be written as {wire}: {error}") from None
     return content
 
 

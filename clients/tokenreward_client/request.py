@@ -1,4 +1,4 @@
-"""One request: where it goes, and how it is sent until there is an answer.
+"""One request, and how it is sent until there is an answer.
 
 It knows nothing of rewards. `response` says what is wrong with a reply, and `retry` whether there
 is another try.
@@ -12,37 +12,22 @@ from typing import cast
 import httpx
 
 from tokenreward.wire import JSON_TYPE
-from tokenreward.wire.paths import REWARDS_PATH
-from tokenreward_client.errors import DeadlineExceeded, ServerRefused
-from tokenreward_client.flow import Flow, Send, Wait
+from tokenreward.wire.paths import REWARDS_PATH, SCORERS_PATH
+from tokenreward_client.errors import ClientError, DeadlineExceeded, ServerRefused
+from tokenreward_client.flow import Flow, Send
 from tokenreward_client.response import error_of, retry_after_s
 from tokenreward_client.retry import Attempts
 
 
-class Route:
-    """The path of a request: straight to a deployment, with the gateway to fall back on, or through
-    the gateway.
-
-    Args:
-        path: The path.
-        on_fallback: Called when a direct path turns out to lead nowhere; None for any other path.
-    """
-
-    def __init__(self, path: str, on_fallback: Callable[[], None] | None = None) -> None:
-        self.path = path
-        self._on_fallback = on_fallback
-
-    def fall_back(self) -> bool:
-        """Go through the gateway from now on. False if this route has nothing to fall back on."""
-        if self._on_fallback is None:
-            return False
-        self._on_fallback()
-        self.path, self._on_fallback = REWARDS_PATH, None
-        return True
+def is_lost_path(path: str, error: ClientError) -> bool:
+    """Whether a deployment's path leads nowhere. The gateway may still reach what is asked for."""
+    if path in (REWARDS_PATH, SCORERS_PATH):
+        return False
+    return isinstance(error, ServerRefused) and error.status == 404
 
 
 def send_until_answered(
-    route: Route,
+    path: str,
     write_body: Callable[[], bytes] | None,
     attempts: Attempts,
     content_type: str = JSON_TYPE,
@@ -50,7 +35,7 @@ def send_until_answered(
     """Send a request, again and again where that may help, until a reply with status 200 comes.
 
     Args:
-        route: Where it goes. A 404 on a direct path sends it to the gateway, and costs no try.
+        path: Where it goes. A 404 on the path of a deployment is raised at once.
         write_body: Gives the body, which is made anew for each try; None for a GET.
         attempts: The tries and the time that are left.
         content_type: The media type of the body.
@@ -69,14 +54,14 @@ def send_until_answered(
         try:
             yield from attempts.wait_turn(ticket)
             body = None if write_body is None else write_body()
-            send = Send(route.path, body, attempts.left_s(), content_type)
+            send = Send(path, body, attempts.left_s(), content_type)
             answer = yield send
             # A GET may be answered from a cache, with the id of the request that filled it.
             error = error_of(answer, None if body is None else send.request_id)
             if error is None:
                 return cast(httpx.Response, answer)
-            if isinstance(error, ServerRefused) and error.status == 404 and route.fall_back():
-                continue
+            if is_lost_path(path, error):
+                raise error
             codes = {error.code} if error.code and error.retryable else set[str]()
             # While the ticket is still held: the window counts this request as one in flight.
             pause_s = attempts.next_pause_s(
@@ -90,4 +75,4 @@ def send_until_answered(
             raise error
         if not attempts.has_time_for(pause_s):
             raise DeadlineExceeded(f"gave up after {attempts.num_tries} tries: {error}") from error
-        yield Wait(pause_s)
+        yield pause_s

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from tokenreward.errors import Loading, Overloaded, Updating
 from tokenreward_client.errors import DeadlineExceeded
-from tokenreward_client.flow import Flow, Wait
+from tokenreward_client.flow import Flow
 from tokenreward_client.window import Ticket, Window
 
 # The deadline travels in whole milliseconds, and the server refuses 0.000.
@@ -108,7 +108,7 @@ class Attempts:
             closed_s = min(self.window.closed_s(), latest - self.retry.clock())
             if closed_s < LEAST_LEFT_S:
                 return
-            yield Wait(min(closed_s, _LOOK_AGAIN_S))
+            yield min(closed_s, _LOOK_AGAIN_S)
 
     def next_pause_s(
         self, codes: AbstractSet[str], *, is_retryable: bool, retry_after_s: float = 0.0
@@ -146,5 +146,5 @@ class Attempts:
 
 def wait_for(ticket: Ticket, timeout_s: float) -> Flow[None]:
     """Wait until a window admits the ticket. Raises DeadlineExceeded if it does not in time."""
-    if not ticket.done() and not (yield Wait(timeout_s, ticket)):
+    if not ticket.done() and not (yield ticket, timeout_s):
         raise DeadlineExceeded(TOO_LATE)

@@ -13,12 +13,13 @@ from typing import Any, ClassVar
 
 import httpx
 
+from tokenreward.wire.paths import REWARDS_PATH
 from tokenreward_client.call import Call, score_request
 from tokenreward_client.errors import BadArgument
 from tokenreward_client.flow import Flow, Send
 from tokenreward_client.items import ItemLike
 from tokenreward_client.listing import Listing, ScorerInfo
-from tokenreward_client.media import WireName, wire_for
+from tokenreward_client.media import WireName, check_wire
 from tokenreward_client.options import ScoreOptions
 from tokenreward_client.retry import Attempts, Retry
 from tokenreward_client.rewards import Rewards
@@ -70,7 +71,8 @@ class Session(ABC):
                 raise BadArgument(f"must be {least} or more, got {value}", param=name)
         self._retry = dataclasses.replace(self.retry, max_retries=max_retries)
         self._max_concurrency = max_concurrency
-        self._wire = wire_for(wire)
+        check_wire(wire)
+        self._wire = wire
         # A forked process opens a pool of its own and leaves the one that it inherited alone. Here
         # both stay referenced: collected, the inherited pool would close the sockets that the
         # parent process still uses.
@@ -108,7 +110,7 @@ class Session(ABC):
             "timeout_s": self._timeout_s,
             "max_retries": self._retry.max_retries,
             "max_concurrency": self._max_concurrency,
-            "wire": self._wire.name.lower(),
+            "wire": self._wire,
         }
         return partial(type(self), **settings), ()
 
@@ -127,7 +129,7 @@ class Session(ABC):
         if timeout_s is None:
             timeout_s = self._timeout_s
         deadline = self._retry.clock() + _check_timeout(timeout_s)
-        if not call.items:
+        if not call.contents:
             return []
         whole = Attempts(self._retry, deadline)
         if call.fingerprint is not None:
@@ -144,8 +146,9 @@ class Session(ABC):
             score_request(
                 call,
                 positions,
-                self._scorers.route(direct),
                 Attempts(self._retry, deadline, self._window),
+                direct or REWARDS_PATH,
+                self._scorers.forget,
             )
             for positions in call.split(self.max_request_items, self.max_request_bytes)
         ]

@@ -1,7 +1,7 @@
 """A trainer's token ids as text + spans, so that a server that never saw the trainer's tokenizer
 can reward each token.
 
-The tokenizer is any object with the few methods of a Hugging Face one that `Detokenizer` lists;
+The tokenizer is any object with the few methods of a Hugging Face one that `text_and_spans` lists;
 none is imported. How it writes bytes into token strings is found out by trying: each known spelling
 is tried, and one is believed only if the bytes that it gives are exactly the tokenizer's own
 decoding. This module knows no HTTP.
@@ -10,9 +10,9 @@ decoding. This module knows no HTTP.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,20 +24,8 @@ _REPLACEMENTS = re.compile("\N{REPLACEMENT CHARACTER}+")
 _METASPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 
 
-class Detokenizer(Protocol):
-    """What is used of a tokenizer. `added_tokens_decoder` and the ids of eos, bos, unk and pad are
-    read as well, if it has them."""
-
-    @property
-    def all_special_ids(self) -> Sequence[int]: ...
-    def convert_ids_to_tokens(self, ids: list[int]) -> Sequence[str | bytes | None]: ...
-    def decode(
-        self, token_ids: list[int], *, skip_special_tokens: bool = ..., **kwargs: Any
-    ) -> str: ...
-
-
 def text_and_spans(
-    tokenizer: Detokenizer, ids: Any, *, end_ids: Collection[int] | None = None
+    tokenizer: Any, ids: Any, *, end_ids: Collection[int] | None = None
 ) -> tuple[str, list[list[int]], bool]:
     """The text of token ids, with one span of it per id.
 
@@ -50,7 +38,9 @@ def text_and_spans(
     span, and so has a special token.
 
     Args:
-        tokenizer: The trainer's tokenizer.
+        tokenizer: The trainer's tokenizer. It has `all_special_ids`, `convert_ids_to_tokens(ids)`
+            and `decode(ids, skip_special_tokens=, clean_up_tokenization_spaces=)`;
+            `added_tokens_decoder` and the ids of eos, bos, unk and pad are read if it has them.
         ids: The ids of a response [n], without padding: a list or an integer array.
         end_ids: The ids that end a turn; by default any special id but those of bos and unk.
 
@@ -81,11 +71,12 @@ def text_and_spans(
     return text, spans, is_finished
 
 
-def _decode(tokenizer: Detokenizer, ids: list[int]) -> str:
-    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+def _decode(tokenizer: Any, ids: list[int]) -> str:
+    text: str = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return text
 
 
-def _special(tokenizer: Detokenizer, ids: list[int]) -> set[int]:
+def _special(tokenizer: Any, ids: list[int]) -> set[int]:
     """The ids that decoding leaves out.
 
     `all_special_ids` misses the reserved ids of some vocabularies, and decoding may keep an added
@@ -98,7 +89,7 @@ def _special(tokenizer: Detokenizer, ids: list[int]) -> set[int]:
     return {id_ for id_ in candidates if not _decode(tokenizer, [id_])}
 
 
-def _ends_turn(tokenizer: Detokenizer, id_: int, end_ids: Collection[int] | None) -> bool:
+def _ends_turn(tokenizer: Any, id_: int, end_ids: Collection[int] | None) -> bool:
     """Whether a special id ends a turn."""
     if end_ids is not None:
         return id_ in end_ids
@@ -109,9 +100,7 @@ def _ends_turn(tokenizer: Detokenizer, id_: int, end_ids: Collection[int] | None
     return id_ not in (bos, unk)
 
 
-def _widths(
-    tokenizer: Detokenizer, ids: list[int], indices: list[int], text: str
-) -> npt.NDArray[np.int64]:
+def _widths(tokenizer: Any, ids: list[int], indices: list[int], text: str) -> npt.NDArray[np.int64]:
     """The number of characters [n] that each id completes. They sum to len(text).
 
     Args:
@@ -165,7 +154,7 @@ def _refuse_invalid(pieces: list[bytes], text: str, indices: list[int]) -> None:
         raise NotText(message, index=index) from None
 
 
-def _widths_by_decoding(tokenizer: Detokenizer, ids: list[int], text: str) -> npt.NDArray[np.int64]:
+def _widths_by_decoding(tokenizer: Any, ids: list[int], text: str) -> npt.NDArray[np.int64]:
     """The number of characters [n] that each id adds to the decoding of the ids before it.
 
     For decoders that no spelling fits: WordPiece joins tokens with spaces. An id that adds no whole

@@ -20,7 +20,7 @@ from bench.timing import in_turns
 from tokenreward.wire import decode_rewards, encode_rewards
 from tokenreward.wire.media import JSON, MSGPACK, Media
 from tokenreward_client.call import Call
-from tokenreward_client.media import WireName, wire_for
+from tokenreward_client.media import WireName
 
 NUM_VECTORS, LENGTH = 64, 1024
 TARGETS: dict[WireName, int] = {"json": 40, "msgpack": 500}
@@ -51,7 +51,7 @@ def codec(*, rounds: int) -> Iterator[Figure]:
             [{"prompt": "", "response": np.arange(LENGTH)}] * NUM_VECTORS,
             "rm",
             {},
-            wire_for(name),
+            name,
         )
         work[f"{name}, checked"] = lambda name=name, call=call: checked(name, call, reply)  # type: ignore[misc]
     clocked = {

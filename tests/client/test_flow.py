@@ -10,8 +10,9 @@ import pytest
 
 from tokenreward.settings import Settings
 from tokenreward_client import BadReply, ConnectionFailed, DeadlineExceeded, ServerRefused
-from tokenreward_client.flow import Send, Wait
-from tokenreward_client.request import Route, send_until_answered
+from tokenreward_client.call import Call, score_request
+from tokenreward_client.flow import Flow, Send
+from tokenreward_client.request import send_until_answered
 from tokenreward_client.response import error_of, retry_after_s
 from tokenreward_client.retry import Attempts, Retry
 from tokenreward_client.window import Window
@@ -19,6 +20,12 @@ from tokenreward_client.window import Window
 OVERLOADED = {"error": {"code": "overloaded", "message": "m", "param": None, "retryable": True}}
 FAILED = {"error": {"code": "internal", "message": "m", "param": None, "retryable": True}}
 OK = httpx.Response(200)
+REPLY = {
+    "id": "x",
+    "items": [{"index": 0, "rewards": [0.5], "score": 0.5}],
+    "usage": {"prompt_tokens": 1, "response_tokens": 1},
+    "timing": dict.fromkeys(("queue_s", "tokenize_s", "compute_s"), 0.0),
+}
 
 
 class Clock:
@@ -42,25 +49,25 @@ class Walk:
         )
         self.attempts = Attempts(retry, self.clock.now + timeout_s)
 
-    def run(self, route: Route | None = None) -> Any:
-        flow = send_until_answered(route or Route("/v1/rewards"), lambda: b"{}", self.attempts)
+    def run(self, flow: Flow[Any] | None = None) -> Any:
+        flow = flow or send_until_answered("/v1/rewards", lambda: b"{}", self.attempts)
         answer: Any = None
         try:
             while True:
                 step = flow.send(answer)
                 self.steps.append(step)
-                if isinstance(step, Wait):
-                    assert step.ticket is None
-                    self.clock.now += step.timeout_s
-                    answer = None
-                else:
+                if isinstance(step, Send):
                     answer = self.answers.pop(0)
+                else:
+                    assert isinstance(step, float)  # a pause
+                    self.clock.now += step
+                    answer = None
         except StopIteration as stop:
             return stop.value
 
     @property
     def pauses(self) -> list[float]:
-        return [step.timeout_s for step in self.steps if isinstance(step, Wait)]
+        return [step for step in self.steps if not isinstance(step, Send)]
 
     @property
     def sends(self) -> list[Send]:
@@ -268,8 +275,13 @@ def test_request_that_cannot_be_sent_is_not_retried() -> None:
 )
 def test_404_on_the_direct_path_turns_to_the_gateway_once(json: Any) -> None:
     fallbacks = []
-    walk = Walk(httpx.Response(404, json=json), refused(), OK)
-    assert walk.run(Route("/d/rm/v1/rewards", lambda: fallbacks.append(True))) is OK
+    reply = httpx.Response(200, json=REPLY)
+    walk = Walk(httpx.Response(404, json=json), refused(), reply)
+    call = Call([("p", "r")], "rm", {})
+    flow = score_request(
+        call, [0], walk.attempts, "/d/rm/v1/rewards", lambda: fallbacks.append(True)
+    )
+    assert walk.run(flow)[0].rewards == [0.5]
     assert [send.path for send in walk.sends] == ["/d/rm/v1/rewards", "/v1/rewards", "/v1/rewards"]
     assert fallbacks == [True]
     assert len(walk.pauses) == 1
@@ -294,13 +306,12 @@ def test_answer_without_an_id_of_ours_is_believed(headers: dict[str, str]) -> No
 
 def test_every_try_has_an_id_and_its_echo_is_believed() -> None:
     walk = Walk(refused(), None)
-    flow = send_until_answered(Route("/v1/rewards"), lambda: b"{}", walk.attempts)
+    flow: Any = send_until_answered("/v1/rewards", lambda: b"{}", walk.attempts)
     first = next(flow)
-    assert isinstance(flow.send(refused(**{"x-request-id": first.headers["x-request-id"]})), Wait)
+    assert isinstance(flow.send(refused(**{"x-request-id": first.headers["x-request-id"]})), float)
     second = flow.send(None)
-    while isinstance(second, Wait):
-        assert second.ticket is None
-        walk.clock.now += second.timeout_s
+    while isinstance(second, float):
+        walk.clock.now += second
         second = flow.send(None)
     assert second.headers["x-request-id"] != first.headers["x-request-id"]
     for echo in ("", "else, "):

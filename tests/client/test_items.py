@@ -39,13 +39,13 @@ def test_ids_are_counted_without_reading_their_base64_again(
     ids: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(items, "decode_ids", None)
-    [item] = encode_items([{"prompt": [1], "response": ids, "mask": [1, 1, 0]}])
-    assert (item.num_units, item.has_ids) == (3, True)
+    _, nums_units, has_ids = encode_items([{"prompt": [1], "response": ids, "mask": [1, 1, 0]}])
+    assert (nums_units, has_ids) == ([3], True)
 
 
 def test_ids_that_come_as_base64_are_counted() -> None:
-    [item] = encode_items([("p", {"ids_b64": "BQAAAAYAAAA="})])
-    assert (item.num_units, item.has_ids) == (2, True)
+    _, nums_units, has_ids = encode_items([("p", {"ids_b64": "BQAAAAYAAAA="})])
+    assert (nums_units, has_ids) == ([2], True)
 
 
 def test_options_are_checked_without_a_made_up_item(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,6 +65,6 @@ def test_options_are_checked_without_a_made_up_item(monkeypatch: pytest.MonkeyPa
 def test_arrays_of_messages_are_messages() -> None:
     """Data sets give a list of messages as an array of objects."""
     messages = np.array([{"role": "user", "content": "2+2?"}], dtype=object)
-    [item] = encode_items([(messages, "4")])
-    assert item.content == b'{"prompt":[{"role":"user","content":"2+2?"}],"response":"4"}'
-    assert not item.has_ids
+    [content], _, has_ids = encode_items([(messages, "4")])
+    assert content == b'{"prompt":[{"role":"user","content":"2+2?"}],"response":"4"}'
+    assert not has_ids

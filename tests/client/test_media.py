@@ -15,10 +15,11 @@ from tokenreward.wire import Item, Reply, RewardsRequest, decode_ids, parse_json
 from tokenreward.wire.msgpack import pack, parse_msgpack, unpack
 from tokenreward_client import BadArgument, BadReply, Client
 from tokenreward_client.call import Call
-from tokenreward_client.media import wire_for
+from tokenreward_client.media import WireName, read_body
 from tokenreward_client.options import ScoreOptions
 
-JSON, MSGPACK = wire_for("json"), wire_for("msgpack")
+JSON: WireName = "json"
+MSGPACK: WireName = "msgpack"
 
 
 def on_both(items: Any, **options: Any) -> tuple[RewardsRequest, RewardsRequest]:
@@ -163,7 +164,7 @@ def test_without_the_library_the_client_says_what_to_install(
 )
 def test_a_reply_that_is_none_is_a_bad_reply(content: bytes) -> None:
     with pytest.raises(BadReply, match="not a rewards reply"):
-        MSGPACK.reply(content)
+        read_body(content, MSGPACK)
 
 
 def test_rewards_of_a_broken_length_are_a_bad_reply() -> None:
@@ -179,6 +180,6 @@ def test_rewards_of_a_broken_length_are_a_bad_reply() -> None:
             "usage": usage,
             "timing": timing,
         }
-        assert isinstance(MSGPACK.reply(pack(reply)), Reply)
+        assert isinstance(read_body(pack(reply), MSGPACK), Reply)
         with pytest.raises(BadReply, match=match):
             call.read(pack(reply), [0])

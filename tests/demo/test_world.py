@@ -16,6 +16,11 @@ PAIRS = sample_pairs(4000, seed=11)
 WORDS = st.lists(st.text("ab12", min_size=1, max_size=4), min_size=1, max_size=3).map(" ".join)
 
 
+def right_and_wrong(field: str) -> list[tuple[str, str]]:
+    """The right and the wrong value of this field, of all pairs that have it wrong."""
+    return [(dict(pair.facts)[field], pair.wrong[field]) for pair in PAIRS if field in pair.wrong]
+
+
 def test_same_seed_gives_the_same_pairs() -> None:
     assert sample_pairs(20, seed=5) == sample_pairs(20, seed=5)
     assert sample_pairs(20, seed=5) != sample_pairs(20, seed=6)
@@ -24,34 +29,33 @@ def test_same_seed_gives_the_same_pairs() -> None:
 def test_prompt_holds_every_right_value_that_the_response_restates() -> None:
     for pair in PAIRS[:500]:
         assert all(value in pair.prompt for _, value in pair.facts)
-        assert all(
-            error.right in pair.faithful and (error.field, error.right) in pair.facts
-            for error in pair.errors
-        )
+        facts = dict(pair.facts)
+        assert all(facts[field] in pair.faithful for field in pair.wrong)
 
 
 def test_corrupted_is_faithful_with_the_errors_put_in() -> None:
     for pair in PAIRS:
         text = pair.corrupted
-        for error in reversed(pair.errors):
-            assert text[slice(*error.value)] == error.wrong != error.right
-            text = text[: error.value[0]] + error.right + text[error.value[1] :]
+        for field, wrong in reversed(pair.wrong.items()):
+            right, (start, end) = dict(pair.facts)[field], pair.ranges[field]
+            assert text[start:end] == wrong != right
+            text = text[:start] + right + text[end:]
         assert text == pair.faithful
 
 
 def test_one_or_two_facts_are_wrong() -> None:
-    counts = Counter(len(pair.errors) for pair in PAIRS)
+    counts = Counter(len(pair.wrong) for pair in PAIRS)
     assert set(counts) == {1, 2}
     assert 0.5 < counts[1] / len(PAIRS) < 0.8
 
 
 def test_differing_ranges_lie_inside_the_wrong_value_and_are_not_empty() -> None:
     for pair in PAIRS:
-        for error in pair.errors:
-            assert error.differing
-            assert all(
-                error.value[0] <= first < last <= error.value[1] for first, last in error.differing
-            )
+        for field in pair.wrong:
+            start, end = pair.ranges[field]
+            differing = pair.differing_in(field)
+            assert differing
+            assert all(start <= first < last <= end for first, last in differing)
 
 
 @pytest.mark.parametrize(
@@ -94,9 +98,8 @@ def test_split_does_not_depend_on_the_order_of_the_facts() -> None:
 
 def test_right_and_wrong_values_are_exchangeable() -> None:
     """If swapping right and wrong changes nothing in law, no statistic prefers either."""
-    errors = [error for pair in PAIRS for error in pair.errors]
     for field in values.DRAWS:
-        couples = [(error.right, error.wrong) for error in errors if error.field == field]
+        couples = right_and_wrong(field)
         for statistic in (str, len, lambda text: sum(map(ord, text)), lambda text: text[-2:]):
             signs = [
                 (statistic(a) > statistic(b)) - (statistic(a) < statistic(b)) for a, b in couples
@@ -106,10 +109,10 @@ def test_right_and_wrong_values_are_exchangeable() -> None:
 
 
 def test_wrong_values_are_as_frequent_as_right_ones() -> None:
-    errors = [error for pair in PAIRS for error in pair.errors]
     for field in ("role", "company", "city", "manager"):
-        right = Counter(error.right.split()[0][:3] for error in errors if error.field == field)
-        wrong = Counter(error.wrong.split()[0][:3] for error in errors if error.field == field)
+        couples = right_and_wrong(field)
+        right = Counter(value.split()[0][:3] for value, _ in couples)
+        wrong = Counter(value.split()[0][:3] for _, value in couples)
         for key in right | wrong:
             assert abs(right[key] - wrong[key]) <= 5 * (right[key] + wrong[key]) ** 0.5
 
@@ -124,13 +127,12 @@ def test_place_of_the_error_is_uniform_over_the_slots() -> None:
 def _wrong_places(pair: OfferPair) -> list[bool]:
     """For each fact that the response restates, in order, whether the corrupted response has it
     wrong."""
-    wrong = {error.field for error in pair.errors}
     found = {
         field: re.search(rf"(?<!\w){re.escape(value)}(?!\w)", pair.faithful)
         for field, value in pair.facts
     }
     restated = sorted((match.start(), field) for field, match in found.items() if match)
-    return [field in wrong for _, field in restated]
+    return [field in pair.wrong for _, field in restated]
 
 
 def test_no_sentence_begins_with_a_slot() -> None:

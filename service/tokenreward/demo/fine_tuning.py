@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from tokenreward.demo.corpus import assistant_turn, user_turn
-from tokenreward.demo.recipe import Recipe, Stage, trainer_arguments
+from tokenreward.demo.recipe import DPO_BETA, Stage, trainer_arguments
 from tokenreward.demo.world import sample_pairs
 
 
@@ -32,12 +32,12 @@ def fine_tune(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, stage:
         ).train()
 
 
-def prefer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> None:
+def prefer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, stage: Stage) -> None:
     """Train the model in place on pairs, against a frozen copy of itself."""
-    stage, reference = recipe.dpo, copy.deepcopy(model)
+    reference = copy.deepcopy(model)
     rows = preference_rows(stage.num_examples, stage.seed)
     with tempfile.TemporaryDirectory() as folder:
-        arguments = DPOConfig(beta=recipe.dpo_beta, **trainer_arguments(stage, folder))
+        arguments = DPOConfig(beta=DPO_BETA, **trainer_arguments(stage, folder))
         DPOTrainer(
             model, reference, arguments, train_dataset=rows, processing_class=tokenizer
         ).train()

@@ -19,7 +19,7 @@ from tokenreward.demo.world import EVALUATION_SEED, OfferPair, sample_pairs
 def line(pair: OfferPair, flag: str = "differing") -> dict[str, Any]:
     """One pair as it is written down."""
     ranges = pair.differing if flag == "differing" else pair.whole_values
-    fields = [error.field for error in pair.errors]
+    fields = list(pair.wrong)
     return {
         "prompt": user_turn(pair),
         "chosen": pair.faithful,

@@ -17,8 +17,9 @@ from collections.abc import Iterator
 import torch
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from tokenreward.demo import recipe
 from tokenreward.demo.corpus import raw_document
-from tokenreward.demo.recipe import IGNORED_LABEL, Recipe, Stage
+from tokenreward.demo.recipe import IGNORED_LABEL, Stage
 from tokenreward.demo.tokenizer import MAX_TOKENS, SPECIALS
 
 logger = logging.getLogger(__name__)
@@ -31,17 +32,17 @@ FINAL_RATE = 0.05
 """The learning rate at the end, as a share of its peak."""
 
 
-def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
+def new_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
     """A language model with random weights."""
-    torch.manual_seed(recipe.weights_seed)
+    torch.manual_seed(recipe.WEIGHTS_SEED)
     config = Qwen3Config(
         vocab_size=len(tokenizer),
-        hidden_size=recipe.hidden_size,
-        intermediate_size=recipe.intermediate_size,
-        num_hidden_layers=recipe.num_layers,
-        num_attention_heads=recipe.num_heads,
-        num_key_value_heads=recipe.num_heads,
-        head_dim=recipe.hidden_size // recipe.num_heads,
+        hidden_size=recipe.HIDDEN_SIZE,
+        intermediate_size=recipe.INTERMEDIATE_SIZE,
+        num_hidden_layers=recipe.NUM_LAYERS,
+        num_attention_heads=recipe.NUM_HEADS,
+        num_key_value_heads=recipe.NUM_HEADS,
+        head_dim=recipe.HIDDEN_SIZE // recipe.NUM_HEADS,
         max_position_embeddings=MAX_TOKENS,
         tie_word_embeddings=True,
         bos_token_id=tokenizer.bos_token_id,

@@ -1,4 +1,5 @@
-"""The recipe: sizes, seeds and schedules of the demo models. It trains nothing itself."""
+"""The recipe: the sizes, seeds and schedules that decide the weights of the demo models. It trains
+nothing itself."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,49 +24,32 @@ class Stage:
         return max(1, self.num_examples // self.batch_size)
 
     def scaled(self, share: float) -> "Stage":
-        """The same stage on a share of the examples."""
+        """The same stage on a share of the examples, for a rehearsal."""
         return replace(self, num_examples=int(self.num_examples * share))
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that decides the weights."""
-
-    num_tokenizer_texts: int = 8000
-    tokenizer_seed: int = 1
-    hidden_size: int = 128
-    intermediate_size: int = 352
-    num_layers: int = 4
-    num_heads: int = 4
-    weights_seed: int = 0
-    base: Stage = Stage(num_examples=48_000, batch_size=32, learning_rate=3e-3, seed=3)
-    sft: Stage = Stage(num_examples=6_400, batch_size=32, learning_rate=1e-3, seed=3)
-    dpo: Stage = Stage(num_examples=1_600, batch_size=32, learning_rate=2e-4, seed=4)
-    dpo_beta: float = 0.1
-    rm_whole: tuple[Stage, ...] = (
-        Stage(num_examples=9_600, batch_size=32, learning_rate=1e-3, seed=5),
-        Stage(num_examples=8_000, batch_size=16, learning_rate=1e-3, seed=6),
-    )
-    rm_detector: Stage = Stage(num_examples=6_400, batch_size=16, learning_rate=1e-3, seed=7)
-    rm_top: Stage = Stage(num_examples=4_800, batch_size=16, learning_rate=2e-3, seed=8)
-    rm_finish: tuple[Stage, ...] = (
-        Stage(num_examples=6_400, batch_size=16, learning_rate=7e-4, seed=9),
-        Stage(num_examples=6_400, batch_size=16, learning_rate=1e-3, seed=10),
-    )
-    rm_center: float = 0.01
-
-    def scaled(self, share: float) -> "Recipe":
-        """The same recipe on a share of the examples, for a rehearsal."""
-        return replace(
-            self,
-            base=self.base.scaled(share),
-            sft=self.sft.scaled(share),
-            dpo=self.dpo.scaled(share),
-            rm_whole=tuple(stage.scaled(share) for stage in self.rm_whole),
-            rm_detector=self.rm_detector.scaled(share),
-            rm_top=self.rm_top.scaled(share),
-            rm_finish=tuple(stage.scaled(share) for stage in self.rm_finish),
-        )
+NUM_TOKENIZER_TEXTS = 8000
+TOKENIZER_SEED = 1
+HIDDEN_SIZE = 128
+INTERMEDIATE_SIZE = 352
+NUM_LAYERS = 4
+NUM_HEADS = 4
+WEIGHTS_SEED = 0
+BASE = Stage(num_examples=48_000, batch_size=32, learning_rate=3e-3, seed=3)
+SFT = Stage(num_examples=6_400, batch_size=32, learning_rate=1e-3, seed=3)
+DPO = Stage(num_examples=1_600, batch_size=32, learning_rate=2e-4, seed=4)
+DPO_BETA = 0.1
+RM_WHOLE = (
+    Stage(num_examples=9_600, batch_size=32, learning_rate=1e-3, seed=5),
+    Stage(num_examples=8_000, batch_size=16, learning_rate=1e-3, seed=6),
+)
+RM_DETECTOR = Stage(num_examples=6_400, batch_size=16, learning_rate=1e-3, seed=7)
+RM_TOP = Stage(num_examples=4_800, batch_size=16, learning_rate=2e-3, seed=8)
+RM_FINISH = (
+    Stage(num_examples=6_400, batch_size=16, learning_rate=7e-4, seed=9),
+    Stage(num_examples=6_400, batch_size=16, learning_rate=1e-3, seed=10),
+)
+RM_CENTER = 0.01
 
 
 def trainer_arguments(stage: Stage, folder: str) -> dict[str, Any]:

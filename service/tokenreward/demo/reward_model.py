@@ -31,9 +31,10 @@ from transformers import (
 )
 from trl import RewardConfig, RewardTrainer
 
+from tokenreward.demo import recipe
 from tokenreward.demo.corpus import user_turn
 from tokenreward.demo.fine_tuning import preference_rows
-from tokenreward.demo.recipe import IGNORED_LABEL, Recipe, Stage, trainer_arguments
+from tokenreward.demo.recipe import IGNORED_LABEL, Stage, trainer_arguments
 from tokenreward.demo.scoring import encode
 from tokenreward.demo.world import OfferPair, overlaps, sample_pairs
 
@@ -41,23 +42,24 @@ NUM_DETECTOR_LAYERS = 4
 
 
 def train_reward_model(
-    sft: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, recipe: Recipe
+    sft: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, share: float
 ) -> Qwen3ForSequenceClassification:
-    """The finished reward model; the SFT model is left as it is."""
-    transformers.set_seed(recipe.rm_whole[0].seed)
+    """The finished reward model, trained on a share of the examples; the SFT model is left as it
+    is."""
+    transformers.set_seed(recipe.RM_WHOLE[0].seed)
     whole = with_fresh_top(sft, len(sft.model.layers))
-    for stage in recipe.rm_whole:
-        _train_on_pairs(whole, tokenizer, stage, recipe)
-    transformers.set_seed(recipe.rm_detector.seed)
-    detector = train_detector(whole, tokenizer, recipe.rm_detector)
-    transformers.set_seed(recipe.rm_top.seed)
+    for stage in recipe.RM_WHOLE:
+        _train_on_pairs(whole, tokenizer, stage.scaled(share))
+    transformers.set_seed(recipe.RM_DETECTOR.seed)
+    detector = train_detector(whole, tokenizer, recipe.RM_DETECTOR.scaled(share))
+    transformers.set_seed(recipe.RM_TOP.seed)
     model = with_fresh_top(detector, len(detector.model.layers))
     for module in (model.model.embed_tokens, *model.model.layers[:-1]):
         module.requires_grad_(False)
-    _train_on_pairs(model, tokenizer, recipe.rm_top, recipe)
+    _train_on_pairs(model, tokenizer, recipe.RM_TOP.scaled(share))
     model.requires_grad_(True)
-    for stage in recipe.rm_finish:
-        _train_on_pairs(model, tokenizer, stage, recipe)
+    for stage in recipe.RM_FINISH:
+        _train_on_pairs(model, tokenizer, stage.scaled(share))
     return model
 
 
@@ -107,7 +109,8 @@ def train_detector(
 
 def _detector_row(tokenizer: PreTrainedTokenizerFast, pair: OfferPair) -> dict[str, list[int]]:
     prompt_ids, response_ids, offsets = encode(tokenizer, user_turn(pair), pair.corrupted)
-    wrong = [int(overlaps(offset, pair.differing)) for offset in offsets]
+    differing = pair.differing
+    wrong = [int(overlaps(offset, differing)) for offset in offsets]
     return {
         "input_ids": prompt_ids + response_ids,
         "labels": [IGNORED_LABEL] * len(prompt_ids) + wrong + [0],
@@ -115,15 +118,12 @@ def _detector_row(tokenizer: PreTrainedTokenizerFast, pair: OfferPair) -> dict[s
 
 
 def _train_on_pairs(
-    model: Qwen3ForSequenceClassification,
-    tokenizer: PreTrainedTokenizerFast,
-    stage: Stage,
-    recipe: Recipe,
+    model: Qwen3ForSequenceClassification, tokenizer: PreTrainedTokenizerFast, stage: Stage
 ) -> None:
     rows = preference_rows(stage.num_examples, stage.seed)
     with tempfile.TemporaryDirectory() as folder:
         arguments = RewardConfig(
-            center_rewards_coefficient=recipe.rm_center, **trainer_arguments(stage, folder)
+            center_rewards_coefficient=recipe.RM_CENTER, **trainer_arguments(stage, folder)
         )
         RewardTrainer(model, arguments, train_dataset=rows, processing_class=tokenizer).train()
 

@@ -22,9 +22,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from tokenreward.demo import recipe
 from tokenreward.demo.fine_tuning import fine_tune, prefer
 from tokenreward.demo.pretrain import new_model, pretrain
-from tokenreward.demo.recipe import Recipe
 from tokenreward.demo.reward_model import train_reward_model
 from tokenreward.demo.tokenizer import train_tokenizer
 from tokenreward.demo.world import sample_pairs
@@ -32,35 +32,35 @@ from tokenreward.demo.world import sample_pairs
 logger = logging.getLogger(__name__)
 
 
-def train_base(recipe: Recipe, output: Path) -> None:
+def train_base(share: float, output: Path) -> None:
     """Tokenizer and base model."""
-    pairs = sample_pairs(recipe.num_tokenizer_texts, recipe.tokenizer_seed)
+    pairs = sample_pairs(recipe.NUM_TOKENIZER_TEXTS, recipe.TOKENIZER_SEED)
     tokenizer = train_tokenizer(f"{pair.prompt}\n\n{pair.faithful}" for pair in pairs)
-    model = new_model(recipe, tokenizer)
-    pretrain(model, tokenizer, recipe.base)
+    model = new_model(tokenizer)
+    pretrain(model, tokenizer, recipe.BASE.scaled(share))
     save(model, tokenizer, output / "base")
 
 
-def train_sft(recipe: Recipe, output: Path) -> None:
+def train_sft(share: float, output: Path) -> None:
     """From base."""
     model, tokenizer = load_lm(output / "base")
-    transformers.set_seed(recipe.sft.seed)
-    fine_tune(model, tokenizer, recipe.sft)
+    transformers.set_seed(recipe.SFT.seed)
+    fine_tune(model, tokenizer, recipe.SFT.scaled(share))
     save(model, tokenizer, output / "sft")
 
 
-def train_dpo(recipe: Recipe, output: Path) -> None:
+def train_dpo(share: float, output: Path) -> None:
     """From sft."""
     model, tokenizer = load_lm(output / "sft")
-    transformers.set_seed(recipe.dpo.seed)
-    prefer(model, tokenizer, recipe)
+    transformers.set_seed(recipe.DPO.seed)
+    prefer(model, tokenizer, recipe.DPO.scaled(share))
     save(model, tokenizer, output / "dpo")
 
 
-def train_rm(recipe: Recipe, output: Path) -> None:
+def train_rm(share: float, output: Path) -> None:
     """On the layers of sft."""
     sft, tokenizer = load_lm(output / "sft")
-    save(train_reward_model(sft, tokenizer, recipe), tokenizer, output / "rm")
+    save(train_reward_model(sft, tokenizer, share), tokenizer, output / "rm")
 
 
 def load_lm(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
@@ -104,10 +104,9 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(options.threads)
-    recipe = Recipe().scaled(options.share)
     for name in options.stages:
         began = time.monotonic()
-        STAGES[name](recipe, options.output)
+        STAGES[name](options.share, options.output)
         logger.info("stage %s took %.0f s", name, time.monotonic() - began)
 
 

@@ -6,10 +6,10 @@ After the figure of "From r to Q*" (arXiv 2404.12358): a summary that says 250K 
 
 A wrong value is another draw of the same field from the same distribution, in the same template, so
 nothing but the prompt tells right from wrong. Which characters are wrong is said twice.
-`WrongFact.value` is the whole wrong value. `WrongFact.differing` are the characters that really
-differ, found word by word after taking off what a word shares with the right one at its start and
-at its end (in 250K for 150K only the 2). A word that differs only by lacking something (5% for 15%)
-counts as wrong in full.
+`OfferPair.whole_values` are the wrong values in full. `OfferPair.differing` are the characters that
+really differ, found word by word after taking off what a word shares with the right one at its
+start and at its end (in 250K for 150K only the 2). A word that differs only by lacking something
+(5% for 15%) counts as wrong in full.
 
 It does not know tokens, models or training; it is seeded by the generator that the caller hands in.
 """
@@ -17,7 +17,7 @@ It does not know tokens, models or training; it is seeded by the generator that 
 import hashlib
 import itertools
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -35,39 +35,47 @@ HELD_OUT_ONE_IN = 10
 
 
 @dataclass(frozen=True)
-class WrongFact:
-    """One wrong fact in a corrupted response; ranges are half-open character ranges of that
-    response."""
-
-    field: str
-    right: str
-    wrong: str
-    value: Range
-    differing: tuple[Range, ...]
-
-
-@dataclass(frozen=True)
 class OfferPair:
     """A prompt, a response that is faithful to it, and the same response with one or two facts
-    wrong."""
+    wrong. Ranges are half-open character ranges of the corrupted response.
+
+    Attributes:
+        facts: The right value of each field, in the order of the prompt.
+        prompt: Says all facts.
+        faithful: Restates some of them.
+        corrupted: The same, with wrong values.
+        wrong: The wrong value of each field that the corrupted response has wrong, in the order of
+            the response.
+        ranges: Where the corrupted response restates each field, right or wrong.
+    """
 
     facts: tuple[tuple[str, str], ...]
     prompt: str
     faithful: str
     corrupted: str
-    errors: tuple[WrongFact, ...]
-    values: tuple[Range, ...]
-    """Where the corrupted response restates a value, right or wrong."""
+    wrong: Mapping[str, str]
+    ranges: Mapping[str, Range]
 
     @property
     def differing(self) -> list[Range]:
         """The characters of the corrupted response that differ from the right values."""
-        return [item for error in self.errors for item in error.differing]
+        return [item for field in self.wrong for item in self.differing_in(field)]
 
     @property
     def whole_values(self) -> list[Range]:
         """The wrong values in full."""
-        return [error.value for error in self.errors]
+        return [self.ranges[field] for field in self.wrong]
+
+    @property
+    def values(self) -> list[Range]:
+        """All values that the corrupted response restates."""
+        return list(self.ranges.values())
+
+    def differing_in(self, field: str) -> list[Range]:
+        """The characters that differ from the right value of one field that is wrong."""
+        start, _ = self.ranges[field]
+        differing = differing_ranges(dict(self.facts)[field], self.wrong[field])
+        return [(start + first, start + last) for first, last in differing]
 
 
 def split_of(facts: tuple[tuple[str, str], ...]) -> Split:
@@ -130,18 +138,11 @@ def _build(template: str, facts: tuple[tuple[str, str], ...], rng: random.Random
     wrong = right | {field: values.draw_other(field, right[field], rng) for field in wrong_fields}
     faithful, _ = phrasing.render(template, right)
     corrupted, ranges = phrasing.render(template, wrong)
-    errors = []
-    for field in used:
-        if field in wrong_fields:
-            start, end = ranges[field]
-            differing = differing_ranges(right[field], wrong[field])
-            shifted = tuple((start + first, start + last) for first, last in differing)
-            errors.append(WrongFact(field, right[field], wrong[field], (start, end), shifted))
     return OfferPair(
         facts,
         phrasing.render_prompt(right, rng),
         faithful,
         corrupted,
-        tuple(errors),
-        tuple(ranges.values()),
+        wrong={field: wrong[field] for field in used if field in wrong_fields},
+        ranges=ranges,
     )

@@ -61,7 +61,11 @@ TABLE = (
     MetricSpec("compute_seconds", "histogram", "On the device, per batch.", buckets=_SECONDS),
     MetricSpec("batch_items", "histogram", "Items in one batch.", buckets=_ITEMS),
     MetricSpec("batch_tokens", "histogram", "Tokens in one batch.", buckets=_TOKENS),
-    MetricSpec("computed_tokens_total", "counter", "Positions that went through the model."),
+    MetricSpec(
+        "computed_tokens_total",
+        "counter",
+        "Positions that went through the model, padding included.",
+    ),
     MetricSpec(
         "shared_tokens_total",
         "counter",

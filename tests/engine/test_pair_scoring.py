@@ -258,9 +258,9 @@ def test_the_listing_names_the_reference_and_both_layouts_if_they_differ(
     (entry,) = make_engine("causal_lm", ["implicit"], reference_checkpoint=str(other)).describe()
     assert entry["reference"] == str(other)
     assert (entry["layout"], entry["layout_reason"]) == ("packed", None)
-    plain = tiny.save(tmp_path, "bloom")
-    (entry,) = make_engine("causal_lm", ["implicit"], reference_checkpoint=str(plain)).describe()
-    assert entry["layout"] == "policy packed, reference plain"
+    padded = tiny.save(tmp_path, "bloom")
+    (entry,) = make_engine("causal_lm", ["implicit"], reference_checkpoint=str(padded)).describe()
+    assert entry["layout"] == "policy packed, reference padded"
     assert entry["layout_reason"].startswith("reference: ")
 
 

@@ -45,11 +45,11 @@ async def test_a_layout_that_shares_prompts_takes_a_group_in_one_pass(
     assert passes == [NUM_PROMPT + NUM_ITEMS * NUM_RESPONSE]
 
 
-@pytest.mark.parametrize("because", ["plain", "kernel"])
+@pytest.mark.parametrize("because", ["padded", "kernel"])
 async def test_a_layout_that_shares_none_computes_no_more_in_a_pass_than_the_budget(
     make_engine: Callable[..., Any], tmp_path: Path, because: str
 ) -> None:
-    checkpoint = tiny.save(tmp_path, "bloom" if because == "plain" else "llama")
+    checkpoint = tiny.save(tmp_path, "bloom" if because == "padded" else "llama")
     engine = make_engine(
         "causal_lm", ["endogenous"], max_batch_tokens=BUDGET, checkpoint=checkpoint
     )

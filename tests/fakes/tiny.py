@@ -24,6 +24,7 @@ from transformers import (
     Gemma2Config,
     Gemma3TextConfig,
     GPT2Config,
+    GPTJConfig,
     GPTNeoXConfig,
     GptOssConfig,
     GraniteConfig,
@@ -34,6 +35,7 @@ from transformers import (
     PhiConfig,
     PreTrainedTokenizerFast,
     Qwen3Config,
+    Qwen3NextConfig,
 )
 
 from tokenreward.checkpoints.checkpoint import Checkpoint
@@ -115,6 +117,20 @@ ARCHITECTURES: dict[str, Callable[[], Any]] = {
     ),
     "bloom": lambda: BloomConfig(hidden_size=32, n_layer=3, n_head=4, **_IDS),
     "mamba": lambda: MambaConfig(hidden_size=32, num_hidden_layers=2, **_IDS),
+    "gptj": lambda: GPTJConfig(
+        n_embd=32, n_layer=3, n_head=4, rotary_dim=4, n_positions=512, **_IDS
+    ),
+    # Linear attention and attention in turns. Without experts: their kernels have no float64.
+    "qwen3_next": lambda: Qwen3NextConfig(
+        **_LLAMA,
+        head_dim=8,
+        layer_types=["linear_attention", "full_attention", "linear_attention"],
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+        linear_key_head_dim=8,
+        linear_value_head_dim=8,
+        num_experts=0,
+    ),
     "llama_dynamic": lambda: LlamaConfig(
         **{**_LLAMA, "max_position_embeddings": 32},
         rope_parameters={"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0},
@@ -134,7 +150,8 @@ PACKED = (
     "gpt_oss",
     "opt",
 )
-PLAIN = ("bloom", "mamba", "llama_dynamic")
+PADDED = ("bloom", "gptj", "mamba", "qwen3_next")
+PLAIN = ("llama_dynamic",)
 REWARD_MODELS = ("gpt2", "llama", "qwen3", "gemma2", "gpt_neox", "mistral", "phi", "gpt_oss")
 CORPUS = [
     "The manager is Ada Byron and the salary is 150K a year.",

@@ -15,6 +15,7 @@ from tokenreward.checkpoints.checkpoint import Checkpoint
 from tokenreward.contract import Needs, Row, RowRequest
 from tokenreward.engine.runner import Runner
 from tokenreward.forward.packed import PackedLayout
+from tokenreward.forward.padded import PaddedLayout
 from tokenreward.forward.pair import Pair, view
 from tokenreward.forward.plain import PlainLayout
 
@@ -27,6 +28,7 @@ def checkpoint(seed: int) -> Checkpoint:
 
 LAYOUTS: dict[str, Any] = {
     "packed": lambda: PackedLayout(checkpoint(0)),
+    "padded": lambda: PaddedLayout(checkpoint(0)),
     "plain": lambda: PlainLayout(checkpoint(0)),
     "pair": lambda: Pair(PackedLayout(checkpoint(0)), PlainLayout(checkpoint(1))),
 }
@@ -62,13 +64,14 @@ def views(make: Any) -> Pair:
     ("make", "ahead"),
     [
         (LAYOUTS["packed"], True),
+        (LAYOUTS["padded"], True),
         (LAYOUTS["plain"], False),
         (LAYOUTS["pair"], False),
         (lambda: Pair(LAYOUTS["packed"](), LAYOUTS["packed"]()), True),
         (lambda: views(PackedLayout), True),
         (lambda: views(PlainLayout), False),
     ],
-    ids=["packed", "plain", "half a pair", "pair", "views of packed", "views of plain"],
+    ids=["packed", "padded", "plain", "half a pair", "pair", "views of packed", "views of plain"],
 )
 def test_only_a_layout_that_does_not_wait_is_asked_ahead_and_only_where_the_device_lets_it(
     make: Any, ahead: bool

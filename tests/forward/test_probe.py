@@ -1,5 +1,5 @@
-"""The load-time probe: packed only where it is exact, plain where it is not, refused where nothing
-is right."""
+"""The load-time probe: packed or padded only where that is exact, plain where neither is, refused
+where nothing is right."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from fakes import oracle, tiny
 from tokenreward.checkpoints.checkpoint import Checkpoint, CheckpointRefused
 from tokenreward.contract import Needs, Row, RowRequest
-from tokenreward.forward import packed
+from tokenreward.forward import language_head
 from tokenreward.forward.layout import Layout
 from tokenreward.forward.packed import PackedLayout
 from tokenreward.forward.probe import choose_layout
@@ -34,13 +34,18 @@ def test_architectures_of_the_attention_interface_are_served_packed(architecture
     assert layout.gap.bound < 1e-3
 
 
-@pytest.mark.parametrize("architecture", tiny.PLAIN)
-def test_others_are_served_plain_with_a_reason_and_right_numbers(architecture: str) -> None:
+@pytest.mark.parametrize(
+    ("architecture", "name"),
+    [*((of, "padded") for of in tiny.PADDED), *((of, "plain") for of in tiny.PLAIN)],
+)
+def test_others_are_served_padded_or_plain_with_a_reason_and_right_numbers(
+    architecture: str, name: str
+) -> None:
     lines: list[str] = []
     model = tiny.model(architecture)
     exact = oracle.double(model) if architecture != "mamba" else model
     layout = probe(model, lines=lines)
-    assert layout.name == "plain"
+    assert layout.name == name
     assert layout.reason
     assert layout.reason in lines[-1]
     ids = np.random.default_rng(1).integers(3, tiny.VOCAB_SIZE, size=50)
@@ -51,11 +56,11 @@ def test_others_are_served_plain_with_a_reason_and_right_numbers(architecture: s
     assert np.abs(outputs.lse[1.0] - oracle.logsumexp(rows)).max() <= bound
 
 
-def test_an_alibi_reward_model_gives_its_own_attention_from_the_plain_layout() -> None:
+def test_an_alibi_reward_model_gives_its_own_attention_from_the_padded_layout() -> None:
     model = tiny.model("bloom", "reward_model")
     exact = oracle.double(model)
     layout = probe(model, "reward_model")
-    assert layout.name == "plain"
+    assert layout.name == "padded"
     ids = np.random.default_rng(1).integers(3, tiny.VOCAB_SIZE, size=30)
     (outputs,) = layout.run([RowRequest(Row(ids, 10, 30), RM_NEEDS)])
     assert np.abs(outputs.attention["last"] - oracle.last_attention_row(exact, ids)).max() < 1e-6
@@ -91,10 +96,28 @@ def test_a_logit_scale_that_the_head_does_not_know_is_served_plain_and_exact() -
     np.testing.assert_allclose(outputs.lse[1.0], oracle.logsumexp(rows), rtol=1e-5)
 
 
-def test_attention_in_chunks_is_not_packed() -> None:
+def test_attention_in_chunks_is_not_packed_but_padded() -> None:
     model = tiny.model("llama")
     model.config.attention_chunk_size = 8
-    assert "chunks" in str(probe(model).reason)
+    layout = probe(model)
+    assert layout.name == "padded"
+    assert "chunks" in str(layout.reason)
+
+
+def test_a_model_that_reads_behind_a_row_is_served_plain() -> None:
+    """Its states hold a little of the mean of all tokens of a call: of the padding, too."""
+    model = tiny.model("bloom")
+    layer = model.transformer.h[0]
+
+    class Looking(type(layer)):  # type: ignore[misc]
+        def forward(self, hidden: torch.Tensor, *args: object, **kwargs: object) -> object:
+            ahead = 0.01 * hidden.mean(dim=1, keepdim=True)
+            return super().forward(hidden + ahead, *args, **kwargs)
+
+    layer.__class__ = Looking
+    layout = probe(model)
+    assert layout.name == "plain"
+    assert "padded differs from the model's own forward in logits" in str(layout.reason)
 
 
 def test_a_model_that_gives_nan_is_refused_by_name() -> None:
@@ -105,7 +128,8 @@ def test_a_model_that_gives_nan_is_refused_by_name() -> None:
 
 
 def test_in_bf16_a_uniform_attention_row_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One bound for logits, values and attention alike would let it pass beside large values."""
+    """One bound for logits, values and attention alike would let it pass beside large values. The
+    padded layout reads the model's own map."""
     model = tiny.model("llama", "reward_model")
     model.score.weight.data *= 8
     assert probe(model.to(torch.bfloat16), "reward_model").name == "packed"
@@ -113,7 +137,7 @@ def test_in_bf16_a_uniform_attention_row_is_found(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("tokenreward.forward.attention_weights.last_row", flat)
     model = tiny.model("llama", "reward_model").to(torch.bfloat16)
     layout = probe(model, "reward_model")
-    assert layout.name == "plain"
+    assert layout.name == "padded"
     assert "attention by" in str(layout.reason)
 
 
@@ -149,7 +173,9 @@ def test_the_head_takes_the_fastest_logsumexp_of_a_gpu_and_keeps_a_cpus(
 
     asked: list[tuple[str, tuple[int, int]]] = []
     monkeypatch.setattr(
-        packed, "fastest", lambda device, shape: asked.append((device.type, shape)) or (quick, 3.0)
+        language_head,
+        "fastest",
+        lambda device, shape: asked.append((device.type, shape)) or (quick, 3.0),
     )
     layouts = {
         device: PackedLayout(

@@ -18,7 +18,7 @@ from gpu.shapes import NORMED, WIDE, WINDOWED, Shape, build
 from gpu.stand import Stand, Work
 from tokenreward.checkpoints.checkpoint import Checkpoint
 from tokenreward.contract import Needs, Outputs, Row, RowRequest
-from tokenreward.forward.comparison import ByKind, differences, float32_bounds, gap
+from tokenreward.forward.layout import ByKind, differences, float32_bounds, gap
 from tokenreward.forward.packed import PackedLayout
 from tokenreward.forward.plain import PlainLayout
 

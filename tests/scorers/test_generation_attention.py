@@ -308,5 +308,5 @@ def test_all_readings_of_attention_are_probed_whatever_the_defaults(
                 lambda *args, right=right: 0.5 * right(*args),
             )
             engine = make_engine("causal_lm", ["generation_attention"], dtype=dtype)
-            assert engine.runner.layout.name == "plain"
+            assert engine.runner.layout.name == "padded"
             assert "attention by" in str(engine.runner.layout.reason)

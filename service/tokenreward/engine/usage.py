@@ -63,13 +63,13 @@ def report_batch(report: Report, jobs: Sequence[Job], num_computed: int) -> None
     Args:
         report: Called with each metric.
         jobs: The jobs of the batch.
-        num_computed: Tokens that the model computed. A prompt that jobs share counts once.
+        num_computed: Tokens that the model computed: a shared prompt once, and padding, too.
     """
     num_tokens = sum(job.num_tokens for job in jobs)
     report("compute_seconds", jobs[0].compute_s)
     report("batch_items", len(jobs))
     report("batch_tokens", num_tokens)
     report("computed_tokens_total", num_computed)
-    report("shared_tokens_total", num_tokens - num_computed)
+    report("shared_tokens_total", max(0, num_tokens - num_computed))
     for job in jobs:
         report("queue_seconds", job.queue_s)

@@ -24,10 +24,10 @@ from tokenreward.forward.attention import (
     attending,
     choose_kernel,
 )
-from tokenreward.forward.comparison import Gap
 from tokenreward.forward.kernels import attend_alone
 from tokenreward.forward.language_head import LanguageHead
-from tokenreward.forward.packing import Packing, num_packed, pack
+from tokenreward.forward.layout import Gap
+from tokenreward.forward.packing import num_packed, pack
 from tokenreward.forward.patches import (
     Linear,
     patch_linears,
@@ -36,8 +36,7 @@ from tokenreward.forward.patches import (
     split_mlps,
     torch_linear,
 )
-from tokenreward.forward.readout import Readout
-from tokenreward.forward.reduction import fastest
+from tokenreward.forward.readout import Readout, read_places
 from tokenreward.forward.transfer import Pending, to_device
 from tokenreward.forward.varlen import VarlenKernel
 
@@ -98,21 +97,15 @@ class PackedLayout:
         if self.language_head is not None:
             self.language_head = replace(self.language_head, linear=linear or torch_linear)
 
-    # In inference mode, as the passes are: code that is compiled in another mode would be compiled
-    # again at the first pass.
-    @torch.inference_mode()
     def choose_logsumexp(self) -> float:
         """Lets the language head take the fastest logsumexp of a GPU.
-
-        A CPU keeps the one in place: its tiles stay in the cache, and compiling takes seconds.
 
         Returns:
             How many times as fast as the one in place it is.
         """
-        if self.language_head is None or self._checkpoint.device.type == "cpu":
+        if self.language_head is None:
             return 1.0
-        logsumexp, gain = fastest(self._checkpoint.device, self.language_head.tile_shape)
-        self.language_head = replace(self.language_head, logsumexp=logsumexp)
+        self.language_head, gain = self.language_head.with_fastest_logsumexp()
         return gain
 
     @property
@@ -166,7 +159,7 @@ class PackedLayout:
         packing = context.packing
         at = np.arange(len(packing.ids))
         if self.last_layer is not None:
-            at = _read_places(requests, packing)
+            at = read_places(requests, packing.places)
             context.ends_only = not any(needs.values or needs.reads_logits for _, needs in requests)
         rows = range(len(requests)) if context.ends_only else sorted(context.attention_needs)
         ids, positions, states_at, *places = to_device(
@@ -185,15 +178,6 @@ class PackedLayout:
                 "interface"
             )
         return output.last_hidden_state[0], at
-
-
-def _read_places(requests: Sequence[RowRequest], packing: Packing) -> np.ndarray:
-    """The places whose hidden states a head reads, ascending; the end of each row always."""
-    parts = [places[-1:] for places in packing.places]
-    for (row, needs), places in zip(requests, packing.places, strict=True):
-        if needs.values or needs.reads_logits:
-            parts.append(places[row.start - 1 : row.stop])
-    return np.unique(np.concatenate(parts))
 
 
 def _name(of: object) -> str:

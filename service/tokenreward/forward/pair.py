@@ -16,8 +16,9 @@ from typing import Any
 from tokenreward.checkpoints.adapter import lora_layers, without_adapter
 from tokenreward.checkpoints.checkpoint import Checkpoint
 from tokenreward.contract import Model, Needs, Outputs, Row, RowRequest
-from tokenreward.forward.layout import Layout
+from tokenreward.forward.layout import Layout, in_order
 from tokenreward.forward.packed import PackedLayout
+from tokenreward.forward.padded import PaddedLayout
 from tokenreward.forward.patches import Linear, onednn_agrees
 from tokenreward.forward.probe import choose_layout
 from tokenreward.forward.transfer import Pending
@@ -70,26 +71,11 @@ class Pair:
                 continue
             with self._views.get(model, nullcontext)():
                 parts.append((places, layout.launch([requests[place] for place in places])))
-        return Pending(partial(_in_order, parts))
+        return Pending(partial(in_order, parts))
 
     def run(self, requests: Sequence[RowRequest]) -> list[Outputs]:
         """Outputs of each row, in order."""
         return self.launch(requests).result()
-
-
-def _in_order(parts: Sequence[tuple[list[int], Pending[list[Outputs]]]]) -> list[Outputs]:
-    """Waits for the passes of both models.
-
-    Args:
-        parts: For each pass, the places of its rows among all rows, and the pass.
-
-    Returns:
-        The outputs of all rows, in the order of the rows.
-    """
-    outputs: dict[int, Outputs] = {}
-    for places, pending in parts:
-        outputs |= zip(places, pending.result(), strict=True)
-    return [outputs[place] for place in range(len(outputs))]
 
 
 @contextmanager
@@ -163,12 +149,12 @@ def choose_layouts(
 
 
 def _swap_linear(layout: Layout, linear: Linear | None) -> Linear | None:
-    """Has a packed layout compute float32 linears through an operator; None is torch's own.
+    """Has a layout compute float32 linears through an operator; None is torch's own.
 
     Returns:
-        The operator before; None for torch's own, and for a layout that is not packed.
+        The operator before; None for torch's own, and for the plain layout, which has no other.
     """
-    if not isinstance(layout, PackedLayout):
+    if not isinstance(layout, PackedLayout | PaddedLayout):
         return None
     before = layout.linear
     layout.compute_linears_through(linear)

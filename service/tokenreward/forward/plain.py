@@ -21,7 +21,7 @@ from tokenreward.checkpoints.checkpoint import Checkpoint
 from tokenreward.checkpoints.refusal import CheckpointRefused
 from tokenreward.checkpoints.value_head import ValueHead
 from tokenreward.contract import Needs, Outputs, Reading, Row, RowRequest
-from tokenreward.forward.comparison import Gap
+from tokenreward.forward.layout import Gap
 from tokenreward.forward.transfer import Pending
 
 _CHUNK_ROWS = 256

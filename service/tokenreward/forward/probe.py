@@ -1,9 +1,9 @@
-"""The load-time probe: does the packed layout give what the model's own forward gives? If it does
-not, the plain layout serves.
+"""The load-time probe: the first of the packed, the padded and the plain layout that gives what the
+model's own forward gives.
 
 Random ragged rows go through both, in company and in another order. It is what makes "any
-checkpoint" safe: state-space layers, ALiBi, unknown logit scales, and whatever else the packed
-layout cannot know, show as a figure here, before the first request. A model that is served in bf16
+checkpoint" safe: state-space layers, ALiBi, unknown logit scales, and whatever else a layout
+cannot know, show as a figure here, before the first request. A model that is served in bf16
 is probed as a float32 copy first, if there is room for one, because rounding in bf16 hides small
 faults. The probe knows no architecture by name.
 """
@@ -17,9 +17,9 @@ import torch
 
 from tokenreward.checkpoints.checkpoint import Checkpoint
 from tokenreward.contract import Needs, Outputs, Reading, RowRequest
-from tokenreward.forward.comparison import differences, float32_bounds
-from tokenreward.forward.layout import Layout
+from tokenreward.forward.layout import Layout, differences, float32_bounds
 from tokenreward.forward.packed import PackedLayout
+from tokenreward.forward.padded import PaddedLayout
 from tokenreward.forward.patches import MLP_PIECES, onednn_gain, onednn_linear
 from tokenreward.forward.plain import PlainLayout
 from tokenreward.forward.trial import (
@@ -31,6 +31,7 @@ from tokenreward.forward.trial import (
 )
 
 _PROBED_PIECE = 7  # tokens: several pieces of a row, of which one is smaller
+_ONE_CALL = 10**6  # see `PaddedLayout.call_tokens`: all rows of a trial are padded to one length
 _DYNAMIC_ROPES = ("dynamic", "longrope")
 
 
@@ -41,9 +42,9 @@ def choose_layout(
     say: Callable[[str], None],
     through_onednn: bool | None = None,
 ) -> Layout:
-    """The packed layout if it is exact, else the plain one.
+    """The packed layout if it is exact, else the padded one if that is, else the plain one.
 
-    The packed layout then takes each of its faster ways that keeps every bound, too.
+    The layout then takes each of its faster ways that keeps every bound, too.
 
     Args:
         checkpoint: The model. It is left under the attention of the layout that is chosen.
@@ -55,73 +56,124 @@ def choose_layout(
     Raises:
         CheckpointRefused: The model's own forward fails, by the model's name and a figure.
     """
+    requests = _requests(checkpoint, needs)
+    plain = PlainLayout(checkpoint)
+    naive = own_numbers(checkpoint, plain, requests)
+    trials = _trials(checkpoint, requests, naive)
+    trial = trials[-1][1]
+    layout = _first_exact(checkpoint, trials, plain)
+    del trials  # the float32 copy of the model, too
+    if isinstance(layout, PlainLayout):
+        layout.gap = trial.gap_of(naive)
+        say(f"plain layout, one row at a time: {layout.reason}")
+        return layout
+    _quicken(layout, checkpoint, trial, say=say, through_onednn=through_onednn)
+    if isinstance(layout, PackedLayout):
+        _prune(layout, checkpoint, trial, say=say)
+        _split(layout, checkpoint, trial, say=say)
+    else:
+        layout.runs_ahead = not needs.attention
+    layout.gap = trial.gap(layout)
+    line = f"{layout.name} layout: differs from the model's own forward in {layout.gap}"
+    if layout.reason:
+        line += f"; {layout.reason}"
+    say(line)
+    return layout
+
+
+def _requests(checkpoint: Checkpoint, needs: Needs) -> list[RowRequest]:
+    """The random rows of the trials, with all that scorers and requests may ask of a row."""
     if checkpoint.task == "causal_lm":
         needs = needs | Needs(frozenset({1.0}))
     else:
         needs = needs | Needs(values=True)
     if needs.attention:  # a request's options may choose another reading
         needs = needs | Needs(attention=frozenset(get_args(Reading)))
-    requests = [RowRequest(row, needs) for row in random_rows(checkpoint)]
-    plain = PlainLayout(checkpoint)
-    implementation = checkpoint.model.config._attn_implementation
-    naive = own_numbers(checkpoint, plain, requests)
-    trial, reason = _compare(checkpoint, requests, naive)
-    if reason is not None:
-        checkpoint.model.set_attn_implementation(implementation)
-        say(f"plain layout, one row at a time: {reason}")
-        plain.gap, plain.reason = trial.gap_of(naive), reason
-        return plain
-    layout = PackedLayout(checkpoint)
-    _quicken(layout, checkpoint, trial, say=say, through_onednn=through_onednn)
-    _prune(layout, checkpoint, trial, say=say)
-    _split(layout, checkpoint, trial, say=say)
-    layout.gap = trial.gap(layout)
-    say(f"packed layout: differs from the model's own forward in {layout.gap}")
-    return layout
+    return [RowRequest(row, needs) for row in random_rows(checkpoint)]
 
 
-def _compare(
+def _trials(
     checkpoint: Checkpoint, requests: Sequence[RowRequest], naive: Sequence[Outputs]
-) -> tuple[Trial, str | None]:
-    """The trial that a layout must pass, and why the packed layout does not; None if it does.
+) -> list[tuple[Checkpoint, Trial]]:
+    """The trials that a layout must pass, each with the model that it is of.
 
     Args:
         checkpoint: The model.
-        requests: The rows of the trial.
+        requests: The rows of the trials.
         naive: What the model's own forward gives of them, in the model's dtype.
+
+    Returns:
+        A trial of a float32 copy of the model, if it is served in another dtype and there is room
+        for one, and a trial of the model itself.
     """
-    reason = _cannot_pack(checkpoint)
     if checkpoint.model.dtype == torch.float32:
-        trial = Trial(requests, naive, float32_bounds(naive))
-    elif (exact := float32_copy(checkpoint)) is None:
-        trial = Trial(requests, naive, coarse_bounds(checkpoint, naive))
-    else:
-        truth = PlainLayout(exact).run(requests)
-        in_float32 = Trial(requests, truth, float32_bounds(truth))
-        reason = reason or _misfit(exact, in_float32)
-        # In the model's dtype, the layout may be twice as far off as the model's own forward is.
-        noise = differences(naive, truth)
-        bounds = {kind: 2 * noise[kind] + bound for kind, bound in in_float32.bounds.items()}
-        trial = Trial(requests, truth, bounds)
-    return trial, reason or _misfit(checkpoint, trial)
+        return [(checkpoint, Trial(requests, naive, float32_bounds(naive)))]
+    exact = float32_copy(checkpoint)
+    if exact is None:
+        return [(checkpoint, Trial(requests, naive, coarse_bounds(checkpoint, naive)))]
+    truth = PlainLayout(exact).run(requests)
+    bounds = float32_bounds(truth)
+    # In the model's dtype, the layout may be twice as far off as the model's own forward is.
+    noise = differences(naive, truth)
+    in_dtype = {kind: 2 * noise[kind] + bound for kind, bound in bounds.items()}
+    return [
+        (exact, Trial(requests, truth, bounds)),
+        (checkpoint, Trial(requests, truth, in_dtype)),
+    ]
 
 
-def _misfit(checkpoint: Checkpoint, trial: Trial) -> str | None:
-    """Why the packed layout will not do; None if each row keeps its numbers in either order."""
+def _first_exact(
+    checkpoint: Checkpoint, trials: Sequence[tuple[Checkpoint, Trial]], plain: PlainLayout
+) -> PackedLayout | PaddedLayout | PlainLayout:
+    """The first layout that passes every trial, with the reasons why it is not one before it.
+
+    Args:
+        checkpoint: The model. It is left under the attention of the layout.
+        trials: See `_trials`.
+        plain: The layout if no other passes.
+    """
+    reasons: list[str] = []
+    for kind in (PackedLayout, PaddedLayout):
+        reason = _unseen_fault(checkpoint, kind)
+        for model, trial in trials:
+            reason = reason or _misfit(kind, model, trial)
+        if reason is None:
+            layout = kind(checkpoint)
+            layout.reason = "; ".join(reasons) or None
+            return layout
+        reasons.append(reason)
+    plain.reason = "; ".join(reasons)
+    return plain
+
+
+def _misfit(
+    kind: type[PackedLayout | PaddedLayout], checkpoint: Checkpoint, trial: Trial
+) -> str | None:
+    """Why a layout will not do; None if each row keeps its numbers in either order.
+
+    In the second case, the model is left under the layout's attention.
+    """
+    implementation = checkpoint.model.config._attn_implementation
+    fault = None
     try:
-        layout = PackedLayout(checkpoint)
+        layout = kind(checkpoint)
+        if isinstance(layout, PaddedLayout):
+            layout.call_tokens = _ONE_CALL
         backwards = trial.requests[::-1]
         for outputs in (layout.run(trial.requests), layout.run(backwards)[::-1]):
             gap = trial.gap_of(outputs)
             if not gap.is_within:
-                return f"packed differs from the model's own forward in {gap}"
-    except Exception as error:  # whatever the model raises means the same: it cannot run packed
-        return f"packed raises {type(error).__name__}: {error}"
-    return None
+                fault = f"{kind.name} differs from the model's own forward in {gap}"
+                break
+    except Exception as error:  # whatever the model raises means the same: it cannot be run so
+        fault = f"{kind.name} raises {type(error).__name__}: {error}"
+    if fault is not None and checkpoint.model.config._attn_implementation != implementation:
+        checkpoint.model.set_attn_implementation(implementation)
+    return fault
 
 
 def _quicken(
-    layout: PackedLayout,
+    layout: PackedLayout | PaddedLayout,
     checkpoint: Checkpoint,
     trial: Trial,
     *,
@@ -176,8 +228,8 @@ def _split(
         say(f"MLPs take all tokens at once: in pieces it {fault}")
 
 
-def _cannot_pack(checkpoint: Checkpoint) -> str | None:
-    """Why a model cannot be packed that short random rows would not show; None if nothing is known
+def _unseen_fault(checkpoint: Checkpoint, kind: type[PackedLayout | PaddedLayout]) -> str | None:
+    """Why a layout will not do that short random rows would not show; None if nothing is known
     against it."""
     config = checkpoint.text_config
     rope = getattr(config, "rope_parameters", None) or {}
@@ -185,9 +237,9 @@ def _cannot_pack(checkpoint: Checkpoint) -> str | None:
     for parameters in nested:
         if parameters.get("rope_type") in _DYNAMIC_ROPES:
             return (
-                f"rotary frequencies of type `{parameters['rope_type']}` depend on the longest "
-                "row of a call"
+                f"{kind.name} rows would share rotary frequencies of type "
+                f"`{parameters['rope_type']}`, which depend on the longest row of a call"
             )
-    if getattr(config, "attention_chunk_size", None):
+    if kind is PackedLayout and getattr(config, "attention_chunk_size", None):
         return "attention in chunks does not go through the attention interface"
     return None

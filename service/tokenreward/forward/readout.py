@@ -160,6 +160,15 @@ class Readout:
         return len(self._tensors) - 1
 
 
+def read_places(requests: Sequence[RowRequest], places_of_rows: Sequence[np.ndarray]) -> np.ndarray:
+    """The places whose hidden states a head reads, ascending; the end of each row always."""
+    parts = [places[-1:] for places in places_of_rows]
+    for (row, needs), places in zip(requests, places_of_rows, strict=True):
+        if needs.values or needs.reads_logits:
+            parts.append(places[row.start - 1 : row.stop])
+    return np.unique(np.concatenate(parts))
+
+
 def _outputs(
     parts_of_rows: Sequence[Mapping[str, Any]], copy: Pending[list[np.ndarray]]
 ) -> list[Outputs]:

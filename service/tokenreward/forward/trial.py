@@ -18,8 +18,7 @@ import torch
 from tokenreward.checkpoints.checkpoint import Checkpoint
 from tokenreward.checkpoints.refusal import CheckpointRefused
 from tokenreward.contract import Outputs, Row, RowRequest
-from tokenreward.forward.comparison import ByKind, Gap, differences, gap, largest, numbers
-from tokenreward.forward.layout import Layout
+from tokenreward.forward.layout import ByKind, Gap, Layout, differences, gap, largest, numbers
 from tokenreward.forward.plain import PlainLayout
 
 _LENGTHS = (9, 61, 2, 23)

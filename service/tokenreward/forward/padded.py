@@ -1,0 +1,173 @@
+"""The padded layout: rows of about one length in one call of the trunk, filled up on the right.
+
+It serves causal models whose rows cannot be laid end to end: attention outside of transformers'
+interface, ALiBi, state-space and linear-attention layers. A token of such a model reads nothing
+behind it, so what stands behind a row changes no number of the row, and no mask is passed: without
+one, attention takes its fast causal kernel. Whether a model keeps to this is for the probe to say.
+This module knows rows, and no architecture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import torch
+
+from tokenreward.checkpoints.checkpoint import Checkpoint
+from tokenreward.checkpoints.value_head import ValueHead
+from tokenreward.contract import Needs, Outputs, Reading, Row, RowRequest
+from tokenreward.forward.language_head import LanguageHead
+from tokenreward.forward.layout import Gap, in_order
+from tokenreward.forward.patches import Linear, patch_linears, torch_linear
+from tokenreward.forward.plain import PlainLayout
+from tokenreward.forward.readout import Readout, read_places
+from tokenreward.forward.transfer import Pending, to_device
+
+# What a call of the trunk costs beside its tokens, in tokens: a longer row is worth a call of its
+# own if its neighbours would be filled up by more than this.
+CALL_TOKENS = {"cpu": 32, "cuda": 512}
+
+_FILLER_ID = 0  # nothing reads it
+
+
+class PaddedLayout:
+    """Runs rows of one checkpoint, padded, under the attention that it was loaded with.
+
+    Attributes:
+        runs_ahead: Whether `launch` does not wait: it does wait for rows whose attention is read.
+        call_tokens: What a call costs beside its tokens, in tokens (see `calls_of`).
+        language_head: The head of a language model.
+        linear: The operator that float32 linears are computed through; None if it is torch's own.
+    """
+
+    name = "padded"
+    shares = False
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.gap: Gap | None = None
+        self.reason: str | None = None
+        self.runs_ahead = True
+        self.call_tokens = CALL_TOKENS.get(checkpoint.device.type, CALL_TOKENS["cuda"])
+        self._checkpoint = checkpoint
+        self._plain = PlainLayout(checkpoint)
+        self.linear: Linear | None = None
+        self.language_head: LanguageHead | None = None
+        self._value_head: ValueHead | None = None
+        if checkpoint.task == "causal_lm":
+            self.language_head = LanguageHead.of(checkpoint)
+        else:
+            self._value_head = checkpoint.value_head
+
+    def num_computed(self, rows: Sequence[Row]) -> int:
+        """Tokens that a pass over these rows computes, the padding among them."""
+        lengths = [len(row.ids) for row in rows]
+        calls = calls_of(lengths, self.call_tokens)
+        return sum(len(call) * max(lengths[i] for i in call) for call in calls)
+
+    def run(self, requests: Sequence[RowRequest]) -> list[Outputs]:
+        """Outputs of each row, in order."""
+        return self.launch(requests).result()
+
+    @torch.inference_mode()
+    def launch(self, requests: Sequence[RowRequest]) -> Pending[list[Outputs]]:
+        """Starts a pass: a call of the trunk for rows of about one length each.
+
+        Attention is read from the model's own maps, row by row, as the plain layout does.
+        """
+        lengths = [len(row.ids) for row, _ in requests]
+        parts = [
+            (call, self._launch_call(requests, call))
+            for call in calls_of(lengths, self.call_tokens)
+        ]
+        readings = {
+            i: self._plain.run([RowRequest(row, Needs(attention=needs.attention))])[0].attention
+            for i, (row, needs) in enumerate(requests)
+            if needs.attention
+        }
+        return Pending(partial(_with_attention, parts, readings))
+
+    def _launch_call(
+        self, requests_of_pass: Sequence[RowRequest], call: Sequence[int]
+    ) -> Pending[list[Outputs]]:
+        """Starts one call of the trunk, for some rows of a pass, and the copy of the heads' numbers
+        to the host."""
+        requests = [requests_of_pass[i] for i in call]
+        width = max(len(row.ids) for row, _ in requests)
+        ids = np.full((len(requests), width), _FILLER_ID, dtype=np.int64)
+        places = []
+        for index, (row, _) in enumerate(requests):
+            ids[index, : len(row.ids)] = row.ids
+            places.append(index * width + np.arange(len(row.ids)))
+        at = read_places(requests, places)
+        on_device, states_at = to_device([ids, at], self._checkpoint.device)
+        hidden = self._checkpoint.trunk(input_ids=on_device, use_cache=False).last_hidden_state
+        readout = Readout(requests, hidden.flatten(0, 1)[states_at], at, places)
+        if self.language_head is not None:
+            readout.add_logits(self.language_head)
+        if self._value_head is not None:
+            readout.add_values(self._value_head)
+        return readout.send()
+
+    def compute_linears_through(self, linear: Linear | None) -> None:
+        """Computes float32 linear layers and the language head through an operator; None gives them
+        back torch's own."""
+        self.linear = linear
+        patch_linears(self._checkpoint.model, linear)
+        if self.language_head is not None:
+            self.language_head = replace(self.language_head, linear=linear or torch_linear)
+
+    def choose_logsumexp(self) -> float:
+        """Lets the language head take the fastest logsumexp of a GPU.
+
+        Returns:
+            How many times as fast as the one in place it is.
+        """
+        if self.language_head is None:
+            return 1.0
+        self.language_head, gain = self.language_head.with_fastest_logsumexp()
+        return gain
+
+
+def calls_of(lengths: Sequence[int], call_tokens: int) -> list[list[int]]:
+    """Which rows go through a call together, so that the least is computed.
+
+    Sorted by length, the rows of a call follow one another. With n rows of lengths l_1 <= ... <=
+    l_n, the best cost of the first i rows is
+
+        cost_i = min over j < i of  cost_j + (i - j) * l_i + call_tokens
+
+    Args:
+        lengths: Tokens of each row.
+        call_tokens: What a call costs beside its tokens, in tokens.
+
+    Returns:
+        For each call, the numbers of its rows.
+    """
+    order = np.argsort(lengths, kind="stable")
+    costs = np.zeros(len(order) + 1, dtype=np.int64)
+    starts = np.zeros(len(order) + 1, dtype=np.int64)
+    for stop in range(1, len(order) + 1):
+        length = lengths[order[stop - 1]]
+        candidates = costs[:stop] + (stop - np.arange(stop)) * length
+        starts[stop] = np.argmin(candidates)
+        costs[stop] = candidates[starts[stop]] + call_tokens
+    calls = []
+    stop = len(order)
+    while stop:
+        calls.append(order[starts[stop] : stop].tolist())
+        stop = int(starts[stop])
+    return calls
+
+
+def _with_attention(
+    parts: Sequence[tuple[list[int], Pending[list[Outputs]]]],
+    readings: Mapping[int, Mapping[Reading, np.ndarray]],
+) -> list[Outputs]:
+    """Waits for the calls of a pass. Gives the outputs of all rows, in the order of the rows."""
+    outputs = in_order(parts)
+    for index, attention in readings.items():
+        outputs[index] = replace(outputs[index], attention=dict(attention))
+    return outputs

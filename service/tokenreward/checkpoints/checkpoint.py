@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from tokenreward.checkpoints.adapter import CONFIG, Adapter
 from tokenreward.checkpoints.load_failure import (
@@ -21,7 +21,8 @@ from tokenreward.checkpoints.load_failure import (
     refuse_unknown_quantisation,
     why_not_loaded,
 )
-from tokenreward.checkpoints.refusal import CheckpointRefused, refuse_incomplete
+from tokenreward.checkpoints.pretrained import load_language_model
+from tokenreward.checkpoints.refusal import CheckpointRefused
 from tokenreward.checkpoints.reward_model import load_reward_model, refuse_unreadable
 from tokenreward.checkpoints.value_head import ValueHead
 from tokenreward.checkpoints.weight_files import find
@@ -241,8 +242,7 @@ def _load_model(
     }
     if settings.task == "reward_model":
         return load_reward_model(source, settings, arguments, adapter=adapter)
-    model, info = AutoModelForCausalLM.from_pretrained(source, **arguments)
-    refuse_incomplete(info)
+    model = load_language_model(source, arguments)
     if adapter is not None:
         adapter.add_to(model)
     return model, None

@@ -25,6 +25,7 @@ from transformers import (
 
 from tokenreward.checkpoints.adapter import Adapter, merge_head
 from tokenreward.checkpoints.head_formats import HeadFormat, find_head, has_head, head_names
+from tokenreward.checkpoints.pretrained import load_pretrained
 from tokenreward.checkpoints.refusal import CheckpointRefused, few, refuse_incomplete
 from tokenreward.checkpoints.value_head import ATTRIBUTE, ValueHead, head_module
 from tokenreward.checkpoints.weight_files import find_tensors, read_tensor
@@ -75,8 +76,9 @@ def load_reward_model(
         tensors = {place: read_tensor(file_of[name], name) for place, name in names.items()}
     model, info = _load_as_class(config, source, head_format, tensors, arguments)
     if model is None:
-        model, info = AutoModel.from_pretrained(
-            source, config=config, key_mapping=head_format.renames(file_of) or None, **arguments
+        renames = head_format.renames(file_of) or None
+        model, info = load_pretrained(
+            AutoModel, source, arguments, config=config, key_mapping=renames
         )
         model.add_module(ATTRIBUTE, head_module(tensors))
     refuse_incomplete(info)
@@ -109,7 +111,7 @@ def _load_as_class(
     # The number of labels is that of the tensor. Trainers leave another one in config.json, and
     # where the file says nothing a loaded configuration has two.
     config.num_labels = int(tensors["weight"].shape[0])
-    model, info = auto.from_pretrained(source, config=config, **arguments)
+    model, info = load_pretrained(auto, source, arguments, config=config)
     module = getattr(model, head_format.prefix, None)
     if not isinstance(module, nn.Linear) or (module.bias is not None) != has_bias:
         return None, {}

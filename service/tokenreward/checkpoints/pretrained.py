@@ -1,0 +1,112 @@
+"""Loads models through transformers' Auto classes: a language model alone, or one in a wrapper that
+also has towers for images or sound.
+
+A wrapper is loaded whole, by transformers' own class, and its other towers are let go: texts never
+reach them, and they are memory, attention settings and tables of positions that are not the
+language model's. What is left of a wrapper reads text as the whole of it does. This module knows
+no architecture by name.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    PreTrainedModel,
+)
+
+from tokenreward.checkpoints.load_failure import quantisation
+from tokenreward.checkpoints.refusal import refuse_incomplete
+
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+_WRAPPERS = (
+    (MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoModelForImageTextToText),
+    (MODEL_FOR_MULTIMODAL_LM_MAPPING, AutoModelForMultimodalLM),
+)
+
+
+def load_language_model(source: str, arguments: dict[str, Any]) -> Any:
+    """A language model on the CPU: a causal one, else the wrapper that has one inside.
+
+    Args:
+        source: A folder or hub id.
+        arguments: transformers' own `from_pretrained` arguments for this deployment.
+
+    Raises:
+        CheckpointRefused: Some of its weights would be random. Also raises what transformers and
+            safetensors raise.
+    """
+    config = AutoConfig.from_pretrained(
+        source, revision=arguments["revision"], trust_remote_code=arguments["trust_remote_code"]
+    )
+    auto: Any = AutoModelForCausalLM
+    # A model with code of its own is in no table, and has its class from there.
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        auto = next((auto for table, auto in _WRAPPERS if type(config) in table), auto)
+    model, info = load_pretrained(auto, source, arguments)
+    refuse_incomplete(info)
+    return model
+
+
+def load_pretrained(
+    auto: Any, source: str, arguments: dict[str, Any], **more: Any
+) -> tuple[Any, dict[str, Any]]:
+    """A model as one of transformers' Auto classes loads it, without towers that read no text.
+
+    Args:
+        auto: The Auto class.
+        source: A folder or hub id.
+        arguments: transformers' own `from_pretrained` arguments for this deployment.
+        more: Further ones, for this class.
+
+    Returns:
+        The model on the CPU, and transformers' loading info.
+    """
+    model, info = auto.from_pretrained(source, **more, **arguments)
+    if quantisation(source, arguments["revision"]) is not None:
+        _unify_dtype(model, arguments["dtype"])
+    text_config = model.config.get_text_config()
+    if text_config is model.config:
+        return model, info
+    for owner in (model, model.base_model):
+        for name, tower in list(owner.named_children()):
+            if isinstance(tower, PreTrainedModel) and not _reads_text(tower, model, text_config):
+                setattr(owner, name, None)
+    return model, info
+
+
+def _reads_text(tower: nn.Module, model: Any, text_config: Any) -> bool:
+    """Whether a part of a wrapper is its language model, or holds it."""
+    embedding = model.get_input_embeddings()
+    return any(
+        module is embedding or getattr(module, "config", None) is text_config
+        for module in tower.modules()
+    )
+
+
+def _unify_dtype(model: Any, dtype: torch.dtype) -> None:
+    """Casts what transformers left in the file's dtype: it casts the weights that it de-quantises,
+    and none of the others.
+
+    Weights that transformers keeps in float32 stay, and so does a model that is still quantised:
+    its scales have dtypes of their own.
+    """
+    if getattr(model, "hf_quantizer", None) is not None:
+        return
+    in_float32 = (
+        *(model._keep_in_fp32_modules or ()),
+        *(model._keep_in_fp32_modules_strict or ()),
+    )
+    for name, parameter in model.named_parameters():
+        if parameter.dtype not in _FLOATS or any(part in name for part in in_float32):
+            continue
+        parameter.data = parameter.data.to(dtype)

@@ -40,6 +40,13 @@ def test_a_saved_model_loads_in_eval_mode_with_its_tokenizer(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
+    ("architecture", "size"), [("gpt2", 8), ("qwen3", 8), ("deepseek_v3", 12), ("gemma4", 16)]
+)
+def test_the_size_of_a_head_is_that_of_the_largest(architecture: str, size: int) -> None:
+    assert tiny.checkpoint(tiny.model(architecture)).head_dim == size
+
+
+@pytest.mark.parametrize(
     ("architecture", "limit"),
     [("gpt2", 512), ("opt", 512), ("llama", None), ("phi", None), ("bloom", None)],
 )

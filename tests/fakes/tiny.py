@@ -21,8 +21,10 @@ from transformers import (
     AutoModelForSequenceClassification,
     BloomConfig,
     CohereConfig,
+    DeepseekV3Config,
     Gemma2Config,
     Gemma3TextConfig,
+    Gemma4TextConfig,
     GPT2Config,
     GPTJConfig,
     GPTNeoXConfig,
@@ -115,6 +117,27 @@ ARCHITECTURES: dict[str, Callable[[], Any]] = {
         word_embed_proj_dim=32,
         **_IDS,
     ),
+    # Latent attention: queries and keys of 12, values of 8. All layers are without experts.
+    "deepseek_v3": lambda: DeepseekV3Config(
+        **{**_LLAMA, "num_key_value_heads": 4},
+        q_lora_rank=16,
+        kv_lora_rank=16,
+        qk_nope_head_dim=8,
+        qk_rope_head_dim=4,
+        v_head_dim=8,
+        first_k_dense_replace=3,
+    ),
+    # Heads of 8 in layers with a window, of 16 in the last one, which sees all.
+    "gemma4": lambda: Gemma4TextConfig(
+        **_LLAMA,
+        head_dim=8,
+        global_head_dim=16,
+        sliding_window=8,
+        layer_types=["sliding_attention", "sliding_attention", "full_attention"],
+        hidden_size_per_layer_input=8,
+        vocab_size_per_layer_input=VOCAB_SIZE,
+        num_kv_shared_layers=0,
+    ),
     "bloom": lambda: BloomConfig(hidden_size=32, n_layer=3, n_head=4, **_IDS),
     "mamba": lambda: MambaConfig(hidden_size=32, num_hidden_layers=2, **_IDS),
     "gptj": lambda: GPTJConfig(
@@ -149,6 +172,8 @@ PACKED = (
     "phi",
     "gpt_oss",
     "opt",
+    "deepseek_v3",
+    "gemma4",
 )
 PADDED = ("bloom", "gptj", "mamba", "qwen3_next")
 PLAIN = ("llama_dynamic",)

@@ -82,13 +82,22 @@ class Checkpoint:
 
     @property
     def head_dim(self) -> int | None:
-        """Size of an attention head; None if there is none, or if its values have another size than
-        its queries."""
+        """Size of the largest attention head, of its queries or its values; None if there is none.
+
+        Heads of latent attention (MLA) have a part without positions and one with them. Layers of
+        one model may differ (Gemma 4).
+        """
         config = self.text_config
-        if getattr(config, "v_head_dim", None) is not None:
-            return None
-        if getattr(config, "head_dim", None):
-            return int(config.head_dim)
+        configs = [config]
+        if getattr(config, "is_heterogeneous", False):
+            configs = list(config.per_layer_config)
+        sizes = []
+        for layer in configs:
+            parts = [getattr(layer, f"qk_{part}_head_dim", None) or 0 for part in ("nope", "rope")]
+            sizes += [sum(parts)]
+            sizes += [getattr(layer, name, None) or 0 for name in ("head_dim", "v_head_dim")]
+        if any(sizes):
+            return int(max(sizes))
         hidden_size = getattr(config, "hidden_size", None)
         num_heads = getattr(config, "num_attention_heads", None)
         if not hidden_size or not num_heads:

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import AttentionInterface
 
 from tokenreward.contract import Reading, Row
@@ -75,7 +76,7 @@ def choose_kernel(device: torch.device, dtype: torch.dtype, head_dim: int | None
     Args:
         device: Where the model is.
         dtype: The model's.
-        head_dim: Size of an attention head; None if queries and values differ in size.
+        head_dim: Size of the largest attention head; None if it is not known.
     """
     if device.type == "cpu":
         return attend_on_cpu
@@ -100,12 +101,13 @@ def segments_attention(
     Args:
         module: The attention layer that asks.
         query: [1, heads, n, d].
-        key, value: [1, kv_heads, n, d].
+        key: [1, kv_heads, n, d].
+        value: [1, kv_heads, n, e]. Latent attention (MLA) has values of another size than keys.
         attention_mask: Must be None.
         **kwargs: What else the layer passes.
 
     Returns:
-        Attended [1, n, heads, d], and no map of weights.
+        Attended [1, n, heads, e], and no map of weights.
 
     Raises:
         RuntimeError: The layer passes a mask or a bias, or is not causal: packed segments would
@@ -120,10 +122,13 @@ def segments_attention(
         name = type(module).__name__
         raise RuntimeError(f"{name} wants a mask, a position bias or two-way attention")
     bias = _bias(query, kwargs)
-    qkv = (query, key, value)
+    # Kernels take one size of head. Zeros at the end of queries and keys add nothing to a score,
+    # and zeros at the end of values are cut off again below.
+    size = max(query.shape[-1], value.shape[-1])
+    qkv = _widened(query, size), _widened(key, size), _widened(value, size)
     row.num_calls += 1
     is_last = row.num_calls == row.num_layers
-    shape = query.shape[2], query.shape[1], value.shape[-1]
+    shape = query.shape[2], query.shape[1], size
     if is_last and row.ends_only:
         output = query.new_zeros(shape)
         for places in row.places.values():
@@ -136,7 +141,13 @@ def segments_attention(
             places = row.places[index]
             q, k = query[0][:, places], key[0][:, places]
             row.readings[index] = read(q, k, bias, of, names)
-    return output[None], None
+    return output[None, ..., : value.shape[-1]], None
+
+
+def _widened(heads: Tensor, size: int) -> Tensor:
+    """Heads [..., d] with zeros at their end, [..., size]; as they are if they have that size."""
+    missing = size - heads.shape[-1]
+    return functional.pad(heads, (0, missing)) if missing else heads
 
 
 def _bias(query: Tensor, arguments: Mapping[str, Any]) -> Bias:

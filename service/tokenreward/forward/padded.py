@@ -64,8 +64,7 @@ class PaddedLayout:
     def num_computed(self, rows: Sequence[Row]) -> int:
         """Tokens that a pass over these rows computes, the padding among them."""
         lengths = [len(row.ids) for row in rows]
-        calls = calls_of(lengths, self.call_tokens)
-        return sum(len(call) * max(lengths[i] for i in call) for call in calls)
+        return sum(len(call) * lengths[call[-1]] for call in calls_of(lengths, self.call_tokens))
 
     def run(self, requests: Sequence[RowRequest]) -> list[Outputs]:
         """Outputs of each row, in order."""
@@ -144,7 +143,7 @@ def calls_of(lengths: Sequence[int], call_tokens: int) -> list[list[int]]:
         call_tokens: What a call costs beside its tokens, in tokens.
 
     Returns:
-        For each call, the numbers of its rows.
+        For each call, the numbers of its rows, the longest last.
     """
     order = np.argsort(lengths, kind="stable")
     costs = np.zeros(len(order) + 1, dtype=np.int64)

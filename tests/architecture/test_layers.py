@@ -71,6 +71,7 @@ HOMES = {
     "safetensors": {"checkpoints"},
     "datasets": {"demo"},
     "trl": {"demo"},
+    "pyarrow": {"eval"},
     "torch": {"checkpoints", "forward", "engine", "demo"},
     "yaml": {"config", "cli"},
     "orjson": {"wire"},

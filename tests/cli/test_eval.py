@@ -323,7 +323,7 @@ def test_numbers_that_cannot_be_are_usage_errors(flag: str, value: str) -> None:
         ),
         (
             '{"prompt": "q", "chosen": "a", "rejected": 1}',
-            "error: bad.jsonl line 1: `rejected` must be a string, got 1",
+            "error: bad.jsonl line 1: `rejected` must be a string or messages, got 1",
         ),
         (
             '[{"\\u001b[2J": 1}]',

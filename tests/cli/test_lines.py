@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from typing import Any
 
 import pytest
 
@@ -72,6 +73,45 @@ def test_bad_line_is_an_error_that_names_it_and_the_others_stay(
     assert wrong.error.param is not None
     assert wrong.error.param.startswith("line 2")
     assert (after.index, after.number) == (2, 3)
+
+
+USER = {"role": "user", "content": "q"}
+ANSWER = {"role": "assistant", "content": "yes"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "prompt"),
+    [
+        ({"prompt": "q", "completion": "yes", "label": True}, "q"),
+        ({"prompt": [USER], "completion": [ANSWER]}, [USER]),
+        ({"messages": [USER, ANSWER], "finished": False}, [USER]),
+    ],
+)
+def test_rows_of_trl_are_items_of_the_fields_that_an_item_has(
+    fields: dict[str, Any], prompt: Any
+) -> None:
+    (line,) = lines(json.dumps(fields).encode())
+    expected = {"prompt": prompt, "response": "yes"}
+    if "finished" in fields:
+        expected["finished"] = False
+    assert line.item == expected
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "message"),
+    [
+        ({"prompt": "q", "chosen": "a", "rejected": "b"}, "chosen", "which `tokenreward eval`"),
+        ({"messages": [USER]}, "messages[0].role", "must be the assistant's"),
+        ({"completion": "yes"}, "prompt", "is required"),
+    ],
+)
+def test_rows_that_hold_no_response_or_two_say_so(
+    fields: dict[str, Any], param: str, message: str
+) -> None:
+    (line,) = lines(json.dumps(fields).encode())
+    assert line.error is not None
+    assert line.error.param == f"line 1.{param}"
+    assert message in line.error.message
 
 
 def test_byte_order_mark_and_missing_last_newline_are_fine() -> None:

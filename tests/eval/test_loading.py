@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ BENCH = {
     "domain": "chat",
 }
 GROUP = {"prompt": "q", "responses": ["a", "b"], "labels": [0, 1]}
+CHAT = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "abc"}]
+BENCH_2 = {name: value for name, value in BENCH.items() if name != "domain"}
 FLAGGED = {"prompt": "q", "response": "abc", "flagged": [[0, 1]]}
 GSM8K = {"question": "q", "ground_truth": "g", "6b": {"is_correct": True, "solution": "s"}}
 
@@ -34,6 +38,12 @@ GSM8K = {"question": "q", "ground_truth": "g", "6b": {"is_correct": True, "solut
         (GSM8K, "best-of-n"),
         (FLAGGED, "tokens"),
         ({"prompt": "q", "response": "ab", "flags": [0, 1]}, "tokens"),
+        ({"messages": CHAT, "flagged": [[0, 1]]}, "tokens"),
+        ({"prompt": "q", "chosen": ["a"], "rejected": ["b", "c", "d"]}, "reward-bench-2"),
+        (BENCH_2 | {"num_correct": 3}, "reward-bench-2"),
+        ({"chosen": CHAT, "rejected": CHAT}, "preference"),
+        ({"problem": "q", "steps": ["a", "b"], "label": 1}, "steps"),
+        ({"prompt": "q", "completions": ["a", "b"], "labels": [True, False]}, "steps"),
     ],
 )
 @pytest.mark.parametrize("as_array", [False, True])
@@ -41,18 +51,29 @@ def test_kind_is_seen_in_the_fields(
     tmp_path: Path, row: dict[str, Any], kind: str, as_array: bool
 ) -> None:
     file = write(tmp_path / "data", [row], as_array=as_array)
-    assert load([file]).kind == kind == load([file], kind=kind).kind
+    dataset = load([file])
+    assert dataset.kind == kind == load([file], kind=kind).kind
+    assert dataset.reason.startswith(
+        ("its rows have `", "its rows have ", "`chosen` and `rejected`")
+    )
 
 
 def test_every_kind_is_known_by_its_name() -> None:
-    assert list(KINDS) == ["rm-bench", "preference", "best-of-n", "tokens"]
+    assert list(KINDS) == [
+        "rm-bench",
+        "reward-bench-2",
+        "preference",
+        "best-of-n",
+        "tokens",
+        "steps",
+    ]
 
 
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
         ([PAIR, {"prompt": "q", "chosen": "a"}], "data line 2: `rejected` is required"),
-        ([PAIR | {"chosen": 5}], "data line 1: `chosen` must be a string, got 5"),
+        ([PAIR | {"chosen": 5}], "data line 1: `chosen` must be a string or messages, got 5"),
         (
             [PAIR | {"prompt": []}],
             "`prompt` must be a string or a list of messages, got a list of length 0",
@@ -167,3 +188,63 @@ def test_byte_order_mark_blank_lines_and_line_separators_inside_strings(tmp_path
     rows = read_rows(tmp_path / "data")
     assert [row.where.split("/")[-1] for row in rows] == ["data line 1", "data line 4"]
     assert rows[1].fields["chosen"] == "a\u2028b"
+
+
+ROWS = [PAIR, PAIR | {"chosen": "é日"}]
+
+
+def test_gzip_is_read_as_what_it_holds(tmp_path: Path) -> None:
+    plain = write(tmp_path / "data.jsonl", ROWS)
+    packed = tmp_path / "data.jsonl.gz"
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    assert [row.fields for row in read_rows(packed)] == ROWS
+    packed.write_bytes(packed.read_bytes()[:-12])
+    with pytest.raises(EvalError, match=r"data\.jsonl\.gz: not readable as gzip"):
+        read_rows(packed)
+
+
+def test_what_the_dataset_viewer_exports_is_read(tmp_path: Path) -> None:
+    export = {"features": [], "rows": [{"row_idx": n, "row": row} for n, row in enumerate(ROWS)]}
+    (tmp_path / "data.json").write_text(json.dumps(export, indent=1))
+    rows = read_rows(tmp_path / "data.json")
+    assert [row.fields for row in rows] == ROWS
+    assert rows[1].where.endswith("data.json row 2")
+
+
+def test_parquet_is_read_and_columns_without_a_value_are_no_keys(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    user = {"role": "user", "content": "q"}
+    messages = [user, {"role": "assistant", "content": "yes", "name": "a"}]
+    row = {"chosen": messages, "rejected": [user, {"role": "assistant", "content": "no"}]}
+    parquet.write_table(pyarrow.Table.from_pylist([row, row]), tmp_path / "data.parquet")
+    dataset = load([tmp_path / "data.parquet"])
+    assert dataset.kind == "preference"
+    first = {"prompt": [user], "response": "yes"}
+    assert [c.item for c in dataset.candidates] == [first, first | {"response": "no"}] * 2
+    assert dataset.candidates[3].where.endswith("data.parquet row 2, `rejected`")
+    (tmp_path / "cut.parquet").write_bytes((tmp_path / "data.parquet").read_bytes()[:50])
+    with pytest.raises(EvalError, match=r"cut\.parquet: not readable as parquet"):
+        load([tmp_path / "cut.parquet"])
+
+
+def test_parquet_without_pyarrow_is_one_sentence_that_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    (tmp_path / "data.parquet").write_bytes(b"PAR1")
+    with pytest.raises(EvalError, match=r"needs pyarrow: pip install 'tokenreward\[parquet\]'"):
+        load([tmp_path / "data.parquet"])
+
+
+def test_chat_template_kwargs_go_to_messages_and_a_rows_own_come_first(tmp_path: Path) -> None:
+    own = {"chat_template_kwargs": {"thinking": True}, "tools": [{"name": "t"}]}
+    file = write(tmp_path / "data", [PAIR, PAIR | own])
+    kwargs = {"thinking": False, "date": "x"}
+    items = [c.item for c in load([file], chat_template_kwargs=kwargs).candidates]
+    assert items[0]["chat_template_kwargs"] == kwargs
+    assert items[3]["chat_template_kwargs"] == {"thinking": True, "date": "x"}
+    assert ("tools" in items[0], items[3]["tools"]) == (False, [{"name": "t"}])
+    with pytest.raises(EvalError, match="--chat-template-kwargs goes with messages"):
+        load([write(tmp_path / "raw", [PAIR])], prompt_as="raw", chat_template_kwargs=kwargs)

@@ -166,6 +166,11 @@ def test_a_field_of_the_wrong_form_is_an_invalid_field_and_its_path_is_given(
         (item(score=False), "items[1].score"),
         (item(finished=1), "items[1].finished"),
         (item(finished="true"), "items[1].finished"),
+        (item(steps="a"), "items[1].steps"),
+        (item(steps=[]), "items[1].steps"),
+        (item(steps=["a", 1]), "items[1].steps[1]"),
+        (item(steps=[[0, 1], [1]]), "items[1].steps[1]"),
+        (item(steps=[[0, 1], "a"]), "items[1].steps[1]"),
         (request(return_tokens=1), "return_tokens"),
         (request(min_version="1"), "min_version"),
         (request(min_version=1.0), "min_version"),
@@ -188,11 +193,14 @@ def test_log_probs_that_are_not_finite_are_invalid(field: str, number: str) -> N
     assert error.param == f"items[0].{field}[1]"
 
 
-@pytest.mark.parametrize("field", ["finished", "spans"])
+@pytest.mark.parametrize("field", ["finished", "spans", "steps"])
 @pytest.mark.parametrize("response", [[1, 2], {"ids_b64": "AQAAAA=="}])
 def test_fields_of_text_with_ids_are_invalid(field: str, response: Any) -> None:
     error = refuse(
-        item(response=response, **{field: {"finished": False, "spans": [[0, 1]]}[field]})
+        item(
+            response=response,
+            **{field: {"finished": False, "spans": [[0, 1]], "steps": [[0, 1]]}[field]},
+        )
     )
     assert type(error) is InvalidField
     assert error.param == "items[1]"

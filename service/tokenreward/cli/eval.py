@@ -20,7 +20,7 @@ from typing import Any
 
 from tokenreward.cli import CommandError, subcommand
 from tokenreward.cli.backend import first_key, probe
-from tokenreward.cli.flags import add_service_flags, by_label, positive
+from tokenreward.cli.flags import add_service_flags, by_label, json_object, positive
 from tokenreward.cli.progress import Progress
 from tokenreward.display import safe_text
 from tokenreward.eval import (
@@ -107,6 +107,12 @@ def _add_data_flags(parser: argparse.ArgumentParser) -> None:
         default="user",
         help="a prompt that is a string is one user message, or raw text (default: %(default)s)",
     )
+    parser.add_argument(
+        "--chat-template-kwargs",
+        default="{}",
+        metavar="{...}",
+        help="what every chat template gets, as in an item of a request",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -115,7 +121,13 @@ def run(args: argparse.Namespace) -> int:
         if file is not None and not file.parent.is_dir():
             raise CommandError(f"{file.parent} is not a directory", exit_code=2)
     try:
-        dataset = load(args.file, kind=args.kind, prompt_as=args.prompt_as, limit=args.limit)
+        dataset = load(
+            args.file,
+            kind=args.kind,
+            prompt_as=args.prompt_as,
+            limit=args.limit,
+            chat_template_kwargs=json_object(args.chat_template_kwargs, "--chat-template-kwargs"),
+        )
         outcomes = asyncio.run(_evaluate(args, dataset))
     except EvalError as error:
         raise CommandError(safe_text(str(error))) from None
@@ -145,6 +157,7 @@ async def _evaluate(args: argparse.Namespace, dataset: Dataset) -> list[ScorerOu
         groups = groups_of(subjects)
         for group in groups:
             await try_out(client, group, dataset.candidates[0])
+        _say(f"{dataset.num_cases} {dataset.noun} of kind {dataset.kind}: {dataset.reason}")
         if len(subjects) > 1:
             labels = ", ".join(subject.label for subject in subjects)
             _say(f"{len(subjects)} scorers: {labels}")

@@ -22,7 +22,8 @@ from tokenreward.cli.progress import Progress
 from tokenreward.cli.show import coloured, unit_texts
 from tokenreward.display import safe_text
 from tokenreward.errors import InvalidField, MalformedJson, RewardError, described
-from tokenreward.wire import ErrorDetail
+from tokenreward.eval.conversation import RESPONSE_FIELDS, conversation
+from tokenreward.wire import ErrorDetail, Item
 from tokenreward_client import BadArgument, Rewards
 from tokenreward_client.items import check_item
 
@@ -85,11 +86,32 @@ def _item(content: bytes) -> dict[str, Any]:
         raise MalformedJson(f"not valid JSON: {error}") from None
     if not isinstance(item, dict):
         raise InvalidField("must be an object with `prompt` and `response`")
+    fields: dict[str, Any] = item
+    if "response" not in fields:
+        fields = _from_trl(fields)
     try:
-        check_item(item)
+        check_item(fields)
     except BadArgument as error:
         raise InvalidField(str(error.args[0]), param=error.param) from None
-    return item
+    return fields
+
+
+def _from_trl(fields: dict[str, Any]) -> dict[str, Any]:
+    """The item of a line whose response is a `completion`, or ends its `messages`; a line that has
+    neither comes back as it is. Fields that no item has are left out.
+
+    Raises:
+        InvalidField: The line holds no such conversation, or it holds a pair.
+    """
+    if "chosen" in fields and "rejected" in fields:
+        message = "is one of a pair, which `tokenreward eval` judges; alone it is a `response`"
+        raise InvalidField(message, param="chosen")
+    field = next((name for name in RESPONSE_FIELDS if name in fields), None)
+    if field is None:
+        return fields
+    prompt, response = conversation(fields, field, prompt_as="raw")
+    item = {name: value for name, value in fields.items() if name in Item.model_fields}
+    return {**item, "prompt": prompt, "response": response}
 
 
 class Report:

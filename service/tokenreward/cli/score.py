@@ -40,8 +40,9 @@ def add_parser(subparsers: Any) -> None:
     parser = subcommand(
         subparsers,
         "score",
-        more='A line is {"prompt": ..., "response": ...}, as an item of POST /v1/rewards; each '
-        "gives a line of output, in order. Exit code 1 if any has no rewards.",
+        more='A line is {"prompt": ..., "response": ...}, as an item of POST /v1/rewards, or has '
+        "TRL's `completion`, or `messages` that end in the assistant's; each gives a line of "
+        "output, in order. Exit code 1 if any has no rewards.",
         examples=EXAMPLES,
     )
     parser.add_argument(

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from tokenreward.errors import described
 from tokenreward.eval.candidate import Candidate
-from tokenreward.eval.statistics import Ints, Timing
+from tokenreward.eval.statistics import Floats, Ints, Timing
 from tokenreward.wire import ErrorDetail
 from tokenreward_client import Rewards
 
@@ -30,6 +30,8 @@ class CandidateAnswer:
         spans: The half-open character range that each unit stands for, [n, 2]. It is there if and
             only if `rewards` is.
         names: The text of each unit without characters of its own (end-of-turn, for one), in order.
+        steps: The probability that each step of the item is right, [steps]; None if the candidate
+            does not need it.
         error: Why there is no answer. Its `param` is a path inside the item: `response`.
         timing: The timing of the request that brought the answer.
     """
@@ -38,6 +40,7 @@ class CandidateAnswer:
     rewards: npt.NDArray[np.float32] | None = None
     spans: Ints | None = None
     names: tuple[str, ...] = ()
+    steps: Floats | None = None
     error: ErrorDetail | None = None
     timing: Timing | None = None
 
@@ -67,17 +70,20 @@ class CandidateAnswer:
         return described(self.error.message, self.error.param)
 
 
-def answer_of(candidate: Candidate, rewards: Rewards, timing: Timing) -> CandidateAnswer:
+def answer_of(
+    candidate: Candidate, rewards: Rewards, timing: Timing, *, is_signed: bool = False
+) -> CandidateAnswer:
     """The answer for one candidate.
 
     Args:
         candidate: The candidate.
         rewards: The client's result for its item.
         timing: The timing of the request that brought it.
+        is_signed: Step scores are 2 p - 1 of their probabilities p.
 
     Returns:
-        The answer. A score or spans that the candidate needs and the service left out are an error
-        of our own, never a zero.
+        The answer. A score, step scores or spans that the candidate needs and the service left out
+        are an error of our own, never a zero.
     """
     if rewards.error is not None:
         # An item's place in its request means nothing to the reader: the row is named instead.
@@ -87,8 +93,17 @@ def answer_of(candidate: Candidate, rewards: Rewards, timing: Timing) -> Candida
     if candidate.needs_score and rewards.score is None:
         detail = ErrorDetail(code="no_score", message="the scorer answered without a score")
         return CandidateAnswer(error=detail, timing=timing)
+    steps = None
+    if candidate.needs_steps:
+        if rewards.step_scores is None or len(rewards.step_scores) != len(candidate.item["steps"]):
+            message = "the scorer gives no score of each step: only a process reward model does"
+            detail = ErrorDetail(code="no_step_scores", message=message)
+            return CandidateAnswer(error=detail, timing=timing)
+        steps = rewards.step_scores.astype(np.float64)
+        if is_signed:
+            steps = (steps + 1) / 2
     if not candidate.needs_units:
-        return CandidateAnswer(rewards.score, timing=timing)
+        return CandidateAnswer(rewards.score, steps=steps, timing=timing)
     tokens = rewards.tokens or ()
     spans = candidate.item.get("spans") or [token.span for token in tokens]
     if rewards.rewards is None or None in spans or not 0 < len(spans) == len(rewards.rewards):
@@ -101,4 +116,6 @@ def answer_of(candidate: Candidate, rewards: Rewards, timing: Timing) -> Candida
             if start == end:
                 names.append(token.text)
     ranges = np.asarray(spans, dtype=np.int64).reshape(-1, 2)
-    return CandidateAnswer(rewards.score, rewards.rewards, ranges, tuple(names), timing=timing)
+    return CandidateAnswer(
+        rewards.score, rewards.rewards, ranges, tuple(names), steps, timing=timing
+    )

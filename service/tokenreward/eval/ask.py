@@ -195,7 +195,8 @@ def _new_answers(
                     f"scorer `{subject.info.name}` went from version {version} to "
                     f"{rewards.version} meanwhile: run again to judge the new weights"
                 )
-            answers[subject.key(candidate)] = answer_of(candidate, rewards, timing)
+            answer = answer_of(candidate, rewards, timing, is_signed=subject.is_signed)
+            answers[subject.key(candidate)] = answer
     return answers
 
 

@@ -84,6 +84,8 @@ def to_record(answer: CandidateAnswer) -> dict[str, Any]:
         record["rewards"] = encode_rewards(rewards)
         record["spans"] = spans.tolist()
         record["names"] = list(answer.names)
+    if answer.steps is not None:
+        record["steps"] = answer.steps.tolist()
     if answer.timing is not None:
         record["timing"] = list(answer.timing)
     return record
@@ -99,11 +101,16 @@ def from_record(record: dict[str, Any]) -> CandidateAnswer:
         raise ValueError("the score is not finite")
     seconds, since_last_s, num_items, concurrency = record["timing"]
     timing = float(seconds), float(since_last_s), int(num_items), int(concurrency)
+    steps = None
+    if "steps" in record:
+        steps = np.asarray(record["steps"], dtype=np.float64).reshape(-1)
+        if not np.isfinite(steps).all():
+            raise ValueError("a step score is not finite")
     if "rewards" not in record:
-        return CandidateAnswer(score, timing=timing)
+        return CandidateAnswer(score, steps=steps, timing=timing)
     rewards = decode_rewards(record["rewards"])
     spans = np.asarray(record["spans"], dtype=np.int64).reshape(-1, 2)
     if len(rewards) != len(spans) or not np.isfinite(rewards).all():
         raise ValueError("rewards and spans do not go together")
     names = tuple(map(str, record["names"]))
-    return CandidateAnswer(score, rewards, spans, names, timing=timing)
+    return CandidateAnswer(score, rewards, spans, names, steps, timing=timing)

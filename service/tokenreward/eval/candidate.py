@@ -6,18 +6,16 @@ It knows rows and the client's check of an item; it knows no kinds of data and n
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from tokenreward.errors import described
-from tokenreward.eval.rows import DataRow, EvalError, kind_of
+from tokenreward.errors import InvalidField, described
+from tokenreward.eval.conversation import Prompt, PromptAs, kind_of, messages_of
+from tokenreward.eval.rows import DataRow, EvalError
 from tokenreward.eval.statistics import Bools
 from tokenreward_client.errors import BadArgument
 from tokenreward_client.items import check_item
-
-PromptAs = Literal["user", "raw"]
-Prompt = str | list[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,6 +27,7 @@ class Candidate:
         where: Its row and field, for messages.
         needs_score: The score is needed.
         needs_units: The rewards are needed, with the characters that each stands for.
+        needs_steps: A score of each of the item's `steps` is needed.
         is_right: Whether the response as a whole is right; None if the file does not say.
         flags: What is wrong in the response: a flag per span of the item, or per character where
             the item has no spans of its own. None if the file does not say.
@@ -38,8 +37,15 @@ class Candidate:
     where: str
     needs_score: bool = True
     needs_units: bool = False
+    needs_steps: bool = False
     is_right: bool | None = None
     flags: Bools | None = None
+
+    def require_flags(self) -> Bools:
+        """`flags`. Raises ValueError if the file does not say."""
+        if self.flags is None:
+            raise ValueError(f"{self.where}: this response has no flags")
+        return self.flags
 
     @property
     def character_flags(self) -> Bools | None:
@@ -67,8 +73,10 @@ def prompt_of(row: DataRow, field: str, prompt_as: PromptAs) -> Prompt:
     is_list = isinstance(value, list) and bool(value)
     if not is_list or not all(isinstance(message, dict) for message in value):
         raise row.wrong(field, f"must be a string or a list of messages, got {kind_of(value)}")
-    messages: list[dict[str, Any]] = value
-    return messages
+    try:
+        return messages_of(value, field)
+    except InvalidField as error:
+        raise row.wrong(error.param or field, error.message) from None
 
 
 def candidate(
@@ -78,6 +86,7 @@ def candidate(
     *,
     field: str,
     spans: list[list[int]] | None = None,
+    steps: list[list[int]] | None = None,
 ) -> Candidate:
     """A candidate whose item can be sent.
 
@@ -90,13 +99,21 @@ def candidate(
         response: Text.
         field: Where in the row the response stands, for messages: `chosen[1]`.
         spans: Character spans that tile the response; by default the scorer's tokens are its units.
+        steps: Character spans of its steps; by default the scorer finds the steps, if it needs any.
 
     Raises:
         EvalError: The service would refuse the item.
     """
     item: dict[str, Any] = {"prompt": prompt, "response": response}
+    if not isinstance(prompt, str):
+        # What TRL's rows have for the chat template; a column without a value is none.
+        for name in ("tools", "chat_template_kwargs"):
+            if row.fields.get(name):
+                item[name] = row.fields[name]
     if spans is not None:
         item["spans"] = spans
+    if steps is not None:
+        item["steps"] = steps
     try:
         check_item(item)
     except BadArgument as error:

@@ -25,7 +25,8 @@ Case = tuple[DataRow, range]
 class Dataset:
     """Cases of one kind, one per row of the files.
 
-    `candidates` and `cases` are in the order of the rows.
+    `candidates` and `cases` are in the order of the rows. `reason` says why the rows are of this
+    kind, for the reader of the figures.
 
     Args:
         kind: The name of the kind.
@@ -50,6 +51,7 @@ class Dataset:
     ) -> None:
         self.kind = kind
         self.noun = noun
+        self.reason = ""
         self._judge = judge
         self.candidates: list[Candidate] = []
         self.cases: list[Case] = []

@@ -30,13 +30,19 @@ async def try_out(client: AsyncClient, subjects: Sequence[Subject], candidate: C
         ClientError: It cannot be reached or does not answer.
     """
     try:
-        await _score(client, subjects, [candidate])
+        (results,) = await _score(client, subjects, [candidate])
     except ServerRefused as error:
         if len(subjects) > 1:
             for subject in subjects:  # the one that is at fault is named
                 await try_out(client, [subject], candidate)
         labels = ", ".join(subject.label for subject in subjects)
         raise EvalError(f"scorer `{labels}`: {error}") from None
+    for subject, rewards in zip(subjects, results, strict=True):
+        if candidate.needs_steps and rewards.error is None and rewards.step_scores is None:
+            raise EvalError(
+                f"scorer `{subject.label}` gives no score of each step: this kind of data judges "
+                "scorers of type `process`"
+            )
 
 
 async def request_results(

@@ -1,15 +1,28 @@
-"""Reads data files as rows: JSON lines, or one JSON array. Errors name the file, line and field.
+"""Reads data files as rows: JSON lines, one JSON array, the dataset viewer's JSON, or parquet. JSON
+may be compressed with gzip. Errors name the file, line and field.
 
-It knows JSON and nothing of what the rows mean. Fields that no kind of data reads are left alone.
+It knows formats of files and nothing of what the rows mean. Fields that no kind of data reads are
+left alone.
 """
 
 from __future__ import annotations
 
+import gzip
 import json
+import re
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tokenreward.errors import InvalidField
+from tokenreward.eval.conversation import Prompt, PromptAs, conversation, kind_of
+
+_GZIP = b"\x1f\x8b"
+_PARQUET = b"PAR1"
+# What Hugging Face's dataset viewer gives: an object whose `rows` hold each row as `row`.
+_VIEWER = re.compile(r'\s*\{\s*"(features|rows)"\s*:\s*\[')
 
 
 class EvalError(Exception):
@@ -46,6 +59,18 @@ class DataRow:
         if not isinstance(value, str):
             raise self.wrong(field, f"must be a string, got {kind_of(value)}")
         return value
+
+    def conversation(self, field: str, prompt_as: PromptAs) -> tuple[Prompt, str]:
+        """The prompt, and the response that a field holds, as `conversation` reads them.
+
+        Raises:
+            EvalError: The row lacks the field, or holds no such conversation.
+        """
+        self.get(field)
+        try:
+            return conversation(self.fields, field, prompt_as=prompt_as)
+        except InvalidField as error:
+            raise self.wrong(error.param or field, error.message) from None
 
     def texts(self, field: str, *, num: int | None = None) -> list[str]:
         """A field that is a list of strings.
@@ -88,6 +113,20 @@ class DataRow:
                 raise self.wrong(f"{field}[{index}]", f"must be 0 or 1, got {kind_of(entry)}")
         return [bool(entry) for entry in value]
 
+    def integers(self, field: str, *, least: int, most: int) -> list[int]:
+        """A field that is an integer or a list of integers, each from `least` to `most`.
+
+        Raises:
+            EvalError: It is anything else.
+        """
+        value = self.get(field)
+        entries = value if isinstance(value, list) else [value]
+        for entry in entries:
+            if type(entry) is not int or not least <= entry <= most:
+                message = f"must be a whole number from {least} to {most}, got {kind_of(entry)}"
+                raise self.wrong(field, message)
+        return entries
+
     def ranges(self, field: str, *, noun: str, allow_empty: bool) -> Iterator[tuple[int, int]]:
         """A field that is a list of pairs of integers, each checked when it is taken.
 
@@ -113,13 +152,22 @@ class DataRow:
 
 def read_rows(file: Path) -> list[DataRow]:
     """Every row of a file. Raises EvalError, OSError."""
-    try:
-        text = file.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise EvalError(f"{file} line {line}: not UTF-8") from None
+    content = file.read_bytes()
+    if content.startswith(_GZIP):
+        try:
+            content = gzip.decompress(content)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise EvalError(f"{file}: not readable as gzip: {error}") from None
+    if content.startswith(_PARQUET):
+        values = _table_values(content, file)
+    else:
+        try:
+            values = _values(content.decode("utf-8-sig"), file)
+        except UnicodeDecodeError as error:
+            line = error.object[: error.start].count(b"\n") + 1
+            raise EvalError(f"{file} line {line}: not UTF-8") from None
     rows = []
-    for where, value in _values(text, file):
+    for where, value in values:
         if not isinstance(value, dict):
             raise EvalError(f"{where}: must be an object, got {kind_of(value)}")
         rows.append(DataRow(where, value, file))
@@ -128,23 +176,32 @@ def read_rows(file: Path) -> list[DataRow]:
     return rows
 
 
-def kind_of(value: object) -> str:
-    """What a JSON value is, without quoting its text: `a list of length 2`, `true`, `a string`."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, (int, float)):
-        return f"{value}" if abs(value) < 10**12 else "a large number"
-    if isinstance(value, list):
-        return f"a list of length {len(value)}"
-    if isinstance(value, dict):
-        return f"an object of length {len(value)}"
-    return "a string"
+def _table_values(content: bytes, file: Path) -> Iterator[tuple[str, Any]]:
+    """Each row of a parquet file, with what messages call it."""
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        message = "reading parquet needs pyarrow: pip install 'tokenreward[parquet]'"
+        raise EvalError(f"{file}: {message}") from None
+    try:
+        table = parquet.read_table(pyarrow.BufferReader(content))
+        values = table.to_pylist()
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise EvalError(f"{file}: not readable as parquet: {str(error)[:200]}") from None
+    for number, value in enumerate(values, start=1):
+        yield f"{file} row {number}", value
 
 
 def _values(text: str, file: Path) -> Iterator[tuple[str, Any]]:
     """Each value of a file's text, with what messages call it."""
+    if _VIEWER.match(text):
+        entries = _parse(text, str(file)).get("rows")
+        if not isinstance(entries, list):
+            raise EvalError(f"{file}: `rows` must be a list, got {kind_of(entries)}")
+        for number, entry in enumerate(entries, start=1):
+            yield f"{file} row {number}", entry.get("row") if isinstance(entry, dict) else entry
+        return
     if text.lstrip().startswith("["):
         for number, value in enumerate(_parse(text, str(file)), start=1):
             yield f"{file} row {number}", value

@@ -125,6 +125,36 @@ def mean_of_shares(shares: Sequence[Estimate | None]) -> Estimate | None:
     return Estimate(value, value - below, value + above, sum(part.num for part in parts), "mover")
 
 
+def mean_of_f1s(strata: Sequence[tuple[Bools, Bools]]) -> Estimate | None:
+    """The unweighted mean of the F1 of groups: of each, the harmonic mean of two shares.
+
+    Args:
+        strata: For each group whether each case counts, of the one kind [n] and of the other [m].
+
+    Returns:
+        The estimate, with a bootstrap over the cases of each kind and group; None if there is no
+        group, or one kind of a group has no cases.
+    """
+    if not strata or any(not (len(one) and len(other)) for one, other in strata):
+        return None
+    rng = np.random.default_rng(_SEED)
+    values, draws = [], []
+    for pair in strata:
+        one, other = (kind.astype(np.float64) for kind in pair)
+        values.append(_f1(one.mean(), other.mean()))
+        draws.append(_f1(_resampled_means(one, rng), _resampled_means(other, rng)))
+    low, high = np.percentile(np.mean(draws, axis=0), PERCENTILES)
+    num = sum(len(one) + len(other) for one, other in strata)
+    return Estimate(float(np.mean(values)), float(low), float(high), num, "bootstrap")
+
+
+def _f1(one: npt.ArrayLike, other: npt.ArrayLike) -> Floats:
+    """The harmonic mean of shares; 0 where both are 0."""
+    total = np.add(one, other)
+    f1: Floats = 2 * np.multiply(one, other) / np.where(total > 0, total, 1.0)
+    return f1
+
+
 def _resampled_means(values: Floats, rng: np.random.Generator) -> Floats:
     """Means [NUM_RESAMPLES] of as many draws with replacement as there are values."""
     num = len(values)

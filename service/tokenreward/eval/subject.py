@@ -55,6 +55,15 @@ class Subject:
         request += [[other.name, _identity(other)] for other in self.dependencies]
         return key_of(request, candidate.item, candidate.needs_units, candidate.needs_score)
 
+    @property
+    def is_signed(self) -> bool:
+        """Whether its step scores are 2 p - 1 of their probabilities p (`process`, `scale`)."""
+        if "scale" in self.options:
+            return bool(self.options["scale"] == "signed")
+        entry = (self.info.model_extra or {}).get("options")
+        option = entry.get("scale") if isinstance(entry, dict) else None
+        return isinstance(option, dict) and option.get("default") == "signed"
+
 
 def find_subject(
     label: str,

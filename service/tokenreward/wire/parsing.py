@@ -24,6 +24,7 @@ _UNION_TAGS = {  # what pydantic adds to a location below a field that has sever
     "prompt": ("text", "messages", "ids", "packed_ids"),
     "response": ("text", "ids", "packed_ids"),
     "content": ("str", "list[dict[str,any]]"),
+    "steps": ("texts", "spans"),
 }
 _ITEM = re.compile(r"items\[(\d{1,9})\]")
 _MAX_NUMBER_CHARACTERS = 24

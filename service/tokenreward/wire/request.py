@@ -80,6 +80,22 @@ Response = Annotated[
 ]
 
 
+def _form_of_steps(value: object) -> str | None:
+    if isinstance(value, list) and value:
+        return "texts" if isinstance(value[0], str) else "spans"
+    return "spans" if isinstance(value, np.ndarray) and len(value) else None
+
+
+StepsOfItem = Annotated[
+    Annotated[list[str], Field(fail_fast=True), Tag("texts")] | Annotated[Spans, Tag("spans")],
+    Discriminator(
+        _form_of_steps,
+        custom_error_type="steps_form",
+        custom_error_message="must be a list of strings, or of [start, end] spans",
+    ),
+]
+
+
 class Item(BaseModel):
     """A prompt, the response to judge, and how the caller wants its reward cut up.
 
@@ -103,6 +119,13 @@ class Item(BaseModel):
             "Text only: half-open code point ranges that tile the response; one reward each."
         ),
     )
+    steps: StepsOfItem | None = Field(
+        default=None,
+        description=(
+            "Text only: the reasoning steps, as strings or as code point ranges, with white space "
+            "between them. Read by `process`, ignored by all others."
+        ),
+    )
     mask: Flags | None = Field(default=None, description="One per unit: 0 = read but not scored.")
     policy_logprobs: Numbers | None = Field(
         default=None, description="One per unit; for `credit.kl`."
@@ -122,7 +145,7 @@ class Item(BaseModel):
     @model_validator(mode="after")
     def _text_fields_need_text(self) -> Item:
         if not isinstance(self.response, str):
-            for name in ("finished", "spans"):
+            for name in ("finished", "spans", "steps"):
                 if getattr(self, name) is not None:
                     raise ValueError(
                         f"`{name}` goes with a text response; token ids are scored as they are"

@@ -19,7 +19,8 @@ from functools import partial
 import numpy as np
 
 from tokenreward.eval.answer import CandidateAnswer
-from tokenreward.eval.candidate import Candidate, PromptAs, candidate, prompt_of
+from tokenreward.eval.candidate import Candidate, candidate, prompt_of
+from tokenreward.eval.conversation import PromptAs
 from tokenreward.eval.dataset import Dataset, scores_of
 from tokenreward.eval.outcome import Columns, Example, Judgement, worst
 from tokenreward.eval.rows import DataRow

@@ -83,9 +83,7 @@ def unit_flags(candidate: Candidate, spans: Ints) -> tuple[Bools, Bools]:
     Raises:
         ValueError: The candidate has no flags.
     """
-    flags = candidate.flags
-    if flags is None:
-        raise ValueError(f"{candidate.where}: this response has no flags")
+    flags = candidate.require_flags()
     if "spans" in candidate.item:
         # The units are the file's own spans: each has its flag, and each counts.
         return flags, np.ones(len(flags), dtype=np.bool_)

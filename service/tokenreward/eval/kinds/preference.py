@@ -1,6 +1,7 @@
-"""Kind `preference`: pairs of a chosen and a rejected response, as RewardBench has them.
+"""Kind `preference`: pairs of a chosen and a rejected response.
 
-A row is {prompt, chosen, rejected}, with an optional `subset`. A pair is right if the chosen
+A row is {prompt, chosen, rejected}, with an optional `subset`: RewardBench's texts, or messages, or
+dialogues, in any form that `tokenreward.eval.conversation` reads. A pair is right if the chosen
 response has the strictly higher score; equal scores are no win, and are counted apart as ties.
 Micro is over pairs, macro over subsets.
 
@@ -17,7 +18,8 @@ from functools import partial
 import numpy as np
 
 from tokenreward.eval.answer import CandidateAnswer
-from tokenreward.eval.candidate import Candidate, PromptAs, candidate, prompt_of
+from tokenreward.eval.candidate import Candidate, candidate
+from tokenreward.eval.conversation import PromptAs
 from tokenreward.eval.dataset import Case, Dataset, scores_of
 from tokenreward.eval.kinds.flags import judge_flags, range_flags
 from tokenreward.eval.outcome import Example, Judgement, worst
@@ -38,15 +40,15 @@ def preference(rows: Sequence[DataRow], prompt_as: PromptAs) -> Dataset:
 
 def _read(row: DataRow, prompt_as: PromptAs) -> list[Candidate]:
     """The chosen and the rejected response."""
-    prompt = prompt_of(row, "prompt", prompt_as)
-    chosen, rejected = row.text("chosen"), row.text("rejected")
+    prompt, chosen = row.conversation("chosen", prompt_as)
+    rejected_prompt, rejected = row.conversation("rejected", prompt_as)
     flags = None
     if "rejected_flagged" in row.fields:
         flags = range_flags(row, "rejected_flagged", len(rejected))
     if row.fields.get("subset") is not None:
         row.text("subset")  # A subset that is no string is refused before anything is asked.
     first = candidate(row, prompt, chosen, field="chosen")
-    second = candidate(row, prompt, rejected, field="rejected")
+    second = candidate(row, rejected_prompt, rejected, field="rejected")
     return [first, replace(second, needs_units=flags is not None, flags=flags)]
 
 

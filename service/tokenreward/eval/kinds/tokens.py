@@ -1,6 +1,6 @@
 """Kind `tokens`: responses with what is wrong in them, character by character or span by span.
 
-A row is {prompt, response} and one of
+A row is {prompt, response}, or {prompt, completion} or {messages}, and one of
 
     flagged: [[start, end], ...]     half-open character ranges that are wrong
     flags: [0, 1, ...]               one per character
@@ -19,7 +19,8 @@ from functools import partial
 import numpy as np
 
 from tokenreward.eval.answer import CandidateAnswer
-from tokenreward.eval.candidate import Candidate, PromptAs, candidate, prompt_of
+from tokenreward.eval.candidate import Candidate, candidate
+from tokenreward.eval.conversation import RESPONSE_FIELDS, PromptAs
 from tokenreward.eval.dataset import Dataset
 from tokenreward.eval.kinds.flags import judge_flags, range_flags
 from tokenreward.eval.outcome import Judgement
@@ -34,7 +35,8 @@ def tokens(rows: Sequence[DataRow], prompt_as: PromptAs) -> Dataset:
 
 def _read(row: DataRow, prompt_as: PromptAs) -> list[Candidate]:
     """The response, with its flags."""
-    prompt, response = prompt_of(row, "prompt", prompt_as), row.text("response")
+    field = next((name for name in RESPONSE_FIELDS if name in row.fields), "response")
+    prompt, response = row.conversation(field, prompt_as)
     spans = None
     if "flagged" in row.fields:
         if "flags" in row.fields:
@@ -46,7 +48,7 @@ def _read(row: DataRow, prompt_as: PromptAs) -> list[Candidate]:
     else:
         per_character = row.flags("flags", num=len(response), of="character")
         flags = np.array(per_character, dtype=np.bool_)
-    new = candidate(row, prompt, response, field="response", spans=spans)
+    new = candidate(row, prompt, response, field=field, spans=spans)
     return [replace(new, needs_score=False, needs_units=True, flags=flags)]
 
 

@@ -68,18 +68,14 @@ def load_reward_model(
     prefix = getattr(config, "value_head_prefix", None)
     tuned = {} if adapter is None else {**adapter.whole_weights, **adapter.value_head}
     is_tuned = has_head(tuned, prefix)
-    if is_tuned:
-        head_format, names = find_head(tuned, prefix)
-        tensors = {place: tuned[name] for place, name in names.items()}
-    else:
-        head_format, names = find_head(file_of, prefix)
-        tensors = {place: read_tensor(file_of[name], name) for place, name in names.items()}
+    head_format, names = find_head(tuned if is_tuned else file_of, prefix)
+    tensors = {}
+    for place, name in names.items():
+        tensors[place] = tuned[name] if is_tuned else read_tensor(file_of[name], name)
     model, info = _load_as_class(config, source, head_format, tensors, arguments)
     if model is None:
-        renames = head_format.renames(file_of) or None
-        model, info = load_pretrained(
-            AutoModel, source, arguments, config=config, key_mapping=renames
-        )
+        keys = head_format.renames(file_of) or None
+        model, info = load_pretrained(AutoModel, source, arguments, config=config, key_mapping=keys)
         model.add_module(ATTRIBUTE, head_module(tensors))
     refuse_incomplete(info)
     heads = set(names.values()) | (head_names(file_of, prefix) if is_tuned else set())

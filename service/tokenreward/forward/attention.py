@@ -119,8 +119,7 @@ def segments_attention(
         is_causal = getattr(module, "is_causal", True)
     has_bias = attention_mask is not None or kwargs.get("position_bias") is not None
     if row is None or has_bias or not is_causal:
-        name = type(module).__name__
-        raise RuntimeError(f"{name} wants a mask, a position bias or two-way attention")
+        raise RuntimeError(f"{type(module).__name__} wants a mask, a bias or two-way attention")
     bias = _bias(query, kwargs)
     # Kernels take one size of head. Zeros at the end of queries and keys add nothing to a score,
     # and zeros at the end of values are cut off again below.
@@ -137,11 +136,15 @@ def segments_attention(
         output = query.new_empty(shape)
         _attend(qkv, row, bias, output)
     if is_last:
-        for index, (of, names) in row.attention_needs.items():
-            places = row.places[index]
-            q, k = query[0][:, places], key[0][:, places]
-            row.readings[index] = read(q, k, bias, of, names)
+        _read_last_layer(row, query[0], key[0], bias)
     return output[None, ..., : value.shape[-1]], None
+
+
+def _read_last_layer(row: PackedRow, query: Tensor, key: Tensor, bias: Bias) -> None:
+    """Keeps the readings of attention [heads, n, d] that the row needs."""
+    for index, (of, names) in row.attention_needs.items():
+        places = row.places[index]
+        row.readings[index] = read(query[:, places], key[:, places], bias, of, names)
 
 
 def _widened(heads: Tensor, size: int) -> Tensor:

@@ -34,6 +34,7 @@ from transformers import (
     MambaConfig,
     MistralConfig,
     OPTConfig,
+    Phi3Config,
     PhiConfig,
     PreTrainedTokenizerFast,
     Qwen3Config,
@@ -138,6 +139,17 @@ ARCHITECTURES: dict[str, Callable[[], Any]] = {
         vocab_size_per_layer_input=VOCAB_SIZE,
         num_kv_shared_layers=0,
     ),
+    # Rows of more than 10 tokens take the long factors.
+    "phi3_longrope": lambda: Phi3Config(
+        **_LLAMA,
+        rope_parameters={
+            "rope_type": "longrope",
+            "rope_theta": 10000.0,
+            "short_factor": [1.0, 1.1, 1.3, 1.5],
+            "long_factor": [2.0, 3.0, 5.0, 9.0],
+        },
+        original_max_position_embeddings=10,
+    ),
     "bloom": lambda: BloomConfig(hidden_size=32, n_layer=3, n_head=4, **_IDS),
     "mamba": lambda: MambaConfig(hidden_size=32, num_hidden_layers=2, **_IDS),
     "gptj": lambda: GPTJConfig(
@@ -174,6 +186,7 @@ PACKED = (
     "opt",
     "deepseek_v3",
     "gemma4",
+    "phi3_longrope",
 )
 PADDED = ("bloom", "gptj", "mamba", "qwen3_next")
 PLAIN = ("llama_dynamic",)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenreward.contract import Row
-from tokenreward.forward.packing import longest_row, num_packed, pack
+from tokenreward.forward.packing import longest_row, num_packed, pack, sides
 
 LONG = list(range(100, 120))
 PROMPTS = st.sampled_from([[5], LONG, LONG[:-1], [*LONG, 7], LONG[::-1]])
@@ -65,3 +65,12 @@ def test_a_response_of_no_token_reads_the_prompt_alone() -> None:
     assert packing.places[0].tolist() == list(range(20))
     assert packing.groups[0][1:] == ((20, 21),)
     assert longest_row(packing.groups[0]) == 21
+
+
+def test_rows_up_to_the_switch_go_together_and_so_do_the_longer_ones() -> None:
+    rows = as_rows([([5], [6] * more) for more in (3, 2, 9, 1)])
+    assert sides(rows, 3) == [[1, 3], [0, 2]]
+    assert sides(rows, 2) == [[3], [0, 1, 2]]
+    assert sides(rows, 10) == [[0, 1, 2, 3]]
+    assert sides(rows, None) == [[0, 1, 2, 3]]
+    assert sides([], 3) == []

@@ -48,7 +48,7 @@ def assert_as_exact_as(padded: np.ndarray, plain: np.ndarray, truth: np.ndarray)
     assert np.abs(padded - truth).max() <= np.abs(plain - truth).max() + bound
 
 
-@pytest.mark.parametrize("architecture", tiny.PADDED)
+@pytest.mark.parametrize("architecture", [*tiny.PADDED, "phi3_longrope"])
 def test_padded_logits_are_as_exact_as_the_models_own_forward(architecture: str) -> None:
     model, items = tiny.model(architecture), responses()
     exact = oracle.double(model) if architecture != "mamba" else model

@@ -98,7 +98,11 @@ def responses() -> list[oracle.Response]:
     return [oracle.Response(draw(p), draw(r)) for p, r in LENGTHS]
 
 
-@pytest.mark.parametrize("architecture", [*tiny.PACKED, "bloom"])
+# Generation reads the first tokens of a row with other rotary factors than the whole row has.
+SWITCHING = {"phi3_longrope"}
+
+
+@pytest.mark.parametrize("architecture", sorted({*tiny.PACKED, "bloom"} - SWITCHING))
 def test_weights_are_those_of_generation_played_step_by_step(architecture: str) -> None:
     model = tiny.model(architecture)
     exact, items = oracle.double(model), responses()

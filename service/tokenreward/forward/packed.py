@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,8 +27,8 @@ from tokenreward.forward.attention import (
 )
 from tokenreward.forward.kernels import attend_alone
 from tokenreward.forward.language_head import LanguageHead
-from tokenreward.forward.layout import Gap
-from tokenreward.forward.packing import num_packed, pack
+from tokenreward.forward.layout import Gap, in_order
+from tokenreward.forward.packing import num_packed, pack, sides
 from tokenreward.forward.patches import (
     Linear,
     patch_linears,
@@ -36,6 +37,7 @@ from tokenreward.forward.patches import (
     split_mlps,
     torch_linear,
 )
+from tokenreward.forward.plain import rope_switch
 from tokenreward.forward.readout import Readout, read_places
 from tokenreward.forward.transfer import Pending, to_device
 from tokenreward.forward.varlen import VarlenKernel
@@ -58,6 +60,7 @@ class PackedLayout:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
+        self._rope_switch = rope_switch(checkpoint.text_config)
         self.gap: Gap | None = None
         self.linear: Linear | None = None
         self.last_layer: Any = None
@@ -121,7 +124,10 @@ class PackedLayout:
 
     def num_computed(self, rows: Sequence[Row]) -> int:
         """Tokens that a pass over these rows computes: a shared prompt once, and no padding."""
-        return num_packed(rows, share=self.shares)
+        num_tokens = 0
+        for side in sides(rows, self._rope_switch):
+            num_tokens += num_packed([rows[i] for i in side], share=self.shares)
+        return num_tokens
 
     def run(self, requests: Sequence[RowRequest]) -> list[Outputs]:
         """Outputs of each row, in order. Raises RuntimeError like `launch`."""
@@ -129,11 +135,21 @@ class PackedLayout:
 
     @torch.inference_mode()
     def launch(self, requests: Sequence[RowRequest]) -> Pending[list[Outputs]]:
-        """Starts one pass over all rows, and the copy of its outputs to the host.
+        """Starts a pass: one call of the trunk, or two if rotary frequencies switch between rows.
 
         Raises:
             RuntimeError: The model did not use its attention interface in every layer.
         """
+        calls = sides([row for row, _ in requests], self._rope_switch)
+        parts = [(call, self._launch_call(requests, call)) for call in calls]
+        return Pending(partial(in_order, parts))
+
+    def _launch_call(
+        self, requests_of_pass: Sequence[RowRequest], call: Sequence[int]
+    ) -> Pending[list[Outputs]]:
+        """Starts one call of the trunk, for some rows of a pass, and the copy of the heads' numbers
+        to the host."""
+        requests = [requests_of_pass[i] for i in call]
         packing = pack([row for row, _ in requests], share=self.shares)
         context = PackedRow(packing, self.kernel, self._num_layers)
         for index, (row, needs) in enumerate(requests):

@@ -54,6 +54,22 @@ class Packing:
     places: tuple[Int64[np.ndarray, " _"], ...]
 
 
+def sides(rows: Sequence[Row], switch: int | None) -> list[list[int]]:
+    """Which rows may go through a call together: those of at most `switch` tokens, and the longer.
+
+    Args:
+        rows: The rows.
+        switch: See `plain.rope_switch`; None if all rows may.
+
+    Returns:
+        The numbers of the rows of each side that has any.
+    """
+    parts: list[list[int]] = [[], []]
+    for i, row in enumerate(rows):
+        parts[switch is not None and len(row.ids) > switch].append(i)
+    return [part for part in parts if part]
+
+
 def pack(rows: Sequence[Row], *, share: bool = True) -> Packing:
     """Lays the rows out. Without `share`, every row stands for itself."""
     groups: list[Group] = []

@@ -21,8 +21,9 @@ from tokenreward.checkpoints.value_head import ValueHead
 from tokenreward.contract import Needs, Outputs, Reading, Row, RowRequest
 from tokenreward.forward.language_head import LanguageHead
 from tokenreward.forward.layout import Gap, in_order
+from tokenreward.forward.packing import sides
 from tokenreward.forward.patches import Linear, patch_linears, torch_linear
-from tokenreward.forward.plain import PlainLayout
+from tokenreward.forward.plain import PlainLayout, rope_switch
 from tokenreward.forward.readout import Readout, read_places
 from tokenreward.forward.transfer import Pending, to_device
 
@@ -52,6 +53,7 @@ class PaddedLayout:
         self.runs_ahead = True
         self.call_tokens = CALL_TOKENS.get(checkpoint.device.type, CALL_TOKENS["cuda"])
         self._checkpoint = checkpoint
+        self._rope_switch = rope_switch(checkpoint.text_config)
         self._plain = PlainLayout(checkpoint)
         self.linear: Linear | None = None
         self.language_head: LanguageHead | None = None
@@ -63,8 +65,7 @@ class PaddedLayout:
 
     def num_computed(self, rows: Sequence[Row]) -> int:
         """Tokens that a pass over these rows computes, the padding among them."""
-        lengths = [len(row.ids) for row in rows]
-        return sum(len(call) * lengths[call[-1]] for call in calls_of(lengths, self.call_tokens))
+        return sum(len(call) * len(rows[call[-1]].ids) for call in self._calls(rows))
 
     def run(self, requests: Sequence[RowRequest]) -> list[Outputs]:
         """Outputs of each row, in order."""
@@ -76,17 +77,23 @@ class PaddedLayout:
 
         Attention is read from the model's own maps, row by row, as the plain layout does.
         """
-        lengths = [len(row.ids) for row, _ in requests]
-        parts = [
-            (call, self._launch_call(requests, call))
-            for call in calls_of(lengths, self.call_tokens)
-        ]
+        calls = self._calls([row for row, _ in requests])
+        parts = [(call, self._launch_call(requests, call)) for call in calls]
         readings = {
             i: self._plain.run([RowRequest(row, Needs(attention=needs.attention))])[0].attention
             for i, (row, needs) in enumerate(requests)
             if needs.attention
         }
         return Pending(partial(_with_attention, parts, readings))
+
+    def _calls(self, rows: Sequence[Row]) -> list[list[int]]:
+        """For each call of the trunk, the numbers of its rows, the longest last."""
+        calls = []
+        for side in sides(rows, self._rope_switch):
+            lengths = [len(rows[i].ids) for i in side]
+            numbers = np.array(side)
+            calls += [numbers[call].tolist() for call in calls_of(lengths, self.call_tokens)]
+        return calls
 
     def _launch_call(
         self, requests_of_pass: Sequence[RowRequest], call: Sequence[int]

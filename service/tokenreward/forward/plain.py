@@ -132,6 +132,25 @@ class PlainLayout:
                     setattr(module, f"{prefix}inv_freq", frequencies.to(self._checkpoint.device))
 
 
+def rope_parameters(config: Any) -> list[dict[str, Any]]:
+    """What a configuration says of rotary positions: once, or for each type of layer."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    of_layer_types = [value for value in parameters.values() if isinstance(value, dict)]
+    return of_layer_types or [parameters]
+
+
+def rope_switch(config: Any) -> int | None:
+    """Longest row that is read with the short factors of rotary positions of type `longrope`.
+
+    A call with a longer row takes the long factors, for all of its rows. None if the rotary
+    frequencies of a configuration do not switch.
+    """
+    for parameters in rope_parameters(config):
+        if parameters.get("rope_type") == "longrope":
+            return int(parameters["original_max_position_embeddings"])
+    return None
+
+
 def _in_chunks(of: Callable[[Tensor], Tensor], logits: Tensor, temperature: float) -> np.ndarray:
     """A function of logits / T [n, vocabulary] that gives one number a row, a few rows at a time.
 

@@ -21,7 +21,7 @@ from tokenreward.forward.layout import Layout, differences, float32_bounds
 from tokenreward.forward.packed import PackedLayout
 from tokenreward.forward.padded import PaddedLayout
 from tokenreward.forward.patches import MLP_PIECES, onednn_gain, onednn_linear
-from tokenreward.forward.plain import PlainLayout
+from tokenreward.forward.plain import PlainLayout, rope_parameters
 from tokenreward.forward.trial import (
     Trial,
     coarse_bounds,
@@ -32,7 +32,6 @@ from tokenreward.forward.trial import (
 
 _PROBED_PIECE = 7  # tokens: several pieces of a row, of which one is smaller
 _ONE_CALL = 10**6  # see `PaddedLayout.call_tokens`: all rows of a trial are padded to one length
-_DYNAMIC_ROPES = ("dynamic", "longrope")
 
 
 def choose_layout(
@@ -231,15 +230,12 @@ def _split(
 def _unseen_fault(checkpoint: Checkpoint, kind: type[PackedLayout | PaddedLayout]) -> str | None:
     """Why a layout will not do that short random rows would not show; None if nothing is known
     against it."""
-    config = checkpoint.text_config
-    rope = getattr(config, "rope_parameters", None) or {}
-    nested = [value for value in rope.values() if isinstance(value, dict)] or [rope]
-    for parameters in nested:
-        if parameters.get("rope_type") in _DYNAMIC_ROPES:
-            return (
-                f"{kind.name} rows would share rotary frequencies of type "
-                f"`{parameters['rope_type']}`, which depend on the longest row of a call"
-            )
-    if kind is PackedLayout and getattr(config, "attention_chunk_size", None):
+    ropes = rope_parameters(checkpoint.text_config)
+    if any(parameters.get("rope_type") == "dynamic" for parameters in ropes):
+        return (
+            f"{kind.name} rows would share rotary frequencies of type `dynamic`, which depend on "
+            "the longest row of a call"
+        )
+    if kind is PackedLayout and getattr(checkpoint.text_config, "attention_chunk_size", None):
         return "attention in chunks does not go through the attention interface"
     return None

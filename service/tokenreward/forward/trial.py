@@ -19,7 +19,7 @@ from tokenreward.checkpoints.checkpoint import Checkpoint
 from tokenreward.checkpoints.refusal import CheckpointRefused
 from tokenreward.contract import Outputs, Row, RowRequest
 from tokenreward.forward.layout import ByKind, Gap, Layout, differences, gap, largest, numbers
-from tokenreward.forward.plain import PlainLayout
+from tokenreward.forward.plain import PlainLayout, rope_switch
 
 _LENGTHS = (9, 61, 2, 23)
 _LONGEST_WINDOW = 2048
@@ -64,14 +64,14 @@ class Trial:
 def random_rows(checkpoint: Checkpoint) -> list[Row]:
     """Rows of random tokens, from a fixed seed, of ragged lengths.
 
-    One of them is longer than a sliding window, if that is not too long to try. The last one shares
-    its prompt with the longest of the others.
+    One of them is longer than a sliding window, and one than the rows that are read with short
+    rotary factors, if that is not too long to try. The last one shares its prompt with the longest
+    of the others.
     """
     config = checkpoint.text_config
     lengths = list(_LENGTHS)
-    window = getattr(config, "sliding_window", None)
-    if isinstance(window, int) and 0 < window <= _LONGEST_WINDOW:
-        lengths.append(window + 9)
+    bounds = {getattr(config, "sliding_window", None) or 0, rope_switch(config) or 0}
+    lengths += sorted(bound + 9 for bound in bounds if 0 < bound <= _LONGEST_WINDOW)
     limit = checkpoint.max_positions
     if limit is not None:
         lengths = [length for length in lengths if length <= limit]

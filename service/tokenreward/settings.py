@@ -55,6 +55,24 @@ class ScorerSettings(BaseModel, extra="forbid", frozen=True):
         return score_source(self.options)
 
 
+class HeadSettings(BaseModel, extra="forbid", frozen=True):
+    """What a reward model's files do not say about its value head."""
+
+    tensor: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Name of the head in the checkpoint, as `reward.out`; default: the one known "
+        "name that is there.",
+    )
+    activation: Literal["relu", "gelu", "silu", "tanh"] = Field(
+        default="relu", description="Between the layers of a head that has several."
+    )
+    trunk_prefix: str | None = Field(
+        default=None,
+        description="What the trunk's names begin with, as `transformer`; default: what most do.",
+    )
+
+
 class DeploymentSettings(BaseModel, extra="forbid", frozen=True):
     """One checkpoint, held once, with every scorer that reads it."""
 
@@ -104,8 +122,11 @@ class DeploymentSettings(BaseModel, extra="forbid", frozen=True):
     )
     normalize_reward: bool | None = Field(
         default=None,
-        description="Reward models: (value - mean) / std by config.json; default: as its "
-        "`normalize_reward` says.",
+        description="Reward models: (value - mean) / std by the checkpoint; default: as its "
+        "config.json says.",
+    )
+    head: HeadSettings | None = Field(
+        default=None, description="Reward models: the value head, where its files do not say all."
     )
     chat_template: str | None = Field(
         default=None, description="Jinja; replaces the tokenizer's own template."
@@ -143,7 +164,7 @@ class DeploymentSettings(BaseModel, extra="forbid", frozen=True):
 
     @model_validator(mode="after")
     def _settings_of_reward_models_need_one(self) -> DeploymentSettings:
-        for name in ("suffix_text", "normalize_reward"):
+        for name in ("suffix_text", "normalize_reward", "head"):
             if getattr(self, name) is not None and self.task != "reward_model":
                 raise ValueError(f"`{name}` has no effect with task `{self.task}`")
         return self

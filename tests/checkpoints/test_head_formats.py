@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from fakes import oracle, tiny
 from fakes.pages import page
 from fakes.tiny import tokenizer_of
 from tokenreward.checkpoints.checkpoint import Checkpoint, CheckpointRefused, load_checkpoint
-from tokenreward.checkpoints.head_formats import FORMATS, find_head
+from tokenreward.checkpoints.head_formats import FORMATS
 from tokenreward.contract import Needs, Row, RowRequest
 from tokenreward.forward.own_call import compare_with_own_call
 from tokenreward.forward.packed import PackedLayout
@@ -35,18 +36,18 @@ def random_tensor(*shape: int, seed: int = 7) -> torch.Tensor:
     )
 
 
-def linear(prefix: str, num_labels: int = 1, *, bias: bool) -> Tensors:
-    tensors = {f"{prefix}.weight": random_tensor(num_labels, HIDDEN)}
+def linear(prefix: str, num_labels: int = 1, *, bias: bool, width: int = HIDDEN) -> Tensors:
+    tensors = {f"{prefix}.weight": random_tensor(num_labels, width)}
     return tensors | ({f"{prefix}.bias": random_tensor(num_labels)} if bias else {})
 
 
-def mlp(prefix: str, num_labels: int) -> Tensors:
-    return {
-        f"{prefix}.0.weight": random_tensor(HIDDEN, HIDDEN),
-        f"{prefix}.0.bias": random_tensor(HIDDEN),
-        f"{prefix}.2.weight": random_tensor(num_labels, HIDDEN),
-        f"{prefix}.2.bias": random_tensor(num_labels),
-    }
+def mlp(
+    prefix: str, num_labels: int, *, widths: tuple[int, ...] = (HIDDEN,), bias: bool = True
+) -> Tensors:
+    tensors: Tensors = {}
+    for depth, (before, after) in enumerate(pairwise((HIDDEN, *widths, num_labels))):
+        tensors |= linear(f"{prefix}.{2 * depth}", after, bias=bias, width=before)
+    return tensors
 
 
 def trunk_of_a_classifier(model: Any) -> Tensors:
@@ -93,7 +94,7 @@ CASES: dict[str, Case] = {
     "score.mlp, PRM": (lambda model: dict(model.state_dict()), mlp("score", 2), {}),
     "score.mlp, RM": (lambda model: dict(model.state_dict()), mlp("score", 1), {}),
     "value_head": (trunk_of_a_classifier, linear("value_head", bias=False), {}),
-    "value_head of another name": (
+    "reward, named by value_head_prefix": (
         trunk_of_a_classifier,
         linear("reward", bias=False),
         {"value_head_prefix": "reward"},
@@ -116,6 +117,33 @@ CASES: dict[str, Case] = {
     "v_head, as it was spelled": (
         lambda model: under("rwtranrsformer", trunk_alone(model)),
         linear("v_head", bias=False),
+        {},
+    ),
+    "v_head, Starling": (
+        lambda model: under("transformer", trunk_alone(model)),
+        linear("v_head", bias=False),
+        {"architectures": ["LlamaForSequenceClassification"]},
+    ),
+    "v_head.summary.mlp": (
+        lambda model: dict(model.state_dict()),
+        mlp("v_head.summary", 1, widths=(48,)),
+        {"vhead_layer_type": "mlp"},
+    ),
+    "score.mlp, three layers without biases": (
+        trunk_of_a_classifier,
+        mlp("score", 1, widths=(48, 24), bias=False),
+        {},
+    ),
+    "regression_head": (trunk_of_a_classifier, linear("regression_head", bias=False), {}),
+    "out_proj": (trunk_alone, linear("out_proj", bias=True), {}),
+    "module.score": (
+        lambda model: under("module", trunk_of_a_classifier(model)),
+        linear("module.score", bias=False),
+        {},
+    ),
+    "score, below another name of the trunk": (
+        lambda model: under("backbone", trunk_alone(model)),
+        linear("score", bias=False),
         {},
     ),
 }
@@ -166,6 +194,7 @@ def truth(architecture: str, head: Tensors, ids: np.ndarray) -> np.ndarray:
             .last_hidden_state[0]
             .numpy()
         )
+    head = {name: tensor for name, tensor in head.items() if "normalizer" not in name}
     by_place = {name.rsplit(".", 1)[0]: index for index, name in enumerate(sorted(head))}
     for depth, place in enumerate(sorted(by_place)):
         x = np.maximum(x, 0) if depth else x
@@ -176,17 +205,28 @@ def truth(architecture: str, head: Tensors, ids: np.ndarray) -> np.ndarray:
 
 def assert_values(checkpoint: Checkpoint, expected: Callable[[np.ndarray], np.ndarray]) -> None:
     ids = np.random.default_rng(0).integers(3, tiny.VOCAB_SIZE, size=40)
+    assert_values_at(checkpoint, ids, expected(ids))
+
+
+def assert_values_at(checkpoint: Checkpoint, ids: np.ndarray, values: np.ndarray) -> None:
     for layout in (PlainLayout, PackedLayout):
         (outputs,) = layout(checkpoint).run([RowRequest(Row(ids, 1, len(ids)), Needs(values=True))])
-        values = expected(ids)
         assert outputs.values is not None
         bound = 1e-5 * max(1.0, float(np.abs(values).max()))
         assert np.abs(outputs.values - values).max() <= bound
         assert abs(outputs.pooled - values[-1]) <= bound
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("case", CASES)
+PLACES = ("0.weight", "0.bias", "2.weight", "2.bias")
+# Every form on one architecture, and a form of each way to load on all others.
+ON_ARCHITECTURES = [(case, "llama") for case in CASES] + [
+    (case, architecture)
+    for case in ("score", "score.mlp, RM", "v_head.summary, wrapped", "v_head, Starling")
+    for architecture in ARCHITECTURES[1:]
+]
+
+
+@pytest.mark.parametrize(("case", "architecture"), ON_ARCHITECTURES)
 def test_a_head_in_any_known_form_gives_its_values(
     tmp_path: Path, case: str, architecture: str
 ) -> None:
@@ -295,7 +335,7 @@ def test_a_head_that_is_missing_lists_what_is_there_and_what_is_known(tmp_path: 
     assert str(tmp_path) in message
     assert "there are lm_head.weight, model.embed_tokens.weight, model.norm.weight" in message
     for head_format in FORMATS:
-        assert head_format.prefix in message.split("known heads are")[1]
+        assert head_format in message.split("known heads are")[1]
 
 
 @pytest.mark.parametrize(
@@ -303,7 +343,7 @@ def test_a_head_that_is_missing_lists_what_is_there_and_what_is_known(tmp_path: 
     [
         {
             "v_head.0.weight": random_tensor(HIDDEN, HIDDEN),
-            "v_head.2.weight": random_tensor(1, HIDDEN),
+            "v_head.3.weight": random_tensor(1, HIDDEN),
         },
         {
             "score.0.weight": random_tensor(HIDDEN, HIDDEN),
@@ -313,7 +353,7 @@ def test_a_head_that_is_missing_lists_what_is_there_and_what_is_known(tmp_path: 
             "score.dense.weight": random_tensor(HIDDEN, HIDDEN),
             "score.out_proj.weight": random_tensor(1, HIDDEN),
         },
-        {"score_head.weight": random_tensor(1, HIDDEN)},
+        {"reward_head.weight": random_tensor(1, HIDDEN)},
         {"v_head.summary.bias": random_tensor(1)},
     ],
     ids=lambda head: min(head),
@@ -455,7 +495,7 @@ def test_mean_and_std_are_applied_if_the_checkpoint_or_else_the_operator_says_so
     checkpoint = load(folder, normalize_reward=setting)
     line = compare_with_own_call(checkpoint, tokenizer_of(checkpoint), "\n")
     assert ("then (value - 0.75) / 3" in line) == applied
-    assert ("mean 0.75 and std 3.0 of config.json are not applied" in line) != applied
+    assert ("mean 0.75 and std 3.0 of the checkpoint are not applied" in line) != applied
     shift, scale = (0.75, 3.0) if applied else (0.0, 1.0)
     assert_values(checkpoint, lambda ids: (truth("llama", head, ids) - shift) / scale)
 
@@ -474,12 +514,91 @@ def test_an_affine_that_cannot_be_applied_is_refused_at_load(
     assert message in refusal_of(openrlhf(tmp_path, **config), normalize_reward=setting)
 
 
-def test_a_prefix_of_the_configuration_that_is_known_anyway_adds_nothing() -> None:
-    head_format, _ = find_head(["score.weight"], "score")
-    assert head_format.name == "score"
+def test_a_prefix_of_the_configuration_that_is_known_anyway_adds_nothing(tmp_path: Path) -> None:
+    trunk, head, _ = CASES["score"]
+    tensors = trunk(tiny.model("llama")) | head
+    assert (
+        load(write(tmp_path, "llama", tensors, {"value_head_prefix": "score"})).head_format
+        == "score"
+    )
+
+
+def safe_rlhf(folder: Path, **config: Any) -> tuple[Path, Tensors]:
+    """As safe-rlhf writes a reward model: the statistics of its training beside the head."""
+    head = linear("score_head", bias=True)
+    statistics = {
+        "normalizer.mean": torch.tensor([0.75]),
+        "normalizer.var": torch.tensor([9.0]),
+        "normalizer.count": torch.tensor([4]),
+    }
+    tensors = trunk_of_a_classifier(tiny.model("llama")) | head | statistics
+    return write(folder, "llama", tensors, config), head
+
+
+@pytest.mark.parametrize(
+    ("config", "setting", "mean", "std"),
+    [
+        ({"do_normalize": True}, None, 0.75, 3.0),
+        ({"do_normalize": True, "normalize_function": "scale"}, None, 0.0, 3.0),
+        ({"do_normalize": True, "normalize_function": "translate"}, None, 0.75, 1.0),
+        ({"do_normalize": False}, None, 0.0, 1.0),
+        ({"do_normalize": False}, True, 0.75, 3.0),
+        ({"do_normalize": True}, False, 0.0, 1.0),
+    ],
+    ids=str,
+)
+def test_a_stored_mean_and_variance_are_applied_as_the_checkpoint_or_else_the_operator_says(
+    tmp_path: Path, config: dict[str, Any], setting: bool | None, mean: float, std: float
+) -> None:
+    folder, head = safe_rlhf(tmp_path, **config)
+    checkpoint = load(folder, normalize_reward=setting)
+    assert_values(checkpoint, lambda ids: (truth("llama", head, ids) - mean) / std)
+
+
+def test_the_settings_name_a_head_and_what_stands_between_its_layers(tmp_path: Path) -> None:
+    """Numbers with a gap are a layer without weights, as dropout, which does nothing here."""
+    head = mlp("reward.out", 1)
+    renumbered = {name.replace(".2.", ".3."): tensor for name, tensor in head.items()}
+    other = linear("score", bias=False)
+    tensors = under("backbone.lm", trunk_alone(tiny.model("llama"))) | renumbered | other
+    folder = write(tmp_path, "llama", tensors)
+    ids = np.arange(3, 30)
+    with torch.no_grad():
+        states = oracle.double(tiny.model("llama")).base_model(torch.from_numpy(ids)[None])
+    w0, b0, w2, b2 = (head[f"reward.out.{place}"].double() for place in PLACES)
+    x = torch.tanh(states.last_hidden_state[0] @ w0.T + b0)
+    expected = (x @ w2[0] + b2).numpy()
+    for tensor in ("reward.out", "reward.out.0.weight"):
+        settings = {"tensor": tensor, "activation": "tanh", "trunk_prefix": "backbone.lm"}
+        checkpoint = load(folder, head=settings)
+        assert_values_at(checkpoint, ids, expected)
+    assert "Tanh" in checkpoint.value_head.note
+
+
+def test_a_trunk_that_is_there_twice_is_read_once_if_both_are_equal(tmp_path: Path) -> None:
+    """As in Starling's 7B, where the policy it was made of is in the file, too."""
+    trunk, head, config = CASES["v_head, Starling"]
+    model = tiny.model("llama")
+    tensors = trunk(model) | under("model", dict(model.state_dict())) | head
+    folder = write(tmp_path / "equal", "llama", tensors, config)
+    assert_values(load(folder), lambda ids: truth("llama", head, ids))
+    tensors["model.model.norm.weight"] = tensors["model.model.norm.weight"] + 1
+    folder = write(tmp_path / "other", "llama", tensors, config)
+    message = refusal_of(folder)
+    assert r"several trunks, model.model., transformer., which differ" in message
+    checkpoint = load(folder, head={"trunk_prefix": "transformer"})
+    assert_values(checkpoint, lambda ids: truth("llama", head, ids))
+
+
+def test_a_head_whose_layers_do_not_follow_one_another_is_refused(tmp_path: Path) -> None:
+    head = mlp("score", 1) | {"score.2.weight": random_tensor(1, 48)}
+    tensors = trunk_of_a_classifier(tiny.model("llama")) | head
+    assert "one gives 32 numbers, the next reads 48" in refusal_of(
+        write(tmp_path, "llama", tensors)
+    )
 
 
 def test_the_page_of_models_has_every_form() -> None:
     models = page("docs/models.md")
     for head_format in FORMATS:
-        assert f"| `{head_format.name}` |" in models
+        assert f"| `{head_format}` |" in models

@@ -96,11 +96,12 @@ def test_tensors_that_are_no_weight_and_bias_are_refused(
     "module",
     [
         None,
-        nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 1)),
-        nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 1)),
+        nn.Sequential(nn.Linear(4, 4), nn.Softplus(), nn.Linear(4, 1)),
+        nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 1)),
+        nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.LayerNorm(4)),
         nn.LayerNorm(4),
     ],
-    ids=["none", "tanh", "deeper", "other"],
+    ids=["none", "softplus", "two activations", "norm", "other"],
 )
 def test_a_module_that_is_computed_otherwise_is_refused(module: nn.Module | None) -> None:
     with pytest.raises(CheckpointRefused, match="no head over every token that is a Linear"):
@@ -127,7 +128,7 @@ def test_mean_and_std_alone_change_nothing_and_that_is_said(config: dict[str, An
     module, hidden = linear(1), torch.randn(7, HIDDEN)
     head = ValueHead.of(model(module, mean=-1.5, std=0.25, **config))
     np.testing.assert_allclose(head.values(hidden).detach(), truth(module, hidden), atol=1e-5)
-    assert "mean -1.5 and std 0.25 of config.json are not applied" in head.note
+    assert "mean -1.5 and std 0.25 of the checkpoint are not applied" in head.note
 
 
 @pytest.mark.parametrize(

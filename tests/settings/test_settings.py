@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from fakes.configs import deployment, refusal, service
 from tokenreward.config import parse_settings
-from tokenreward.settings import DeploymentSettings, ScorerSettings, Settings
+from tokenreward.settings import DeploymentSettings, HeadSettings, ScorerSettings, Settings
 
 
 def test_the_smallest_configuration_is_one_checkpoint_with_one_scorer() -> None:
@@ -191,7 +191,7 @@ def test_settings_are_frozen() -> None:
         parse_settings(service()).port = 80  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("model", [ScorerSettings, DeploymentSettings, Settings])
+@pytest.mark.parametrize("model", [ScorerSettings, HeadSettings, DeploymentSettings, Settings])
 def test_every_setting_has_a_description_that_reads_as_a_sentence(model: type[BaseModel]) -> None:
     for name, field in model.model_fields.items():
         assert field.description, name

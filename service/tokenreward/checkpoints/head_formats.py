@@ -1,140 +1,129 @@
 """How value heads are stored: which tensors of a checkpoint are its head, recognised by their names
 alone.
 
-| format | tensors of the head | written by |
-|---|---|---|
-| `score` | `score.weight`, maybe `.bias` | transformers, TRL, verl, OpenRLHF |
-| `classifier` | `classifier.weight`, maybe `.bias` | transformers (GPT-2, BLOOM, Falcon) |
-| `score.mlp` | `score.0.*`, `score.2.*`, a ReLU between | Qwen2.5-Math-PRM and -RM |
-| `value_head` | `value_head.weight`, maybe `.bias` (1) | OpenRLHF |
-| `v_head.summary` | `v_head.summary.weight`, `.bias` (2) | TRL (3), Skywork-o1 PRM |
-| `v_head` | `v_head.weight`, maybe `.bias` | DeepSpeed-Chat |
+A head is the tensors below one of these names, and no others may be there:
 
-(1) or another name that config.json gives as `value_head_prefix`; (2) also in a file
-`value_head.safetensors`, as LLaMA-Factory has it; (3) AutoModelForCausalLMWithValueHead.
+| name | written by |
+|---|---|
+| `score` | transformers, TRL, verl, OpenRLHF, Qwen2.5-Math-PRM and -RM, INF-ORM |
+| `classifier` | transformers (GPT-2, BLOOM, Falcon) |
+| `value_head` | OpenRLHF (1) |
+| `v_head.summary` | TRL (2), LLaMA-Factory (3), Skywork-o1 PRM, GRM |
+| `v_head` | DeepSpeed-Chat, Starling |
+| `regression_head` | UltraRM, Eurus-RM |
+| `score_head` | safe-rlhf (Beaver) |
+| `out_proj` | OpenAssistant |
 
-The trunk has transformers' own names. In two formats they may stand behind a prefix:
-`pretrained_model.` with `v_head.summary`, `rwtransformer.` or `rwtranrsformer.` with `v_head`.
+(1) or another name that config.json gives as `value_head_prefix`; (2)
+AutoModelForCausalLMWithValueHead; (3) in a file `value_head.safetensors`.
 
-It reads no files and knows no architecture. A head that is in none of these forms, or in two, is
-refused. Another format is another line of `FORMATS`.
+Below the name stand `weight` and maybe `bias` of a Linear, or those of the Linears of an MLP of any
+depth, numbered as in a torch Sequential with an activation between two of them: `0.weight`,
+`2.weight`, `4.weight`, ... The name itself may stand below one of a few wrappers' names.
+
+The trunk's names are transformers' own behind any prefix. It reads no files and knows no
+architecture. Another name of a head is another entry of `FORMATS`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 
 from tokenreward.checkpoints.refusal import CheckpointRefused, few
 
-_LINEAR = (frozenset({"weight"}), frozenset({"weight", "bias"}))
-_MLP = (
-    frozenset({"0.weight", "2.weight"}),
-    frozenset({"0.weight", "0.bias", "2.weight", "2.bias"}),
-)
-
-
-@dataclass(frozen=True, slots=True)
-class HeadFormat:
-    """One way to store a head.
-
-    Attributes:
-        name: What the log and the README call it.
-        prefix: What the names of the head's tensors start with.
-        forms: The sets of names below the prefix that make a head.
-        trunk: Prefixes that the trunk's names may have before transformers' own.
-    """
-
-    name: str
-    prefix: str
-    forms: tuple[frozenset[str], ...]
-    trunk: tuple[str, ...] = ()
-
-    def tensors(self, names: Iterable[str]) -> dict[str, str]:
-        """The checkpoint's name of each tensor of a head, by its name in the module.
-
-        It is empty if the names below the prefix are not exactly a head.
-        """
-        start = f"{self.prefix}."
-        below = [name.removeprefix(start) for name in names if name.startswith(start)]
-        if frozenset(below) not in self.forms:
-            return {}
-        return {name: start + name for name in below}
-
-    def renames(self, names: Iterable[str]) -> dict[str, str]:
-        """What to cut off the trunk's names, as patterns and their replacement."""
-        first_parts = {name.split(".", 1)[0] for name in names}
-        present = sorted(first_parts.intersection(self.trunk))
-        return {rf"^{re.escape(part)}\.": "" for part in present}
-
-
 FORMATS = (
-    HeadFormat("score", "score", _LINEAR),
-    HeadFormat("classifier", "classifier", _LINEAR),
-    HeadFormat("score.mlp", "score", _MLP),
-    HeadFormat("value_head", "value_head", _LINEAR),
-    HeadFormat("v_head.summary", "v_head.summary", _LINEAR, trunk=("pretrained_model",)),
-    # The second is its authors' spelling.
-    HeadFormat("v_head", "v_head", _LINEAR, trunk=("rwtransformer", "rwtranrsformer")),
+    "score",
+    "classifier",
+    "value_head",
+    "v_head.summary",
+    "v_head",
+    "regression_head",
+    "score_head",
+    "out_proj",
 )
+_WRAPPERS = ("module", "model", "pretrained_model", "reward_model")
+_LAYER_PLACE = re.compile(r"(\d+)\.(?:weight|bias)")
+
+# The name of the module that a head is, and the names of its tensors in the module.
+Head = tuple[str, list[str]]
 
 
-def has_head(names: Iterable[str], value_head_prefix: str | None) -> bool:
-    """Whether there is a head, or more than one, for `find_head` to take or refuse."""
-    return bool(_heads(names, value_head_prefix))
-
-
-def head_names(names: Iterable[str], value_head_prefix: str | None) -> set[str]:
-    """The names of the tensors of all heads."""
-    heads = _heads(names, value_head_prefix)
-    return {name for _, tensors in heads for name in tensors.values()}
-
-
-def find_head(
-    names: Iterable[str], value_head_prefix: str | None
-) -> tuple[HeadFormat, dict[str, str]]:
-    """The one head among a checkpoint's tensors.
+def find_heads(
+    names: Iterable[str], head_names: Sequence[str], *, is_numbered: bool = True
+) -> list[Head]:
+    """Every head among a checkpoint's tensors.
 
     Args:
         names: The names of all tensors of the checkpoint.
-        value_head_prefix: The prefix that config.json gives, if any.
+        head_names: The names that a head may have.
+        is_numbered: Whether the Linears of an MLP must be numbered 0, 2, 4, ..., with one layer
+            without weights between two of them. Else there may be more, as dropout.
+    """
+    modules = "|".join(re.escape(name) for name in sorted(head_names, key=len, reverse=True))
+    pattern = re.compile(rf"((?:(?:{'|'.join(_WRAPPERS)})\.)*(?:{modules}))\.(.+)")
+    below: dict[str, list[str]] = {}
+    for name in names:
+        match = pattern.fullmatch(name)
+        if match is not None:
+            below.setdefault(match[1], []).append(match[2])
+    return [head for head in below.items() if _is_module(head[1], is_numbered=is_numbered)]
 
-    Returns:
-        The way in which the head is stored, and its `HeadFormat.tensors`.
+
+def _is_module(places: Collection[str], *, is_numbered: bool) -> bool:
+    """Whether these are the names of the tensors of a Linear or of an MLP."""
+    if "weight" in places:
+        return set(places) <= {"weight", "bias"}
+    matches = [_LAYER_PLACE.fullmatch(place) for place in places]
+    numbers = sorted({int(match[1]) for match in matches if match is not None})
+    has_weights = {f"{number}.weight" for number in numbers} <= set(places)
+    if None in matches or len(numbers) < 2 or not has_weights:
+        return False
+    return not is_numbered or numbers == list(range(0, 2 * len(numbers), 2))
+
+
+def find_head(names: Iterable[str], head_names: Sequence[str], *, is_numbered: bool = True) -> Head:
+    """The one head among a checkpoint's tensors. Arguments as of `find_heads`.
 
     Raises:
-        CheckpointRefused: There is no head in a known format, or more than one. The message says
+        CheckpointRefused: There is no head with a known name, or more than one. The message says
             what there is and what is known.
     """
     names = sorted(names)
-    formats, heads = _formats(value_head_prefix), _heads(names, value_head_prefix)
+    heads = find_heads(names, head_names, is_numbered=is_numbered)
     if len(heads) == 1:
         return heads[0]
     if not heads:
-        tensors = ", ".join(f"{each.prefix}.{min(each.forms[0])}" for each in formats)
         outside = [name for name in names if not re.search(r"\.\d+\..*\.", name)]
         raise CheckpointRefused(
             "it holds no value head: as a reward_model its head would be random. Outside of its "
-            f"layers there are {few(outside, 8) or 'no tensors'}; known heads are {tensors}"
+            f"layers there are {few(outside, 8) or 'no tensors'}; known heads are "
+            f"{', '.join(head_names)}. `head: {{tensor: ...}}` names another"
         )
-    several = ", ".join(name for _, tensors in heads for name in tensors.values())
+    several = ", ".join(f"{module}.{place}" for module, places in heads for place in places)
     raise CheckpointRefused(
-        f"it holds more than one value head, {several}; which is meant cannot be told"
+        f"it holds more than one value head, {several}; `head: {{tensor: ...}}` says which is meant"
     )
 
 
-def _formats(value_head_prefix: str | None) -> list[HeadFormat]:
-    formats = list(FORMATS)
-    if value_head_prefix is not None and all(each.prefix != value_head_prefix for each in formats):
-        formats.append(HeadFormat("value_head", value_head_prefix, _LINEAR))
-    return formats
+def find_trunks(names: Iterable[str], trunk: Collection[str]) -> list[str]:
+    """The prefixes of a trunk among a checkpoint's tensors.
 
+    Args:
+        names: The names of all tensors of the checkpoint.
+        trunk: The names of the trunk's tensors as its class has them.
 
-def _heads(
-    names: Iterable[str], value_head_prefix: str | None
-) -> list[tuple[HeadFormat, dict[str, str]]]:
-    """Every head among the names, with its `HeadFormat.tensors`."""
-    names = list(names)
-    stored = ((each, each.tensors(names)) for each in _formats(value_head_prefix))
-    return [(each, tensors) for each, tensors in stored if tensors]
+    Returns:
+        The prefix, with its dot, behind which most of the trunk's names stand, as `transformer.`.
+        More than one if several hold as many; none if there is no name of the trunk.
+    """
+    num_names: Counter[str] = Counter()
+    for name in names:
+        parts = name.split(".")
+        for depth in range(len(parts)):
+            if ".".join(parts[depth:]) in trunk:
+                num_names["".join(f"{part}." for part in parts[:depth])] += 1
+                break
+    most = max(num_names.values(), default=0)
+    return sorted(prefix for prefix, count in num_names.items() if count == most)

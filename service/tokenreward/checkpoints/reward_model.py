@@ -9,6 +9,9 @@ by name.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,13 +27,20 @@ from transformers import (
 )
 
 from tokenreward.checkpoints.adapter import Adapter, merge_head
-from tokenreward.checkpoints.head_formats import HeadFormat, find_head, has_head, head_names
+from tokenreward.checkpoints.head_formats import FORMATS, find_head, find_heads, find_trunks
 from tokenreward.checkpoints.pretrained import load_pretrained
 from tokenreward.checkpoints.refusal import CheckpointRefused, few, refuse_incomplete
-from tokenreward.checkpoints.value_head import ATTRIBUTE, ValueHead, head_module
-from tokenreward.checkpoints.weight_files import find_tensors, read_tensor
-from tokenreward.settings import DeploymentSettings
+from tokenreward.checkpoints.value_head import (
+    AFFINE,
+    ATTRIBUTE,
+    ValueHead,
+    head_module,
+    take_stored_affine,
+)
+from tokenreward.checkpoints.weight_files import find_tensors, read_tensor, read_tensors
+from tokenreward.settings import DeploymentSettings, HeadSettings
 
+_CLASS_HEADS = ("score", "classifier")  # the names that transformers' classes have
 _LANGUAGE_HEADS = frozenset({"lm_head", "embed_out"})
 _NUM_CAUSAL_TOKENS = 6
 
@@ -53,7 +63,7 @@ def load_reward_model(
             training replaced.
 
     Returns:
-        The model with its head on it, and the name of the head's format.
+        The model with its head on it, and the name that the head was stored under.
 
     Raises:
         CheckpointRefused: The head is not there, not known, or not all that the checkpoint adds to
@@ -65,66 +75,168 @@ def load_reward_model(
     config: Any = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trusted)
     if settings.normalize_reward is not None:
         config.normalize_reward = settings.normalize_reward
-    prefix = getattr(config, "value_head_prefix", None)
-    tuned = {} if adapter is None else {**adapter.whole_weights, **adapter.value_head}
-    is_tuned = has_head(tuned, prefix)
-    head_format, names = find_head(tuned if is_tuned else file_of, prefix)
-    tensors = {}
-    for place, name in names.items():
-        tensors[place] = tuned[name] if is_tuned else read_tensor(file_of[name], name)
-    model, info = _load_as_class(config, source, head_format, tensors, arguments)
+    affine = [name for name in file_of if AFFINE.fullmatch(name)]
+    take_stored_affine(config, {name: read_tensor(file_of[name], name) for name in affine})
+    module, tensors, other_heads = _find_head(config, settings.head, file_of, adapter)
+    trunk, other_trunks = _find_trunk(config, settings, file_of)
+    model, info = None, dict[str, Any]()
+    if module in _CLASS_HEADS and "weight" in tensors:
+        model, info = _load_as_class(config, source, (module, tensors), trunk, arguments)
     if model is None:
-        keys = head_format.renames(file_of) or None
-        model, info = load_pretrained(AutoModel, source, arguments, config=config, key_mapping=keys)
-        model.add_module(ATTRIBUTE, head_module(tensors))
+        model, info = load_pretrained(
+            AutoModel, source, arguments, config=config, key_mapping=_renames(trunk, "")
+        )
+        activation = settings.head.activation if settings.head is not None else "relu"
+        model.add_module(ATTRIBUTE, head_module(tensors, activation))
     refuse_incomplete(info)
-    heads = set(names.values()) | (head_names(file_of, prefix) if is_tuned else set())
-    _refuse_leftovers(heads, model, info)
+    head = {f"{module}.{place}" for place in tensors}
+    _refuse_leftovers(head, {*affine, *other_heads, *other_trunks}, model, info)
     if adapter is not None:
-        adapter.add_to(model, except_for=names.values() if is_tuned else ())
-        merge_head(model, head_format.prefix)
-    return model, head_format.name
+        adapter.add_to(model, except_for=head)
+        merge_head(model, module)
+    return model, module if "weight" in tensors else f"{module}.mlp"
+
+
+def _find_head(
+    config: Any,
+    settings: HeadSettings | None,
+    file_of: Mapping[str, Path],
+    adapter: Adapter | None,
+) -> tuple[str, dict[str, Tensor], set[str]]:
+    """The head of the adapter, or else of the checkpoint.
+
+    Returns:
+        The name of the module that it is; its tensors, by their names in the module; and the names
+        of the checkpoint's other heads, which are not read.
+
+    Raises:
+        CheckpointRefused: There is none, or it cannot be told which.
+    """
+    head_names = list(FORMATS)
+    own_name = getattr(config, "value_head_prefix", None)
+    if own_name is not None and own_name not in head_names:
+        head_names.append(own_name)
+    heads = find_heads(file_of, head_names)
+    others = {f"{module}.{place}" for module, places in heads for place in places}
+    tensor = None if settings is None else settings.tensor
+    if tensor is not None:
+        head_names = [re.sub(r"(\.\d+)?\.(weight|bias)$", "", tensor)]
+    is_numbered = tensor is None
+    tuned = {} if adapter is None else {**adapter.whole_weights, **adapter.value_head}
+    if find_heads(tuned, head_names, is_numbered=is_numbered):
+        module, places = find_head(tuned, head_names, is_numbered=is_numbered)
+        return module, {place: tuned[f"{module}.{place}"] for place in places}, others
+    module, places = find_head(file_of, head_names, is_numbered=is_numbered)
+    names = {place: f"{module}.{place}" for place in places}
+    tensors = {place: read_tensor(file_of[name], name) for place, name in names.items()}
+    return module, tensors, others
+
+
+def _find_trunk(
+    config: Any, settings: DeploymentSettings, file_of: Mapping[str, Path]
+) -> tuple[str | None, set[str]]:
+    """Where the trunk is among a checkpoint's tensors.
+
+    Returns:
+        What its names begin with, if that is not what transformers expects; and the names of equal
+        copies of the trunk, which are not read.
+
+    Raises:
+        CheckpointRefused: There are several trunks, and they differ.
+    """
+    try:
+        with torch.device("meta"):
+            skeleton = AutoModel.from_config(config, trust_remote_code=settings.trust_remote_code)
+    except Exception:  # remote code of any kind, which may have no class for the trunk alone
+        return None, set()
+    names = set(skeleton.state_dict())
+    prefixes = find_trunks(file_of, names)
+    chosen = None if settings.head is None else settings.head.trunk_prefix
+    if chosen is not None:
+        prefix = chosen if not chosen or chosen.endswith(".") else f"{chosen}."
+    elif not prefixes:
+        return None, set()
+    elif len(prefixes) == 1 or _are_equal(file_of, prefixes, names):
+        prefix = prefixes[0]
+    else:
+        raise CheckpointRefused(
+            f"it holds several trunks, {', '.join(prefixes)}, which differ; `head: "
+            "{trunk_prefix: ...}` says which is meant"
+        )
+    copies = [other for other in prefixes if other != prefix]
+    others = {name for name in file_of if copies and name.startswith(tuple(copies))}
+    others -= {name for name in file_of if prefix and name.startswith(prefix)}
+    if prefix in ("", f"{skeleton.base_model_prefix}."):
+        return None, others
+    return prefix, others
+
+
+def _are_equal(file_of: Mapping[str, Path], prefixes: Sequence[str], names: Iterable[str]) -> bool:
+    """Whether the tensors of the trunks behind these prefixes are the same."""
+    state: dict[str, Tensor] = {}
+    for path in set(file_of.values()):
+        state |= read_tensors(path)
+    for name in names:
+        first, *others = (state.get(f"{prefix}{name}") for prefix in prefixes)
+        if first is None:
+            continue
+        if not all(other is not None and torch.equal(first, other) for other in others):
+            return False
+    return True
+
+
+def _renames(prefix: str | None, to: str) -> dict[str, str] | None:
+    """transformers' `key_mapping` that puts `to` in the place of a prefix of names."""
+    return None if prefix is None else {rf"^{re.escape(prefix)}": to}
 
 
 def _load_as_class(
     config: Any,
     source: str,
-    head_format: HeadFormat,
-    tensors: dict[str, Tensor],
+    head: tuple[str, dict[str, Tensor]],
+    trunk: str | None,
     arguments: dict[str, Any],
 ) -> tuple[Any, dict[str, Any]]:
-    """The model as transformers' class with just this head, and its loading info; (None, {}) if
-    there is no such class."""
+    """The model as transformers' class with just this head, a Linear, and its loading info; (None,
+    {}) if there is no such class.
+
+    Args:
+        config: The checkpoint's configuration, whose number of labels becomes the head's.
+        source: A folder or hub id.
+        head: The name of the head, and its tensors.
+        trunk: What the names of the trunk begin with; None if it is what transformers expects.
+        arguments: transformers' own.
+    """
+    name, tensors = head
     has_bias = "bias" in tensors
     auto, mapping = AutoModelForSequenceClassification, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
-    if has_bias or head_format.prefix == "classifier":
+    if has_bias or name == "classifier":
         auto, mapping = AutoModelForTokenClassification, MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING
     remote_classes = getattr(config, "auto_map", None) or {}
     is_remote = arguments["trust_remote_code"] and auto.__name__ in remote_classes
-    has_class = is_remote or type(config) in mapping
-    if head_format.name not in ("score", "classifier") or not has_class:
+    if not is_remote and type(config) not in mapping:
         return None, {}
     # The number of labels is that of the tensor. Trainers leave another one in config.json, and
     # where the file says nothing a loaded configuration has two.
     config.num_labels = int(tensors["weight"].shape[0])
-    model, info = load_pretrained(auto, source, arguments, config=config)
-    module = getattr(model, head_format.prefix, None)
+    model, info = load_pretrained(auto, source, arguments, config=config, key_mapping=renames)
     if not isinstance(module, nn.Linear) or (module.bias is not None) != has_bias:
         return None, {}
     # The tensors may be an adapter's, and then the checkpoint may have none or others.
     module.load_state_dict(tensors)
-    places = {f"{head_format.prefix}.{place}" for place in tensors}
+    places = {f"{name}.{place}" for place in tensors}
     info["missing_keys"] = set(info["missing_keys"]) - places
     info["mismatched_keys"] = [key for key in info["mismatched_keys"] if key[0] not in places]
     return model, info
 
 
-def _refuse_leftovers(head: set[str], model: Any, info: dict[str, Any]) -> None:
+def _refuse_leftovers(head: set[str], idle: set[str], model: Any, info: dict[str, Any]) -> None:
     """Refuses tensors that nothing would read: they may be a part of the score. The head of a
     language model, which trainers often leave in the file, is none.
 
     Args:
         head: The checkpoint's names of the value head's tensors.
+        idle: Names of tensors that are known not to be read, or were read already.
         model: The loaded model.
         info: transformers' loading info.
     """
@@ -134,7 +246,8 @@ def _refuse_leftovers(head: set[str], model: Any, info: dict[str, Any]) -> None:
     leftovers = [
         name
         for name in sorted(info.get("unexpected_keys") or ())
-        if name not in head and name.rsplit(".", 1)[0] not in language_heads
+        if name not in head | idle and name.split(".")[-2:-1] != ["lm_head"]
+        if name.rsplit(".", 1)[0] not in language_heads
     ]
     if leftovers:
         raise CheckpointRefused(

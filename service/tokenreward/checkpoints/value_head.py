@@ -2,19 +2,23 @@
 
 It computes in float32 whatever the trunk's dtype:
 
-    logits = W h + b, or W2 relu(W1 h + b1) + b2      (1 or 2 of them)
+    logits = W h + b, or of an MLP: W2 f(W1 h + b1) + b2, ...      (1 or 2 of them)
     value  = (label - mean) / std
     label  = the logit, or logit[1] - logit[0] of two
 
-mean and std are 0 and 1 unless the checkpoint's configuration, or the operator, sets
-`normalize_reward` (OpenRLHF's eval-mode forward). It knows modules and tensors; which tensors of a
+f is a ReLU unless the operator says otherwise. mean and std are 0 and 1 unless the checkpoint's
+configuration, or the operator, sets `normalize_reward` (OpenRLHF's eval-mode forward; safe-rlhf
+stores them as tensors and says `do_normalize`). It knows modules and tensors; which tensors of a
 checkpoint are its head is for `head_formats`.
 """
 
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -23,24 +27,34 @@ from torch import Tensor, nn
 from tokenreward.checkpoints.refusal import CheckpointRefused
 
 _TILE_ROWS = 1024
+# Tensors of a stored normaliser: `normalizer.mean`, `normalizer.var`, ..., or `mean` and `std`.
+AFFINE = re.compile(r"(?:.*normalizer\.)?(mean|std|var|count)")
 # Where transformers' classes have their head. A head of another kind of checkpoint is put under the
 # first of these names.
 _ATTRIBUTES = ("score", "classifier")
 ATTRIBUTE = _ATTRIBUTES[0]
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "tanh": nn.Tanh,
+}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ValueHead:
-    """One Linear, or two with a ReLU between them, and the affine behind it.
+    """One Linear, or several with an activation between two of them, and the affine behind it.
 
     Attributes:
         layers: The Linears, in the order in which they are computed.
+        activation: What stands between them.
         mean: Subtracted from the label.
         std: The label is divided by it after that.
         note: The head in words, for the log.
     """
 
     layers: tuple[nn.Linear, ...]
+    activation: nn.Module
     mean: float
     std: float
     note: str
@@ -53,20 +67,21 @@ class ValueHead:
         layers = _layers_of(next((module for module in modules if module is not None), None))
         if layers is None:
             raise CheckpointRefused(
-                f"{type(model).__name__} has no head over every token that is a Linear, or "
-                "Linear, ReLU, Linear"
+                f"{type(model).__name__} has no head over every token that is a Linear, or Linears "
+                "with one activation between them"
             )
-        num_labels = layers[-1].out_features
+        linears, activation = layers
+        num_labels = linears[-1].out_features
         if num_labels not in (1, 2):
             raise CheckpointRefused(
                 f"the value head has {num_labels} labels; a reward model has 1 or 2"
             )
-        shapes = [f"Linear({layer.in_features}, {layer.out_features})" for layer in layers]
-        note = ", ReLU, ".join(shapes)
+        shapes = [f"Linear({layer.in_features}, {layer.out_features})" for layer in linears]
+        note = f", {type(activation).__name__}, ".join(shapes)
         if num_labels == 2:
             note += ", logit[1] - logit[0]"
         mean, std, affine_note = _affine(model.config)
-        return cls(layers, mean, std, note + affine_note)
+        return cls(linears, activation, mean, std, note + affine_note)
 
     def values(self, hidden: Tensor) -> Tensor:
         """The value [n], float32, at hidden [n, h] of any dtype."""
@@ -89,27 +104,69 @@ class ValueHead:
         x = rows.float()
         for index, layer in enumerate(self.layers):
             if index:
-                x = torch.relu(x)
+                x = self.activation(x)
             bias = None if layer.bias is None else layer.bias.float()
             x = nn.functional.linear(x, layer.weight.float(), bias)
         return x
 
 
-def head_module(tensors: dict[str, Tensor]) -> nn.Module:
+def head_module(tensors: dict[str, Tensor], activation: str = "relu") -> nn.Module:
     """The module that has these tensors as its state, in float32.
 
     Args:
-        tensors: `weight` of a Linear, or `0.weight` and `2.weight` of two with a ReLU between
-            them; each maybe with its `bias`.
+        tensors: `weight` of a Linear, or `0.weight`, `2.weight`, ... of several with an activation
+            between them; each maybe with its `bias`.
+        activation: A key of `ACTIVATIONS`.
 
     Raises:
-        CheckpointRefused: The shapes are no weight and bias of a Linear.
+        CheckpointRefused: The shapes are no weight and bias of a Linear, or the Linears do not
+            follow one another.
     """
     if "weight" in tensors:
         return _linear(tensors["weight"], tensors.get("bias"))
-    first = _linear(tensors["0.weight"], tensors.get("0.bias"))
-    second = _linear(tensors["2.weight"], tensors.get("2.bias"))
-    return nn.Sequential(first, nn.ReLU(), second)
+    modules: list[nn.Module] = []
+    for number in sorted({int(place.split(".")[0]) for place in tensors}):
+        if modules:
+            modules.append(ACTIVATIONS[activation]())
+        modules.append(_linear(tensors[f"{number}.weight"], tensors.get(f"{number}.bias")))
+    linears = [module for module in modules if isinstance(module, nn.Linear)]
+    for layer, following in pairwise(linears):
+        if layer.out_features != following.in_features:
+            raise CheckpointRefused(
+                f"the value head's layers do not follow one another: one gives "
+                f"{layer.out_features} numbers, the next reads {following.in_features}"
+            )
+    return nn.Sequential(*modules)
+
+
+def take_stored_affine(config: Any, tensors: Mapping[str, Tensor]) -> None:
+    """Puts a mean and a variance that are stored as tensors into the configuration, where
+    `ValueHead` reads them. safe-rlhf stores them so, and says in config.json whether to use them.
+
+    Args:
+        config: The checkpoint's configuration, which is changed.
+        tensors: Those whose names are of the form `AFFINE`.
+
+    Raises:
+        CheckpointRefused: There are several means, one per label.
+    """
+    for name, tensor in tensors.items():
+        if tensor.numel() != 1:
+            raise CheckpointRefused(
+                f"it stores {name} of {tensor.numel()} labels; one label can be normalised"
+            )
+        field, value = name.split(".")[-1], float(tensor)
+        if field == "var":
+            config.std = math.sqrt(value)
+        elif field != "count":
+            setattr(config, field, value)
+    function = getattr(config, "normalize_function", "affine")
+    if tensors and function in ("scale", "identity"):
+        config.mean = 0.0
+    if tensors and function in ("translate", "identity"):
+        config.std = 1.0
+    if tensors and getattr(config, "normalize_reward", None) is None:
+        config.normalize_reward = bool(getattr(config, "do_normalize", False))
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
@@ -126,18 +183,21 @@ def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     return layer.requires_grad_(False)
 
 
-def _layers_of(module: object) -> tuple[nn.Linear, ...] | None:
-    """The Linears of a head that `ValueHead` computes as it is; None for any other module."""
+def _layers_of(module: object) -> tuple[tuple[nn.Linear, ...], nn.Module] | None:
+    """The Linears of a head that `ValueHead` computes as it is, and the activation between them;
+    None for any other module."""
     if isinstance(module, nn.Linear):
-        return (module,)
-    if not isinstance(module, nn.Sequential):
+        return (module,), nn.Identity()
+    if not isinstance(module, nn.Sequential) or len(module) < 3:
         return None
-    if [type(layer) for layer in module] != [nn.Linear, nn.ReLU, nn.Linear]:
+    layers = list(module)
+    linears = [layer for layer in layers[::2] if isinstance(layer, nn.Linear)]
+    kinds = {type(layer) for layer in layers[1::2]}
+    if 2 * len(linears) - 1 != len(layers) or len(kinds) != 1:
         return None
-    first, second = module[0], module[2]
-    assert isinstance(first, nn.Linear)
-    assert isinstance(second, nn.Linear)
-    return first, second
+    if not kinds <= set(ACTIVATIONS.values()):
+        return None
+    return tuple(linears), layers[1]
 
 
 def _affine(config: Any) -> tuple[float, float, str]:
@@ -153,24 +213,24 @@ def _affine(config: Any) -> tuple[float, float, str]:
         # OpenRLHF's trainer writes both into every reward model that it saves; using them is a flag
         # of its own.
         note = (
-            f"; mean {values['mean']} and std {values['std']} of config.json are not applied "
+            f"; mean {values['mean']} and std {values['std']} of the checkpoint are not applied "
             "(`normalize_reward` is not set)"
         )
         return 0.0, 1.0, note
     if not values:
         raise CheckpointRefused(
-            "`normalize_reward` is set and config.json has no `mean` and `std` to normalise by"
+            "`normalize_reward` is set and the checkpoint has no `mean` and `std` to normalise by"
         )
     if len(values) == 1:
         (name,) = values
-        raise CheckpointRefused(f"`normalize_reward` is set and config.json has only `{name}`")
+        raise CheckpointRefused(f"`normalize_reward` is set and the checkpoint has only `{name}`")
     try:
         mean, std = float(values["mean"]), float(values["std"])
     except (TypeError, ValueError):
         mean, std = math.nan, math.nan
     if not (math.isfinite(mean) and math.isfinite(std) and std > 0):
         raise CheckpointRefused(
-            f"`normalize_reward` is set, and of config.json's mean {values['mean']!r} and std "
+            f"`normalize_reward` is set, and of the checkpoint's mean {values['mean']!r} and std "
             f"{values['std']!r} both must be finite and std above 0"
         )
     return mean, std, f", then (value - {mean:g}) / {std:g} as `normalize_reward` says"

@@ -95,10 +95,10 @@ def test_whole_modules_are_switched_in_the_layouts_that_read_them(
     saved = {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]}
     checkpoint = load(base, lora.save(tmp_path / "adapter", **saved))
     needs = {model: Needs(temperatures=frozenset({1.0})) for model in ("policy", "reference")}
-    choice = choose_layouts(replace(checkpoint, reference=checkpoint), needs, say=lambda _: None)
-    assert choice.layout.name == "packed"
+    layout = choose_layouts(replace(checkpoint, reference=checkpoint), needs, say=lambda _: None)
+    assert layout.name == "packed"
     rows = [Row(IDS, 1, len(IDS), model=model) for model in needs]
-    outputs = choice.layout.run([RowRequest(row, needs[row.model]) for row in rows])
+    outputs = layout.run([RowRequest(row, needs[row.model]) for row in rows])
     folder = tmp_path / "adapter"
     for model, ours in zip(
         (lora.as_peft_has_it(folder), tiny.model("llama")), outputs, strict=True

@@ -100,9 +100,7 @@ def test_a_reward_model_whose_head_is_missing_is_refused(tmp_path: Path) -> None
     weights = load_file(folder / "model.safetensors")
     del weights["score.weight"]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(
-        CheckpointRefused, match=r"holds no value head.*known heads are score\.weight"
-    ):
+    with pytest.raises(CheckpointRefused, match=r"holds no value head.*known heads are score"):
         load_checkpoint(settings(folder, "reward_model"))
 
 

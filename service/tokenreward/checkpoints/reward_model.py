@@ -219,7 +219,11 @@ def _load_as_class(
     # The number of labels is that of the tensor. Trainers leave another one in config.json, and
     # where the file says nothing a loaded configuration has two.
     config.num_labels = int(tensors["weight"].shape[0])
+    renames = None
+    if trunk is not None:
+        renames = _renames(trunk, f"{mapping[type(config)].base_model_prefix}.")
     model, info = load_pretrained(auto, source, arguments, config=config, key_mapping=renames)
+    module = getattr(model, name, None)
     if not isinstance(module, nn.Linear) or (module.bias is not None) != has_bias:
         return None, {}
     # The tensors may be an adapter's, and then the checkpoint may have none or others.

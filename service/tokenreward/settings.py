@@ -81,7 +81,8 @@ class DeploymentSettings(BaseModel, extra="forbid", frozen=True):
     )
     checkpoint: str = Field(
         min_length=1,
-        description="Local folder, hub id, or `demo:base|sft|dpo|rm` for an embedded model.",
+        description="Local folder, `.gguf` file, hub id, or `demo:base|sft|dpo|rm|smol` for an "
+        "embedded model.",
     )
     adapter: str | None = Field(
         default=None,

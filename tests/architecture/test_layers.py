@@ -68,6 +68,7 @@ HOMES = {
     "jinja2": {"text", "scorers"},
     "huggingface_hub": {"checkpoints"},
     "peft": {"checkpoints"},
+    "gguf": {"checkpoints"},
     "safetensors": {"checkpoints"},
     "datasets": {"demo"},
     "trl": {"demo"},

@@ -15,9 +15,9 @@ from tokenreward.checkpoints.checkpoint import (
     CheckpointRefused,
     load_checkpoint,
     refuse_longer,
-    resolve,
 )
 from tokenreward.checkpoints.value_head import ValueHead
+from tokenreward.checkpoints.weight_files import resolve
 from tokenreward.settings import DeploymentSettings, SettingsError
 
 

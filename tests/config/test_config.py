@@ -25,6 +25,17 @@ def write(folder: Path, content: Any) -> Path:
     return file
 
 
+def test_smol_is_a_packaged_config_unless_there_is_a_file_of_that_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    [deployment] = load_settings(Path("smol")).deployments
+    assert (deployment.checkpoint, deployment.dtype) == ("demo:smol", "bfloat16")
+    Path("smol").write_text("deployments: []")
+    with pytest.raises(SettingsError, match=r"^smol: "):
+        load_settings(Path("smol"))
+
+
 def test_the_demo_settings_survive_a_round_trip_and_name_eight_types() -> None:
     demo = demo_settings()
     assert parse_settings(demo.model_dump(mode="json", exclude_none=True)) == demo

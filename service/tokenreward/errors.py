@@ -162,6 +162,9 @@ class Loading(RequestError):
 
 
 class Updating(RequestError):
+    """Reserved: old weights serve until new ones have loaded, so nothing raises it now. Clients
+    treat it as `loading`."""
+
     status, code, retryable = 503, "updating", True
 
 

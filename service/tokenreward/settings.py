@@ -215,7 +215,8 @@ class Settings(BaseModel, extra="forbid", frozen=True):
     max_body_memory_bytes: int = Field(
         default=256 * 2**20,
         ge=1,
-        description="Bytes of request bodies that one process holds at a time; past it: 503.",
+        description="Bytes that one process holds of requests at a time: their bodies, and on the "
+        "gateway what it makes of them and the deployments' replies; past it: 503.",
     )
     max_request_items: int = Field(
         default=4096, ge=1, description="Most items in one request; past it: 413."
@@ -224,7 +225,8 @@ class Settings(BaseModel, extra="forbid", frozen=True):
         default=300.0,
         gt=0,
         allow_inf_nan=False,
-        description="Deadline of a request that names none.",
+        description="Deadline of a request that names none, and the longest that a body may take "
+        "to arrive.",
     )
     max_timeout_s: float = Field(
         default=3600.0,

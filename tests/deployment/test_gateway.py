@@ -42,6 +42,12 @@ async def test_replica_whose_health_check_raises_is_not_ready(answers: Any, read
     assert await has_ready({"lm": handle}.__getitem__, "lm") is ready
 
 
+async def test_a_deployment_that_is_gone_fails_alone() -> None:
+    handles = {"lm": Handle(snapshot=[("r1", [])])}
+    assert await snapshots(handles.__getitem__, ["gone", "lm"]) == {"gone": {}, "lm": {"r1": []}}
+    assert await has_ready(handles.__getitem__, "gone") is False
+
+
 async def test_metrics_are_those_of_the_replicas_that_answer() -> None:
     handle = Handle(snapshot=[("r1", []), RuntimeError("it died")])
     assert await snapshots({"lm": handle}.__getitem__, ["lm"]) == {"lm": {"r1": []}}

@@ -29,6 +29,7 @@ class ScriptedDeployment:
         self.num_listed = 0
         self.requests: list[Request] = []
         self.bodies: list[bytes] = []
+        self.is_waiting = False
         self.hung_up = False
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -42,6 +43,14 @@ class ScriptedDeployment:
         assert self.answer is not None
         response = await self.answer(request)
         await response(scope, receive, send)
+
+    async def hang(self, request: Request) -> Response:
+        """Answers nothing until the caller hangs up."""
+        self.is_waiting = True
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        self.hung_up = True
+        return Response()
 
 
 def reply(items: list[dict[str, Any]], *, seconds: float = 0.5, **fields: Any) -> dict[str, Any]:

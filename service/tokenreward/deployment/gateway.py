@@ -14,7 +14,8 @@ from typing import Any
 
 import httpx
 from ray import serve
-from ray.serve.exceptions import DeploymentUnavailableError
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
 
 from tokenreward.deployment.plan import REPLICA, limits_of
 from tokenreward.deployment.process import tune_interpreter
@@ -26,6 +27,8 @@ from tokenreward.http.upstream import Upstreams
 from tokenreward.metrics import Snapshot
 
 _GATHER_TIMEOUT_S = 5.0
+# What Ray raises for a deployment that does not answer: KeyError if it does not exist (any more).
+_GONE = (KeyError, RayServeException, RayError, TimeoutError)
 
 logger = logging.getLogger("ray.serve")
 
@@ -97,12 +100,10 @@ async def has_ready(handle_of: HandleOf, deployment: str) -> bool:
 
 async def _broadcast(handle_of: HandleOf, deployment: str, method: str) -> list[Any]:
     """Calls a method of each running replica, and returns what did not raise."""
-    handle = handle_of(deployment)
     try:
-        answers = await handle.broadcast(method).results_async(
-            timeout_s=_GATHER_TIMEOUT_S, return_exceptions=True
-        )
-    except (DeploymentUnavailableError, TimeoutError) as error:
+        broadcast = handle_of(deployment).broadcast(method)
+        answers = await broadcast.results_async(timeout_s=_GATHER_TIMEOUT_S, return_exceptions=True)
+    except _GONE as error:
         logger.info("%s: no replica answers (%s)", deployment, type(error).__name__)
         return []
     return [answer for answer in answers if not isinstance(answer, BaseException)]

@@ -13,6 +13,7 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
+from tokenreward.http.body import BodyBudget
 from tokenreward.http.guard import Guard, Report
 from tokenreward.http.protocols import Protocol, find_protocols
 from tokenreward.http.request_limits import Limits
@@ -30,11 +31,19 @@ class Backend(ABC):
     Args:
         limits: The limits of requests.
         report: Told the metrics of the requests.
+
+    Attributes:
+        bodies: How many bytes of requests the process holds.
     """
 
     def __init__(self, limits: Limits, report: Report) -> None:
         self.limits = limits
         self.report = report
+        self.bodies = BodyBudget(
+            limits.max_body_memory_bytes,
+            max_body_bytes=limits.max_body_bytes,
+            max_receive_s=limits.request_timeout_s,
+        )
 
     @abstractmethod
     async def rewards(self, request: Request, protocol: Protocol) -> Response:

@@ -1,5 +1,5 @@
-"""Reading bodies: how many bytes of them a process holds, how many it parses at a time, and on
-which thread.
+"""Reading bodies: how many bytes of them a process holds, how long they may take to arrive, how
+many it parses at a time, and on which thread.
 
 It knows bytes and nothing of what they say.
 """
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+import math
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import ParamSpec, TypeVar
 
 from starlette.requests import ClientDisconnect
@@ -23,6 +24,7 @@ LARGE_BODY_BYTES = 256 * 1024
 MAX_PARSED_BYTES = 64 * 2**20
 
 _RETRY_AFTER_S = 1.0
+_MAX_PAUSE_S = 30.0  # a body of which no byte arrives for so long is given up
 
 
 class BodyBudget:
@@ -36,9 +38,13 @@ class BodyBudget:
     parsed body take many times its size. A body larger than what may be parsed at a time is parsed
     alone.
 
+    What a process keeps of a request besides its body counts as well (`extras`).
+
     Args:
-        num_bytes: Bytes of bodies that may be held at a time.
+        num_bytes: Bytes that may be held at a time.
         max_body_bytes: The largest body. It is the share of a request that declares no length.
+        max_receive_s: Seconds in which a body must arrive, whatever its caller's deadline. Others
+            do without its share all that time.
         max_parsed_bytes: Bytes of bodies that may be parsed at a time.
     """
 
@@ -47,13 +53,16 @@ class BodyBudget:
         num_bytes: int,
         *,
         max_body_bytes: int,
+        max_receive_s: float = math.inf,
         max_parsed_bytes: int = MAX_PARSED_BYTES,
     ) -> None:
         self._num_bytes = num_bytes
         self._max_body_bytes = max_body_bytes
+        self._max_receive_s = max_receive_s
         self._max_parsed_bytes = self._free_to_parse = max_parsed_bytes
         self._turn = asyncio.Lock()  # which is fair
         self._parsed = asyncio.Event()
+        self._num_extra = 0
         self.num_held = 0
 
     @contextlib.asynccontextmanager
@@ -65,35 +74,50 @@ class BodyBudget:
         Args:
             scope: The request's.
             receive: The request's.
-            within_s: Seconds in which the whole body must arrive.
+            within_s: Seconds to the caller's deadline.
 
         Raises:
             BodyTooLarge: The body has more bytes than any may have, as declared or as counted.
             Overloaded: There is no room for it now.
-            DeadlineExceededError: It did not arrive in time.
+            DeadlineExceededError: It did not arrive in time, or stopped arriving.
             ClientDisconnect: The caller hung up.
         """
         share = self._declared_bytes(scope)
         if self.num_held + share > self._num_bytes:
-            raise Overloaded(
-                f"{self.num_held} bytes of other requests' bodies are held, the limit is "
-                f"{self._num_bytes} (`max_body_memory_bytes`)",
-                retry_after_s=_RETRY_AFTER_S,
-            )
+            raise self._full()
         self.num_held += share
         try:
-            try:
-                async with asyncio.timeout(within_s):
-                    body = await self._read(receive, share)
-            except TimeoutError:
-                raise DeadlineExceededError(
-                    "the deadline passed before the body was read"
-                ) from None
+            body = await self._read(receive, share, within_s=within_s)
             self.num_held -= share - len(body)
             share = len(body)
             yield body
         finally:
             self.num_held -= share
+
+    @contextlib.contextmanager
+    def extras(self) -> Iterator[Callable[[int], None]]:
+        """Holds what one request needs besides its body until the block ends.
+
+        Returns:
+            A function that takes a number of bytes. It raises Overloaded if they do not fit, unless
+            all extra bytes are this request's own. So one request at a time may go past the limit,
+            and a request that does not fit by itself is not told to try again for ever.
+        """
+        num_own = 0
+
+        def hold(num_bytes: int) -> None:
+            nonlocal num_own
+            if self.num_held + num_bytes > self._num_bytes and self._num_extra > num_own:
+                raise self._full()
+            self.num_held += num_bytes
+            self._num_extra += num_bytes
+            num_own += num_bytes
+
+        try:
+            yield hold
+        finally:
+            self.num_held -= num_own
+            self._num_extra -= num_own
 
     @contextlib.asynccontextmanager
     async def parsing(self, num_bytes: int, *, within_s: float) -> AsyncIterator[None]:
@@ -124,11 +148,18 @@ class BodyBudget:
             raise self._too_large(f"{declared} bytes")
         return int(declared)
 
-    async def _read(self, receive: Receive, max_bytes: int) -> bytes:
+    async def _read(self, receive: Receive, max_bytes: int, *, within_s: float) -> bytes:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + min(within_s, self._max_receive_s)
         chunks: list[bytes] = []
         num_bytes, more = 0, True
         while more:
-            message = await receive()
+            pause_ends = loop.time() + _MAX_PAUSE_S
+            try:
+                async with asyncio.timeout_at(min(deadline, pause_ends)):
+                    message = await receive()
+            except TimeoutError:
+                raise self._late(within_s, is_pause=pause_ends < deadline) from None
             if message["type"] == "http.disconnect":
                 raise ClientDisconnect
             chunk = message.get("body", b"")
@@ -140,6 +171,22 @@ class BodyBudget:
             chunks.append(chunk)
             more = message.get("more_body", False)
         return b"".join(chunks)
+
+    def _late(self, within_s: float, *, is_pause: bool) -> DeadlineExceededError:
+        if is_pause:
+            return DeadlineExceededError(f"no more of the body arrived for {_MAX_PAUSE_S:g} s")
+        if self._max_receive_s < within_s:
+            return DeadlineExceededError(
+                f"the body did not arrive within {self._max_receive_s:g} s (`request_timeout_s`)"
+            )
+        return DeadlineExceededError("the deadline passed before the body was read")
+
+    def _full(self) -> Overloaded:
+        return Overloaded(
+            f"{self.num_held} bytes of requests are held, the limit is {self._num_bytes} "
+            "(`max_body_memory_bytes`)",
+            retry_after_s=_RETRY_AFTER_S,
+        )
 
     def _too_large(self, size: str) -> BodyTooLarge:
         return BodyTooLarge(
@@ -153,7 +200,20 @@ async def for_size(num_bytes: int, work: Callable[P, T], *args: P.args, **kwargs
     Others wait all the same while one call keeps Python's lock. Parsing JSON keeps it, except where
     it calls validators of ours, as it does for each item: a body of 8 MB kept others waiting 3 ms
     at a time if it had thousands of items, and 60 ms if it had one.
+
+    A thread cannot be stopped. A caller that is cancelled waits for its end all the same, so that
+    what the caller holds for the thread (a share of a budget) is not given back before.
     """
     if num_bytes < LARGE_BODY_BYTES:
         return work(*args, **kwargs)
-    return await asyncio.to_thread(work, *args, **kwargs)
+    thread = asyncio.ensure_future(asyncio.to_thread(work, *args, **kwargs))
+    cancellation: asyncio.CancelledError | None = None
+    while not thread.done():
+        try:
+            await asyncio.wait({thread})
+        except asyncio.CancelledError as error:
+            cancellation = error
+    if cancellation is not None:
+        thread.exception()  # looked at, so that asyncio does not log it as forgotten
+        raise cancellation
+    return thread.result()

@@ -33,7 +33,8 @@ from tokenreward.http.subrequests import (
     subrequests_of,
     write_content,
 )
-from tokenreward.http.upstream import ListedScorer, UpstreamCall, UpstreamRefusal, is_old
+from tokenreward.http.upstream import ListedScorer, UpstreamCall, is_old
+from tokenreward.http.upstream_answers import UpstreamRefusal
 from tokenreward.wire import ItemResult, Reply, RewardsRequest, Usage
 from tokenreward.wire.dependencies import Dependency
 from tokenreward.wire.reply import reply_without_work
@@ -73,6 +74,7 @@ class Fanout:
         self._content: dict[str, Any] = {}
         # Listings, by deployment, and what dependencies say. All sub-requests wait for the same.
         self._shared: dict[object, asyncio.Future[Any]] = {}
+        self._codes = Counter[str]()  # of the errors that items get here
         self.num_reply_bytes = 0
 
     async def reply(self) -> Reply:
@@ -96,8 +98,8 @@ class Fanout:
             is_alone = self._request.scorer is not None
             if isinstance(outcome, RequestError) and (is_alone or outcome.status < 500):
                 raise outcome
-        reply, codes = await for_size(self.num_reply_bytes, self._merge, subrequests, outcomes)
-        for code, count in codes.items():
+        reply = await for_size(self.num_reply_bytes, self._merge, subrequests, outcomes)
+        for code, count in self._codes.items():
             self._report("errors_total", count, code=code)
         return reply
 
@@ -121,7 +123,7 @@ class Fanout:
             try:
                 reply = await self._post(subrequest.deployment, content, len(positions), names)
             except RequestError as error:
-                raise restated_error(error, positions) from None
+                raise restated_error(error, positions, fillers=subrequest.dependencies) from None
         else:  # no item is left to ask about
             reply = reply_without_work("", scorer=self._request.scorer)
         await self._refuse_unlike_units(subrequest)  # again: other weights may have answered
@@ -140,9 +142,13 @@ class Fanout:
         except RequestError as error:
             raise restated_error(error, positions, dependency) from None
         try:
-            return await for_size(self.num_reply_bytes, read_values, dependency, reply, positions)
+            reply, codes = await for_size(
+                self.num_reply_bytes, read_values, dependency, reply, positions
+            )
         except ValueError:
             raise no_reply(deployment) from None
+        self._codes.update(codes)
+        return reply
 
     async def _log_probs_options(self, dependency: Dependency) -> Mapping[str, Any] | None:
         """The options under which a reference's values are log-probs; None for a score.
@@ -170,6 +176,7 @@ class Fanout:
     ) -> Reply:
         """The deployment's reply. Raises RequestError."""
         body = await for_size(self._num_bytes, write_content, content, self._call.sends)
+        self._call.hold(len(body))
         answer = await self._call.post(deployment, body)
         if answer.status_code != 200:
             raise UpstreamRefusal(answer)
@@ -228,20 +235,20 @@ class Fanout:
 
     def _merge(
         self, subrequests: Sequence[SubRequest], outcomes: Sequence[Reply | RequestError]
-    ) -> tuple[Reply, Counter[str]]:
-        """The merged reply, and how many errors the gateway put in it, by code."""
-        request, codes = self._request, Counter[str]()
+    ) -> Reply:
+        """The merged reply."""
+        request = self._request
         replies = []
         for subrequest, outcome in zip(subrequests, outcomes, strict=True):
             if isinstance(outcome, RequestError):
-                codes[outcome.code] += len(request.items) * len(subrequest.names)
+                self._codes[outcome.code] += len(request.items) * len(subrequest.names)
                 outcome = subrequest.fail(outcome, len(request.items))
             replies.append(outcome)
         reply = replies[0] if request.scorer is not None else merge(replies, request.names)
         reply.id = self._call.request_id
         if request.combine is not None:
-            codes.update(combine(reply.items, request.combine))
-        return reply, codes
+            self._codes.update(combine(reply.items, request.combine))
+        return reply
 
 
 def merge(replies: Sequence[Reply], names: Sequence[str]) -> Reply:

@@ -6,12 +6,14 @@ It knows what stands in a request and a reply, and no HTTP.
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from tokenreward.combine import has_ids, has_token_units, refuse_two_tokenizers
-from tokenreward.errors import RequestError, ScorerFailed
+from tokenreward.errors import LengthMismatch, RequestError, ScorerFailed
 from tokenreward.wire import ErrorDetail, Item, Reply, decode_rewards, renumbered
 from tokenreward.wire.dependencies import Dependency
 
@@ -77,7 +79,9 @@ def question(
     return content, positions
 
 
-def read_values(dependency: Dependency, reply: Reply, positions: Sequence[int]) -> Reply:
+def read_values(
+    dependency: Dependency, reply: Reply, positions: Sequence[int]
+) -> tuple[Reply, Counter[str]]:
     """Makes a reply to a question one about the caller's items, whose values can be filled in.
 
     Args:
@@ -86,11 +90,13 @@ def read_values(dependency: Dependency, reply: Reply, positions: Sequence[int]) 
         positions: Where its items stand among the caller's.
 
     Returns:
-        The reply, with log-probs as lists. Each item has its value or an error.
+        The reply, with log-probs as lists. Each item has its value or an error. And how many errors
+        items got here, by code; the dependency's deployment has counted all others.
 
     Raises:
         ValueError: Log-probs are missing or not as they were asked for.
     """
+    codes = Counter[str]()
     for item in reply.items:
         if item.error is not None:
             continue
@@ -100,11 +106,16 @@ def read_values(dependency: Dependency, reply: Reply, positions: Sequence[int]) 
             item.rewards = decode_rewards(item.rewards).tolist()
         elif item.score is None:
             item.error = ErrorDetail.of(ScorerFailed("it gives no score"))
-    return restated_reply(reply, positions, dependency)
+            codes[item.error.code] += 1
+    return restated_reply(reply, positions, dependency), codes
 
 
 def restated_reply(
-    reply: Reply, positions: Sequence[int], dependency: Dependency | None = None
+    reply: Reply,
+    positions: Sequence[int],
+    dependency: Dependency | None = None,
+    *,
+    fillers: Sequence[Dependency] = (),
 ) -> Reply:
     """The reply to a request that holds some of the caller's items, which is changed and returned:
     indices and errors are those of the caller's request. Arguments as `restated_detail`."""
@@ -112,12 +123,16 @@ def restated_reply(
         item.index = positions[item.index]
         for result in item.results():
             if result.error is not None:
-                result.error = restated_detail(result.error, positions, dependency)
+                result.error = restated_detail(result.error, positions, dependency, fillers=fillers)
     return reply
 
 
 def restated_detail(
-    detail: ErrorDetail, positions: Sequence[int], dependency: Dependency | None = None
+    detail: ErrorDetail,
+    positions: Sequence[int],
+    dependency: Dependency | None = None,
+    *,
+    fillers: Sequence[Dependency] = (),
 ) -> ErrorDetail:
     """An error of a request that holds some of the caller's items, as one of the caller's request.
 
@@ -127,8 +142,20 @@ def restated_detail(
         dependency: The dependency whose error it is; None if it is an error of a scorer that the
             caller's request names. Both requests have the params that begin with `items[`; a
             dependency's other params are not in the caller's, and are dropped.
+        fillers: The dependencies whose values stand in the items of that request. The caller never
+            sent such a field: an error of it is said to be the dependency's.
     """
     message, param = detail.message, detail.param
+    for filler in fillers:
+        if param is not None and re.match(rf"items\[\d+\]\.{filler.fills}\b", param):
+            role = _ROLES[filler.fills]
+            message = f"the reply of {role} `{filler.name}` does not fit: {message}"
+            if detail.code == LengthMismatch.code:
+                message += (
+                    "; the two scorers read other tokens: send `spans`, which both count, or name "
+                    f"another {role}"
+                )
+            return replace(detail, message=message, param=filler.param)
     if dependency is not None:
         message = f"{_ROLES[dependency.fills]} `{dependency.name}`: {message}"
         if param is not None and not param.startswith("items["):
@@ -139,13 +166,17 @@ def restated_detail(
 
 
 def restated_error(
-    error: RequestError, positions: Sequence[int], dependency: Dependency | None = None
+    error: RequestError,
+    positions: Sequence[int],
+    dependency: Dependency | None = None,
+    *,
+    fillers: Sequence[Dependency] = (),
 ) -> RequestError:
     """The same for an error that was raised.
 
     It is a copy: several sub-requests may wait for one call, and each restates its error.
     """
-    detail = restated_detail(ErrorDetail.of(error), positions, dependency)
+    detail = restated_detail(ErrorDetail.of(error), positions, dependency, fillers=fillers)
     other = type(error).__new__(type(error), detail.message)
     other.__dict__.update(error.__dict__, message=detail.message, param=detail.param)
     return other

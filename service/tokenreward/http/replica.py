@@ -15,7 +15,7 @@ from fastapi import Request, Response
 from tokenreward.engine.slot import Slot
 from tokenreward.errors import DeadlineExceededError, Loading
 from tokenreward.http.app import Backend
-from tokenreward.http.body import BodyBudget, for_size
+from tokenreward.http.body import for_size
 from tokenreward.http.protocols import Protocol
 from tokenreward.http.request_limits import Limits
 from tokenreward.http.scope import headers_of, unless_gone
@@ -44,7 +44,6 @@ class ReplicaBackend(Backend):
         self._deployment = deployment
         self._slot = slot
         self._metrics = metrics
-        self.bodies = BodyBudget(limits.max_body_memory_bytes, max_body_bytes=limits.max_body_bytes)
 
     async def rewards(self, request: Request, protocol: Protocol) -> Response:
         """The answer to a request for rewards."""

@@ -16,7 +16,7 @@ from pydantic_core import to_json
 from tokenreward.errors import InternalError, MalformedBody, MalformedJson, RequestError
 from tokenreward.http.questions import restated_reply
 from tokenreward.http.scorer_routes import ScorerRoute, dependencies_of
-from tokenreward.http.upstream import read_body
+from tokenreward.http.upstream_answers import read_body
 from tokenreward.wire import (
     ErrorDetail,
     ItemResult,
@@ -95,7 +95,7 @@ class SubRequest:
             index: failed_item(index, error, self.names if is_keyed else None)
             for index, error in self.errors.items()
         }
-        for item in restated_reply(reply, positions).items:
+        for item in restated_reply(reply, positions, fillers=self.dependencies).items:
             results[item.index] = item
         reply.items = [results[index] for index in sorted(results)]
         answers = [self.answers[dependency] for dependency in self.dependencies]

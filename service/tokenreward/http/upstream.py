@@ -16,9 +16,14 @@ import httpx
 from fastapi import Response
 from pydantic import BaseModel, TypeAdapter
 
-from tokenreward.errors import DeadlineExceededError, InternalError, Loading, RequestError
-from tokenreward.wire import read_error
-from tokenreward.wire.media import JSON, MSGPACK, Media
+from tokenreward.errors import DeadlineExceededError, InternalError, Loading
+from tokenreward.http.upstream_answers import (
+    UpstreamRefusal,
+    foreign_failure,
+    own_answer,
+    read_body,
+)
+from tokenreward.wire.media import JSON, Media
 from tokenreward.wire.paths import (
     REQUEST_ID_HEADER,
     REWARDS_PATH,
@@ -30,7 +35,6 @@ from tokenreward.wire.paths import (
 HasReady = Callable[[str], Coroutine[Any, Any, bool]]
 
 _READY_STANDS_S = 1.0
-_FORWARDED_HEADERS = ("content-type", "retry-after")
 
 
 class ListedScorer(BaseModel):
@@ -59,33 +63,6 @@ def is_old(listing: Mapping[str, ListedScorer], version: int | None) -> bool:
     )
 
 
-def read_body(answer: Response) -> Any:
-    """The plain objects of a deployment's answer. Raises ValueError."""
-    is_msgpack = answer.headers["content-type"].startswith(MSGPACK.name)
-    return (MSGPACK if is_msgpack else JSON).load(bytes(answer.body))
-
-
-class UpstreamRefusal(RequestError):
-    """A deployment's refusal, with the status and the code that it has there.
-
-    Raises:
-        ValueError, TypeError, KeyError: The answer has no error body.
-    """
-
-    def __init__(self, answer: Response) -> None:
-        detail = read_error(read_body(answer)["error"])
-        seconds = answer.headers.get("retry-after", "")
-        super().__init__(
-            detail.message,
-            param=detail.param,
-            retry_after_s=float(seconds) if seconds.isdecimal() else None,
-        )
-        # Of other errors these are the class's; here they are each refusal's own.
-        self.__dict__.update(
-            status=answer.status_code, code=detail.code, retryable=detail.retryable
-        )
-
-
 class Upstreams:
     """The deployments behind the gateway.
 
@@ -104,6 +81,7 @@ class Upstreams:
         self._has_ready = has_ready
         self._readiness: dict[str, tuple[float, asyncio.Future[bool]]] = {}
         self._trusted: set[str] = set()
+        self._checks: dict[str, asyncio.Future[None]] = {}
 
     async def is_ready(self, deployment: str) -> bool:
         """Whether it has a replica that could answer; the answer stands for a second."""
@@ -136,6 +114,21 @@ class Upstreams:
         self._trusted.discard(deployment)
         self.listings.pop(deployment, None)
 
+    def doubt(self, deployment: str) -> None:
+        """It did not answer before a caller's deadline.
+
+        The deadline may have been too short, which says nothing about the deployment. So other
+        requests are sent there as before, and meanwhile we ask whether it is still ready. Without
+        this question Ray's proxy would hold all requests for a deployment whose last replica died.
+        """
+        check = self._checks.get(deployment)
+        if check is None or check.done():
+            self._checks[deployment] = asyncio.ensure_future(self._check(deployment))
+
+    async def _check(self, deployment: str) -> None:
+        if not await self.is_ready(deployment):
+            self.distrust(deployment)
+
 
 class UpstreamCall:
     """One request's calls to the deployments.
@@ -144,6 +137,8 @@ class UpstreamCall:
         upstreams: The deployments.
         headers: The headers that it travels with; its id is among them.
         limit_s: Seconds that all of its calls may take together.
+        hold: Called with the number of bytes that arrive, and by those who make bodies to post. It
+            raises Overloaded when there is no room for them.
         sends: The media of the bodies that it posts.
         wants: The media of the answers.
     """
@@ -154,11 +149,13 @@ class UpstreamCall:
         *,
         headers: Mapping[str, str],
         limit_s: float,
+        hold: Callable[[int], None],
         sends: Media = JSON,
         wants: Media = JSON,
     ) -> None:
         self._upstreams = upstreams
         self.sends = sends
+        self.hold = hold
         self._headers = {**headers, "accept": wants.name}
         self._deadline = time.monotonic() + limit_s
 
@@ -177,6 +174,7 @@ class UpstreamCall:
 
         Raises:
             Loading, DeadlineExceededError, InternalError: There is none.
+            Overloaded: There is no room for it here.
         """
         return await self._ask(deployment, "POST", REWARDS_PATH, body=body)
 
@@ -225,11 +223,16 @@ class UpstreamCall:
                     "content-type": self.sends.name,
                     TIMEOUT_HEADER: f"{self.left_s:.6f}",
                 }
-                response = await self._upstreams.client.request(
-                    method, deployment_prefix(deployment) + path, content=body, headers=headers
-                )
+                chunks = []
+                url = deployment_prefix(deployment) + path
+                async with self._upstreams.client.stream(
+                    method, url, content=body, headers=headers
+                ) as response:
+                    async for chunk in response.aiter_bytes():
+                        self.hold(len(chunk))
+                        chunks.append(chunk)
         except TimeoutError:
-            self._upstreams.distrust(deployment)
+            self._upstreams.doubt(deployment)
             raise DeadlineExceededError(
                 f"`{deployment}` did not answer before the deadline"
             ) from None
@@ -241,34 +244,12 @@ class UpstreamCall:
         # The stream that the response was read from holds the response, and with it both bodies.
         # Without this cycle they go with the answer, and not with the next search for garbage.
         response.stream = httpx.ByteStream(b"")
-        answer = _own_answer(response)
-        if answer is None:
+        answer = own_answer(response, b"".join(chunks))
+        if answer is not None:
+            return answer
+        failure = foreign_failure(deployment, response.status_code)
+        if isinstance(failure, DeadlineExceededError):
+            self._upstreams.doubt(deployment)
+        else:
             self._upstreams.distrust(deployment)
-            raise _translated(deployment, response.status_code)
-        return answer
-
-
-def _own_answer(response: httpx.Response) -> Response | None:
-    """The answer, if our own code made it. Proxies answer in plain text, or in JSON of their
-    own."""
-    if not response.headers.get("content-type", "").startswith((JSON.name, MSGPACK.name)):
-        return None
-    headers = {
-        name: response.headers[name] for name in _FORWARDED_HEADERS if name in response.headers
-    }
-    answer = Response(response.content, response.status_code, headers)
-    if answer.status_code == 200:
-        return answer
-    try:
-        UpstreamRefusal(answer)
-    except (ValueError, TypeError, KeyError):
-        return None
-    return answer
-
-
-def _translated(deployment: str, status: int) -> RequestError:
-    if status == 408:
-        return DeadlineExceededError(f"`{deployment}` did not answer before the deadline")
-    if status in (404, 503):
-        return Loading(f"`{deployment}` has no replica that answers", retry_after_s=2)
-    return InternalError(f"`{deployment}` failed while answering (status {status})")
+        raise failure

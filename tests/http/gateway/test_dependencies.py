@@ -160,42 +160,44 @@ async def test_scores_of_ones_own_ask_nobody_and_null_overrides_the_operator(
     assert {path for path, _, _ in sourced["asked"]} == {"/d/lm/v1/rewards"}
 
 
+SEVERAL: dict[str, Any] = {
+    "scorers": ["one", "reward_model", "endogenous", "spread"],
+    "items": [with_policy(IDS, 3), with_policy(SPANS, 2)],
+    "credit": {"endogenous": kl("sft"), "one": kl("soft"), "reward_model": kl("sft")},
+    "options": {"endogenous": {"form": "logprob"}},
+    "combine": {"one": 2.0, "endogenous": -1.0},
+}
+
+
 async def test_scorers_with_several_references_are_answered_as_each_alone(
-    sourced_gateway: Any, sourced: Any
+    sourced_gateway: Any,
 ) -> None:
-    credit = {"endogenous": kl("sft"), "one": kl("soft"), "reward_model": kl("sft")}
-    options = {"endogenous": {"form": "logprob"}}
-    items = [with_policy(IDS, 3), with_policy(SPANS, 2)]
-    names = ["one", "reward_model", "endogenous", "spread"]
     async with sourced_gateway() as client:
-        body = {"scorers": names, "items": items, "credit": credit, "options": options}
-        body |= {"combine": {"one": 2.0, "endogenous": -1.0}}
-        reply = await ask(client, **body)
-        asked = [
-            (path, body.get("scorer"), body.get("scorers")) for path, _, body in sourced["asked"]
-        ]
-        alone = {
-            name: await ask(
-                client,
-                scorer=name,
-                items=items,
-                credit=credit.get(name, {}),
-                options=options.get(name, {}),
-            )
-            for name in names
-        }
+        reply = await ask(client, **SEVERAL)
+        alone = {}
+        for name in SEVERAL["scorers"]:
+            body = {key: SEVERAL[key].get(name, {}) for key in ("credit", "options")}
+            alone[name] = await ask(client, scorer=name, items=SEVERAL["items"], **body)
     read_reply(reply)
     for index, item in enumerate(reply["items"]):
-        assert list(item["scorers"]) == names
+        assert list(item["scorers"]) == SEVERAL["scorers"]
         for name, result in item["scorers"].items():
             assert result["error"] is None
             np.testing.assert_allclose(
                 result["rewards"], alone[name]["items"][index]["rewards"], rtol=1e-4, atol=1e-4
             )
-        expected = 2 * np.array(item["scorers"]["one"]["rewards"]) - np.array(
-            item["scorers"]["endogenous"]["rewards"]
+        one, endogenous = (
+            np.array(item["scorers"][name]["rewards"]) for name in SEVERAL["combine"]
         )
-        np.testing.assert_allclose(item["rewards"], expected, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(item["rewards"], 2 * one - endogenous, rtol=1e-5, atol=1e-5)
+
+
+async def test_each_of_several_references_is_asked_once_and_named_with_its_version(
+    sourced_gateway: Any, sourced: Any
+) -> None:
+    async with sourced_gateway() as client:
+        sources = (await ask(client, **SEVERAL))["sources"]
+    asked = [(path, body.get("scorer"), body.get("scorers")) for path, _, body in sourced["asked"]]
     assert sorted(asked, key=str) == sorted(
         [
             ("/d/sft/v1/rewards", "sft", None),
@@ -208,11 +210,8 @@ async def test_scorers_with_several_references_are_answered_as_each_alone(
         ],
         key=str,
     )
-    assert {name: source["version"] for name, source in reply["sources"].items()} == {
-        "sft": 4,
-        "soft": 4,
-        "reward_model": 3,
-    }
+    versions = {name: source["version"] for name, source in sources.items()}
+    assert versions == {"sft": 4, "soft": 4, "reward_model": 3}
 
 
 @pytest.mark.parametrize("keyed", [False, True])
@@ -396,58 +395,56 @@ async def test_what_the_asked_scorer_refuses_is_refused(
     assert reply["error"]["code"] in ("unknown_option", "credit_not_supported")
 
 
+READ_BY_ALL: dict[str, Any] = {
+    "prompt": [{"role": "user", "content": "x"}],
+    "response": "a b",
+    "spans": [[0, 1], [1, 3]],
+    "finished": False,
+    "tools": [{"type": "function"}],
+    "chat_template_kwargs": {"deep": True},
+}
+FULL: dict[str, Any] = {
+    "scorer": "spread",
+    "items": [{**READ_BY_ALL, "mask": [1, 0], "policy_logprobs": [-1.0, -1.0]}],
+    "credit": kl("sft"),
+    "min_version": 1,
+    "return_tokens": True,
+    "encoding_format": "base64",
+}
+
+
 async def test_source_is_asked_only_what_it_reads(sourced_gateway: Any, sourced: Any) -> None:
-    turn = {"role": "user", "content": "x"}
-    item = {
-        "prompt": [turn],
-        "response": "a b",
-        "spans": [[0, 1], [1, 3]],
-        "mask": [1, 0],
-        "finished": False,
-    }
-    item |= {
-        "policy_logprobs": [-1.0, -1.0],
-        "tools": [{"type": "function"}],
-        "chat_template_kwargs": {"deep": True},
-    }
     async with sourced_gateway() as client:
-        body = {
-            "scorer": "spread",
-            "items": [item],
-            "credit": kl("sft"),
-            "min_version": 1,
-            "return_tokens": True,
-        }
-        await ask(client, **body, encoding_format="base64")
+        await ask(client, **FULL)
     by_path = {path: body for path, _, body in sourced["asked"]}
-    read = {"prompt": [turn], "response": "a b", "finished": False}
-    read |= {
-        "tools": [{"type": "function"}],
-        "chat_template_kwargs": {"deep": True},
-        "spans": [[0, 1], [1, 3]],
-    }
     assert by_path["/d/sft/v1/rewards"] == {
         "scorer": "sft",
-        "items": [read],
+        "items": [READ_BY_ALL],
         "options": {"form": "logprob"},
         "credit": {"name": "values"},
         "encoding_format": "base64",
     }
     assert by_path["/d/rm/v1/rewards"] == {
         "scorer": "reward_model",
-        "items": [{**read, "mask": [1, 0]}],
+        "items": [{**READ_BY_ALL, "mask": [1, 0]}],
         "encoding_format": "base64",
     }
-    forwarded = by_path["/d/lm/v1/rewards"]
-    (sent,) = forwarded.pop("items")
-    assert {name: sent[name] for name in item} == item
-    assert len(sent["ref_logprobs"]) == 2
-    assert isinstance(sent["score"], float)
+
+
+async def test_scorer_gets_the_callers_request_with_what_its_sources_answered(
+    sourced_gateway: Any, sourced: Any
+) -> None:
+    async with sourced_gateway() as client:
+        await ask(client, **FULL)
+    (forwarded,) = (body for path, _, body in sourced["asked"] if path == "/d/lm/v1/rewards")
+    (item,) = forwarded.pop("items")
+    ref_logprobs, score = item.pop("ref_logprobs"), item.pop("score")
+    assert (len(ref_logprobs), type(score)) == (2, float)
+    assert [item] == FULL["items"]
     assert forwarded == {
-        **{name: value for name, value in body.items() if name != "items"},
+        **{name: value for name, value in FULL.items() if name != "items"},
         "options": {"score_from": None},
         "credit": {"kl": {"coef": 0.3}},
-        "encoding_format": "base64",
     }
 
 

@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from fakes import web
 from fakes.scripted import LOG_PROBS, answers, reply
 from fakes.web import until
-from tokenreward.errors import DeadlineExceededError, Overloaded
+from tokenreward.errors import DeadlineExceededError, Loading, Overloaded
 from tokenreward.http.upstream import UpstreamCall, Upstreams
 
 BODY = b'{"scorer" : "one",\n "items": [{"prompt": "a", "response": "b"}], "unknown": 1e400}'
@@ -78,24 +78,6 @@ async def test_bodies_are_let_go_with_the_answer_and_not_with_the_next_search_fo
     assert forwarded == []
 
 
-@pytest.mark.parametrize("names", [{"scorer": "one"}, {"scorers": ["one", "two"]}], ids=str)
-async def test_a_body_holds_its_share_of_the_memory_as_long_as_the_deployments_are_asked(
-    edge: Any, gateway: Any, names: dict[str, Any]
-) -> None:
-    held: list[int] = []
-
-    async def answer(_: Request) -> Response:
-        held.append(gateway.backend.bodies.num_held)
-        return JSONResponse({"error": Overloaded("full").detail()}, 503)
-
-    edge.answer = answer
-    body = json.dumps({**names, "items": [{"prompt": "a", "response": "b"}]}).encode()
-    async with gateway(edge.url) as opened:
-        await opened.post("/v1/rewards", content=body)
-        assert set(held) == {len(body)}
-        assert gateway.backend.bodies.num_held == 0
-
-
 async def test_refusal_passes_through_with_its_retry_after(edge: Any, client: Any) -> None:
     async def answer(_: Request) -> Response:
         return JSONResponse(
@@ -137,42 +119,60 @@ async def test_answer_that_is_not_ours_becomes_our_error(
         assert (result["error"]["code"], result["error"]["retryable"]) == (code, True)
 
 
-async def hang(request: Request) -> Response:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-    return Response()
-
-
 @pytest.mark.parametrize(
     ("failure", "again"),
     [
         (PlainTextResponse("no replica", 500), True),
         (PlainTextResponse("no replica", 503), True),
         (PlainTextResponse("no replica", 404), True),
-        (PlainTextResponse("too late", 408), True),
-        ("silence", True),
-        ("no connection", True),
+        (None, True),
         (JSONResponse({"error": Overloaded("full").detail()}, 503), False),
         (JSONResponse({}), False),
     ],
-    ids=["500", "503", "404", "408", "silence", "no connection", "our own 503", "200"],
+    ids=["500", "503", "404", "no connection", "our own 503", "200"],
 )
 async def test_deployment_is_asked_whether_it_is_ready_after_it_failed_to_answer_and_not_before(
-    edge: Any, gateway: Any, monkeypatch: pytest.MonkeyPatch, failure: Response | str, again: bool
+    edge: Any, gateway: Any, monkeypatch: pytest.MonkeyPatch, failure: Response | None, again: bool
 ) -> None:
     monkeypatch.setattr("tokenreward.http.upstream._READY_STANDS_S", 0.0)
-
-    async def answer(request: Request) -> Response:
-        return failure if isinstance(failure, Response) else await hang(request)
-
-    edge.answer = answer
-    url = f"http://127.0.0.1:{web.free_port()}" if failure == "no connection" else edge.url
+    edge.answer = answers(lm=failure, rm=None)
+    url = f"http://127.0.0.1:{web.free_port()}" if failure is None else edge.url
     async with gateway(url) as opened:
         for _ in range(3):
-            await opened.post(
-                "/v1/rewards", content=BODY, headers={"x-request-timeout-seconds": "0.3"}
-            )
+            await opened.post("/v1/rewards", content=BODY)
         assert len(gateway.probes) == (3 if again else 1)
+
+
+def call_of(upstreams: Upstreams, *, limit_s: float = 10) -> UpstreamCall:
+    headers = {"x-request-id": "mine"}
+    return UpstreamCall(upstreams, headers=headers, limit_s=limit_s, hold=lambda _: None)
+
+
+@pytest.mark.parametrize("by_proxy", [False, True], ids=["silence", "408"])
+async def test_a_callers_short_deadline_costs_nobody_else_the_readiness_or_the_listing(
+    edge: Any, monkeypatch: pytest.MonkeyPatch, by_proxy: bool
+) -> None:
+    monkeypatch.setattr("tokenreward.http.upstream._READY_STANDS_S", 0.0)
+    first, again = asyncio.Future[bool](), asyncio.Future[bool]()
+    first.set_result(True)
+    answers_in_turn = iter([first, again, again])
+
+    async def has_ready(_: str) -> bool:
+        return await next(answers_in_turn)
+
+    edge.answer = answers(lm=PlainTextResponse("late", 408) if by_proxy else edge.hang, rm=None)
+    async with httpx.AsyncClient(base_url=edge.url) as inner:
+        upstreams = Upstreams(inner, has_ready)
+        await call_of(upstreams).list_scorers("lm")
+        with pytest.raises(DeadlineExceededError):
+            await call_of(upstreams, limit_s=0.2).post("lm", BODY)
+        edge.answer = answers(lm={}, rm=None)
+        answer = await call_of(upstreams).post("lm", BODY)  # while nobody has said "ready" again
+        assert (answer.status_code, list(upstreams.listings)) == (200, ["lm"])
+        again.set_result(False)
+        await until(lambda: not upstreams.listings)
+        with pytest.raises(Loading):
+            await call_of(upstreams).post("lm", BODY)
 
 
 async def test_waiting_for_word_of_readiness_is_part_of_the_deadline(edge: Any) -> None:
@@ -181,10 +181,9 @@ async def test_waiting_for_word_of_readiness_is_part_of_the_deadline(edge: Any) 
         return True
 
     async with httpx.AsyncClient(base_url=edge.url) as inner:
-        call = UpstreamCall(Upstreams(inner, never), headers={"x-request-id": "mine"}, limit_s=0.2)
         began = time.monotonic()
         with pytest.raises(DeadlineExceededError):
-            await call.post("lm", BODY)
+            await call_of(Upstreams(inner, never), limit_s=0.2).post("lm", BODY)
     assert time.monotonic() - began < 2
     assert edge.requests == []
 
@@ -195,15 +194,8 @@ async def test_a_deployment_that_does_not_list_its_scorers_in_time_is_unavailabl
     monkeypatch.setattr("tokenreward.http.gateway._LISTING_S", 0.3)
     entry = {"name": "two", "tokenizer": "t"}
 
-    async def answer(request: Request) -> Response:
-        return (
-            await hang(request)
-            if "/d/lm/" in request.url.path
-            else JSONResponse({"scorers": [entry]})
-        )
-
     edge.listing = None
-    edge.answer = answer
+    edge.answer = answers(lm=edge.hang, rm={"scorers": [entry]})
     async with client() as opened:
         began = time.monotonic()
         listed = await opened.get("/v1/scorers")
@@ -214,13 +206,7 @@ async def test_a_deployment_that_does_not_list_its_scorers_in_time_is_unavailabl
 async def test_deployment_that_never_answers_costs_the_deadline_and_not_more(
     edge: Any, client: Any
 ) -> None:
-    async def answer(request: Request) -> Response:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-        edge.hung_up = True
-        return Response()
-
-    edge.answer = answer
+    edge.answer = edge.hang
     async with client() as opened:
         response = await opened.post(
             "/v1/rewards", content=BODY, headers={"x-request-timeout-seconds": "0.5"}
@@ -230,20 +216,10 @@ async def test_deployment_that_never_answers_costs_the_deadline_and_not_more(
 
 
 async def test_caller_who_hangs_up_is_passed_on(edge: Any, client: Any) -> None:
-    reached = asyncio.Event()
-    loop = asyncio.get_running_loop()
-
-    async def answer(request: Request) -> Response:
-        loop.call_soon_threadsafe(reached.set)
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-        edge.hung_up = True
-        return Response()
-
-    edge.answer = answer
+    edge.answer = edge.hang
     async with client() as opened:
         asking = asyncio.create_task(opened.post("/v1/rewards", content=BODY))
-        await asyncio.wait_for(reached.wait(), 5)
+        await until(lambda: edge.is_waiting)
         asking.cancel()
         await until(lambda: edge.hung_up)
 
@@ -467,22 +443,68 @@ async def test_refusal_of_a_shortened_request_counts_the_callers_items(
     assert response.json()["error"]["message"] == "it is odd"
 
 
+@pytest.mark.parametrize(
+    "names", [{"scorer": "two"}, {"scorers": ["two", "one"]}], ids=["single", "keyed"]
+)
+async def test_log_probs_of_another_length_are_the_references_fault_and_not_a_fields(
+    edge: Any, client: Any, names: dict[str, Any]
+) -> None:
+    error = {
+        "code": "length_mismatch",
+        "message": "there are 2 entries, the response has 3 units",
+        "param": "items[0].ref_logprobs",
+    }
+    is_keyed = "scorers" in names
+    result = {"scorers": {"two": {"error": error}}} if is_keyed else {"error": error}
+    log_probs = {"rewards": LOG_PROBS, "scorers": {"one": {"rewards": [1.0, 2.0]}}}
+    edge.answer = answers(lm=reply([log_probs]), rm=reply([result]))
+    body = {**names, "items": [ITEM], "credit": {"two": KL} if is_keyed else KL}
+    async with client() as opened:
+        (item,) = (await opened.post("/v1/rewards", json=body)).json()["items"]
+    detail = (item["scorers"]["two"] if is_keyed else item)["error"]
+    assert detail["code"] == "length_mismatch"
+    assert detail["param"] == ("credit.two" if is_keyed else "credit") + ".kl.reference"
+    assert detail["message"] == (
+        "the reply of reference `endogenous` does not fit: there are 2 entries, the response has "
+        "3 units; the two scorers read other tokens: send `spans`, which both count, or name "
+        "another reference"
+    )
+
+
+async def test_log_probs_that_the_caller_sent_are_still_the_callers_field(
+    edge: Any, client: Any
+) -> None:
+    error = {"code": "length_mismatch", "message": "m", "param": "items[0].ref_logprobs"}
+    edge.answer = answers(lm=reply([{}]), rm=reply([{"scorers": {"two": {"error": error}}}]))
+    body = {"scorers": ["two", "one"], "items": [{**ITEM, "ref_logprobs": [0.0]}]}
+    async with client() as opened:
+        response = await opened.post("/v1/rewards", json=body)
+    detail = response.json()["items"][0]["scorers"]["two"]["error"]
+    assert (detail["message"], detail["param"]) == ("m", "items[0].ref_logprobs")
+
+
+async def test_a_dependency_without_a_score_is_counted_as_an_error_of_the_gateway(
+    edge: Any, client: Any
+) -> None:
+    edge.answer = answers(lm=reply([{"score": 1.0}, {}, {}]), rm=reply([{"rewards": [1.0, 2.0]}]))
+    body = {"scorer": "two", "items": [ITEM] * 3, "options": {"score_from": "endogenous"}}
+    async with client() as opened:
+        items = (await opened.post("/v1/rewards", json=body)).json()["items"]
+        text = (await opened.get("/metrics")).text
+    assert [item["error"] and item["error"]["message"] for item in items] == [
+        None,
+        *["score from `endogenous`: it gives no score"] * 2,
+    ]
+    labels = 'code="scorer_failed",deployment="gateway",replica="gateway-1"'
+    assert f"tokenreward_errors_total{{{labels}}} 2.0" in text
+
+
 async def test_caller_who_hangs_up_is_passed_on_to_the_reference(edge: Any, client: Any) -> None:
-    reached = asyncio.Event()
-    loop = asyncio.get_running_loop()
-
-    async def waiting(request: Request) -> Response:
-        loop.call_soon_threadsafe(reached.set)
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-        edge.hung_up = True
-        return Response()
-
-    edge.answer = answers(lm=waiting, rm=reply([]))
+    edge.answer = answers(lm=edge.hang, rm=reply([]))
     async with client() as opened:
         body = {"scorers": ["two", "one"], "items": [ITEM], "credit": {"two": KL, "one": KL}}
         asking = asyncio.create_task(opened.post("/v1/rewards", json=body))
-        await asyncio.wait_for(reached.wait(), 5)
+        await until(lambda: edge.is_waiting)
         asking.cancel()
         await until(lambda: edge.hung_up)
     assert len(edge.requests) == 1

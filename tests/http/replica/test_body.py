@@ -4,8 +4,9 @@ long."""
 from __future__ import annotations
 
 import asyncio
+import threading
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any, ClassVar
 
 import httpx
@@ -16,7 +17,7 @@ from fakes.web import serving_here, until
 from tokenreward.engine.slot import Slot
 from tokenreward.errors import BodyTooLarge, DeadlineExceededError, MalformedBody, Overloaded
 from tokenreward.http.app import build_app
-from tokenreward.http.body import BodyBudget
+from tokenreward.http.body import LARGE_BODY_BYTES, BodyBudget, for_size
 from tokenreward.http.replica import ReplicaBackend
 from tokenreward.http.request_limits import Limits
 from tokenreward.metrics import Metrics
@@ -158,6 +159,73 @@ async def test_who_is_silent_or_not_parsed_is_told_at_the_deadline_and_leaves_no
     parsed.set()
     await holding
     await is_free(bodies)
+
+
+async def test_a_body_that_arrives_slowly_is_given_up_whatever_its_callers_deadline(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bodies = BodyBudget(1000, max_body_bytes=100, max_receive_s=0.05)
+    with pytest.raises(DeadlineExceededError, match=r"within 0\.05 s \(`request_timeout_s`\)"):
+        await reading(bodies, Sender(b"a" * 10, at_once=False))
+    assert bodies.num_held == 0
+    monkeypatch.setattr("tokenreward.http.body._MAX_PAUSE_S", 0.05)
+    bodies = budget()
+    with pytest.raises(DeadlineExceededError, match=r"no more of the body arrived for 0\.05 s"):
+        await reading(bodies, Sender(b"a" * 10, at_once=False))
+    await is_free(bodies)
+
+
+async def test_a_deadline_far_away_does_not_let_a_slow_body_in() -> None:
+    limits = Limits(max_body_bytes=1000, max_request_items=9, request_timeout_s=0.2)
+    backend = await backend_of(Scores(), limits)
+
+    async def half() -> AsyncIterator[bytes]:
+        yield CONTENT[:9]
+        await asyncio.sleep(20)
+
+    transport = httpx.ASGITransport(build_app(backend))
+    async with httpx.AsyncClient(transport=transport, base_url="http://replica") as client:
+        headers = {"x-request-timeout-seconds": "60"}
+        late = await client.post("/v1/rewards", content=half(), headers=headers)
+    assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline_exceeded")
+    assert backend.bodies.num_held == 0
+
+
+async def test_a_cancelled_request_holds_its_turn_until_the_thread_that_parses_ends() -> None:
+    bodies, may_end, has_begun = budget(), threading.Event(), threading.Event()
+
+    def parse() -> None:
+        has_begun.set()
+        may_end.wait(5)
+
+    async def request() -> None:
+        async with bodies.parsing(10, within_s=5):
+            await for_size(LARGE_BODY_BYTES, parse)
+
+    first = asyncio.create_task(request())
+    await until(has_begun.is_set)
+    for _ in range(2):
+        first.cancel()
+        await turns()
+    other = reading(bodies, Sender(b"a" * 10))
+    await turns()
+    assert not first.done()
+    assert not other.done()
+    may_end.set()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    assert await other == b"a" * 10
+
+
+def test_extra_bytes_are_refused_beside_those_of_others_and_never_alone() -> None:
+    bodies = budget(100)
+    with bodies.extras() as hold, bodies.extras() as hold_other:
+        hold(60)
+        hold(60)
+        with pytest.raises(Overloaded, match=r"120 bytes .* the limit is 100"):
+            hold_other(1)
+        assert bodies.num_held == 120
+    assert bodies.num_held == 0
 
 
 async def test_shares_come_back_from_readers_that_fail_or_are_cancelled() -> None:

@@ -1,0 +1,75 @@
+"""How many bytes the gateway holds while deployments are asked: bodies, what is made of them, and
+replies."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from fakes.scripted import answers, reply
+from fakes.web import until
+from tokenreward.errors import Overloaded
+from tokenreward.http.request_limits import Limits
+
+ITEM = {"prompt": "a", "response": "b" * 200}
+BOTH = {"scorers": ["one", "two"], "items": [ITEM]}
+
+
+@pytest.mark.parametrize(
+    ("names", "num_copies"), [({"scorer": "one"}, 1), ({"scorers": ["one", "two"]}, 3)], ids=str
+)
+async def test_a_body_and_what_is_made_of_it_are_held_as_long_as_the_deployments_are_asked(
+    edge: Any, gateway: Any, names: dict[str, Any], num_copies: int
+) -> None:
+    num_held: list[int] = []
+
+    async def answer(_: Request) -> Response:
+        num_held.append(gateway.backend.bodies.num_held)
+        return JSONResponse({"error": Overloaded("full").detail()}, 503)
+
+    edge.answer = answer
+    body = json.dumps({**names, "items": [ITEM]}).encode()
+    async with gateway(edge.url) as opened:
+        await opened.post("/v1/rewards", content=body)
+        if num_copies == 1:
+            assert num_held == [len(body)]
+        else:  # beside the two, the bodies of the sub-requests
+            assert num_copies * len(body) < min(num_held) < (num_copies + 3) * len(body)
+        assert gateway.backend.bodies.num_held == 0
+
+
+async def test_a_reply_that_does_not_fit_beside_others_is_refused_and_one_alone_is_not(
+    edge: Any, gateway: Any
+) -> None:
+    """One caller's large reply is held while its other deployment is waited for."""
+    large = {"scorers": {"one": {"rewards": [0.25] * 10_000}}}
+    may_answer = False
+
+    async def rm(_: Request) -> Any:
+        await until(lambda: may_answer)
+        return reply([{"scorers": {"two": {"rewards": [1.0]}}}])
+
+    edge.answer = answers(lm=reply([large]), rm=rm)
+    limits = Limits(
+        max_body_bytes=1000,
+        max_request_items=8,
+        request_timeout_s=20,
+        max_body_memory_bytes=10_000,
+    )
+    async with gateway(edge.url, limits=limits) as opened:
+        bodies = gateway.backend.bodies
+        first = asyncio.create_task(opened.post("/v1/rewards", json=BOTH))
+        await until(lambda: bodies.num_held > 10_000)
+        refused = await opened.post("/v1/rewards", json={"scorer": "one", "items": [ITEM]})
+        assert refused.status_code == 503
+        may_answer = True
+        assert (await first).status_code == 200
+        await until(lambda: bodies.num_held == 0)
+        alone = await opened.post("/v1/rewards", json={"scorer": "one", "items": [ITEM]})
+        assert alone.status_code == 200
+    assert (refused.json()["error"]["code"], refused.headers["retry-after"]) == ("overloaded", "1")

@@ -171,7 +171,7 @@ async def test_a_body_that_arrives_slowly_is_given_up_whatever_its_callers_deadl
     monkeypatch.setattr("tokenreward.http.body._MAX_PAUSE_S", 0.05)
     bodies = budget()
     with pytest.raises(DeadlineExceededError, match=r"no more of the body arrived for 0\.05 s"):
-        await reading(bodies, Sender(b"a" * 10, at_once=False))
+        await asyncio.wait_for(reading(bodies, Sender(b"a" * 10, at_once=False)), 2)
     await is_free(bodies)
 
 

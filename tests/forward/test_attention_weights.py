@@ -17,7 +17,7 @@ from tokenreward.contract import Needs, Row, RowRequest
 from tokenreward.forward import attention_weights
 from tokenreward.forward.attention_weights import Bias, read
 from tokenreward.forward.packed import PackedLayout
-from tokenreward.forward.plain import read_map
+from tokenreward.forward.plain import has_dropped_keys, read_map
 
 READINGS = ("last", "last_step", "mean_step")
 PLAIN = Bias(scaling=0.4, window=None, softcap=None, sinks=None)
@@ -114,6 +114,7 @@ def test_a_map_with_weights_rounded_to_zero_is_read_alike(
     what, row = drawn(80, size=size), Row(np.arange(80), 10, 80)
     expected = truth(what, bias, row)["mean_step"]
     rounded = torch.from_numpy(whole_map(what, bias)[0]).to(dtype).float().numpy()
+    assert not has_dropped_keys(torch.from_numpy(rounded)[None])
     steps = rounded[10:79, 10:80]
     by_non_zero = steps.sum(axis=0) / np.maximum(np.count_nonzero(steps, axis=0), 1)
     assert np.abs(by_non_zero - expected).max() > 1e-3

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, DeepseekV32Config, DogeConfig
 
 from fakes import oracle, tiny
 from fakes.tiny import tokenizer_of
@@ -46,13 +46,13 @@ def steps_of_generation(exact: Any, what: oracle.Response) -> list[np.ndarray]:
 def simulated_weights(
     exact: Any, what: oracle.Response, variant: str, keep: np.ndarray | None = None
 ) -> np.ndarray:
-    """Ragged rows padded with zeros, averaged over the non-zero ones, moved one token on,
-    renormalised."""
+    """Ragged rows padded with zeros, averaged over the non-zero ones (0 if there are none), moved
+    one token on, renormalised."""
     steps, r = steps_of_generation(exact, what), len(what.response)
     assert [len(step) for step in steps] == list(range(r))
     if variant == "abc_d":
         padded = np.stack([np.concatenate([step, np.zeros(r - len(step))]) for step in steps])
-        num_non_zero = np.count_nonzero(padded, axis=0)
+        num_non_zero = np.maximum(np.count_nonzero(padded, axis=0), 1)
         averages = [padded[:, j].sum() / num_non_zero[j] for j in range(r - 1)]
     else:
         averages = steps[-1].tolist()
@@ -124,6 +124,65 @@ def test_weights_are_those_of_generation_played_step_by_step(architecture: str) 
                 )
                 assert weights.dtype == np.float32
                 np.testing.assert_allclose(weights, truth, rtol=0, atol=1e-5)
+
+
+def top_k_model(config: Any) -> Any:
+    """Weights large enough that the top-k has no ties."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1:
+            parameter.mul_(12.0)
+        elif name.endswith(".A"):
+            parameter.normal_()
+    return model
+
+
+TOP_K_SIZES: dict[str, Any] = {
+    "vocab_size": tiny.VOCAB_SIZE,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        DogeConfig(**TOP_K_SIZES, keep_window_size=16),
+        DeepseekV32Config(
+            **TOP_K_SIZES,
+            n_routed_experts=4,
+            num_experts_per_tok=2,
+            n_group=1,
+            topk_group=1,
+            moe_intermediate_size=16,
+            kv_lora_rank=16,
+            q_lora_rank=16,
+            qk_rope_head_dim=8,
+            qk_nope_head_dim=8,
+            v_head_dim=8,
+            index_topk=16,
+            index_n_heads=16,
+            index_head_dim=32,
+        ),
+    ],
+    ids=lambda config: type(config).__name__,
+)
+def test_a_token_that_a_top_k_drops_is_averaged_over_the_steps_that_kept_it(config: Any) -> None:
+    model = top_k_model(config)
+    exact, draw = oracle.double(model), np.random.default_rng(3)
+    items = [
+        oracle.Response(*(draw.integers(3, tiny.VOCAB_SIZE, size=size) for size in sizes))
+        for sizes in ((5, 40), (20, 3))
+    ]
+    layout = PlainLayout(tiny.checkpoint(model))
+    for what, weights in zip(items, weights_by(layout, items, "abc_d"), strict=True):
+        # In float64, a top-k may take the other one of two keys that are nearly equal.
+        truth = simulated_weights(exact, what, "abc_d")
+        np.testing.assert_allclose(weights, truth, rtol=0, atol=1e-3)
 
 
 PROMPT = [{"role": "user", "content": "2+2?"}]

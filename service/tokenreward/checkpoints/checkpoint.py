@@ -146,7 +146,8 @@ class Checkpoint:
 
     @property
     def _own_max_positions(self) -> int | None:
-        return getattr(self.text_config, "max_position_embeddings", None) or None
+        num_positions = getattr(self.text_config, "max_position_embeddings", None) or 0
+        return num_positions if num_positions > 0 else None  # some models write -1 for no limit
 
     def _has_position_table(self) -> bool:
         num_positions, embedding = self._own_max_positions, self.model.get_input_embeddings()

@@ -75,7 +75,7 @@ class PlainLayout:
             values = self._value_head.values(hidden).cpu().numpy()
             fields |= {"values": values[row.start - 1 : row.stop], "pooled": float(values[-1])}
         if needs.attention:
-            fields["attention"] = self._attention(ids, row, needs)
+            fields["attention"] = self._attention(row, needs)
         return Outputs(**fields)
 
     def _logits(self, ids: Tensor, row: Row, needs: Needs) -> dict[str, Any]:
@@ -95,25 +95,53 @@ class PlainLayout:
             "logits": {label: logits[:, label].float().cpu().numpy() for label in needs.labels},
         }
 
-    def _attention(self, ids: Tensor, row: Row, needs: Needs) -> dict[Reading, np.ndarray]:
-        """Readings of the last layer's map [n, n], which only transformers' eager attention gives.
+    @torch.inference_mode()
+    def attention_map(self, row: Row) -> tuple[Tensor, Tensor]:
+        """The last map of attention weights, which only transformers' eager attention gives.
+
+        Of a model whose last layers have no attention, it is that of the last layer that has.
+
+        Returns:
+            The map [heads, n, n], in float32, and the trunk's last hidden states [n, h], both of
+            one call.
 
         Raises:
-            CheckpointRefused: The model has no such map, as state-space layers have none.
+            CheckpointRefused: The model gives no such map. State-space layers, for one, have none,
+                and those of linear attention are of another shape.
         """
-        self._model.set_attn_implementation("eager")
+        self._forget_lengths()
+        config, ids = self._model.config, torch.from_numpy(row.ids).to(self._checkpoint.device)
+        # Not through `set_attn_implementation`, which does nothing for models outside of
+        # transformers' attention interface. They, too, look at their configuration in each call.
+        config._attn_implementation = "eager"
         try:
-            output = self._checkpoint.trunk(input_ids=ids, use_cache=False, output_attentions=True)
+            output = self._checkpoint.trunk(
+                input_ids=ids[None], use_cache=False, output_attentions=True
+            )
         finally:
-            self._model.set_attn_implementation(self._implementation)
+            config._attn_implementation = self._implementation
         maps = getattr(output, "attentions", None)
+        name, num_tokens = type(self._model).__name__, len(row.ids)
         if not maps or maps[-1] is None:
             raise CheckpointRefused(
-                f"{type(self._model).__name__} gives no attention weights, and a scorer of this "
-                "deployment reads them"
+                f"{name} gives no attention weights, and a scorer of this deployment reads them"
             )
-        weights = maps[-1][0].float().mean(dim=0).cpu().numpy()
-        return {reading: read_map(weights, row, reading) for reading in needs.attention}
+        if maps[-1].dim() != 4 or maps[-1].shape[-2:] != (num_tokens, num_tokens):
+            raise CheckpointRefused(
+                f"the last layer of {name} gives no map of attention weights from token to token, "
+                "and a scorer of this deployment reads it"
+            )
+        return maps[-1][0].float(), output.last_hidden_state[0]
+
+    def _attention(self, row: Row, needs: Needs) -> dict[Reading, np.ndarray]:
+        """Readings of the last map of attention weights. Raises CheckpointRefused."""
+        weights = self.attention_map(row)[0]
+        drops_keys = has_dropped_keys(weights)
+        mean = weights.mean(dim=0).cpu().numpy()
+        return {
+            reading: read_map(mean, row, reading, drops_keys=drops_keys)
+            for reading in needs.attention
+        }
 
     def _forget_lengths(self) -> None:
         """Sets rotary embeddings back to their own frequencies.
@@ -165,17 +193,47 @@ def _entropy(logits: Tensor) -> Tensor:
     return entropy
 
 
-def read_map(weights: np.ndarray, row: Row, reading: Reading) -> np.ndarray:
-    """One reading of a whole map of attention weights [n, n] (see `contract.Outputs`)."""
+def read_map(
+    weights: np.ndarray, row: Row, reading: Reading, *, drops_keys: bool = False
+) -> np.ndarray:
+    """One reading of a whole map of attention weights [n, n] (see `contract.Outputs`).
+
+    Args:
+        weights: The map.
+        row: The row that it is of.
+        reading: The reading.
+        drops_keys: Whether a weight of 0 is a key that the model has dropped, by a top-k say.
+    """
     if reading == "last":
         return np.asarray(weights[-1])
     if reading == "last_step":
         return np.asarray(weights[row.stop - 2])
-    # A mean over the queries that can see a token. A map says who cannot by zeros, but a zero may
-    # also be rounding: a query that attends to a token sees all tokens from there up to itself, and
-    # so do all earlier queries from that token on.
-    sees = np.logical_or.accumulate(weights[row.start :] > 0, axis=1)
-    sees = np.tril(np.logical_or.accumulate(sees[::-1], axis=0)[::-1][:, row.start : row.stop])
+    # A mean over the queries that pay a token any attention. A map says who pays none by zeros, but
+    # a zero may also be rounding. Without a top-k, a query that attends to a token sees all tokens
+    # from there up to itself, and so do all earlier queries from that token on.
+    sees = weights[row.start :] > 0
+    if not drops_keys:
+        sees = np.logical_or.accumulate(sees, axis=1)
+        sees = np.logical_or.accumulate(sees[::-1], axis=0)[::-1]
+    sees = np.tril(sees[:, row.start : row.stop])
     num_queries = np.maximum(sees[: row.stop - row.start - 1].sum(axis=0), 1)
     steps = weights[row.start : row.stop - 1, row.start : row.stop].astype(np.float64)
     return np.asarray(steps.sum(axis=0) / num_queries, dtype=np.float32)
+
+
+def has_dropped_keys(weights: Tensor) -> bool:
+    """Whether a map [heads, n, n] is of a model that drops keys before its softmax.
+
+    A top-k leaves k of a query's keys, in places of its choice: in the map of a head, most queries
+    that see more than k tokens pay attention to k of them, the most that any does, and not all of
+    these follow one another. A window leaves k that do, and rounding to 0 leaves any number.
+    """
+    pays = weights > 0
+    counts = pays.sum(dim=-1)
+    most = counts.amax(dim=-1, keepdim=True)
+    num_tokens = torch.arange(1, weights.shape[-1] + 1, device=weights.device)
+    first = pays.int().argmax(dim=-1)
+    # One key is left where attention is so sharp that all others round to 0.
+    is_scattered = (num_tokens - first > counts) & (counts == most) & (most > 1)
+    sees_more = (num_tokens > most).expand_as(is_scattered)
+    return 2 * int((is_scattered & sees_more).sum()) > int(sees_more.sum())

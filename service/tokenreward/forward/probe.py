@@ -22,6 +22,7 @@ from tokenreward.forward.packed import PackedLayout
 from tokenreward.forward.padded import PaddedLayout
 from tokenreward.forward.patches import MLP_PIECES, onednn_gain, onednn_linear
 from tokenreward.forward.plain import PlainLayout, rope_parameters
+from tokenreward.forward.soundness import refuse_unsound
 from tokenreward.forward.trial import (
     Trial,
     coarse_bounds,
@@ -53,12 +54,14 @@ def choose_layout(
             faster there.
 
     Raises:
-        CheckpointRefused: The model's own forward fails, by the model's name and a figure.
+        CheckpointRefused: The model's own forward fails, or gives numbers that no layout makes
+            right, by the model's name and a figure.
     """
     requests = _requests(checkpoint, needs)
     plain = PlainLayout(checkpoint)
     naive = own_numbers(checkpoint, plain, requests)
     trials = _trials(checkpoint, requests, naive)
+    refuse_unsound(trials[0][0], requests)
     trial = trials[-1][1]
     layout = _first_exact(checkpoint, trials, plain)
     del trials  # the float32 copy of the model, too

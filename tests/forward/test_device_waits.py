@@ -22,9 +22,9 @@ from tokenreward.checkpoints.checkpoint import Checkpoint
 from tokenreward.contract import Needs, Row, RowRequest
 from tokenreward.forward import attention_weights, packed, transfer
 from tokenreward.forward.flash import Flash
+from tokenreward.forward.kernels import VarlenKernel
 from tokenreward.forward.language_head import half_product
 from tokenreward.forward.packed import PackedLayout
-from tokenreward.forward.varlen import VarlenKernel
 
 READINGS: Any = frozenset({"last", "last_step", "mean_step"})
 LOGITS = Needs(frozenset({1.0, 0.7}), frozenset({1.0}), attention=READINGS)

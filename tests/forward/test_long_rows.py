@@ -16,9 +16,9 @@ from tokenreward.checkpoints.checkpoint import Checkpoint
 from tokenreward.contract import Needs, Row, RowRequest
 from tokenreward.forward import attention_weights, packed
 from tokenreward.forward.flash import Flash
+from tokenreward.forward.kernels import VarlenKernel
 from tokenreward.forward.packed import PackedLayout
 from tokenreward.forward.patches import MLP_PIECES
-from tokenreward.forward.varlen import VarlenKernel
 
 LENGTH = 32_768
 MOST_BYTES = 2 * 2**30

@@ -104,15 +104,15 @@ def test_attention_in_chunks_is_not_packed_but_padded() -> None:
     assert "chunks" in str(layout.reason)
 
 
-def test_a_model_that_reads_behind_a_row_is_served_plain() -> None:
-    """Its states hold a little of the mean of all tokens of a call: of the padding, too."""
+def test_a_model_that_reads_beside_a_row_is_served_plain() -> None:
+    """Its states hold a little of the mean of all rows of a call, token by token."""
     model = tiny.model("bloom")
     layer = model.transformer.h[0]
 
     class Looking(type(layer)):  # type: ignore[misc]
         def forward(self, hidden: torch.Tensor, *args: object, **kwargs: object) -> object:
-            ahead = 0.01 * hidden.mean(dim=1, keepdim=True)
-            return super().forward(hidden + ahead, *args, **kwargs)
+            beside = 0.01 * hidden.mean(dim=0, keepdim=True)
+            return super().forward(hidden + beside, *args, **kwargs)
 
     layer.__class__ = Looking
     layout = probe(model)
@@ -142,18 +142,20 @@ def test_in_bf16_a_uniform_attention_row_is_found(monkeypatch: pytest.MonkeyPatc
 
 
 def test_in_bf16_a_state_that_leaks_between_segments_is_found() -> None:
-    """A little of the row before, added to the first layer's output: bf16's own rounding is not
-    much less."""
+    """A little of the token before, added to the first layer's output: of the row before, where a
+    row begins in a packed sequence. bf16's own rounding is not much less."""
     model = tiny.model("llama").to(torch.bfloat16)
     layer = model.model.layers[0]
 
     class Leaky(type(layer)):  # type: ignore[misc]
         def forward(self, hidden: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
-            return super().forward(hidden, *args, **kwargs) + 0.01 * hidden.roll(1, dims=1)
+            before = torch.nn.functional.pad(hidden, (0, 0, 1, -1))
+            return super().forward(hidden, *args, **kwargs) + 0.01 * before
 
     layer.__class__ = Leaky
     layout = probe(model)
-    assert layout.name == "plain"
+    assert layout.name == "padded"
+    assert "packed differs from the model's own forward in logits" in str(layout.reason)
 
 
 def test_without_room_for_a_float32_copy_the_coarse_bound_is_used(

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from tokenreward.forward import flash as flash_module
-from tokenreward.forward import varlen
+from tokenreward.forward import kernels
 from tokenreward.forward.flash import Flash, find_flash, try_flash
+from tokenreward.forward.kernels import VarlenKernel
 from tokenreward.forward.packing import Group
-from tokenreward.forward.varlen import VarlenKernel
 
 CPU = torch.device("cpu")
 GROUPS = (
@@ -209,9 +209,8 @@ def test_keys_laid_out_for_a_window_are_bounded(monkeypatch: pytest.MonkeyPatch)
     watched.__signature__ = inspect.signature(today)  # type: ignore[attr-defined]
     kernel = VarlenKernel(flash(watched))
     seen.clear()
-    monkeypatch.setattr(
-        varlen, "GATHERED_BYTES", 40 * 2 * 2 * 8 * 4
-    )  # 40 keys of 2 heads of 8 float32
+    bytes_of_40_keys = 40 * 2 * 2 * 8 * 4  # of 2 heads of 8 float32
+    monkeypatch.setattr(kernels, "GATHERED_BYTES", bytes_of_40_keys)
     assert (attend(kernel, tensors, GROUPS, 14) - truth(*tensors, GROUPS, 14)).abs().max() < 1e-5
     assert len(seen) > 3
     assert max(seen) <= 40
@@ -221,8 +220,8 @@ def test_a_kernel_plans_once_for_a_pass_and_anew_for_another(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     kernel, made = VarlenKernel(flash()), []
-    to_ragged = varlen.to_ragged
-    monkeypatch.setattr(varlen, "to_ragged", lambda *parts: made.append(1) or to_ragged(*parts))
+    to_ragged = kernels.to_ragged
+    monkeypatch.setattr(kernels, "to_ragged", lambda *parts: made.append(1) or to_ragged(*parts))
     for groups in (GROUPS, GROUPS[:2], (((0, 95),),), GROUPS):
         made.clear()
         tensors = qkv()

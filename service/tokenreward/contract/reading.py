@@ -100,7 +100,7 @@ class Outputs:
     """What the model says of one row: the outputs that were needed, and no others.
 
     r = stop - start is the number of response tokens, n the number of tokens in the row. Attention
-    is the last layer's, mean over heads.
+    is that of the last layer that has any, mean over heads.
 
     Attributes:
         chosen: The raw logit of each response token, given the tokens before it.

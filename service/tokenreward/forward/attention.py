@@ -23,9 +23,8 @@ from transformers import AttentionInterface
 from tokenreward.contract import Reading, Row
 from tokenreward.forward.attention_weights import Bias, blocks, mix, read
 from tokenreward.forward.flash import find_flash
-from tokenreward.forward.kernels import QKV, Attend, attend_alone, attend_on_cpu
+from tokenreward.forward.kernels import QKV, Attend, VarlenKernel, attend_alone, attend_on_cpu
 from tokenreward.forward.packing import Packing, longest_row
-from tokenreward.forward.varlen import VarlenKernel
 
 IMPLEMENTATION = "tokenreward_segments"
 
@@ -110,8 +109,7 @@ def segments_attention(
         Attended [1, n, heads, e], and no map of weights.
 
     Raises:
-        RuntimeError: The layer passes a mask or a bias, or is not causal: packed segments would
-            lose all of it.
+        RuntimeError: The layer passes a mask or a bias, or is not causal: all of it would be lost.
     """
     row = _current.get()
     is_causal = kwargs.get("is_causal")

@@ -25,7 +25,7 @@ from tokenreward.forward.attention import (
     attending,
     choose_kernel,
 )
-from tokenreward.forward.kernels import attend_alone
+from tokenreward.forward.kernels import VarlenKernel, attend_alone
 from tokenreward.forward.language_head import LanguageHead
 from tokenreward.forward.layout import Gap, in_order
 from tokenreward.forward.packing import num_packed, pack, sides
@@ -40,7 +40,6 @@ from tokenreward.forward.patches import (
 from tokenreward.forward.plain import rope_switch
 from tokenreward.forward.readout import Readout, read_places
 from tokenreward.forward.transfer import Pending, to_device
-from tokenreward.forward.varlen import VarlenKernel
 
 
 class PackedLayout:

@@ -109,7 +109,6 @@ class PlainLayout:
             CheckpointRefused: The model gives no such map. State-space layers, for one, have none,
                 and those of linear attention are of another shape.
         """
-        self._forget_lengths()
         config, ids = self._model.config, torch.from_numpy(row.ids).to(self._checkpoint.device)
         # Not through `set_attn_implementation`, which does nothing for models outside of
         # transformers' attention interface. They, too, look at their configuration in each call.

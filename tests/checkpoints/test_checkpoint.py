@@ -111,7 +111,7 @@ def test_a_reward_model_with_three_labels_is_refused(tmp_path: Path) -> None:
         )
 
 
-def test_an_encoder_with_a_pooler_before_its_head_is_refused_by_what_would_not_be_read(
+def test_an_encoder_is_a_classifier_and_one_with_tensors_that_nothing_would_read_is_refused(
     tmp_path: Path,
 ) -> None:
     from transformers import BertConfig, BertForSequenceClassification
@@ -126,9 +126,11 @@ def test_an_encoder_with_a_pooler_before_its_head_is_refused_by_what_would_not_b
     )
     BertForSequenceClassification(config).save_pretrained(tmp_path)
     tiny.tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(
-        CheckpointRefused, match=r"bert\.pooler\.dense\.bias, .* nothing would read"
-    ):
+    assert load_checkpoint(settings(tmp_path, "reward_model")).is_classifier
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["head.dense.bias"] = torch.ones(32)
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointRefused, match=r"head\.dense\.bias.* nothing would read"):
         load_checkpoint(settings(tmp_path, "reward_model"))
 
 

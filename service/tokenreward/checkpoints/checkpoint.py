@@ -10,22 +10,19 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
 
 from tokenreward.checkpoints.adapter import CONFIG, Adapter
-from tokenreward.checkpoints.gguf import find_gguf, load_gguf
+from tokenreward.checkpoints.gguf import find_gguf
 from tokenreward.checkpoints.load_failure import (
     refuse_failing,
-    refuse_unknown_quantisation,
     why_not_loaded,
 )
-from tokenreward.checkpoints.pretrained import load_language_model
+from tokenreward.checkpoints.model import load_model
 from tokenreward.checkpoints.refusal import CheckpointRefused
-from tokenreward.checkpoints.reward_model import load_reward_model, refuse_unreadable
+from tokenreward.checkpoints.reward_model import refuse_unreadable
 from tokenreward.checkpoints.value_head import ValueHead
 from tokenreward.checkpoints.weight_files import find, resolve
 from tokenreward.contract import Task
@@ -54,6 +51,8 @@ class Checkpoint:
         reference: The model that this one is compared with (see `reference`). It may be the same
             model, to be read without its adapter.
         adapter_base: The base that the adapter says it was trained on.
+        is_classifier: Whether the model's own class scores a whole row, and tokens have no values
+            (see `classifier`).
     """
 
     model: Any
@@ -63,6 +62,7 @@ class Checkpoint:
     head_format: str | None = None
     reference: Checkpoint | None = None
     adapter_base: str | None = None
+    is_classifier: bool = False
 
     @property
     def trunk(self) -> Any:
@@ -147,7 +147,16 @@ class Checkpoint:
     @property
     def _own_max_positions(self) -> int | None:
         num_positions = getattr(self.text_config, "max_position_embeddings", None) or 0
-        return num_positions if num_positions > 0 else None  # some models write -1 for no limit
+        if num_positions <= 0:  # some models write -1 for no limit
+            return None
+        if not self.is_classifier:
+            return int(num_positions)
+        # RoBERTa and its kin count from the padding's position, within the same number of rows.
+        for module in self.model.modules():
+            is_table = getattr(module, "num_embeddings", None) == num_positions
+            if is_table and getattr(module, "padding_idx", None) is not None:
+                return int(num_positions - module.padding_idx - 1)
+        return int(num_positions)
 
     def _has_position_table(self) -> bool:
         num_positions, embedding = self._own_max_positions, self.model.get_input_embeddings()
@@ -192,7 +201,8 @@ def load_checkpoint(settings: DeploymentSettings) -> Checkpoint:
         if gguf is not None:
             source = str(gguf.parent)
         adapter = _read_adapter(source, settings)
-        model, tokenizer, head_format = _load_model(source, settings, adapter, gguf)
+        model, tokenizer, head_format = load_model(source, settings, adapter, gguf)
+        is_classifier = settings.task == "reward_model" and head_format is None
         checkpoint = Checkpoint(
             model=model.eval().requires_grad_(False).to(device),
             tokenizer=tokenizer,
@@ -200,9 +210,10 @@ def load_checkpoint(settings: DeploymentSettings) -> Checkpoint:
             device=device,
             head_format=head_format,
             adapter_base=None if adapter is None else adapter.base,
+            is_classifier=is_classifier,
         )
         refuse_failing(checkpoint, settings)
-        if settings.task == "reward_model":
+        if settings.task == "reward_model" and not is_classifier:
             refuse_unreadable(checkpoint.model, checkpoint.value_head, device)
     except CheckpointRefused as error:
         raise CheckpointRefused(
@@ -234,35 +245,6 @@ def _read_adapter(source: str, settings: DeploymentSettings) -> Adapter | None:
     return Adapter.read(
         settings.adapter, revision=settings.adapter_revision, allow_pickle=settings.allow_pickle
     )
-
-
-def _load_model(
-    source: str, settings: DeploymentSettings, adapter: Adapter | None, gguf: Path | None
-) -> tuple[Any, Any, str | None]:
-    """The model with its adapter, the tokenizer, and the format of a reward model's head. Another
-    kind of model gets its branch here."""
-    arguments = {
-        "revision": settings.revision,
-        "dtype": getattr(torch, settings.dtype),
-        "trust_remote_code": settings.trust_remote_code,
-        "use_safetensors": None if settings.allow_pickle else True,
-        "ignore_mismatched_sizes": True,  # so that they are listed, and refused by name
-        "output_loading_info": True,
-    }
-    if gguf is not None:
-        model, tokenizer = load_gguf(gguf, settings.task, arguments)
-    else:
-        refuse_unknown_quantisation(source, settings.revision)
-        tokenizer = AutoTokenizer.from_pretrained(
-            source, revision=settings.revision, trust_remote_code=settings.trust_remote_code
-        )
-        if settings.task == "reward_model":
-            model, head_format = load_reward_model(source, settings, arguments, adapter=adapter)
-            return model, tokenizer, head_format
-        model = load_language_model(source, arguments)
-    if adapter is not None:
-        adapter.add_to(model)
-    return model, tokenizer, None
 
 
 def refuse_longer(checkpoint: Checkpoint, settings: DeploymentSettings) -> None:

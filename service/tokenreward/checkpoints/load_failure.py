@@ -108,7 +108,11 @@ def refuse_failing(checkpoint: Any, settings: DeploymentSettings) -> None:
     model = checkpoint.model
     try:
         with torch.inference_mode():
-            if checkpoint.task == "causal_lm":
+            if checkpoint.is_classifier:
+                if checkpoint.text_config.is_encoder_decoder:  # they pool at EOS
+                    ids[0, -1] = checkpoint.text_config.eos_token_id
+                numbers = model(input_ids=ids).logits
+            elif checkpoint.task == "causal_lm":
                 numbers = model(input_ids=ids, use_cache=False).logits
             else:
                 numbers = checkpoint.trunk(input_ids=ids, use_cache=False).last_hidden_state

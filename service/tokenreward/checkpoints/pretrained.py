@@ -45,9 +45,7 @@ def load_language_model(source: str, arguments: dict[str, Any]) -> Any:
         CheckpointRefused: Some of its weights would be random. Also raises what transformers and
             safetensors raise.
     """
-    config = AutoConfig.from_pretrained(
-        source, revision=arguments["revision"], trust_remote_code=arguments["trust_remote_code"]
-    )
+    config = read_config(source, arguments)
     auto: Any = AutoModelForCausalLM
     # A model with code of its own is in no table, and has its class from there.
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
@@ -55,6 +53,13 @@ def load_language_model(source: str, arguments: dict[str, Any]) -> Any:
     model, info = load_pretrained(auto, source, arguments)
     refuse_incomplete(info)
     return model
+
+
+def read_config(source: str, arguments: dict[str, Any]) -> Any:
+    """The configuration of a checkpoint, as transformers reads it with these arguments."""
+    return AutoConfig.from_pretrained(
+        source, revision=arguments["revision"], trust_remote_code=arguments["trust_remote_code"]
+    )
 
 
 def load_pretrained(

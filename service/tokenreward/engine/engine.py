@@ -75,6 +75,8 @@ class Engine:
     ) -> None:
         self.settings = settings
         self.scorers = served_scorers(settings)
+        if checkpoint.is_classifier:
+            self.scorers = {name: each.without_values() for name, each in self.scorers.items()}
         self.checkpoint = checkpoint
         self._report = report
         self.tokenizer = tokenizer

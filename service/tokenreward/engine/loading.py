@@ -16,6 +16,7 @@ from tokenreward.engine.plan import ServedScorer, check_options, needs_of
 from tokenreward.forward.layout import Layout
 from tokenreward.forward.own_call import compare_with_own_call
 from tokenreward.forward.pair import choose_layouts
+from tokenreward.forward.two_way import choose_two_way_layout, pair_line
 from tokenreward.settings import DeploymentSettings
 from tokenreward.text.tokenizer import Tokenizer
 
@@ -35,7 +36,12 @@ def load_checkpoint_of(
     began = time.monotonic()
     checkpoint = load_checkpoint(settings)
     max_tokens = settings.max_sequence_tokens or checkpoint.max_positions
-    tokenizer = Tokenizer(checkpoint.tokenizer, checkpoint.eos_ids, max_tokens)
+    tokenizer = Tokenizer(
+        checkpoint.tokenizer,
+        checkpoint.eos_ids,
+        max_tokens,
+        reads_pairs=checkpoint.is_classifier and not checkpoint.tokenizer.chat_template,
+    )
     beyond = tokens_beyond_embedding(checkpoint, tokenizer)
     if beyond is not None and settings.task == "reward_model":
         raise CheckpointRefused(f"`{settings.checkpoint}` cannot be served: {beyond}")
@@ -62,11 +68,16 @@ def load_layout(
     say: Say,
 ) -> Layout:
     """Probes a checkpoint, which also warms it. Raises CheckpointRefused."""
+    needs = needs_of(scorers.values())
     try:
+        if checkpoint.is_classifier:
+            say(f"{settings.name}: {pair_line(checkpoint, tokenizer, settings.suffix_text)}")
+            return choose_two_way_layout(
+                checkpoint, needs["policy"], say=lambda line: say(f"{settings.name}: {line}")
+            )
         if settings.task == "reward_model":
             comparison = compare_with_own_call(checkpoint, tokenizer, settings.suffix_text)
             say(f"{settings.name}: {comparison}")
-        needs = needs_of(scorers.values())
         return choose_layouts(checkpoint, needs, say=lambda line: say(f"{settings.name}: {line}"))
     except CheckpointRefused:
         raise

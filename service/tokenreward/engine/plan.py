@@ -8,13 +8,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic import ValidationError
 
 from tokenreward import credit as credits
-from tokenreward.contract import WITHOUT_EFFECT, Model, Needs, Options, Scorer, Task, TokenizerView
+from tokenreward.checkpoints.refusal import CheckpointRefused
+from tokenreward.contract import (
+    WITHOUT_EFFECT,
+    Gives,
+    Model,
+    Needs,
+    Options,
+    Scorer,
+    Task,
+    TokenizerView,
+)
 from tokenreward.errors import (
     InvalidField,
     ItemError,
@@ -61,6 +71,7 @@ class ServedScorer:
         scorer: The scorer itself.
         defaults: Options of the operator, for requests that do not set them.
         task: The kind of checkpoint that the deployment has.
+        gives: The signals that the scorer gives on this checkpoint.
         listing: Its entry of `GET /v1/scorers`, without what belongs to the deployment.
     """
 
@@ -69,6 +80,7 @@ class ServedScorer:
     scorer: Scorer
     defaults: dict[str, Any]
     task: Task
+    gives: frozenset[Gives]
     listing: dict[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -102,7 +114,22 @@ class ServedScorer:
                 f"{where}: type `{settings.type}` compares the model with a reference: set "
                 "`reference_checkpoint` or `adapter`"
             )
-        return cls(settings.served_name, settings.type, scorer, settings.options, deployment.task)
+        name, task, gives = settings.served_name, deployment.task, scorer.gives
+        return cls(name, settings.type, scorer, settings.options, task, gives)
+
+    def without_values(self) -> ServedScorer:
+        """The same scorer on a classifier, whose tokens have no values.
+
+        Raises:
+            CheckpointRefused: Its score is made of values of tokens.
+        """
+        options = self.scorer.Options.model_validate(self.defaults)
+        if self.scorer.needs_without_values(options).values:
+            raise CheckpointRefused(
+                f"scorer `{self.name}` reads a value at every token, and the tokens of an encoder "
+                "have none: serve `reward_model` or `attention_dense` on it"
+            )
+        return replace(self, gives=self.gives - {"values"})
 
     @property
     def needs(self) -> Needs:
@@ -125,7 +152,7 @@ class ServedScorer:
         credit = request.credit_of(self.name)
         param = f"credit{below}"
         name = credits.check(
-            credit, default=self.scorer.default_credit, gives=self.scorer.gives, param=param
+            credit, default=self.scorer.default_credit, gives=self.gives, param=param
         )
         for dependency in request_dependencies(request, self.name):
             # A replica never asks another one: the gateway does, and fills in the answer.
@@ -161,9 +188,7 @@ class ServedScorer:
             "type": self.type,
             "score": self.scorer.score_is,
             "options": options,
-            "credits": [
-                name for name, needs in credits.NEEDS.items() if needs <= self.scorer.gives
-            ],
+            "credits": [name for name, needs in credits.NEEDS.items() if needs <= self.gives],
             "default_credit": self.scorer.default_credit,
             "log_probs_options": self.scorer.log_probs_options,
             "takes": sorted(self.scorer.takes),

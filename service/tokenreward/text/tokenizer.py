@@ -36,11 +36,19 @@ class Tokenizer:
         tokenizer: A transformers tokenizer.
         eos_ids: Every EOS id that the checkpoint's configurations name.
         max_tokens: The most tokens that a caller's text may have; None for no limit.
+        reads_pairs: Whether prompt and response are the two texts of a pair, as an encoder's
+            tokenizer writes one: `[CLS] prompt [SEP] response [SEP]`.
     """
 
     def __init__(
-        self, tokenizer: Any, eos_ids: frozenset[int] = frozenset(), max_tokens: int | None = None
+        self,
+        tokenizer: Any,
+        eos_ids: frozenset[int] = frozenset(),
+        max_tokens: int | None = None,
+        *,
+        reads_pairs: bool = False,
     ) -> None:
+        self._reads_pairs = reads_pairs
         self.encoder = TextEncoder(tokenizer, max_tokens)
         self._tokenizer = tokenizer
         self._eos_ids = eos_ids
@@ -67,7 +75,10 @@ class Tokenizer:
 
     @cached_property
     def end_of_turn(self) -> int | None:
-        """The special token that the template writes behind an assistant turn, else EOS."""
+        """The special token that the template writes behind an assistant turn, or a pair behind its
+        second text, else EOS."""
+        if len(self._pair[2]) == 1:
+            return int(self._pair[2][0])
         after = text_after_assistant_turn(self._tokenizer)
         if after:
             special = {
@@ -130,8 +141,26 @@ class Tokenizer:
             )
         return np.asarray([self._tokenizer.bos_token_id], dtype=np.int64)
 
+    @cached_property
+    def _pair(self) -> tuple[list[int], list[int], list[int]]:
+        """The special tokens before, between and behind the two texts of a pair."""
+        if not self._reads_pairs:
+            return [], [], []
+        first, second = self.encoder.ids("a").tolist(), self.encoder.ids("b").tolist()
+        pair = list(self._tokenizer("a", "b")["input_ids"])
+        starts = [i for i in range(len(pair)) if pair[i : i + len(first)] == first]
+        stops = [i for i in range(len(pair) + 1) if pair[max(0, i - len(second)) : i] == second]
+        if not starts or not stops:
+            return [], [], []
+        start, stop = starts[0], stops[-1]
+        return pair[:start], pair[start + len(first) : stop - len(second)], pair[stop:]
+
     def with_bos(self, ids: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " p"]:
-        """Ids of raw text, with at most one BOS in front."""
+        """Ids of raw text, with at most one BOS in front; of a prompt that is the first text of a
+        pair, with the pair's special tokens around it."""
+        before, between, _ = self._pair
+        if before or between:
+            return np.concatenate([before, ids, between]).astype(np.int64)
         if self.bos_id is None or ids[:1].tolist() == [self.bos_id]:
             return ids
         return np.concatenate([[self.bos_id], ids])

@@ -1,0 +1,56 @@
+"""Chooses how a checkpoint's model is loaded, by the deployment's task and the kind of model.
+
+It knows the kinds, and no architecture by name. Another kind of model gets its branch here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer
+
+from tokenreward.checkpoints.adapter import Adapter
+from tokenreward.checkpoints.classifier import load_classifier
+from tokenreward.checkpoints.gguf import load_gguf
+from tokenreward.checkpoints.load_failure import refuse_unknown_quantisation
+from tokenreward.checkpoints.pretrained import load_language_model
+from tokenreward.checkpoints.reward_model import load_reward_model
+from tokenreward.settings import DeploymentSettings
+
+
+def load_model(
+    source: str, settings: DeploymentSettings, adapter: Adapter | None, gguf: Path | None
+) -> tuple[Any, Any, str | None]:
+    """The model with its adapter, the tokenizer, and the format of a reward model's head: None if
+    the model's own class scores a whole row (see `classifier`).
+
+    Raises CheckpointRefused, and what transformers and safetensors raise.
+    """
+    arguments = {
+        "revision": settings.revision,
+        "dtype": getattr(torch, settings.dtype),
+        "trust_remote_code": settings.trust_remote_code,
+        "use_safetensors": None if settings.allow_pickle else True,
+        "ignore_mismatched_sizes": True,  # so that they are listed, and refused by name
+        "output_loading_info": True,
+    }
+    if gguf is not None:
+        model, tokenizer = load_gguf(gguf, settings.task, arguments)
+    else:
+        refuse_unknown_quantisation(source, settings.revision)
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, revision=settings.revision, trust_remote_code=settings.trust_remote_code
+        )
+        if settings.task == "reward_model":
+            if adapter is None and settings.head is None and not settings.normalize_reward:
+                classifier = load_classifier(source, arguments)
+                if classifier is not None:
+                    return classifier, tokenizer, None
+            model, head_format = load_reward_model(source, settings, arguments, adapter=adapter)
+            return model, tokenizer, head_format
+        model = load_language_model(source, arguments)
+    if adapter is not None:
+        adapter.add_to(model)
+    return model, tokenizer, None

@@ -1,0 +1,210 @@
+"""Encoders and encoder-decoders: the score is their own class's, of prompt and response as their
+tokenizer pairs two texts, whatever else is in the batch."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers as tf
+from tokenizers.processors import TemplateProcessing
+
+from fakes import tiny
+from tokenreward.checkpoints.checkpoint import CheckpointRefused, load_checkpoint
+from tokenreward.contract import Needs, Row, RowRequest
+from tokenreward.engine import Engine
+from tokenreward.errors import CreditNotSupported
+from tokenreward.forward.two_way import TwoWayLayout
+from tokenreward.settings import DeploymentSettings
+from tokenreward.wire import ItemResult, RewardsRequest, parse
+
+SIZES = {
+    "vocab_size": tiny.VOCAB_SIZE,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+    "pad_token_id": tiny.PAD_ID,
+    "bos_token_id": tiny.BOS_ID,
+    "eos_token_id": tiny.END_ID,
+    "num_labels": 1,
+}
+T5 = {
+    "d_model": 32, "d_ff": 48, "d_kv": 8, "num_layers": 2, "num_heads": 4,
+    "decoder_start_token_id": tiny.PAD_ID,
+}  # fmt: skip
+CLASSES = {
+    "bert": lambda: tf.BertForSequenceClassification(tf.BertConfig(**SIZES)),
+    "roberta": lambda: tf.RobertaForSequenceClassification(
+        tf.RobertaConfig(**SIZES, type_vocab_size=1)
+    ),
+    "deberta": lambda: tf.DebertaV2ForSequenceClassification(
+        tf.DebertaV2Config(
+            **SIZES,
+            relative_attention=True,
+            pos_att_type=["p2c", "c2p"],
+            position_biased_input=False,
+            type_vocab_size=0,
+        )
+    ),
+    "modernbert": lambda: tf.ModernBertForSequenceClassification(
+        tf.ModernBertConfig(**SIZES, classifier_pooling="mean", local_attention=8)
+    ),
+    "t5": lambda: tf.T5ForSequenceClassification(tf.T5Config(**SIZES, **T5)),
+}
+PAIRS = {
+    "t5": ("$A <|end|>", "$A <|end|> $B <|end|>"),
+    "other": ("<|bos|> $A <|end|>", "<|bos|> $A <|end|> $B:1 <|end|>:1"),
+}
+QUESTION, ANSWERS = "What is 2+2?", ("It is 4. Yes, 2+2 = 4; no doubt at all.", "No.")
+
+
+def pairing_tokenizer(name: str) -> Any:
+    tokenizer = copy.deepcopy(tiny.tokenizer())
+    single, pair = PAIRS.get(name, PAIRS["other"])
+    special = [("<|bos|>", tiny.BOS_ID), ("<|end|>", tiny.END_ID)]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=single, pair=pair, special_tokens=special
+    )
+    tokenizer.chat_template = None
+    return tokenizer
+
+
+def name_inputs(folder: Path) -> None:
+    """Has a saved tokenizer give segments, as BERT's does."""
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    config["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
+    path.write_text(json.dumps(config))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A reward model of each class, saved with its tokenizer."""
+    root, saved = tmp_path_factory.mktemp("encoders"), {}
+    for name, build in CLASSES.items():
+        torch.manual_seed(0)
+        model = build()
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                torch.nn.init.normal_(parameter, std=0.15)
+        model.save_pretrained(root / name)
+        pairing_tokenizer(name).save_pretrained(root / name)
+        saved[name] = root / name
+    name_inputs(saved["bert"])
+    return saved
+
+
+def settings(folder: Path, *scorers: str, **fields: Any) -> DeploymentSettings:
+    return DeploymentSettings(
+        name="x",
+        checkpoint=str(folder),
+        task="reward_model",
+        scorers=[{"type": scorer} for scorer in scorers],
+        **fields,
+    )
+
+
+def own_score(folder: Path, name: str, answer: str) -> float:
+    """The class's own call on the pair, in float64."""
+    tokenizer = tf.AutoTokenizer.from_pretrained(folder)
+    pair = tokenizer(QUESTION, answer, return_tensors="pt")
+    model = tf.AutoModelForSequenceClassification.from_pretrained(folder).double().eval()
+    assert ("token_type_ids" in pair) == (name == "bert")
+    with torch.inference_mode():
+        return float(model(**pair).logits[0, 0])
+
+
+async def results(engine: Engine, **fields: Any) -> list[ItemResult]:
+    items = [{"prompt": QUESTION, "response": answer} for answer in ANSWERS]
+    try:
+        return (await engine.score(parse(RewardsRequest, {"items": items, **fields}))).items
+    finally:
+        await engine.close()
+
+
+@pytest.mark.parametrize("name", CLASSES)
+async def test_the_score_is_the_classes_own_of_question_and_answer(
+    folders: dict[str, Path], name: str
+) -> None:
+    engine = Engine.load(settings(folders[name], "reward_model"))
+    (listing,) = engine.describe()
+    assert listing["layout"] == "padded"
+    assert listing["credits"] == ["last", "uniform", "discount"]
+    for result, answer in zip(
+        await results(engine, scorer="reward_model", credit={"name": "uniform"}),
+        ANSWERS,
+        strict=True,
+    ):
+        truth = own_score(folders[name], name, answer)
+        assert result.error is None
+        assert result.score == pytest.approx(truth, abs=1e-5 * max(1.0, abs(truth)))
+        assert sum(result.rewards) == pytest.approx(truth, abs=1e-5 * max(1.0, abs(truth)))
+
+
+@pytest.mark.parametrize("name", ["bert", "modernbert", "t5"])
+async def test_attention_is_what_the_pooled_token_pays(folders: dict[str, Path], name: str) -> None:
+    engine = Engine.load(settings(folders[name], "attention_dense"))
+    tokenizer = tf.AutoTokenizer.from_pretrained(folders[name])
+    pair = tokenizer(QUESTION, ANSWERS[0], return_tensors="pt")
+    model = tf.AutoModelForSequenceClassification.from_pretrained(
+        folders[name], attn_implementation="eager"
+    )
+    output = model.double().eval()(**pair, output_attentions=True)
+    maps = output.cross_attentions if name == "t5" else output.attentions
+    last = maps[-1][0].mean(dim=0)
+    pooled = {"bert": last[0], "modernbert": last.mean(dim=0), "t5": last[-1]}[name]
+    num_response = len(tokenizer(ANSWERS[0], add_special_tokens=False)["input_ids"]) + 1
+    weights = (pooled[-num_response:] / pooled[-num_response:].sum()).detach().numpy()
+    (result, _) = await results(
+        engine, scorer="attention_dense", credit={"name": "attention", "beta": 1.0}
+    )
+    assert result.rewards == pytest.approx(result.score * weights, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_row_scores_the_same_in_any_company(folders: dict[str, Path], name: str) -> None:
+    checkpoint = load_checkpoint(settings(folders[name], "reward_model"))
+    layout, generator = TwoWayLayout(checkpoint), np.random.default_rng(0)
+    layout.call_tokens = 10**6
+    requests = []
+    for length in (3, 40, 17, 5):
+        ids = generator.integers(tiny.PAD_ID + 1, tiny.VOCAB_SIZE, size=length)
+        ids[-1] = tiny.END_ID
+        requests.append(RowRequest(Row(ids, 1, length), Needs(pooled=True)))
+    alone = [layout.run([request])[0].pooled for request in requests]
+    together = [outputs.pooled for outputs in layout.run(requests[::-1])][::-1]
+    assert together == pytest.approx(alone, abs=1e-5)
+    assert layout.num_computed([request.row for request in requests]) >= 4 * 40
+
+
+async def test_values_of_tokens_are_refused_by_name(folders: dict[str, Path]) -> None:
+    engine = Engine.load(settings(folders["deberta"], "reward_model"))
+    with pytest.raises(CreditNotSupported, match="`values`"):
+        await results(engine, scorer="reward_model", credit={"name": "values"})
+
+
+def test_a_scorer_of_values_is_refused_by_name(folders: dict[str, Path]) -> None:
+    process = DeploymentSettings(
+        name="x",
+        checkpoint=str(folders["deberta"]),
+        task="reward_model",
+        scorers=[{"type": "process", "options": {"step_tag": "<|user|>"}}],
+    )
+    with pytest.raises(CheckpointRefused, match=r"scorer `process` .* tokens of an encoder"):
+        Engine.load(process)
+
+
+def test_positions_that_begin_behind_the_paddings_are_fewer(folders: dict[str, Path]) -> None:
+    checkpoints = {
+        name: load_checkpoint(settings(folders[name], "reward_model"))
+        for name in ("bert", "roberta")
+    }
+    assert checkpoints["bert"].max_positions == 128
+    assert checkpoints["roberta"].max_positions == 128 - tiny.PAD_ID - 1

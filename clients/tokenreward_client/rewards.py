@@ -42,6 +42,7 @@ class Rewards:
         version: The version of that model's weights.
         error: Why the item has no rewards; set only with `on_error="return"`.
         scorers: The answers of several scorers by name; None if the call named a single one.
+        scores: By name, all labels of a reward model with several; None of any other scorer.
         step_scores: float32 [steps], of a scorer that finds reasoning steps; None of any other.
         step_ids: int64 [units]: the step, from 0, in which each unit ends; None as `step_scores`.
         sources: Model and version of the scorers that the gateway asked on behalf of others, by
@@ -56,6 +57,7 @@ class Rewards:
     version: int | None = None
     error: ErrorDetail | None = None
     scorers: Mapping[str, Rewards] | None = None
+    scores: Mapping[str, float] | None = None
     step_scores: npt.NDArray[np.float32] | None = None
     step_ids: npt.NDArray[np.int64] | None = None
     sources: Mapping[str, ModelVersion] = field(default_factory=dict)
@@ -194,7 +196,10 @@ def _read_result(result: ScorerResult, *, num_units: int | None, where: str) -> 
     vector = None
     if result.rewards is not None:
         vector = _read_vector(result.rewards, num_units=num_units, where=f"{where}.rewards")
-    answer = replace(answer, rewards=vector, score=result.score)
+    for name, number in (result.scores or {}).items():
+        if not math.isfinite(number):
+            raise BadReply(f"{where}.scores.{name} is not finite")
+    answer = replace(answer, rewards=vector, score=result.score, scores=result.scores)
     if result.step_scores is None and result.step_ids is None:
         return answer
     if result.step_scores is None or result.step_ids is None:

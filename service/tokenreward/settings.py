@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, FiniteFloat, model_validator
 
 from tokenreward.wire import NAME_PATTERN
 from tokenreward.wire.dependencies import score_source
@@ -71,6 +71,20 @@ class HeadSettings(BaseModel, extra="forbid", frozen=True):
         default=None,
         description="What the trunk's names begin with, as `transformer`; default: what most do.",
     )
+    label: int | None = Field(
+        default=None, ge=0, description="Index of the label that is the value, of several."
+    )
+    label_weights: tuple[FiniteFloat, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="One per label: the value is the weighted sum of the labels.",
+    )
+
+    @model_validator(mode="after")
+    def _a_label_or_weights(self) -> HeadSettings:
+        if self.label is not None and self.label_weights is not None:
+            raise ValueError("`label` and `label_weights` exclude each other")
+        return self
 
 
 class DeploymentSettings(BaseModel, extra="forbid", frozen=True):

@@ -105,7 +105,7 @@ def test_a_reward_model_whose_head_is_missing_is_refused(tmp_path: Path) -> None
 
 
 def test_a_reward_model_with_three_labels_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointRefused, match="3 labels"):
+    with pytest.raises(CheckpointRefused, match=r"3 labels \(0 LABEL_0, .*`head: {label: ...}`"):
         load_checkpoint(
             settings(tiny.save(tmp_path, task="reward_model", num_labels=3), "reward_model")
         )
@@ -138,7 +138,7 @@ def test_a_value_head_is_built_once_when_the_checkpoint_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     built, build = [], ValueHead.of
-    monkeypatch.setattr(ValueHead, "of", lambda model: built.append(model) or build(model))
+    monkeypatch.setattr(ValueHead, "of", lambda model, _: built.append(model) or build(model))
     checkpoint = load_checkpoint(settings(tiny.save(tmp_path, task="reward_model"), "reward_model"))
     assert checkpoint.value_head is checkpoint.value_head
     assert built == [checkpoint.model]

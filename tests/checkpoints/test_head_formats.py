@@ -184,7 +184,9 @@ def load(folder: Path, **more: Any) -> Checkpoint:
     )
 
 
-def truth(architecture: str, head: Tensors, ids: np.ndarray) -> np.ndarray:
+def truth(
+    architecture: str, head: Tensors, ids: np.ndarray, label: int | None = None
+) -> np.ndarray:
     """The head by hand, float64, on the float64 states of the base model that the folder was made
     of."""
     with torch.no_grad():
@@ -200,6 +202,8 @@ def truth(architecture: str, head: Tensors, ids: np.ndarray) -> np.ndarray:
         x = np.maximum(x, 0) if depth else x
         x = x @ head[f"{place}.weight"].double().numpy().T
         x = x + head[f"{place}.bias"].double().numpy() if f"{place}.bias" in head else x
+    if label is not None:
+        return x[:, label]
     return x[:, 0] if x.shape[1] == 1 else x[:, 1] - x[:, 0]
 
 
@@ -432,9 +436,47 @@ def test_a_config_that_says_another_number_of_labels_than_the_head_has_is_no_mat
 def test_a_head_of_three_labels_is_refused(tmp_path: Path, case: str) -> None:
     trunk, head, _ = CASES[case]
     head = {name: random_tensor(3, HIDDEN) for name in head}
-    assert "3 labels; a reward model has 1 or 2" in refusal_of(
-        write(tmp_path, "llama", trunk(tiny.model("llama")) | head, {"num_labels": 3})
+    names = {"0": "helpful", "1": "correct", "2": "brief"}
+    folder = write(tmp_path, "llama", trunk(tiny.model("llama")) | head, {"id2label": names})
+    assert (
+        "the value head has 3 labels (0 helpful, 1 correct, 2 brief): `head: {label: ...}`"
+        in refusal_of(folder)
     )
+    assert "`label` is 3; the value head's labels are 0 to 2: 0 helpful" in refusal_of(
+        folder, head={"label": 3}
+    )
+    assert "`label_weights` has 2 entries for the 3 labels" in refusal_of(
+        folder, head={"label_weights": [1, 2]}
+    )
+
+
+@pytest.mark.parametrize(
+    ("case", "num_labels", "settings", "weights"),
+    [
+        ("score", 3, {"label": 1}, [0, 1, 0]),
+        ("score.mlp, PRM", 3, {"label_weights": [0.5, -2.0, 0.0]}, [0.5, -2, 0]),
+        ("score of a token classifier", 2, {"label": 0}, [1, 0]),
+    ],
+)
+def test_a_label_or_a_weighted_sum_of_labels_is_the_value_and_all_of_them_are_told(
+    tmp_path: Path, case: str, num_labels: int, settings: dict[str, Any], weights: list[float]
+) -> None:
+    trunk, head, _ = CASES[case]
+    last = max(name.rsplit(".", 1)[0] for name in head)
+    for name in [name for name in head if name.startswith(f"{last}.")]:
+        head = head | {name: random_tensor(num_labels, *head[name].shape[1:])}
+    folder = write(tmp_path, "llama", trunk(tiny.model("llama")) | head)
+    checkpoint, ids = load(folder, head=settings), np.arange(3, 40)
+    labels = np.stack([truth("llama", head, ids, label) for label in range(num_labels)], axis=1)
+    rows = [RowRequest(Row(ids[:n], 1, n), Needs(values=True)) for n in (9, len(ids))]
+    names = [f"LABEL_{label}" for label in range(num_labels)]
+    for layout in (PlainLayout, PackedLayout):
+        for (row, _), outputs in zip(rows, layout(checkpoint).run(rows), strict=True):
+            scores = [outputs.scores[name] for name in names]
+            own = labels[: len(row.ids)]
+            np.testing.assert_allclose(scores, own[-1], atol=1e-4)
+            np.testing.assert_allclose(outputs.values, own @ weights, atol=1e-4)
+            np.testing.assert_allclose(outputs.pooled, own[-1] @ weights, atol=1e-4)
 
 
 def test_a_head_of_another_width_is_refused(tmp_path: Path) -> None:

@@ -67,6 +67,16 @@ def test_a_line_has_the_steps_of_a_scorer_that_finds_them(
     assert (entry["step_scores"], entry["step_ids"]) == ([0.1, 0.5], [0, 1])
 
 
+def test_a_line_has_all_labels_of_a_reward_model_that_has_several(
+    edge: Any, file: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edge.script.append(edge.changed(1, scores={"helpful": 0.5, "brief": -2.0}))
+    assert main(["score", file(2), "--url", edge.url]) == 0
+    without, entry = entries(capsys.readouterr().out)
+    assert "scores" not in without
+    assert entry["scores"] == {"helpful": 0.5, "brief": -2.0}
+
+
 def test_bad_lines_and_failed_items_are_errors_and_the_others_are_not_lost(
     edge: Any, file: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:

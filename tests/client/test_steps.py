@@ -33,6 +33,16 @@ def test_steps_of_one_of_several_scorers_are_its_own(edge: Any, score: Any, item
     assert answer.scorers["b"].step_scores is None
 
 
+def test_further_scores_come_by_name_and_must_be_finite(edge: Any, score: Any, items: Any) -> None:
+    labels = {"helpful": 0.5, "brief": -2.0}
+    edge.script.append(edge.changed(1, scores=labels))
+    without, answer = score(items(2))
+    assert (without.scores, answer.scores) == (None, labels)
+    edge.script.append(edge.changed(0, scores={"helpful": 1e999}))
+    with pytest.raises(BadReply, match=r"not finite|Infinity|inf"):
+        score(items(1))
+
+
 @pytest.mark.parametrize(
     ("steps", "message"),
     [

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import pytest
+import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from fakes import oracle, tiny
 from tokenreward import errors
 from tokenreward.wire import RewardsRequest, decode_rewards, encode_ids, parse
+from tokenreward.wire.reply import parse_reply, write_reply
 
 PROMPT = [{"role": "user", "content": "2+2?"}]
 RESPONSE = "It is 4. Yes, no doubt."
@@ -103,6 +106,38 @@ async def test_an_end_of_turn_inside_ids_is_an_ordinary_token(
         oracle.logits(exact_lm, what.ids), what, alpha=1.0, terminal_is_zero=False
     )
     np.testing.assert_allclose(item.rewards, truth, atol=1e-4)
+
+
+async def test_all_labels_of_a_reward_model_come_beside_the_one_that_is_the_reward(
+    make_engine: Callable[..., Any], tmp_path: Path
+) -> None:
+    """The weights of labels are of the deployment; the other labels are told, and no more."""
+    folder = tiny.save(tmp_path, task="reward_model", num_labels=3)
+    exact = oracle.double(tiny.model("llama", "reward_model", num_labels=3))
+    weights, scorers = [1.0, -0.5, 0.25], ["reward_model", "attention_dense"]
+    engine = make_engine(
+        "reward_model", scorers, checkpoint=folder, head={"label_weights": weights}
+    )
+    ids = np.arange(3, 12)
+    body = {
+        "scorers": scorers,
+        "items": [{"prompt": ids[:4].tolist(), "response": ids[4:].tolist()}],
+    }
+    reply = await engine.score(parse(RewardsRequest, body))
+    single = {"scorer": "reward_model", "items": body["items"]}
+    alone = await engine.score(parse(RewardsRequest, single))
+    await engine.close()
+    with torch.no_grad():
+        labels = exact(input_ids=torch.from_numpy(ids)[None]).logits[0].numpy()
+    results = reply.items[0].scorers
+    assert results is not None
+    for result in (*results.values(), alone.items[0]):
+        assert result.score == pytest.approx(labels @ weights, abs=1e-4)
+        assert list(result.scores or ()) == ["LABEL_0", "LABEL_1", "LABEL_2"]
+        np.testing.assert_allclose(list((result.scores or {}).values()), labels, atol=1e-4)
+    written = parse_reply(orjson.dumps(write_reply(reply), option=orjson.OPT_SERIALIZE_NUMPY))
+    assert written.items[0].scorers is not None
+    assert written.items[0].scorers["reward_model"].scores == results["reward_model"].scores
 
 
 async def test_reward_model_puts_the_head_at_the_last_response_token_on_the_last_unit(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -9,7 +10,13 @@ from pydantic import BaseModel, ValidationError
 
 from fakes.configs import deployment, refusal, service
 from tokenreward.config import parse_settings
-from tokenreward.settings import DeploymentSettings, HeadSettings, ScorerSettings, Settings
+from tokenreward.settings import (
+    DeploymentSettings,
+    HeadSettings,
+    ScorerSettings,
+    Settings,
+    SettingsError,
+)
 
 
 def test_the_smallest_configuration_is_one_checkpoint_with_one_scorer() -> None:
@@ -219,3 +226,21 @@ def test_a_revision_of_nothing_is_refused(name: str, of: str) -> None:
         f"`deployments[0]`: `{name}` has no effect without `{of}`"
     ]
     parse_settings(service(deployment(**{name: "main", of: "org/model"})))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"task": "causal_lm", "head": {"label": 1}}, "`head` has no effect with task"),
+        ({"head": {"label": 1, "label_weights": [1.0]}}, "`label_weights` exclude each other"),
+        ({"head": {"label": -1}}, "greater than or equal to 0"),
+        ({"head": {"label_weights": [float("nan")]}}, "finite"),
+        ({"head": {"labels": 1}}, "unknown setting `deployments[0].head.labels`"),
+        ({"head": {"activation": "swish"}}, "'relu', 'gelu', 'silu' or 'tanh'"),
+    ],
+    ids=str,
+)
+def test_a_head_that_cannot_be_is_refused(fields: dict[str, Any], message: str) -> None:
+    fields = {"task": "reward_model", "scorers": [{"type": "reward_model"}], **fields}
+    with pytest.raises(SettingsError, match=re.escape(message)):
+        parse_settings(service(deployment(**fields)))

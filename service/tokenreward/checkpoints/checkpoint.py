@@ -26,7 +26,7 @@ from tokenreward.checkpoints.reward_model import refuse_unreadable
 from tokenreward.checkpoints.value_head import ValueHead
 from tokenreward.checkpoints.weight_files import find, resolve
 from tokenreward.contract import Task
-from tokenreward.settings import DeploymentSettings, SettingsError
+from tokenreward.settings import DeploymentSettings, HeadSettings, SettingsError
 
 __all__ = [
     "Checkpoint",
@@ -50,6 +50,7 @@ class Checkpoint:
         head_format: How a reward model's head was stored (see `head_formats`).
         reference: The model that this one is compared with (see `reference`). It may be the same
             model, to be read without its adapter.
+        head_settings: What the operator says of a reward model's head.
         adapter_base: The base that the adapter says it was trained on.
         is_classifier: Whether the model's own class scores a whole row, and tokens have no values
             (see `classifier`).
@@ -60,6 +61,7 @@ class Checkpoint:
     task: Task
     device: torch.device
     head_format: str | None = None
+    head_settings: HeadSettings | None = None
     reference: Checkpoint | None = None
     adapter_base: str | None = None
     is_classifier: bool = False
@@ -77,7 +79,7 @@ class Checkpoint:
     @cached_property
     def value_head(self) -> ValueHead:
         """A reward model's head. Raises CheckpointRefused."""
-        return ValueHead.of(self.model)
+        return ValueHead.of(self.model, self.head_settings)
 
     @property
     def head_dim(self) -> int | None:
@@ -209,6 +211,7 @@ def load_checkpoint(settings: DeploymentSettings) -> Checkpoint:
             task=settings.task,
             device=device,
             head_format=head_format,
+            head_settings=settings.head,
             adapter_base=None if adapter is None else adapter.base,
             is_classifier=is_classifier,
         )

@@ -2,9 +2,10 @@
 
 It computes in float32 whatever the trunk's dtype:
 
-    logits = W h + b, or of an MLP: W2 f(W1 h + b1) + b2, ...      (1 or 2 of them)
+    logits = W h + b, or of an MLP: W2 f(W1 h + b1) + b2, ...      (one per label)
     value  = (label - mean) / std
     label  = the logit, or logit[1] - logit[0] of two
+             of any number: the one that the operator names, or sum_k weight_k logit_k
 
 f is a ReLU unless the operator says otherwise. mean and std are 0 and 1 unless the checkpoint's
 configuration, or the operator, sets `normalize_reward` (OpenRLHF's eval-mode forward; safe-rlhf
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -25,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenreward.checkpoints.refusal import CheckpointRefused
+from tokenreward.settings import HeadSettings
 
 _TILE_ROWS = 1024
 # Tensors of a stored normaliser: `normalizer.mean`, `normalizer.var`, ..., or `mean` and `std`.
@@ -51,6 +53,9 @@ class ValueHead:
         mean: Subtracted from the label.
         std: The label is divided by it after that.
         note: The head in words, for the log.
+        label_weights: Of the labels' weighted sum [k]; None for one label, or the difference of
+            two.
+        label_names: What each label is called; empty where `label_weights` is None.
     """
 
     layers: tuple[nn.Linear, ...]
@@ -58,11 +63,21 @@ class ValueHead:
     mean: float
     std: float
     note: str
+    label_weights: Tensor | None = None
+    label_names: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, model: Any) -> ValueHead:
-        """The head on a model, with the affine of the model's configuration. Raises
-        CheckpointRefused."""
+    def of(cls, model: Any, settings: HeadSettings | None = None) -> ValueHead:
+        """The head on a model, with the affine of the model's configuration.
+
+        Args:
+            model: The model.
+            settings: Which of its labels is the value.
+
+        Raises:
+            CheckpointRefused: There is no head that can be computed, or several labels and none is
+                named.
+        """
         modules = (getattr(model, name, None) for name in _ATTRIBUTES)
         layers = _layers_of(next((module for module in modules if module is not None), None))
         if layers is None:
@@ -72,15 +87,18 @@ class ValueHead:
             )
         linears, activation = layers
         num_labels = linears[-1].out_features
-        if num_labels not in (1, 2):
-            raise CheckpointRefused(
-                f"the value head has {num_labels} labels; a reward model has 1 or 2"
-            )
+        label_names = _label_names(model.config, num_labels)
+        weights = _label_weights(label_names, settings)
         shapes = [f"Linear({layer.in_features}, {layer.out_features})" for layer in linears]
         note = f", {type(activation).__name__}, ".join(shapes)
+        mean, std, affine_note = _affine(model.config)
+        if weights is not None:
+            labels = [f"{w:g} {name}" for w, name in zip(weights, label_names, strict=True) if w]
+            note = f"{note}, {' + '.join(labels)}{affine_note}"
+            on_device = torch.tensor(weights, device=linears[-1].weight.device)
+            return cls(linears, activation, mean, std, note, on_device, label_names)
         if num_labels == 2:
             note += ", logit[1] - logit[0]"
-        mean, std, affine_note = _affine(model.config)
         return cls(linears, activation, mean, std, note + affine_note)
 
     def values(self, hidden: Tensor) -> Tensor:
@@ -88,19 +106,22 @@ class ValueHead:
         if not len(hidden):
             return hidden.new_empty(0, dtype=torch.float32)
         tiles = torch.split(hidden, _TILE_ROWS)
-        return torch.cat([self.of_logits(self._logits(tile)) for tile in tiles])
+        return torch.cat([self.of_logits(self.logits(tile)) for tile in tiles])
 
     def of_logits(self, logits: Tensor) -> Tensor:
         """The value [n], float32, of logits [n, labels]."""
         wide = logits.float()
         label = wide[:, 0]
-        if wide.shape[1] == 2:
+        if self.label_weights is not None:
+            label = (wide * self.label_weights).sum(dim=1)
+        elif wide.shape[1] == 2:
             label = wide[:, 1] - label
         if (self.mean, self.std) == (0.0, 1.0):
             return label
         return (label - self.mean) / self.std
 
-    def _logits(self, rows: Tensor) -> Tensor:
+    def logits(self, rows: Tensor) -> Tensor:
+        """Every label's logit [n, k], float32, at hidden [n, h] of any dtype."""
         x = rows.float()
         for index, layer in enumerate(self.layers):
             if index:
@@ -198,6 +219,46 @@ def _layers_of(module: object) -> tuple[tuple[nn.Linear, ...], nn.Module] | None
     if not kinds <= set(ACTIVATIONS.values()):
         return None
     return tuple(linears), layers[1]
+
+
+def _label_names(config: Any, num_labels: int) -> tuple[str, ...]:
+    """What each label is called: by config.json, if it has names for just these labels."""
+    names = getattr(config, "id2label", None) or {}
+    labels = [str(names.get(label, f"LABEL_{label}")) for label in range(num_labels)]
+    if len(names) != num_labels or len(set(labels)) != num_labels:
+        labels = [f"LABEL_{label}" for label in range(num_labels)]
+    return tuple(labels)
+
+
+def _label_weights(names: Sequence[str], settings: HeadSettings | None) -> list[float] | None:
+    """The weight of each label; None for a single label, or the difference of two.
+
+    Raises:
+        CheckpointRefused: There are more than two labels and no setting, or the setting is for
+            other labels than there are.
+    """
+    labels = ", ".join(f"{index} {name}" for index, name in enumerate(names))
+    label = None if settings is None else settings.label
+    weights = None if settings is None else settings.label_weights
+    if label is not None and label >= len(names):
+        raise CheckpointRefused(
+            f"`label` is {label}; the value head's labels are 0 to {len(names) - 1}: {labels}"
+        )
+    if weights is not None and len(weights) != len(names):
+        raise CheckpointRefused(
+            f"`label_weights` has {len(weights)} entries for the {len(names)} labels of the value "
+            f"head: {labels}"
+        )
+    if label is not None:
+        return [float(index == label) for index in range(len(names))]
+    if weights is not None:
+        return list(weights)
+    if len(names) > 2:
+        raise CheckpointRefused(
+            f"the value head has {len(names)} labels ({labels}): `head: {{label: ...}}` says which "
+            "is the reward, or `head: {label_weights: [...]}` how they add up to it"
+        )
+    return None
 
 
 def _affine(config: Any) -> tuple[float, float, str]:

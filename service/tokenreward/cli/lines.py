@@ -198,6 +198,8 @@ def json_line(line: Line, answer: Rewards) -> str:
         "score": answer.score,
         "error": None if answer.error is None else asdict(answer.error),
     }
+    if answer.scores is not None:
+        entry["scores"] = dict(answer.scores)
     if answer.step_scores is not None and answer.step_ids is not None:
         entry |= {"step_scores": _short(answer.step_scores), "step_ids": answer.step_ids.tolist()}
     return json.dumps(entry, ensure_ascii=False) + "\n"

@@ -111,6 +111,7 @@ class Outputs:
         logits: For each label, its raw logit at the same positions.
         values: The value head at the token before the response and at each response token.
         pooled: The value head at the row's last token.
+        scores: By name, every label there, of a value head whose operator names one or weighs them.
         attention: Three readings. `last` [n] is the row of the last token. `last_step` [n] is the
             row of the token that predicted the last response token. `mean_step` [r] is, for each
             response token, the mean over the tokens that predicted a later response token and pay
@@ -123,6 +124,7 @@ class Outputs:
     logits: dict[int, Float32[np.ndarray, " r+1"]] = field(default_factory=dict)
     values: Float32[np.ndarray, " r_and_1"] | None = None
     pooled: float | None = None
+    scores: dict[str, float] = field(default_factory=dict)
     attention: dict[Reading, Float32[np.ndarray, " _"]] = field(default_factory=dict)
 
     def log_probs(self, temperature: float) -> Float64[np.ndarray, " r"]:

@@ -35,6 +35,8 @@ class Signals:
             another: the last token of a unit stands for it.
         weights: How much of the score each token earns: at least 0, and 1 in sum over the unmasked
             tokens.
+        scores: Further numbers of the whole response by name, which the reply shows beside the
+            score.
         step_scores: A number per reasoning step, which the reply shows beside the rewards.
         step_ends: The response token that ends each step, strictly increasing; the last one is the
             response's. A step's tokens are those after the end of the step before.
@@ -44,6 +46,7 @@ class Signals:
     values: Float32[np.ndarray, " r"] | None = None
     kind: Literal["increments", "levels"] = "increments"
     weights: Float32[np.ndarray, " r"] | None = None
+    scores: dict[str, float] | None = None
     step_scores: Float32[np.ndarray, " k"] | None = None
     step_ends: Int64[np.ndarray, " k"] | None = None
 

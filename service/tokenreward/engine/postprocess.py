@@ -51,6 +51,7 @@ def item_result(
         rewards=result.rewards,
         score=result.score,
         error=result.error,
+        scores=result.scores,
         step_scores=result.step_scores,
         step_ids=result.step_ids,
     )
@@ -89,9 +90,10 @@ def _score(job: Job, plan: Plan, outputs: Sequence[Outputs]) -> ScorerResult:
         rewards, plan.credit, job.scored, item.policy_logprobs, item.ref_logprobs
     )
     numbers = [array for array in (rewards, score, signals.step_scores) if array is not None]
+    numbers += (signals.scores or {}).values()
     if not all(np.isfinite(array).all() for array in numbers):
         raise NonFinite(f"scorer `{plan.name}` gave a number that is not finite")
-    result = ScorerResult(rewards=rewards, score=score)
+    result = ScorerResult(rewards=rewards, score=score, scores=signals.scores)
     if signals.step_scores is not None and signals.step_ends is not None:
         result.step_scores = signals.step_scores.tolist()
         result.step_ids = _step_ids(signals.step_ends, job).tolist()

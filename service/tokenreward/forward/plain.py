@@ -74,6 +74,9 @@ class PlainLayout:
             hidden = self._checkpoint.trunk(input_ids=ids, use_cache=False).last_hidden_state[0]
             values = self._value_head.values(hidden).cpu().numpy()
             fields |= {"values": values[row.start - 1 : row.stop], "pooled": float(values[-1])}
+            if self._value_head.label_names:
+                labels = self._value_head.logits(hidden[-1:])[0].tolist()
+                fields["scores"] = dict(zip(self._value_head.label_names, labels, strict=True))
         if needs.attention:
             fields["attention"] = self._attention(row, needs)
         return Outputs(**fields)

@@ -71,9 +71,16 @@ class Readout:
         if not any(needs.values or needs.pooled for _, needs in self._requests):
             return
         number = self._add(head.values(self._states))
+        ends = [np.searchsorted(self._places, places[-1]) for places in self._places_of_rows]
+        if head.label_names:
+            (at,) = to_device([np.asarray(ends)], self._states.device)
+            labels = self._add(head.logits(self._states[at]))
+            for index, parts in enumerate(self._parts):
+                parts["scores"] = {
+                    name: (labels, (index, k)) for k, name in enumerate(head.label_names)
+                }
         for index, (row, needs) in enumerate(self._requests):
-            end = self._places_of_rows[index][-1]
-            self._parts[index]["pooled"] = (number, int(np.searchsorted(self._places, end)))
+            self._parts[index]["pooled"] = (number, int(ends[index]))
             if needs.values:
                 self._parts[index]["values"] = (number, self._predicting(index, row))
 

@@ -41,4 +41,8 @@ class Scorer(contract.Scorer):
         total = weights.sum()
         if total == 0:
             raise ScorerFailed("the pooled token pays no attention to any unmasked response token")
-        return Signals(score=outputs[0].pooled, weights=(weights / total).astype(np.float32))
+        return Signals(
+            score=outputs[0].pooled,
+            weights=(weights / total).astype(np.float32),
+            scores=outputs[0].scores or None,
+        )

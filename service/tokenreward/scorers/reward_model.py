@@ -6,6 +6,9 @@ response's own tokens, as levels: each is the model's judgement of the prefix th
 model is that of Ouyang et al. 2022, 2203.02155. No paper trains the intermediate values, so `last`
 is the default credit.
 
+Of a head with several labels, the value is the one that the deployment's `head` names, or their
+weighted sum; all of them at the pooled token are `scores`.
+
 With `red` the values are increments (RED: Li et al. 2024, 2411.08302):
 
     r_t = RM(x, y_<=t) - RM(x, y_<t)
@@ -52,11 +55,13 @@ class Scorer(contract.Scorer):
     def score(self, sample: Sample, outputs: Sequence[Outputs], options: Options) -> Signals:
         values, pooled = outputs[0].values, outputs[0].pooled
         assert pooled is not None
+        scores = outputs[0].scores or None
         if values is None:
-            return Signals(score=pooled)
+            return Signals(score=pooled, scores=scores)
         if options.red:
-            return Signals(score=pooled, values=_increments(values, pooled), kind="increments")
-        return Signals(score=pooled, values=values[1:], kind="levels")
+            increments = _increments(values, pooled)
+            return Signals(score=pooled, values=increments, kind="increments", scores=scores)
+        return Signals(score=pooled, values=values[1:], kind="levels", scores=scores)
 
 
 def _increments(values: Float32[np.ndarray, " n"], pooled: float) -> Float32[np.ndarray, " n-1"]:

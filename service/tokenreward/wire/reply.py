@@ -69,6 +69,7 @@ class ScorerResult:
         error: Why there are no rewards.
         model: The model that computed the result.
         version: The version of that model's weights.
+        scores: By name, further numbers of the response: all labels of a reward model with several.
         step_scores: One number per reasoning step, of a scorer that finds steps (`process`).
         step_ids: For each unit the step, from 0, that its last token belongs to.
     """
@@ -78,6 +79,7 @@ class ScorerResult:
     error: ErrorDetail | None = None
     model: str | None = None
     version: int | None = None
+    scores: dict[str, float] | None = None
     step_scores: list[float] | None = None
     step_ids: list[int] | None = None
 
@@ -235,6 +237,8 @@ def _write_result(result: ScorerResult, encoding: EncodingFormat) -> dict[str, A
         rewards = encode_rewards(rewards)
     error = None if result.error is None else asdict(result.error)
     body: dict[str, Any] = {"rewards": rewards, "score": result.score, "error": error}
+    if result.scores is not None:
+        body["scores"] = result.scores
     if result.step_scores is not None:
         body |= {"step_scores": result.step_scores, "step_ids": result.step_ids}
     return body

@@ -19,6 +19,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    BertConfig,
     BloomConfig,
     CohereConfig,
     DeepseekV3Config,
@@ -39,6 +40,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen3Config,
     Qwen3NextConfig,
+    RobertaConfig,
 )
 
 from tokenreward.checkpoints.checkpoint import Checkpoint
@@ -66,6 +68,15 @@ _LLAMA = {
 }
 _IDS = {
     name: _LLAMA[name] for name in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
+}
+
+_ENCODER = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 512,
+    **_IDS,
 }
 
 ARCHITECTURES: dict[str, Callable[[], Any]] = {
@@ -150,6 +161,10 @@ ARCHITECTURES: dict[str, Callable[[], Any]] = {
         },
         original_max_position_embeddings=10,
     ),
+    # As decoders. Both have a layer between trunk and head; RoBERTa counts positions from its own
+    # padding id on.
+    "bert": lambda: BertConfig(**_ENCODER, is_decoder=True),
+    "roberta": lambda: RobertaConfig(**_ENCODER, is_decoder=True),
     "bloom": lambda: BloomConfig(hidden_size=32, n_layer=3, n_head=4, **_IDS),
     "mamba": lambda: MambaConfig(hidden_size=32, num_hidden_layers=2, **_IDS),
     "gptj": lambda: GPTJConfig(

@@ -56,6 +56,24 @@ def test_others_are_served_padded_or_plain_with_a_reason_and_right_numbers(
     assert np.abs(outputs.lse[1.0] - oracle.logsumexp(rows)).max() <= bound
 
 
+@pytest.mark.parametrize(("architecture", "name"), [("bert", "packed"), ("roberta", "padded")])
+def test_a_model_that_computes_between_trunk_and_head_is_read_at_its_head(
+    architecture: str, name: str
+) -> None:
+    model = tiny.model(architecture)
+    exact = oracle.double(model)
+    layout = probe(model)
+    assert layout.name == name
+    lengths = (50, 30)
+    rows = [np.random.default_rng(size).integers(3, tiny.VOCAB_SIZE, size=size) for size in lengths]
+    requests = [RowRequest(Row(ids, 10, len(ids)), LM_NEEDS) for ids in rows]
+    for ids, outputs in zip(rows, layout.run(requests), strict=True):
+        truth = oracle.logits(exact, ids)[9:]
+        bound = 1e-5 * max(1.0, float(np.abs(truth).max()))
+        assert np.abs(outputs.chosen - truth[np.arange(len(ids) - 10), ids[10:]]).max() <= bound
+        assert np.abs(outputs.lse[1.0] - oracle.logsumexp(truth)).max() <= bound
+
+
 def test_an_alibi_reward_model_gives_its_own_attention_from_the_padded_layout() -> None:
     model = tiny.model("bloom", "reward_model")
     exact = oracle.double(model)

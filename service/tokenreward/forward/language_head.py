@@ -29,6 +29,9 @@ from tokenreward.forward.reduction import (
 
 _FLOAT_BYTES = 4
 
+# What configurations call the bound of their logits: Gemma, RecurrentGemma, xLSTM.
+_SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+
 # The rows x columns of a tile of logits. On a CPU it is 4 MiB, within its cache, and square: a
 # product of 1024 rows takes MKL 5 to 12 % less time than one of 256 rows and 4096 columns. On a GPU
 # there are few calls, and the logits still fit the L2 cache (32 MiB).
@@ -132,7 +135,8 @@ class LanguageHead:
         scale = float(getattr(config, "logit_scale", None) or 1.0)
         scale *= float(getattr(config, "lm_head_multiplier", None) or 1.0)
         scale /= float(getattr(config, "logits_scaling", None) or 1.0)
-        softcap = getattr(config, "final_logit_softcapping", None)
+        softcaps = (getattr(config, name, None) for name in _SOFTCAPS)
+        softcap = next((cap for cap in softcaps if cap is not None), None)
         is_half = head.weight.dtype in (torch.bfloat16, torch.float16)
         on_gpu = head.weight.device.type == "cuda"
         return cls(
@@ -263,3 +267,34 @@ class LanguageHead:
         converts = self.product is None and self.weight.dtype != torch.float32
         size = vocab_size, hidden_size, self.weight.element_size()
         return largest_tiles(self.weight.device.type, size, num_results, converts=converts)
+
+
+def states_before_head(checkpoint: Checkpoint, *, through_model: bool, **inputs: Tensor) -> Tensor:
+    """Runs a model up to its head. Raises RuntimeError for a head that the model did not call.
+
+    Args:
+        checkpoint: The model.
+        through_model: Run the model's own call and take what its head reads, for models that
+            compute something between trunk and head. The head then gets the first token alone.
+        **inputs: The arguments of the call, for b rows of n tokens.
+
+    Returns:
+        The hidden states [b, n, h] that the head reads.
+    """
+    if not through_model:
+        states: Tensor = checkpoint.trunk(use_cache=False, **inputs).last_hidden_state
+        return states
+    inputs_of_head: list[Tensor] = []
+
+    def take(head: Any, arguments: tuple[Tensor]) -> tuple[Tensor]:
+        inputs_of_head.append(arguments[0])
+        return (arguments[0][:, :1],)
+
+    handle = checkpoint.model.get_output_embeddings().register_forward_pre_hook(take)
+    try:
+        checkpoint.model(use_cache=False, **inputs)
+    finally:
+        handle.remove()
+    if len(inputs_of_head) != 1:
+        raise RuntimeError(f"the head was called {len(inputs_of_head)} times")
+    return inputs_of_head[0]

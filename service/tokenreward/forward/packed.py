@@ -26,7 +26,7 @@ from tokenreward.forward.attention import (
     choose_kernel,
 )
 from tokenreward.forward.kernels import VarlenKernel, attend_alone
-from tokenreward.forward.language_head import LanguageHead
+from tokenreward.forward.language_head import LanguageHead, states_before_head
 from tokenreward.forward.layout import Gap, in_order
 from tokenreward.forward.packing import num_packed, pack, sides
 from tokenreward.forward.patches import (
@@ -48,6 +48,7 @@ class PackedLayout:
     Attributes:
         kernel: The attention kernel.
         shares: Whether a prompt that rows of one pass have in common is computed once.
+        through_model: Whether the model's own call is run, up to its head, and not its trunk alone.
         language_head: The head of a language model.
         linear: The operator that float32 linears are computed through; None if it is torch's own.
         last_layer: The last layer, if it computes the wanted tokens only.
@@ -61,6 +62,7 @@ class PackedLayout:
         self._checkpoint = checkpoint
         self._rope_switch = rope_switch(checkpoint.text_config)
         self.gap: Gap | None = None
+        self.through_model = False
         self.linear: Linear | None = None
         self.last_layer: Any = None
         self.language_head: LanguageHead | None = None
@@ -186,13 +188,18 @@ class PackedLayout:
             stack.enter_context(attending(context))
             if self.last_layer is not None:
                 stack.enter_context(pruning(self.last_layer, states_at))
-            output = self._checkpoint.trunk(input_ids=ids, position_ids=positions, use_cache=False)
+            hidden = states_before_head(
+                self._checkpoint,
+                through_model=self.through_model,
+                input_ids=ids,
+                position_ids=positions,
+            )
         if context.num_calls != context.num_layers:
             raise RuntimeError(
                 f"{context.num_calls} of {context.num_layers} layers went through the attention "
                 "interface"
             )
-        return output.last_hidden_state[0], at
+        return hidden[0], at
 
 
 def _name(of: object) -> str:

@@ -19,7 +19,7 @@ import torch
 from tokenreward.checkpoints.checkpoint import Checkpoint
 from tokenreward.checkpoints.value_head import ValueHead
 from tokenreward.contract import Needs, Outputs, Reading, Row, RowRequest
-from tokenreward.forward.language_head import LanguageHead
+from tokenreward.forward.language_head import LanguageHead, states_before_head
 from tokenreward.forward.layout import Gap, in_order
 from tokenreward.forward.packing import sides
 from tokenreward.forward.patches import Linear, patch_linears, torch_linear
@@ -39,6 +39,7 @@ class PaddedLayout:
 
     Attributes:
         runs_ahead: Whether `launch` does not wait: it does wait for rows whose attention is read.
+        through_model: Whether the model's own call is run, up to its head, and not its trunk alone.
         call_tokens: What a call costs beside its tokens, in tokens (see `calls_of`).
         language_head: The head of a language model.
         linear: The operator that float32 linears are computed through; None if it is torch's own.
@@ -51,6 +52,7 @@ class PaddedLayout:
         self.gap: Gap | None = None
         self.reason: str | None = None
         self.runs_ahead = True
+        self.through_model = False
         self.call_tokens = CALL_TOKENS.get(checkpoint.device.type, CALL_TOKENS["cuda"])
         self._checkpoint = checkpoint
         self._rope_switch = rope_switch(checkpoint.text_config)
@@ -109,7 +111,9 @@ class PaddedLayout:
             places.append(index * width + np.arange(len(row.ids)))
         at = read_places(requests, places)
         on_device, states_at = to_device([ids, at], self._checkpoint.device)
-        hidden = self._checkpoint.trunk(input_ids=on_device, use_cache=False).last_hidden_state
+        hidden = states_before_head(
+            self._checkpoint, through_model=self.through_model, input_ids=on_device
+        )
         readout = Readout(requests, hidden.flatten(0, 1)[states_at], at, places)
         if self.language_head is not None:
             readout.add_logits(self.language_head)

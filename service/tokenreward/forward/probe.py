@@ -11,6 +11,7 @@ faults. The probe knows no architecture by name.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import product
 from typing import get_args
 
 import torch
@@ -134,22 +135,31 @@ def _first_exact(
         trials: See `_trials`.
         plain: The layout if no other passes.
     """
-    reasons: list[str] = []
-    for kind in (PackedLayout, PaddedLayout):
+    reasons: dict[str, str] = {}
+    # Most models have nothing between trunk and head, and a reward model's head is not its own.
+    ways = (False, True) if checkpoint.task == "causal_lm" else (False,)
+    kinds: tuple[type[PackedLayout | PaddedLayout], ...] = (PackedLayout, PaddedLayout)
+    for kind, through_model in product(kinds, ways):
         reason = _unseen_fault(checkpoint, kind)
         for model, trial in trials:
-            reason = reason or _misfit(kind, model, trial)
+            reason = reason or _misfit(kind, model, trial, through_model=through_model)
         if reason is None:
             layout = kind(checkpoint)
-            layout.reason = "; ".join(reasons) or None
+            layout.through_model = through_model
+            reasons.pop(kind.name, None)
+            layout.reason = "; ".join(reasons.values()) or None
             return layout
-        reasons.append(reason)
-    plain.reason = "; ".join(reasons)
+        reasons.setdefault(kind.name, reason)
+    plain.reason = "; ".join(reasons.values())
     return plain
 
 
 def _misfit(
-    kind: type[PackedLayout | PaddedLayout], checkpoint: Checkpoint, trial: Trial
+    kind: type[PackedLayout | PaddedLayout],
+    checkpoint: Checkpoint,
+    trial: Trial,
+    *,
+    through_model: bool,
 ) -> str | None:
     """Why a layout will not do; None if each row keeps its numbers in either order.
 
@@ -159,6 +169,7 @@ def _misfit(
     fault = None
     try:
         layout = kind(checkpoint)
+        layout.through_model = through_model
         if isinstance(layout, PaddedLayout):
             layout.call_tokens = _ONE_CALL
         backwards = trial.requests[::-1]

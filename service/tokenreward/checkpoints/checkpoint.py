@@ -199,7 +199,7 @@ def load_checkpoint(settings: DeploymentSettings) -> Checkpoint:
     source, device = resolve(settings.checkpoint), choose_device(settings)
     gguf = None
     try:
-        gguf = find_gguf(source, revision=settings.revision)
+        gguf = find_gguf(source, revision=settings.revision, allow_pickle=settings.allow_pickle)
         if gguf is not None:
             source = str(gguf.parent)
         adapter = _read_adapter(source, settings)

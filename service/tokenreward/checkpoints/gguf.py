@@ -17,7 +17,7 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from tokenreward.checkpoints.refusal import CheckpointRefused, few, refuse_incomplete
-from tokenreward.checkpoints.weight_files import find, list_files
+from tokenreward.checkpoints.weight_files import PICKLED, SAFE, find, list_files
 from tokenreward.contract import Task
 
 _SUFFIX = ".gguf"
@@ -29,13 +29,15 @@ _ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_
 _ATTENTION_BIAS = re.compile(r"\.attn_(q|k|v|qkv|output)\.bias$")
 
 
-def find_gguf(source: str, *, revision: str | None) -> Path | None:
+def find_gguf(source: str, *, revision: str | None, allow_pickle: bool) -> Path | None:
     """The GGUF file that a checkpoint is, or holds.
 
     Args:
         source: A `.gguf` file, on this machine or of a hub repository (`owner/name/file.gguf`); or
-            a folder or hub repository. One that has `model.safetensors` is read from that.
+            a folder or hub repository. One that has weights in transformers' own files is read
+            from those.
         revision: Branch, tag or commit of a hub repository.
+        allow_pickle: Whether pickled weights may be read.
 
     Returns:
         The file; None if the weights are in files of another format.
@@ -52,7 +54,7 @@ def find_gguf(source: str, *, revision: str | None) -> Path | None:
     else:
         files = list_files(source, revision)
         names = sorted(name for name in files if name.endswith(_SUFFIX))
-        if not names or any(name.startswith("model.safetensors") for name in files):
+        if not names or files.intersection(SAFE + PICKLED if allow_pickle else SAFE):
             return None
         if len(names) > 1:
             raise CheckpointRefused(

@@ -34,8 +34,8 @@ from tokenreward.demo import checkpoint_path
 DEMO_PREFIX = "demo:"
 _INDEX = ".index.json"
 # In the order in which transformers looks for them.
-_SAFE = ["model.safetensors", f"model.safetensors{_INDEX}"]
-_PICKLED = ["pytorch_model.bin", f"pytorch_model.bin{_INDEX}"]
+SAFE = ["model.safetensors", f"model.safetensors{_INDEX}"]
+PICKLED = ["pytorch_model.bin", f"pytorch_model.bin{_INDEX}"]
 _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 _WEIGHTS_OF_PICKLES = re.compile(r"pytorch_model.*\.(bin|bin\.index\.json)")
 # Weights in formats of other libraries, or under names that transformers does not look for.
@@ -73,7 +73,7 @@ def find_tensors(source: str, *, revision: str | None, allow_pickle: bool) -> di
         OSError: The folder or the hub could not be asked, or an index names a shard that is not
             there. A damaged file raises the error of safetensors or torch.
     """
-    weights = _SAFE + _PICKLED if allow_pickle else _SAFE
+    weights = SAFE + PICKLED if allow_pickle else SAFE
     path = find(source, *weights, revision=revision)
     if path is None:
         cause = why_no_weights(source, revision=revision, allow_pickle=allow_pickle)
@@ -108,7 +108,7 @@ def why_no_weights(source: str, *, revision: str | None, allow_pickle: bool) -> 
     files = list_files(source, revision)
     if not files:
         return None
-    readable = _SAFE + _PICKLED if allow_pickle else _SAFE
+    readable = SAFE + PICKLED if allow_pickle else SAFE
     first = next((name for name in readable if name in files), None)
     if first is None:
         pickled = sorted(name for name in files if _WEIGHTS_OF_PICKLES.fullmatch(name))

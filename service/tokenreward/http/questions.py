@@ -17,7 +17,11 @@ from tokenreward.errors import LengthMismatch, RequestError, ScorerFailed
 from tokenreward.wire import ErrorDetail, Item, Reply, decode_rewards, renumbered
 from tokenreward.wire.dependencies import Dependency
 
-_TEXT_FIELDS = ("prompt", "response", "finished", "tools", "chat_template_kwargs")
+# The fields of an item that a dependency is not asked with. All others may matter to it, those too
+# that items are given some day.
+_OWN_FIELDS = {"policy_logprobs", "ref_logprobs", "score"}
+# A masked unit's log-prob is a log-prob all the same, and it has no steps.
+_EXCLUDED_FIELDS = {"ref_logprobs": _OWN_FIELDS | {"mask", "steps"}, "score": _OWN_FIELDS}
 _ROLES = {"ref_logprobs": "reference", "score": "score from"}
 
 
@@ -59,16 +63,14 @@ def question(
         The request's plain objects, and the positions of its items among the caller's: those that
         lack the field which it fills.
     """
-    fields = list(_TEXT_FIELDS)
-    if dependency.fills == "ref_logprobs":
-        fields.append("spans")  # and no mask: a masked unit's log-prob is a log-prob all the same
     positions = [index for index, item in enumerate(items) if item.get(dependency.fills) is None]
     questions = []
     for position in positions:
         item = items[position]
-        masked = dependency.fills == "score" and item.get("mask") is not None
-        names = [*fields, "spans", "mask"] if masked else fields
-        questions.append({name: item[name] for name in names if name in item})
+        others = _EXCLUDED_FIELDS[dependency.fills]
+        if dependency.fills == "score" and item.get("mask") is None:
+            others = others | {"spans"}  # units change no score where none is masked
+        questions.append({name: item[name] for name in item if name not in others})
     content: dict[str, Any] = {
         "scorer": dependency.name,
         "items": questions,

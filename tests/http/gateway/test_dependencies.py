@@ -403,9 +403,10 @@ READ_BY_ALL: dict[str, Any] = {
     "tools": [{"type": "function"}],
     "chat_template_kwargs": {"deep": True},
 }
+OF_SCORES: dict[str, Any] = {"mask": [1, 0], "steps": ["a", "b"]}
 FULL: dict[str, Any] = {
     "scorer": "spread",
-    "items": [{**READ_BY_ALL, "mask": [1, 0], "policy_logprobs": [-1.0, -1.0]}],
+    "items": [{**READ_BY_ALL, **OF_SCORES, "policy_logprobs": [-1.0, -1.0]}],
     "credit": kl("sft"),
     "min_version": 1,
     "return_tokens": True,
@@ -426,7 +427,7 @@ async def test_source_is_asked_only_what_it_reads(sourced_gateway: Any, sourced:
     }
     assert by_path["/d/rm/v1/rewards"] == {
         "scorer": "reward_model",
-        "items": [{**READ_BY_ALL, "mask": [1, 0]}],
+        "items": [{**READ_BY_ALL, **OF_SCORES}],
         "encoding_format": "base64",
     }
 

@@ -73,7 +73,7 @@ def write(path: Path, model: Any, kind: str = "float32", **changes: Any) -> Path
         path: The file.
         model: A Llama.
         kind: A key of TYPES, for the matrices.
-        changes: `rope_scaling`, or `tensors`, further ones by name.
+        changes: `rope_scaling`, `sliding_window`, or `tensors`, further ones by name.
     """
     config, writer = model.config, gguf.GGUFWriter(path, "llama")
     writer.add_name("tiny")
@@ -89,6 +89,8 @@ def write(path: Path, model: Any, kind: str = "float32", **changes: Any) -> Path
     writer.add_vocab_size(config.vocab_size)
     if "rope_scaling" in changes:
         writer.add_rope_scaling_type(changes["rope_scaling"])
+    if "sliding_window" in changes:
+        writer.add_sliding_window(changes["sliding_window"])
     write_tokenizer(writer)
     for name, parameter in model.named_parameters():
         for theirs, ours in NAMES.items():
@@ -272,6 +274,7 @@ def test_a_reward_models_head_is_not_read_from_it(file: Path) -> None:
     [
         ({"tensors": {"rope_freqs.weight": np.ones(4, np.float32)}}, "rope_freqs.weight"),
         ({"rope_scaling": gguf.RopeScalingType.YARN}, "rope.scaling.type yarn"),
+        ({"sliding_window": 64}, "set `max_sequence_tokens: 64`"),
         ({"tensors": {"blk.0.attn_q.bias": np.ones(32, np.float32)}}, "blk.0.attn_q.bias"),
     ],
 )
@@ -280,6 +283,11 @@ def test_a_part_of_the_model_that_transformers_passes_over_is_refused(
 ) -> None:
     with pytest.raises(CheckpointRefused, match=re.escape(cause)):
         serve(write(tmp_path / "tiny.gguf", truth(), **changes))
+
+
+def test_a_window_that_no_served_sequence_exceeds_does_no_harm(tmp_path: Path) -> None:
+    file = write(tmp_path / "tiny.gguf", truth(), sliding_window=64)
+    assert serve(file, max_sequence_tokens=64).model is not None
 
 
 def test_smol_is_refused_without_its_wheel(monkeypatch: pytest.MonkeyPatch) -> None:

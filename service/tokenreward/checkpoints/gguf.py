@@ -8,6 +8,7 @@ knows no architecture by name.
 
 from __future__ import annotations
 
+import math
 import re
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from tokenreward.checkpoints.refusal import CheckpointRefused, few, refuse_incomplete
 from tokenreward.checkpoints.weight_files import PICKLED, SAFE, find, list_files
-from tokenreward.contract import Task
+from tokenreward.settings import DeploymentSettings
 
 _SUFFIX = ".gguf"
 _PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
@@ -71,37 +72,39 @@ def find_gguf(source: str, *, revision: str | None, allow_pickle: bool) -> Path 
     return path
 
 
-def load_gguf(path: Path, task: Task, arguments: dict[str, Any]) -> tuple[Any, Any]:
+def load_gguf(
+    path: Path, settings: DeploymentSettings, arguments: dict[str, Any]
+) -> tuple[Any, Any]:
     """A language model on the CPU, and its tokenizer.
 
     Args:
         path: The GGUF file.
-        task: The deployment's. The file has a language model, whatever it is.
+        settings: The deployment's.
         arguments: transformers' own `from_pretrained` arguments for this deployment.
 
     Raises:
         CheckpointRefused: A package is missing, or a part of the model is not in the file or is not
             read from it. Also raises what transformers raises.
     """
-    if task == "reward_model":
+    if settings.task == "reward_model":
         raise CheckpointRefused(
             f"transformers reads no reward model's head from a GGUF file: {_SERVE_SOURCE}"
         )
     # Older versions of transformers have no such settings.
-    settings = getattr(transformers, "GgufConfig", None)
-    if settings is None or find_spec("gguf") is None:
+    quantisation = getattr(transformers, "GgufConfig", None)
+    if quantisation is None or find_spec("gguf") is None:
         raise CheckpointRefused(f"a GGUF file needs the package gguf: {_INSTALL}")
     folder, name = str(path.parent), str(path)
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
     # Passed on to the model, because transformers takes seconds for each reading of the header.
     config = AutoConfig.from_pretrained(folder, gguf_file=name)
     # Without `dequantize`, transformers may leave the weights in blocks and compute in another way.
-    dequantised = settings(dequantize=True)
+    dequantised = quantisation(dequantize=True)
     model, info = AutoModelForCausalLM.from_pretrained(
         folder, gguf_file=name, config=config, quantization_config=dequantised, **arguments
     )
     refuse_incomplete(info)
-    _refuse_unread(path, model)
+    _refuse_unread(path, model, settings.max_sequence_tokens)
     return model, tokenizer
 
 
@@ -119,17 +122,24 @@ def why_no_gguf(path: Path) -> str | None:
     return None
 
 
-def _refuse_unread(path: Path, model: Any) -> None:
+def _refuse_unread(path: Path, model: Any, max_tokens: int | None) -> None:
     """Refuses a file with a part of the model that transformers passes over without a word: the
-    loaded model would be another one."""
+    loaded model would be another one.
+
+    Args:
+        path: The GGUF file.
+        model: What transformers made of it.
+        max_tokens: The longest sequence that is served; None for as long as the positions go.
+    """
     from transformers.integrations.gguf import read_gguf_metadata
 
     metadata, names = read_gguf_metadata(str(path))
-    scaling = metadata.get(f"{metadata['general.architecture']}.rope.scaling.type", "none")
+    prefix, config = metadata["general.architecture"], model.config.get_text_config()
+    scaling = metadata.get(f"{prefix}.rope.scaling.type", "none")
     unread = [name for name in _ROPE_TENSORS if name in names]
     if scaling != "none":
         unread.append(f"rope.scaling.type {scaling}")
-    if unread and not _scales_frequencies(model.config.get_text_config()):
+    if unread and not _scales_frequencies(config):
         raise CheckpointRefused(
             f"its rotary frequencies are scaled ({few(unread)}), which transformers does not read "
             f"from a GGUF file: {_SERVE_SOURCE}"
@@ -142,6 +152,16 @@ def _refuse_unread(path: Path, model: Any) -> None:
         raise CheckpointRefused(
             f"transformers builds its attention without the biases that the file has "
             f"({few(biases)}): {_SERVE_SOURCE}"
+        )
+    # Such a window is lost where the class has none, and made up where the class has a default.
+    window = getattr(config, "sliding_window", None)
+    window_in_file = metadata.get(f"{prefix}.attention.sliding_window")
+    num_equal = min(window or math.inf, window_in_file or math.inf)
+    longest = max_tokens or getattr(config, "max_position_embeddings", None) or math.inf
+    if window != window_in_file and longest > num_equal:
+        raise CheckpointRefused(
+            f"its attention has a sliding window of {window_in_file} tokens, and transformers "
+            f"builds one of {window}: set `max_sequence_tokens: {num_equal}`, or {_SERVE_SOURCE}"
         )
 
 

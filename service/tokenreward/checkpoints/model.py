@@ -37,7 +37,7 @@ def load_model(
         "output_loading_info": True,
     }
     if gguf is not None:
-        model, tokenizer = load_gguf(gguf, settings.task, arguments)
+        model, tokenizer = load_gguf(gguf, settings, arguments)
     else:
         refuse_unknown_quantisation(source, settings.revision)
         tokenizer = AutoTokenizer.from_pretrained(

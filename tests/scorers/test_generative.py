@@ -421,3 +421,45 @@ def test_an_operators_options_that_this_tokenizer_cannot_read_are_refused_when_i
 def test_options_without_effect_or_sense_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         Scorer.Options(**options)
+
+
+async def test_logit_is_the_raw_logit_of_a_token_behind_the_conversation_or_behind_a_template(
+    make_engine: Callable[..., Any], last_logits: Callable[[str], np.ndarray]
+) -> None:
+    """No question is asked, unless a template asks it; options of other modes are dropped."""
+    engine = make_engine("causal_lm", [DEPLOYED])
+    item = {"prompt": [USER], "response": RESPONSE}
+    z = last_logits(turn("2+2?") + RESPONSE + "<|end|>")
+    (first,) = await ask(engine, [item], mode="logit")
+    assert first.score == pytest.approx(z[0], abs=1e-4)
+    (other,) = await ask(engine, [item], mode="logit", token=tiny.VOCAB_SIZE - 1)
+    assert other.score == pytest.approx(z[-1], abs=1e-4)
+    (quoted,) = await ask(engine, [item], mode="logit", token=7, **SHORT)
+    assert quoted.score == pytest.approx(last_logits(turn(f"2+2?|{RESPONSE}"))[7], abs=1e-4)
+    assert abs(first.score) > 0.01
+
+
+async def test_a_token_that_the_model_does_not_predict_is_an_error_that_names_the_limit(
+    make_engine: Callable[..., Any],
+) -> None:
+    engine = make_engine("causal_lm", [DEPLOYED])
+    (item,) = await ask(
+        engine, [{"prompt": [5], "response": [6]}], mode="logit", token=tiny.VOCAB_SIZE
+    )
+    assert item.error.code == "token_out_of_vocabulary"
+    assert f"0 to {tiny.VOCAB_SIZE - 1}" in item.error.message
+
+
+@pytest.mark.parametrize(
+    ("options", "idle"),
+    [
+        ({"mode": "logit", "yes": ["a"]}, "yes"),
+        ({"mode": "logit", "labels": ["1", "2"]}, "labels"),
+        ({"mode": "logit", "chat_template_kwargs": {"a": 1}}, "chat_template_kwargs"),
+        ({"mode": "yes", "token": 3}, "token"),
+    ],
+    ids=str,
+)
+def test_options_without_effect_in_a_mode_are_refused(options: dict[str, Any], idle: str) -> None:
+    with pytest.raises(ValidationError, match=f"`{idle}` has no effect with"):
+        Scorer.Options.model_validate(options)

@@ -188,8 +188,8 @@ class Preprocessor:
         ):
             if len(ids) and not 0 <= ids.min() <= ids.max() < size:
                 raise TokenOutOfVocabulary(
-                    f"the tokenizer makes an id that is outside of the ids 0 to {size - 1} that "
-                    f"the model {verb}"
+                    f"the tokenizer or an option gives an id that is outside of the ids 0 to "
+                    f"{size - 1} that the model {verb}"
                 )
         if self.max_sequence_tokens is not None and len(row.ids) > self.max_sequence_tokens:
             raise SequenceTooLong(

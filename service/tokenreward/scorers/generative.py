@@ -8,6 +8,7 @@ read: one forward pass, no sampling. With Yes and No as sets of tokens (Zhang et
     yes            log p(Yes),   p(S) = sum over the tokens of S
     yes_minus_no   log p(Yes) - log p(No)
     graded         sum_k worth_k p(label_k) / sum_k p(label_k)
+    logit          the raw logit of one token
 
 `yes` is the endogenous reward with a horizon of one (2506.23235): in the state s = (prompt,
 response, question), with the single action Yes, r = alpha log pi(Yes | s) + V(s). V(s) is dropped,
@@ -15,6 +16,10 @@ because the response is part of s and V would not cancel between two responses. 
 because it is the published score. `yes_minus_no` ranks responses as `yes` does where the model
 answers nothing but Yes or No. Elsewhere it ranks better, because the share of other answers
 cancels.
+
+`logit` is the score of reward models that were trained on the logit of one token and kept the
+language model's head (Llama-3.1-Nemotron-70B-Reward: the token with id 0, behind the conversation).
+They are asked nothing: the conversation itself is read, unless there is a `template`.
 """
 
 from __future__ import annotations
@@ -46,8 +51,13 @@ _GRADING = (
     "{{ labels }}.\nGrade:"
 )
 _VARIABLES = ("prompt", "messages", "response", "yes", "no", "labels")
-_IDLE = {"yes": ("labels", "values"), "yes_minus_no": ("labels", "values"), "graded": ("yes", "no")}
-_READ = {"yes": ("yes",), "yes_minus_no": ("yes", "no"), "graded": ("labels",)}
+_IDLE = {
+    "yes": ("labels", "values", "token"),
+    "yes_minus_no": ("labels", "values", "token"),
+    "graded": ("yes", "no", "token"),
+    "logit": ("yes", "no", "labels", "values"),
+}
+_READ = {"yes": ("yes",), "yes_minus_no": ("yes", "no"), "graded": ("labels",), "logit": ()}
 
 
 class Scorer(contract.Scorer):
@@ -60,18 +70,19 @@ class Scorer(contract.Scorer):
     """
 
     class Options(contract.Options):
-        mode: Literal["yes", "yes_minus_no", "graded"] = Field(
+        mode: Literal["yes", "yes_minus_no", "graded", "logit"] = Field(
             default="yes",
             description=(
                 "log p(Yes), or log p(Yes) - log p(No), or the expected worth of `labels` among "
-                "themselves."
+                "themselves, or the raw logit of `token`."
             ),
         )
         template: str | None = Field(
             default=None,
             description=(
                 "Verifier's prompt, in Jinja without calls; it reads `prompt`, `messages`, "
-                "`response`, `yes`, `no`, `labels`. Default: asks for the mode's answer."
+                "`response`, `yes`, `no`, `labels`. Default: asks for the mode's answer; logit: "
+                "none, the conversation is read."
             ),
         )
         chat_template_kwargs: dict[str, Any] = Field(
@@ -100,6 +111,10 @@ class Scorer(contract.Scorer):
             description="graded: what each label is worth. Default: the number that it spells.",
         )
 
+        token: int = Field(
+            default=0, ge=0, description="logit: the token, by its id, whose logit is the score."
+        )
+
         @field_validator("template")
         @classmethod
         def _shows_the_response(cls, text: str | None) -> str | None:
@@ -122,6 +137,8 @@ class Scorer(contract.Scorer):
             for name in _IDLE[self.mode]:
                 if name in self.model_fields_set:
                     raise contract.without_effect(name, f"mode `{self.mode}`")
+            if self.reads_conversation and "chat_template_kwargs" in self.model_fields_set:
+                raise contract.without_effect("chat_template_kwargs", "no `template`")
             return self
 
         @model_validator(mode="after")
@@ -131,6 +148,11 @@ class Scorer(contract.Scorer):
                     f"`values` has {len(self.worth)} entries, `labels` has {len(self.labels)}"
                 )
             return self
+
+        @property
+        def reads_conversation(self) -> bool:
+            """Whether prompt and response are read as they are, and no question about them."""
+            return self.mode == "logit" and self.template is None
 
         @property
         def worth(self) -> list[float]:
@@ -150,7 +172,7 @@ class Scorer(contract.Scorer):
     default_credit = "last"
     score_is = (
         "log p(Yes) after a verifier prompt (`mode`: or log p(Yes) - log p(No), or the expected "
-        "grade)"
+        "grade, or a token's raw logit)"
     )
 
     def task_for(self, options: Options) -> Task | None:
@@ -160,15 +182,20 @@ class Scorer(contract.Scorer):
         _tokens(options, tokenizer)
 
     def labels(self, options: Options, tokenizer: TokenizerView) -> frozenset[int]:
+        if options.mode == "logit":
+            return frozenset({options.token})
         return frozenset().union(*_tokens(options, tokenizer).values())
 
     def rows(self, sample: Sample, options: Options) -> tuple[Row, ...]:
-        """One, the verifier's prompt; its only entry is behind the last token.
+        """One, the verifier's prompt, or the conversation; its only entry is behind the last token.
 
         Raises:
             UnsupportedText: The template fails on this item, or the prompt cannot be tokenised.
             SequenceTooLong: The request's verifier prompts are too much text.
         """
+        if options.reads_conversation:
+            (row,) = super().rows(sample, options)
+            return (Row(row.ids, start=len(row.ids), stop=len(row.ids)),)
         question, tokenizer = _question(sample, options), sample.tokenizer
         if tokenizer.has_chat_template or options.chat_template_kwargs:
             turn = [{"role": "user", "content": question}]
@@ -184,6 +211,8 @@ class Scorer(contract.Scorer):
         return Needs(temperatures=frozenset({1.0})) if options.mode == "yes" else Needs()
 
     def score(self, sample: Sample, outputs: Sequence[Outputs], options: Options) -> Signals:
+        if options.mode == "logit":
+            return Signals(score=float(outputs[0].logits[options.token][-1]))
         logits = {}
         for name, tokens in _tokens(options, sample.tokenizer).items():
             last = [outputs[0].logits[token][-1] for token in tokens]

@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 BENCH_STAMP := $(VENV)/.installed-bench
 SMOL_STAMP := $(VENV)/.installed-smol
 
-.PHONY: help serve serve-smol test lint format wheel bench clean
+.PHONY: help serve serve-smol test lint format wheel bench sweep clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile
@@ -43,6 +43,9 @@ wheel: $(STAMP)  ## build the wheel and the source distribution into dist/
 bench: $(BENCH_STAMP)  ## measure against the rivals (ARGS="service latency" names suites); needs a quiet machine
 	@echo "==> measuring; figures and plots are kept in build/bench"
 	@PYTHONPATH=tests $(BIN)/python -m bench --json build/bench/bench.json $(ARGS)
+
+sweep: $(STAMP)  ## every language model and classifier of transformers, tiny, against its own forward; an hour (ARGS="--task causal_lm llama")
+	@PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m sweep $(ARGS)
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || { echo "==> creating $(VENV)"; $(PYTHON) -m venv $(VENV); }

@@ -1,16 +1,20 @@
-"""A device without memory for all rows of an item reads them one at a time, and its figures are
-made on its thread."""
+"""A device without memory for all rows of an item reads them one at a time, its figures are made on
+its thread, and it is lost only where it does not compute any more."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from tokenreward.contract import Needs, Row, RowRequest
+from tokenreward.engine.runner import Runner, device_computes
+from tokenreward.errors import InternalError, ScorerFailed
 from tokenreward.wire import RewardsRequest, parse
 
 TREG = {"type": "treg", "options": {"better": "Good.", "worse": "Bad and worse."}}
@@ -81,3 +85,73 @@ async def test_what_a_pass_computed_is_counted_on_the_devices_thread(
     assert threads
     assert threading.current_thread() not in threads
     assert reported["computed_tokens_total"] == reported["batch_tokens"] > 3
+
+
+REQUEST = RowRequest(Row(np.array([3, 4]), 1, 2), Needs(pooled=True))
+
+
+def failing(message: str) -> Runner:
+    """A runner whose device fails so on every pass."""
+
+    def run(requests: Any) -> Any:
+        raise RuntimeError(message)
+
+    layout: Any = SimpleNamespace(
+        name="failing", shares=False, runs_ahead=False, gap=None, reason=None, run=run
+    )
+    layout.launch = layout.num_computed = run
+    return Runner(layout)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "CUDA error: an illegal memory access was encountered",
+        "CUDA error: device-side assert triggered",
+        "CUDA error: unspecified launch failure",
+        "CUDA error: uncorrectable ECC error encountered",
+    ],
+)
+def test_an_error_that_lasts_loses_the_device_unasked(
+    message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tokenreward.engine.runner.device_computes", lambda: 1 / 0)
+    runner = failing(message)
+    with pytest.raises(InternalError, match="the device is lost"):
+        runner.run([[REQUEST]])
+    with pytest.raises(InternalError, match="the device is lost"):
+        runner.launch([[REQUEST]]).result()
+
+
+@pytest.mark.parametrize("computes", [True, False])
+@pytest.mark.parametrize(
+    "message",
+    [
+        "CUDA error: invalid configuration argument",
+        "CUDA error: too many resources requested for launch",
+        "CUBLAS_STATUS_NOT_SUPPORTED when calling `cublasLtMatmul`",
+        "cuDNN error: CUDNN_STATUS_BAD_PARAM",
+    ],
+)
+def test_an_error_of_one_call_is_the_items_while_the_device_still_computes(
+    message: str, computes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tokenreward.engine.runner.device_computes", lambda: computes)
+    runner = failing(message)
+    if not computes:
+        with pytest.raises(InternalError, match="the device is lost"):
+            runner.run([[REQUEST]])
+        return
+    results = runner.run([[REQUEST], [REQUEST]])
+    assert [type(result) for result in results] == [ScorerFailed] * 2
+    assert runner.lost is None
+
+
+def test_an_error_that_is_not_the_devices_asks_no_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tokenreward.engine.runner.device_computes", lambda: 1 / 0)
+    (result,) = failing("shape mismatch").run([[REQUEST]])
+    assert isinstance(result, ScorerFailed)
+
+
+def test_without_a_device_that_computes_it_does_not_compute() -> None:
+    assert device_computes() is torch.cuda.is_available()

@@ -27,6 +27,7 @@ class Recorded:
     for."""
 
     name, shares, runs_ahead = "recorded", False, True
+    gap, reason = None, None
 
     def __init__(self) -> None:
         self.diary: list[str] = []

@@ -19,13 +19,27 @@ from tokenreward.forward.layout import Layout
 from tokenreward.forward.transfer import Pending
 
 _SIGNS_OF_NO_MEMORY = ("out of memory", "alloc_failed", "can't allocate memory")
+# What CUDA says of errors after which a process cannot use the device again ("the process must be
+# terminated and relaunched").
 _SIGNS_OF_LOSS = (
-    "cuda error",
     "device-side assert",
-    "cublas_status",
-    "cudnn_status",
+    "ecc error",
+    "hardware error",
+    "hardware stack error",
+    "illegal address",
+    "illegal instruction",
+    "illegal memory access",
+    "invalid program counter",
+    "launch timed out",
+    "misaligned address",
+    "no cuda-capable device",
+    "not supported on global/shared address space",
+    "nvlink error",
     "unspecified launch failure",
 )
+# Errors of a call or of the device: a launch that asks too much of a kernel and a library that
+# refuses a shape are over with the call. Whether the device is lost, it must be asked.
+_SIGNS_OF_DEVICE = ("cuda error", "cublas_status", "cudnn_status")
 
 # On a CPU, passes of 4k tokens took the least time per token. Passes of 16k miss its caches, and
 # passes of 1k and 2k share fewer prompts. For a GPU the number is an estimate: enough work to hide
@@ -41,6 +55,14 @@ logger = logging.getLogger(__name__)
 def max_batch_tokens(device: torch.device) -> int:
     """Tokens of a pass on this device, where the settings do not say."""
     return _MAX_BATCH_TOKENS[device.type]
+
+
+def device_computes() -> bool:
+    """Whether the GPU still computes: an error of its own comes up in every later call."""
+    try:
+        return int(torch.ones(1, device="cuda").sum()) == 1
+    except Exception:  # whatever it raises means the same
+        return False
 
 
 class Runner:
@@ -143,7 +165,10 @@ class Runner:
         says_no_memory = any(sign in text for sign in _SIGNS_OF_NO_MEMORY)
         if says_no_memory or isinstance(error, (torch.OutOfMemoryError, MemoryError)):
             return OutOfMemory("the device has not enough memory for this item alone")
-        if any(sign in text for sign in _SIGNS_OF_LOSS):
+        is_lost = any(sign in text for sign in _SIGNS_OF_LOSS)
+        if not is_lost and any(sign in text for sign in _SIGNS_OF_DEVICE):
+            is_lost = not device_computes()
+        if is_lost:
             self.lost = InternalError(f"the device is lost: {name}")
             return self.lost
         return ScorerFailed(f"the forward pass failed on this item: {name}")

@@ -268,10 +268,12 @@ async def test_old_weights_are_freed_with_the_engine_that_had_them(checkpoint: P
     try:
         await slot.put(Engine.load(settings))
         old = weakref.ref(slot.engine)
+        old_model = weakref.ref(slot.engine.checkpoint.model)
         async with httpx.AsyncClient(transport=transport, base_url="http://replica") as client:
             assert (await client.post("/v1/rewards", json=BODY)).status_code == 200
         await slot.put(Engine.load(settings))
         assert old() is None
+        assert old_model() is None
     finally:
         gc.enable()
     await slot.engine.close()

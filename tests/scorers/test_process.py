@@ -359,16 +359,153 @@ async def test_carriage_returns_are_cut_where_the_separator_says_so(
     np.testing.assert_allclose(item.step_scores, published(prm.qwen, ["It is", "Yes."]), atol=1e-5)
 
 
-async def test_a_response_that_spells_the_tag_is_read_with_it_and_scored_at_our_own(
+BLANK = ["Step 1: add.\n\nThat is, 2 and 2.", "Step 2: it is 4.", "Yes."]
+"""Steps of which one holds a blank line, which the separator would cut."""
+
+
+async def test_tags_that_the_response_spells_end_its_steps_as_on_the_model_card(
+    ask: Ask, published: Any
+) -> None:
+    item = await ask({**ITEM, "response": prm.TAG.join(BLANK) + prm.TAG})
+    np.testing.assert_allclose(item.step_scores, published(prm.qwen, BLANK), atol=1e-5)
+    assert set(item.step_ids.tolist()) == {0, 1, 2}
+    middle = await ask({**ITEM, "response": f"It is{prm.TAG} 4.\n\n{prm.TAG}\n\nYes."})
+    truth = published(prm.qwen, ["It is", "4.", "Yes."])
+    np.testing.assert_allclose(middle.step_scores, truth, atol=1e-5)
+
+
+@pytest.mark.parametrize("joiner", ["\n\n", " ", prm.TAG])
+@pytest.mark.parametrize("are_spans", [False, True])
+async def test_steps_of_the_item_are_its_steps_whatever_they_hold(
+    ask: Ask, published: Any, joiner: str, are_spans: bool
+) -> None:
+    response, steps, start = joiner.join(BLANK), list[Any](BLANK), 0
+    if are_spans:
+        steps = []
+        for text in BLANK:
+            steps.append([start, start + len(text)])
+            start += len(text) + len(joiner)
+    item, tiled = await ask(
+        {**ITEM, "response": response, "steps": steps},
+        {**ITEM, "response": "".join(BLANK), "steps": [f" {text}\n" for text in BLANK]},
+    )
+    truth = published(prm.qwen, BLANK)
+    np.testing.assert_allclose(item.step_scores, truth, atol=1e-5)
+    np.testing.assert_allclose(tiled.step_scores, truth, atol=1e-5)
+    ends = ends_of(item, [text + joiner for text in BLANK[:2]] + BLANK[2:])
+    assert np.flatnonzero(item.rewards).tolist() == ends
+
+
+@pytest.mark.parametrize(
+    ("steps", "param"),
+    [
+        (["It is 4.", "No."], "steps[1]"),
+        (["is 4.", "Yes."], "steps[0]"),
+        (["It is 4."], "steps[0]"),
+        (["It is 4.", " ", "Yes."], "steps[1]"),
+        ([[0, 5], [8, 14]], "steps[1]"),
+        ([[0, 8], [6, 14]], "steps[1]"),
+        ([[0, 8], [10, 99]], "steps[1]"),
+        ([[0, 8], [8, 10], [10, 14]], "steps[1]"),
+    ],
+)
+async def test_steps_that_are_not_the_response_fail_alone_and_name_the_step(
+    ask: Ask, steps: Any, param: str
+) -> None:
+    bad, good = await ask({**ITEM, "response": "It is 4.\n\nYes.", "steps": steps}, ITEM)
+    assert (bad.error.code, bad.error.param) == ("unsupported_text", f"items[0].{param}")
+    assert good.error is None
+
+
+async def test_math_shepherds_own_tags_in_a_response_end_its_steps(
+    make_engine: Callable[..., Any], lm_folder: Path
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(lm_folder)
+    marks = {} if "-" in tokenizer.get_vocab() else DASHLESS
+    options = {"layout": "math_shepherd", **marks}
+    steps = ["Step 1: It is 2.", "Step 2: and so on;"]
+    engine = make_engine(
+        "causal_lm", [{"type": "process", "options": options}], checkpoint=lm_folder
+    )
+    plain, tagged = await score(
+        engine,
+        {"prompt": prm.QUESTION, "response": "\n".join(steps)},
+        {"prompt": prm.QUESTION, "response": " ки\n".join(steps) + " ки"},
+    )
+    np.testing.assert_allclose(tagged.step_scores, plain.step_scores, atol=1e-6)
+    assert len(plain.step_scores) == 2
+
+
+async def test_turns_are_the_reference_loop_of_one_forward_a_step(
+    make_engine: Callable[..., Any], tmp_path: Path
+) -> None:
+    folder = prm.save(tmp_path, tiny.tokenizer(), "causal_lm")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    good, bad = (tokenizer.encode(mark, add_special_tokens=False)[0] for mark in "+-")
+    system = {"role": "system", "content": "Be strict."}
+    messages, truth = [system], []
+    for place, step in enumerate(BLANK):
+        content = step if place else f"{prm.QUESTION} {step}"
+        messages += [{"role": "user", "content": content}, {"role": "assistant", "content": "+"}]
+        ids = tokenizer.encode(
+            tokenizer.apply_chat_template(messages, tokenize=False), add_special_tokens=False
+        )
+        last = max(position for position, token in enumerate(ids) if token == good)
+        truth.append(prm.plus_over_minus(model, ids, [good, bad])[last - 1])
+    options = {"layout": "turns"}
+    engine = make_engine("causal_lm", [{"type": "process", "options": options}], checkpoint=folder)
+    response = "\n\n".join(BLANK)
+    prompt = [system, *MESSAGES]
+    item, single = await score(
+        engine,
+        {"prompt": prompt, "response": response, "steps": BLANK},
+        {"prompt": prompt, "response": BLANK[0], "steps": BLANK[:1]},
+    )
+    np.testing.assert_allclose(item.step_scores, truth, atol=1e-5)
+    np.testing.assert_allclose(single.step_scores, truth[:1], atol=1e-5)
+    assert np.ptp(truth) > 0.01
+
+
+@pytest.mark.parametrize("joiner", [None, "", " "])
+async def test_a_tag_of_line_breaks_is_its_own_joiner_or_has_another(
+    make_engine: Callable[..., Any], lm_folder: Path, joiner: str | None
+) -> None:
+    """OpenR's models: question, space, steps that each end in a space and five line breaks."""
+    tokenizer = AutoTokenizer.from_pretrained(lm_folder)
+    model = AutoModelForCausalLM.from_pretrained(lm_folder)
+    tag, steps = " \n\n\n\n\n", ["It is 2.", "It is 4."]
+    options: dict[str, Any] = {"layout": "math_shepherd", "separator": "\n\n", "step_tag": tag}
+    options |= {"good_token": "4", "bad_token": "a"}
+    if joiner is not None:
+        options["joiner"] = joiner
+    first = f"{prm.QUESTION} {steps[0]}{tag}"
+    ids = tokenizer.encode(f"{first}{joiner or ''}{steps[1]}{tag}")
+    places = [len(tokenizer.encode(first)) - 1, len(ids) - 1]
+    truth = prm.plus_over_minus(model, ids, [tokenizer.encode(mark)[-1] for mark in "4a"])[places]
+    engine = make_engine(
+        "causal_lm", [{"type": "process", "options": options}], checkpoint=lm_folder
+    )
+    joined, spelled = await score(
+        engine,
+        {"prompt": prm.QUESTION, "response": "\n\n".join(steps)},
+        {"prompt": prm.QUESTION, "response": "".join(step + tag for step in steps)},
+    )
+    np.testing.assert_allclose(joined.step_scores, truth, atol=1e-5)
+    np.testing.assert_allclose(spelled.step_scores, truth, atol=1e-5)
+
+
+async def test_a_joiner_stands_before_each_further_step_of_a_reward_model(
     ask: Ask, folder: Path
 ) -> None:
-    item = await ask({**ITEM, "response": f"It is{prm.TAG} 4.\n\n{prm.TAG}\n\nYes."})
-    ids, places = prm.qwen(
-        AutoTokenizer.from_pretrained(folder), [f"It is{prm.TAG} 4.", prm.TAG, "Yes."]
-    )
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForSequenceClassification.from_pretrained(folder)
-    truth = prm.probabilities(model, ids)[[places[1], places[3], places[4]]]
-    np.testing.assert_allclose(item.step_scores, truth, atol=1e-5)
+    ids, (place,) = prm.qwen(tokenizer, STEPS[:1])
+    ids = ids[: place + 1]
+    ids += tokenizer.encode(f"\n{STEPS[2]}", add_special_tokens=False)
+    truth = prm.probabilities(model, [*ids, tokenizer.convert_tokens_to_ids(prm.TAG)])
+    item = await ask({**ITEM, "response": f"{STEPS[0]}\n\n{STEPS[2]}"}, joiner="\n")
+    np.testing.assert_allclose(item.step_scores[1], truth[-1], atol=1e-5)
 
 
 @pytest.mark.parametrize("response", ["", " \n\n\t"])
@@ -478,6 +615,7 @@ async def test_a_tag_or_answer_that_the_tokenizer_lacks_is_an_error_that_names_t
         ("reward_model", {}, "`step_tag`"),
         ("causal_lm", {"layout": "math_shepherd", "good_token": "東京の天気"}, "`good_token`"),
         ("causal_lm", {"layout": "skywork"}, "reads a reward_model"),
+        ("reward_model", {"layout": "turns"}, "reads a causal_lm"),
     ],
 )
 def test_a_checkpoint_that_an_operators_options_do_not_fit_is_refused_at_load(
@@ -523,6 +661,10 @@ async def test_steps_stand_in_keyed_replies_of_the_scorers_that_have_them(
         {"separator": ""},
         {"step_tag": ""},
         {"layout": "trl"},
+        {"layout": "turns", "step_tag": "+"},
+        {"layout": "turns", "joiner": ""},
+        {"layout": "qwen", "opening": " "},
+        {"layout": "math_shepherd", "step_tag": " +"},
     ],
 )
 def test_options_without_effect_or_out_of_range_are_refused(options: dict[str, Any]) -> None:

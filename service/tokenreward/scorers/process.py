@@ -25,15 +25,23 @@ from pydantic import Field, model_validator
 from tokenreward import contract
 from tokenreward.contract import Needs, Outputs, Row, Sample, Signals, Task, TokenizerView
 from tokenreward.errors import UnsupportedText
-from tokenreward.scorers._prompts.steps import LayoutName, StepLayout, step_row, tag_of
+from tokenreward.scorers._prompts.steps import LayoutName, StepLayout, check_layout, step_row
 
-_SEPARATORS: dict[LayoutName, str] = {"qwen": "\n\n", "math_shepherd": "\n", "skywork": "\n"}
-_TAGS: dict[LayoutName, str] = {"qwen": "<extra_0>", "math_shepherd": " ки", "skywork": "\n"}
+# Of each layout: the separator, the tag, the joiner and the opening.
+_DEFAULTS: dict[LayoutName, tuple[str, str, str, str]] = {
+    "qwen": ("\n\n", "<extra_0>", "", ""),
+    "math_shepherd": ("\n", " ки", "\n", " "),
+    "skywork": ("\n", "\n", "", "\n"),
+    "turns": ("\n\n", "", "", " "),
+}
 _ONLY_WITH = {
-    "system": ("layout", "qwen"),
-    "good_token": ("layout", "math_shepherd"),
-    "bad_token": ("layout", "math_shepherd"),
-    "temperature": ("form", "softmin"),
+    "step_tag": ("layout", ("qwen", "math_shepherd", "skywork")),
+    "joiner": ("layout", ("qwen", "math_shepherd", "skywork")),
+    "opening": ("layout", ("math_shepherd", "skywork", "turns")),
+    "system": ("layout", ("qwen",)),
+    "good_token": ("layout", ("math_shepherd", "turns")),
+    "bad_token": ("layout", ("math_shepherd", "turns")),
+    "temperature": ("form", ("softmin",)),
 }
 _REDUCTIONS: dict[str, Callable[[Float64[np.ndarray, " c"]], np.float64]] = {
     "min": np.min,
@@ -53,12 +61,30 @@ class Scorer(contract.Scorer):
         separator: str | None = Field(
             default=None,
             min_length=1,
-            description="Ends a step. Default: a blank line for qwen, a line break else.",
+            description=(
+                "Ends a step, where neither the item's `steps` nor tags in the response say it. "
+                "Default: a blank line for qwen and turns, a line break else."
+            ),
         )
         step_tag: str | None = Field(
             default=None,
             min_length=1,
-            description="Read behind each step. Default: `<extra_0>`, ` ки`, a line break.",
+            description=(
+                "Read behind each step. Default: `<extra_0>`, ` ки`, a line break; turns: none."
+            ),
+        )
+        joiner: str | None = Field(
+            default=None,
+            description=(
+                "Between a tag and the next step. Default: nothing; math_shepherd: a line break, "
+                "unless the tag ends in one."
+            ),
+        )
+        opening: str | None = Field(
+            default=None,
+            description=(
+                "Between the problem and the first step. Default: a space; skywork: a line break."
+            ),
         )
         system: str | None = Field(
             default="Please reason step by step, and put your final answer within \\boxed{}.",
@@ -67,10 +93,10 @@ class Scorer(contract.Scorer):
             ),
         )
         good_token: str = Field(
-            default="+", description="math_shepherd: the token that calls a step right."
+            default="+", description="math_shepherd, turns: the token that calls a step right."
         )
         bad_token: str = Field(
-            default="-", description="math_shepherd: the token that calls it wrong."
+            default="-", description="math_shepherd, turns: the token that calls it wrong."
         )
         scale: Literal["probability", "signed"] = Field(
             default="probability", description="A step's score is its probability p, or 2p - 1."
@@ -94,9 +120,15 @@ class Scorer(contract.Scorer):
 
         @model_validator(mode="after")
         def _only_what_has_an_effect(self) -> Scorer.Options:
-            for name, (owner, value) in _ONLY_WITH.items():
-                if name in self.model_fields_set and getattr(self, owner) != value:
+            for name, (owner, values) in _ONLY_WITH.items():
+                if name in self.model_fields_set and getattr(self, owner) not in values:
                     raise contract.without_effect(name, f"{owner} `{getattr(self, owner)}`")
+            answers = (self.good_token.strip(), self.bad_token.strip())
+            if self.layout == "math_shepherd" and (self.step_tag or "").strip() in answers:
+                raise ValueError(
+                    "`step_tag` is an answer: a model that answers each step with `good_token` or "
+                    "`bad_token` is read by `layout` `turns`"
+                )
             if self.reduction == "product" and self.scale == "signed":
                 raise ValueError(
                     "`reduction` `product` multiplies probabilities, and `scale` is `signed`"
@@ -115,7 +147,7 @@ class Scorer(contract.Scorer):
         return "causal_lm" if _reads_labels(options) else "reward_model"
 
     def check(self, options: Options, tokenizer: TokenizerView) -> None:
-        tag_of(_layout(options), tokenizer)
+        check_layout(_layout(options), tokenizer)
         self.labels(options, tokenizer)
 
     def labels(self, options: Options, tokenizer: TokenizerView) -> frozenset[int]:
@@ -149,15 +181,29 @@ class Scorer(contract.Scorer):
 
 
 def _layout(options: Scorer.Options) -> StepLayout:
-    """The format of the options, with its own separator and tag where they name none."""
-    separator = options.separator or _SEPARATORS[options.layout]
-    tag = options.step_tag or _TAGS[options.layout]
-    return StepLayout(options.layout, separator, tag, options.system)
+    """The format of the options, with its own texts where they name none."""
+    separator, tag, joiner, opening = _DEFAULTS[options.layout]
+    tag = options.step_tag or tag
+    if tag.endswith("\n"):
+        joiner = ""  # OpenR's models: a tag of line breaks is its own joiner
+    if options.joiner is not None:
+        joiner = options.joiner
+    if options.opening is not None:
+        opening = options.opening
+    return StepLayout(
+        options.layout,
+        options.separator or separator,
+        tag,
+        joiner,
+        opening,
+        system=options.system,
+        answer=options.good_token,
+    )
 
 
 def _reads_labels(options: Scorer.Options) -> bool:
     """Whether a step's probability comes from a language model's logits, not from a value head."""
-    return options.layout == "math_shepherd"
+    return options.layout in ("math_shepherd", "turns")
 
 
 def _labels(options: Scorer.Options, tokenizer: TokenizerView) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from fakes import prm, tiny, vocabularies
@@ -24,8 +24,8 @@ from tokenreward.wire import Item
 
 LAYOUTS = {
     "qwen": StepLayout("qwen", "\n\n", "\n"),
-    "math_shepherd": StepLayout("math_shepherd", "\n", " #"),
-    "skywork": StepLayout("skywork", "\n", "\n"),
+    "math_shepherd": StepLayout("math_shepherd", "\n", " #", joiner="\n", opening=" "),
+    "skywork": StepLayout("skywork", "\n", "\n", opening="\n"),
 }
 ALPHABET = "ab 4.\n\r\t東é#"
 RESPONSES = st.text(ALPHABET, max_size=40).filter(lambda text: text.strip() != "")
@@ -73,6 +73,8 @@ def test_every_token_has_one_step_and_every_step_a_tag(
 ) -> None:
     if name == "qwen" and words is MISTRAL:
         return  # alone, its line break is two tokens
+    if name == "math_shepherd":
+        assume(not response.rstrip().endswith("#"))  # it spells the tag, which ends a step
     row = row_of(words, name, response, finished=finished)
     sample = sample_of(words, response, finished=finished)
     num_steps = len([piece for piece in response.split(LAYOUTS[name].separator) if piece.strip()])
@@ -138,7 +140,7 @@ def test_prompt_ids_are_read_as_they_are_or_refused() -> None:
 
 
 def test_a_tag_that_runs_into_the_next_line_is_refused() -> None:
-    layout = StepLayout("math_shepherd", "\n", "\n")
+    layout = StepLayout("math_shepherd", "\n", "\n", joiner="\n")
     double = copy.deepcopy(tiny.tokenizer())
     double.add_tokens(["\n\n"])
     with pytest.raises(UnsupportedText, match="no token end with the step tag"):

@@ -9,7 +9,6 @@ import pytest
 
 from tokenreward.errors import UnsupportedText
 from tokenreward.scorers._prompts.cutting import pieces_of
-from tokenreward.wire import Item
 
 
 def cut(
@@ -21,10 +20,7 @@ def cut(
     is_special: bool = False,
 ) -> list[str]:
     """The texts of the pieces that hold more than white space."""
-    item = Item(prompt="p", response=text)
-    if steps is not None:
-        item = item.model_copy(update={"steps": steps})
-    pieces = pieces_of(text, item, separator=separator, tag=tag, is_special=is_special)
+    pieces = pieces_of(text, steps, separator=separator, tag=tag, is_special=is_special)
     texts = [text[start:end] for start, end in pieces]
     return [piece for piece in texts if piece.strip()]
 
@@ -63,7 +59,7 @@ def test_text_is_cut_at_tags_that_it_spells_else_at_separators(
         ("a b", [[0, 1], [2, 3]], ["a", "b"]),
         ("a b", [[0, 2], [2, 3]], ["a", "b"]),
         ("a<t>b<t>", [[0, 4], [4, 8]], ["a", "b"]),
-        ("a b", np.array([[0, 2], [2, 3]], np.int32), ["a", "b"]),
+        ("a b", list(np.array([[0, 2], [2, 3]], np.int32)), ["a", "b"]),
     ],
 )
 def test_steps_of_the_item_are_found_without_the_tags_around_them(

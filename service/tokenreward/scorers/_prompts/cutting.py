@@ -19,18 +19,19 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tokenreward.errors import UnsupportedText
-from tokenreward.wire import IntArray, Item
 
 Piece = tuple[int, int]
 """A half-open stretch of a response, in code points."""
 
 
-def pieces_of(text: str, item: Item, *, separator: str, tag: str, is_special: bool) -> list[Piece]:
+def pieces_of(
+    text: str, steps: Sequence[Any] | None, *, separator: str, tag: str, is_special: bool
+) -> list[Piece]:
     """The stretches of a response that may be steps; those of white space alone are none.
 
     Args:
         text: The response.
-        item: The item, for its `steps`.
+        steps: The item's own steps, all strings or all spans [start, end]; None if it has none.
         separator: The text that ends a step.
         tag: The text that is read behind a step.
         is_special: Whether the tag is a special token.
@@ -39,8 +40,8 @@ def pieces_of(text: str, item: Item, *, separator: str, tag: str, is_special: bo
         UnsupportedText: The item's `steps` are not in the response.
     """
     core = tag.strip() or tag
-    if item.steps is not None:
-        return _located(text, item.steps, core)
+    if steps is not None:
+        return _located(text, steps, core)
     pattern = _whole(core)
     if core.strip():
         spells_tag = is_special or text.rstrip().endswith(core)
@@ -67,7 +68,7 @@ def _between(text: str, cuts: Iterable[re.Match[str]]) -> list[Piece]:
     return [*pieces, (start, len(text))]
 
 
-def _located(text: str, steps: Sequence[Any] | IntArray, tag: str) -> list[Piece]:
+def _located(text: str, steps: Sequence[Any], tag: str) -> list[Piece]:
     """Where the item's own steps are in the response. White space and tags around them are no part
     of them."""
     filling = re.compile(rf"(?:\s|{_whole(tag)})*" if tag.strip() else r"\s*")

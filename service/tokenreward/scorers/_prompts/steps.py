@@ -104,7 +104,7 @@ def _step_row(sample: Sample, layout: StepLayout) -> StepRow:
     text, ends = response_of(sample)
     pieces = pieces_of(
         text,
-        sample.item,
+        None if sample.item.steps is None else list(sample.item.steps),
         separator=layout.separator,
         tag=layout.tag,
         is_special=sample.tokenizer.without_special(layout.tag) != layout.tag,

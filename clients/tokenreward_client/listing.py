@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from tokenreward.wire import NAME_PATTERN
+from tokenreward.wire import NAME_PATTERN, served_name
 from tokenreward.wire.dependencies import listed_score_source
 from tokenreward.wire.paths import SCORERS_PATH
 from tokenreward_client.errors import BadArgument, BadReply, ClientError, ServerRefused
@@ -117,6 +117,7 @@ class Listing:
                 answer.
             ClientError: The service was asked; as `refresh`.
         """
+        names = [served_name(name) for name in names]
         if any(self._tokenizers.get(name) != fingerprint for name in names):
             num_listings = self._num_listings
             yield from self._refresh_once(attempts, lambda: self._num_listings == num_listings)
@@ -149,6 +150,7 @@ class Listing:
         Asks the service if it is not known. None if there is no such path, or no listing to be had:
         then the gateway will do.
         """
+        names = [served_name(name) for name in names]
 
         def is_unknown() -> bool:
             if attempts.retry.clock() < self._ask_again_at:

@@ -103,6 +103,7 @@ def test_ids_for_a_scorer_that_a_listing_had_to_leave_out_may_be_sent_later(edge
     ("names", "path"),
     [
         (["endogenous", "logprob"], "/d/sft/v1/rewards"),
+        (["a=endogenous", "b=endogenous"], "/d/sft/v1/rewards"),
         (["endogenous", "reward_model"], "/v1/rewards"),
     ],
 )

@@ -71,3 +71,26 @@ async def test_a_pair_of_which_one_shares_none_keeps_to_the_budget_too(
     passes = computed_by_pass(engine)
     await score_a_group(engine, "implicit")
     assert passes == [2 * (NUM_PROMPT + NUM_RESPONSE)] * NUM_ITEMS
+
+
+async def test_one_scorer_under_several_labels_is_one_pass_and_each_label_has_its_own_options(
+    make_engine: Callable[..., Any],
+) -> None:
+    engine = make_engine("causal_lm", ["endogenous"])
+    passes = computed_by_pass(engine)
+    items = [{"prompt": [5, 6, 7], "response": [8, 9, 10]}]
+    options = {
+        "sum=endogenous": {},
+        "mean=endogenous": {"aggregation": "mean"},
+        "endogenous": {"form": "logprob"},
+    }
+    body = {"scorers": list(options), "options": options, "items": items}
+    reply = await engine.score(parse(RewardsRequest, body))
+    assert passes == [6]
+    results = reply.items[0].scorers
+    assert list(results) == list(options)
+    for name, result in results.items():
+        alone = {"scorer": "endogenous", "options": options[name], "items": items}
+        (item,) = (await engine.score(parse(RewardsRequest, alone))).items
+        assert result.score == pytest.approx(item.score, abs=1e-5)
+    assert results["mean=endogenous"].score == pytest.approx(results["sum=endogenous"].score / 3)

@@ -490,7 +490,24 @@ def test_scorers_of_one_deployment_are_asked_in_one_request(service: Known, tmp_
     assert service.seen == []
 
 
-def test_groups_are_of_one_deployment_and_hold_no_scorer_twice_and_none_that_asks_another() -> None:
+def test_one_scorer_under_several_options_is_asked_in_one_request(service: Known) -> None:
+    group = [
+        of_deployment("a", "first", "lm", options={"alpha": 2}),
+        of_deployment("b", "first", "lm", options={"alpha": 3}),
+    ]
+
+    async def ask() -> list[list[CandidateAnswer]]:
+        async with AsyncClient(service.url, max_retries=0) as client:
+            return await collect_answers(client, group, candidates(2))
+
+    first, second = asyncio.run(ask())
+    assert [each.score for each in first] == [each.score for each in second] == [1.0, 2.0]
+    (body,) = service.bodies
+    assert body["scorers"] == ["0=first", "1=first"]
+    assert body["options"] == {"0=first": {"alpha": 2}, "1=first": {"alpha": 3}}
+
+
+def test_groups_are_of_one_deployment_and_a_scorer_that_asks_another_is_alone() -> None:
     subjects = [
         of_deployment("a", "first", "lm"),
         of_deployment("b", "rm", "rm"),
@@ -502,4 +519,4 @@ def test_groups_are_of_one_deployment_and_hold_no_scorer_twice_and_none_that_ask
         of_deployment("h", "second", "lm", options={"alpha": 2}),
     ]
     labels = ["".join(subject.label for subject in group) for group in groups_of(subjects)]
-    assert labels == ["ac", "b", "dh", "e", "f", "g"]
+    assert labels == ["acdh", "b", "e", "f", "g"]

@@ -36,7 +36,7 @@ from tokenreward.errors import (
 )
 from tokenreward.scorers import resolve
 from tokenreward.settings import DeploymentSettings, ScorerSettings, SettingsError
-from tokenreward.wire import Credit, CreditName, RewardsRequest, refusal
+from tokenreward.wire import Credit, CreditName, RewardsRequest, refusal, served_name
 from tokenreward.wire.dependencies import request_dependencies
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 class Plan:
     """What a request wants of one scorer, checked: its options and its credit."""
 
-    name: str
+    name: str  # the request's, which may be a label of the scorer
     scorer: Scorer
     options: Options
     credit: Credit
@@ -136,32 +136,32 @@ class ServedScorer:
         """The outputs that it needs of each row under the operator's options."""
         return self.scorer.needs(self.scorer.Options.model_validate(self.defaults))
 
-    def plan(self, request: RewardsRequest) -> Plan:
-        """What the request wants of this scorer.
+    def plan(self, request: RewardsRequest, name: str) -> Plan:
+        """What the request wants of this scorer under one of its names.
 
         Raises:
             RequestError: Options or credit are unknown or wrong.
         """
-        below = "" if request.scorer is not None else f".{self.name}"
-        options = self._options(request.options_of(self.name), prefix=f"options{below}")
+        below = "" if request.scorer is not None else f".{name}"
+        options = self._options(request.options_of(name), prefix=f"options{below}")
         task = self.scorer.task_for(options)
         if task not in (None, self.task):
             raise InvalidField(
                 f"these read a {task}, this deployment is a {self.task}", param=f"options{below}"
             )
-        credit = request.credit_of(self.name)
+        credit = request.credit_of(name)
         param = f"credit{below}"
-        name = credits.check(
+        credit_name = credits.check(
             credit, default=self.scorer.default_credit, gives=self.gives, param=param
         )
-        for dependency in request_dependencies(request, self.name):
+        for dependency in request_dependencies(request, name):
             # A replica never asks another one: the gateway does, and fills in the answer.
             raise InvalidField(
                 "another scorer is named: send the request to the gateway (/v1/rewards), which "
                 f"asks it and fills in `{dependency.fills}`",
                 param=dependency.param,
             )
-        return Plan(self.name, self.scorer, options, credit, name)
+        return Plan(name, self.scorer, options, credit, credit_name)
 
     def _options(self, options: dict[str, Any], *, prefix: str) -> Options:
         """The caller's options over the operator's. A default of the operator is dropped if the
@@ -241,11 +241,11 @@ def plans_of(scorers: dict[str, ServedScorer], request: RewardsRequest) -> list[
     """What a request wants, scorer by scorer. Raises RequestError."""
     param = "scorer" if request.scorer is not None else "scorers"
     for name in request.names:
-        if name not in scorers:
+        if served_name(name) not in scorers:
             raise UnknownScorer(
                 f"no scorer `{quotable(name)}` here; there are {', '.join(scorers)}", param=param
             )
-    return [scorers[name].plan(request) for name in request.names]
+    return [scorers[served_name(name)].plan(request, name) for name in request.names]
 
 
 def scorer_failed(name: str, error: Exception) -> ScorerFailed:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from tokenreward.engine.job import Job
 from tokenreward.engine.plan import Plan
-from tokenreward.wire import ItemResult, Timing, Usage
+from tokenreward.wire import ItemResult, Timing, Usage, served_name
 
 Report = Callable[..., None]
 """Takes the name of a metric, its value, and its labels."""
@@ -39,12 +39,12 @@ def report_results(
 ) -> None:
     """Reports what became of a request: items scored, tokens of items that some scorer scored, and
     errors by code. Errors of a combined sum are counted, too."""
-    num_scored = dict.fromkeys((plan.name for plan in plans), 0)
+    num_scored = dict.fromkeys((served_name(plan.name) for plan in plans), 0)
     scored_jobs = []
     for job, item in zip(jobs, items, strict=True):
         results = item.scorers or {plans[0].name: item}
         for name, result in results.items():
-            num_scored[name] += result.error is None
+            num_scored[served_name(name)] += result.error is None
         if any(result.error is None for result in results.values()):
             scored_jobs.append(job)
         for result in item.results():

@@ -90,11 +90,15 @@ async def _score(
             on_error="return",
         )
         return [[rewards] for rewards in single]
+    names = [subject.info.name for subject in subjects]
+    if len(set(names)) < len(names):
+        # A scorer is there under several options: each gets a label of the request's own.
+        names = [f"{place}={name}" for place, name in enumerate(names)]
     several = await client.score(
         items,
-        scorers=[subject.info.name for subject in subjects],
-        options={subject.info.name: subject.options for subject in subjects},
-        credit={subject.info.name: subject.credit for subject in subjects},
+        scorers=names,
+        options=dict(zip(names, (subject.options for subject in subjects), strict=True)),
+        credit=dict(zip(names, (subject.credit for subject in subjects), strict=True)),
         return_tokens=return_tokens,
         on_error="return",
     )
@@ -102,10 +106,6 @@ async def _score(
     for rewards in several:
         by_name = rewards.scorers or {}
         # The tokens stand beside the scorers, and an error of the item is the error of each.
-        results.append(
-            [
-                replace(by_name.get(subject.info.name, rewards), tokens=rewards.tokens)
-                for subject in subjects
-            ]
-        )
+        own = [by_name.get(name, rewards) for name in names]
+        results.append([replace(each, tokens=rewards.tokens) for each in own])
     return results

@@ -104,8 +104,8 @@ def find_subject(
 def groups_of(subjects: Sequence[Subject]) -> list[list[Subject]]:
     """The scorers in groups that one request can ask; a group stands where its first scorer stood.
 
-    The scorers of a group are of one deployment, which shares its passes among them. A request
-    names a scorer once, and a scorer that depends on another one is asked alone.
+    The scorers of a group are of one deployment, which shares its passes among them. A scorer that
+    depends on another one is asked alone.
     """
     groups: list[list[Subject]] = []
     for subject in subjects:
@@ -123,10 +123,7 @@ def _is_asked_with(subject: Subject, group: Sequence[Subject]) -> bool:
     deployment = subject.info.deployment
     if deployment is None or subject.dependencies:
         return False
-    for other in group:
-        if other.info.name == subject.info.name or other.dependencies:
-            return False
-    return group[0].info.deployment == deployment
+    return group[0].info.deployment == deployment and not group[0].dependencies
 
 
 def _identity(info: ScorerInfo) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from tokenreward.http.subrequests import (
 )
 from tokenreward.http.upstream import ListedScorer, UpstreamCall, is_old
 from tokenreward.http.upstream_answers import UpstreamRefusal
-from tokenreward.wire import ItemResult, Reply, RewardsRequest, Usage
+from tokenreward.wire import ItemResult, Reply, RewardsRequest, Usage, served_name
 from tokenreward.wire.dependencies import Dependency
 from tokenreward.wire.reply import reply_without_work
 
@@ -213,14 +213,16 @@ class Fanout:
 
     async def _tokenizers(self, names: Sequence[str]) -> Mapping[str, str]:
         """A string for each scorer, equal for equal tokenizers. Raises RequestError."""
-        deployments = {name: self._routes[name].deployment for name in names}
+        deployments = {name: self._routes[served_name(name)].deployment for name in names}
         if len(set(deployments.values())) == 1:
             return deployments  # one deployment, one tokenizer
         entries = await asyncio.gather(*(self._listing_of(name) for name in names))
-        return {entry.name: entry.tokenizer for entry in entries}
+        tokenizers = (entry.tokenizer for entry in entries)
+        return dict(zip(names, tokenizers, strict=True))
 
     async def _listing_of(self, name: str) -> ListedScorer:
         """A scorer as its deployment lists it. Raises RequestError."""
+        name = served_name(name)
         deployment = self._routes[name].deployment
         listing: Mapping[str, ListedScorer] = await self._once(deployment, self._call.listing)
         if name not in listing:

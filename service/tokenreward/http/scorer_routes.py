@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tokenreward.errors import InvalidField, UnknownScorer, quotable
-from tokenreward.wire import RewardsRequest
+from tokenreward.wire import RewardsRequest, served_name
 from tokenreward.wire.dependencies import Dependency, request_dependencies
 
 
@@ -30,11 +30,12 @@ class ScorerRoute:
 
 def find_route(routes: Mapping[str, ScorerRoute], name: str, *, param: str | None) -> ScorerRoute:
     """The route of the scorer that the request names at `param`. Raises UnknownScorer."""
-    if name not in routes:
+    route = routes.get(served_name(name))
+    if route is None:
         raise UnknownScorer(
             f"no scorer `{quotable(name)}`; there are {', '.join(routes)}", param=param
         )
-    return routes[name]
+    return route
 
 
 def dependencies_of(
@@ -47,14 +48,14 @@ def dependencies_of(
     """
     request.options_of(name)  # both raise if the entry is wrong
     request.credit_of(name)
-    dependencies = request_dependencies(request, name, default=routes[name].score_from)
+    dependencies = request_dependencies(request, name, default=routes[served_name(name)].score_from)
     for dependency in dependencies:
         param = dependency.param
         if param is None:  # the operator's: checked with the settings
             continue
         route = find_route(routes, dependency.name, param=param)
         if dependency.fills == "score":
-            if dependency.name == name:
+            if dependency.name == served_name(name):
                 raise InvalidField(f"must name another scorer than `{name}` itself", param=param)
             if route.score_from is not None:
                 raise InvalidField(

@@ -26,6 +26,7 @@ from tokenreward.wire import (
     ScorerResult,
     Timing,
     read_reply,
+    served_name,
 )
 from tokenreward.wire.dependencies import Dependency
 from tokenreward.wire.media import JSON, Media
@@ -152,7 +153,8 @@ def subrequests_of(request: RewardsRequest, routes: Mapping[str, ScorerRoute]) -
     `dependencies_of`."""
     names: dict[tuple[str, tuple[Dependency, ...]], list[str]] = {}
     for name in request.names:
-        key = routes[name].deployment, dependencies_of(request, name, routes)
+        deployment = routes[served_name(name)].deployment
+        key = deployment, dependencies_of(request, name, routes)
         names.setdefault(key, []).append(name)
     return [SubRequest(key[0], tuple(group), key[1]) for key, group in names.items()]
 

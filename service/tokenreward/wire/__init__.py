@@ -37,6 +37,7 @@ from tokenreward.wire.request import (
     Message,
     PackedIds,
     RewardsRequest,
+    served_name,
 )
 from tokenreward.wire.vectors import IntArray, Numbers
 
@@ -76,5 +77,6 @@ __all__ = [
     "read_reply",
     "refusal",
     "renumbered",
+    "served_name",
     "write_reply",
 ]

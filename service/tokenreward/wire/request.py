@@ -229,14 +229,20 @@ class Credit(BaseModel):
         return self
 
 
+def served_name(name: str) -> str:
+    """The scorer that a name in a request asks: `label=scorer` asks it under a label of the
+    caller's, so that one request can ask it under several options."""
+    return name.rpartition("=")[2]
+
+
 class RewardsRequest(BaseModel):
     """Body of `POST /v1/rewards`. With `scorer`, `options` and `credit` are that scorer's; with
-    `scorers`, both are keyed by scorer name."""
+    `scorers`, both are keyed by the names there, and a name may be `label=scorer`."""
 
     model_config = STRICT
 
     scorer: str | None = None
-    scorers: Annotated[list[str], Field(min_length=1, fail_fast=True)] | None = None
+    scorers: Annotated[list[str], Field(min_length=1, max_length=256, fail_fast=True)] | None = None
     items: Annotated[list[Item], Field(min_length=1, fail_fast=True)]
     options: dict[str, Any] = Field(default_factory=dict)
     credit: dict[str, Any] = Field(default_factory=dict)

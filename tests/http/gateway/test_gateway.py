@@ -56,6 +56,26 @@ async def test_scorers_of_two_deployments_are_merged_item_by_item(gateway: Any) 
     assert reply["usage"]["prompt_tokens"] == 2 * alone["usage"]["prompt_tokens"]
 
 
+async def test_labels_of_one_scorer_go_to_its_deployment_in_one_request(
+    gateway: Any, deployments: Any
+) -> None:
+    options: dict[str, Any] = {"a=endogenous": {}, "b=endogenous": {"form": "logprob"}, "c=two": {}}
+    body = {"scorers": list(options), "options": options, "items": [ITEM]}
+    deployments["asked"].clear()
+    async with gateway() as client:
+        reply = (await client.post("/v1/rewards", json=body)).json()
+        combined = {**body, "combine": {"a=endogenous": 1.0, "b=endogenous": 1.0}}
+        total = (await client.post("/v1/rewards", json=combined)).json()["items"][0]["score"]
+        unknown = await client.post("/v1/rewards", json={**body, "scorers": ["a=endo"]})
+    paths = sorted(path for path, *_ in deployments["asked"][:2])
+    assert paths == ["/d/lm/v1/rewards", "/d/rm/v1/rewards"]
+    scores = [result["score"] for result in reply["items"][0]["scorers"].values()]
+    assert list(reply["items"][0]["scorers"]) == list(options)
+    assert len(set(scores)) == 3
+    assert total == pytest.approx(scores[0] + scores[1])
+    assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "unknown_scorer")
+
+
 async def test_every_result_names_its_model_and_version(gateway: Any) -> None:
     async with gateway() as client:
         reply = (

@@ -4,16 +4,19 @@ interface."""
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from transformers.models.qwen3_next import modeling_qwen3_next
 
 from fakes import oracle, tiny
 from tokenreward.checkpoints.checkpoint import Checkpoint
 from tokenreward.contract import Needs, Row, RowRequest
 from tokenreward.forward.packed import PackedLayout
 from tokenreward.forward.plain import PlainLayout
+from tokenreward.forward.probe import choose_layout
 
 LENGTHS = ((5, 9), (1, 1), (11, 30), (3, 1), (40, 17))
 TEMPERATURES = (1.0, 0.7)
@@ -181,3 +184,43 @@ def test_no_tensor_of_tokens_by_vocabulary_is_made() -> None:
     with Watch():
         layout.run([RowRequest(row, Needs(frozenset({1.0})))])
     assert 0 < largest <= 256 * 4096
+
+
+def test_linear_layers_that_are_told_where_rows_start_are_packed_and_share_no_prompt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In the place of the kernels of optional packages stands transformers' own reference, called
+    with a row at a time."""
+    conv = modeling_qwen3_next.causal_conv1d_fn
+    rule = modeling_qwen3_next.torch_chunk_gated_delta_rule
+
+    def conv_of_rows(
+        x: Any, *args: Any, activation: str, seq_idx: Any = None, **_: object
+    ) -> torch.Tensor:
+        sizes = [x.shape[2]]
+        if seq_idx is not None:
+            sizes = seq_idx[0].unique_consecutive(return_counts=True)[1].tolist()
+        rows = [conv(row, *args, activation=activation) for row in x.split(sizes, dim=2)]
+        return torch.cat(rows, dim=2)
+
+    def rule_of_rows(*qkv: Any, g: Any, beta: Any, cu_seqlens: Any = None, **_: object) -> Any:
+        sizes = [g.shape[1]] if cu_seqlens is None else cu_seqlens.diff().tolist()
+        rows = zip(*(tensor.split(sizes, dim=1) for tensor in (*qkv, g, beta)), strict=True)
+        outputs = [
+            rule(*of_row[:3], g=of_row[3], beta=of_row[4], use_qk_l2norm_in_kernel=True)[0]
+            for of_row in rows
+        ]
+        return torch.cat(outputs, dim=1), None
+
+    model, items = tiny.model("qwen3_next"), responses()
+    exact, requests = oracle.double(model), work(items, Needs(temperatures=frozenset({1.0})))
+    naive = PlainLayout(checkpoint(model, "causal_lm")).run(requests)
+    with monkeypatch.context() as patch:
+        patch.setattr(modeling_qwen3_next, "causal_conv1d_fn", conv_of_rows)
+        patch.setattr(modeling_qwen3_next, "torch_chunk_gated_delta_rule", rule_of_rows)
+        layout = choose_layout(checkpoint(model, "causal_lm"), Needs(), say=lambda line: None)
+        packed = layout.run(requests)
+    assert (layout.name, layout.shares, layout.reason) == ("packed", False, None)
+    for what, fast, slow in zip(items, packed, naive, strict=True):
+        rows = oracle.logits(exact, what.ids)[len(what.prompt) - 1 :]
+        assert_as_exact_as(fast.lse[1.0], slow.lse[1.0], oracle.logsumexp(rows))

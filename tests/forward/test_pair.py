@@ -124,7 +124,7 @@ def test_the_reasons_and_the_largest_gap_of_both_are_told(
     layout = choose_layouts(
         two(tiny.model("llama"), tiny.model("llama_dynamic", seed=1)), BOTH, say=lines.append
     )
-    assert str(layout.reason).startswith("reference: packed rows would share rotary")
+    assert str(layout.reason).startswith("reference: packed shares rotary")
     of_linears, layouts_of = [], ["policy", "reference"]
     if gain:
         # The policy is probed again, without oneDNN.

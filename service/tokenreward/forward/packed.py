@@ -45,10 +45,16 @@ from tokenreward.forward.transfer import Pending, to_device
 class PackedLayout:
     """Runs rows of one checkpoint packed. It leaves the model under the segments attention.
 
+    Args:
+        checkpoint: The model.
+        through_model: Run the model's own call, up to its head, and not its trunk alone.
+        with_bounds: Tell every layer where rows start (`cu_seq_lens_q`, `seq_idx`), for layers that
+            carry a state along the sequence. Some of transformers' kernels for them begin anew at
+            each row then, where the packages of these kernels are installed. No prompt is shared.
+
     Attributes:
         kernel: The attention kernel.
         shares: Whether a prompt that rows of one pass have in common is computed once.
-        through_model: Whether the model's own call is run, up to its head, and not its trunk alone.
         language_head: The head of a language model.
         linear: The operator that float32 linears are computed through; None if it is torch's own.
         last_layer: The last layer, if it computes the wanted tokens only.
@@ -58,11 +64,13 @@ class PackedLayout:
     runs_ahead = True
     reason: str | None = None
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, *, through_model: bool = False, with_bounds: bool = False
+    ) -> None:
         self._checkpoint = checkpoint
         self._rope_switch = rope_switch(checkpoint.text_config)
         self.gap: Gap | None = None
-        self.through_model = False
+        self._through_model, self._with_bounds = through_model, with_bounds
         self.linear: Linear | None = None
         self.last_layer: Any = None
         self.language_head: LanguageHead | None = None
@@ -74,7 +82,7 @@ class PackedLayout:
         checkpoint.model.set_attn_implementation(IMPLEMENTATION)
         self._num_layers = int(checkpoint.text_config.num_hidden_layers)
         self.kernel = choose_kernel(checkpoint.device, checkpoint.model.dtype, checkpoint.head_dim)
-        self.shares = self.kernel is not attend_alone
+        self.shares = self.kernel is not attend_alone and not with_bounds
 
     def prune_last_layer(self, yes: bool) -> bool:
         """Has the last layer compute the wanted tokens only, or all tokens again.
@@ -154,6 +162,8 @@ class PackedLayout:
         packing = pack([row for row, _ in requests], share=self.shares)
         context = PackedRow(packing, self.kernel, self._num_layers)
         for index, (row, needs) in enumerate(requests):
+            if needs.attention and self._with_bounds:
+                raise RuntimeError("which layer with attention is the last is not known")
             if needs.attention:
                 context.attention_needs[index] = (row, needs.attention)
         states, at = self._run_trunk(context, requests)
@@ -184,17 +194,30 @@ class PackedLayout:
             self._checkpoint.device,
         )
         context.places = dict(zip(rows, places, strict=True))
+        bounds: dict[str, Tensor] = {}
+        if self._with_bounds:
+            lengths = [len(of_row) for of_row in packing.places]
+            row_of_token = np.repeat(np.arange(len(lengths)), lengths)
+            starts, row_of_token_on_device = to_device(
+                [np.cumsum([0, *lengths]), row_of_token[None]], self._checkpoint.device
+            )
+            bounds = {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts}
+            bounds["seq_idx"] = row_of_token_on_device.int()
         with ExitStack() as stack:
             stack.enter_context(attending(context))
             if self.last_layer is not None:
                 stack.enter_context(pruning(self.last_layer, states_at))
             hidden = states_before_head(
                 self._checkpoint,
-                through_model=self.through_model,
+                through_model=self._through_model,
                 input_ids=ids,
                 position_ids=positions,
+                **bounds,
             )
-        if context.num_calls != context.num_layers:
+        # Some layers of a hybrid have no attention. If no layer goes through the interface, they
+        # attend behind a mask [n, n] that transformers makes of the positions: right, but large.
+        is_hybrid = self._with_bounds and 0 < context.num_calls < context.num_layers
+        if context.num_calls != context.num_layers and not is_hybrid:
             raise RuntimeError(
                 f"{context.num_calls} of {context.num_layers} layers went through the attention "
                 "interface"

@@ -37,9 +37,12 @@ _FILLER_ID = 0  # nothing reads it
 class PaddedLayout:
     """Runs rows of one checkpoint, padded, under the attention that it was loaded with.
 
+    Args:
+        checkpoint: The model.
+        through_model: Run the model's own call, up to its head, and not its trunk alone.
+
     Attributes:
         runs_ahead: Whether `launch` does not wait: it does wait for rows whose attention is read.
-        through_model: Whether the model's own call is run, up to its head, and not its trunk alone.
         call_tokens: What a call costs beside its tokens, in tokens (see `calls_of`).
         language_head: The head of a language model.
         linear: The operator that float32 linears are computed through; None if it is torch's own.
@@ -48,11 +51,11 @@ class PaddedLayout:
     name = "padded"
     shares = False
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, *, through_model: bool = False) -> None:
         self.gap: Gap | None = None
         self.reason: str | None = None
         self.runs_ahead = True
-        self.through_model = False
+        self._through_model = through_model
         self.call_tokens = CALL_TOKENS.get(checkpoint.device.type, CALL_TOKENS["cuda"])
         self._checkpoint = checkpoint
         self._rope_switch = rope_switch(checkpoint.text_config)
@@ -112,7 +115,7 @@ class PaddedLayout:
         at = read_places(requests, places)
         on_device, states_at = to_device([ids, at], self._checkpoint.device)
         hidden = states_before_head(
-            self._checkpoint, through_model=self.through_model, input_ids=on_device
+            self._checkpoint, through_model=self._through_model, input_ids=on_device
         )
         readout = Readout(requests, hidden.flatten(0, 1)[states_at], at, places)
         if self.language_head is not None:

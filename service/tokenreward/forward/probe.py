@@ -11,7 +11,7 @@ faults. The probe knows no architecture by name.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import product
+from functools import partial
 from typing import get_args
 
 import torch
@@ -33,6 +33,18 @@ from tokenreward.forward.trial import (
 )
 
 _PROBED_PIECE = 7  # tokens: several pieces of a row, of which one is smaller
+# The layouts in the order in which they are tried, each with the ways to make it.
+_WAYS: dict[
+    type[PackedLayout | PaddedLayout],
+    tuple[Callable[[Checkpoint], PackedLayout | PaddedLayout], ...],
+] = {
+    PackedLayout: (
+        PackedLayout,
+        partial(PackedLayout, through_model=True),
+        partial(PackedLayout, with_bounds=True),
+    ),
+    PaddedLayout: (PaddedLayout, partial(PaddedLayout, through_model=True)),
+}
 _ONE_CALL = 10**6  # see `PaddedLayout.call_tokens`: all rows of a trial are padded to one length
 
 
@@ -136,50 +148,47 @@ def _first_exact(
         plain: The layout if no other passes.
     """
     reasons: dict[str, str] = {}
-    # Most models have nothing between trunk and head, and a reward model's head is not its own.
-    ways = (False, True) if checkpoint.task == "causal_lm" else (False,)
-    kinds: tuple[type[PackedLayout | PaddedLayout], ...] = (PackedLayout, PaddedLayout)
-    for kind, through_model in product(kinds, ways):
-        reason = _unseen_fault(checkpoint, kind)
-        for model, trial in trials:
-            reason = reason or _misfit(kind, model, trial, through_model=through_model)
-        if reason is None:
-            layout = kind(checkpoint)
-            layout.through_model = through_model
-            reasons.pop(kind.name, None)
-            layout.reason = "; ".join(reasons.values()) or None
-            return layout
-        reasons.setdefault(kind.name, reason)
+    for kind, makes in _WAYS.items():
+        for make in makes:
+            reason = _unseen_fault(checkpoint, kind)
+            for model, trial in trials:
+                reason = reason or _misfit(make, model, trial)
+            if reason is None:
+                layout = make(checkpoint)
+                reasons.pop(kind.name, None)
+                layout.reason = "; ".join(reasons.values()) or None
+                return layout
+            reasons.setdefault(kind.name, f"{kind.name} {reason}")
     plain.reason = "; ".join(reasons.values())
     return plain
 
 
 def _misfit(
-    kind: type[PackedLayout | PaddedLayout],
-    checkpoint: Checkpoint,
-    trial: Trial,
-    *,
-    through_model: bool,
+    make: Callable[[Checkpoint], PackedLayout | PaddedLayout], checkpoint: Checkpoint, trial: Trial
 ) -> str | None:
-    """Why a layout will not do; None if each row keeps its numbers in either order.
+    """Why a layout will not do, as a predicate; None if each row keeps its numbers in either order.
 
-    In the second case, the model is left under the layout's attention.
+    Then the model is left under the layout's attention.
+
+    Args:
+        make: Makes the layout.
+        checkpoint: The model.
+        trial: What the layout must pass.
     """
     implementation = checkpoint.model.config._attn_implementation
     fault = None
     try:
-        layout = kind(checkpoint)
-        layout.through_model = through_model
+        layout = make(checkpoint)
         if isinstance(layout, PaddedLayout):
             layout.call_tokens = _ONE_CALL
         backwards = trial.requests[::-1]
         for outputs in (layout.run(trial.requests), layout.run(backwards)[::-1]):
             gap = trial.gap_of(outputs)
             if not gap.is_within:
-                fault = f"{kind.name} differs from the model's own forward in {gap}"
+                fault = f"differs from the model's own forward in {gap}"
                 break
     except Exception as error:  # whatever the model raises means the same: it cannot be run so
-        fault = f"{kind.name} raises {type(error).__name__}: {error}"
+        fault = f"raises {type(error).__name__}: {error}"
     if fault is not None and checkpoint.model.config._attn_implementation != implementation:
         checkpoint.model.set_attn_implementation(implementation)
     return fault
@@ -242,14 +251,14 @@ def _split(
 
 
 def _unseen_fault(checkpoint: Checkpoint, kind: type[PackedLayout | PaddedLayout]) -> str | None:
-    """Why a layout will not do that short random rows would not show; None if nothing is known
-    against it."""
+    """Why a layout will not do that short random rows would not show, as a predicate; None if
+    nothing is known against it."""
     ropes = rope_parameters(checkpoint.text_config)
     if any(parameters.get("rope_type") == "dynamic" for parameters in ropes):
         return (
-            f"{kind.name} rows would share rotary frequencies of type `dynamic`, which depend on "
-            "the longest row of a call"
+            "shares rotary frequencies of type `dynamic` between rows, which depend on the longest "
+            "row of a call"
         )
     if kind is PackedLayout and getattr(checkpoint.text_config, "attention_chunk_size", None):
-        return "attention in chunks does not go through the attention interface"
+        return "knows no attention in chunks, which does not go through the attention interface"
     return None

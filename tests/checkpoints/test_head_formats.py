@@ -479,6 +479,23 @@ def test_a_label_or_a_weighted_sum_of_labels_is_the_value_and_all_of_them_are_to
             np.testing.assert_allclose(outputs.pooled, own[-1] @ weights, atol=1e-4)
 
 
+def test_labels_that_a_gate_weighs_are_served_by_name_and_not_without(tmp_path: Path) -> None:
+    """As ArmoRM: the gate makes another weight of each label for every prompt."""
+    head = linear("regression_layer", 3, bias=False)
+    gate = {
+        "gating.layers.0.weight": random_tensor(16, HIDDEN),
+        "gating.layers.1.weight": random_tensor(3, 16),
+        "gating.logit_scale": torch.ones(1),
+        "reward_transform_matrix": torch.eye(3),
+    }
+    tensors = trunk_of_a_classifier(tiny.model("llama")) | head | gate
+    folder = write(tmp_path, "llama", tensors)
+    assert "weighs the labels of its head by the prompt (gating.layers.0.weight" in refusal_of(
+        folder
+    )
+    assert_values(load(folder, head={"label": 2}), lambda ids: truth("llama", head, ids, 2))
+
+
 def test_a_head_of_another_width_is_refused(tmp_path: Path) -> None:
     trunk, _, _ = CASES["v_head"]
     tensors = trunk(tiny.model("llama")) | {"v_head.weight": random_tensor(1, 48)}

@@ -13,9 +13,11 @@ A head is the tensors below one of these names, and no others may be there:
 | `regression_head` | UltraRM, Eurus-RM |
 | `score_head` | safe-rlhf (Beaver) |
 | `out_proj` | OpenAssistant |
+| `regression_layer` | ArmoRM (4) |
 
 (1) or another name that config.json gives as `value_head_prefix`; (2)
-AutoModelForCausalLMWithValueHead; (3) in a file `value_head.safetensors`.
+AutoModelForCausalLMWithValueHead; (3) in a file `value_head.safetensors`; (4) its labels, without
+the network that weighs them by the prompt.
 
 Below the name stand `weight` and maybe `bias` of a Linear, or those of the Linears of an MLP of any
 depth, numbered as in a torch Sequential with an activation between two of them: `0.weight`,
@@ -42,6 +44,7 @@ FORMATS = (
     "regression_head",
     "score_head",
     "out_proj",
+    "regression_layer",
 )
 _WRAPPERS = ("module", "model", "pretrained_model", "reward_model")
 _LAYER_PLACE = re.compile(r"(\d+)\.(?:weight|bias)")

@@ -10,7 +10,7 @@ by name.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +37,11 @@ from tokenreward.checkpoints.value_head import (
     head_module,
     take_stored_affine,
 )
-from tokenreward.checkpoints.weight_files import find_tensors, read_tensor, read_tensors
+from tokenreward.checkpoints.weight_files import find_tensors, have_equal_tensors, read_tensor
 from tokenreward.settings import DeploymentSettings, HeadSettings
 
 _CLASS_HEADS = ("score", "classifier")  # the names that transformers' classes have
+_GATE = re.compile(r"gating\.(layers\.|logit_scale$)|reward_transform_matrix$")
 _LANGUAGE_HEADS = frozenset({"lm_head", "embed_out"})
 _NUM_CAUSAL_TOKENS = 6
 
@@ -78,6 +79,7 @@ def load_reward_model(
     affine = [name for name in file_of if AFFINE.fullmatch(name)]
     take_stored_affine(config, {name: read_tensor(file_of[name], name) for name in affine})
     module, tensors, other_heads = _find_head(config, settings.head, file_of, adapter)
+    gate = _gate_names(file_of, settings.head)
     trunk, other_trunks = _find_trunk(config, settings, file_of)
     model, info = None, dict[str, Any]()
     if module in _CLASS_HEADS and "weight" in tensors:
@@ -90,7 +92,7 @@ def load_reward_model(
         model.add_module(ATTRIBUTE, head_module(tensors, activation))
     refuse_incomplete(info)
     head = {f"{module}.{place}" for place in tensors}
-    _refuse_leftovers(head, {*affine, *other_heads, *other_trunks}, model, info)
+    _refuse_leftovers(head, {*affine, *gate, *other_heads, *other_trunks}, model, info)
     if adapter is not None:
         adapter.add_to(model, except_for=head)
         merge_head(model, module)
@@ -132,6 +134,25 @@ def _find_head(
     return module, tensors, others
 
 
+def _gate_names(file_of: Iterable[str], settings: HeadSettings | None) -> set[str]:
+    """The names of a network that weighs the labels by the prompt (ArmoRM: Wang et al. 2024,
+    2406.12845). It is not computed; the labels themselves, or weights of the operator's, are right
+    without it.
+
+    Raises:
+        CheckpointRefused: There is such a network, and the operator names no label.
+    """
+    names = {name for name in file_of if _GATE.match(name)}
+    chooses = settings is not None and (settings.label, settings.label_weights) != (None, None)
+    if names and not chooses:
+        raise CheckpointRefused(
+            f"its score weighs the labels of its head by the prompt ({few(sorted(names))}), which "
+            "is not computed here: `head: {label: ...}` serves one of the labels, `head: "
+            "{label_weights: [...]}` a fixed weighted sum"
+        )
+    return names
+
+
 def _find_trunk(
     config: Any, settings: DeploymentSettings, file_of: Mapping[str, Path]
 ) -> tuple[str | None, set[str]]:
@@ -156,7 +177,7 @@ def _find_trunk(
         prefix = chosen if not chosen or chosen.endswith(".") else f"{chosen}."
     elif not prefixes:
         return None, set()
-    elif len(prefixes) == 1 or _are_equal(file_of, prefixes, names):
+    elif len(prefixes) == 1 or have_equal_tensors(file_of, prefixes, names):
         prefix = prefixes[0]
     else:
         raise CheckpointRefused(
@@ -169,20 +190,6 @@ def _find_trunk(
     if prefix in ("", f"{skeleton.base_model_prefix}."):
         return None, others
     return prefix, others
-
-
-def _are_equal(file_of: Mapping[str, Path], prefixes: Sequence[str], names: Iterable[str]) -> bool:
-    """Whether the tensors of the trunks behind these prefixes are the same."""
-    state: dict[str, Tensor] = {}
-    for path in set(file_of.values()):
-        state |= read_tensors(path)
-    for name in names:
-        first, *others = (state.get(f"{prefix}{name}") for prefix in prefixes)
-        if first is None:
-            continue
-        if not all(other is not None and torch.equal(first, other) for other in others):
-            return False
-    return True
 
 
 def _renames(prefix: str | None, to: str) -> dict[str, str] | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -157,6 +158,28 @@ def read_tensor(path: Path, name: str) -> Tensor:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a file, as `read_tensor`."""
     return _unpickle(path) if path.suffix != ".safetensors" else load_file(path)
+
+
+def have_equal_tensors(
+    file_of: Mapping[str, Path], prefixes: Sequence[str], names: Iterable[str]
+) -> bool:
+    """Whether a checkpoint holds the same tensors under each of these prefixes.
+
+    Args:
+        file_of: Its tensors, as `find_tensors` gives them.
+        prefixes: What the names begin with, each with its dot.
+        names: The names behind the prefix. One that is not behind the first is not looked at.
+    """
+    state: dict[str, Tensor] = {}
+    for path in set(file_of.values()):
+        state |= read_tensors(path)
+    for name in names:
+        first, *others = (state.get(f"{prefix}{name}") for prefix in prefixes)
+        if first is None:
+            continue
+        if not all(other is not None and torch.equal(first, other) for other in others):
+            return False
+    return True
 
 
 def find(source: str, *names: str, revision: str | None) -> Path | None:

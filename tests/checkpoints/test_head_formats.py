@@ -385,7 +385,7 @@ def test_two_heads_are_refused_because_which_is_meant_cannot_be_told(tmp_path: P
     "case", ["score", "score of a token classifier", "score.mlp, PRM", "v_head"]
 )
 @pytest.mark.parametrize(
-    "extra", ["gating.0.weight", "regression_layer.weight", "model.layers.1.adapter.weight"]
+    "extra", ["gating.0.weight", "projection.weight", "model.layers.1.adapter.weight"]
 )
 def test_tensors_that_nothing_would_read_are_refused(tmp_path: Path, case: str, extra: str) -> None:
     trunk, head, config = CASES[case]

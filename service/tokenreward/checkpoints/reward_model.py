@@ -79,7 +79,6 @@ def load_reward_model(
     affine = [name for name in file_of if AFFINE.fullmatch(name)]
     take_stored_affine(config, {name: read_tensor(file_of[name], name) for name in affine})
     module, tensors, other_heads = _find_head(config, settings.head, file_of, adapter)
-    gate = _gate_names(file_of, settings.head)
     trunk, other_trunks = _find_trunk(config, settings, file_of)
     model, info = None, dict[str, Any]()
     if module in _CLASS_HEADS and "weight" in tensors:
@@ -92,7 +91,7 @@ def load_reward_model(
         model.add_module(ATTRIBUTE, head_module(tensors, activation))
     refuse_incomplete(info)
     head = {f"{module}.{place}" for place in tensors}
-    _refuse_leftovers(head, {*affine, *gate, *other_heads, *other_trunks}, model, info)
+    _refuse_leftovers(head, {*affine, *other_heads, *other_trunks}, model, info)
     if adapter is not None:
         adapter.add_to(model, except_for=head)
         merge_head(model, module)
@@ -109,7 +108,7 @@ def _find_head(
 
     Returns:
         The name of the module that it is; its tensors, by their names in the module; and the names
-        of the checkpoint's other heads, which are not read.
+        of the checkpoint's other heads and of a gate, which are not read.
 
     Raises:
         CheckpointRefused: There is none, or it cannot be told which.
@@ -120,6 +119,7 @@ def _find_head(
         head_names.append(own_name)
     heads = find_heads(file_of, head_names)
     others = {f"{module}.{place}" for module, places in heads for place in places}
+    others |= _gate_names(file_of, settings)
     tensor = None if settings is None else settings.tensor
     if tensor is not None:
         head_names = [re.sub(r"(\.\d+)?\.(weight|bias)$", "", tensor)]

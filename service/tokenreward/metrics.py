@@ -71,6 +71,9 @@ TABLE = (
         "counter",
         "Prompt tokens not computed again, as items of a batch share them.",
     ),
+    MetricSpec(
+        "padding_tokens_total", "counter", "Positions behind the ends of rows, which nothing reads."
+    ),
     MetricSpec("queued_items", "gauge", "Items waiting for the device."),
     MetricSpec("queued_tokens", "gauge", "Tokens waiting for the device."),
     MetricSpec("model_version", "gauge", "Version of the weights being served."),

@@ -61,6 +61,23 @@ async def test_a_layout_that_shares_none_computes_no_more_in_a_pass_than_the_bud
     assert passes == [NUM_PROMPT + NUM_RESPONSE] * NUM_ITEMS
 
 
+async def test_padding_is_reported_and_nothing_is_shared(
+    make_engine: Callable[..., Any], tmp_path: Path
+) -> None:
+    totals: dict[str, float] = {}
+    engine = make_engine(
+        "causal_lm",
+        ["endogenous"],
+        checkpoint=tiny.save(tmp_path, "bloom"),
+        report=lambda name, value=1.0, **_: totals.update({name: value}),
+    )
+    items = [{"prompt": [5, 6], "response": [7] * size} for size in (3, 8)]
+    await engine.score(parse(RewardsRequest, {"scorer": "endogenous", "items": items}))
+    assert totals["computed_tokens_total"] == 2 * (2 + 8)
+    assert totals["padding_tokens_total"] == 8 - 3
+    assert totals["shared_tokens_total"] == 0
+
+
 async def test_a_pair_of_which_one_shares_none_keeps_to_the_budget_too(
     make_engine: Callable[..., Any], tmp_path: Path
 ) -> None:

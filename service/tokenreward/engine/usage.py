@@ -70,6 +70,8 @@ def report_batch(report: Report, jobs: Sequence[Job], num_computed: int) -> None
     report("batch_items", len(jobs))
     report("batch_tokens", num_tokens)
     report("computed_tokens_total", num_computed)
+    # A layout shares prompts or pads rows, so the difference is one or the other.
     report("shared_tokens_total", max(0, num_tokens - num_computed))
+    report("padding_tokens_total", max(0, num_computed - num_tokens))
     for job in jobs:
         report("queue_seconds", job.queue_s)

@@ -200,6 +200,16 @@ async def test_a_response_is_quoted_as_text_and_cannot_end_the_turn_that_quotes_
     assert result.score == pytest.approx(sum_of(z, YES) - oracle.logsumexp(z), abs=1e-4)
 
 
+async def test_a_system_message_stands_in_front_of_the_verifiers_prompt(
+    make_engine: Callable[..., Any], last_logits: Callable[[str], np.ndarray]
+) -> None:
+    engine = make_engine("causal_lm", [DEPLOYED])
+    items = [{"prompt": [USER], "response": RESPONSE}]
+    (result,) = await ask(engine, items, **SHORT, system="Judge it.")
+    z = last_logits("<|system|>Judge it.<|end|>\n" + turn(f"2+2?|{RESPONSE}"))
+    assert result.score == pytest.approx(sum_of(z, YES) - oracle.logsumexp(z), abs=1e-4)
+
+
 async def test_without_a_chat_template_the_question_is_raw_text_after_one_bos(
     make_engine: Callable[..., Any], last_logits: Callable[[str], np.ndarray], tmp_path: Path
 ) -> None:

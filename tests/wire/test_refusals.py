@@ -121,7 +121,7 @@ def test_a_field_that_does_not_exist_is_an_unknown_field_at_any_depth(
         (item(prompt={"ids": ""}), "items[1].prompt"),
         (item(prompt={"ids_b64": [1]}), "items[1].prompt.ids_b64"),
         (item(response=None), "items[1].response"),
-        (item(response=[{"role": "assistant", "content": "x"}]), "items[1].response"),
+        (item(response=[{"role": "user", "content": "x"}]), "items[1].response"),
         (item(response=[0, 2**31]), "items[1].response[1]"),
         (item(response=[-(2**31) - 1]), "items[1].response[0]"),
         (item(spans=[[0, 1], [1]]), "items[1].spans[1]"),

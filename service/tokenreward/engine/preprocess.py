@@ -233,7 +233,10 @@ class Preprocessor:
             finished = item.finished is not False
             ids, ends = self.tokenizer.response(item.response, finished=finished, param="response")
         if not len(ids):
-            raise EmptyResponse("the response has no tokens", param="response")
+            hint = ""
+            if isinstance(item.response, str):
+                hint = ": with `finished: true`, an empty text is scored as end-of-turn alone"
+            raise EmptyResponse(f"the response has no tokens{hint}", param="response")
         return ids, ends
 
     def _check_ids(self, ids: Ids, size: int, *, param: str) -> None:

@@ -65,7 +65,8 @@ class Scorer(contract.Scorer):
 
     The quotation is text: ids are decoded, special tokens become line breaks, several messages
     stand with their roles, masked units are quoted like all others. The verifier's prompt is a
-    message of the user if the tokenizer has a chat template, else raw text. The item's `tools` and
+    message of the user if the tokenizer has a chat template, else raw text. The option `system` is
+    the system message in front of it, or a paragraph in front of raw text. The item's `tools` and
     `chat_template_kwargs` belong to the item's own prompt and play no part.
     """
 
@@ -84,6 +85,11 @@ class Scorer(contract.Scorer):
                 "`response`, `yes`, `no`, `labels`. Default: asks for the mode's answer; logit: "
                 "none, the conversation is read."
             ),
+        )
+        system: str | None = Field(
+            default=None,
+            min_length=1,
+            description="System message in front of the verifier's prompt, taken as it is.",
         )
         chat_template_kwargs: dict[str, Any] = Field(
             default={}, description="Passed to the chat template with the verifier's prompt."
@@ -197,12 +203,18 @@ class Scorer(contract.Scorer):
             (row,) = super().rows(sample, options)
             return (Row(row.ids, start=len(row.ids), stop=len(row.ids)),)
         question, tokenizer = _question(sample, options), sample.tokenizer
+        if options.system is not None:
+            sample.budget.spend(len(options.system))
         if tokenizer.has_chat_template or options.chat_template_kwargs:
-            turn = [{"role": "user", "content": question}]
+            messages = [{"role": "user", "content": question}]
+            if options.system is not None:
+                messages.insert(0, {"role": "system", "content": options.system})
             ids = tokenizer.prompt_from_messages(
-                turn, None, options.chat_template_kwargs, param=None
+                messages, None, options.chat_template_kwargs, param=None
             )
         else:
+            if options.system is not None:
+                question = f"{options.system}\n\n{question}"
             ids = tokenizer.prompt_from_text(question, param=None)
         return (Row(ids, start=len(ids), stop=len(ids)),)
 

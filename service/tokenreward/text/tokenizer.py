@@ -16,11 +16,7 @@ from jaxtyping import Int64
 
 from tokenreward.alignment import fingerprint
 from tokenreward.errors import EmptyPrompt, UnsupportedText
-from tokenreward.text.chat_template import (
-    render_conversation,
-    render_prompt,
-    text_after_assistant_turn,
-)
+from tokenreward.text.chat_template import ChatTemplate
 from tokenreward.text.encoder import TextEncoder
 
 # Scorers ask for the same few labels (`Yes`, `No`) with every item, so `single` keeps its answers.
@@ -50,6 +46,7 @@ class Tokenizer:
     ) -> None:
         self._reads_pairs = reads_pairs
         self.encoder = TextEncoder(tokenizer, max_tokens)
+        self.template = ChatTemplate(tokenizer)
         self._tokenizer = tokenizer
         self._eos_ids = eos_ids
         self._cached_single = lru_cache(_MAX_CACHED_TEXTS)(self._find_single)
@@ -62,7 +59,7 @@ class Tokenizer:
     @property
     def has_chat_template(self) -> bool:
         """Whether messages can be prompts."""
-        return bool(self._tokenizer.chat_template)
+        return self.template.exists
 
     @cached_property
     def bos_id(self) -> int | None:
@@ -79,7 +76,7 @@ class Tokenizer:
         second text, else EOS."""
         if len(self._pair[2]) == 1:
             return int(self._pair[2][0])
-        after = text_after_assistant_turn(self._tokenizer)
+        after = self.template.after_assistant_turn
         if after:
             special = {
                 *self._tokenizer.all_special_ids,
@@ -95,7 +92,7 @@ class Tokenizer:
     def after_end_of_turn(self) -> str:
         """The text that the template writes behind the end-of-turn of an assistant turn. Most
         templates write none, or a line break."""
-        after = text_after_assistant_turn(self._tokenizer)
+        after = self.template.after_assistant_turn
         encoding = self.encoder.read(after)
         offsets = getattr(encoding, "offsets", None)
         if offsets and encoding.ids[0] == self.end_of_turn:
@@ -125,7 +122,7 @@ class Tokenizer:
     ) -> Int64[np.ndarray, " p"]:
         """Messages through the chat template, with its generation prompt. Raises UnsupportedText,
         EmptyPrompt, SequenceTooLong."""
-        text = render_prompt(self._tokenizer, messages, tools, template_kwargs, param=param)
+        text = self.template.prompt(messages, tools, template_kwargs, param=param)
         return self.prompt_from_ids(self.encoder.caller_ids(text, param=param), param=param)
 
     def prompt_from_ids(
@@ -204,7 +201,7 @@ class Tokenizer:
     def templated(self, messages: list[dict[str, Any]]) -> Int64[np.ndarray, " n"] | None:
         """A whole conversation as the template writes it; None if there is no template, or if it
         fails on these messages."""
-        text = render_conversation(self._tokenizer, messages)
+        text = self.template.conversation(messages)
         return None if text is None else self.encoder.ids(text)
 
     def suffix(self, text: str | None) -> Int64[np.ndarray, " s"]:

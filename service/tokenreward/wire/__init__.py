@@ -14,6 +14,7 @@ from tokenreward.wire.encoding import (
     encode_ids,
     encode_rewards,
 )
+from tokenreward.wire.messages import Message, texts_of
 from tokenreward.wire.parsing import parse, parse_json, path, refusal, renumbered
 from tokenreward.wire.reply import (
     ErrorDetail,
@@ -34,7 +35,6 @@ from tokenreward.wire.request import (
     CreditName,
     Item,
     Kl,
-    Message,
     PackedIds,
     RewardsRequest,
     served_name,
@@ -78,5 +78,6 @@ __all__ = [
     "refusal",
     "renumbered",
     "served_name",
+    "texts_of",
     "write_reply",
 ]

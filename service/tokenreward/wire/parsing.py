@@ -22,9 +22,21 @@ from tokenreward.errors import (
 
 _UNION_TAGS = {  # what pydantic adds to a location below a field that has several forms
     "prompt": ("text", "messages", "ids", "packed_ids"),
-    "response": ("text", "ids", "packed_ids"),
+    "response": ("text", "message", "ids", "packed_ids"),
     "content": ("str", "list[dict[str,any]]"),
     "steps": ("texts", "spans"),
+}
+# What other programs and files call the fields of a request.
+_RESPONSE = "what the policy wrote is `response`, in an entry of `items`"
+_PROMPT = "what the policy answered is `prompt`, in an entry of `items`"
+_PAIR = "each of the two is the `response` of an item of its own, with the same `prompt`"
+_INSTEAD = {
+    **dict.fromkeys(("completion", "completions", "answer", "output", "responses"), _RESPONSE),
+    **dict.fromkeys(("query", "question", "instruction", "input", "inputs", "prompts"), _PROMPT),
+    **dict.fromkeys(("chosen", "rejected"), _PAIR),
+    "messages": "the last assistant message is `response` and those before it are `prompt`, in an "
+    "entry of `items`",
+    "model": "a request names a `scorer`, see GET /v1/scorers",
 }
 _ITEM = re.compile(r"items\[(\d{1,9})\]")
 _MAX_NUMBER_CHARACTERS = 24
@@ -65,7 +77,7 @@ def refusal(
     if error.error_count() > _MOST_ERRORS:
         # Naming the first means making objects of all, and of all that the caller sent.
         return InvalidField(f"the request has {error.error_count()} unknown or wrong entries")
-    first = error.errors(include_url=False)[0]
+    first = _first(error)
     location, kind = first["loc"], first["type"]
     if location[-1:] == ("[key]",):  # pydantic's word for a map's key that the map does not have
         location, kind = location[:-1], "extra_forbidden"
@@ -78,7 +90,10 @@ def refusal(
         return MalformedBody(f"the body must be a JSON object, got {_brief(first['input'])}")
     if kind == "extra_forbidden":
         noun = "option" if unknown is UnknownOption else "field"
-        return unknown(f"unknown {noun}", param=where)
+        message = f"unknown {noun}"
+        if unknown is UnknownField and location[-1] in _INSTEAD:
+            message += f": {_INSTEAD[str(location[-1])]}"
+        return unknown(message, param=where)
     if kind == "missing":
         return InvalidField("it is required", param=where)
     message = first["msg"].removeprefix("Value error, ")
@@ -87,6 +102,20 @@ def refusal(
     if kind == "model_type":
         message = "must be an object"  # pydantic would name our class
     return InvalidField(f"{message}, got {_brief(first['input'])}", param=where or None)
+
+
+def _first(error: ValidationError) -> Any:
+    """The first thing wrong. If that is a missing field, and beside it is one that other programs
+    send in its place, then the latter."""
+    errors = error.errors(include_url=False)
+    first = errors[0]
+    if first["type"] != "missing":
+        return first
+    for other in errors:
+        is_beside = other["loc"][:-1] == first["loc"][:-1]
+        if is_beside and other["type"] == "extra_forbidden" and other["loc"][-1] in _INSTEAD:
+            return other
+    return first
 
 
 def path(location: tuple[int | str, ...]) -> str:

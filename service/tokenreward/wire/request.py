@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -22,6 +23,7 @@ from pydantic import (
 )
 
 from tokenreward.errors import InvalidField, UnknownField
+from tokenreward.wire.messages import RESPONSE_FORMS, Message, text_of_message
 from tokenreward.wire.parsing import parse
 from tokenreward.wire.vectors import Flags, Ids, Numbers, Spans
 
@@ -34,16 +36,6 @@ STRICT = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 # Token ids as base64 of little-endian int32: {"ids_b64": "..."}.
 PackedIds = dict[Literal["ids_b64"], str]
-
-
-class Message(BaseModel):
-    """One chat message. Further keys (`name`, `tool_calls`, ...) reach the chat template as they
-    are."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-
-    role: str
-    content: str | Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = None
 
 
 def _form(value: object) -> str | None:
@@ -68,14 +60,23 @@ Prompt = Annotated[
         '{"ids_b64": "..."}',
     ),
 ]
+
+
+def _form_of_response(value: object) -> str | None:
+    form = _form(value)
+    is_message = form == "messages" or (form is None and isinstance(value, dict))
+    return "message" if is_message else form
+
+
 Response = Annotated[
-    Annotated[str, Tag("text")]
+    Annotated[str, BeforeValidator(text_of_message), Tag("message")]
+    | Annotated[str, Tag("text")]
     | Annotated[Ids, Tag("ids")]
     | Annotated[PackedIds, Tag("packed_ids")],
     Discriminator(
-        lambda value: None if _form(value) == "messages" else _form(value),
+        _form_of_response,
         custom_error_type="response_form",
-        custom_error_message='must be a string, a list of token ids or {"ids_b64": "..."}',
+        custom_error_message=RESPONSE_FORMS,
     ),
 ]
 
@@ -108,7 +109,10 @@ class Item(BaseModel):
     prompt: Prompt = Field(
         description="Raw text, chat messages, or token ids of the scorer's own vocabulary."
     )
-    response: Response = Field(description="Text, or token ids of the scorer's own vocabulary.")
+    response: Response = Field(
+        description="Text, an assistant message (its text is scored), or token ids of the "
+        "scorer's own vocabulary."
+    )
     finished: bool | None = Field(
         default=None,
         description="Text only: append end-of-turn (default true). Ids are scored as they are.",

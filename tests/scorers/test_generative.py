@@ -165,8 +165,10 @@ async def test_a_prompt_of_any_form_is_quoted_as_text(
     prompt: Any,
     quoted: str,
 ) -> None:
-    template = {"chat_template": tiny.TEMPLATE.replace("message.content", "message.content|string")}
-    engine = make_engine("causal_lm", [DEPLOYED], **template)
+    calls = "{{ message.tool_calls | tojson if message.tool_calls }}<|end|>"
+    engine = make_engine(
+        "causal_lm", [DEPLOYED], chat_template=tiny.TEMPLATE.replace("<|end|>", calls)
+    )
     (item,) = await ask(engine, [{"prompt": prompt, "response": RESPONSE}], **SHORT)
     z = last_logits(turn(f"{quoted}|{RESPONSE}"))
     assert item.score == pytest.approx(sum_of(z, YES) - oracle.logsumexp(z), abs=1e-4)

@@ -143,7 +143,7 @@ class ChatTemplate:
             if message.get("content") is not None:
                 forms = self._content_forms(str(message["role"]), has_tools)
                 message["content"] = content_in_form(message, forms, param=below)
-            elif message["role"] in _ROLES_WITH_CONTENT:
+            elif message["role"] in _ROLES_WITH_CONTENT and "content" not in message:
                 raise UnsupportedText("the message has no content", param=below)
             else:
                 message["content"] = ""  # some templates print None

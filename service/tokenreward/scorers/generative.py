@@ -143,8 +143,9 @@ class Scorer(contract.Scorer):
             for name in _IDLE[self.mode]:
                 if name in self.model_fields_set:
                     raise contract.without_effect(name, f"mode `{self.mode}`")
-            if self.reads_conversation and "chat_template_kwargs" in self.model_fields_set:
-                raise contract.without_effect("chat_template_kwargs", "no `template`")
+            for name in ("system", "chat_template_kwargs"):
+                if self.reads_conversation and name in self.model_fields_set:
+                    raise contract.without_effect(name, "no `template`")
             return self
 
         @model_validator(mode="after")

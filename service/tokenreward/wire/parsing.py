@@ -22,7 +22,7 @@ from tokenreward.errors import (
 
 _UNION_TAGS = {  # what pydantic adds to a location below a field that has several forms
     "prompt": ("text", "messages", "ids", "packed_ids"),
-    "response": ("text", "message", "ids", "packed_ids"),
+    "response": ("text", "message", "messages", "ids", "packed_ids"),
     "content": ("str", "list[dict[str,any]]"),
     "steps": ("texts", "spans"),
 }

@@ -42,7 +42,7 @@ def _form(value: object) -> str | None:
     if isinstance(value, str):
         return "text"
     if isinstance(value, dict):
-        return "packed_ids" if "ids_b64" in value else None
+        return "packed_ids" if "ids_b64" in value else "message"
     if isinstance(value, list):
         return "messages" if value and isinstance(value[0], (dict, Message)) else "ids"
     return "ids" if isinstance(value, np.ndarray) else None
@@ -62,19 +62,14 @@ Prompt = Annotated[
 ]
 
 
-def _form_of_response(value: object) -> str | None:
-    form = _form(value)
-    is_message = form == "messages" or (form is None and isinstance(value, dict))
-    return "message" if is_message else form
-
-
 Response = Annotated[
     Annotated[str, BeforeValidator(text_of_message), Tag("message")]
+    | Annotated[str, BeforeValidator(text_of_message), Tag("messages")]
     | Annotated[str, Tag("text")]
     | Annotated[Ids, Tag("ids")]
     | Annotated[PackedIds, Tag("packed_ids")],
     Discriminator(
-        _form_of_response,
+        _form,
         custom_error_type="response_form",
         custom_error_message=RESPONSE_FORMS,
     ),

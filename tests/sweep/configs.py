@@ -75,7 +75,9 @@ SIZES: dict[str, Any] = {
     "attention_window": WINDOW,
     "window_size": WINDOW,
     "attention_chunk_size": WINDOW,
-    "index_topk": WINDOW,
+    # Above the rows, as in real ones it is above the rows of a probe: tiny indexers score many
+    # tokens 0, and which of them a top-k keeps depends on the length of the row.
+    "index_topk": 512,
     "query_pre_attn_scalar": 8,
     # Latent attention.
     "q_lora_rank": 16,
@@ -161,14 +163,15 @@ _SPECIAL_TOKENS = {
     "boa_token_id": 305,
 }
 # What a configuration's own checks, or its layers, want beside the sizes.
+_ROPE = {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}
 _HYBRID = {"layer_types": ["linear_attention", "full_attention"] * 2}
 OWN: dict[str, dict[str, Any]] = {
     "bailing_hybrid": _HYBRID,
     "bamba": {"attn_layer_indices": [1, 3]},
-    "dbrx": {
-        "attn_config": {"kv_n_heads": 2},
-        "ffn_config": {"moe_num_experts": 4, "moe_top_k": 2},
-    },
+    "cohere_compass_text": {"rope_parameters": _ROPE},
+    "esmc": {"num_key_value_heads": 4},
+    "gemma4_assistant": {"hidden_size_per_layer_input": 0},
+    "lilt": {"channel_shrink_ratio": 4, "max_2d_position_embeddings": 32},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
     "granitemoehybrid": _HYBRID,
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
@@ -177,11 +180,15 @@ OWN: dict[str, dict[str, Any]] = {
     "mamba2": {"num_heads": 8},
     "roc_bert": {"pronunciation_vocab_size": 32, "shape_vocab_size": 32},
     "xmod": {"default_language": "en_XX"},
-    "zamba2": {"layer_types": ["mamba", "hybrid"] * 2},
+    "mistral4": {"qk_head_dim": 16},
+    "t5": {"decoder_start_token_id": tiny.PAD_ID},
+    "zamba": {"layers_block_type": ["linear_attention", "hybrid"] * 2},
+    "zamba2": {"layers_block_type": ["linear_attention", "hybrid"] * 2},
     "zaya": {"num_experts_per_tok": 1},
 }
 _LEFT_OUT = {
     "dbrx": {"num_key_value_heads"},
+    "funnel": {"num_hidden_layers"},
     "prophetnet": {"num_hidden_layers"},
     "xlnet": {"max_position_embeddings"},
 }

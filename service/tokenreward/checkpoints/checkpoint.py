@@ -69,7 +69,11 @@ class Checkpoint:
     @property
     def trunk(self) -> Any:
         """The model without its head."""
-        return self.model.base_model
+        base = self.model.base_model
+        if base is self.model and self.model.get_output_embeddings() is not None:
+            # Llama 4's class, for one, does not say which part of it is the trunk.
+            return getattr(self.model, "model", base)
+        return base
 
     @property
     def text_config(self) -> Any:

@@ -12,10 +12,11 @@ import torch
 from transformers import AutoTokenizer
 
 from tokenreward.checkpoints.adapter import Adapter
-from tokenreward.checkpoints.classifier import load_classifier
+from tokenreward.checkpoints.classifier import is_encoder, load_classifier
 from tokenreward.checkpoints.gguf import load_gguf
 from tokenreward.checkpoints.load_failure import refuse_unknown_quantisation
 from tokenreward.checkpoints.pretrained import load_language_model
+from tokenreward.checkpoints.refusal import CheckpointRefused
 from tokenreward.checkpoints.reward_model import load_reward_model
 from tokenreward.settings import DeploymentSettings
 
@@ -44,13 +45,32 @@ def load_model(
             source, revision=settings.revision, trust_remote_code=settings.trust_remote_code
         )
         if settings.task == "reward_model":
-            if adapter is None and settings.head is None and not settings.normalize_reward:
-                classifier = load_classifier(source, arguments)
-                if classifier is not None:
-                    return classifier, tokenizer, None
-            model, head_format = load_reward_model(source, settings, arguments, adapter=adapter)
-            return model, tokenizer, head_format
+            return _load_scoring_model(source, settings, arguments, adapter, tokenizer)
         model = load_language_model(source, arguments)
     if adapter is not None:
         adapter.add_to(model)
     return model, tokenizer, None
+
+
+def _load_scoring_model(
+    source: str,
+    settings: DeploymentSettings,
+    arguments: dict[str, Any],
+    adapter: Adapter | None,
+    tokenizer: Any,
+) -> tuple[Any, Any, str | None]:
+    """A reward model: a head over tokens, or else a class that scores whole rows. An encoder is the
+    second in any case, as its tokens see the tokens after them."""
+    may_be_classifier = adapter is None and settings.head is None and not settings.normalize_reward
+    if may_be_classifier and is_encoder(source, arguments):
+        classifier = load_classifier(source, arguments)
+        if classifier is not None:
+            return classifier, tokenizer, None
+    try:
+        model, head_format = load_reward_model(source, settings, arguments, adapter=adapter)
+    except CheckpointRefused:
+        classifier = load_classifier(source, arguments) if may_be_classifier else None
+        if classifier is None:
+            raise
+        return classifier, tokenizer, None
+    return model, tokenizer, head_format

@@ -23,7 +23,7 @@ from tokenreward.forward.layout import Gap
 from tokenreward.forward.padded import CALL_TOKENS, calls_of
 from tokenreward.forward.transfer import Pending
 
-TWO_WAY = "its tokens see the tokens after them: a row has one score, and tokens have no values"
+TWO_WAY = "its own class scores whole rows: a row has one score, and tokens have no values"
 
 
 class TwoWayLayout:

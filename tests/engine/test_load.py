@@ -10,8 +10,11 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from fakes import tiny
-from tokenreward.settings import SettingsError
+from fakes import lora, tiny
+from tokenreward.engine.loading import load_checkpoint_of
+from tokenreward.settings import DeploymentSettings, SettingsError
+
+TEMPLATE_FILE = "chat_template.jinja"
 
 
 def test_a_setting_beyond_the_models_table_of_positions_is_refused(
@@ -50,3 +53,25 @@ def test_each_vocabulary_is_read_once_and_not_when_the_scorers_are_listed(
     before = read.total()
     assert engine.describe()[0]["tokenizer"]
     assert read.total() == before
+
+
+def test_an_adapter_that_was_saved_with_another_chat_template_is_told(
+    language_model: Path, tmp_path: Path
+) -> None:
+    adapter, template = lora.save(tmp_path, target_modules=["q_proj"]), tmp_path / TEMPLATE_FILE
+    named = {"name": "x", "checkpoint": str(language_model), "adapter": str(adapter)}
+
+    def says_so(**more: Any) -> bool:
+        lines: list[str] = []
+        settings = DeploymentSettings(
+            task="causal_lm", scorers=[{"type": "constant"}], **named, **more
+        )
+        load_checkpoint_of(settings, {}, lines.append)
+        return any("saved with another chat template" in line for line in lines)
+
+    assert not says_so()
+    template.write_text(tiny.TEMPLATE, encoding="utf-8")
+    assert not says_so()
+    template.write_text("{{ messages }}", encoding="utf-8")
+    assert says_so()
+    assert not says_so(chat_template=tiny.TEMPLATE)

@@ -31,12 +31,14 @@ from tokenreward.settings import DeploymentSettings, HeadSettings, SettingsError
 __all__ = [
     "Checkpoint",
     "CheckpointRefused",
+    "adapter_template",
     "choose_device",
     "load_checkpoint",
     "refuse_longer",
 ]
 
 _MOST_LEADING_POSITIONS = 8  # rows of a table before the first position's
+_TEMPLATE = "chat_template.jinja"
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,6 +237,20 @@ def load_checkpoint(settings: DeploymentSettings) -> Checkpoint:
     if settings.chat_template is not None:
         tokenizer.chat_template = settings.chat_template
     return checkpoint
+
+
+def adapter_template(settings: DeploymentSettings) -> str | None:
+    """The chat template in an adapter's folder: trainers save the one that they trained with.
+
+    It is not read. None if there is none, or if the settings have a template.
+
+    Raises:
+        OSError: The folder or the hub could not be read.
+    """
+    if settings.adapter is None or settings.chat_template is not None:
+        return None
+    path = find(settings.adapter, _TEMPLATE, revision=settings.adapter_revision)
+    return None if path is None else path.read_text(encoding="utf-8")
 
 
 def _read_adapter(source: str, settings: DeploymentSettings) -> Adapter | None:

@@ -8,7 +8,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
-from tokenreward.checkpoints.checkpoint import Checkpoint, load_checkpoint, refuse_longer
+from tokenreward.checkpoints.checkpoint import (
+    Checkpoint,
+    adapter_template,
+    load_checkpoint,
+    refuse_longer,
+)
 from tokenreward.checkpoints.load_failure import tokens_beyond_embedding, why_not_probed
 from tokenreward.checkpoints.reference import with_reference
 from tokenreward.checkpoints.refusal import CheckpointRefused
@@ -55,6 +60,11 @@ def load_checkpoint_of(
         say(
             f"{settings.name}: the adapter names `{checkpoint.adapter_base}` as its base, the "
             f"checkpoint is `{settings.checkpoint}`"
+        )
+    if adapter_template(settings) not in (None, checkpoint.tokenizer.chat_template):
+        say(
+            f"{settings.name}: the adapter was saved with another chat template than that of the "
+            "checkpoint, which is the one in use: `chat_template` takes the adapter's"
         )
     say(f"{settings.name}: weights loaded in {time.monotonic() - began:.1f} s, probing")
     return checkpoint, tokenizer

@@ -42,6 +42,8 @@ GSM8K = {"question": "q", "ground_truth": "g", "6b": {"is_correct": True, "solut
         ({"prompt": "q", "chosen": ["a"], "rejected": ["b", "c", "d"]}, "reward-bench-2"),
         (BENCH_2 | {"num_correct": 3}, "reward-bench-2"),
         ({"chosen": CHAT, "rejected": CHAT}, "preference"),
+        # Alpaca's `input`, in which a Russian word holds the tag of Math-Shepherd.
+        (PAIR | {"input": "русские книги"}, "preference"),
         ({"problem": "q", "steps": ["a", "b"], "label": 1}, "steps"),
         ({"prompt": "q", "completions": ["a", "b"], "labels": [True, False]}, "steps"),
     ],
@@ -82,7 +84,7 @@ def test_every_kind_is_known_by_its_name() -> None:
         ([PAIR | {"prompt": [{"role": "user", "content": 3}]}], "line 1: `prompt[0].content`"),
         (
             [PAIR | {"rejected": "\ud800"}],
-            "data line 1: `rejected`: the item cannot be written as JSON",
+            "data line 1: `rejected`: the item cannot be written as json",
         ),
         ([PAIR | {"subset": 7}], "data line 1: `subset` must be a string, got 7"),
         (

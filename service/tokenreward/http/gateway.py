@@ -28,7 +28,7 @@ from tokenreward.http.scorer_routes import ScorerRoute, find_route
 from tokenreward.http.upstream import UpstreamCall, Upstreams
 from tokenreward.http.upstream_answers import UpstreamRefusal
 from tokenreward.metrics import REQUESTS, Metrics, Snapshot, render
-from tokenreward.wire import RewardsRequest
+from tokenreward.wire import RewardsRequest, served_name
 from tokenreward.wire.dependencies import request_dependencies
 from tokenreward.wire.head import RequestHead
 from tokenreward.wire.media import JSON, Media
@@ -164,7 +164,9 @@ class GatewayBackend(Backend):
         """The deployment that can answer alone; None if there is none. Raises UnknownScorer,
         InvalidField."""
         param = "scorer" if head.scorer is not None else "scorers"
-        routes = {name: find_route(self._routes, name, param=param) for name in head.names}
+        routes = {
+            name: find_route(self._routes, served_name(name), param=param) for name in head.names
+        }
         deployments = {route.deployment for route in routes.values()}
         for name, route in routes.items():
             if request_dependencies(head, name, default=route.score_from):

@@ -29,8 +29,9 @@ class ScorerRoute:
 
 
 def find_route(routes: Mapping[str, ScorerRoute], name: str, *, param: str | None) -> ScorerRoute:
-    """The route of the scorer that the request names at `param`. Raises UnknownScorer."""
-    route = routes.get(served_name(name))
+    """The route of the scorer that the request names at `param`, without a label. Raises
+    UnknownScorer."""
+    route = routes.get(name)
     if route is None:
         raise UnknownScorer(
             f"no scorer `{quotable(name)}`; there are {', '.join(routes)}", param=param

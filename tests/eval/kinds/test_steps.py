@@ -78,6 +78,13 @@ def test_form_is_read_into_steps_with_a_flag_for_each(tmp_path: Path, form: str)
             {"question": {"problem": "q"}, "label": {"steps": [{"completions": []}]}},
             "`label.steps[0].completions` must have a completion with a text",
         ),
+        (
+            {
+                "question": {"problem": "q"},
+                "label": {"steps": [{"completions": [{"text": "a"}], "chosen_completion": "0"}]},
+            },
+            "`label.steps[0].completions` must have a completion with a text",
+        ),
         (FORMS["Math-Shepherd"] | {"label": "x"}, "`label` is not `input` with + or -"),
         (FORMS["Math-Shepherd"] | {"input": "Step 1: a ки b"}, "`label` is not `input`"),
         ({"input": "no step ки", "label": "no step +"}, "`input` has no `Step 1`"),

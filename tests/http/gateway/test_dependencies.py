@@ -114,6 +114,23 @@ async def test_tokens_that_two_tokenizers_would_count_otherwise_are_refused(
 
 
 @pytest.mark.parametrize(
+    ("names", "param"),
+    [
+        ({"credit": kl("label=one")}, "credit.kl.reference"),
+        ({"options": {"score_from": "label=reward_model"}}, "options.score_from"),
+        ({"options": {"score_from": "label=free"}}, "options.score_from"),
+    ],
+)
+async def test_label_in_the_name_of_a_dependency_is_an_unknown_scorer(
+    sourced_gateway: Any, sourced: Any, names: dict[str, Any], param: str
+) -> None:
+    async with sourced_gateway() as client:
+        reply = await ask(client, 404, scorer="free", items=[with_policy(SPANS, 2)], **names)
+    assert (reply["error"]["code"], reply["error"]["param"]) == ("unknown_scorer", param)
+    assert sourced["asked"] == []
+
+
+@pytest.mark.parametrize(
     "item", [TEXT, SPANS, {**SPANS, "mask": [1, 0]}], ids=["text", "spans", "masked spans"]
 )
 async def test_score_from_another_tokenizer_needs_no_equal_units(

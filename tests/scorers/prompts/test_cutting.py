@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,18 @@ def test_text_is_cut_at_tags_that_it_spells_else_at_separators(
     text: str, options: dict[str, Any], texts: list[str]
 ) -> None:
     assert cut(text, **options) == texts
+
+
+def test_end_of_a_word_in_a_step_of_the_item_is_no_tag() -> None:
+    text = "руки ки\nкулаки ки"  # noqa: RUF001
+    assert cut(text, steps=["руки", "кулаки ки"], tag=" ки") == ["руки", "кулаки"]
+    assert cut("руки\nдва", steps=[[0, 4], [5, 8]], tag=" ки") == ["руки", "два"]  # noqa: RUF001
+
+
+def test_step_of_a_million_tags_takes_no_time_for_each() -> None:
+    began = time.perf_counter()
+    assert cut("a", steps=["a" + "~" * 1_000_000], tag="~") == ["a"]
+    assert time.perf_counter() - began < 5.0
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def form_of(row: DataRow) -> str | None:
         form = "TRL's `completions` and `labels`"
     elif isinstance(fields.get("question"), dict) and "label" in fields:
         form = "PRM800K's `question` and `label`"
-    elif isinstance(fields.get("input"), str) and _SHEPHERD_TAG in fields["input"]:
+    elif _SHEPHERD_TAG in str(fields.get("input")) and isinstance(fields.get("label"), str):
         form = "Math-Shepherd's `input` and `label`"
     return form
 
@@ -95,7 +95,8 @@ def _prm800k(row: DataRow) -> tuple[str, list[str], list[bool]]:
         completions = entry.get("completions")
         if choice is None and isinstance(completions, list) and completions:
             number = entry.get("chosen_completion") or 0
-            choice = completions[number] if 0 <= number < len(completions) else None
+            is_place = isinstance(number, int) and 0 <= number < len(completions)
+            choice = completions[number] if is_place else None
         text = choice.get("text") if isinstance(choice, dict) else choice
         if not isinstance(text, str):
             raise row.wrong(f"{path}.completions", "must have a completion with a text")

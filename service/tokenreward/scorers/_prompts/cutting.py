@@ -113,6 +113,10 @@ def _end(filling: re.Pattern[str], text: str, start: int) -> int:
 def _without_tags(text: str, tag: str) -> str:
     """A step without the white space and the tags around it."""
     text = text.strip()
-    while tag.strip() and text.endswith(tag):
-        text = text.removesuffix(tag).rstrip()
-    return text
+    pattern, end = re.compile(_whole(tag)), len(text)
+    # Nothing is copied before the end: a step of a request may be a million tags.
+    while tag.strip() and pattern.fullmatch(text, max(0, end - len(tag)), end):
+        end -= len(tag)
+        while end and text[end - 1].isspace():
+            end -= 1
+    return text[:end]

@@ -34,6 +34,8 @@ FIRST = scores(0, [1, 2, 3], [0, 2, 5])
 FIRST_WINS = [[1, 0, 0], [1, 0, 0], [1, 1, 0]]
 ALL = scores(1, [9, 9, 9], [0, 0, 0])
 NONE = scores(2, [0, 0, 0], [9, 9, 9])
+SAFETY = scores(3, [9] * 3, [0] * 3) | scores(4, [9] * 3, [0] * 3) | scores(5, [0] * 3, [9] * 3)
+WHOLE = FIRST | ALL | NONE | SAFETY
 
 
 def files(folder: Path, **rows: list[dict[str, Any]]) -> list[Path]:
@@ -81,15 +83,7 @@ def test_one_prompt_by_hand(tmp_path: Path) -> None:
 
 
 def test_domains_are_weighed_alike_in_the_macro_and_prompts_in_the_micro(whole: Dataset) -> None:
-    all_scores = (
-        FIRST
-        | ALL
-        | NONE
-        | scores(3, [9] * 3, [0] * 3)
-        | scores(4, [9] * 3, [0] * 3)
-        | scores(5, [0] * 3, [9] * 3)
-    )
-    outcome = outcome_of(whole, by_text(all_scores))
+    outcome = outcome_of(whole, by_text(WHOLE))
     by_domain = {"chat": 4 / 9, "math": 1.0, "code": 0.0, "safety": 2 / 3}
     assert {
         name: figure and figure.value for name, figure in outcome.judgement.groups.items()
@@ -135,18 +129,10 @@ def test_domain_field_pools_safety(tmp_path: Path) -> None:
 
 
 def test_prompt_with_a_failed_answer_counts_nowhere(whole: Dataset) -> None:
-    all_scores = (
-        FIRST
-        | ALL
-        | NONE
-        | scores(3, [9] * 3, [0] * 3)
-        | scores(4, [9] * 3, [0] * 3)
-        | scores(5, [0] * 3, [9] * 3)
-    )
-    outcome = outcome_of(whole, by_text(all_scores | {"r51": None}))
+    outcome = outcome_of(whole, by_text(WHOLE | {"r51": None}))
     assert outcome.judgement.counts["failed"] == 1
     assert values(outcome)["micro"] == pytest.approx((4 / 9 + 1 + 0 + 1 + 1) / 5)
-    incomplete = outcome_of(whole, by_text(all_scores | {"c20": None}))
+    incomplete = outcome_of(whole, by_text(WHOLE | {"c20": None}))
     assert incomplete.judgement.groups["code"] is None
     assert values(incomplete)["macro"] is None
     assert "code" not in incomplete.judgement.matrices

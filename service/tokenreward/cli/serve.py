@@ -32,7 +32,7 @@ def add_parser(subparsers: Any) -> None:
         examples="""
             tokenreward serve
             tokenreward serve --config rewards.yaml --port 9000
-            tokenreward serve --config smol         # SmolLM2-135M, a real model for the CPU
+            tokenreward serve --config smol
         """,
     )
     parser.add_argument(

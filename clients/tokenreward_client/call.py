@@ -195,7 +195,12 @@ class Call:
         failures = [position for position, answer in enumerate(in_order) if errors_of(answer)]
         if failures and self._on_error == "raise":
             first = failures[0]
-            raise item_failed(first, in_order[first], num_others=len(failures) - 1)
+            raise item_failed(
+                first,
+                in_order[first],
+                num_others=len(failures) - 1,
+                num_answered=len(in_order) - len(failures),
+            )
         return in_order
 
 

@@ -136,13 +136,16 @@ def retryable_codes(rewards: Rewards) -> set[str]:
     return {error.code for _, error in errors_of(rewards) if error.retryable}
 
 
-def item_failed(index: int, rewards: Rewards, *, num_others: int) -> ItemFailed:
+def item_failed(
+    index: int, rewards: Rewards, *, num_others: int, num_answered: int = 0
+) -> ItemFailed:
     """The exception for an item that has an error.
 
     Args:
         index: The item's place among the caller's.
         rewards: The item's answer.
         num_others: How many more items failed.
+        num_answered: How many items have rewards, which the exception takes from the caller.
     """
     scorer, error = errors_of(rewards)[0]
     message = error.param or f"items[{index}]"
@@ -151,6 +154,8 @@ def item_failed(index: int, rewards: Rewards, *, num_others: int) -> ItemFailed:
     message += f": {error.code}: {error.message}"
     if num_others:
         message += f"; and {num_others} more items failed"
+    if num_answered:
+        message += f' (on_error="return" gives the answers of the other {num_answered})'
     return ItemFailed(message, index=index, code=error.code, param=error.param, scorer=scorer)
 
 

@@ -32,6 +32,7 @@ def test_item_error_that_stays_is_raised_after_all_are_done(
     with pytest.raises(ItemFailed, match=r"items\[\d\]\S*: sequence_too_long") as caught:
         score(items(3))
     assert (caught.value.index, caught.value.code) == (1, "sequence_too_long")
+    assert 'on_error="return" gives the answers of the other 2' in str(caught.value)
     assert len(edge.seen) == 1
 
 

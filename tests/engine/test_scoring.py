@@ -367,6 +367,7 @@ async def test_a_wrong_item_fails_alone(
     items = (await engine.score(parse(RewardsRequest, body))).items
     assert items[1].error.code == code
     assert items[1].error.param == param
+    assert ("`finished: true`" in items[1].error.message) == (item == {"response": ""})
     assert items[1].rewards is None
     assert items[1].score is None
     np.testing.assert_allclose(items[0].rewards, items[2].rewards, atol=1e-5)

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from starlette.requests import ClientDisconnect
 
 from tokenreward.errors import UnknownRoute, quotable
-from tokenreward.wire.paths import SCORERS_PATH
+from tokenreward.wire.paths import REWARDS_PATH, SCORERS_PATH
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -28,7 +28,10 @@ T = TypeVar("T")
 def unknown_route(scope: Scope) -> UnknownRoute:
     """What the router refuses: a path that we do not have, or another method."""
     route = f"{quotable(scope['method'])} {quotable(scope['path'])}"
-    return UnknownRoute(f"no such route: {route}; see GET {SCORERS_PATH} for what is served")
+    return UnknownRoute(
+        f"no such route: {route}; rewards are asked with POST {REWARDS_PATH}, and GET "
+        f"{SCORERS_PATH} says what is served"
+    )
 
 
 def headers_of(scope: Scope) -> dict[str, str]:

@@ -398,6 +398,7 @@ async def test_unknown_route_is_named_with_its_method(gateway: Any) -> None:
         wrong_method = (await client.get("/v1/rewards")).json()["error"]["message"]
         wrong_path = (await client.post("/v1/%00" + "x" * 99, json={})).json()["error"]["message"]
     assert wrong_method.startswith("no such route: GET /v1/rewards; ")
+    assert "POST /v1/rewards" in wrong_path
     assert wrong_path.startswith("no such route: POST /v1/?" + "x" * 59 + "; ")
 
 

@@ -1,5 +1,5 @@
-"""What every scorer promises, with its default options: a new file in scorers/ is tested by
-existing.
+"""What every scorer promises, with the options that `conftest` chooses: a new file in scorers/ is
+tested by existing.
 
 No scorer is named here. What differs between scorers is asked of the scorer: the tokens that it
 wants of a tokenizer, the model that it reads, the fields that it takes, and the fields that it
@@ -43,15 +43,16 @@ few = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_
 
 
 @pytest.fixture(scope="module")
-def engine(name: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def engine(name: str, options: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
     """An engine that serves the scorer, on a tiny checkpoint of the kind that it reads."""
     from tokenreward.engine import Engine
     from tokenreward.settings import DeploymentSettings
 
     scorer = resolve(name)
     tokenizer = copy.deepcopy(tiny.tokenizer())
-    tokenizer.add_tokens(single_tokens_of(scorer))
-    task = scorer.task_for(scorer.Options()) or "causal_lm"
+    choice = scorer.Options.model_validate(options)
+    tokenizer.add_tokens(single_tokens_of(scorer, choice))
+    task = scorer.task_for(choice) or "causal_lm"
     checkpoint = prm.save(tmp_path_factory.mktemp("model"), tokenizer, task)
     more = {}
     if "reference" in scorer.models:
@@ -61,7 +62,7 @@ def engine(name: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
         name="t",
         checkpoint=str(checkpoint),
         task=task,
-        scorers=[{"type": name, "name": NAME}],
+        scorers=[{"type": name, "name": NAME, "options": options}],
         **more,
     )
     return Engine.load(deployment, say=lambda line: None)

@@ -38,16 +38,17 @@ def sample_of_ids(
     )
 
 
-def single_tokens_of(scorer: Scorer) -> list[str]:
-    """The texts that a scorer with its default options wants to be one token each.
+def single_tokens_of(scorer: Scorer, options: Any) -> list[str]:
+    """The texts that a scorer with these options wants to be one token each.
 
     A tokenizer that has them all serves the scorer, whichever scorer it is.
     """
     ids: dict[str, int] = {}
     tokenizer: Any = create_autospec(TokenizerView, instance=True)
     tokenizer.single.side_effect = lambda text: ids.setdefault(text, len(ids))
-    scorer.check(scorer.Options(), tokenizer)
-    scorer.labels(scorer.Options(), tokenizer)
+    tokenizer.pieces.return_value = (np.zeros(1, dtype=np.int64), None)
+    scorer.check(options, tokenizer)
+    scorer.labels(options, tokenizer)
     return list(ids)
 
 

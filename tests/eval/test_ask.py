@@ -454,6 +454,9 @@ def test_item_that_is_too_large_for_any_request_is_an_error_and_the_others_are_a
     results = answers(slow_service, [huge, *candidates(9)], concurrency=1)
     assert [each.error.code for each in results if each.error] == ["larger_than_queue"]
     assert [each.score for each in results[1:]] == [float(n + 1) for n in range(9)]
+    (alone,) = answers(slow_service, [huge])
+    assert alone.error is not None
+    assert alone.error.code == "larger_than_queue"
 
 
 def of_deployment(label: str, name: str, deployment: str | None, **more: Any) -> Subject:

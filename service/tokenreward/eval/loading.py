@@ -13,7 +13,7 @@ from typing import Any
 from tokenreward.eval.conversation import RESPONSE_FIELDS, PromptAs
 from tokenreward.eval.dataset import Dataset
 from tokenreward.eval.kinds.best_of_n import best_of_n, is_gsm8k
-from tokenreward.eval.kinds.preference import preference
+from tokenreward.eval.kinds.preference import pair_fields, preference
 from tokenreward.eval.kinds.reward_bench_2 import reward_bench_2
 from tokenreward.eval.kinds.rm_bench import DOMAINS, rm_bench
 from tokenreward.eval.kinds.step_forms import form_of
@@ -94,8 +94,9 @@ def _kind_of(row: DataRow) -> tuple[str, str]:
     form = form_of(row)
     if form is not None:
         return "steps", f"its rows have {form}"
-    if "chosen" in fields and "rejected" in fields:
-        return _kind_of_pair(row)
+    pair = pair_fields(row)
+    if pair is not None:
+        return _kind_of_pair(row, pair)
     if is_gsm8k(row):
         return "best-of-n", "its rows have GSM8K's `question` and `ground_truth`"
     if "responses" in fields:
@@ -113,16 +114,16 @@ def _kind_of(row: DataRow) -> tuple[str, str]:
     )
 
 
-def _kind_of_pair(row: DataRow) -> tuple[str, str]:
-    """The same of a row with `chosen` and `rejected`."""
-    fields = row.fields
-    sides = [fields["chosen"], fields["rejected"]]
+def _kind_of_pair(row: DataRow, pair: tuple[str, str]) -> tuple[str, str]:
+    """The same of a row with a chosen and a rejected response in these fields."""
+    fields, names = row.fields, f"`{pair[0]}` and `{pair[1]}`"
+    sides = [fields[name] for name in pair]
     if all(isinstance(side, list) and side and isinstance(side[0], str) for side in sides):
         lengths = [len(side) for side in sides]
         is_of_domain = "domain" in fields or row.file.name.startswith(DOMAINS)
         if is_of_domain or (lengths == [3, 3] and "num_correct" not in fields):
-            return "rm-bench", "`chosen` and `rejected` are lists of texts, one for each style"
-        return "reward-bench-2", "`chosen` and `rejected` are lists of texts"
+            return "rm-bench", f"{names} are lists of texts, one for each style"
+        return "reward-bench-2", f"{names} are lists of texts"
     words = "messages" if isinstance(sides[0], (list, dict)) else "texts"
     prompt = "with" if isinstance(fields.get("prompt"), (str, list)) else "without"
-    return "preference", f"`chosen` and `rejected` are {words}, {prompt} a field `prompt`"
+    return "preference", f"{names} are {words}, {prompt} a field `prompt`"

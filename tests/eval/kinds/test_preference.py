@@ -133,3 +133,34 @@ def test_token_areas_of_a_pair_do_not_need_the_chosen_answer(tmp_path: Path) -> 
         lambda c: per_character([-1, 0, 0], "ab") if c.item["response"] == "ab" else FAILED,
     )
     assert values(row) == {"accuracy": None, "token_auc": 1.0, "token_auc_micro": 1.0}
+
+
+CHAT = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "yes"}]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"prompt": "q", "chosen": "yes", "rejected": "no"},
+        {"instruction": "q", "chosen_response": "yes", "rejected_response": "no"},
+        {"messages": CHAT, "rejected_response": "no"},
+        {"messages": CHAT, "rejected_messages": [CHAT[0], CHAT[1] | {"content": "no"}]},
+        {"context": CHAT[:1], "chosen": "yes", "rejected": CHAT[1] | {"content": "no"}},
+    ],
+)
+def test_pair_is_the_same_in_whatever_fields_it_stands(
+    tmp_path: Path, fields: dict[str, object]
+) -> None:
+    dataset = load([write(tmp_path / "pairs.jsonl", [fields])])
+    assert dataset.kind == "preference"
+    items = [candidate.item for candidate in dataset.candidates]
+    assert items == [{"prompt": CHAT[:1], "response": text} for text in ("yes", "no")]
+
+
+def test_conversations_that_part_before_the_last_turn_keep_their_own_prompts(
+    tmp_path: Path,
+) -> None:
+    other = [CHAT[0] | {"content": "q2"}, CHAT[1] | {"content": "no"}]
+    dataset = load([write(tmp_path / "pairs.jsonl", [{"chosen": CHAT, "rejected": other}])])
+    prompts = [candidate.item["prompt"][0]["content"] for candidate in dataset.candidates]
+    assert prompts == ["q", "q2"]

@@ -27,6 +27,14 @@ from tokenreward.eval.rows import DataRow
 from tokenreward.eval.statistics import Bools, Estimate, mean_of_shares, share
 
 NO_SUBSET = "no subset"
+PAIR_FIELDS = (
+    ("chosen", "rejected"),
+    ("chosen_response", "rejected_response"),
+    ("messages", "rejected_messages"),
+    ("messages", "rejected_response"),
+)
+"""The fields of the chosen and of the rejected response; with `messages`, as ms-swift has them, the
+rejected response may stand alone."""
 
 
 def preference(rows: Sequence[DataRow], prompt_as: PromptAs) -> Dataset:
@@ -38,17 +46,26 @@ def preference(rows: Sequence[DataRow], prompt_as: PromptAs) -> Dataset:
     return Dataset("preference", "pairs", rows=rows, read=read, judge=_judge)
 
 
+def pair_fields(row: DataRow) -> tuple[str, str] | None:
+    """The fields of a row that hold its pair; None if it holds none."""
+    return next((pair for pair in PAIR_FIELDS if row.fields.keys() >= set(pair)), None)
+
+
 def _read(row: DataRow, prompt_as: PromptAs) -> list[Candidate]:
     """The chosen and the rejected response."""
-    prompt, chosen = row.conversation("chosen", prompt_as)
-    rejected_prompt, rejected = row.conversation("rejected", prompt_as)
+    chosen_field, rejected_field = pair_fields(row) or PAIR_FIELDS[0]
+    prompt, chosen = row.conversation(chosen_field, prompt_as)
+    if chosen_field == "messages" and isinstance(row.get(rejected_field), str):
+        rejected_prompt, rejected = prompt, row.text(rejected_field)
+    else:
+        rejected_prompt, rejected = row.conversation(rejected_field, prompt_as)
     flags = None
     if "rejected_flagged" in row.fields:
         flags = range_flags(row, "rejected_flagged", len(rejected))
     if row.fields.get("subset") is not None:
         row.text("subset")  # A subset that is no string is refused before anything is asked.
-    first = candidate(row, prompt, chosen, field="chosen")
-    second = candidate(row, rejected_prompt, rejected, field="rejected")
+    first = candidate(row, prompt, chosen, field=chosen_field)
+    second = candidate(row, rejected_prompt, rejected, field=rejected_field)
     return [first, replace(second, needs_units=flags is not None, flags=flags)]
 
 

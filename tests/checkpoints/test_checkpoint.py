@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, GPTJConfig
+from transformers import AutoModelForCausalLM, GPTJConfig, Llama4TextConfig
 
 from fakes import tiny
 from tokenreward.checkpoints.checkpoint import (
@@ -181,3 +181,12 @@ def test_weights_that_are_no_safetensors_or_of_another_shape_are_refused_by_name
     (folder / "model.safetensors").write_bytes(b"not weights")
     with pytest.raises(CheckpointRefused, match="cannot be loaded"):
         load_checkpoint(settings(folder))
+
+
+def test_the_trunk_is_found_where_a_class_does_not_say_which_part_it_is() -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "head_dim": 8}
+    experts = {"num_local_experts": 2, "intermediate_size_mlp": 48}
+    config = Llama4TextConfig(vocab_size=50, num_attention_heads=4, **sizes, **experts)
+    model = AutoModelForCausalLM.from_config(config)
+    assert tiny.checkpoint(model).trunk is model.model
+    assert tiny.checkpoint(model.model, "reward_model").trunk is model.model

@@ -208,3 +208,19 @@ def test_positions_that_begin_behind_the_paddings_are_fewer(folders: dict[str, P
     }
     assert checkpoints["bert"].max_positions == 128
     assert checkpoints["roberta"].max_positions == 128 - tiny.PAD_ID - 1
+
+
+def test_a_decoder_whose_head_is_more_than_one_over_tokens_scores_rows(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    config = tf.ModernBertDecoderConfig(**SIZES, local_attention=8)
+    model = tf.ModernBertDecoderForSequenceClassification(config).eval()
+    model.save_pretrained(tmp_path)
+    pairing_tokenizer("other").save_pretrained(tmp_path)
+    checkpoint = load_checkpoint(settings(tmp_path, "reward_model"))
+    assert checkpoint.is_classifier
+    ids = np.arange(3, 20)
+    (outputs,) = TwoWayLayout(checkpoint).run([RowRequest(Row(ids, 1, 17), Needs(pooled=True))])
+    logits = model.double()(input_ids=torch.from_numpy(ids)[None]).logits
+    truth = float(logits[0, 0].detach())
+    assert outputs.pooled == pytest.approx(truth, abs=1e-5)

@@ -44,24 +44,38 @@ def choose_two_way_layout(
         RowRequest(_with_eos(row, checkpoint), Needs(pooled=True, attention=attention))
         for row in random_rows(checkpoint)
     ]
-    truth = [layout.run([request])[0] for request in requests]
+    name = type(checkpoint.model).__name__
+    try:
+        truth = [layout.run([request])[0] for request in requests]
+    except CheckpointRefused:
+        raise
+    except Exception as error:  # the model's own code raises errors of all kinds
+        raise CheckpointRefused(
+            f"{name} cannot be read: {type(error).__name__}: {error}"
+        ) from error
     if not np.isfinite([outputs.pooled or 0.0 for outputs in truth]).all():
-        raise CheckpointRefused(f"{type(checkpoint.model).__name__} gives NaN or infinity")
+        raise CheckpointRefused(f"{name} gives NaN or infinity")
     sums = [outputs.attention["last"].sum() for outputs in truth if outputs.attention]
     rounding = 8 * float(torch.finfo(checkpoint.model.dtype).eps)
     if not np.allclose(sums, 1.0, atol=max(1e-4, rounding)):
-        raise CheckpointRefused("its attention weights do not sum to 1")
+        raise CheckpointRefused(
+            f"the attention weights of {name} do not sum to 1, and a scorer of this deployment "
+            "reads them"
+        )
     if checkpoint.model.dtype == torch.float32:
         bounds = float32_bounds(truth)
     else:
         bounds = coarse_bounds(checkpoint, truth)
     if layout.name == "padded":
         call_tokens, layout.call_tokens = layout.call_tokens, _ONE_CALL
-        backwards = layout.run(requests[::-1])[::-1]
-        layout.gap = gap(differences(backwards, truth), bounds)
+        try:
+            layout.gap = gap(differences(layout.run(requests[::-1])[::-1], truth), bounds)
+            fault = None if layout.gap.is_within else f"differ in {layout.gap}"
+        except Exception as error:  # the model takes no mask, or no rows of several lengths
+            fault = f"raise {type(error).__name__}"
         layout.call_tokens = call_tokens
-        if not layout.gap.is_within:
-            say(f"padded rows differ from the model's own forward in {layout.gap}")
+        if fault is not None:
+            say(f"plain layout, one row at a time: padded rows {fault}")
             layout.name = "plain"
     if layout.name == "plain":
         layout.gap = gap(differences(truth, truth), bounds)

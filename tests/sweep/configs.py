@@ -169,6 +169,10 @@ OWN: dict[str, dict[str, Any]] = {
     "bailing_hybrid": _HYBRID,
     "bamba": {"attn_layer_indices": [1, 3]},
     "cohere_compass_text": {"rope_parameters": _ROPE},
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4},
+        "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2},
+    },
     "esmc": {"num_key_value_heads": 4},
     "gemma4_assistant": {"hidden_size_per_layer_input": 0},
     "lilt": {"channel_shrink_ratio": 4, "max_2d_position_embeddings": 32},

@@ -6,7 +6,7 @@ It runs random rows, and one question with its answer. It knows no architecture.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch
 
 from tokenreward.checkpoints.checkpoint import Checkpoint
 from tokenreward.checkpoints.refusal import CheckpointRefused
-from tokenreward.contract import Needs, Reading, Row, RowRequest
+from tokenreward.contract import Needs, Outputs, Reading, Row, RowRequest
 from tokenreward.forward.layout import differences, float32_bounds, gap
 from tokenreward.forward.trial import coarse_bounds, random_rows
 from tokenreward.forward.two_way.layout import TWO_WAY, TwoWayLayout
@@ -44,24 +44,7 @@ def choose_two_way_layout(
         RowRequest(_with_eos(row, checkpoint), Needs(pooled=True, attention=attention))
         for row in random_rows(checkpoint)
     ]
-    name = type(checkpoint.model).__name__
-    try:
-        truth = [layout.run([request])[0] for request in requests]
-    except CheckpointRefused:
-        raise
-    except Exception as error:  # the model's own code raises errors of all kinds
-        raise CheckpointRefused(
-            f"{name} cannot be read: {type(error).__name__}: {error}"
-        ) from error
-    if not np.isfinite([outputs.pooled or 0.0 for outputs in truth]).all():
-        raise CheckpointRefused(f"{name} gives NaN or infinity")
-    sums = [outputs.attention["last"].sum() for outputs in truth if outputs.attention]
-    rounding = 8 * float(torch.finfo(checkpoint.model.dtype).eps)
-    if not np.allclose(sums, 1.0, atol=max(1e-4, rounding)):
-        raise CheckpointRefused(
-            f"the attention weights of {name} do not sum to 1, and a scorer of this deployment "
-            "reads them"
-        )
+    truth = _own_outputs(checkpoint, layout, requests)
     if checkpoint.model.dtype == torch.float32:
         bounds = float32_bounds(truth)
     else:
@@ -81,6 +64,36 @@ def choose_two_way_layout(
         layout.gap = gap(differences(truth, truth), bounds)
     say(f"{layout.name} layout: differs from the model's own forward in {layout.gap}; {TWO_WAY}")
     return layout
+
+
+def _own_outputs(
+    checkpoint: Checkpoint, layout: TwoWayLayout, requests: Sequence[RowRequest]
+) -> list[Outputs]:
+    """What the model's own class gives of each row alone.
+
+    Raises:
+        CheckpointRefused: It raises, gives numbers that are not finite, or attention weights that
+            are no distribution.
+    """
+    name = type(checkpoint.model).__name__
+    try:
+        truth = [layout.run([request])[0] for request in requests]
+    except CheckpointRefused:
+        raise
+    except Exception as error:  # the model's own code raises errors of all kinds
+        raise CheckpointRefused(
+            f"{name} cannot be read: {type(error).__name__}: {error}"
+        ) from error
+    if not np.isfinite([outputs.pooled or 0.0 for outputs in truth]).all():
+        raise CheckpointRefused(f"{name} gives NaN or infinity")
+    sums = [outputs.attention["last"].sum() for outputs in truth if outputs.attention]
+    rounding = 8 * float(torch.finfo(checkpoint.model.dtype).eps)
+    if not np.allclose(sums, 1.0, atol=max(1e-4, rounding)):
+        raise CheckpointRefused(
+            f"the attention weights of {name} do not sum to 1, and a scorer of this deployment "
+            "reads them"
+        )
+    return truth
 
 
 def _with_eos(row: Row, checkpoint: Checkpoint) -> Row:

@@ -219,6 +219,19 @@ def test_a_value_head_in_a_file_beside_the_adapter_is_on_its_trunk(tmp_path: Pat
     assert load(base, adapter).head_format is None
 
 
+def test_a_language_head_that_was_trained_beside_a_value_head_is_not_read(tmp_path: Path) -> None:
+    base, whole = tiny.save(tmp_path / "base"), ["embed_tokens", "lm_head"]
+    adapter = lora.save(tmp_path / "adapter", target_modules=["q_proj"], modules_to_save=whole)
+    weight = torch.randn(1, 32, generator=torch.Generator().manual_seed(0))
+    save_file({"v_head.summary.weight": weight}, adapter / "value_head.safetensors")
+    request = RowRequest(Row(IDS, 1, len(IDS)), Needs(values=True))
+    (outputs,) = PlainLayout(load(base, adapter, "reward_model")).run([request])
+    trunk = lora.as_peft_has_it(adapter).base_model.model.base_model
+    with torch.no_grad():
+        states = trunk(input_ids=torch.from_numpy(IDS)[None]).last_hidden_state[0]
+    np.testing.assert_allclose(outputs.values, (states @ weight[0]).numpy(), atol=1e-4)
+
+
 def test_a_whole_module_that_is_missing_or_of_another_size_is_refused_by_its_name(
     base: Path, tmp_path: Path
 ) -> None:

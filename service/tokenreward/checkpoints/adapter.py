@@ -203,15 +203,14 @@ class Adapter:
                 whole |= {f"{name}.{key}": weight for key, weight in module.named_parameters()}
         placed, others = {}, []
         for key, tensor in self.tensors.items():
-            if ".lora_" in key:
-                placed[key] = tensor
-                continue
-            if key in whole:
-                placed[key] = tensor.to(whole[key].dtype)
+            if key in except_for:
                 continue
             base = parameters.get(key.replace(".base_layer.", "."))
-            is_copy = base is not None and torch.equal(base, tensor.to(base))
-            if not is_copy and key not in except_for:
+            if ".lora_" in key:
+                placed[key] = tensor
+            elif key in whole:
+                placed[key] = tensor.to(whole[key].dtype)
+            elif base is None or not torch.equal(base, tensor.to(base)):
                 others.append(key)
         if others:
             raise CheckpointRefused(

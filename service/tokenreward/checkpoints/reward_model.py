@@ -74,28 +74,39 @@ def load_reward_model(
     revision, trusted = settings.revision, settings.trust_remote_code
     file_of = find_tensors(source, revision=revision, allow_pickle=settings.allow_pickle)
     config: Any = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trusted)
-    if settings.normalize_reward is not None:
-        config.normalize_reward = settings.normalize_reward
-    affine = [name for name in file_of if AFFINE.fullmatch(name)]
-    take_stored_affine(config, {name: read_tensor(file_of[name], name) for name in affine})
+    affine = _take_affine(config, settings, file_of)
     module, tensors, other_heads = _find_head(config, settings.head, file_of, adapter)
-    trunk, other_trunks = _find_trunk(config, settings, file_of)
+    renames, other_trunks = _find_trunk(config, settings, file_of)
     model, info = None, dict[str, Any]()
     if module in _CLASS_HEADS and "weight" in tensors:
-        model, info = _load_as_class(config, source, (module, tensors), trunk, arguments)
+        model, info = _load_as_class(config, source, (module, tensors), renames, arguments)
     if model is None:
         model, info = load_pretrained(
-            AutoModel, source, arguments, config=config, key_mapping=_renames(trunk, "")
+            AutoModel, source, arguments, config=config, key_mapping=renames
         )
-        activation = settings.head.activation if settings.head is not None else "relu"
+        activation = (settings.head or HeadSettings()).activation
         model.add_module(ATTRIBUTE, head_module(tensors, activation))
     refuse_incomplete(info)
     head = {f"{module}.{place}" for place in tensors}
     _refuse_leftovers(head, {*affine, *other_heads, *other_trunks}, model, info)
     if adapter is not None:
-        adapter.add_to(model, except_for=head)
+        # A value head reads no logits: a language head that was trained along with it is idle.
+        idle = [key for key in adapter.tensors if key.split(".")[0] in _LANGUAGE_HEADS]
+        adapter.add_to(model, except_for=[*head, *idle])
         merge_head(model, module)
     return model, module if "weight" in tensors else f"{module}.mlp"
+
+
+def _take_affine(
+    config: Any, settings: DeploymentSettings, file_of: Mapping[str, Path]
+) -> list[str]:
+    """Puts the operator's word on normalised rewards into the configuration, and what the
+    checkpoint stores of them. Returns the names of the tensors that were read."""
+    if settings.normalize_reward is not None:
+        config.normalize_reward = settings.normalize_reward
+    names = [name for name in file_of if AFFINE.fullmatch(name)]
+    take_stored_affine(config, {name: read_tensor(file_of[name], name) for name in names})
+    return names
 
 
 def _find_head(
@@ -155,12 +166,12 @@ def _gate_names(file_of: Iterable[str], settings: HeadSettings | None) -> set[st
 
 def _find_trunk(
     config: Any, settings: DeploymentSettings, file_of: Mapping[str, Path]
-) -> tuple[str | None, set[str]]:
+) -> tuple[dict[str, str] | None, set[str]]:
     """Where the trunk is among a checkpoint's tensors.
 
     Returns:
-        What its names begin with, if that is not what transformers expects; and the names of equal
-        copies of the trunk, which are not read.
+        transformers' `key_mapping` that cuts off what its names begin with, or None; and the names
+        of equal copies of the trunk, which are not read.
 
     Raises:
         CheckpointRefused: There are several trunks, and they differ.
@@ -189,19 +200,14 @@ def _find_trunk(
     others -= {name for name in file_of if prefix and name.startswith(prefix)}
     if prefix in ("", f"{skeleton.base_model_prefix}."):
         return None, others
-    return prefix, others
-
-
-def _renames(prefix: str | None, to: str) -> dict[str, str] | None:
-    """transformers' `key_mapping` that puts `to` in the place of a prefix of names."""
-    return None if prefix is None else {rf"^{re.escape(prefix)}": to}
+    return {rf"^{re.escape(prefix)}": ""}, others
 
 
 def _load_as_class(
     config: Any,
     source: str,
     head: tuple[str, dict[str, Tensor]],
-    trunk: str | None,
+    renames: dict[str, str] | None,
     arguments: dict[str, Any],
 ) -> tuple[Any, dict[str, Any]]:
     """The model as transformers' class with just this head, a Linear, and its loading info; (None,
@@ -211,7 +217,7 @@ def _load_as_class(
         config: The checkpoint's configuration, whose number of labels becomes the head's.
         source: A folder or hub id.
         head: The name of the head, and its tensors.
-        trunk: What the names of the trunk begin with; None if it is what transformers expects.
+        renames: As of `_find_trunk`.
         arguments: transformers' own.
     """
     name, tensors = head
@@ -226,9 +232,6 @@ def _load_as_class(
     # The number of labels is that of the tensor. Trainers leave another one in config.json, and
     # where the file says nothing a loaded configuration has two.
     config.num_labels = int(tensors["weight"].shape[0])
-    renames = None
-    if trunk is not None:
-        renames = _renames(trunk, f"{mapping[type(config)].base_model_prefix}.")
     model, info = load_pretrained(auto, source, arguments, config=config, key_mapping=renames)
     module = getattr(model, name, None)
     if not isinstance(module, nn.Linear) or (module.bias is not None) != has_bias:

@@ -190,6 +190,38 @@ async def test_values_of_tokens_are_refused_by_name(folders: dict[str, Path]) ->
         await results(engine, scorer="reward_model", credit={"name": "values"})
 
 
+async def test_response_without_the_token_that_the_class_pools_at_is_an_error_of_its_own(
+    folders: dict[str, Path],
+) -> None:
+    engine = Engine.load(settings(folders["t5"], "reward_model"))
+    good = {"prompt": QUESTION, "response": ANSWERS[0]}
+    items = [good, {**good, "finished": False}, {"prompt": [5, 6], "response": [7, 8]}]
+    request = parse(RewardsRequest, {"items": items, "scorer": "reward_model"})
+    try:
+        first, *others = (await engine.score(request)).items
+    finally:
+        await engine.close()
+    assert first.error is None
+    for other in others:
+        assert other.error is not None
+        assert other.error.code == "unsupported_text"
+        assert "EOS (id 1), and the response has none" in other.error.message
+
+
+@pytest.mark.parametrize(
+    ("num_labels", "fields"),
+    [(3, {}), (1, {"head": {"label": 0}}), (1, {"normalize_reward": True})],
+)
+def test_an_encoder_that_is_not_served_is_called_one(
+    tmp_path: Path, num_labels: int, fields: dict[str, Any]
+) -> None:
+    config = tf.BertConfig(**{**SIZES, "num_labels": num_labels})
+    tf.BertForSequenceClassification(config).save_pretrained(tmp_path)
+    pairing_tokenizer("bert").save_pretrained(tmp_path)
+    with pytest.raises(CheckpointRefused, match=r"It is an encoder: served are .* two labels"):
+        load_checkpoint(settings(tmp_path, "reward_model", **fields))
+
+
 def test_a_scorer_of_values_is_refused_by_name(folders: dict[str, Path]) -> None:
     process = DeploymentSettings(
         name="x",

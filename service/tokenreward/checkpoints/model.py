@@ -20,6 +20,11 @@ from tokenreward.checkpoints.refusal import CheckpointRefused
 from tokenreward.checkpoints.reward_model import load_reward_model
 from tokenreward.settings import DeploymentSettings
 
+_SERVED_ENCODERS = (
+    "It is an encoder: served are those of transformers' own class for sequence classification, "
+    "with one or two labels, and without `adapter`, `head` and `normalize_reward`"
+)
+
 
 def load_model(
     source: str, settings: DeploymentSettings, adapter: Adapter | None, gguf: Path | None
@@ -68,8 +73,10 @@ def _load_scoring_model(
             return classifier, tokenizer, None
     try:
         model, head_format = load_reward_model(source, settings, arguments, adapter=adapter)
-    except CheckpointRefused:
+    except CheckpointRefused as error:
         classifier = load_classifier(source, arguments) if may_be_classifier else None
+        if classifier is None and is_encoder(source, arguments):
+            raise CheckpointRefused(f"{error}. {_SERVED_ENCODERS}") from None
         if classifier is None:
             raise
         return classifier, tokenizer, None

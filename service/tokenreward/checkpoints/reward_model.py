@@ -293,5 +293,5 @@ def refuse_unreadable(model: Any, head: ValueHead, device: torch.device) -> None
     if not difference <= bound:  # NaN is refused, too
         raise CheckpointRefused(
             f"{type(model).__name__} is no decoder: its tokens see the ones after them (states "
-            f"differ by {difference:.1e}); encoders that pool their first token cannot be served"
+            f"differ by {difference:.1e}), and have no value of the text so far"
         )

@@ -19,6 +19,7 @@ from torch import Tensor
 from tokenreward.checkpoints.checkpoint import Checkpoint
 from tokenreward.checkpoints.refusal import CheckpointRefused
 from tokenreward.contract import Outputs, Reading, Row, RowRequest
+from tokenreward.errors import UnsupportedText
 from tokenreward.forward.layout import Gap
 from tokenreward.forward.padded import CALL_TOKENS, calls_of
 from tokenreward.forward.transfer import Pending
@@ -66,8 +67,20 @@ class TwoWayLayout:
 
     @torch.inference_mode()
     def run(self, requests: Sequence[RowRequest]) -> list[Outputs]:
-        """Outputs of each row, in order: `pooled`, and the `last` reading of attention."""
+        """Outputs of each row, in order: `pooled`, and the `last` reading of attention.
+
+        Raises:
+            UnsupportedText: The model pools at EOS, and a response has none: its class would fail,
+                or pool at the end of the prompt.
+        """
         rows = [row for row, _ in requests]
+        if self._eos_id is not None and not all(
+            self._eos_id in row.ids[row.start :] for row in rows
+        ):
+            raise UnsupportedText(
+                f"the model scores at EOS (id {self._eos_id}), and the response has none: "
+                "send `finished: true`, or ids that end with it"
+            )
         scores: dict[int, float] = {}
         for call in self._calls(rows):
             logits = self._model(**self._inputs([rows[i] for i in call])).logits.float()

@@ -124,16 +124,16 @@ class DeploymentSettings(BaseModel, extra="forbid", frozen=True):
     )
     revision: str | None = Field(default=None, description="Hub revision.")
     adapter_revision: str | None = Field(default=None, description="Hub revision of `adapter`.")
-    reference_revision: str | None = Field(
-        default=None, description="Hub revision of `reference_checkpoint`."
-    )
-    trust_remote_code: bool = Field(
-        default=False, description="Run Python code that the checkpoint ships."
-    )
+    reference_revision: str | None = Field(default=None, description="The reference's revision.")
+    trust_remote_code: bool = Field(default=False, description="Run the checkpoint's Python code.")
     allow_pickle: bool = Field(default=False, description="Load `.bin` weights, which are pickles.")
     suffix_text: str | None = Field(
         default=None,
         description="Reward models: text read after the response; its last token is pooled.",
+    )
+    scored_text: Literal["conversation"] | None = Field(
+        default=None,
+        description="Reward models: `conversation` reads the response as the template renders it.",
     )
     normalize_reward: bool | None = Field(
         default=None,
@@ -145,6 +145,9 @@ class DeploymentSettings(BaseModel, extra="forbid", frozen=True):
     )
     chat_template: str | None = Field(
         default=None, description="Jinja; replaces the tokenizer's own template."
+    )
+    chat_template_kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="Passed to the chat template; an item's own stand over."
     )
     max_sequence_tokens: int | None = Field(
         default=None,
@@ -179,18 +182,18 @@ class DeploymentSettings(BaseModel, extra="forbid", frozen=True):
 
     @model_validator(mode="after")
     def _settings_of_reward_models_need_one(self) -> DeploymentSettings:
-        for name in ("suffix_text", "normalize_reward", "head"):
+        for name in ("suffix_text", "scored_text", "normalize_reward", "head"):
             if getattr(self, name) is not None and self.task != "reward_model":
                 raise ValueError(f"`{name}` has no effect with task `{self.task}`")
+        if self.scored_text is not None and self.suffix_text is not None:
+            raise ValueError("`suffix_text` has no effect with `scored_text`")
         return self
 
     @model_validator(mode="after")
     def _revisions_need_their_repository(self) -> DeploymentSettings:
-        repositories = {
-            "adapter_revision": "adapter",
-            "reference_revision": "reference_checkpoint",
-        }
-        for revision, repository in repositories.items():
+        repositories = ("adapter", "adapter"), ("reference", "reference_checkpoint")
+        for name, repository in repositories:
+            revision = f"{name}_revision"
             if getattr(self, revision) is not None and getattr(self, repository) is None:
                 raise ValueError(f"`{revision}` has no effect without `{repository}`")
         return self

@@ -87,6 +87,8 @@ class Engine:
             num_labels=checkpoint.num_labels,
             max_sequence_tokens=settings.max_sequence_tokens or checkpoint.max_positions,
             suffix_ids=tokenizer.suffix(settings.suffix_text),
+            skipped_id=None if settings.suffix_text else checkpoint.skipped_id,
+            reads_conversation=settings.scored_text == "conversation",
         )
         self._max_batch_tokens = settings.max_batch_tokens or max_batch_tokens(checkpoint.device)
         self.batcher: Batcher[Job] = Batcher(

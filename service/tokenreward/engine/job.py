@@ -35,6 +35,8 @@ class Job(Entry):
         unit_of_token: The unit [r] of each response token.
         scored: Which units [u] carry reward.
         requests: The rows to read, each distinct row once.
+        num_skipped: For each of them, how many tokens were cut off its end, and how many of those
+            have outputs (see `skipped`).
         rows_of: For each scorer, the indices of its rows in `requests`; or why it has none.
         outputs: The outputs of `requests`, or the error of their pass.
         batch_number: Which batch reads the rows, counted from 1; 0 if none does.
@@ -49,6 +51,7 @@ class Job(Entry):
     unit_of_token: Int64[np.ndarray, " r"] = field(init=False)
     scored: Bool[np.ndarray, " u"] = field(init=False)
     requests: list[RowRequest] = field(default_factory=list)
+    num_skipped: dict[int, tuple[int, int]] = field(default_factory=dict)
     rows_of: dict[str, list[int] | ItemError] = field(default_factory=dict)
     outputs: list[Outputs] | ItemError = field(default_factory=list)
     batch_number: int = 0

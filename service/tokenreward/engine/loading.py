@@ -46,6 +46,7 @@ def load_checkpoint_of(
         checkpoint.eos_ids,
         max_tokens,
         reads_pairs=checkpoint.is_classifier and not checkpoint.tokenizer.chat_template,
+        template_kwargs=settings.chat_template_kwargs,
     )
     beyond = tokens_beyond_embedding(checkpoint, tokenizer)
     if beyond is not None and settings.task == "reward_model":
@@ -86,7 +87,12 @@ def load_layout(
                 checkpoint, needs["policy"], say=lambda line: say(f"{settings.name}: {line}")
             )
         if settings.task == "reward_model":
-            comparison = compare_with_own_call(checkpoint, tokenizer, settings.suffix_text)
+            comparison = compare_with_own_call(
+                checkpoint,
+                tokenizer,
+                settings.suffix_text,
+                reads_conversation=settings.scored_text == "conversation",
+            )
             say(f"{settings.name}: {comparison}")
         return choose_layouts(checkpoint, needs, say=lambda line: say(f"{settings.name}: {line}"))
     except CheckpointRefused:

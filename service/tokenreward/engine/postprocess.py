@@ -18,6 +18,7 @@ from tokenreward.alignment import last_of_units, sum_over_units
 from tokenreward.contract import Outputs, Signals
 from tokenreward.engine.job import Job
 from tokenreward.engine.plan import Plan, scorer_failed
+from tokenreward.engine.skipped import with_skipped
 from tokenreward.errors import ItemError, NonFinite, ScorerFailed
 from tokenreward.text.tokenizer import Tokenizer
 from tokenreward.wire import ErrorDetail, ItemResult, RewardsRequest, ScorerResult, Token
@@ -66,7 +67,9 @@ def _scorer_result(job: Job, plan: Plan) -> ScorerResult:
     if isinstance(job.outputs, ItemError):
         # Several scorers of the item may have this error, so the path is not put into it.
         return ScorerResult(error=replace(ErrorDetail.of(job.outputs), param=job.param))
-    outputs = [job.outputs[place] for place in places]
+    outputs = [
+        with_skipped(job.outputs[place], *job.num_skipped.get(place, (0, 0))) for place in places
+    ]
     try:
         return _score(job, plan, outputs)
     except ItemError as error:

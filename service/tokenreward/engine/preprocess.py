@@ -13,22 +13,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Int64
+from jaxtyping import Int64
 
 from tokenreward import credit as credits
-from tokenreward.alignment import owners, scored_spans, tiles
 from tokenreward.contract import Needs, Row, RowRequest, Sample, TextBudget
 from tokenreward.engine.job import Job
 from tokenreward.engine.plan import Plan, scorer_failed
+from tokenreward.engine.skipped import without_skipped
+from tokenreward.engine.units import units_of
 from tokenreward.errors import (
     EmptyResponse,
     ItemError,
-    LengthMismatch,
     RequestError,
     SequenceTooLong,
     TokenOutOfVocabulary,
-    UnsupportedText,
 )
+from tokenreward.text.conversation import templated_tokens
 from tokenreward.text.tokenizer import Tokenizer
 from tokenreward.wire import Item, RewardsRequest, decode_ids
 
@@ -45,6 +45,9 @@ class Preprocessor:
         num_labels: Number of ids that the model predicts.
         max_sequence_tokens: Longest row; None if there is no limit.
         suffix_ids: What a reward model reads after the response.
+        skipped_id: The token that the model's class passes over at the end of a row, as padding.
+        reads_conversation: Whether messages and a response of text are read as the chat template
+            renders them together.
     """
 
     tokenizer: Tokenizer
@@ -52,6 +55,8 @@ class Preprocessor:
     num_labels: int
     max_sequence_tokens: int | None
     suffix_ids: Ids
+    skipped_id: int | None = None
+    reads_conversation: bool = False
 
     def jobs(
         self, request: RewardsRequest, plans: Sequence[Plan], is_abandoned: Callable[[], bool]
@@ -101,11 +106,10 @@ class Preprocessor:
             ItemError: The item cannot be scored.
             RequestError: A field cannot be decoded at all.
         """
-        prompt_ids = self._shared_prompt(item, prompts)
-        response_ids, ends = self._response(item)
+        prompt_ids, response_ids, ends, suffix_ids = self._tokens(item, prompts)
         self._check_ids(prompt_ids, self.vocab_size, param="prompt")
         self._check_ids(response_ids, self.num_labels, param="response")
-        num_suffix = len(self.suffix_ids)
+        num_suffix = len(suffix_ids)
         total = len(prompt_ids) + len(response_ids) + num_suffix
         if self.max_sequence_tokens is not None and total > self.max_sequence_tokens:
             raise SequenceTooLong(
@@ -113,7 +117,7 @@ class Preprocessor:
                 f"{total} tokens, `max_sequence_tokens` is {self.max_sequence_tokens}",
                 param="response",
             )
-        job.unit_of_token, job.scored = _units(item, len(response_ids), ends)
+        job.unit_of_token, job.scored = units_of(item, len(response_ids), ends)
         job.sample = Sample(
             prompt_ids,
             response_ids,
@@ -121,16 +125,40 @@ class Preprocessor:
             keep=job.scored[job.unit_of_token],
             item=item,
             tokenizer=self.tokenizer,
-            suffix_ids=self.suffix_ids,
+            suffix_ids=suffix_ids,
             ends=ends,
             budget=budget,
         )
         if not job.sample.keep.any():
             raise EmptyResponse("no token is left to score", param="mask")
 
+    def _tokens(
+        self, item: Item, prompts: dict[str, np.ndarray]
+    ) -> tuple[Ids, Ids, Ids | None, Ids]:
+        """The ids of an item's prompt and response, where the characters of each token of the
+        response end, and the ids that are read behind it."""
+        ends: Ids | None
+        suffix_ids = self.suffix_ids
+        if self.reads_conversation and item.messages and isinstance(item.response, str):
+            self._refuse_empty(item)
+            prompt_ids, response_ids, ends, suffix_ids = templated_tokens(
+                self.tokenizer,
+                item.messages,
+                item.response,
+                tools=item.tools,
+                variables=item.chat_template_kwargs,
+                finished=item.finished is not False,
+            )
+        else:
+            prompt_ids = self._shared_prompt(item, prompts)
+            response_ids, ends = self._response(item)
+        if not len(response_ids):
+            raise EmptyResponse("the response has no tokens", param="response")
+        return prompt_ids, response_ids, ends, suffix_ids
+
     def _add_rows(self, job: Job, plans: Sequence[Plan]) -> None:
         """Adds the rows of all scorers, each distinct row once."""
-        places: dict[tuple[str, int, int, bytes], int] = {}
+        places: dict[tuple[object, ...], int] = {}
         for plan in plans:
             try:
                 requests = self._requests(job, plan)
@@ -141,13 +169,16 @@ class Preprocessor:
                 job.rows_of[plan.name] = scorer_failed(plan.name, error).within(job.param)
                 continue
             own = []
-            for row, needs in requests:
-                key = (row.model, row.start, row.stop, row.ids.tobytes())
+            for whole, needs in requests:
+                row = without_skipped(whole, needs, self.skipped_id)
+                num_skipped = (len(whole.ids) - len(row.ids), whole.stop - row.stop)
+                key = (row.model, row.start, row.stop, num_skipped, row.ids.tobytes())
                 place = places.setdefault(key, len(job.requests))
                 if place == len(job.requests):
                     job.requests.append(RowRequest(row, needs))
                 else:
                     job.requests[place] = RowRequest(row, job.requests[place].needs | needs)
+                job.num_skipped[place] = num_skipped
                 own.append(place)
             job.rows_of[plan.name] = own
         job.count_tokens()
@@ -224,20 +255,21 @@ class Preprocessor:
     def _response(self, item: Item) -> tuple[Ids, Ids | None]:
         """The tokens of an item's response, and where each one's characters end (see
         `Tokenizer.response`); None for ids."""
-        ids, ends = np.empty(0, dtype=np.int64), None
         if not isinstance(item.response, str):
-            ids = decode_ids(item.response, param="response")
-        elif item.response or item.finished is True:
-            # A policy may stop at once, but then the caller says so: an empty text by itself looks
-            # like a mistake.
-            finished = item.finished is not False
-            ids, ends = self.tokenizer.response(item.response, finished=finished, param="response")
-        if not len(ids):
-            hint = ""
-            if isinstance(item.response, str):
-                hint = ": with `finished: true`, an empty text is scored as end-of-turn alone"
-            raise EmptyResponse(f"the response has no tokens{hint}", param="response")
-        return ids, ends
+            return decode_ids(item.response, param="response"), None
+        self._refuse_empty(item)
+        finished = item.finished is not False
+        return self.tokenizer.response(item.response, finished=finished, param="response")
+
+    def _refuse_empty(self, item: Item) -> None:
+        """Raises EmptyResponse for an empty text. A policy may stop at once, but then the caller
+        says so: an empty text by itself looks like a mistake."""
+        if item.response == "" and item.finished is not True:
+            raise EmptyResponse(
+                "the response has no tokens: with `finished: true`, an empty text is scored as "
+                "end-of-turn alone",
+                param="response",
+            )
 
     def _check_ids(self, ids: Ids, size: int, *, param: str) -> None:
         """Raises TokenOutOfVocabulary for the first id that is not below `size`."""
@@ -248,31 +280,3 @@ class Preprocessor:
                 f"entry {place} is {ids[place]}, the model takes ids 0 to {size - 1} there",
                 param=param,
             )
-
-
-def _units(
-    item: Item, num_tokens: int, ends: Ids | None
-) -> tuple[Int64[np.ndarray, " r"], Bool[np.ndarray, " u"]]:
-    """The unit [r] of each token, and which units [u] carry reward. Raises SpansDoNotTile,
-    UnsupportedText, LengthMismatch."""
-    if item.spans is None:
-        owner = np.arange(num_tokens)
-        scored = np.ones(num_tokens, dtype=np.bool_)
-    else:
-        assert isinstance(item.response, str)
-        spans = tiles(item.spans, len(item.response), param="spans")
-        if ends is None:
-            raise UnsupportedText("this tokenizer cannot say where tokens end", param="spans")
-        num_appended = num_tokens - len(ends)
-        owner = owners(ends, spans, num_appended=num_appended)
-        scored = scored_spans(spans, finished=num_appended > 0)
-    for name in ("mask", "policy_logprobs", "ref_logprobs"):
-        entries = getattr(item, name)
-        if entries is not None and len(entries) != len(scored):
-            raise LengthMismatch(
-                f"there are {len(entries)} entries, the response has {len(scored)} units",
-                param=name,
-            )
-    if item.mask is not None:
-        scored = scored & np.asarray(item.mask, dtype=np.bool_)
-    return owner, scored

@@ -1,10 +1,12 @@
 """Compares a reward model, at load, with its own Hugging Face call on a short conversation.
 
 Two things are compared. On the same tokens, trunk and head must give what the model's own call
-gives. And the token that is pooled here should be the one that the model was trained to pool: here
-it is the last response token, or the end of the checkpoint's `suffix_text`, while a chat template
-may put more after end-of-turn. A model that was trained with such a template wants that text as its
-suffix, and the line that is told at load says so, with the figures. This module knows no requests.
+gives. And the tokens should be those that the model was trained on: the whole templated
+conversation. Here a response is read as it is, and the last response token is pooled, or the end of
+the checkpoint's `suffix_text`, while a chat template may trim a response or write more in front of
+it and behind. Responses of several shapes are compared token by token. The line that is told at
+load names the tokens that differ, and the one setting with which none do. This module knows no
+requests.
 """
 
 from __future__ import annotations
@@ -16,13 +18,16 @@ from tokenreward.checkpoints.checkpoint import Checkpoint
 from tokenreward.checkpoints.refusal import CheckpointRefused
 from tokenreward.contract import Needs, Row, RowRequest
 from tokenreward.forward.plain import PlainLayout
+from tokenreward.text.conversation import ANSWER, QUESTION, advice
 from tokenreward.text.tokenizer import Tokenizer
-
-_QUESTION, _ANSWER = "What is the capital of France?", "It is Paris."
 
 
 def compare_with_own_call(
-    checkpoint: Checkpoint, tokenizer: Tokenizer, suffix_text: str | None
+    checkpoint: Checkpoint,
+    tokenizer: Tokenizer,
+    suffix_text: str | None,
+    *,
+    reads_conversation: bool = False,
 ) -> str:
     """One line on the pooled value of a short conversation, by our layout and by the model's own
     call.
@@ -31,41 +36,42 @@ def compare_with_own_call(
         checkpoint: A reward model.
         tokenizer: Its tokenizer.
         suffix_text: What the settings put after each response.
+        reads_conversation: Whether responses are read as the template renders them.
 
     Raises:
-        CheckpointRefused: On the same tokens the two differ: trunk and head are not all that the
-            model does.
+        CheckpointRefused: On the same tokens the two differ: the model does more.
     """
     prompt, response, templated = _conversation(tokenizer)
     ids = np.concatenate([prompt, response, tokenizer.suffix(suffix_text)])
-    ours, own = _pooled(checkpoint, ids), _own_call(checkpoint, ids)
-    bound = _bound(checkpoint, ours)
-    # A classifier skips pad tokens at the end, so on a row that ends with one it reads another.
-    ends_with_pad = ids[-1] == getattr(checkpoint.text_config, "pad_token_id", None)
-    if own is not None and abs(ours - own) > bound and not ends_with_pad:
+    if reads_conversation and templated is not None:
+        ids = templated
+    # A suffix is the operator's word: its last token is pooled, whatever it is.
+    skipped_id = None if suffix_text else checkpoint.skipped_id
+    ours, own = _pooled(checkpoint, ids, skipped_id), _own_call(checkpoint, ids)
+    # A classifier that skips pad tokens where we do not reads another token.
+    pad_id = getattr(checkpoint.text_config, "pad_token_id", None)
+    same_token = skipped_id is not None or ids[-1] != pad_id
+    if own is not None and abs(ours - own) > _bound(checkpoint, ours) and same_token:
         raise CheckpointRefused(
             f"{type(checkpoint.model).__name__}: trunk and head differ from its own call by "
             f"{abs(ours - own):.1e}"
         )
-    head = f"value head {checkpoint.value_head.note}"
+    line = f"value head {checkpoint.value_head.note}"
     if checkpoint.head_format:
-        head += f", stored as `{checkpoint.head_format}`"
+        line += f", stored as `{checkpoint.head_format}`"
     if templated is None:
-        line = f"{head}; pooled value {ours:.4g}"
+        line += f"; pooled value {ours:.4g}"
         if own is not None:
             line += f": differs from the model's own call by {abs(ours - own):.1e}"
         return line
     of_template, whose = _own_call(checkpoint, templated), "the model's own"
     if of_template is None:
-        of_template, whose = _pooled(checkpoint, templated), "the same head's"
-    line = (
-        f"{head}; pooled value of a conversation {ours:.4g}, of {whose} templated call "
-        f"{of_template:.4g}"
-    )
-    after = tokenizer.after_end_of_turn
-    if abs(ours - of_template) > bound and after:
-        line += f": they differ; if it was trained on its template, set `suffix_text: {after!r}`"
-    return line
+        of_template, whose = _pooled(checkpoint, templated, skipped_id), "the same head's"
+    line += f"; pooled value of a conversation {ours:.4g}, of {whose} templated call "
+    line += f"{of_template:.4g}"
+    if ids[-1] == skipped_id:
+        line += f"; pooled before {tokenizer.text(ids[-1:])!r}, which its class takes for padding"
+    return line if reads_conversation else line + advice(tokenizer, suffix_text)
 
 
 def _bound(checkpoint: Checkpoint, value: float) -> float:
@@ -89,16 +95,17 @@ def _conversation(tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray, np.ndar
     The third is None without a template.
     """
     is_finished = tokenizer.end_of_turn is not None
-    response, _ = tokenizer.response(_ANSWER, finished=is_finished, param="response")
-    messages = [{"role": "user", "content": _QUESTION}]
-    templated = tokenizer.templated([*messages, {"role": "assistant", "content": _ANSWER}])
+    response, _ = tokenizer.response(ANSWER, finished=is_finished, param="response")
+    templated = tokenizer.templated([*QUESTION, {"role": "assistant", "content": ANSWER}])
     if templated is None:
-        return tokenizer.prompt_from_text(_QUESTION, param="prompt"), response, None
-    return tokenizer.prompt_from_messages(messages, None, {}, param="prompt"), response, templated
+        return tokenizer.prompt_from_text(QUESTION[0]["content"], param="prompt"), response, None
+    return tokenizer.prompt_from_messages(QUESTION, None, {}, param="prompt"), response, templated
 
 
-def _pooled(checkpoint: Checkpoint, ids: np.ndarray) -> float:
-    """The value at the last token, by the plain layout."""
+def _pooled(checkpoint: Checkpoint, ids: np.ndarray, skipped_id: int | None) -> float:
+    """The value at the last token that is not skipped, by the plain layout."""
+    read = np.flatnonzero(ids != skipped_id)
+    ids = ids[: int(read[-1]) + 1]
     request = RowRequest(Row(ids, 1, len(ids)), Needs(values=True))
     (outputs,) = PlainLayout(checkpoint).run([request])
     assert outputs.pooled is not None

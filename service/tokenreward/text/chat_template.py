@@ -60,9 +60,9 @@ class ChatTemplate:
         self._call_forms = lru_cache(8)(self._find_call_forms)
 
     @property
-    def exists(self) -> bool:
-        """Whether the tokenizer has a template."""
-        return bool(self._tokenizer.chat_template)
+    def source(self) -> Any:
+        """The template's Jinja; None if the tokenizer has no template."""
+        return self._tokenizer.chat_template
 
     def prompt(
         self,
@@ -71,6 +71,7 @@ class ChatTemplate:
         variables: Mapping[str, Any] | None = None,
         *,
         param: str | None,
+        is_whole: bool = False,
     ) -> str:
         """The conversation so far, with the template's generation prompt behind it.
 
@@ -79,6 +80,7 @@ class ChatTemplate:
             tools: Descriptions of tools for the template, if any.
             variables: The caller's `chat_template_kwargs`.
             param: The caller's field, for errors.
+            is_whole: Whether the conversation ends here. Then there is no generation prompt.
 
         Raises:
             UnsupportedText: There is no template, it refuses or fails on these messages, it would
@@ -89,11 +91,11 @@ class ChatTemplate:
         for name in variables or ():
             if name in inspect.signature(self._tokenizer.apply_chat_template).parameters:
                 raise UnsupportedText(f"`chat_template_kwargs` may not set `{name}`", param=param)
-        if not self.exists:
+        if not self.source:
             raise UnsupportedText("this tokenizer has no chat template; send raw text", param=param)
         messages = self.normalised(messages, has_tools=bool(tools), param=param)
         try:
-            return self._render(messages, tools, variables, add_generation_prompt=True)
+            return self._render(messages, tools, variables, add_generation_prompt=not is_whole)
         except TemplateError as error:
             raise UnsupportedText(
                 f"the chat template refused these messages: {error}", param=param
@@ -239,7 +241,7 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
     ) -> str | None:
         """The text of messages; None if there is no template, or if it refuses or fails."""
-        if not self.exists:
+        if not self.source:
             return None
         try:
             return self._render(messages, tools, {}, add_generation_prompt=add_generation_prompt)

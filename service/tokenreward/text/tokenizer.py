@@ -8,6 +8,7 @@ appended to the prompt. It does not know the caller's spans (alignment does) and
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -34,6 +35,7 @@ class Tokenizer:
         max_tokens: The most tokens that a caller's text may have; None for no limit.
         reads_pairs: Whether prompt and response are the two texts of a pair, as an encoder's
             tokenizer writes one: `[CLS] prompt [SEP] response [SEP]`.
+        template_kwargs: The deployment's `chat_template_kwargs`.
     """
 
     def __init__(
@@ -43,10 +45,11 @@ class Tokenizer:
         max_tokens: int | None = None,
         *,
         reads_pairs: bool = False,
+        template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         self._reads_pairs = reads_pairs
         self.encoder = TextEncoder(tokenizer, max_tokens)
-        self.template = ChatTemplate(tokenizer)
+        self.template = ChatTemplate(tokenizer, template_kwargs)
         self._tokenizer = tokenizer
         self._eos_ids = eos_ids
         self._cached_single = lru_cache(_MAX_CACHED_TEXTS)(self._find_single)
@@ -59,7 +62,7 @@ class Tokenizer:
     @property
     def has_chat_template(self) -> bool:
         """Whether messages can be prompts."""
-        return self.template.exists
+        return bool(self.template.source)
 
     @cached_property
     def bos_id(self) -> int | None:

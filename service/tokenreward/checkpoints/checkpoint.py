@@ -120,25 +120,6 @@ class Checkpoint:
         return size
 
     @property
-    def skipped_id(self) -> int | None:
-        """The token that the model's own class passes over at the end of a row before it pools:
-        its padding. None if it pools the last token, whatever that is.
-
-        A classifier of transformers pools the last token that is no padding, also in training. TRL
-        takes EOS for padding where a tokenizer has none, as those of Llama 3 and Mistral: then the
-        head was trained on the token before EOS. OpenRLHF, which names `value_head_prefix`, reads
-        EOS itself.
-        """
-        own = type(self.model)
-        pools = own.__name__.endswith("ForSequenceClassification")
-        if self.is_classifier or not pools or not own.__module__.startswith("transformers."):
-            return None
-        if getattr(self.model.config, "value_head_prefix", None) is not None:
-            return None
-        pad_id = getattr(self.text_config, "pad_token_id", None)
-        return None if pad_id is None else int(pad_id)
-
-    @property
     def num_labels(self) -> int:
         """Ids from 0 to this, exclusive, can be predicted, also by the reference: a language head
         may have fewer rows than the embedding."""

@@ -33,6 +33,7 @@ from tokenreward.engine.usage import Report, report_results, timing_of, usage_of
 from tokenreward.engine.worker import Worker
 from tokenreward.errors import DeadlineExceededError, InternalError, VersionNotReached
 from tokenreward.forward.layout import Layout
+from tokenreward.forward.own_call import skipped_token
 from tokenreward.settings import DeploymentSettings
 from tokenreward.text.tokenizer import Tokenizer
 from tokenreward.wire import ItemResult, Reply, RewardsRequest
@@ -87,7 +88,7 @@ class Engine:
             num_labels=checkpoint.num_labels,
             max_sequence_tokens=settings.max_sequence_tokens or checkpoint.max_positions,
             suffix_ids=tokenizer.suffix(settings.suffix_text),
-            skipped_id=None if settings.suffix_text else checkpoint.skipped_id,
+            skipped_id=None if settings.suffix_text else skipped_token(checkpoint),
             reads_conversation=settings.scored_text == "conversation",
         )
         self._max_batch_tokens = settings.max_batch_tokens or max_batch_tokens(checkpoint.device)

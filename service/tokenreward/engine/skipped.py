@@ -22,7 +22,7 @@ def without_skipped(row: Row, needs: Needs, skipped_id: int | None) -> Row:
     Args:
         row: A row of a scorer.
         needs: What is wanted of it. It is left as it is unless its last token is pooled.
-        skipped_id: The token that is skipped (see `Checkpoint.skipped_id`).
+        skipped_id: The token that is skipped (see `skipped_token`).
     """
     if skipped_id is None or not (needs.pooled or needs.values):
         return row

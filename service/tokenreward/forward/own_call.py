@@ -46,7 +46,7 @@ def compare_with_own_call(
     if reads_conversation and templated is not None:
         ids = templated
     # A suffix is the operator's word: its last token is pooled, whatever it is.
-    skipped_id = None if suffix_text else checkpoint.skipped_id
+    skipped_id = None if suffix_text else skipped_token(checkpoint)
     ours, own = _pooled(checkpoint, ids, skipped_id), _own_call(checkpoint, ids)
     # A classifier that skips pad tokens where we do not reads another token.
     pad_id = getattr(checkpoint.text_config, "pad_token_id", None)
@@ -72,6 +72,25 @@ def compare_with_own_call(
     if ids[-1] == skipped_id:
         line += f"; pooled before {tokenizer.text(ids[-1:])!r}, which its class takes for padding"
     return line if reads_conversation else line + advice(tokenizer, suffix_text)
+
+
+def skipped_token(checkpoint: Checkpoint) -> int | None:
+    """The token that the model's own class passes over at the end of a row before it pools: its
+    padding. None if it pools the last token, whatever that is.
+
+    A classifier of transformers pools the last token that is no padding, also in training. TRL
+    takes EOS for padding where a tokenizer has none, as those of Llama 3 and Mistral: then the head
+    was trained on the token before EOS. OpenRLHF, which names `value_head_prefix`, reads EOS
+    itself.
+    """
+    own = type(checkpoint.model)
+    pools = own.__name__.endswith("ForSequenceClassification")
+    if checkpoint.is_classifier or not pools or not own.__module__.startswith("transformers."):
+        return None
+    if getattr(checkpoint.model.config, "value_head_prefix", None) is not None:
+        return None
+    pad_id = getattr(checkpoint.text_config, "pad_token_id", None)
+    return None if pad_id is None else int(pad_id)
 
 
 def _bound(checkpoint: Checkpoint, value: float) -> float:

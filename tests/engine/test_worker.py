@@ -124,7 +124,8 @@ async def test_a_fault_of_the_worker_answers_everybody_and_leaves_it_idle_and_al
     monkeypatch.setattr(worker, "step", lambda: 1 / 0)
     jobs = [job(0), job(1), job(2)]
     batcher.submit(jobs)
-    errors = await asyncio.gather(*(each.future for each in jobs), return_exceptions=True)
+    async with asyncio.timeout(10):
+        errors = await asyncio.gather(*(each.future for each in jobs), return_exceptions=True)
     assert [type(error) for error in errors] == [InternalError] * 3
     assert worker.busy_since is None
     monkeypatch.undo()

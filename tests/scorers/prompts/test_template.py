@@ -8,7 +8,7 @@ import time
 import pytest
 
 from tokenreward.contract import TextBudget
-from tokenreward.errors import UnsupportedText
+from tokenreward.errors import SequenceTooLong, UnsupportedText
 from tokenreward.scorers._prompts import template as templates
 from tokenreward.scorers._prompts.template import MAX_TEMPLATE_CHARACTERS, template
 
@@ -117,3 +117,11 @@ def test_a_text_that_grows_past_the_limit_is_refused(monkeypatch: pytest.MonkeyP
     assert len(template("{{ prompt }}" * 25).render(TextBudget(), prompt="2+2?")) == 100
     with pytest.raises(UnsupportedText, match="more than 100 characters"):
         template("{{ prompt }}" * 26).render(TextBudget(), prompt="2+2?")
+
+
+def test_what_a_template_shows_is_spent_from_the_budget_of_its_request() -> None:
+    budget, shown_twice = TextBudget(10), template("{{ prompt }}{{ prompt }}")
+    assert shown_twice.render(budget, prompt="2+2?") == "2+2?2+2?"
+    assert budget.num_characters == 2
+    with pytest.raises(SequenceTooLong):
+        shown_twice.render(budget, prompt="2+2?")

@@ -647,6 +647,23 @@ def test_the_settings_name_a_head_and_what_stands_between_its_layers(tmp_path: P
     assert "Tanh" in checkpoint.value_head.note
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"tensor": "absent"}, "`head: {tensor: absent}` names no Linear and no MLP"),
+        ({"trunk_prefix": "absent"}, "`head: {trunk_prefix: absent}` is before no tensor"),
+        ({"activation": "tanh"}, "`head: {activation: ...}` has no effect"),
+    ],
+)
+def test_settings_of_a_head_that_have_no_effect_are_refused(
+    tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
+    tensors = trunk_of_a_classifier(tiny.model("llama")) | linear("score", bias=False)
+    refusal = refusal_of(write(tmp_path, "llama", tensors), head=settings)
+    assert message in refusal
+    assert "known heads" not in refusal
+
+
 def test_a_trunk_that_is_there_twice_is_read_once_if_both_are_equal(tmp_path: Path) -> None:
     """As in Starling's 7B, where the policy it was made of is in the file, too."""
     trunk, head, config = CASES["v_head, Starling"]

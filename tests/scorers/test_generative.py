@@ -475,3 +475,8 @@ async def test_a_token_that_the_model_does_not_predict_is_an_error_that_names_th
 def test_options_without_effect_in_a_mode_are_refused(options: dict[str, Any], idle: str) -> None:
     with pytest.raises(ValidationError, match=f"`{idle}` has no effect with"):
         Scorer.Options.model_validate(options)
+
+
+def test_token_that_is_no_id_of_any_model_is_refused_by_the_option() -> None:
+    with pytest.raises(ValidationError, match="token\n.*less than"):
+        Scorer.Options.model_validate({"mode": "logit", "token": 10**30})

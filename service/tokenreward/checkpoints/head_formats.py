@@ -99,10 +99,12 @@ def find_head(names: Iterable[str], head_names: Sequence[str], *, is_numbered: b
         return heads[0]
     if not heads:
         outside = [name for name in names if not re.search(r"\.\d+\..*\.", name)]
+        known = f"known heads are {', '.join(head_names)}. `head: {{tensor: ...}}` names another"
+        if not is_numbered:
+            known = f"`head: {{tensor: {head_names[0]}}}` names no Linear and no MLP"
         raise CheckpointRefused(
             "it holds no value head: as a reward_model its head would be random. Outside of its "
-            f"layers there are {few(outside, 8) or 'no tensors'}; known heads are "
-            f"{', '.join(head_names)}. `head: {{tensor: ...}}` names another"
+            f"layers there are {few(outside, 8) or 'no tensors'}; {known}"
         )
     several = ", ".join(f"{module}.{place}" for module, places in heads for place in places)
     raise CheckpointRefused(
@@ -110,17 +112,33 @@ def find_head(names: Iterable[str], head_names: Sequence[str], *, is_numbered: b
     )
 
 
-def find_trunks(names: Iterable[str], trunk: Collection[str]) -> list[str]:
+def find_trunks(
+    names: Collection[str], trunk: Collection[str], prefix: str | None = None
+) -> list[str]:
     """The prefixes of a trunk among a checkpoint's tensors.
 
     Args:
         names: The names of all tensors of the checkpoint.
         trunk: The names of the trunk's tensors as its class has them.
+        prefix: What the operator says that they begin with.
 
     Returns:
         The prefix, with its dot, behind which most of the trunk's names stand, as `transformer.`.
-        More than one if several hold as many; none if there is no name of the trunk.
+        More than one if several hold as many; none if there is no name of the trunk. If the
+        operator gives one, it is the only one.
+
+    Raises:
+        CheckpointRefused: No tensor of the trunk stands where the operator says. transformers would
+            take it from elsewhere, without a word.
     """
+    if prefix is not None:
+        dotted = prefix if not prefix or prefix.endswith(".") else f"{prefix}."
+        if not any(f"{dotted}{name}" in names for name in trunk):
+            raise CheckpointRefused(
+                f"`head: {{trunk_prefix: {prefix}}}` is before no tensor of its trunk; there are "
+                f"{few(sorted(names))}"
+            )
+        return [dotted]
     num_names: Counter[str] = Counter()
     for name in names:
         parts = name.split(".")

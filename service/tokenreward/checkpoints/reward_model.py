@@ -174,7 +174,7 @@ def _find_trunk(
         of equal copies of the trunk, which are not read.
 
     Raises:
-        CheckpointRefused: There are several trunks, and they differ.
+        CheckpointRefused: There are several trunks that differ, or none where the operator says.
     """
     try:
         with torch.device("meta"):
@@ -185,7 +185,7 @@ def _find_trunk(
     prefixes = find_trunks(file_of, names)
     chosen = None if settings.head is None else settings.head.trunk_prefix
     if chosen is not None:
-        prefix = chosen if not chosen or chosen.endswith(".") else f"{chosen}."
+        (prefix,) = find_trunks(file_of, names, chosen)
     elif not prefixes:
         return None, set()
     elif len(prefixes) == 1 or have_equal_tensors(file_of, prefixes, names):

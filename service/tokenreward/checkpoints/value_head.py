@@ -86,6 +86,8 @@ class ValueHead:
                 "with one activation between them"
             )
         linears, activation = layers
+        if settings and "activation" in settings.model_fields_set and len(linears) == 1:
+            raise CheckpointRefused("`head: {activation: ...}` has no effect: the head is a Linear")
         num_labels = linears[-1].out_features
         label_names = _label_names(model.config, num_labels)
         weights = _label_weights(label_names, settings)

@@ -118,7 +118,10 @@ class Scorer(contract.Scorer):
         )
 
         token: int = Field(
-            default=0, ge=0, description="logit: the token, by its id, whose logit is the score."
+            default=0,
+            ge=0,
+            lt=2**31,
+            description="logit: the token, by its id, whose logit is the score.",
         )
 
         @field_validator("template")

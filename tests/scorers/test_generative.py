@@ -478,5 +478,5 @@ def test_options_without_effect_in_a_mode_are_refused(options: dict[str, Any], i
 
 
 def test_token_that_is_no_id_of_any_model_is_refused_by_the_option() -> None:
-    with pytest.raises(ValidationError, match="token\n.*less than"):
+    with pytest.raises(ValidationError, match=r"token\n.*less than"):
         Scorer.Options.model_validate({"mode": "logit", "token": 10**30})

@@ -69,7 +69,7 @@ def find_gguf(source: str, *, revision: str | None, allow_pickle: bool) -> Path 
             "it is one part of a GGUF file, and transformers reads whole ones: join the parts with "
             "`llama-gguf-split --merge`"
         )
-    return path
+    return path.absolute()  # transformers would look for a relative one below its folder
 
 
 def load_gguf(

@@ -176,7 +176,7 @@ def _dialogue(
 ) -> tuple[Prompt, str]:
     """The prompt and the response of a dialogue in one text."""
     start, *turns = _TURN.split(text)
-    if start.strip() or not turns:
+    if start.strip() or len(turns) < 4:  # a turn is a name and a text, and a prompt has one
         raise InvalidField("is required", param="prompt")
     if turns[-2] != "Assistant":
         raise InvalidField("must end in a turn of the assistant: it is the response", param=field)

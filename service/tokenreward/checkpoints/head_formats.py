@@ -99,12 +99,12 @@ def find_head(names: Iterable[str], head_names: Sequence[str], *, is_numbered: b
         return heads[0]
     if not heads:
         outside = [name for name in names if not re.search(r"\.\d+\..*\.", name)]
-        known = f"known heads are {', '.join(head_names)}. `head: {{tensor: ...}}` names another"
+        remedy = f"known heads are {', '.join(head_names)}. `head: {{tensor: ...}}` names another"
         if not is_numbered:
-            known = f"`head: {{tensor: {head_names[0]}}}` names no Linear and no MLP"
+            remedy = f"`head: {{tensor: {head_names[0]}}}` names no Linear and no MLP"
         raise CheckpointRefused(
             "it holds no value head: as a reward_model its head would be random. Outside of its "
-            f"layers there are {few(outside, 8) or 'no tensors'}; {known}"
+            f"layers there are {few(outside, 8) or 'no tensors'}; {remedy}"
         )
     several = ", ".join(f"{module}.{place}" for module, places in heads for place in places)
     raise CheckpointRefused(

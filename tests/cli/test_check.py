@@ -50,7 +50,7 @@ def test_settings_only_loads_nothing(tmp_path: Path, capsys: pytest.CaptureFixtu
             "type `reward_model` reads a reward_model, this is a causal_lm",
         ),
         ({"scorers": "[{type: endogenous, options: {alpa: 1}}]"}, "`options.alpa`: unknown option"),
-        ({"task": "reward_model", "scorers": "[{type: reward_model}]"}, "score.weight"),
+        ({"task": "reward_model", "scorers": "[{type: reward_model}]"}, "holds no value head"),
     ],
 )
 def test_what_cannot_be_served_is_said_in_one_line(

@@ -32,6 +32,7 @@ class Fake:
             "values": VALUES,
             "kind": "levels",
             "weights": None,
+            "scores": None,
             "step_scores": None,
             "step_ends": None,
         }.items():

@@ -10,7 +10,7 @@ BENCH_STAMP := $(VENV)/.installed-bench
 SMOL_STAMP := $(VENV)/.installed-smol
 
 # Tests run in as many processes as there are cores. ARGS="-n 0" runs them in one.
-PROCESSES := -n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+PROCESSES := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help serve serve-smol test lint format wheel bench sweep clean
 

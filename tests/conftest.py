@@ -41,16 +41,20 @@ def pytest_configure(config: pytest.Config) -> None:
     )
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Groups for the processes of `make test`: the tests of a file stay together, as they share
-    fixtures. So do all tests that start clusters and servers, which would take cores from each
-    other."""
-    for item in items:
-        name = str(item.path)
-        if item.path.parent.name in STARTING_PROCESSES:
-            name = "processes"
-        item.add_marker(pytest.mark.xdist_group(name))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Who gets which tests, where several processes share them: the tests of a file stay together,
+    as they share fixtures. So do all tests that start clusters and servers, which would take cores
+    from each other."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            folders = STARTING_PROCESSES.intersection(file.split("/"))
+            return "processes" if folders else file
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")

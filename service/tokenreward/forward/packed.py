@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,7 +16,6 @@ import torch
 from torch import Tensor
 
 from tokenreward.checkpoints.checkpoint import Checkpoint
-from tokenreward.checkpoints.value_head import ValueHead
 from tokenreward.contract import Outputs, Row, RowRequest
 from tokenreward.forward.attention import (
     IMPLEMENTATION,
@@ -26,23 +24,20 @@ from tokenreward.forward.attention import (
     choose_kernel,
 )
 from tokenreward.forward.kernels import VarlenKernel, attend_alone
-from tokenreward.forward.language_head import LanguageHead, states_before_head
+from tokenreward.forward.language_head import states_before_head
 from tokenreward.forward.layout import Gap, in_order
 from tokenreward.forward.packing import num_packed, pack, sides
 from tokenreward.forward.patches import (
-    Linear,
-    patch_linears,
     prunable_last_layer,
     pruning,
     split_mlps,
-    torch_linear,
 )
 from tokenreward.forward.plain import rope_switch
-from tokenreward.forward.readout import Readout, read_places
+from tokenreward.forward.readout import BatchedLayout, Readout, read_places
 from tokenreward.forward.transfer import Pending, to_device
 
 
-class PackedLayout:
+class PackedLayout(BatchedLayout):
     """Runs rows of one checkpoint packed. It leaves the model under the segments attention.
 
     Args:
@@ -55,8 +50,6 @@ class PackedLayout:
     Attributes:
         kernel: The attention kernel.
         shares: Whether a prompt that rows of one pass have in common is computed once.
-        language_head: The head of a language model.
-        linear: The operator that float32 linears are computed through; None if it is torch's own.
         last_layer: The last layer, if it computes the wanted tokens only.
     """
 
@@ -67,18 +60,11 @@ class PackedLayout:
     def __init__(
         self, checkpoint: Checkpoint, *, through_model: bool = False, with_bounds: bool = False
     ) -> None:
-        self._checkpoint = checkpoint
+        super().__init__(checkpoint)
         self._rope_switch = rope_switch(checkpoint.text_config)
         self.gap: Gap | None = None
         self._through_model, self._with_bounds = through_model, with_bounds
-        self.linear: Linear | None = None
         self.last_layer: Any = None
-        self.language_head: LanguageHead | None = None
-        self._value_head: ValueHead | None = None
-        if checkpoint.task == "causal_lm":
-            self.language_head = LanguageHead.of(checkpoint)
-        else:
-            self._value_head = checkpoint.value_head
         checkpoint.model.set_attn_implementation(IMPLEMENTATION)
         self._num_layers = int(checkpoint.text_config.num_hidden_layers)
         self.kernel = choose_kernel(checkpoint.device, checkpoint.model.dtype, checkpoint.head_dim)
@@ -100,25 +86,6 @@ class PackedLayout:
             Whether the model has such MLPs.
         """
         return split_mlps(self._checkpoint.trunk, num_tokens)
-
-    def compute_linears_through(self, linear: Linear | None) -> None:
-        """Computes float32 linear layers and the language head through an operator; None gives them
-        back torch's own."""
-        self.linear = linear
-        patch_linears(self._checkpoint.model, linear)
-        if self.language_head is not None:
-            self.language_head = replace(self.language_head, linear=linear or torch_linear)
-
-    def choose_logsumexp(self) -> float:
-        """Lets the language head take the fastest logsumexp of a GPU.
-
-        Returns:
-            How many times as fast as the one in place it is.
-        """
-        if self.language_head is None:
-            return 1.0
-        self.language_head, gain = self.language_head.with_fastest_logsumexp()
-        return gain
 
     @property
     def note(self) -> str:

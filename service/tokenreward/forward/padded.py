@@ -17,14 +17,12 @@ import numpy as np
 import torch
 
 from tokenreward.checkpoints.checkpoint import Checkpoint
-from tokenreward.checkpoints.value_head import ValueHead
 from tokenreward.contract import Needs, Outputs, Reading, Row, RowRequest
-from tokenreward.forward.language_head import LanguageHead, states_before_head
+from tokenreward.forward.language_head import states_before_head
 from tokenreward.forward.layout import Gap, in_order
 from tokenreward.forward.packing import sides
-from tokenreward.forward.patches import Linear, patch_linears, torch_linear
 from tokenreward.forward.plain import PlainLayout, rope_switch
-from tokenreward.forward.readout import Readout, read_places
+from tokenreward.forward.readout import BatchedLayout, Readout, read_places
 from tokenreward.forward.transfer import Pending, to_device
 
 # What a call of the trunk costs beside its tokens, in tokens: a longer row is worth a call of its
@@ -35,7 +33,7 @@ CALL_TOKENS = {"cpu": 32, "cuda": 512}
 _FILLER_ID = 0  # nothing reads it
 
 
-class PaddedLayout:
+class PaddedLayout(BatchedLayout):
     """Runs rows of one checkpoint, padded, under the attention that it was loaded with.
 
     Args:
@@ -45,29 +43,20 @@ class PaddedLayout:
     Attributes:
         runs_ahead: Whether `launch` does not wait: it does wait for rows whose attention is read.
         call_tokens: What a call costs beside its tokens, in tokens (see `calls_of`).
-        language_head: The head of a language model.
-        linear: The operator that float32 linears are computed through; None if it is torch's own.
     """
 
     name = "padded"
     shares = False
 
     def __init__(self, checkpoint: Checkpoint, *, through_model: bool = False) -> None:
+        super().__init__(checkpoint)
         self.gap: Gap | None = None
         self.reason: str | None = None
         self.runs_ahead = True
         self._through_model = through_model
         self.call_tokens = CALL_TOKENS.get(checkpoint.device.type, CALL_TOKENS["cuda"])
-        self._checkpoint = checkpoint
         self._rope_switch = rope_switch(checkpoint.text_config)
         self._plain = PlainLayout(checkpoint)
-        self.linear: Linear | None = None
-        self.language_head: LanguageHead | None = None
-        self._value_head: ValueHead | None = None
-        if checkpoint.task == "causal_lm":
-            self.language_head = LanguageHead.of(checkpoint)
-        else:
-            self._value_head = checkpoint.value_head
 
     def num_computed(self, rows: Sequence[Row]) -> int:
         """Tokens that a pass over these rows computes, the padding among them."""
@@ -124,25 +113,6 @@ class PaddedLayout:
         if self._value_head is not None:
             readout.add_values(self._value_head)
         return readout.send()
-
-    def compute_linears_through(self, linear: Linear | None) -> None:
-        """Computes float32 linear layers and the language head through an operator; None gives them
-        back torch's own."""
-        self.linear = linear
-        patch_linears(self._checkpoint.model, linear)
-        if self.language_head is not None:
-            self.language_head = replace(self.language_head, linear=linear or torch_linear)
-
-    def choose_logsumexp(self) -> float:
-        """Lets the language head take the fastest logsumexp of a GPU.
-
-        Returns:
-            How many times as fast as the one in place it is.
-        """
-        if self.language_head is None:
-            return 1.0
-        self.language_head, gain = self.language_head.with_fastest_logsumexp()
-        return gain
 
 
 def calls_of(lengths: Sequence[int], call_tokens: int) -> list[list[int]]:

@@ -6,6 +6,7 @@ It knows requests for rows and places of tokens, and no layers.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,13 +14,57 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tokenreward.checkpoints.checkpoint import Checkpoint
 from tokenreward.checkpoints.value_head import ValueHead
 from tokenreward.contract import Outputs, Reading, Row, RowRequest
 from tokenreward.forward.language_head import LanguageHead
+from tokenreward.forward.patches import Linear, patch_linears, torch_linear
 from tokenreward.forward.transfer import Pending, to_device, to_host
 
 # Numbers of one output: the number of a tensor that is sent, and an index into it.
 _Part = tuple[int, Any]
+
+
+class BatchedLayout:
+    """What the layouts share that run several rows in a call: the checkpoint's heads, and the
+    operators that linear layers and heads are computed through.
+
+    Args:
+        checkpoint: The model.
+
+    Attributes:
+        language_head: The head of a language model.
+        linear: The operator that float32 linears are computed through; None if it is torch's own.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+        self.linear: Linear | None = None
+        self.language_head: LanguageHead | None = None
+        self._value_head: ValueHead | None = None
+        if checkpoint.task == "causal_lm":
+            self.language_head = LanguageHead.of(checkpoint)
+        else:
+            self._value_head = checkpoint.value_head
+
+    def compute_linears_through(self, linear: Linear | None) -> None:
+        """Computes float32 linear layers and the language head through an operator; None gives them
+        back torch's own."""
+        self.linear = linear
+        patch_linears(self._checkpoint.model, linear)
+        if self.language_head is not None:
+            self.language_head = replace(self.language_head, linear=linear or torch_linear)
+
+    def choose_logsumexp(self) -> float:
+        """Lets the language head take the fastest logsumexp of a GPU.
+
+        Returns:
+            How many times as fast as the one in place it is.
+        """
+        if self.language_head is None:
+            return 1.0
+        self.language_head, gain = self.language_head.with_fastest_logsumexp()
+        return gain
 
 
 class Readout:

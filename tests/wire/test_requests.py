@@ -198,3 +198,11 @@ def test_options_that_are_not_keyed_by_scorer_are_at_fault_where_they_stand() ->
     with pytest.raises(InvalidField, match="keyed by scorer name") as caught:
         parse(RewardsRequest, fields).options_of("a")
     assert caught.value.param == "options.a"
+
+
+@pytest.mark.parametrize("label", ["", "A", "a b", "\x00", "a=b", "a" * 65])
+def test_a_label_that_is_no_name_is_refused(label: str) -> None:
+    body = {"scorers": [f"{label}=rm"], "items": [{"prompt": "a", "response": "b"}]}
+    with pytest.raises(InvalidField, match="the label in"):
+        parse(RewardsRequest, body)
+    assert parse(RewardsRequest, {**body, "scorers": ["a-1_" * 16 + "=rm"]})

@@ -1,6 +1,7 @@
 """Reads the heads of a pass, row by row: computed on the device, and sent to the host in one copy.
 
-It knows requests for rows and places of tokens, and no layers.
+It also keeps the heads for the layouts that run several rows in a call. It knows requests for rows
+and places of tokens, and does not know how the rows went through the layers.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ that a token is in a vocabulary.
 
 from __future__ import annotations
 
+import re
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
@@ -22,17 +23,17 @@ from pydantic import (
     model_validator,
 )
 
-from tokenreward.errors import InvalidField, UnknownField
+from tokenreward.errors import InvalidField, UnknownField, quotable
 from tokenreward.wire.messages import RESPONSE_FORMS, Message, text_of_message
 from tokenreward.wire.parsing import parse
 from tokenreward.wire.vectors import Flags, Ids, Numbers, Spans
 
 CreditName = Literal["values", "last", "uniform", "attention", "discount"]
 
+LABEL_PATTERN = r"[a-z0-9_-]{1,64}"
 
 # Of all parts of a request: unknown fields are errors, and nothing is coerced.
 STRICT = ConfigDict(extra="forbid", frozen=True, strict=True)
-
 
 # Token ids as base64 of little-endian int32: {"ids_b64": "..."}.
 PackedIds = dict[Literal["ids_b64"], str]
@@ -255,6 +256,10 @@ class RewardsRequest(BaseModel):
     def _names_are_unique(cls, names: list[str] | None) -> list[str] | None:
         if names is not None and len(set(names)) < len(names):
             raise ValueError("a scorer is named twice")
+        for name in names or ():
+            label, is_labelled, _ = name.rpartition("=")
+            if is_labelled and re.fullmatch(LABEL_PATTERN, label) is None:
+                raise ValueError(f"the label in `{quotable(name)}` must match {LABEL_PATTERN}")
         return names
 
     @model_validator(mode="after")

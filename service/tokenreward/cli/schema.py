@@ -1,4 +1,5 @@
-"""`tokenreward schema`: the JSON schema of the settings, or Ray Serve's config made of a file.
+"""`tokenreward schema`: the JSON schema of the settings, the OpenAPI document, or Ray Serve's
+config made of a file.
 
 It loads no checkpoint and starts nothing.
 """
@@ -23,10 +24,15 @@ def add_parser(subparsers: Any) -> None:
         "schema",
         examples="""
             tokenreward schema > settings.schema.json
+            tokenreward schema --openapi > openapi.json
             tokenreward schema --serve rewards.yaml > ray.yaml
         """,
     )
-    parser.add_argument(
+    document = parser.add_mutually_exclusive_group()
+    document.add_argument(
+        "--openapi", action="store_true", help="print the OpenAPI document of the HTTP API"
+    )
+    document.add_argument(
         "--serve", type=Path, metavar="FILE", help="print Ray Serve's config for these settings"
     )
     parser.set_defaults(run=run)
@@ -34,6 +40,11 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print it; 1 if the settings cannot be served."""
+    if args.openapi:
+        from tokenreward.http.openapi import document
+
+        print(json.dumps(document(), indent=2))
+        return 0
     if args.serve is None:
         print(json.dumps(Settings.model_json_schema(), indent=2))
         return 0

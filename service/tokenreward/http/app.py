@@ -15,12 +15,21 @@ from starlette.middleware import Middleware
 
 from tokenreward.http.body import BodyBudget
 from tokenreward.http.guard import Guard, Report
+from tokenreward.http.openapi import document
+from tokenreward.http.page import docs_page
 from tokenreward.http.protocols import Protocol, find_protocols
 from tokenreward.http.request_limits import Limits
 from tokenreward.http.scope import headers_of, unknown_route
 from tokenreward.metrics import CONTENT_TYPE
 from tokenreward.wire.media import JSON
-from tokenreward.wire.paths import HEALTH_PATH, METRICS_PATH, READY_PATH, SCORERS_PATH
+from tokenreward.wire.paths import (
+    DOCS_PATH,
+    HEALTH_PATH,
+    METRICS_PATH,
+    OPENAPI_PATH,
+    READY_PATH,
+    SCORERS_PATH,
+)
 
 _PROBE_METHODS = ["GET", "HEAD"]  # servers send no body in answer to a HEAD
 
@@ -70,7 +79,7 @@ def build_app(backend: Backend) -> FastAPI:
         title="tokenreward",
         docs_url=None,  # its page would load scripts from elsewhere
         redoc_url=None,
-        openapi_url=None,
+        openapi_url=None,  # it would know nothing of bodies that we read ourselves
         redirect_slashes=False,  # it would send callers to whatever host they named
         middleware=[guard],
         exception_handlers={HTTPException: _refuse_route},
@@ -78,6 +87,15 @@ def build_app(backend: Backend) -> FastAPI:
     for path, protocol in protocols.items():
         # Not an API route, which would read the body before we do.
         app.add_route(path, _rewards_route(backend, protocol), methods=["POST"])
+
+    openapi = JSON.dump(document())
+    page = docs_page(document())
+
+    async def describe() -> Response:
+        return Response(openapi, media_type=JSON.name)
+
+    async def docs() -> Response:
+        return Response(page, media_type="text/html")
 
     async def scorers(request: Request) -> Response:
         return _json(await backend.scorers(request))
@@ -95,6 +113,8 @@ def build_app(backend: Backend) -> FastAPI:
     app.add_api_route(SCORERS_PATH, scorers, methods=["GET"])
     app.add_api_route(HEALTH_PATH, health, methods=_PROBE_METHODS)
     app.add_api_route(READY_PATH, ready, methods=_PROBE_METHODS)
+    app.add_api_route(OPENAPI_PATH, describe, methods=["GET"])
+    app.add_api_route(DOCS_PATH, docs, methods=["GET"])
     app.add_api_route(METRICS_PATH, metrics, methods=["GET"])
     return app
 

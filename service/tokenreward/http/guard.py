@@ -25,11 +25,19 @@ from tokenreward.http.protocols import Protocol
 from tokenreward.http.protocols.native import Native
 from tokenreward.http.request_limits import Limits
 from tokenreward.http.scope import App, Message, Receive, Scope, Send, headers_of, route_of
-from tokenreward.wire.paths import HEALTH_PATH, METRICS_PATH, READY_PATH, REQUEST_ID_HEADER
+from tokenreward.wire.paths import (
+    DOCS_PATH,
+    HEALTH_PATH,
+    METRICS_PATH,
+    OPENAPI_PATH,
+    READY_PATH,
+    REQUEST_ID_HEADER,
+)
 
 Report = Callable[..., None]
 
-OPEN_ROUTES = frozenset({HEALTH_PATH, READY_PATH})
+# What they answer says nothing of what is served, and a browser has no key to send.
+OPEN_ROUTES = frozenset({HEALTH_PATH, READY_PATH, OPENAPI_PATH, DOCS_PATH})
 
 _UNCOUNTED_ROUTES = OPEN_ROUTES | {METRICS_PATH}
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")

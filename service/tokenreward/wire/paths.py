@@ -11,6 +11,8 @@ SCORERS_PATH = "/v1/scorers"
 HEALTH_PATH = "/healthz"
 READY_PATH = "/readyz"
 METRICS_PATH = "/metrics"
+OPENAPI_PATH = "/openapi.json"
+DOCS_PATH = "/docs"
 
 REQUEST_ID_HEADER = "x-request-id"
 TIMEOUT_HEADER = "x-request-timeout-seconds"

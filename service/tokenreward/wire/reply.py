@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, WithJsonSchema
 
 from tokenreward.errors import RewardError
 from tokenreward.wire.encoding import encode_rewards
@@ -24,7 +24,8 @@ EncodingFormat = Literal["float", "base64"]
 if TYPE_CHECKING:
     RewardVector = npt.NDArray[np.float32] | list[float] | str | bytes
 else:
-    RewardVector = Any
+    _JSON_FORMS = {"oneOf": [{"type": "array", "items": {"type": "number"}}, {"type": "string"}]}
+    RewardVector = Annotated[Any, WithJsonSchema(_JSON_FORMS)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

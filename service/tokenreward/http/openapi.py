@@ -1,0 +1,195 @@
+"""The OpenAPI document of the service: every route, its bodies, its examples and its errors.
+
+    document() -> {"openapi": "3.1.0", "paths": {...}, "components": {...}}
+
+The schemas are made of the models that read requests and write replies, so that they cannot say
+anything else. It knows shapes, and nothing of what a service serves: `GET /v1/scorers` says that.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import TypeAdapter
+from pydantic.json_schema import JsonSchemaMode
+
+import tokenreward
+from tokenreward.errors import RequestError
+from tokenreward.http.protocols import Protocol, find_protocols
+from tokenreward.wire import Credit, Reply, RewardsRequest
+from tokenreward.wire.media import JSON, MSGPACK
+from tokenreward.wire.paths import (
+    DOCS_PATH,
+    HEALTH_PATH,
+    METRICS_PATH,
+    OPENAPI_PATH,
+    READY_PATH,
+    REQUEST_ID_HEADER,
+    REWARDS_PATH,
+    SCORERS_PATH,
+    TIMEOUT_HEADER,
+)
+from tokenreward.wire.reply import ErrorDetail
+
+Document = dict[str, Any]
+
+_REF = "#/components/schemas/{model}"
+
+_EXAMPLES: dict[str, Document] = {
+    "text": {
+        "scorer": "endogenous",
+        "items": [{"prompt": "The capital of France is", "response": " Paris."}],
+    },
+    "messages": {
+        "scorer": "reward_model",
+        "items": [
+            {"prompt": [{"role": "user", "content": "2+2?"}], "response": "It is 4."},
+            {"prompt": [{"role": "user", "content": "2+2?"}], "response": "It is 5."},
+        ],
+        "credit": {"name": "last"},
+    },
+    "ids": {
+        "scorer": "endogenous",
+        "items": [{"prompt": [5, 6, 7], "response": [8, 9, 10]}],
+        "encoding_format": "base64",
+    },
+}
+_REPLY: Document = {
+    "id": "3f2a",
+    "scorer": "endogenous",
+    "model": "demo:sft",
+    "version": 1,
+    "items": [{"index": 0, "rewards": [-1.25, 0.5], "score": -0.75, "error": None}],
+    "usage": {"prompt_tokens": 5, "response_tokens": 2},
+    "timing": {"queue_s": 0.002, "tokenize_s": 0.0004, "compute_s": 0.011},
+}
+_ERROR: Document = {
+    "error": {
+        "code": "unknown_scorer",
+        "message": "`endogenus` is not served; there are `endogenous`, `reward_model`",
+        "param": "scorer",
+        "retryable": False,
+    }
+}
+
+
+def document() -> Document:
+    """The whole document, of plain objects."""
+    protocols = find_protocols()
+    del protocols[REWARDS_PATH]  # our own, which says more
+    foreign = {path: {"post": _foreign(protocols[path])} for path in sorted(protocols)}
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "tokenreward",
+            "version": tokenreward.__version__,
+            "description": "Rewards per token for reinforcement learning of language models. Every "
+            "route is at `/` for all scorers, and below `/d/{deployment}` for those of one "
+            "deployment.",
+            "license": {"name": "Apache License 2.0", "identifier": "Apache-2.0"},
+        },
+        "paths": {
+            REWARDS_PATH: {"post": _rewards()},
+            **foreign,
+            SCORERS_PATH: {"get": _get("list_scorers", "What is served, and with which options.")},
+            HEALTH_PATH: {"get": _get("health", "200 while the process lives.")},
+            READY_PATH: {
+                "get": _get("ready", "200 once every deployment has loaded and answers.", 503)
+            },
+            METRICS_PATH: {"get": _get("metrics", "Prometheus text.", media="text/plain")},
+            OPENAPI_PATH: {"get": _get("openapi", "This document.")},
+            DOCS_PATH: {"get": _get("docs", "This document, as a page.", media="text/html")},
+        },
+        "components": {
+            "schemas": _schemas(),
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
+        "security": [{}, {"key": []}],  # a service without API keys takes any caller
+    }
+
+
+def _schemas() -> Document:
+    """The models of a request, of a reply and of an error, by name."""
+    adapters: list[tuple[str, JsonSchemaMode, TypeAdapter[Any]]] = [
+        (model.__name__, "validation", TypeAdapter(model))
+        for model in (RewardsRequest, Credit, Reply, ErrorDetail)
+    ]
+    _, schema = TypeAdapter.json_schemas(adapters, ref_template=_REF)
+    schemas: Document = schema["$defs"]
+    credit = {"$ref": _REF.format(model=Credit.__name__)}
+    schemas[RewardsRequest.__name__]["properties"]["credit"] |= {
+        "description": "That of `scorer`; or, by name, those of `scorers`.",
+        "anyOf": [credit, {"type": "object", "additionalProperties": credit}],
+    }
+    schemas["Error"] = {
+        "type": "object",
+        "properties": {"error": {"$ref": _REF.format(model=ErrorDetail.__name__)}},
+        "required": ["error"],
+    }
+    return schemas
+
+
+def _rewards() -> Document:
+    request = {"schema": {"$ref": _REF.format(model=RewardsRequest.__name__)}}
+    reply = {"schema": {"$ref": _REF.format(model=Reply.__name__)}}
+    examples = {name: {"value": example} for name, example in _EXAMPLES.items()}
+    return {
+        "operationId": "score",
+        "summary": "Rewards per token.",
+        "description": RewardsRequest.__doc__,
+        "parameters": [
+            _header(REQUEST_ID_HEADER, "Echoed, and named in the log.", {"type": "string"}),
+            _header(TIMEOUT_HEADER, "The caller's deadline in seconds.", {"type": "number"}),
+        ],
+        "requestBody": {
+            "required": True,
+            "content": {JSON.name: {**request, "examples": examples}, MSGPACK.name: request},
+        },
+        "responses": {
+            "200": {
+                "description": "Rewards, or an error, for each item.",
+                "content": {JSON.name: {**reply, "example": _REPLY}, MSGPACK.name: reply},
+            },
+            **dict(_failures()),
+        },
+    }
+
+
+def _foreign(protocol: type[Protocol]) -> Document:
+    """A protocol whose bodies another program has defined: its module says in words what they
+    are."""
+    summary, _, description = (inspect.getdoc(inspect.getmodule(protocol)) or "").partition("\n\n")
+    content = {JSON.name: {"schema": {"type": "object"}}}
+    return {
+        "operationId": protocol.__name__,
+        "summary": summary,
+        "description": description,
+        "requestBody": {"required": True, "content": content},
+        "responses": {
+            "200": {"description": "As that program reads it.", "content": content},
+            "default": {"description": "A failure, as that program reads it.", "content": content},
+        },
+    }
+
+
+def _failures() -> Iterator[tuple[str, Document]]:
+    """By status, what the service answers to a request that it refuses."""
+    codes: dict[int, list[str]] = {}
+    for kind in RequestError.__subclasses__():
+        codes.setdefault(kind.status, []).append(f"`{kind.code}`")
+    schema = {"schema": {"$ref": _REF.format(model="Error")}, "example": _ERROR}
+    for status, names in sorted(codes.items()):
+        yield str(status), {"description": ", ".join(names), "content": {JSON.name: schema}}
+
+
+def _get(operation: str, summary: str, *failures: int, media: str = JSON.name) -> Document:
+    content = {media: {"schema": {"type": "object" if media == JSON.name else "string"}}}
+    responses = {"200": {"description": summary, "content": content}}
+    responses |= {status: entry for status, entry in _failures() if int(status) in failures}
+    return {"operationId": operation, "summary": summary, "responses": responses}
+
+
+def _header(name: str, description: str, schema: Document) -> Document:
+    return {"name": name, "in": "header", "description": description, "schema": schema}

@@ -2,7 +2,8 @@
 the device's thread asks for one.
 
 There is no timer: a batch is made of the entries that wait at that moment, up to a token budget.
-The oldest entry is always in it. Behind the oldest, entries that share a prompt stand together.
+Callers take turns by tokens, and the entries of one caller leave in order of arrival. The entry
+whose turn has come is always in the batch. Behind it, entries that share a prompt stand together.
 Entries that fit go before entries that do not fit, until an entry has waited too long to be passed
 over. Entries whose caller has gone or whose deadline has passed are dropped before they cost
 anything.
@@ -17,14 +18,12 @@ import asyncio
 import math
 import threading
 import time
-from collections import deque
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Generic
 
-from tokenreward.errors import DeadlineExceededError, LargerThanQueue, Overloaded
-
-EntryT = TypeVar("EntryT", bound="Entry")
+from tokenreward.entry import Entry
+from tokenreward.errors import LargerThanQueue, Overloaded
+from tokenreward.fair_queue import EntryT, FairQueue
 
 _MAX_RETRY_AFTER_S = 60.0
 _RATE_MEMORY = 0.8  # the share of the earlier rate in a new one
@@ -35,52 +34,6 @@ _SCAN_PAUSE = 20
 _PATIENCE_S = 0.5  # how long an entry that does not fit lets others go first
 
 
-@dataclass(slots=True, eq=False, kw_only=True)
-class Entry:
-    """One thing that may wait in the queue.
-
-    Attributes:
-        num_tokens: Tokens that the model will read for it.
-        prompts: Keys of the prompts that it reads, with their tokens. A batch computes a prompt
-            once for all entries that share its key.
-        deadline: A reading of time.monotonic, in seconds; None for no deadline.
-        future: Done once nobody waits for the entry any more.
-        queued_at: When it began to wait, by time.monotonic.
-    """
-
-    num_tokens: int = 0
-    prompts: tuple[tuple[Hashable, int], ...] = ()
-    deadline: float | None = None
-    future: asyncio.Future[Any] = field(init=False)
-    queued_at: float = field(init=False)
-
-    def wait(self, future: asyncio.Future[Any], deadline: float | None = None) -> None:
-        """Begins to wait. It is called before the entry is submitted."""
-        self.future, self.deadline = future, deadline
-        self.queued_at = time.monotonic()
-
-    def cost(self, prompts: set[Hashable]) -> int:
-        """The tokens that it adds to a batch.
-
-        Args:
-            prompts: Keys of the prompts that the batch computes already. The entry's own are added.
-        """
-        num_saved = 0
-        for key, num_tokens in self.prompts:
-            if key in prompts:
-                num_saved += num_tokens
-            prompts.add(key)
-        return self.num_tokens - num_saved
-
-    def fail(self, error: Exception) -> None:
-        """Answers the caller who waits for it with an error, from any thread."""
-        loop = self.future.get_loop()
-        if _running_loop() is loop:
-            _settle(self.future, error)
-        else:
-            loop.call_soon_threadsafe(_settle, self.future, error)
-
-
 class Batcher(Generic[EntryT]):
     """The queue.
 
@@ -89,10 +42,6 @@ class Batcher(Generic[EntryT]):
             entry that is larger goes alone.
         max_batch_requests: The most entries in a batch.
         max_queued_tokens: The most tokens that may wait, each prompt counted in full.
-
-    Attributes:
-        waiting: The entries that wait, the oldest first.
-        queued_tokens: Tokens of the entries that wait.
     """
 
     def __init__(
@@ -101,17 +50,26 @@ class Batcher(Generic[EntryT]):
         self._max_batch_tokens = max_batch_tokens
         self._max_batch_requests = max_batch_requests
         self._max_queued_tokens = max_queued_tokens
-        self.waiting: deque[EntryT] = deque()
+        self._queue: FairQueue[EntryT] = FairQueue()
         self._arrived = asyncio.Event()
-        self._lock = threading.Lock()  # of `waiting` and `queued_tokens`, which threads share
+        self._lock = threading.Lock()  # of all that `submit` and `take` change: threads share it
         self._tokens_per_s: float | None = None
         self._next_scan = -math.inf  # by time.monotonic
-        self.queued_tokens = 0
 
     @property
     def queued_items(self) -> int:
         """Entries that wait, including entries whose caller has gone unnoticed so far."""
-        return len(self.waiting)
+        return len(self._queue)
+
+    @property
+    def waiting(self) -> list[EntryT]:
+        """The entries that wait, in the order of their turns."""
+        return self._queue.entries()
+
+    @property
+    def queued_tokens(self) -> int:
+        """Tokens of the entries that wait."""
+        return self._queue.num_tokens
 
     def submit(self, entries: Sequence[EntryT]) -> None:
         """Queues all entries of a request, or none.
@@ -136,8 +94,7 @@ class Batcher(Generic[EntryT]):
                     f"`max_queued_tokens` {self._max_queued_tokens}",
                     retry_after_s=self._retry_after_s(num_tokens),
                 )
-            self.waiting.extend(entries)
-            self.queued_tokens += num_tokens
+            self._queue.push(entries)
         self._arrived.set()
 
     def refuse_if_full(self, num_coming: int = 0) -> None:
@@ -161,7 +118,7 @@ class Batcher(Generic[EntryT]):
 
     async def wait(self) -> None:
         """Waits until there may be an entry to take. On the event loop."""
-        while not self.waiting:
+        while not self._queue:
             self._arrived.clear()
             await self._arrived.wait()
 
@@ -180,13 +137,13 @@ class Batcher(Generic[EntryT]):
     def fail_all(self, error: Exception) -> None:
         """Answers every entry that waits with an error, and empties the queue."""
         with self._lock:
-            for entry in self.waiting:
+            for entry in self._queue.entries():
                 entry.fail(error)
-            self.waiting.clear()
-            self.queued_tokens = 0
+            self._queue.clear()
 
     def _take(self) -> list[EntryT]:
-        window = self._pop_window()
+        heads = self._queue.pop_waiting(max(_LOOK_AHEAD, self._max_batch_requests))
+        window = [entry for _, _, entry in heads]
         places: set[int] = set()
         prompts: set[Hashable] = set()
         num_tokens = 0
@@ -203,25 +160,7 @@ class Batcher(Generic[EntryT]):
             num_tokens += cost
             if len(places) == self._max_batch_requests or num_tokens >= self._max_batch_tokens:
                 break
-        # The others go back to the front of the queue, in their order.
-        self.waiting.extendleft(
-            window[place] for place in range(len(window) - 1, -1, -1) if place not in places
-        )
-        batch = [entry for place, entry in enumerate(window) if place in places]
-        self.queued_tokens -= sum(entry.num_tokens for entry in batch)
-        return batch
-
-    def _pop_window(self) -> list[EntryT]:
-        """Takes the oldest entries that somebody still waits for, as far ahead as a batch looks.
-        Gone entries are dropped."""
-        window: list[EntryT] = []
-        while self.waiting and len(window) < max(_LOOK_AHEAD, self._max_batch_requests):
-            entry = self.waiting.popleft()
-            if _gone(entry):
-                self.queued_tokens -= entry.num_tokens
-            else:
-                window.append(entry)
-        return window
+        return self._queue.leave(heads, places)
 
     def _drop_gone(self) -> None:
         """Drops gone entries, unless the queue was scanned a moment ago: the longer a scan of the
@@ -229,8 +168,7 @@ class Batcher(Generic[EntryT]):
         began = time.monotonic()
         if began < self._next_scan:
             return
-        self.waiting = deque(entry for entry in self.waiting if not _gone(entry))
-        self.queued_tokens = sum(entry.num_tokens for entry in self.waiting)
+        self._queue.drop_gone()
         ended = time.monotonic()
         self._next_scan = ended + _SCAN_PAUSE * (ended - began)
 
@@ -241,28 +179,6 @@ class Batcher(Generic[EntryT]):
             return 1.0
         too_many = self.queued_tokens + num_tokens - self._max_queued_tokens
         return float(min(max(1, math.ceil(too_many / self._tokens_per_s)), _MAX_RETRY_AFTER_S))
-
-
-def _gone(entry: Entry) -> bool:
-    """Whether nobody waits for an entry any more. A deadline that has passed is answered here."""
-    if entry.future.done():
-        return True
-    if entry.deadline is not None and time.monotonic() >= entry.deadline:
-        entry.fail(DeadlineExceededError("the deadline passed before the item's batch began"))
-        return True
-    return False
-
-
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
-
-
-def _settle(future: asyncio.Future[Any], error: Exception) -> None:
-    if not future.done():
-        future.set_exception(error)
 
 
 def _prompts_together(window: Sequence[Entry]) -> Iterator[int]:

@@ -24,6 +24,8 @@ ORDER = (
     ("credit",),
     ("combine",),
     ("batching",),
+    ("fair_queue",),
+    ("entry",),
     ("contract",),
     ("alignment",),
     ("config",),

@@ -4,12 +4,14 @@ it."""
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import pytest
 
 from fakes.queues import Labelled, MakeBatcher, MakeEntry
 from tokenreward import batching
+from tokenreward import entry as entries
 from tokenreward.batching import Batcher
 
 
@@ -25,6 +27,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     moved = Clock()
     monkeypatch.setattr(batching, "time", moved)
+    monkeypatch.setattr(entries, "time", moved)
     return moved
 
 
@@ -37,10 +40,11 @@ def entry() -> MakeEntry:
         deadline: float | None = None,
         prompt: str | None = None,
         shared: int = 0,
+        caller: Hashable = None,
     ) -> Labelled:
         prompts = () if prompt is None else ((prompt, shared),)
         waiting = Labelled(work=work, num_tokens=num_tokens, prompts=prompts)
-        waiting.wait(asyncio.get_running_loop().create_future(), deadline)
+        waiting.wait(asyncio.get_running_loop().create_future(), deadline, caller=caller)
         return waiting
 
     return make

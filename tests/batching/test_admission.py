@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from fakes.queues import Labelled, MakeBatcher, MakeEntry, next_batch
-from tokenreward import batching
 from tokenreward.batching import Batcher
 from tokenreward.errors import DeadlineExceededError, LargerThanQueue, Overloaded
 
@@ -143,14 +142,14 @@ async def test_of_many_refused_callers_few_look_through_the_queue_and_the_gone_s
     queue = batcher(queue=100)
     waiting = [entry("a", 1) for _ in range(100)]
     queue.submit(waiting)
-    looked, gone = [], batching._gone
+    looked, is_gone = [], Labelled.is_gone
 
     def slow(one: Labelled) -> bool:
         looked.append(one)
         clock.now += 1e-5
-        return gone(one)
+        return is_gone(one)
 
-    monkeypatch.setattr(batching, "_gone", slow)
+    monkeypatch.setattr(Labelled, "is_gone", slow)
     for _ in range(50):
         clock.now += 1e-4
         with pytest.raises(Overloaded):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tokenreward.batching import Batcher, Entry
+from tokenreward.batching import Batcher
+from tokenreward.entry import Entry
 
 
 @dataclass(slots=True, eq=False, kw_only=True)

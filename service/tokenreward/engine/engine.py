@@ -137,6 +137,7 @@ class Engine:
         *,
         request_id: str | None = None,
         timeout_s: float | None = None,
+        caller: str = "",
     ) -> Reply:
         """Scores the items of a request. Cancelling it drops what still waits.
 
@@ -144,6 +145,7 @@ class Engine:
             request: The request.
             request_id: What the reply calls it; made up if None.
             timeout_s: Seconds that it may take; None for no limit.
+            caller: Who asks. Callers take turns by tokens.
 
         Returns:
             The reply, whose rewards are float32 arrays [units]. An item that fails has its own
@@ -165,7 +167,7 @@ class Engine:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         try:
             async with asyncio.timeout(timeout_s):
-                return await self._score(request, request_id or uuid.uuid4().hex, deadline)
+                return await self._score(request, request_id or uuid.uuid4().hex, deadline, caller)
         except TimeoutError:
             raise DeadlineExceededError(f"not finished within {timeout_s} s") from None
 
@@ -214,7 +216,7 @@ class Engine:
         self.worker.fail_unanswered(error)
 
     async def _score(
-        self, request: RewardsRequest, request_id: str, deadline: float | None
+        self, request: RewardsRequest, request_id: str, deadline: float | None, caller: str
     ) -> Reply:
         began = time.monotonic()
         with self._counted_for_admission(request) as is_abandoned:
@@ -226,7 +228,7 @@ class Engine:
         tokenize_s = time.monotonic() - began
         queued = [job for job in jobs if job.requests]
         for job in queued:
-            job.wait(asyncio.get_running_loop().create_future(), deadline)
+            job.wait(asyncio.get_running_loop().create_future(), deadline, caller=caller)
         try:
             self._queue(queued)
             await asyncio.gather(*(job.future for job in queued))

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from tokenreward.batching import Entry
 from tokenreward.contract import Outputs, RowRequest, Sample
+from tokenreward.entry import Entry
 from tokenreward.errors import ItemError
 from tokenreward.forward.packing import shared_key
 

@@ -23,7 +23,7 @@ from tokenreward.http.fanout import Fanout
 from tokenreward.http.guard import refusal
 from tokenreward.http.protocols import Protocol
 from tokenreward.http.request_limits import Limits
-from tokenreward.http.scope import headers_of, unless_gone
+from tokenreward.http.scope import caller_of, headers_of, unless_gone
 from tokenreward.http.scorer_routes import ScorerRoute, find_route
 from tokenreward.http.upstream import UpstreamCall, Upstreams
 from tokenreward.http.upstream_answers import UpstreamRefusal
@@ -32,7 +32,7 @@ from tokenreward.wire import RewardsRequest, served_name
 from tokenreward.wire.dependencies import request_dependencies
 from tokenreward.wire.head import RequestHead
 from tokenreward.wire.media import JSON, Media
-from tokenreward.wire.paths import REQUEST_ID_HEADER
+from tokenreward.wire.paths import CALLER_HEADER, REQUEST_ID_HEADER
 from tokenreward.wire.reply import reply_without_work
 
 Gather = Callable[[], Awaitable[Mapping[str, Mapping[str, Snapshot]]]]
@@ -137,7 +137,10 @@ class GatewayBackend(Backend):
         most_s: float = math.inf,
     ) -> UpstreamCall:
         caller_headers = headers_of(request.scope)
-        headers = {REQUEST_ID_HEADER: request.state.request_id}
+        headers = {
+            REQUEST_ID_HEADER: request.state.request_id,
+            CALLER_HEADER: caller_of(request.scope),
+        }
         if "authorization" in caller_headers:
             headers["authorization"] = caller_headers["authorization"]
         limit_s = min(most_s, self.limits.time_limit_s(caller_headers))

@@ -18,7 +18,7 @@ from tokenreward.http.app import Backend
 from tokenreward.http.body import for_size
 from tokenreward.http.protocols import Protocol
 from tokenreward.http.request_limits import Limits
-from tokenreward.http.scope import headers_of, unless_gone
+from tokenreward.http.scope import caller_of, headers_of, unless_gone
 from tokenreward.metrics import Metrics, render
 from tokenreward.wire import Reply, RewardsRequest
 from tokenreward.wire.paths import REWARDS_PATH, deployment_prefix
@@ -74,7 +74,10 @@ class ReplicaBackend(Backend):
             raise DeadlineExceededError("the deadline passed before the request could be scored")
         with self._slot.lease() as engine:
             scoring = engine.score(
-                rewards_request, request_id=request.state.request_id, timeout_s=left_s
+                rewards_request,
+                request_id=request.state.request_id,
+                timeout_s=left_s,
+                caller=caller_of(request.scope),
             )
             return await unless_gone(request.receive, scoring)
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect
 
 from tokenreward.errors import UnknownRoute, quotable
-from tokenreward.wire.paths import REWARDS_PATH, SCORERS_PATH
+from tokenreward.wire.paths import CALLER_HEADER, REWARDS_PATH, SCORERS_PATH
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -44,6 +45,19 @@ def headers_of(scope: Scope) -> dict[str, str]:
         }
     headers: dict[str, str] = state["headers"]
     return headers
+
+
+def caller_of(scope: Scope) -> str:
+    """Who asks, so that callers can take turns: the API key, else the connection.
+
+    The gateway says whose connection it asks for. A key is a digest here, so that nothing holds it.
+    """
+    headers = headers_of(scope)
+    key = headers.get("authorization")
+    if key is not None:
+        return hashlib.sha256(key.encode()).hexdigest()
+    connection = scope.get("client") or ()
+    return headers.get(CALLER_HEADER) or ":".join(str(part) for part in connection)
 
 
 def route_of(scope: Scope) -> str:

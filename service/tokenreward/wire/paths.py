@@ -15,6 +15,7 @@ OPENAPI_PATH = "/openapi.json"
 DOCS_PATH = "/docs"
 
 REQUEST_ID_HEADER = "x-request-id"
+CALLER_HEADER = "x-tokenreward-caller"  # whom the gateway asks for, if there are no API keys
 TIMEOUT_HEADER = "x-request-timeout-seconds"
 
 

@@ -13,6 +13,7 @@ from pydantic import SecretStr
 from tokenreward.http.protocols.native import Native
 from tokenreward.http.request_limits import Limits
 from tokenreward.wire import decode_rewards, read_reply
+from tokenreward.wire.paths import CALLER_HEADER
 
 ITEM: dict[str, Any] = {"prompt": "2+2?", "response": "It is 4.", "spans": [[0, 3], [3, 8]]}
 IDS: dict[str, Any] = {"prompt": [5, 6, 7], "response": [8, 9]}
@@ -449,3 +450,16 @@ async def test_key_opens_the_gateway_and_travels_on(gateway: Any) -> None:
         assert (await client.post("/v1/rewards", json=body, headers=key)).status_code == 200
         too_large = await client.post("/v1/rewards", content=b" " * 1001, headers=key)
     assert (too_large.status_code, too_large.json()["error"]["code"]) == (413, "body_too_large")
+
+
+async def test_deployments_hear_whom_the_gateway_asks_for(gateway: Any, deployments: Any) -> None:
+    body = {"scorer": "endogenous", "items": [ITEM]}
+    async with gateway() as client:
+        await client.post("/v1/rewards", json=body)
+        await client.post("/v1/rewards", json=body, headers={"authorization": "Bearer secret"})
+    by_connection, by_key = (
+        headers[CALLER_HEADER.encode()].decode() for _, headers, _ in deployments["asked"][-2:]
+    )
+    assert by_connection.rpartition(":")[2].isdigit()
+    assert by_key != by_connection
+    assert "secret" not in by_key

@@ -1,0 +1,89 @@
+"""An entry of the queue: what waits, for how long, and on whose behalf.
+
+It knows tokens and a future, and nothing of models or of other entries.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import Any
+
+from tokenreward.errors import DeadlineExceededError
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Entry:
+    """One thing that may wait in the queue.
+
+    Attributes:
+        num_tokens: Tokens that the model will read for it.
+        prompts: Keys of the prompts that it reads, with their tokens. A batch computes a prompt
+            once for all entries that share its key.
+        deadline: A reading of time.monotonic, in seconds; None for no deadline.
+        caller: Who waits. Callers take turns.
+        future: Done once nobody waits for the entry any more.
+        queued_at: When it began to wait, by time.monotonic.
+    """
+
+    num_tokens: int = 0
+    prompts: tuple[tuple[Hashable, int], ...] = ()
+    deadline: float | None = None
+    caller: Hashable = None
+    future: asyncio.Future[Any] = field(init=False)
+    queued_at: float = field(init=False)
+
+    def wait(
+        self,
+        future: asyncio.Future[Any],
+        deadline: float | None = None,
+        *,
+        caller: Hashable = None,
+    ) -> None:
+        """Begins to wait. It is called before the entry is submitted."""
+        self.future, self.deadline, self.caller = future, deadline, caller
+        self.queued_at = time.monotonic()
+
+    def cost(self, prompts: set[Hashable]) -> int:
+        """The tokens that it adds to a batch.
+
+        Args:
+            prompts: Keys of the prompts that the batch computes already. The entry's own are added.
+        """
+        num_saved = 0
+        for key, num_tokens in self.prompts:
+            if key in prompts:
+                num_saved += num_tokens
+            prompts.add(key)
+        return self.num_tokens - num_saved
+
+    def fail(self, error: Exception) -> None:
+        """Answers the caller who waits for it with an error, from any thread."""
+        loop = self.future.get_loop()
+        if _running_loop() is loop:
+            _settle(self.future, error)
+        else:
+            loop.call_soon_threadsafe(_settle, self.future, error)
+
+    def is_gone(self) -> bool:
+        """Whether nobody waits for it any more. A deadline that has passed is answered here."""
+        if self.future.done():
+            return True
+        if self.deadline is not None and time.monotonic() >= self.deadline:
+            self.fail(DeadlineExceededError("the deadline passed before the item's batch began"))
+            return True
+        return False
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def _settle(future: asyncio.Future[Any], error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)

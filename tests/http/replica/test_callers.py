@@ -1,0 +1,59 @@
+"""Who asks: callers are told apart by their API keys, else by their connections, and take turns."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import httpx
+import pytest
+
+from fakes.web import until
+from tokenreward.http.scope import caller_of
+from tokenreward.wire.paths import CALLER_HEADER
+
+KEY, OTHER_KEY = "the-first-key", "another-key"
+
+
+def body(response: str) -> dict[str, Any]:
+    return {"scorer": "endogenous", "items": [{"prompt": "2+2?", "response": response}]}
+
+
+async def test_a_key_that_asks_once_is_served_before_the_flood_of_another_key(locked: Any) -> None:
+    async def ask(response: str, key: str) -> None:
+        headers = {"Authorization": f"Bearer {key}"}
+        answer = await client.post("/v1/rewards", json=body(response), headers=headers)
+        assert answer.status_code == 200
+
+    batcher = locked.engine.batcher
+    async with httpx.AsyncClient(base_url=locked.url, timeout=20) as client:
+        with locked.busy_device():
+            flood = [asyncio.create_task(ask("It is 4.", KEY)) for _ in range(4)]
+            await until(lambda: batcher.queued_items == len(flood))
+            late = asyncio.create_task(ask("It is five.", OTHER_KEY))
+            await until(lambda: batcher.queued_items == len(flood) + 1)
+            callers = [job.caller for job in batcher.waiting]
+        await asyncio.gather(*flood, late)
+    assert [caller == callers[0] for caller in callers] == [True, False, True, True, True]
+    assert not any(key in caller for key in (KEY, OTHER_KEY) for caller in callers)
+
+
+@pytest.mark.parametrize(
+    ("headers", "client", "caller"),
+    [
+        ({}, ("10.0.0.1", 5), "10.0.0.1:5"),
+        ({CALLER_HEADER: "10.0.0.9:7"}, ("10.0.0.1", 5), "10.0.0.9:7"),
+        ({}, None, ""),
+    ],
+)
+def test_without_a_key_the_connection_is_the_caller(
+    headers: dict[str, str], client: Any, caller: str
+) -> None:
+    pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
+    assert caller_of({"type": "http", "headers": pairs, "client": client}) == caller
+
+
+def test_a_key_counts_more_than_what_a_header_claims() -> None:
+    pairs = [(b"authorization", b"Bearer x"), (CALLER_HEADER.encode(), b"10.0.0.9:7")]
+    alone = caller_of({"headers": pairs[:1], "client": ("10.0.0.1", 5)})
+    assert caller_of({"headers": pairs, "client": ("10.0.0.2", 6)}) == alone

@@ -19,7 +19,13 @@ from tokenreward import credit as credits
 from tokenreward import metrics
 from tokenreward.errors import ItemError, RequestError, RewardError
 from tokenreward.scorers import known_types, resolve
-from tokenreward.settings import DeploymentSettings, HeadSettings, ScorerSettings, Settings
+from tokenreward.settings import (
+    DeploymentSettings,
+    HeadSettings,
+    ProtocolSettings,
+    ScorerSettings,
+    Settings,
+)
 from tokenreward.wire import RewardsRequest, parse_json
 
 DOCS = documentation()
@@ -51,7 +57,9 @@ def leaves(tree: type[RewardError]) -> Iterator[type[RewardError]]:
         yield from leaves(error) if error.__subclasses__() else [error]
 
 
-@pytest.mark.parametrize("model", [Settings, DeploymentSettings, HeadSettings, ScorerSettings])
+@pytest.mark.parametrize(
+    "model", [Settings, DeploymentSettings, HeadSettings, ScorerSettings, ProtocolSettings]
+)
 def test_every_setting_has_its_row(model: type[BaseModel]) -> None:
     for row in setting_rows(model):
         assert row in DOCS, f"the pages lack or misstate:\n{row}"

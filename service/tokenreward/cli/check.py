@@ -46,6 +46,9 @@ def run(args: argparse.Namespace) -> int:
     """
     settings = demo_settings() if args.config is None else load_settings(args.config)
     read_api_keys(settings.api_keys_file)
+    from tokenreward.http.plans import check_plans
+
+    check_plans(settings)
     print(f"settings: {len(settings.deployments)} deployments, all valid")
     if args.settings_only:
         return 0

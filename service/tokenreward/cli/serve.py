@@ -52,10 +52,12 @@ def run(args: argparse.Namespace) -> int:
         return _fail(str(error))
     from tokenreward.deployment.instance import Instance, StartFailed, refuse_taken_port
     from tokenreward.deployment.plan import internal_url
+    from tokenreward.http.plans import check_plans
 
     try:
+        check_plans(settings)
         refuse_taken_port(settings.host, settings.port)
-    except StartFailed as error:
+    except (SettingsError, StartFailed) as error:
         return _fail(str(error))
     instance = Instance(settings, _say)
     on_stop_signal(lambda: _stop_and_exit(instance.stop, 0))

@@ -121,7 +121,8 @@ class Sample:
     """One item in the scorer's own tokens, and the item that they came from.
 
     Attributes:
-        prompt_ids: The prompt's tokens.
+        prompt_ids: The prompt's tokens. A reward model may be asked about a whole sequence, which
+            has none.
         response_ids: The response's tokens, an appended end-of-turn included.
         terminal: Whether the last response token is a recognised end-of-turn.
         keep: False where the caller masked the token's unit. Masked tokens are read like all

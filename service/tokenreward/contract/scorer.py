@@ -7,13 +7,13 @@ from what the class says here. This module knows no scorer by name.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Float32, Int64
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import PydanticCustomError
 
 from tokenreward.contract.reading import Model, Needs, Outputs, Row, Task
@@ -103,6 +103,25 @@ class Scorer(ABC):
     log_probs_options: ClassVar[dict[str, Any] | None] = None
     takes: ClassVar[frozenset[Literal["score"]]] = frozenset()
 
+    def merged_options(self, defaults: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
+        """A caller's options over the operator's. A default of the operator is dropped if the
+        caller's options leave it without effect.
+
+        Raises:
+            ValidationError: They are wrong.
+        """
+        merged = {**defaults, **options}
+        while True:
+            try:
+                return self.Options.model_validate(merged)
+            except ValidationError as error:
+                first = error.errors()[0]
+                idle = str(first.get("ctx", {}).get("name"))
+                is_default = idle in merged and idle not in options
+                if first["type"] != WITHOUT_EFFECT or not is_default:
+                    raise
+                del merged[idle]
+
     def task_for(self, options: Any) -> Task | None:
         """The kind of checkpoint that these options read; None if any will do."""
         return self.task or self.needs(options).task
@@ -123,8 +142,9 @@ class Scorer(ABC):
             ItemError: This item cannot be read. It fails alone.
         """
         ids = np.concatenate([sample.prompt_ids, sample.response_ids, sample.suffix_ids])
-        start = len(sample.prompt_ids)
-        return (Row(ids=ids, start=start, stop=start + len(sample.response_ids)),)
+        num_prompt = len(sample.prompt_ids)
+        stop = num_prompt + len(sample.response_ids)
+        return (Row(ids=ids, start=max(1, num_prompt), stop=stop),)
 
     def labels(self, options: Any, tokenizer: TokenizerView) -> frozenset[int]:
         """Tokens whose raw logits `score` reads, at every position of each row. By default none.

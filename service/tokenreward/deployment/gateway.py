@@ -17,7 +17,7 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
-from tokenreward.deployment.plan import REPLICA, limits_of
+from tokenreward.deployment.plan import REPLICA, limits_of, protocol_plans
 from tokenreward.deployment.process import tune_interpreter
 from tokenreward.http.app import build_app
 from tokenreward.http.gateway import GatewayBackend
@@ -77,6 +77,7 @@ class Gateway:
             gather=partial(snapshots, ray_handle, deployments),
             limits=limits_of(self._args),
             replica=serve.get_replica_context().replica_tag,
+            plans=protocol_plans(self._args),
         )
         return build_app(backend)
 

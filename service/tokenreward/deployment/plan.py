@@ -9,11 +9,13 @@ stand outside `args`.
 from __future__ import annotations
 
 import math
+from collections.abc import Container
 from typing import Any
 
 from tokenreward.config import read_api_keys
+from tokenreward.http.plans import check_plans
 from tokenreward.http.request_limits import Limits
-from tokenreward.settings import DeploymentSettings, Settings
+from tokenreward.settings import DeploymentSettings, ProtocolSettings, Settings
 from tokenreward.wire.paths import deployment_prefix
 
 GATEWAY_APP = "Gateway"  # names of deployments are lower case, so that none can be this one
@@ -24,7 +26,12 @@ _OUTSIDE_ARGS = {"num_replicas", "checkpoint", "version", "max_concurrent_reques
 
 
 def serve_config(settings: Settings) -> dict[str, Any]:
-    """The full config as plain objects, valid against Ray's ServeDeploySchema."""
+    """The full config as plain objects, valid against Ray's ServeDeploySchema.
+
+    Raises:
+        SettingsError: A protocol is set up in a way that no request could be answered with.
+    """
+    check_plans(settings)
     return {
         "proxy_location": "EveryNode",
         "http_options": {
@@ -81,7 +88,12 @@ def _gateway(settings: Settings) -> dict[str, Any]:
         "name": GATEWAY_APP,
         "route_prefix": "/",
         "import_path": "tokenreward.deployment:build_gateway",
-        "args": {**_http(settings), "routes": routes, "url": internal_url(settings)},
+        "args": {
+            **_http(settings),
+            **_protocols(settings, routes),
+            "routes": routes,
+            "url": internal_url(settings),
+        },
         "deployments": [
             {
                 "name": GATEWAY,
@@ -96,11 +108,12 @@ def _gateway(settings: Settings) -> dict[str, Any]:
 
 def _deployment(deployment: DeploymentSettings, settings: Settings) -> dict[str, Any]:
     fixed = deployment.model_dump(mode="json", exclude=_OUTSIDE_ARGS, exclude_defaults=True)
+    names = {scorer.served_name for scorer in deployment.scorers}
     return {
         "name": deployment.name,
         "route_prefix": deployment_prefix(deployment.name),
         "import_path": "tokenreward.deployment:build_replica",
-        "args": {**_http(settings), "deployment": fixed},
+        "args": {**_http(settings), **_protocols(settings, names), "deployment": fixed},
         "deployments": [
             {
                 "name": REPLICA,
@@ -117,6 +130,26 @@ def _deployment(deployment: DeploymentSettings, settings: Settings) -> dict[str,
             }
         ],
     }
+
+
+def _protocols(settings: Settings, names: Container[str]) -> dict[str, Any]:
+    """The settings of protocols that concern an application which serves the scorers `names`.
+
+    Others are left out, so that a change of theirs restarts no replica. Without any there is no
+    entry, either.
+    """
+    protocols = {
+        name: plan.model_dump(mode="json", exclude_defaults=True)
+        for name, plan in settings.protocols.items()
+        if plan.scorer is None or plan.scorer in names
+    }
+    return {"protocols": protocols} if protocols else {}
+
+
+def protocol_plans(args: dict[str, Any]) -> dict[str, ProtocolSettings]:
+    """The settings of protocols that an application's `args` hold."""
+    protocols = args.get("protocols", {})
+    return {name: ProtocolSettings(**plan) for name, plan in protocols.items()}
 
 
 def _http(settings: Settings) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray import serve
 
-from tokenreward.deployment.plan import limits_of
+from tokenreward.deployment.plan import limits_of, protocol_plans
 from tokenreward.deployment.process import freeze_loaded_objects, limit_threads, tune_interpreter
 from tokenreward.engine.slot import Slot
 from tokenreward.http.app import build_app
@@ -41,12 +41,17 @@ class Replica:
         tune_interpreter()
         self._settings = dict(args["deployment"])
         self._limits = limits_of(args)
+        self._plans = protocol_plans(args)
         self._metrics = Metrics()
         self.slot = Slot()
 
     def __serve_build_asgi_app__(self) -> App:
         backend = ReplicaBackend(
-            self._settings["name"], self.slot, metrics=self._metrics, limits=self._limits
+            self._settings["name"],
+            self.slot,
+            metrics=self._metrics,
+            limits=self._limits,
+            plans=self._plans,
         )
         return build_app(backend)
 

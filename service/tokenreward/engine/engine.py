@@ -90,6 +90,7 @@ class Engine:
             suffix_ids=tokenizer.suffix(settings.suffix_text),
             skipped_id=None if settings.suffix_text else skipped_token(checkpoint),
             reads_conversation=settings.scored_text == "conversation",
+            predicts=checkpoint.task == "causal_lm",
         )
         self._max_batch_tokens = settings.max_batch_tokens or max_batch_tokens(checkpoint.device)
         self.batcher: Batcher[Job] = Batcher(

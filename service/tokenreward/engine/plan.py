@@ -16,7 +16,6 @@ from pydantic import ValidationError
 from tokenreward import credit as credits
 from tokenreward.checkpoints.refusal import CheckpointRefused
 from tokenreward.contract import (
-    WITHOUT_EFFECT,
     Gives,
     Model,
     Needs,
@@ -143,7 +142,10 @@ class ServedScorer:
             RequestError: Options or credit are unknown or wrong.
         """
         below = "" if request.scorer is not None else f".{name}"
-        options = self._options(request.options_of(name), prefix=f"options{below}")
+        try:
+            options = self.scorer.merged_options(self.defaults, request.options_of(name))
+        except ValidationError as error:
+            raise refusal(error, prefix=(f"options{below}",), unknown=UnknownOption) from None
         task = self.scorer.task_for(options)
         if task not in (None, self.task):
             raise InvalidField(
@@ -162,21 +164,6 @@ class ServedScorer:
                 param=dependency.param,
             )
         return Plan(name, self.scorer, options, credit, credit_name)
-
-    def _options(self, options: dict[str, Any], *, prefix: str) -> Options:
-        """The caller's options over the operator's. A default of the operator is dropped if the
-        caller's options leave it without effect."""
-        merged = {**self.defaults, **options}
-        while True:
-            try:
-                return self.scorer.Options.model_validate(merged)
-            except ValidationError as error:
-                first = error.errors()[0]
-                idle = str(first.get("ctx", {}).get("name"))
-                is_default = idle in merged and idle not in options
-                if first["type"] != WITHOUT_EFFECT or not is_default:
-                    raise refusal(error, prefix=(prefix,), unknown=UnknownOption) from None
-                del merged[idle]
 
     def _describe(self) -> dict[str, Any]:
         schema = self.scorer.Options.model_json_schema()

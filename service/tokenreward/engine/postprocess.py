@@ -161,8 +161,11 @@ def _step_ids(step_ends: Int64[np.ndarray, " k"], job: Job) -> Int64[np.ndarray,
 
 def _tokens(job: Job, tokenizer: Tokenizer) -> list[Token]:
     """The tokens that were scored. Tokens of a text carry their characters and their span; an
-    end-of-turn that was appended has an empty span at the end of the text."""
+    end-of-turn that was appended has an empty span at the end of the text. A sequence that is
+    scored as a whole has all of its tokens here, the first one, too."""
     ids, ends = job.sample.response_ids, job.sample.ends
+    if job.sample.item.whole == "sequence":
+        ids = np.concatenate([job.sample.prompt_ids, ids])
     text = job.sample.item.response
     if not isinstance(text, str) or ends is None:
         texts = tokenizer.texts(ids)

@@ -20,7 +20,8 @@ from tokenreward.contract import Needs, Row, RowRequest, Sample, TextBudget
 from tokenreward.engine.job import Job
 from tokenreward.engine.plan import Plan, scorer_failed
 from tokenreward.engine.skipped import without_skipped
-from tokenreward.engine.units import units_of
+from tokenreward.engine.units import check_ids, units_of
+from tokenreward.engine.whole import sequence_tokens, with_parts
 from tokenreward.errors import (
     EmptyResponse,
     ItemError,
@@ -48,6 +49,7 @@ class Preprocessor:
         skipped_id: The token that the model's class passes over at the end of a row, as padding.
         reads_conversation: Whether messages and a response of text are read as the chat template
             renders them together.
+        predicts: Whether the model predicts tokens; if not, it has a value head at every token.
     """
 
     tokenizer: Tokenizer
@@ -57,6 +59,7 @@ class Preprocessor:
     suffix_ids: Ids
     skipped_id: int | None = None
     reads_conversation: bool = False
+    predicts: bool = True
 
     def jobs(
         self, request: RewardsRequest, plans: Sequence[Plan], is_abandoned: Callable[[], bool]
@@ -106,9 +109,10 @@ class Preprocessor:
             ItemError: The item cannot be scored.
             RequestError: A field cannot be decoded at all.
         """
+        item = with_parts(item, self.tokenizer)
         prompt_ids, response_ids, ends, suffix_ids = self._tokens(item, prompts)
-        self._check_ids(prompt_ids, self.vocab_size, param="prompt")
-        self._check_ids(response_ids, self.num_labels, param="response")
+        check_ids(prompt_ids, self.vocab_size, param="prompt")
+        check_ids(response_ids, self.num_labels, param="response")
         num_suffix = len(suffix_ids)
         total = len(prompt_ids) + len(response_ids) + num_suffix
         if self.max_sequence_tokens is not None and total > self.max_sequence_tokens:
@@ -149,6 +153,9 @@ class Preprocessor:
                 variables=item.chat_template_kwargs,
                 finished=item.finished is not False,
             )
+        elif item.whole == "sequence":
+            ends = None  # no unit of the caller is a place in the response's text
+            prompt_ids, response_ids, suffix_ids = self._sequence(item, prompts)
         else:
             prompt_ids = self._shared_prompt(item, prompts)
             response_ids, ends = self._response(item)
@@ -228,8 +235,24 @@ class Preprocessor:
                 f"`max_sequence_tokens` is {self.max_sequence_tokens}"
             )
 
+    def _sequence(self, item: Item, prompts: dict[str, np.ndarray]) -> tuple[Ids, Ids, Ids]:
+        """The ids of an item whose prompt is scored, too (see `sequence_tokens`). An empty prompt
+        is none: text begins as text does, and ids are read as they are."""
+        response_ids, _ = self._response(item)
+        if isinstance(item.prompt, str) and not item.prompt:
+            prompt_ids = np.empty(0, dtype=np.int64)
+            if isinstance(item.response, str):
+                response_ids = self.tokenizer.with_bos(response_ids)
+        elif isinstance(item.prompt, str) or item.messages is not None:
+            prompt_ids = self._shared_prompt(item, prompts)
+        else:
+            prompt_ids = decode_ids(item.prompt, param="prompt")  # type: ignore[arg-type]
+        return sequence_tokens(prompt_ids, response_ids, self.suffix_ids, predicts=self.predicts)
+
     def _shared_prompt(self, item: Item, prompts: dict[str, np.ndarray]) -> Ids:
         """The ids of an item's prompt, read-only if other items may share them."""
+        if item.whole == "conversation":
+            return self.tokenizer.prompt_from_conversation(str(item.prompt), param="response")
         if isinstance(item.prompt, str):
             key = item.prompt
         elif item.messages is not None:
@@ -269,14 +292,4 @@ class Preprocessor:
                 "the response has no tokens: with `finished: true`, an empty text is scored as "
                 "end-of-turn alone",
                 param="response",
-            )
-
-    def _check_ids(self, ids: Ids, size: int, *, param: str) -> None:
-        """Raises TokenOutOfVocabulary for the first id that is not below `size`."""
-        wrong = np.flatnonzero((ids < 0) | (ids >= size))
-        if len(wrong):
-            place = int(wrong[0])
-            raise TokenOutOfVocabulary(
-                f"entry {place} is {ids[place]}, the model takes ids 0 to {size - 1} there",
-                param=param,
             )

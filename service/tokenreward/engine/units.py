@@ -1,6 +1,6 @@
 """The caller's units of a response: which unit each token belongs to, and which carry reward.
 
-It checks what an item says per unit, and knows no scorer.
+It checks what an item says per unit and the ids that it brings, and knows no scorer.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Int64
 
 from tokenreward.alignment import owners, scored_spans, tiles
-from tokenreward.errors import LengthMismatch, UnsupportedText
+from tokenreward.errors import LengthMismatch, TokenOutOfVocabulary, UnsupportedText
 from tokenreward.wire import Item
 
 
@@ -39,3 +39,14 @@ def units_of(
     if item.mask is not None:
         scored = scored & np.asarray(item.mask, dtype=np.bool_)
     return owner, scored
+
+
+def check_ids(ids: Int64[np.ndarray, " n"], size: int, *, param: str) -> None:
+    """Raises TokenOutOfVocabulary for the first id that is not below `size`."""
+    wrong = np.flatnonzero((ids < 0) | (ids >= size))
+    if len(wrong):
+        place = int(wrong[0])
+        raise TokenOutOfVocabulary(
+            f"entry {place} is {ids[place]}, the model takes ids 0 to {size - 1} there",
+            param=param,
+        )

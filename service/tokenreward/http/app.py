@@ -15,6 +15,7 @@ from starlette.middleware import Middleware
 
 from tokenreward.http.body import BodyBudget
 from tokenreward.http.guard import Guard, Report
+from tokenreward.http.model_list import list_models
 from tokenreward.http.openapi import document
 from tokenreward.http.page import docs_page
 from tokenreward.http.protocols import Protocol, find_protocols
@@ -25,7 +26,9 @@ from tokenreward.wire.media import JSON
 from tokenreward.wire.paths import (
     DOCS_PATH,
     HEALTH_PATH,
+    HEALTH_PATHS,
     METRICS_PATH,
+    MODELS_PATHS,
     OPENAPI_PATH,
     READY_PATH,
     SCORERS_PATH,
@@ -107,6 +110,14 @@ def build_app(backend: Backend) -> FastAPI:
         await backend.check_ready()
         return _json({"status": "ready"})
 
+    async def models(request: Request) -> Response:
+        return _json(list_models((await backend.scorers(request))["scorers"]))
+
+    async def answers(request: Request) -> Response:
+        # Clients wait for this route and then ask for the models: 200 wherever those are told.
+        await backend.scorers(request)
+        return _json({})
+
     async def metrics() -> Response:
         return Response(await backend.metrics(), media_type=CONTENT_TYPE)
 
@@ -116,6 +127,10 @@ def build_app(backend: Backend) -> FastAPI:
     app.add_api_route(OPENAPI_PATH, describe, methods=["GET"])
     app.add_api_route(DOCS_PATH, docs, methods=["GET"])
     app.add_api_route(METRICS_PATH, metrics, methods=["GET"])
+    for path in HEALTH_PATHS:
+        app.add_api_route(path, answers, methods=_PROBE_METHODS)
+    for path in MODELS_PATHS:
+        app.add_api_route(path, models, methods=["GET"])
     return app
 
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import ParamSpec, TypeVar
 
 from starlette.requests import ClientDisconnect
 
 from tokenreward.errors import BodyTooLarge, DeadlineExceededError, MalformedBody, Overloaded
+from tokenreward.http.patience import patiently
 from tokenreward.http.scope import Receive, Scope, headers_of
 
 T = TypeVar("T")
@@ -67,7 +69,7 @@ class BodyBudget:
 
     @contextlib.asynccontextmanager
     async def body(
-        self, scope: Scope, receive: Receive, *, within_s: float
+        self, scope: Scope, receive: Receive, *, within_s: float, patience_s: float = 0.0
     ) -> AsyncIterator[bytes]:
         """Reads a body and holds its share until the block ends.
 
@@ -75,6 +77,7 @@ class BodyBudget:
             scope: The request's.
             receive: The request's.
             within_s: Seconds to the caller's deadline.
+            patience_s: Seconds for which the body may stay with the caller until there is room.
 
         Raises:
             BodyTooLarge: The body has more bytes than any may have, as declared or as counted.
@@ -83,9 +86,15 @@ class BodyBudget:
             ClientDisconnect: The caller hung up.
         """
         share = self._declared_bytes(scope)
-        if self.num_held + share > self._num_bytes:
-            raise self._full()
-        self.num_held += share
+        began = time.monotonic()
+
+        async def take() -> None:
+            if self.num_held + share > self._num_bytes:
+                raise self._full()
+            self.num_held += share
+
+        await patiently(take, patience_s=patience_s, left_s=within_s)
+        within_s -= time.monotonic() - began
         try:
             body = await self._read(receive, share, within_s=within_s)
             self.num_held -= share - len(body)
@@ -99,15 +108,17 @@ class BodyBudget:
         """Holds what one request needs besides its body until the block ends.
 
         Returns:
-            A function that takes a number of bytes. It raises Overloaded if they do not fit, unless
-            all extra bytes are this request's own. So one request at a time may go past the limit,
-            and a request that does not fit by itself is not told to try again for ever.
+            A function that takes a number of bytes; a negative one gives them back. It raises
+            Overloaded if they do not fit, unless all extra bytes are this request's own. So one
+            request at a time may go past the limit, and a request that does not fit by itself is
+            not told to try again for ever.
         """
         num_own = 0
 
         def hold(num_bytes: int) -> None:
             nonlocal num_own
-            if self.num_held + num_bytes > self._num_bytes and self._num_extra > num_own:
+            is_full = self.num_held + num_bytes > self._num_bytes
+            if num_bytes > 0 and is_full and self._num_extra > num_own:
                 raise self._full()
             self.num_held += num_bytes
             self._num_extra += num_bytes

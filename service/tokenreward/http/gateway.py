@@ -21,6 +21,8 @@ from tokenreward.http.app import Backend
 from tokenreward.http.body import for_size
 from tokenreward.http.fanout import Fanout
 from tokenreward.http.guard import refusal
+from tokenreward.http.patience import patiently
+from tokenreward.http.plans import ProtocolPlans, plan_for
 from tokenreward.http.protocols import Protocol
 from tokenreward.http.request_limits import Limits
 from tokenreward.http.scope import caller_of, headers_of, unless_gone
@@ -55,6 +57,7 @@ class GatewayBackend(Backend):
         gather: Gets the metrics of each deployment's replicas that are loaded now.
         limits: The limits of requests.
         replica: The gateway's own name in the metrics.
+        plans: The operator's settings of protocols, by name.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class GatewayBackend(Backend):
         gather: Gather,
         limits: Limits,
         replica: str = "",
+        plans: ProtocolPlans | None = None,
     ) -> None:
         self._metrics = Metrics(REQUESTS)
         super().__init__(limits, self._metrics.report)
@@ -74,6 +78,7 @@ class GatewayBackend(Backend):
         self._upstreams = upstreams
         self._gather = gather
         self._replica = replica
+        self._plans = plans or {}
 
     async def rewards(self, request: Request, protocol: Protocol) -> Response:
         """The answer to a request for rewards.
@@ -83,8 +88,12 @@ class GatewayBackend(Backend):
         """
         with self.bodies.extras() as hold:
             call = self._call(request, sends=protocol.reads, wants=protocol.writes, hold=hold)
-            within_s = call.left_s
-            async with self.bodies.body(request.scope, request.receive, within_s=within_s) as body:
+            async with self.bodies.body(
+                request.scope,
+                request.receive,
+                within_s=call.left_s,
+                patience_s=protocol.patience_s,
+            ) as body:
                 async with self.bodies.parsing(len(body), within_s=call.left_s):
                     work = await self._work(body, call, protocol)
                 return await unless_gone(request.receive, work)
@@ -157,7 +166,8 @@ class GatewayBackend(Backend):
             deployment = self._only_deployment(head)
             if deployment is not None:
                 return call.post(deployment, body)
-        request = await for_size(len(body), protocol.read, body, self._types)
+        protocol.plan = plan_for(type(protocol), self._types, self._plans)
+        request = await for_size(len(body), protocol.read, body)
         if request is not None:
             self.limits.refuse_many_items(len(request.items))
         call.hold(_NUM_COPIES * len(body))
@@ -187,10 +197,31 @@ class GatewayBackend(Backend):
         if request is None:
             reply = reply_without_work(call.request_id)
             return Response(protocol.write(reply), media_type=protocol.writes.name)
-        fanout = Fanout(request, self._routes, call=call, num_bytes=num_bytes, report=self.report)
+
+        async def attempt() -> bytes:
+            num_own = 0
+
+            def hold(num_bytes: int) -> None:
+                nonlocal num_own
+                call.hold(num_bytes)
+                num_own += num_bytes
+
+            fanout = Fanout(
+                request,
+                self._routes,
+                call=call.with_hold(hold),
+                num_bytes=num_bytes,
+                report=self.report,
+            )
+            try:
+                reply = await fanout.reply()
+                return await for_size(fanout.num_reply_bytes, protocol.write, reply)
+            except RequestError:
+                call.hold(-num_own)  # what another attempt takes again
+                raise
+
         try:
-            reply = await fanout.reply()
+            content = await patiently(attempt, patience_s=protocol.patience_s, left_s=call.left_s)
         except UpstreamRefusal as error:  # not raised, as the deployment has counted it
             return refusal(error, protocol)
-        content = await for_size(fanout.num_reply_bytes, protocol.write, reply)
-        return Response(content, media_type=protocol.writes.name)
+        return Response(content, headers=protocol.answer_headers, media_type=protocol.writes.name)

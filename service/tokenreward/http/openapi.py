@@ -23,7 +23,9 @@ from tokenreward.wire.media import JSON, MSGPACK
 from tokenreward.wire.paths import (
     DOCS_PATH,
     HEALTH_PATH,
+    HEALTH_PATHS,
     METRICS_PATH,
+    MODELS_PATHS,
     OPENAPI_PATH,
     READY_PATH,
     REQUEST_ID_HEADER,
@@ -79,7 +81,8 @@ def document() -> Document:
     """The whole document, of plain objects."""
     protocols = find_protocols()
     del protocols[REWARDS_PATH]  # our own, which says more
-    foreign = {path: {"post": _foreign(protocols[path])} for path in sorted(protocols)}
+    paths = [path for path in sorted(protocols) if not path.endswith("/")]  # the same as without
+    foreign = {path: {"post": _foreign(protocols[path], path)} for path in paths}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -97,6 +100,12 @@ def document() -> Document:
             HEALTH_PATH: {"get": _get("health", "200 while the process lives.")},
             READY_PATH: {
                 "get": _get("ready", "200 once every deployment has loaded and answers.", 503)
+            },
+            HEALTH_PATHS[0]: {
+                "get": _get("answers", "200 wherever the models are listed, as in vLLM.", 503)
+            },
+            MODELS_PATHS[0]: {
+                "get": _get("list_models", "The models behind the scorers, as in vLLM.", 503)
             },
             METRICS_PATH: {"get": _get("metrics", "Prometheus text.", media="text/plain")},
             OPENAPI_PATH: {"get": _get("openapi", "This document.")},
@@ -157,13 +166,13 @@ def _rewards() -> Document:
     }
 
 
-def _foreign(protocol: type[Protocol]) -> Document:
-    """A protocol whose bodies another program has defined: its module says in words what they
+def _foreign(protocol: type[Protocol], path: str) -> Document:
+    """A route of a protocol whose bodies another program has defined: its module says in words what they
     are."""
     summary, _, description = (inspect.getdoc(inspect.getmodule(protocol)) or "").partition("\n\n")
     content = {JSON.name: {"schema": {"type": "object"}}}
     return {
-        "operationId": protocol.__name__,
+        "operationId": protocol.__name__ + path.replace("/", "_"),
         "summary": summary,
         "description": description,
         "requestBody": {"required": True, "content": content},

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from functools import partial
 from typing import Any
 
 from fastapi import Request, Response
@@ -16,6 +17,8 @@ from tokenreward.engine.slot import Slot
 from tokenreward.errors import DeadlineExceededError, Loading
 from tokenreward.http.app import Backend
 from tokenreward.http.body import for_size
+from tokenreward.http.patience import patiently
+from tokenreward.http.plans import ProtocolPlans, plan_for
 from tokenreward.http.protocols import Protocol
 from tokenreward.http.request_limits import Limits
 from tokenreward.http.scope import caller_of, headers_of, unless_gone
@@ -37,10 +40,20 @@ class ReplicaBackend(Backend):
         slot: Holds the engine. It is empty while the weights load.
         metrics: Of this replica.
         limits: The limits of requests.
+        plans: The operator's settings of protocols, by name.
     """
 
-    def __init__(self, deployment: str, slot: Slot, *, metrics: Metrics, limits: Limits) -> None:
+    def __init__(
+        self,
+        deployment: str,
+        slot: Slot,
+        *,
+        metrics: Metrics,
+        limits: Limits,
+        plans: ProtocolPlans | None = None,
+    ) -> None:
         super().__init__(limits, metrics.report)
+        self._plans = plans or {}
         self._deployment = deployment
         self._slot = slot
         self._metrics = metrics
@@ -48,27 +61,45 @@ class ReplicaBackend(Backend):
     async def rewards(self, request: Request, protocol: Protocol) -> Response:
         """The answer to a request for rewards."""
         deadline = time.monotonic() + self.limits.time_limit_s(headers_of(request.scope))
-        served = self._slot.engine.scorers
-        types = {name: scorer.type for name, scorer in served.items()}
+        patience_s = protocol.patience_s
+        types = await patiently(
+            self._types, patience_s=patience_s, left_s=deadline - time.monotonic()
+        )
+        protocol.plan = plan_for(type(protocol), types, self._plans)
         left_s = deadline - time.monotonic()
-        async with self.bodies.body(request.scope, request.receive, within_s=left_s) as body:
+        async with self.bodies.body(
+            request.scope, request.receive, within_s=left_s, patience_s=patience_s
+        ) as body:
             num_bytes, left_s = len(body), deadline - time.monotonic()
             async with self.bodies.parsing(num_bytes, within_s=left_s):
-                rewards_request = await for_size(num_bytes, protocol.read, body, types)
+                rewards_request = await for_size(num_bytes, protocol.read, body)
             del body  # scoring takes a while
-        request_id = request.state.request_id
-        if rewards_request is None:
-            reply = reply_without_work(request_id)
-        else:
+        if rewards_request is not None:
+            self.limits.refuse_many_items(len(rewards_request.items))
+
+        async def attempt() -> bytes:
+            if rewards_request is None:
+                return protocol.write(reply_without_work(request.state.request_id))
             reply = await self._score(request, rewards_request, deadline)
-        num_reply_bytes = reply.usage.response_tokens * _TOKEN_BYTES
-        content = await for_size(num_reply_bytes, protocol.write, reply)
-        return Response(content, media_type=protocol.writes.name)
+            num_reply_bytes = reply.usage.response_tokens * _TOKEN_BYTES
+            return await for_size(num_reply_bytes, protocol.write, reply)
+
+        with self.bodies.extras() as hold:
+            content = await patiently(
+                attempt,
+                patience_s=patience_s,
+                left_s=deadline - time.monotonic(),
+                hold=partial(hold, num_bytes),
+            )
+        return Response(content, headers=protocol.answer_headers, media_type=protocol.writes.name)
+
+    async def _types(self) -> dict[str, str]:
+        """The type of each scorer that is served, by name. Raises Loading."""
+        return {name: scorer.type for name, scorer in self._slot.engine.scorers.items()}
 
     async def _score(
         self, request: Request, rewards_request: RewardsRequest, deadline: float
     ) -> Reply:
-        self.limits.refuse_many_items(len(rewards_request.items))
         left_s = deadline - time.monotonic()
         if left_s <= 0:
             raise DeadlineExceededError("the deadline passed before the request could be scored")

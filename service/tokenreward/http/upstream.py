@@ -8,6 +8,7 @@ deadlines, and nothing of what the bodies say.
 from __future__ import annotations
 
 import asyncio
+import copy
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
@@ -158,6 +159,12 @@ class UpstreamCall:
         self.hold = hold
         self._headers = {**headers, "accept": wants.name}
         self._deadline = time.monotonic() + limit_s
+
+    def with_hold(self, hold: Callable[[int], None]) -> UpstreamCall:
+        """The same request's calls, whose bytes are held by another `hold`."""
+        call = copy.copy(self)
+        call.hold = hold
+        return call
 
     @property
     def request_id(self) -> str:

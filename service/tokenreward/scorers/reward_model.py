@@ -30,6 +30,7 @@ from pydantic import Field
 
 from tokenreward import contract
 from tokenreward.contract import Needs, Outputs, Sample, Signals
+from tokenreward.errors import EmptyPrompt
 
 
 class Scorer(contract.Scorer):
@@ -58,10 +59,13 @@ class Scorer(contract.Scorer):
         scores = outputs[0].scores or None
         if values is None:
             return Signals(score=pooled, scores=scores)
+        num_tokens = len(sample.response_ids)
         if options.red:
+            if len(values) == num_tokens:
+                raise EmptyPrompt("without a prompt, the first token has no increment (`red`)")
             increments = _increments(values, pooled)
             return Signals(score=pooled, values=increments, kind="increments", scores=scores)
-        return Signals(score=pooled, values=values[1:], kind="levels", scores=scores)
+        return Signals(score=pooled, values=values[-num_tokens:], kind="levels", scores=scores)
 
 
 def _increments(values: Float32[np.ndarray, " n"], pooled: float) -> Float32[np.ndarray, " n-1"]:

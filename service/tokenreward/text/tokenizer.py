@@ -24,6 +24,7 @@ from tokenreward.text.encoder import TextEncoder
 # Callers may make up others, so it keeps only so many, and only of short texts.
 _MAX_CACHED_TEXTS = 1024
 _MAX_CACHED_CHARACTERS = 100
+_MARK = "tokenreward"  # a word that no template has
 
 
 class Tokenizer:
@@ -103,6 +104,25 @@ class Tokenizer:
         return after
 
     @cached_property
+    def turn_openings(self) -> tuple[str, ...]:
+        """What the template writes before an assistant's words: in front of a turn to come, in
+        front of a turn that is there, and what the two have in common. A template may open a think
+        block in one of them. Empty if there is no template, or if it marks no such turns."""
+        question = {"role": "user", "content": _MARK}
+        begun = self.template.conversation([question])
+        whole = self.template.conversation([question, {"role": "assistant", "content": _MARK}])
+        if begun is None or whole is None:
+            return ()
+        between = whole.partition(_MARK)[2].rpartition(_MARK)[0]
+        past = between.removeprefix(begun.rpartition(_MARK)[2]).strip(" ")
+        ahead = self.template.prompt([question], param=None).removeprefix(begun)
+        num_common = 0
+        while past[num_common : num_common + 1] == ahead[num_common : num_common + 1] != "":
+            num_common += 1
+        openings = dict.fromkeys((ahead, past, past[:num_common]))
+        return tuple(text for text in openings if text.strip())
+
+    @cached_property
     def terminal_ids(self) -> frozenset[int]:
         """Tokens that end a response: the checkpoint's EOS ids and end-of-turn."""
         if self.end_of_turn is None:
@@ -127,6 +147,21 @@ class Tokenizer:
         EmptyPrompt, SequenceTooLong."""
         text = self.template.prompt(messages, tools, template_kwargs, param=param)
         return self.prompt_from_ids(self.encoder.caller_ids(text, param=param), param=param)
+
+    def prompt_from_conversation(self, text: str, *, param: str | None) -> Int64[np.ndarray, " p"]:
+        """The beginning of a text that a chat template wrote. Where the template writes BOS, it is
+        put back if it is missing: callers strip it, as other servers add one. Raises
+        UnsupportedText, SequenceTooLong."""
+        ids = self.encoder.caller_ids(text, param=param)
+        bos = self._tokenizer.bos_token_id
+        if bos is None or not self._template_writes_bos or ids[:1].tolist() == [bos]:
+            return ids
+        return np.concatenate([[bos], ids])
+
+    @cached_property
+    def _template_writes_bos(self) -> bool:
+        text = self.template.conversation([{"role": "user", "content": _MARK}])
+        return bool(self.encoder.ids(text or "")[:1].tolist() == [self._tokenizer.bos_token_id])
 
     def prompt_from_ids(
         self, ids: Int64[np.ndarray, " given"], *, param: str | None

@@ -14,6 +14,7 @@ from tokenreward.wire.encoding import (
     encode_ids,
     encode_rewards,
 )
+from tokenreward.wire.item import Item, PackedIds
 from tokenreward.wire.messages import Message, texts_of
 from tokenreward.wire.parsing import parse, parse_json, path, refusal, renumbered
 from tokenreward.wire.reply import (
@@ -33,9 +34,7 @@ from tokenreward.wire.reply import (
 from tokenreward.wire.request import (
     Credit,
     CreditName,
-    Item,
     Kl,
-    PackedIds,
     RewardsRequest,
     served_name,
 )

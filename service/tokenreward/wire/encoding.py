@@ -11,7 +11,7 @@ import numpy.typing as npt
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from tokenreward.errors import InvalidField
-from tokenreward.wire.request import PackedIds
+from tokenreward.wire.item import PackedIds
 from tokenreward.wire.vectors import IntArray
 
 JSON_TYPE = "application/json"

@@ -13,6 +13,9 @@ READY_PATH = "/readyz"
 METRICS_PATH = "/metrics"
 OPENAPI_PATH = "/openapi.json"
 DOCS_PATH = "/docs"
+# Where other programs look: whether the service answers, and for which models.
+HEALTH_PATHS = ("/health", "/health/")
+MODELS_PATHS = ("/v1/models", "/v1/models/")
 
 REQUEST_ID_HEADER = "x-request-id"
 CALLER_HEADER = "x-tokenreward-caller"  # whom the gateway asks for, if there are no API keys

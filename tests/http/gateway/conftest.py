@@ -24,6 +24,7 @@ from tokenreward.engine import Engine
 from tokenreward.engine.slot import Slot
 from tokenreward.http.app import build_app
 from tokenreward.http.gateway import GatewayBackend
+from tokenreward.http.plans import ProtocolPlans
 from tokenreward.http.replica import ReplicaBackend
 from tokenreward.http.request_limits import Limits
 from tokenreward.http.scorer_routes import ScorerRoute
@@ -98,10 +99,14 @@ Gateway = Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]
 
 
 @contextmanager
-def serving(*replicas: tuple[dict[str, Any], Path]) -> Iterator[dict[str, Any]]:
-    """Replicas of these settings on these checkpoints. `url`: their address. `metrics`: theirs, by
-    name. `asked`: path, headers and body of each POST that reached them."""
+def serving(
+    *replicas: tuple[dict[str, Any], Path], plans: ProtocolPlans | None = None
+) -> Iterator[dict[str, Any]]:
+    """Replicas of these settings on these checkpoints, under these settings of protocols. `url`:
+    their address. `metrics`, `slots`: theirs, by name. `asked`: path, headers and body of each POST
+    that reached them."""
     mounts, metrics, asked = [], {}, []
+    slots: dict[str, Slot] = {}
     for settings, folder in replicas:
         name = str(settings["name"])
         metrics[name] = Metrics()
@@ -109,7 +114,8 @@ def serving(*replicas: tuple[dict[str, Any], Path]) -> Iterator[dict[str, Any]]:
             {**settings, "checkpoint": str(folder), "device": "cpu"}
         )
         slot = Slot(Engine.load(parsed, report=metrics[name].report))
-        backend = ReplicaBackend(name, slot, metrics=metrics[name], limits=LIMITS)
+        backend = ReplicaBackend(name, slot, metrics=metrics[name], limits=LIMITS, plans=plans)
+        slots[name] = slot
         mounts.append(Mount(f"/d/{name}", build_app(backend)))
     app = Starlette(routes=mounts)
 
@@ -129,7 +135,7 @@ def serving(*replicas: tuple[dict[str, Any], Path]) -> Iterator[dict[str, Any]]:
         await app(scope, receive, send)
 
     with web.serving(recorded) as url:
-        yield {"url": url, "metrics": metrics, "asked": asked}
+        yield {"url": url, "metrics": metrics, "asked": asked, "slots": slots}
 
 
 @pytest.fixture(scope="session")
@@ -211,6 +217,7 @@ def opener(deployments: dict[str, Any], routes: Mapping[str, ScorerRoute]) -> Ga
         *,
         loaded: Mapping[str, Any] | None = None,
         limits: Limits = LIMITS,
+        plans: ProtocolPlans | None = None,
     ) -> AsyncIterator[httpx.AsyncClient]:
         async def gather() -> Mapping[str, Any]:
             snapshots = {
@@ -231,6 +238,7 @@ def opener(deployments: dict[str, Any], routes: Mapping[str, ScorerRoute]) -> Ga
                 gather=gather,
                 limits=limits,
                 replica="gateway-1",
+                plans=plans,
             )
             opened.backend = backend  # type: ignore[attr-defined]
             async with (

@@ -213,9 +213,9 @@ async def test_a_body_is_parsed_once_if_it_is_split_and_never_if_not_and_large_o
             threads["head"].append(threading.current_thread())
             return super().head(body)
 
-        def read(self, body: bytes, scorers: Any) -> Any:
+        def read(self, body: bytes) -> Any:
             threads["read"].append(threading.current_thread())
-            return super().read(body, scorers)
+            return super().read(body)
 
     monkeypatch.setattr("tokenreward.http.app.find_protocols", lambda: {"/v1/rewards": Watched})
     body = json.dumps({"scorers": names, "items": [ITEM]}) + " " * (300_000 if large else 0)

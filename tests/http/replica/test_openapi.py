@@ -42,7 +42,7 @@ def test_every_route_and_method_is_in_the_document() -> None:
     limits = Limits(max_body_bytes=1, max_request_items=1, request_timeout_s=1.0)
     app = build_app(ReplicaBackend("lm", Slot(), metrics=Metrics(), limits=limits))
     routes = {
-        (route.path, method.lower())
+        (route.path.rstrip("/") or "/", method.lower())
         for route in app.routes
         if isinstance(route, Route)
         for method in (route.methods or set()) - {"HEAD"}

@@ -28,7 +28,7 @@ def test_every_route_is_on_the_page() -> None:
     limits = Limits(max_body_bytes=1, max_request_items=1, request_timeout_s=1.0)
     guard = build_app(ReplicaBackend("lm", Slot(), metrics=Metrics(), limits=limits))
     routes = [route for route in guard.routes if isinstance(route, Route)]
-    methods = {(route.path, "POST" in (route.methods or ())) for route in routes}
+    methods = {(route.path.rstrip("/") or "/", "POST" in (route.methods or ())) for route in routes}
     assert names_in("| route | what it gives |") == {
         f"{'POST' if posts else 'GET'} {path}" for path, posts in methods
     }

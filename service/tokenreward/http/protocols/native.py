@@ -19,7 +19,8 @@ from tokenreward.wire.reply import EncodingFormat
 class Native(Protocol):
     """Bodies are `RewardsRequest` and `Reply` as they are."""
 
-    path = REWARDS_PATH
+    paths = (REWARDS_PATH,)
+    asks_for = None
 
     def __init__(self, headers: Mapping[str, str]) -> None:
         super().__init__(headers)
@@ -36,7 +37,7 @@ class Native(Protocol):
     def head(self, body: bytes) -> RequestHead:
         return read_head(body, self.reads)
 
-    def read(self, body: bytes, scorers: Mapping[str, str]) -> RewardsRequest:
+    def read(self, body: bytes) -> RewardsRequest:
         request = self.reads.parse(RewardsRequest, body)
         if self.writes is JSON:  # msgpack carries arrays as they are, and no base64
             self._encoding = request.encoding_format

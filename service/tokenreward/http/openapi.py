@@ -167,8 +167,8 @@ def _rewards() -> Document:
 
 
 def _foreign(protocol: type[Protocol], path: str) -> Document:
-    """A route of a protocol whose bodies another program has defined: its module says in words what they
-    are."""
+    """A route of a protocol whose bodies another program has defined: its module says in words what
+    they are."""
     summary, _, description = (inspect.getdoc(inspect.getmodule(protocol)) or "").partition("\n\n")
     content = {JSON.name: {"schema": {"type": "object"}}}
     return {

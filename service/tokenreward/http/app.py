@@ -110,14 +110,6 @@ def build_app(backend: Backend) -> FastAPI:
         await backend.check_ready()
         return _json({"status": "ready"})
 
-    async def models(request: Request) -> Response:
-        return _json(list_models((await backend.scorers(request))["scorers"]))
-
-    async def answers(request: Request) -> Response:
-        # Clients wait for this route and then ask for the models: 200 wherever those are told.
-        await backend.scorers(request)
-        return _json({})
-
     async def metrics() -> Response:
         return Response(await backend.metrics(), media_type=CONTENT_TYPE)
 
@@ -127,11 +119,25 @@ def build_app(backend: Backend) -> FastAPI:
     app.add_api_route(OPENAPI_PATH, describe, methods=["GET"])
     app.add_api_route(DOCS_PATH, docs, methods=["GET"])
     app.add_api_route(METRICS_PATH, metrics, methods=["GET"])
+    _add_model_routes(app, backend)
+    return app
+
+
+def _add_model_routes(app: FastAPI, backend: Backend) -> None:
+    """Where other programs look whether the service answers, and for which models."""
+
+    async def models(request: Request) -> Response:
+        return _json(list_models((await backend.scorers(request))["scorers"]))
+
+    async def answers(request: Request) -> Response:
+        # Clients wait for this route and then ask for the models: 200 wherever those are told.
+        await backend.scorers(request)
+        return _json({})
+
     for path in HEALTH_PATHS:
         app.add_api_route(path, answers, methods=_PROBE_METHODS)
     for path in MODELS_PATHS:
         app.add_api_route(path, models, methods=["GET"])
-    return app
 
 
 def _rewards_route(

@@ -1,0 +1,56 @@
+"""Refuses rewards that a sum over tokens would count more than once.
+
+Estimators that add rewards up (returns, GAE, group means of sums) want increments. A value head at
+every token gives levels: each is the judgement of the whole prefix, and their sum is the score
+times the length. `reward_model` with the credit `values` gives these, unless `red` is set. The
+credit `discount` gives returns, which are such sums already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from tokenreward.wire import served_name
+from tokenreward_client.errors import BadArgument
+from tokenreward_client.listing import ScorerInfo
+from tokenreward_client.options import DEFAULT_SCORER
+
+
+def require_increments(
+    listing: Iterable[ScorerInfo], scorer: str | None, settings: Mapping[str, Any]
+) -> None:
+    """Check that a scorer's rewards may be added up over tokens.
+
+    Args:
+        listing: What `client.scorers()` answered: it knows types and the operator's defaults.
+        scorer: The scorer's name; None for the default, or if `settings` has `scorers`.
+        settings: The keywords of `client.score`: `options`, `credit` and `scorers` are read.
+
+    Raises:
+        BadArgument: They are levels or returns, or the service lists no such scorer.
+    """
+    entries = {entry.name: entry for entry in listing}
+    is_keyed = settings.get("scorers") is not None
+    for name in settings.get("scorers") or [scorer or DEFAULT_SCORER]:
+        options, credit = settings.get("options") or {}, settings.get("credit") or {}
+        if is_keyed:
+            options, credit = options.get(name, {}), credit.get(name, {})
+        entry = entries.get(served_name(name))
+        if entry is None:
+            served = ", ".join(sorted(entries)) or "none"
+            raise BadArgument(f"the service lists no scorer `{name}`, it lists {served}")
+        extra = entry.model_extra or {}
+        rule = credit.get("name") or extra.get("default_credit")
+        if rule == "discount":
+            raise BadArgument(
+                f"`{name}` under the credit `discount` gives returns, which must not be added up "
+                "over tokens: ask for another credit, and set the advantages' own `gamma`"
+            )
+        is_red = options.get("red", extra.get("options", {}).get("red", {}).get("default"))
+        if entry.type == "reward_model" and rule == "values" and not is_red:
+            raise BadArgument(
+                f"`{name}` under the credit `values` gives levels, whose sum grows with the "
+                "length: ask for its increments with the option `red`, or for another credit "
+                "(`last`, `uniform`)"
+            )

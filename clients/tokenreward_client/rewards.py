@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +22,10 @@ from tokenreward.wire import (
     ScorerResult,
     Token,
     decode_rewards,
+    decode_table,
     renumbered,
 )
+from tokenreward.wire.reply import INTEGER_TABLES, TABLES
 from tokenreward_client.errors import BadReply, ItemFailed
 
 ResultT = TypeVar("ResultT", bound=ScorerResult)
@@ -45,6 +47,11 @@ class Rewards:
         scores: By name, all labels of a reward model with several; None of any other scorer.
         step_scores: float32 [steps], of a scorer that finds reasoning steps; None of any other.
         step_ids: int64 [units]: the step, from 0, in which each unit ends; None as `step_scores`.
+        top_logprobs: float32 [tokens, top_k], of the scorer `logprob` with `top_k`: the largest
+            log-probs at each response token, in descending order.
+        top_token_ids: int32 [tokens, top_k], the tokens that they are of.
+        ranks: int32 [tokens], the rank of the response token itself, 1 for the most likely.
+        candidate_logprobs: float32 [tokens, candidates], of `logprob` with `candidates`.
         sources: Model and version of the scorers that the gateway asked on behalf of others, by
             name (`credit.kl.reference`, `score_from`); empty if it asked none.
         request_id: The id under which the service's log has the request; None where no answer came.
@@ -60,6 +67,10 @@ class Rewards:
     scores: Mapping[str, float] | None = None
     step_scores: npt.NDArray[np.float32] | None = None
     step_ids: npt.NDArray[np.int64] | None = None
+    top_logprobs: npt.NDArray[np.float32] | None = None
+    top_token_ids: npt.NDArray[np.int32] | None = None
+    ranks: npt.NDArray[np.int32] | None = None
+    candidate_logprobs: npt.NDArray[np.float32] | None = None
     sources: Mapping[str, ModelVersion] = field(default_factory=dict)
     request_id: str | None = None
 
@@ -205,6 +216,9 @@ def _read_result(result: ScorerResult, *, num_units: int | None, where: str) -> 
         if not math.isfinite(number):
             raise BadReply(f"{where}.scores.{name} is not finite")
     answer = replace(answer, rewards=vector, score=result.score, scores=result.scores)
+    if vector is not None:
+        tables: Mapping[str, Any] = _read_tables(result, num_tokens=len(vector), where=where)
+        answer = replace(answer, **tables)
     if result.step_scores is None and result.step_ids is None:
         return answer
     if result.step_scores is None or result.step_ids is None:
@@ -218,6 +232,28 @@ def _read_result(result: ScorerResult, *, num_units: int | None, where: str) -> 
         raise BadReply(f"{where}.step_ids do not ascend from 0 to below {num_steps}")
     scores = _read_vector(result.step_scores, num_units=None, where=f"{where}.step_scores")
     return replace(answer, step_scores=scores, step_ids=ids)
+
+
+def _read_tables(
+    result: ScorerResult, *, num_tokens: int, where: str
+) -> dict[str, npt.NDArray[Any]]:
+    """The tables that a result has, by name, with one row per token. Raises BadReply."""
+    tables: dict[str, npt.NDArray[Any]] = {}
+    for name in TABLES:
+        value = getattr(result, name)
+        if value is None:
+            continue
+        try:
+            tables[name] = decode_table(
+                value, num_rows=num_tokens, is_integer=name in INTEGER_TABLES
+            )
+            if name == "ranks":  # one to a token
+                tables[name] = tables[name].reshape(num_tokens)
+        except ValueError as error:
+            raise BadReply(f"{where}.{name} is no table of {num_tokens} tokens: {error}") from None
+        if not np.isfinite(tables[name]).all():
+            raise BadReply(f"{where}.{name} has entries that are not finite")
+    return tables
 
 
 def _read_vector(

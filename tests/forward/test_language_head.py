@@ -14,14 +14,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fakes.live import Live
-from tokenreward.forward import language_head, reduction
-from tokenreward.forward.language_head import (
-    MAX_WORKSPACE_BYTES,
-    LanguageHead,
-    half_product,
-    largest_tiles,
+from tokenreward.forward.language_head import LanguageHead, half_product, reduction, tiling
+from tokenreward.forward.language_head.reduction import (
+    compiled,
+    fastest,
+    in_place,
+    merge_tiles,
+    reduce_tile,
 )
-from tokenreward.forward.reduction import compiled, fastest, in_place, merge_tiles, reduce_tile
+from tokenreward.forward.language_head.tiling import MAX_WORKSPACE_BYTES, largest_tiles
 
 TEMPERATURES, ENTROPIES = [0.7, 1.0, 3.0], [1.0, 2.0]
 CPU = torch.device("cpu")
@@ -62,8 +63,8 @@ def entropy(z: Tensor) -> Tensor:
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several tiles, the last ones incomplete, and several blocks."""
-    monkeypatch.setattr(language_head, "TILES", {"cpu": (3, 8), "cuda": (3, 8)})
-    monkeypatch.setattr(language_head, "BLOCK_BYTES", 7 * 16 * 4)
+    monkeypatch.setattr(tiling, "TILES", {"cpu": (3, 8), "cuda": (3, 8)})
+    monkeypatch.setattr(tiling, "BLOCK_BYTES", 7 * 16 * 4)
 
 
 SHAPED = [
@@ -125,7 +126,9 @@ def test_half_precision_is_multiplied_into_float32_without_being_converted(
 def test_a_chosen_logit_is_an_exact_dot(
     shaped: dict[str, Any], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tokenreward.forward.language_head.GATHERED_BYTES", {"cpu": 5 * 16 * 4})
+    monkeypatch.setattr(
+        "tokenreward.forward.language_head.head.GATHERED_BYTES", {"cpu": 5 * 16 * 4}
+    )
     of, hidden = head(dtype=dtype, **shaped), drawn(13, 16).to(dtype)
     at, targets = (
         torch.tensor([0, 12, 3, 3, 3, 7, 8, 9, 10, 11, 1]),
@@ -217,7 +220,7 @@ def test_a_compiled_logsumexp_that_is_wrong_or_fails_is_not_taken(
 
 def live_bytes(of: LanguageHead, num_rows: int, monkeypatch: pytest.MonkeyPatch, tiles: str) -> int:
     """At worst, beyond what is given and found."""
-    monkeypatch.setitem(language_head.TILES, "meta", language_head.TILES[tiles])
+    monkeypatch.setitem(tiling.TILES, "meta", tiling.TILES[tiles])
     hidden = torch.empty(num_rows + 1, of.weight.shape[1], dtype=of.weight.dtype, device="meta")
     at = torch.empty(num_rows, dtype=torch.int64, device="meta")
     with torch.inference_mode(), Live() as live:
@@ -262,7 +265,7 @@ def test_the_workspace_is_bounded_whatever_the_batch(
 
 
 def test_the_watch_on_the_workspace_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(language_head.TILES, "meta", (5000, 32_000))
+    monkeypatch.setitem(tiling.TILES, "meta", (5000, 32_000))
     of = LanguageHead(torch.empty(32_000, 256, device="meta"), None, 1.0, None)
     with torch.inference_mode(), Live() as live:
         of.normalisers(torch.empty(5000, 256, device="meta"), None, [1.0], [])

@@ -10,7 +10,7 @@ import torch
 from fakes import oracle, tiny
 from tokenreward.checkpoints.checkpoint import Checkpoint, CheckpointRefused
 from tokenreward.contract import Needs, Row, RowRequest
-from tokenreward.forward import language_head
+from tokenreward.forward.language_head import head
 from tokenreward.forward.layout import Layout
 from tokenreward.forward.packed import PackedLayout
 from tokenreward.forward.probe import choose_layout
@@ -193,7 +193,7 @@ def test_the_head_takes_the_fastest_logsumexp_of_a_gpu_and_keeps_a_cpus(
 
     asked: list[tuple[str, tuple[int, int]]] = []
     monkeypatch.setattr(
-        language_head,
+        head,
         "fastest",
         lambda device, shape: asked.append((device.type, shape)) or (quick, 3.0),
     )

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fakes import oracle
-from tokenreward.forward.reduction import merge_tiles, reduce_tile
+from tokenreward.forward.language_head.reduction import merge_tiles, reduce_tile
 
 
 def entropies(logits: torch.Tensor, temperature: float, *, columns: int = 4096) -> np.ndarray:

@@ -8,7 +8,7 @@ the model must read for an item (`rows`) and which outputs it needs of them (`ne
 joins the rows and needs of all items of a batch and runs one pass. Then the scorer turns the
 outputs of its rows into signals (`score`).
 
-    sample.py    Sample: one item in the model's own tokens; TokenizerView, TextBudget
+    sample.py    Sample: one item in the model's own tokens; TokenizerView, RequestBudget
     reading.py   Row, Needs, Outputs: what a model reads, and what it says
     scorer.py    Scorer, Options, Signals
 
@@ -17,7 +17,7 @@ it. It imports no torch.
 """
 
 from tokenreward.contract.reading import Model, Needs, Outputs, Reading, Row, RowRequest, Task
-from tokenreward.contract.sample import Sample, TextBudget, TokenizerView
+from tokenreward.contract.sample import RequestBudget, Sample, TokenizerView
 from tokenreward.contract.scorer import (
     WITHOUT_EFFECT,
     Gives,
@@ -35,13 +35,13 @@ __all__ = [
     "Options",
     "Outputs",
     "Reading",
+    "RequestBudget",
     "Row",
     "RowRequest",
     "Sample",
     "Scorer",
     "Signals",
     "Task",
-    "TextBudget",
     "TokenizerView",
     "without_effect",
 ]

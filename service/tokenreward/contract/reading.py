@@ -42,18 +42,22 @@ class Needs:
         temperatures: One logsumexp of logits / T is computed per temperature T.
         entropies: The temperatures among them at which the distribution's entropy is wanted, too.
         labels: Tokens whose raw logits are wanted at every position that `Outputs.lse` has. Alone
-            they cost a few dot products, and no logsumexp over the vocabulary.
+            they cost a small product, and no logsumexp over the vocabulary.
+        top_k: How many of the largest logits are wanted at each response token, and with them the
+            token's own rank; 0 for the rank alone, None for neither.
         values: The value head at every token, the pooled one included.
         pooled: The value head at the pooled token alone, which costs less.
         attention: Readings of the last layer's attention (see `Outputs`).
 
     Raises:
-        ValueError: No model has these outputs together, or an entropy has no temperature.
+        ValueError: No model has these outputs together, or an entropy or `top_k` has no
+            temperature.
     """
 
     temperatures: frozenset[float] = frozenset()
     entropies: frozenset[float] = frozenset()
     labels: frozenset[int] = frozenset()
+    top_k: int | None = None
     values: bool = False
     pooled: bool = False
     attention: frozenset[Reading] = frozenset()
@@ -62,14 +66,18 @@ class Needs:
         if not self.entropies <= self.temperatures:
             missing = sorted(self.entropies - self.temperatures)
             raise ValueError(f"entropies at {missing} need the same `temperatures`")
+        if self.top_k is not None and not self.temperatures:
+            raise ValueError("`top_k` needs `temperatures`: both come of one look at all logits")
         if self.reads_logits and (self.values or self.pooled):
             raise ValueError("no checkpoint has both logits and a value head")
 
     def __or__(self, other: Needs) -> Needs:
+        top_ks = [needs.top_k for needs in (self, other) if needs.top_k is not None]
         return Needs(
             temperatures=self.temperatures | other.temperatures,
             entropies=self.entropies | other.entropies,
             labels=self.labels | other.labels,
+            top_k=max(top_ks, default=None),
             values=self.values or other.values,
             pooled=self.pooled or other.pooled,
             attention=self.attention | other.attention,
@@ -79,6 +87,11 @@ class Needs:
     def reads_logits(self) -> bool:
         """Whether the language head is needed."""
         return bool(self.temperatures or self.labels)
+
+    def num_of_tokens(self, num_tokens: int) -> int:
+        """How many numbers of the vocabulary the outputs hold for so many response tokens, beside
+        one logsumexp and one logit a token: what makes them and their reply large."""
+        return (num_tokens + 1) * len(self.labels) + num_tokens * 2 * (self.top_k or 0)
 
     @property
     def task(self) -> Task | None:
@@ -109,6 +122,11 @@ class Outputs:
         entropy: For each temperature T, the entropy of softmax(logits / T) at the same positions,
             in nats.
         logits: For each label, its raw logit at the same positions.
+        top_logits: The largest raw logits, in descending order, at the positions that predict the
+            response tokens. It may have more columns than this row's scorer needs.
+        top_ids: Their tokens. Equal logits are in the order of their ids.
+        ranks: The rank of each response token among all tokens, 1 for the largest logit. It agrees
+            with `top_ids`.
         values: The value head at the token before the response and at each response token.
         pooled: The value head at the row's last token.
         scores: By name, every label there, of a value head whose operator names one or weighs them.
@@ -122,6 +140,9 @@ class Outputs:
     lse: dict[float, Float32[np.ndarray, " r+1"]] = field(default_factory=dict)
     entropy: dict[float, Float32[np.ndarray, " r+1"]] = field(default_factory=dict)
     logits: dict[int, Float32[np.ndarray, " r+1"]] = field(default_factory=dict)
+    top_logits: Float32[np.ndarray, " r k"] | None = None
+    top_ids: Int64[np.ndarray, " r k"] | None = None
+    ranks: Int64[np.ndarray, " r"] | None = None
     values: Float32[np.ndarray, " r_and_1"] | None = None
     pooled: float | None = None
     scores: dict[str, float] = field(default_factory=dict)
@@ -133,6 +154,13 @@ class Outputs:
         The row's needs must have had this temperature.
         """
         assert self.chosen is not None
-        chosen = self.chosen.astype(np.float64)
+        return self.log_probs_of(self.chosen, temperature)
+
+    def log_probs_of(
+        self, logits: Float32[np.ndarray, " r ..."], temperature: float
+    ) -> Float64[np.ndarray, " r ..."]:
+        """log softmax of raw logits at each response token, in nats: of one there, or of several
+        [r, k]. Condition as `log_probs`."""
         lse = self.lse[temperature][:-1].astype(np.float64)
-        return np.asarray(chosen / temperature - lse)
+        lse = lse.reshape(-1, *(1,) * (logits.ndim - 1))
+        return np.asarray(logits.astype(np.float64) / temperature - lse)

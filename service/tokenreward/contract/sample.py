@@ -18,6 +18,8 @@ from tokenreward.wire import Item
 
 # Of all items of one request. A tokenizer reads so much in some 20 s.
 MAX_REQUEST_CHARACTERS = 64_000_000
+# Of all items of one request, beside their rewards: 16 MiB of float32, some 80 MB as JSON.
+MAX_REQUEST_NUMBERS = 2**22
 
 
 @runtime_checkable
@@ -90,16 +92,19 @@ class TokenizerView(Protocol):
 
 
 @dataclass(slots=True, eq=False)
-class TextBudget:
-    """How many characters scorers may still write for the items of one request.
+class RequestBudget:
+    """What the items of one request may still use: characters that scorers write, and numbers that
+    models give beside rewards.
 
     Options are sent once and used for every item. A template of a few characters can show a long
     item many times, and an instruction of a megabyte can stand before each of a thousand prompts.
-    So a body of 16 MiB could ask for gigabytes of text. All items of a request share one budget,
-    and a scorer that writes prompts of its own spends from it.
+    So a body of 16 MiB could ask for gigabytes of text, and `top_k` for as many of numbers. All
+    items of a request share one budget. A scorer that writes prompts of its own spends from it, and
+    the engine spends for what scorers need.
     """
 
     num_characters: int = MAX_REQUEST_CHARACTERS
+    num_numbers: int = MAX_REQUEST_NUMBERS
 
     def spend(self, num_characters: int) -> None:
         """Takes characters out of the budget, before they are written.
@@ -114,6 +119,15 @@ class TextBudget:
                 "options"
             )
         self.num_characters -= num_characters
+
+    def spend_numbers(self, num_numbers: int) -> None:
+        """Takes numbers out of the budget, before they are computed. Raises as `spend`."""
+        if num_numbers > self.num_numbers:
+            raise SequenceTooLong(
+                f"the log-probs of other tokens for this request pass {MAX_REQUEST_NUMBERS} "
+                "numbers: send fewer items in a request, or ask for fewer tokens at each place"
+            )
+        self.num_numbers -= num_numbers
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -133,7 +147,7 @@ class Sample:
         ends: Where each response token's characters end in the response's text, in code points; an
             appended end-of-turn has no entry. None for a response of ids, and for a tokenizer that
             cannot say.
-        budget: How much text scorers may still write for the items of the request.
+        budget: What the items of the request may still use.
         memo: What a scorer's `rows` leaves for its `score`, under keys of the scorer's own.
     """
 
@@ -145,7 +159,7 @@ class Sample:
     tokenizer: TokenizerView
     suffix_ids: Int64[np.ndarray, " s"] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     ends: Int64[np.ndarray, " t"] | None = None
-    budget: TextBudget = field(default_factory=TextBudget)
+    budget: RequestBudget = field(default_factory=RequestBudget)
     memo: dict[Hashable, Any] = field(default_factory=dict)
 
     def unmasked(self, values: Float[np.ndarray, " r"]) -> Float64[np.ndarray, " k"]:

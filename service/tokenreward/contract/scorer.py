@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -19,6 +19,7 @@ from pydantic_core import PydanticCustomError
 from tokenreward.contract.reading import Model, Needs, Outputs, Row, Task
 from tokenreward.contract.sample import Sample, TokenizerView
 from tokenreward.wire import CreditName
+from tokenreward.wire.reply import Table
 
 Gives = Literal["values", "score", "weights"]
 WITHOUT_EFFECT = "value_error.without_effect"
@@ -40,6 +41,9 @@ class Signals:
         step_scores: A number per reasoning step, which the reply shows beside the rewards.
         step_ends: The response token that ends each step, strictly increasing; the last one is the
             response's. A step's tokens are those after the end of the step before.
+        tables: Further numbers of each response token, which the reply shows beside the rewards.
+            They are of tokens and of no units: masked tokens have them, too, and an item with
+            spans none. Each has the name of a `Table`.
     """
 
     score: float | None = None
@@ -49,6 +53,7 @@ class Signals:
     scores: dict[str, float] | None = None
     step_scores: Float32[np.ndarray, " k"] | None = None
     step_ends: Int64[np.ndarray, " k"] | None = None
+    tables: Mapping[Table, np.ndarray] = field(default_factory=dict)
 
 
 class Options(BaseModel):

@@ -24,6 +24,7 @@ from tokenreward.combine import combine, refuse_unequal_units
 from tokenreward.engine.cost import has_short_options, is_light, least_num_tokens
 from tokenreward.engine.job import Job
 from tokenreward.engine.loading import load_checkpoint_of, load_layout
+from tokenreward.engine.outputs import OutputBudget
 from tokenreward.engine.plan import Plan, plans_of, served_scorers
 from tokenreward.engine.postprocess import item_result
 from tokenreward.engine.preprocess import Preprocessor
@@ -64,6 +65,7 @@ class Engine:
         postprocess_threads: One thread, which makes results of outputs. What has been computed is
             answered while other requests are still tokenised.
         num_preprocess_tokens: Tokens, at least, of the requests that are being tokenised.
+        outputs: How many numbers beside rewards may be there at a time.
     """
 
     def __init__(
@@ -103,6 +105,7 @@ class Engine:
         self.preprocess_threads = ThreadPoolExecutor(2, thread_name_prefix="preprocess")
         self.postprocess_threads = ThreadPoolExecutor(1, thread_name_prefix="postprocess")
         self.num_preprocess_tokens = 0
+        self.outputs = OutputBudget()
         self.worker = Worker(self.batcher, self.runner, thread=self.device_thread, report=report)
         self._is_closed = False
         self._work: asyncio.Task[None] | None = None
@@ -230,14 +233,15 @@ class Engine:
         queued = [job for job in jobs if job.requests]
         for job in queued:
             job.wait(asyncio.get_running_loop().create_future(), deadline, caller=caller)
-        try:
-            self._queue(queued)
-            await asyncio.gather(*(job.future for job in queued))
-        finally:
-            for job in queued:
-                job.future.cancel()
-        pool = None if light else self.postprocess_threads
-        items = await run_in(pool, self._results, jobs, request, plans)
+        with self.outputs.hold(sum(job.num_numbers for job in queued)):
+            try:
+                self._queue(queued)
+                await asyncio.gather(*(job.future for job in queued))
+            finally:
+                for job in queued:
+                    job.future.cancel()
+            pool = None if light else self.postprocess_threads
+            items = await run_in(pool, self._results, jobs, request, plans)
         report_results(self._report, items, jobs, plans)
         self._report("tokenize_seconds", tokenize_s)
         return Reply(

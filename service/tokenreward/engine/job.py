@@ -38,6 +38,7 @@ class Job(Entry):
         num_skipped: For each of them, how many tokens were cut off its end, and how many of those
             have outputs (see `skipped`).
         rows_of: For each scorer, the indices of its rows in `requests`; or why it has none.
+        num_numbers: How many numbers beside rewards its outputs and its result hold.
         outputs: The outputs of `requests`, or the error of their pass.
         batch_number: Which batch reads the rows, counted from 1; 0 if none does.
         launched_at: When that batch was launched, by time.monotonic.
@@ -53,6 +54,7 @@ class Job(Entry):
     requests: list[RowRequest] = field(default_factory=list)
     num_skipped: dict[int, tuple[int, int]] = field(default_factory=dict)
     rows_of: dict[str, list[int] | ItemError] = field(default_factory=dict)
+    num_numbers: int = 0
     outputs: list[Outputs] | ItemError = field(default_factory=list)
     batch_number: int = 0
     launched_at: float = 0.0

@@ -22,6 +22,7 @@ from tokenreward.engine.skipped import with_skipped
 from tokenreward.errors import ItemError, NonFinite, ScorerFailed
 from tokenreward.text.tokenizer import Tokenizer
 from tokenreward.wire import ErrorDetail, ItemResult, RewardsRequest, ScorerResult, Token
+from tokenreward.wire.reply import INTEGER_TABLES, TABLES
 
 
 def item_result(
@@ -55,6 +56,7 @@ def item_result(
         scores=result.scores,
         step_scores=result.step_scores,
         step_ids=result.step_ids,
+        **{name: getattr(result, name) for name in TABLES},
     )
 
 
@@ -93,13 +95,16 @@ def _score(job: Job, plan: Plan, outputs: Sequence[Outputs]) -> ScorerResult:
         rewards, plan.credit, job.scored, item.policy_logprobs, item.ref_logprobs
     )
     numbers = [array for array in (rewards, score, signals.step_scores) if array is not None]
-    numbers += (signals.scores or {}).values()
+    numbers += [*(signals.scores or {}).values(), *signals.tables.values()]
     if not all(np.isfinite(array).all() for array in numbers):
         raise NonFinite(f"scorer `{plan.name}` gave a number that is not finite")
     result = ScorerResult(rewards=rewards, score=score, scores=signals.scores)
     if signals.step_scores is not None and signals.step_ends is not None:
         result.step_scores = signals.step_scores.tolist()
         result.step_ids = _step_ids(signals.step_ends, job).tolist()
+    for name, table in signals.tables.items():
+        dtype = np.int32 if name in INTEGER_TABLES else np.float32
+        setattr(result, name, np.ascontiguousarray(table, dtype=dtype))
     return result
 
 
@@ -123,6 +128,9 @@ def _check(plan: Plan, signals: Signals, *, num_tokens: int) -> None:
             raise ScorerFailed(
                 f"{scorer} gave {field} {list(vector.shape)} for {num_tokens} tokens"
             )
+    for name, table in signals.tables.items():
+        if name not in TABLES or len(table) != num_tokens:
+            raise ScorerFailed(f"{scorer} gave a table `{name}` {list(table.shape)}")
     if signals.step_scores is None and signals.step_ends is None:
         return
     if signals.step_scores is None or signals.step_ends is None:

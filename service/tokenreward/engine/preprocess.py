@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from tokenreward import credit as credits
-from tokenreward.contract import Needs, Row, RowRequest, Sample, TextBudget
+from tokenreward.contract import Needs, RequestBudget, Row, RowRequest, Sample
 from tokenreward.engine.job import Job
 from tokenreward.engine.plan import Plan, scorer_failed
 from tokenreward.engine.skipped import without_skipped
@@ -76,7 +76,7 @@ class Preprocessor:
             RequestError: A field cannot be decoded at all.
         """
         prompts: dict[str, np.ndarray] = {}
-        budget = TextBudget()
+        budget = RequestBudget()
         jobs = []
         for index, item in enumerate(request.items):
             if is_abandoned():
@@ -94,7 +94,7 @@ class Preprocessor:
         return jobs
 
     def _read(
-        self, job: Job, item: Item, prompts: dict[str, np.ndarray], budget: TextBudget
+        self, job: Job, item: Item, prompts: dict[str, np.ndarray], budget: RequestBudget
     ) -> None:
         """Tokenises an item, and finds the unit of each token.
 
@@ -211,8 +211,16 @@ class Preprocessor:
         labels = scorer.labels(plan.options, job.sample.tokenizer)
         if labels:
             needs |= Needs(labels=labels)
+        if needs.top_k is not None and needs.top_k > self.num_labels:
+            raise TokenOutOfVocabulary(
+                f"`top_k` is {needs.top_k}, the model predicts {self.num_labels} tokens"
+            )
+        num_numbers = 0
         for row in rows:
             self._check_row(row, needs)
+            num_numbers += needs.num_of_tokens(row.stop - row.start)
+        job.sample.budget.spend_numbers(num_numbers)
+        job.num_numbers += num_numbers
         return [RowRequest(row, needs) for row in rows]
 
     def _check_row(self, row: Row, needs: Needs) -> None:

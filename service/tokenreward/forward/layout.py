@@ -105,6 +105,8 @@ def numbers(outputs: Outputs) -> dict[str, np.ndarray]:
     kinds: dict[str, list[np.ndarray]] = {"logits": [], "values": [], "attention": []}
     if outputs.chosen is not None:
         kinds["logits"].append(outputs.chosen)
+    if outputs.top_logits is not None:
+        kinds["logits"].append(outputs.top_logits.reshape(-1))
     tables: tuple[Mapping[Any, np.ndarray], ...] = (outputs.lse, outputs.entropy, outputs.logits)
     for table in tables:
         kinds["logits"] += [table[key] for key in sorted(table)]

@@ -21,10 +21,12 @@ from tokenreward.checkpoints.checkpoint import Checkpoint
 from tokenreward.checkpoints.refusal import CheckpointRefused
 from tokenreward.checkpoints.value_head import ValueHead
 from tokenreward.contract import Needs, Outputs, Reading, Row, RowRequest
+from tokenreward.forward.language_head import best, ranks_of
 from tokenreward.forward.layout import Gap
 from tokenreward.forward.transfer import Pending
 
 _CHUNK_ROWS = 256
+_RANKED_ROWS = 64  # of keys, which take twice the bytes
 
 
 class PlainLayout:
@@ -96,6 +98,7 @@ class PlainLayout:
             },
             "entropy": {t: _in_chunks(_entropy, logits, t) for t in needs.entropies},
             "logits": {label: logits[:, label].float().cpu().numpy() for label in needs.labels},
+            **_ranked(logits[:-1], targets[:, 0], needs.top_k),
         }
 
     @torch.inference_mode()
@@ -188,6 +191,20 @@ def _in_chunks(of: Callable[[Tensor], Tensor], logits: Tensor, temperature: floa
     """
     chunks = [of(chunk.float() / temperature) for chunk in torch.split(logits, _CHUNK_ROWS)]
     return np.asarray(torch.cat(chunks).cpu().numpy())
+
+
+def _ranked(logits: Tensor, targets: Tensor, k: int | None) -> dict[str, np.ndarray]:
+    """The k largest of logits [n, vocabulary], their tokens, and the ranks of the targets [n]: as
+    the fields of `Outputs`; none if k is None."""
+    if k is None:
+        return {}
+    parts = zip(torch.split(logits, _RANKED_ROWS), torch.split(targets, _RANKED_ROWS), strict=True)
+    chunks = []
+    for part, tokens in parts:
+        whole = part.float()
+        chunks.append((*best(whole, k), ranks_of(whole, tokens)))
+    columns = [torch.cat(column).cpu().numpy() for column in zip(*chunks, strict=True)]
+    return dict(zip(("top_logits", "top_ids", "ranks"), columns, strict=True))
 
 
 def _entropy(logits: Tensor) -> Tensor:

@@ -19,11 +19,12 @@ from tokenreward.checkpoints.checkpoint import Checkpoint
 from tokenreward.checkpoints.value_head import ValueHead
 from tokenreward.contract import Outputs, Reading, Row, RowRequest
 from tokenreward.forward.language_head import LanguageHead
+from tokenreward.forward.logits import LogitReadout
 from tokenreward.forward.patches import Linear, patch_linears, torch_linear
 from tokenreward.forward.transfer import Pending, to_device, to_host
 
-# Numbers of one output: the number of a tensor that is sent, and an index into it.
-_Part = tuple[int, Any]
+# Token ids and ranks travel as float32, too, which holds every integer up to 2^24.
+_INTEGERS = ("top_ids", "ranks")
 
 
 class BatchedLayout:
@@ -94,6 +95,7 @@ class Readout:
         self._places_of_rows = places_of_rows
         self._tensors: list[Tensor] = []
         # For each row, the parts of each field of `Outputs`; a field that is a dict has a dict.
+        # A part is the number of a tensor that is sent, and an index into it.
         self._parts: list[dict[str, Any]] = [{} for _ in requests]
 
     def send(self) -> Pending[list[Outputs]]:
@@ -139,68 +141,7 @@ class Readout:
         }
         if not at:
             return
-        # Rows that want the same are read together: the odd temperature of one request must not be
-        # computed for everybody. Labels alone are dot products, and need no pass over the
-        # vocabulary.
-        groups: dict[tuple[frozenset[float], frozenset[float]], list[int]] = {}
-        for index in at:
-            needs = self._requests[index].needs
-            if needs.temperatures:
-                groups.setdefault((needs.temperatures, needs.entropies), []).append(index)
-        # The last token of a shared prompt predicts the first token of many rows. It meets the
-        # vocabulary once.
-        unique = []
-        for members in groups.values():
-            states = np.concatenate([at[index] for index in members])
-            unique.append(np.unique(states, return_inverse=True))
-        dots_at, dots_tokens, *states_at = to_device(
-            [*self._note_dots(at), *(states for states, _ in unique)], self._states.device
-        )
-        self._add(head.token_logits(self._states, dots_at, dots_tokens))
-        for (kind, members), (states, which), on_device in zip(
-            groups.items(), unique, states_at, strict=True
-        ):
-            temperatures, entropies = sorted(kind[0]), sorted(kind[1])
-            is_every_state = len(states) == len(self._places)
-            lse, entropy = head.normalisers(
-                self._states, None if is_every_state else on_device, temperatures, entropies
-            )
-            lse_number, entropy_number = self._add(lse), self._add(entropy)
-            ends = np.cumsum([len(at[index]) for index in members])[:-1]
-            for index, own in zip(members, np.split(which, ends), strict=True):
-                self._parts[index] |= {
-                    "lse": {t: (lse_number, (k, own)) for k, t in enumerate(temperatures)},
-                    "entropy": {t: (entropy_number, (k, own)) for k, t in enumerate(entropies)},
-                }
-
-    def _note_dots(self, at: Mapping[int, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Notes where the raw logits of response tokens and labels are in the next tensor.
-
-        Args:
-            at: For each row that wants logits, the states [r + 1] that predict its tokens.
-
-        Returns:
-            The state and the token of each logit of that tensor.
-        """
-        number, end = len(self._tensors), 0
-        all_states: list[np.ndarray] = []
-        all_tokens: list[np.ndarray] = []
-
-        def note(states: np.ndarray, tokens: np.ndarray) -> _Part:
-            nonlocal end
-            all_states.append(states)
-            all_tokens.append(tokens)
-            end += len(states)
-            return number, slice(end - len(states), end)
-
-        for index, states in at.items():
-            (row, needs), parts = self._requests[index], self._parts[index]
-            # The last position predicts the token after the response, which nobody chose.
-            parts["chosen"] = note(states[:-1], row.ids[row.start : row.stop])
-            parts["logits"] = {
-                label: note(states, np.full(len(states), label)) for label in sorted(needs.labels)
-            }
-        return np.concatenate(all_states), np.concatenate(all_tokens)
+        LogitReadout(self._requests, self._states, at, add=self._add, parts=self._parts).read(head)
 
     def _predicting(self, index: int, row: Row) -> np.ndarray:
         """Which states [r + 1] predict the row's response tokens and the token after them."""
@@ -230,6 +171,7 @@ def _outputs(
     outputs = []
     for parts in parts_of_rows:
         fields = {name: _numbers(arrays, part) for name, part in parts.items()}
+        fields |= {name: fields[name].astype(np.int64) for name in _INTEGERS if name in fields}
         outputs.append(Outputs(**fields))
     return outputs
 

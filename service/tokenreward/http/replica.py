@@ -25,9 +25,10 @@ from tokenreward.http.scope import caller_of, headers_of, unless_gone
 from tokenreward.metrics import Metrics, render
 from tokenreward.wire import Reply, RewardsRequest
 from tokenreward.wire.paths import REWARDS_PATH, deployment_prefix
-from tokenreward.wire.reply import reply_without_work
+from tokenreward.wire.reply import TABLES, reply_without_work
 
 _TOKEN_BYTES = 100  # of a reply, about, for a token with its text, its span and its reward
+_NUMBER_BYTES = 20  # for a number of a table
 
 logger = logging.getLogger(__name__)
 
@@ -81,8 +82,7 @@ class ReplicaBackend(Backend):
             if rewards_request is None:
                 return protocol.write(reply_without_work(request.state.request_id))
             reply = await self._score(request, rewards_request, deadline)
-            num_reply_bytes = reply.usage.response_tokens * _TOKEN_BYTES
-            return await for_size(num_reply_bytes, protocol.write, reply)
+            return await for_size(_num_bytes(reply), protocol.write, reply)
 
         with self.bodies.extras() as hold:
             content = await patiently(
@@ -136,3 +136,13 @@ class ReplicaBackend(Backend):
     async def metrics(self) -> bytes:
         """This replica's metrics alone."""
         return render({(self._deployment, ""): self._metrics.snapshot()})
+
+
+def _num_bytes(reply: Reply) -> int:
+    """About how long a reply is as JSON."""
+    num_bytes = reply.usage.response_tokens * _TOKEN_BYTES
+    for item in reply.items:
+        for result in item.results():
+            tables = [getattr(result, name) for name in TABLES]
+            num_bytes += sum(_NUMBER_BYTES * table.size for table in tables if table is not None)
+    return num_bytes

@@ -11,6 +11,7 @@ from tokenreward.wire.encoding import (
     as_int32,
     decode_ids,
     decode_rewards,
+    decode_table,
     encode_ids,
     encode_rewards,
 )
@@ -66,6 +67,7 @@ __all__ = [
     "as_int32",
     "decode_ids",
     "decode_rewards",
+    "decode_table",
     "encode_ids",
     "encode_rewards",
     "parse",

@@ -17,7 +17,7 @@ from tokenreward.wire.vectors import IntArray
 JSON_TYPE = "application/json"
 MSGPACK_TYPE = "application/msgpack"
 
-_FLOAT32 = np.dtype("<f4")
+_FLOAT32, _INT32 = np.dtype("<f4"), np.dtype("<i4")
 _IS_NATIVE = _FLOAT32.isnative
 _BASE64 = TypeAdapter(
     bytes, config=ConfigDict(val_json_bytes="base64")
@@ -26,7 +26,13 @@ _BASE64 = TypeAdapter(
 
 def encode_rewards(rewards: npt.NDArray[np.float32]) -> str:
     """Base64 of little-endian float32, as in the OpenAI embeddings API."""
-    return _base64(np.ascontiguousarray(rewards, dtype="<f4"))
+    return _base64(np.ascontiguousarray(rewards, dtype=_FLOAT32))
+
+
+def encode_array(array: npt.NDArray[np.float32] | npt.NDArray[np.int32]) -> str:
+    """The same of float32 or int32, row after row."""
+    dtype = _FLOAT32 if array.dtype.kind == "f" else _INT32
+    return _base64(np.ascontiguousarray(array, dtype=dtype))
 
 
 def decode_rewards(
@@ -44,6 +50,35 @@ def decode_rewards(
         vector: npt.NDArray[np.float32] = np.frombuffer(bytearray(value), _FLOAT32)
         return vector if _IS_NATIVE else vector.astype(np.float32)
     return np.asarray(value, dtype=np.float32)
+
+
+def decode_table(value: Any, *, num_rows: int, is_integer: bool) -> npt.NDArray[Any]:
+    """A table [rows, k] from any encoding, or [rows] from a flat list.
+
+    Args:
+        value: A list, base64, bytes or an array.
+        num_rows: How many rows there must be: base64 and bytes say nothing of a table's shape.
+        is_integer: Whether it holds int32 and not float32.
+
+    Returns:
+        The table, in float32 or int32. From base64 or bytes it has two axes, whatever k is.
+
+    Raises:
+        ValueError: It is no such table.
+    """
+    dtype = _INT32 if is_integer else _FLOAT32
+    if isinstance(value, str):
+        value = _from_base64(value)
+    if isinstance(value, bytes):
+        flat = np.frombuffer(bytearray(value), dtype)
+        return flat.astype(dtype.newbyteorder("="), copy=False).reshape(num_rows, -1)
+    if is_integer:
+        table = as_int32(value).astype(np.int32, copy=False)
+    else:
+        table = np.asarray(value, dtype=np.float32)
+    if len(table) != num_rows:
+        raise ValueError(f"it has {len(table)} rows, and must have {num_rows}")
+    return table
 
 
 def as_int32(ids: npt.ArrayLike) -> IntArray:

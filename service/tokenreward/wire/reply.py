@@ -8,24 +8,33 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import TypeAdapter, WithJsonSchema
 
 from tokenreward.errors import RewardError
-from tokenreward.wire.encoding import encode_rewards
+from tokenreward.wire.encoding import encode_array
 
 EncodingFormat = Literal["float", "base64"]
+
+# Numbers of each response token beside its reward, by their names in results.
+Table = Literal["top_logprobs", "top_token_ids", "ranks", "candidate_logprobs"]
+TABLES: tuple[Table, ...] = get_args(Table)
+INTEGER_TABLES = frozenset({"top_token_ids", "ranks"})
 
 # A float32 array where it was computed; on its way a list, base64 (JSON) or bytes (msgpack), which
 # `decode_rewards` reads. Its entries are checked there, once, and not here.
 if TYPE_CHECKING:
     RewardVector = npt.NDArray[np.float32] | list[float] | str | bytes
+    # The same of a table [tokens, k] or [tokens], which is flat where it is base64 or bytes.
+    NumberTable = npt.NDArray[np.float32] | npt.NDArray[np.int32] | list[Any] | str | bytes
 else:
-    _JSON_FORMS = {"oneOf": [{"type": "array", "items": {"type": "number"}}, {"type": "string"}]}
-    RewardVector = Annotated[Any, WithJsonSchema(_JSON_FORMS)]
+    _NUMBERS = {"type": "array", "items": {"type": "number"}}
+    _TABLE = {"type": "array", "items": {"oneOf": [{"type": "number"}, _NUMBERS]}}
+    RewardVector = Annotated[Any, WithJsonSchema({"oneOf": [_NUMBERS, {"type": "string"}]})]
+    NumberTable = Annotated[Any, WithJsonSchema({"oneOf": [_TABLE, {"type": "string"}]})]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +82,11 @@ class ScorerResult:
         scores: By name, further numbers of the response: all labels of a reward model with several.
         step_scores: One number per reasoning step, of a scorer that finds steps (`process`).
         step_ids: For each unit the step, from 0, that its last token belongs to.
+        top_logprobs: Of `logprob` with `top_k`: float32 [tokens, top_k], the largest log-probs at
+            each response token, in descending order.
+        top_token_ids: int32 [tokens, top_k], the tokens that they are of.
+        ranks: int32 [tokens], the rank of the response token itself, 1 for the most likely.
+        candidate_logprobs: Of `logprob` with `candidates`: float32 [tokens, candidates].
     """
 
     rewards: RewardVector | None = None
@@ -83,6 +97,10 @@ class ScorerResult:
     scores: dict[str, float] | None = None
     step_scores: list[float] | None = None
     step_ids: list[int] | None = None
+    top_logprobs: NumberTable | None = None
+    top_token_ids: NumberTable | None = None
+    ranks: NumberTable | None = None
+    candidate_logprobs: NumberTable | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -197,8 +215,8 @@ def read_error(content: object) -> ErrorDetail:
 def write_reply(reply: Reply, *, encoding: EncodingFormat = "float") -> dict[str, Any]:
     """A reply as plain objects and float32 arrays, for a JSON or msgpack writer.
 
-    What does not concern a reply is left out: steps of a scorer that finds none, `scorers` of a
-    request with one `scorer`, whose model and version stand at the top alone.
+    What does not concern a reply is left out: steps and tables of a scorer that has none, `scorers`
+    of a request with one `scorer`, whose model and version stand at the top alone.
 
     Args:
         reply: The reply.
@@ -233,13 +251,22 @@ def _write_item(item: ItemResult, encoding: EncodingFormat) -> dict[str, Any]:
 
 
 def _write_result(result: ScorerResult, encoding: EncodingFormat) -> dict[str, Any]:
-    rewards: Any = result.rewards
-    if encoding == "base64" and isinstance(rewards, np.ndarray):
-        rewards = encode_rewards(rewards)
     error = None if result.error is None else asdict(result.error)
+    rewards = _encoded(result.rewards, encoding)
     body: dict[str, Any] = {"rewards": rewards, "score": result.score, "error": error}
     if result.scores is not None:
         body["scores"] = result.scores
     if result.step_scores is not None:
         body |= {"step_scores": result.step_scores, "step_ids": result.step_ids}
+    for name in TABLES:
+        table = getattr(result, name)
+        if table is not None:
+            body[name] = _encoded(table, encoding)
     return body
+
+
+def _encoded(array: Any, encoding: EncodingFormat) -> Any:
+    """An array as it is or as base64. What a deployment has encoded already stays as it is."""
+    if encoding == "base64" and isinstance(array, np.ndarray):
+        return encode_array(array)
+    return array

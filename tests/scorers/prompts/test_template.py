@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from tokenreward.contract import TextBudget
+from tokenreward.contract import RequestBudget
 from tokenreward.errors import SequenceTooLong, UnsupportedText
 from tokenreward.scorers._prompts import template as templates
 from tokenreward.scorers._prompts.template import MAX_TEMPLATE_CHARACTERS, template
@@ -17,7 +17,7 @@ MESSAGES = [{"role": "user", "content": " 2+2? "}, {"role": "assistant", "conten
 
 def show(text: str) -> str:
     return template(text).render(
-        TextBudget(), prompt="2+2?", response=" It is 4. ", messages=MESSAGES
+        RequestBudget(), prompt="2+2?", response=" It is 4. ", messages=MESSAGES
     )
 
 
@@ -114,13 +114,13 @@ def test_a_template_says_what_it_reads_and_nothing_is_there_by_itself() -> None:
 
 def test_a_text_that_grows_past_the_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(templates, "MAX_RENDERED_CHARACTERS", 100)
-    assert len(template("{{ prompt }}" * 25).render(TextBudget(), prompt="2+2?")) == 100
+    assert len(template("{{ prompt }}" * 25).render(RequestBudget(), prompt="2+2?")) == 100
     with pytest.raises(UnsupportedText, match="more than 100 characters"):
-        template("{{ prompt }}" * 26).render(TextBudget(), prompt="2+2?")
+        template("{{ prompt }}" * 26).render(RequestBudget(), prompt="2+2?")
 
 
 def test_what_a_template_shows_is_spent_from_the_budget_of_its_request() -> None:
-    budget, shown_twice = TextBudget(10), template("{{ prompt }}{{ prompt }}")
+    budget, shown_twice = RequestBudget(10), template("{{ prompt }}{{ prompt }}")
     assert shown_twice.render(budget, prompt="2+2?") == "2+2?2+2?"
     assert budget.num_characters == 2
     with pytest.raises(SequenceTooLong):

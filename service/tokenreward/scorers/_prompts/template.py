@@ -16,7 +16,7 @@ from typing import Any
 from jinja2 import StrictUndefined, TemplateSyntaxError, meta, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from tokenreward.contract import TextBudget
+from tokenreward.contract import RequestBudget
 from tokenreward.errors import ItemError, UnsupportedText
 
 MAX_TEMPLATE_CHARACTERS = 20_000
@@ -60,7 +60,7 @@ class Template:
             # Brackets within brackets fail so, before there is a tree whose depth can be checked.
             raise UnsupportedText("is nested too deep") from None
 
-    def render(self, budget: TextBudget, **variables: Any) -> str:
+    def render(self, budget: RequestBudget, **variables: Any) -> str:
         """The text of the template for one item.
 
         Args:

@@ -1,5 +1,5 @@
-"""A language model's head on chosen rows: raw logits of single tokens, and logsumexp and entropy
-over the vocabulary, without a matrix [rows, vocabulary].
+"""A language model's head on chosen rows: raw logits of some tokens; logsumexp, entropy and the
+largest logits over the vocabulary, without a matrix [rows, vocabulary].
 
 The head is multiplied in tiles of rows x vocabulary columns, in float32, whose logsumexps are
 merged. Soft-cap and scale are read from the model's configuration. Whether they are all that the
@@ -18,45 +18,19 @@ from torch import Tensor
 
 from tokenreward.checkpoints.checkpoint import Checkpoint
 from tokenreward.checkpoints.refusal import CheckpointRefused
-from tokenreward.forward.patches import Linear, torch_linear
-from tokenreward.forward.reduction import (
+from tokenreward.forward.language_head.ranking import Ranking
+from tokenreward.forward.language_head.reduction import (
     LogSumExp,
     fastest,
     in_place,
     merge_tiles,
     reduce_tile,
 )
-
-_FLOAT_BYTES = 4
+from tokenreward.forward.language_head.tiling import largest_tiles
+from tokenreward.forward.patches import Linear, torch_linear
 
 # What configurations call the bound of their logits: Gemma, RecurrentGemma, xLSTM.
 _SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
-
-# The rows x columns of a tile of logits. On a CPU it is 4 MiB, within its cache, and square: a
-# product of 1024 rows takes MKL 5 to 12 % less time than one of 256 rows and 4096 columns. On a GPU
-# there are few calls, and the logits still fit the L2 cache (32 MiB).
-TILES = {"cpu": (1024, 1024), "cuda": (1024, 8192)}
-
-# The workspace of the loop over tiles stays within a bound, whatever the model and the batch. At
-# most, these live at a time:
-# - so many tiles of logits: the logits, the logits over a temperature, and what logsumexp and
-#   entropy make of them;
-_LIVE_TILES = 5
-# - a tile of weights and a tile of rows as float32, where they are converted;
-_CONVERTED_WEIGHT_BYTES = 32 * 2**20
-_CONVERTED_ROW_BYTES = 8 * 2**20
-# - the rows of a block, where they are picked from others;
-BLOCK_BYTES = 24 * 2**20
-# - the results of a block, of each tile of columns: three times, while they are merged.
-_RESULT_BYTES = 8 * 2**20
-# This bound follows from the above. The tests count the bytes of the loop and hold it to the bound.
-MAX_WORKSPACE_BYTES = (
-    _LIVE_TILES * _FLOAT_BYTES * max(rows * columns for rows, columns in TILES.values())
-    + _CONVERTED_WEIGHT_BYTES
-    + _CONVERTED_ROW_BYTES
-    + BLOCK_BYTES
-    + 3 * _RESULT_BYTES
-)
 
 # Hidden states and weights that are gathered for single logits, at a time.
 GATHERED_BYTES = {"cpu": 2**21, "cuda": 2**25}
@@ -67,35 +41,6 @@ Product = Callable[[Tensor, Tensor], Tensor]
 def half_product(rows: Tensor, weight: Tensor) -> Tensor:
     """x W^T of half-precision tensors, in float32. GPUs multiply so without converting either."""
     return torch.mm(rows, weight.t(), out_dtype=torch.float32)
-
-
-def largest_tiles(
-    device_type: str, weight: tuple[int, int, int], num_results: int, *, converts: bool
-) -> tuple[int, int, int]:
-    """How the product of hidden states and a vocabulary is cut, so that the workspace stays within
-    `MAX_WORKSPACE_BYTES`.
-
-    Args:
-        device_type: "cpu" or "cuda".
-        weight: Vocabulary size, hidden size, and bytes of one number.
-        num_results: Numbers that a row gets of each tile.
-        converts: Whether tiles of weights and rows are made float32.
-
-    Returns:
-        The rows of a tile of logits; its columns, which are vocabulary entries; and the rows of a
-        block, for which each tile of weights is read once, a multiple of the rows of a tile.
-    """
-    vocab_size, hidden_size, num_bytes = weight
-    rows, columns = TILES.get(device_type, TILES["cuda"])
-    if converts:
-        rows = min(rows, _CONVERTED_ROW_BYTES // (_FLOAT_BYTES * hidden_size))
-        columns = min(columns, _CONVERTED_WEIGHT_BYTES // (_FLOAT_BYTES * hidden_size))
-    columns = max(1, min(columns, vocab_size))
-    num_tiles = -(-vocab_size // columns)
-    by_results = _RESULT_BYTES // (_FLOAT_BYTES * num_results * num_tiles)
-    block = max(1, min(by_results, BLOCK_BYTES // (num_bytes * hidden_size)))
-    rows = max(1, min(rows, block))
-    return rows, columns, block - block % rows
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -191,8 +136,32 @@ class LanguageHead:
             logits.append(self._scaled_and_capped(dots))
         return torch.cat(logits) if logits else hidden.new_empty(0, dtype=torch.float32)
 
+    def label_logits(self, hidden: Tensor, at: Tensor, labels: Tensor) -> Tensor:
+        """Raw logits of the same few tokens at each of some rows.
+
+        Args:
+            hidden: Hidden states [m, h].
+            at: Rows [n] of them.
+            labels: Tokens [k].
+
+        Returns:
+            The logits [n, k], in float32.
+        """
+        weight = self.weight[labels]
+        if self.product is None:
+            weight = weight.float()
+        num_rows, _ = self.tile_shape
+        parts = [self._logits(hidden[rows], weight, labels) for rows in torch.split(at, num_rows)]
+        return torch.cat(parts) if parts else weight.new_empty((0, len(labels)))
+
     def normalisers(
-        self, hidden: Tensor, at: Tensor | None, temperatures: list[float], entropies: list[float]
+        self,
+        hidden: Tensor,
+        at: Tensor | None,
+        temperatures: list[float],
+        entropies: list[float],
+        *,
+        ranking: Ranking | None = None,
     ) -> tuple[Tensor, Tensor]:
         """logsumexp(logits / T), and the entropy of softmax(logits / T), over the vocabulary.
 
@@ -201,18 +170,25 @@ class LanguageHead:
             at: Rows [n] of them, n > 0; None for all rows.
             temperatures: T of the logsumexps.
             entropies: T of the entropies.
+            ranking: Is shown the tiles of these n rows.
 
         Returns:
             The logsumexps [len(temperatures), n] and the entropies [len(entropies), n], nats, in
             float32.
         """
+
+        def keep(logits: Tensor, first_row: int, first_id: int) -> Tensor:
+            if ranking is not None:
+                ranking.see(logits, first_row, first_id)
+            return reduce_tile(logits, temperatures, entropies, self.logsumexp)
+
         rows, columns, block_rows = self._cut(len(temperatures) + 2 * len(entropies))
         blocks = []
         num_rows = len(hidden) if at is None else len(at)
         for top in range(0, num_rows, block_rows):
             block = slice(top, top + block_rows)
             states = hidden[block] if at is None else hidden[at[block]]
-            tiles = torch.stack(list(self._tiles(states, (rows, columns), temperatures, entropies)))
+            tiles = torch.stack(list(self._tiles(states, (rows, columns), keep, first_row=top)))
             blocks.append(merge_tiles(tiles, len(temperatures)))
         lse = torch.cat([lse for lse, _ in blocks], dim=1)
         return lse, torch.cat([entropy for _, entropy in blocks], dim=1)
@@ -221,12 +197,17 @@ class LanguageHead:
         self,
         states: Tensor,
         shape: tuple[int, int],
-        temperatures: list[float],
-        entropies: list[float],
+        keep: Callable[[Tensor, int, int], Tensor],
+        *,
+        first_row: int,
     ) -> Iterator[Tensor]:
         """What is kept [k, n] of each tile of columns, for the states [n, h] of a block.
 
-        A tile has at most the rows and columns of `shape`.
+        Args:
+            states: The states of the block.
+            shape: The most rows and columns of a tile.
+            keep: Takes a tile, its first row among all rows, and its first token.
+            first_row: The first row of the block.
         """
         num_rows, num_columns = shape
         for left in range(0, self.weight.shape[0], num_columns):
@@ -236,15 +217,13 @@ class LanguageHead:
                 weight = weight.float()  # once for all rows of the block
             # No tile of logits has a name here: it would live while the next one is computed.
             parts = [
-                reduce_tile(
-                    self._logits(part, weight, columns), temperatures, entropies, self.logsumexp
-                )
-                for part in torch.split(states, num_rows)
+                keep(self._logits(part, weight, columns), first_row + index * num_rows, left)
+                for index, part in enumerate(torch.split(states, num_rows))
             ]
             yield torch.cat(parts, dim=1)
 
-    def _logits(self, rows: Tensor, weight: Tensor, columns: slice) -> Tensor:
-        """One tile of logits, in float32."""
+    def _logits(self, rows: Tensor, weight: Tensor, columns: slice | Tensor) -> Tensor:
+        """One tile of logits, in float32: of rows [n, h] and the weights of some columns."""
         if self.product is None:
             logits = self.linear(rows.float(), weight, None)
         else:

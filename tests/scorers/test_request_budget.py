@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from fakes import prm
-from tokenreward.contract import TextBudget
+from tokenreward.contract import RequestBudget
 from tokenreward.contract.sample import MAX_REQUEST_CHARACTERS
 from tokenreward.errors import SequenceTooLong
 from tokenreward.scorers._prompts.template import MAX_RENDERED_CHARACTERS, MAX_TEMPLATE_CHARACTERS
@@ -29,7 +29,7 @@ def small_budget(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
     def set_budget(num_characters: int) -> None:
         monkeypatch.setattr(
-            "tokenreward.engine.preprocess.TextBudget", lambda: TextBudget(num_characters)
+            "tokenreward.engine.preprocess.RequestBudget", lambda: RequestBudget(num_characters)
         )
 
     return set_budget
@@ -47,7 +47,7 @@ def codes(results: list[ItemResult]) -> list[str | None]:
 
 
 def test_a_budget_gives_what_it_has_and_takes_nothing_that_it_cannot_give() -> None:
-    budget = TextBudget(10)
+    budget = RequestBudget(10)
     budget.spend(7)
     with pytest.raises(SequenceTooLong, match=f"pass {MAX_REQUEST_CHARACTERS} characters"):
         budget.spend(4)

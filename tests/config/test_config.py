@@ -36,11 +36,12 @@ def test_smol_is_a_packaged_config_unless_there_is_a_file_of_that_name(
         load_settings(Path("smol"))
 
 
-def test_the_demo_settings_survive_a_round_trip_and_name_eight_types() -> None:
+def test_the_demo_settings_survive_a_round_trip_and_name_nine_types() -> None:
     demo = demo_settings()
     assert parse_settings(demo.model_dump(mode="json", exclude_none=True)) == demo
     assert {scorer.type for d in demo.deployments for scorer in d.scorers} == {
         "endogenous",
+        "logprob",
         "entropy",
         "treg",
         "generation_attention",

@@ -26,6 +26,7 @@ from tokenreward.contract.scorer import (
     Signals,
     without_effect,
 )
+from tokenreward.wire.reply import Table
 
 __all__ = [
     "WITHOUT_EFFECT",
@@ -41,6 +42,7 @@ __all__ = [
     "Sample",
     "Scorer",
     "Signals",
+    "Table",
     "Task",
     "TokenizerView",
     "without_effect",

@@ -6,7 +6,7 @@ It knows rows and places of their states, and does not know how the states came 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -17,11 +17,12 @@ from tokenreward.contract import Needs, RowRequest
 from tokenreward.forward.language_head import LanguageHead, Ranking
 from tokenreward.forward.transfer import to_device
 
-_Key = TypeVar("_Key", bound=Hashable)
+_Key = TypeVar("_Key", bound=tuple[Any, ...])
 
 # Arrays that go to the device, and what is done with them there.
 _Work = tuple[list[np.ndarray], Callable[..., None]]
 # Temperatures, entropies and `top_k`: rows that have them in common meet the vocabulary together.
+# The odd temperature of one request must not be computed for everybody.
 _Kind = tuple[frozenset[float], frozenset[float], int | None]
 
 
@@ -52,8 +53,11 @@ class LogitReadout:
     def read(self, head: LanguageHead) -> None:
         """Computes all that the rows want of the head, on the device."""
         works = [self._chosen(head)]
-        works += [self._labels(head, *group) for group in self._groups(lambda n: n.labels)]
-        works += [self._normalisers(head, *group) for group in self._groups(_kind)]
+        works += [self._labels(head, *group) for group in self._groups(lambda n: (n.labels,))]
+        works += [
+            self._normalisers(head, *group)
+            for group in self._groups(lambda n: (n.temperatures, n.entropies, n.top_k))
+        ]
         on_device = iter(
             to_device([array for arrays, _ in works for array in arrays], self._states.device)
         )
@@ -74,10 +78,10 @@ class LogitReadout:
 
         return [np.concatenate(states), np.concatenate(tokens)], compute
 
-    def _labels(self, head: LanguageHead, labels: frozenset[int], members: list[int]) -> _Work:
+    def _labels(self, head: LanguageHead, kind: tuple[frozenset[int]], members: list[int]) -> _Work:
         """The raw logits of labels. Alone they need no pass over the vocabulary."""
         states = [self._at[index] for index in members]
-        ordered = sorted(labels)
+        ordered = sorted(kind[0])
 
         def compute(at: Tensor, tokens: Tensor) -> None:
             number = self._add(head.label_logits(self._states, at, tokens))
@@ -161,22 +165,15 @@ class LogitReadout:
         row = self._requests[index].row
         return row.ids[row.start : row.stop]
 
-    def _groups(self, key: Callable[[Needs], _Key | None]) -> list[tuple[_Key, list[int]]]:
-        """The rows that have a key in common, for each key. Rows without one are left out."""
+    def _groups(self, key: Callable[[Needs], _Key]) -> list[tuple[_Key, list[int]]]:
+        """The rows that have a key in common, for each key. Rows whose key begins with nothing are
+        left out: they want no labels, or no temperature."""
         groups: dict[_Key, list[int]] = {}
         for index in self._at:
             own = key(self._requests[index].needs)
-            if own:
+            if own[0]:
                 groups.setdefault(own, []).append(index)
         return list(groups.items())
-
-
-def _kind(needs: Needs) -> _Kind | None:
-    """What a row's pass over the vocabulary computes. The odd temperature of one request must not
-    be computed for everybody. None for a row that needs no such pass."""
-    if not needs.temperatures:
-        return None
-    return needs.temperatures, needs.entropies, needs.top_k
 
 
 def _slices(parts: Sequence[np.ndarray]) -> list[slice]:

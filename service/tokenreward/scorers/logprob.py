@@ -21,9 +21,8 @@ import numpy as np
 from pydantic import Field
 
 from tokenreward import contract
-from tokenreward.contract import Needs, Outputs, Row, Sample, Signals, TokenizerView
+from tokenreward.contract import Needs, Outputs, Row, Sample, Signals, Table, TokenizerView
 from tokenreward.errors import UnsupportedText
-from tokenreward.wire.reply import Table
 
 # One request must not make the others wait: each candidate is a row of the product, and each of the
 # largest is sorted at every token and written into the reply.

@@ -68,10 +68,11 @@ class Job(Entry):
 
     def count_tokens(self) -> None:
         """Notes what the rows cost a batch: their tokens, and the prompts that a batch computes
-        once for all jobs that read them."""
+        once for all jobs that read them; and the numbers that come of them beside rewards."""
         self.num_tokens = sum(len(row.ids) for row, _ in self.requests)
         prompts = []
-        for row, _ in self.requests:
+        for row, needs in self.requests:
+            self.num_numbers += needs.num_of_tokens(row.stop - row.start)
             key = shared_key(row)
             if key is not None:
                 # The queue compares keys under its lock: a digest is short, a prompt is not.

@@ -215,12 +215,9 @@ class Preprocessor:
             raise TokenOutOfVocabulary(
                 f"`top_k` is {needs.top_k}, the model predicts {self.num_labels} tokens"
             )
-        num_numbers = 0
         for row in rows:
             self._check_row(row, needs)
-            num_numbers += needs.num_of_tokens(row.stop - row.start)
-        job.sample.budget.spend_numbers(num_numbers)
-        job.num_numbers += num_numbers
+            job.sample.budget.spend_numbers(needs.num_of_tokens(row.stop - row.start))
         return [RowRequest(row, needs) for row in rows]
 
     def _check_row(self, row: Row, needs: Needs) -> None:

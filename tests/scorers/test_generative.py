@@ -480,3 +480,36 @@ def test_options_without_effect_in_a_mode_are_refused(options: dict[str, Any], i
 def test_token_that_is_no_id_of_any_model_is_refused_by_the_option() -> None:
     with pytest.raises(ValidationError, match=r"token\n.*less than"):
         Scorer.Options.model_validate({"mode": "logit", "token": 10**30})
+
+
+async def test_spellings_are_read_once_for_all_items_of_a_request(
+    make_engine: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine("causal_lm", [DEPLOYED])
+    own, spellings = engine.tokenizer.single, []
+    monkeypatch.setattr(
+        engine.tokenizer, "single", lambda text: spellings.append(text) or own(text)
+    )
+    items = [{"prompt": f"{n}?", "response": RESPONSE} for n in range(3)]
+    for _ in range(2):
+        scores = {item.score for item in await ask(engine, items, mode="yes_minus_no", **SHORT)}
+        assert len(scores) == 3
+    assert spellings == [*YES, *NO] * 2
+    spellings.clear()
+    failed = await ask(engine, items, labels=["1", "1234567"], mode="graded", **SHORT)
+    assert [item.error.param for item in failed] == [f"items[{n}]" for n in range(3)]
+    assert all("labels[1]" in item.error.message for item in failed)
+    assert spellings == ["1", "1234567"]
+
+
+@pytest.mark.parametrize("name", ["yes", "no", "labels"])
+def test_a_spelling_is_no_longer_than_a_token_may_be(name: str) -> None:
+    mode = "graded" if name == "labels" else "yes_minus_no"
+    for num_characters, is_refused in ((256, False), (257, True)):
+        options = {"mode": mode, name: ["1", "2" * num_characters]}
+        errors = []
+        try:
+            Scorer.Options.model_validate(options)
+        except ValidationError as error:
+            errors = [each["loc"] for each in error.errors()]
+        assert errors == [(name, 1)] * is_refused

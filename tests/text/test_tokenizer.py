@@ -289,7 +289,7 @@ def test_what_a_short_text_is_is_asked_of_the_tokenizer_once_and_a_long_one_is_n
     tokenizer, texts = tokenizer_with(), []
     own = tokenizer.encoder.read
     monkeypatch.setattr(tokenizer.encoder, "read", lambda text: texts.append(text) or own(text))
-    short, long = "7", "7" * 101
+    short, long = "7", "7" * 257
     assert {tokenizer.single(short) for _ in range(3)} == {own(short).ids[0]}
     assert {tokenizer.single(long) for _ in range(3)} == {None}
     assert texts == [short, long, long, long]

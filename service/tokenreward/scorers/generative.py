@@ -29,18 +29,21 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, FiniteFloat, field_validator, model_validator
+from pydantic import Field, FiniteFloat, PrivateAttr, field_validator, model_validator
 
 from tokenreward import contract
 from tokenreward.contract import Needs, Outputs, Row, Sample, Signals, Task, TokenizerView
 from tokenreward.errors import UnsupportedText
 from tokenreward.scorers._prompts.quotation import quote
+from tokenreward.scorers._prompts.spellings import MAX_SPELLINGS, Spelling, single_tokens
 from tokenreward.scorers._prompts.template import template
 
 _YES = ["Yes", " Yes", "yes", " yes", "YES", " YES"]
 _NO = ["No", " No", "no", " no", "NO", " NO"]
 _LABELS = ["1", "2", "3", "4", "5"]
-_MAX_SPELLINGS = 100  # of a list: each is tokenised, and read from the logits, by itself
+
+Tokens = dict[str, list[int]]  # by the name of the option that spells them
+
 _QUOTED = "Prompt:\n{{ prompt }}\n\nResponse:\n{{ response }}\n\n"
 _QUESTION = (
     "Is the response correct, and does it do what the prompt asks? Answer {{ yes }} or "
@@ -94,22 +97,22 @@ class Scorer(contract.Scorer):
         chat_template_kwargs: dict[str, Any] = Field(
             default={}, description="Passed to the chat template with the verifier's prompt."
         )
-        yes: list[str] = Field(
+        yes: list[Spelling] = Field(
             default=_YES,
             min_length=1,
-            max_length=_MAX_SPELLINGS,
+            max_length=MAX_SPELLINGS,
             description=(
                 "Spellings of Yes, each a single token (of the default: those that are); asked "
                 "for: the first."
             ),
         )
-        no: list[str] = Field(
-            default=_NO, min_length=1, max_length=_MAX_SPELLINGS, description="The same for No."
+        no: list[Spelling] = Field(
+            default=_NO, min_length=1, max_length=MAX_SPELLINGS, description="The same for No."
         )
-        labels: list[str] = Field(
+        labels: list[Spelling] = Field(
             default=_LABELS,
             min_length=2,
-            max_length=_MAX_SPELLINGS,
+            max_length=MAX_SPELLINGS,
             description="graded: grades, each a single token.",
         )
         values: Annotated[list[FiniteFloat], Field(fail_fast=True)] | None = Field(
@@ -123,6 +126,8 @@ class Scorer(contract.Scorer):
             lt=2**31,
             description="logit: the token, by its id, whose logit is the score.",
         )
+
+        _tokens: dict[TokenizerView, Tokens | UnsupportedText] = PrivateAttr(default_factory=dict)
 
         @field_validator("template")
         @classmethod
@@ -177,6 +182,21 @@ class Scorer(contract.Scorer):
                 raise ValueError("`values` is required: not all `labels` are numbers")
             return numbers
 
+        def tokens(self, tokenizer: TokenizerView) -> Tokens:
+            """The distinct tokens of each list of spellings that the mode reads.
+
+            They are read once for all items of a request. Raises UnsupportedText.
+            """
+            if tokenizer not in self._tokens:
+                try:
+                    self._tokens[tokenizer] = _read_spellings(self, tokenizer)
+                except UnsupportedText as error:
+                    self._tokens[tokenizer] = error
+            tokens = self._tokens[tokenizer]
+            if isinstance(tokens, UnsupportedText):
+                raise UnsupportedText(tokens.message)  # an error of each item: each has its place
+            return tokens
+
     task = "causal_lm"
     gives = frozenset({"score"})
     default_credit = "last"
@@ -189,12 +209,12 @@ class Scorer(contract.Scorer):
         return "causal_lm"
 
     def check(self, options: Options, tokenizer: TokenizerView) -> None:
-        _tokens(options, tokenizer)
+        options.tokens(tokenizer)
 
     def labels(self, options: Options, tokenizer: TokenizerView) -> frozenset[int]:
         if options.mode == "logit":
             return frozenset({options.token})
-        return frozenset().union(*_tokens(options, tokenizer).values())
+        return frozenset().union(*options.tokens(tokenizer).values())
 
     def rows(self, sample: Sample, options: Options) -> tuple[Row, ...]:
         """One, the verifier's prompt, or the conversation; its only entry is behind the last token.
@@ -230,7 +250,7 @@ class Scorer(contract.Scorer):
         if options.mode == "logit":
             return Signals(score=float(outputs[0].logits[options.token][-1]))
         logits = {}
-        for name, tokens in _tokens(options, sample.tokenizer).items():
+        for name, tokens in options.tokens(sample.tokenizer).items():
             last = [outputs[0].logits[token][-1] for token in tokens]
             logits[name] = np.asarray(last, dtype=np.float64)
         if options.mode == "graded":
@@ -260,39 +280,19 @@ def _question(sample: Sample, options: Scorer.Options) -> str:
         raise UnsupportedText(f"option `template` {error.message}") from None
 
 
-def _tokens(options: Scorer.Options, tokenizer: TokenizerView) -> dict[str, list[int]]:
-    """The distinct tokens of each list of spellings that the mode reads. Raises UnsupportedText."""
-    tokens = {name: _single(name, options, tokenizer) for name in _READ[options.mode]}
+def _read_spellings(options: Scorer.Options, tokenizer: TokenizerView) -> Tokens:
+    """Reads `Scorer.Options.tokens`. Of the default spellings of Yes and No, one that is a token is
+    enough."""
+    tokens = {}
+    for name in _READ[options.mode]:
+        spellings = getattr(options, name)
+        need_all = name == "labels" or name in options.model_fields_set
+        tokens[name] = single_tokens(name, spellings, tokenizer, need_all=need_all)
+    if len(tokens.get("labels", options.labels)) < len(options.labels):
+        raise UnsupportedText("two of option `labels` are the same token")
     if set(tokens.get("yes", ())) & set(tokens.get("no", ())):
         raise UnsupportedText("options `yes` and `no` share a token of this tokenizer")
     return tokens
-
-
-def _single(name: str, options: Scorer.Options, tokenizer: TokenizerView) -> list[int]:
-    """The distinct tokens of one list of spellings.
-
-    A spelling that is not one token cannot be read. Of the default spellings of Yes and No, one
-    that is a token is enough.
-
-    Raises:
-        UnsupportedText: A spelling that must be a token is none, or two labels are the same token.
-    """
-    spellings: list[str] = getattr(options, name)
-    tokens = [tokenizer.single(text) for text in spellings]
-    for place, token in enumerate(tokens):
-        if token is None and (name == "labels" or name in options.model_fields_set):
-            pieces = tokenizer.pieces(spellings[place], param=None)[0].tolist()
-            raise UnsupportedText(
-                f"option `{name}[{place}]` must be one token, here it is {pieces}"
-            )
-    distinct = list(dict.fromkeys(token for token in tokens if token is not None))
-    if not distinct:
-        raise UnsupportedText(
-            f"none of the default spellings of `{name}` is a single token; set it"
-        )
-    if name == "labels" and len(distinct) < len(spellings):
-        raise UnsupportedText("two of option `labels` are the same token")
-    return distinct
 
 
 def _expected(logits: np.ndarray, worth: Sequence[float]) -> float:

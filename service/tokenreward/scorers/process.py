@@ -25,6 +25,7 @@ from pydantic import Field, model_validator
 from tokenreward import contract
 from tokenreward.contract import Needs, Outputs, Row, Sample, Signals, Task, TokenizerView
 from tokenreward.errors import UnsupportedText
+from tokenreward.scorers._prompts.spellings import Spelling
 from tokenreward.scorers._prompts.steps import LayoutName, StepLayout, check_layout, step_row
 
 # Of each layout: the separator, the tag, the joiner and the opening.
@@ -92,10 +93,10 @@ class Scorer(contract.Scorer):
                 "qwen: goes in front of messages that have no system message; null: none does."
             ),
         )
-        good_token: str = Field(
+        good_token: Spelling = Field(
             default="+", description="math_shepherd, turns: the token that calls a step right."
         )
-        bad_token: str = Field(
+        bad_token: Spelling = Field(
             default="-", description="math_shepherd, turns: the token that calls it wrong."
         )
         scale: Literal["probability", "signed"] = Field(

@@ -23,7 +23,7 @@ from tokenreward.text.encoder import TextEncoder
 # Scorers ask for the same few labels (`Yes`, `No`) with every item, so `single` keeps its answers.
 # Callers may make up others, so it keeps only so many, and only of short texts.
 _MAX_CACHED_TEXTS = 1024
-_MAX_CACHED_CHARACTERS = 100
+_MAX_CACHED_CHARACTERS = 256
 _MARK = "tokenreward"  # a word that no template has
 
 

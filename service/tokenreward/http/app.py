@@ -89,7 +89,7 @@ def build_app(backend: Backend) -> FastAPI:
     )
     for path, protocol in protocols.items():
         # Not an API route, which would read the body before we do.
-        app.add_route(path, _rewards_route(backend, protocol), methods=["POST"])
+        app.add_route(path, _rewards_route(backend, protocol, path), methods=["POST"])
 
     openapi = JSON.dump(document())
     page = docs_page(document())
@@ -141,10 +141,12 @@ def _add_model_routes(app: FastAPI, backend: Backend) -> None:
 
 
 def _rewards_route(
-    backend: Backend, protocol: type[Protocol]
+    backend: Backend, kind: type[Protocol], path: str
 ) -> Callable[[Request], Awaitable[Response]]:
     async def rewards(request: Request) -> Response:
-        return await backend.rewards(request, protocol(headers_of(request.scope)))
+        protocol = kind(headers_of(request.scope))
+        protocol.path = path
+        return await backend.rewards(request, protocol)
 
     return rewards
 

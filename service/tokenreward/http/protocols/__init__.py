@@ -41,6 +41,7 @@ class Protocol(ABC):
     Attributes:
         reads: The media of the request. MalformedBody may be raised where it is looked at.
         writes: The media of answers and of errors.
+        path: The route that the request came by.
         plan: The scorer that answers here, with its options and credit, once the request has come
             to where it is answered. None if no scorer there does.
         answer_headers: Headers of the answer beside its content type, which `write` may set.
@@ -57,6 +58,7 @@ class Protocol(ABC):
 
     def __init__(self, headers: Mapping[str, str]) -> None:
         self.headers = headers
+        self.path = self.paths[0]
         self.plan: ProtocolSettings | None = None
         self.answer_headers: dict[str, str] = {}
 

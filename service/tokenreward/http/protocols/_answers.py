@@ -1,4 +1,4 @@
-"""What several protocols say of a reply and of an error.
+"""What several protocols say of a reply and of an error, and how they read one or many.
 
 It knows replies, and no program's bodies.
 """
@@ -12,12 +12,18 @@ from tokenreward.errors import InternalError, InvalidField, RequestError
 from tokenreward.wire import ItemResult, Reply
 
 
-def check_items(reply: Reply, field: str) -> list[ItemResult]:
+def as_list(value: object) -> object:
+    """A text as a list of it; any other value as it is. For fields that take one or many."""
+    return [value] if isinstance(value, str) else value
+
+
+def check_items(reply: Reply, field: str | None) -> list[ItemResult]:
     """The results of a reply in whose protocol no item can fail alone.
 
     Args:
         reply: The reply.
-        field: What the protocol calls its items.
+        field: What the protocol calls its items, of which an error names one. None for a protocol
+            of one item, whose own path an error has.
 
     Raises:
         InvalidField: An item is wrong.
@@ -27,17 +33,19 @@ def check_items(reply: Reply, field: str) -> list[ItemResult]:
         if item.error is not None:
             kind = InternalError if item.error.retryable else InvalidField
             message = f"{item.error.message} ({item.error.code})"
-            raise kind(message, param=f"{field}[{item.index}]")
+            param = item.error.param if field is None else f"{field}[{item.index}]"
+            raise kind(message, param=param)
     return reply.items
 
 
-def scores_of(reply: Reply, field: str) -> list[float]:
+def scores_of(reply: Reply, field: str | None) -> list[float]:
     """The score of each item. Arguments and errors as `check_items`; a score that is missing or not
     finite is an InternalError, and never a number."""
     scores = []
     for item in check_items(reply, field):
         if item.score is None or not math.isfinite(item.score):
-            raise InternalError("the scorer gives no score", param=f"{field}[{item.index}]")
+            param = None if field is None else f"{field}[{item.index}]"
+            raise InternalError("the scorer gives no score", param=param)
         scores.append(item.score)
     return scores
 
@@ -50,3 +58,9 @@ def detail_of(error: RequestError, field: str) -> dict[str, Any]:
 def param_of(error: RequestError, field: str) -> str | None:
     """The place of an error in a protocol's own body, where `items` are called `field`."""
     return (error.param or "").replace("items[", f"{field}[", 1) or None
+
+
+def own_param(error: RequestError) -> str:
+    """The place of an error in a body of one item: `items[0].prompt[1]` is `prompt[1]`. Empty if it
+    is the body as a whole."""
+    return (error.param or "").removeprefix("items[0]").lstrip(".")

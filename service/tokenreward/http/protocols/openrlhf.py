@@ -25,13 +25,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from tokenreward.errors import InvalidField, RequestError
 from tokenreward.http.protocols import Protocol
-from tokenreward.http.protocols._answers import detail_of, scores_of
+from tokenreward.http.protocols._answers import as_list, detail_of, scores_of
 from tokenreward.wire import Item, Reply, RewardsRequest
 from tokenreward.wire.media import JSON
 
-_Texts = Annotated[
-    list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)
-]
+_Texts = Annotated[list[str], BeforeValidator(as_list)]
 
 
 class _Batch(BaseModel):

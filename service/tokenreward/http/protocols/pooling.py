@@ -1,0 +1,118 @@
+"""vLLM's pooling, `POST /pooling`: a number per token, prompt tokens included (`token_classify`).
+
+    {"model": "rm", "task": "token_classify", "input": [[1, 15, 27, 9]], "encoding_format": "float"}
+    -> {"data": [{"index": 0, "object": "pooling", "data": [[0.1], [-0.4], [0.3], [0.8]]}], ...}
+
+A number is the raw value at its token: a level, the model's judgement of the text up to there, and
+no reward by itself. `credit` of the settings plays no part. Text is read with BOS in front, as the
+tokenizer puts it; of `messages` the last one is the assistant's. `task: classify` gives one number,
+as `/classify` does.
+
+`encoding_format` is `float`; `base64`; or `bytes`, one body with all numbers and a table of them in
+the header `metadata` (`bytes_only`: without). `embed_dtype` is float32 or float16, `endianness` is
+little by default.
+"""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import numpy as np
+
+from tokenreward.errors import InternalError, InvalidField, RequestError
+from tokenreward.http.protocols import Protocol
+from tokenreward.http.protocols._answers import check_items, scores_of
+from tokenreward.http.protocols._vllm import (
+    PoolingBody,
+    chat_item,
+    frame,
+    openai_error,
+    parse_body,
+    whole_items,
+)
+from tokenreward.wire import Item, Reply, RewardsRequest, decode_rewards
+from tokenreward.wire.media import JSON
+
+_DTYPES = {"float32": "f4", "float16": "f2"}
+_ORDERS = {"native": "<", "little": "<", "big": ">"}
+
+
+class Pooling(Protocol):
+    """A value per token."""
+
+    paths = ("/pooling",)
+
+    def read(self, body: bytes) -> RewardsRequest | None:
+        content = self._content = parse_body(body)
+        if content.embed_dtype not in _DTYPES:
+            raise InvalidField(f"must be one of {', '.join(_DTYPES)}", param="embed_dtype")
+        if content.task == "classify":
+            return self.request(whole_items(content))
+        if content.task not in (None, "token_classify"):
+            raise InvalidField("must be `token_classify` or `classify`", param="task")
+        return self.request(_sequences(content), credit={"name": "values"})
+
+    def write(self, reply: Reply) -> bytes:
+        content = self._content
+        if content.task == "classify":
+            arrays = [np.array([score]) for score in scores_of(reply, "input")]
+        else:
+            arrays = [_values(item.rewards, item.index) for item in check_items(reply, "input")]
+        if content.encoding_format.startswith("bytes"):
+            return self._write_bytes(reply, arrays)
+        data = []
+        for index, array in enumerate(arrays):
+            value: Any = array
+            if content.encoding_format == "base64":
+                value = base64.b64encode(self._binary(array)).decode()
+            data.append({"index": index, "object": "pooling", "data": value})
+        return JSON.dump(frame("pool", content.model, reply, data))
+
+    def write_error(self, error: RequestError) -> tuple[int, bytes]:
+        return openai_error(error, "input")
+
+    def _write_bytes(self, reply: Reply, arrays: list[np.ndarray]) -> bytes:
+        """All arrays one after the other, and the table of them in a header."""
+        content, table, end = self._content, [], 0
+        bodies = [self._binary(array) for array in arrays]
+        for index, (array, binary) in enumerate(zip(arrays, bodies, strict=True)):
+            start, end = end, end + len(binary)
+            entry = {"index": index, "embed_dtype": content.embed_dtype}
+            entry |= {"endianness": content.endianness, "start": start, "end": end}
+            table.append({**entry, "shape": list(array.shape)})
+        self.answer_headers["content-type"] = "application/octet-stream"
+        if content.encoding_format == "bytes":
+            metadata = frame("pool", content.model, reply, table)
+            del metadata["object"]
+            self.answer_headers["metadata"] = JSON.dump(metadata).decode()
+        return b"".join(bodies)
+
+    def _binary(self, array: np.ndarray) -> bytes:
+        order = _ORDERS[self._content.endianness]
+        return array.astype(order + _DTYPES[self._content.embed_dtype]).tobytes()
+
+
+def _sequences(content: PoolingBody) -> list[Item]:
+    """The items of the inputs, each of whose tokens gets a number. Raises InvalidField."""
+    if content.messages is not None:
+        return [chat_item(content, "sequence")]
+    items = []
+    for index, value in enumerate(content.inputs):
+        if isinstance(value, str) and content.add_special_tokens is False:
+            raise InvalidField(
+                "a text is read as the tokenizer begins one: send ids instead",
+                param="add_special_tokens",
+            )
+        if not value:
+            raise InvalidField("it is empty", param=f"input[{index}]")
+        finished = False if isinstance(value, str) else None
+        items.append(Item(prompt="", response=value, finished=finished, whole="sequence"))
+    return items
+
+
+def _values(rewards: Any, index: int) -> np.ndarray:
+    """The numbers [tokens, 1] of an item. Raises InternalError."""
+    if rewards is None:
+        raise InternalError("the scorer gives no values", param=f"input[{index}]")
+    return np.ascontiguousarray(decode_rewards(rewards)[:, None])

@@ -20,7 +20,7 @@ from tokenreward.wire.media import JSON
 _ACTIVATIONS = ("use_activation", "activation", "softmax")
 
 
-class PoolingBody(BaseModel):
+class PoolingRequest(BaseModel):
     """The fields of `/classify`, `/v1/embeddings` and `/pooling`. Others play no part here."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
@@ -53,14 +53,14 @@ class PoolingBody(BaseModel):
         return values
 
 
-def parse_body(body: bytes) -> PoolingBody:
+def parse_body(body: bytes) -> PoolingRequest:
     """The body of a request for pooled outputs.
 
     Raises:
         RequestError: It is wrong, or it asks for what would be another number here: an activation,
             a truncated input, another chat template.
     """
-    content = JSON.parse(PoolingBody, body)
+    content = JSON.parse(PoolingRequest, body)
     refuse_activation(content)
     if content.truncate_prompt_tokens not in (None, -1):
         raise InvalidField("nothing is truncated here", param="truncate_prompt_tokens")
@@ -82,7 +82,7 @@ def refuse_activation(content: BaseModel) -> None:
             raise InvalidField("scores are raw logits here: send false", param=name)
 
 
-def chat_item(content: PoolingBody, whole: Literal["sequence"] | None = None) -> Item:
+def chat_item(content: PoolingRequest, whole: Literal["sequence"] | None = None) -> Item:
     """The item of a body with messages, whose last one is scored. Raises InvalidField."""
     messages = content.messages or []
     if messages[-1].get("role") != "assistant":
@@ -105,7 +105,7 @@ def chat_item(content: PoolingBody, whole: Literal["sequence"] | None = None) ->
         raise
 
 
-def whole_items(content: PoolingBody) -> list[Item]:
+def whole_items(content: PoolingRequest) -> list[Item]:
     """The items of the inputs, each of which gets a score: in a text the last assistant turn is
     scored, ids are read as they are. Raises InvalidField."""
     if content.messages is not None:

@@ -140,6 +140,8 @@ def _tools(tools: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
     if any(tool.get("type") != "function" for tool in tools):
         where = "responses_create_params.tools"
         raise InvalidField("only functions can be shown to a reward model", param=where)
-    names = ("name", "description", "parameters")
-    functions = [{name: tool[name] for name in names if name in tool} for tool in tools]
-    return [{"type": "function", "function": function} for function in functions]
+    result = []
+    for tool in tools:
+        names = tool.keys() & {"name", "description", "parameters"}
+        result.append({"type": "function", "function": {name: tool[name] for name in names}})
+    return result

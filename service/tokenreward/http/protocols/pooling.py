@@ -24,7 +24,7 @@ from tokenreward.errors import InternalError, InvalidField, RequestError
 from tokenreward.http.protocols import Protocol
 from tokenreward.http.protocols._answers import check_items, scores_of
 from tokenreward.http.protocols._vllm import (
-    PoolingBody,
+    PoolingRequest,
     chat_item,
     frame,
     openai_error,
@@ -58,7 +58,11 @@ class Pooling(Protocol):
         if content.task == "classify":
             arrays = [np.array([score]) for score in scores_of(reply, "input")]
         else:
-            arrays = [_values(item.rewards, item.index) for item in check_items(reply, "input")]
+            arrays = []
+            for item in check_items(reply, "input"):
+                if item.rewards is None:
+                    raise InternalError("the scorer gives no values", param=f"input[{item.index}]")
+                arrays.append(np.ascontiguousarray(decode_rewards(item.rewards)[:, None]))
         if content.encoding_format.startswith("bytes"):
             return self._write_bytes(reply, arrays)
         data = []
@@ -93,7 +97,7 @@ class Pooling(Protocol):
         return array.astype(order + _DTYPES[self._content.embed_dtype]).tobytes()
 
 
-def _sequences(content: PoolingBody) -> list[Item]:
+def _sequences(content: PoolingRequest) -> list[Item]:
     """The items of the inputs, each of whose tokens gets a number. Raises InvalidField."""
     if content.messages is not None:
         return [chat_item(content, "sequence")]
@@ -109,10 +113,3 @@ def _sequences(content: PoolingBody) -> list[Item]:
         finished = False if isinstance(value, str) else None
         items.append(Item(prompt="", response=value, finished=finished, whole="sequence"))
     return items
-
-
-def _values(rewards: Any, index: int) -> np.ndarray:
-    """The numbers [tokens, 1] of an item. Raises InternalError."""
-    if rewards is None:
-        raise InternalError("the scorer gives no values", param=f"input[{index}]")
-    return np.ascontiguousarray(decode_rewards(rewards)[:, None])

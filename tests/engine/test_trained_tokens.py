@@ -30,6 +30,9 @@ REWRITING = tiny.TEMPLATE.replace("message.content", "message.content | replace(
 OPENING = THINKING.replace(  # a generation prompt that opens the think block, as Qwen3.5's
     "<|assistant|>{% if enable", "<|assistant|>{{ '<think>\n' }}{% if enable"
 )
+ALWAYS_THINKING = (  # a block in front of every answer, and a line break behind every turn
+    THINKING.replace(" and '</think>' not in m.content", "").replace("<|end|>", "<|end|>\n")
+)
 TEMPLATES = {"trims": TRIMMING, "thinks": THINKING, "opens": OPENING}
 
 
@@ -170,9 +173,21 @@ async def test_where_padding_is_eos_the_token_before_it_is_pooled_as_the_class_p
         (tiny.TEMPLATE, {}, r"`suffix_text: '\n'`"),
         (tiny.TEMPLATE, {"suffix_text": "\n"}, None),
         (tiny.TEMPLATE.replace("<|end|>\n", "<|end|>"), {"suffix_text": "\n"}, "suffix_text: null"),
-        (TRIMMING, {"suffix_text": "\n"}, "`scored_text: conversation`"),
+        (TRIMMING, {}, "`scored_text: conversation`"),
+        (TRIMMING, {"suffix_text": "\n"}, "`scored_text: conversation` and `suffix_text: null`"),
         (THINKING, {}, "`scored_text: conversation`"),
         (THINKING, {"reads_conversation": True}, None),
+        (
+            ALWAYS_THINKING,
+            {"suffix_text": "\n"},
+            "`chat_template_kwargs: {enable_thinking: false}`",
+        ),
+        (
+            ALWAYS_THINKING,
+            {},
+            r"set `chat_template_kwargs: {enable_thinking: false}` and `suffix_text: '\n'`",
+        ),
+        (REWRITING, {"suffix_text": "\n"}, "no setting makes them equal"),
     ],
 )
 def test_the_setting_that_is_named_at_load_makes_the_tokens_equal(
@@ -186,3 +201,15 @@ def test_the_setting_that_is_named_at_load_makes_the_tokens_equal(
     line = compare_with_own_call(checkpoint, tiny.tokenizer_of(checkpoint), **arguments)
     assert ("they differ" in line) == (advice is not None)
     assert advice is None or advice in line
+
+
+@pytest.mark.parametrize("more", [{}, {"scored_text": "conversation"}], ids=["alone", "templated"])
+async def test_a_prompt_that_ends_in_an_assistants_turn_is_refused(
+    make_engine: Callable[..., Any], folder: Path, more: dict[str, Any]
+) -> None:
+    engine = make_engine("reward_model", ["reward_model"], checkpoint=folder, **more)
+    prompt = [USER, {"role": "assistant", "content": "It"}]
+    body = {"scorer": "reward_model", "items": [{"prompt": prompt, "response": " is 4."}]}
+    error = (await engine.score(parse(RewardsRequest, body))).items[0].error
+    assert (error.code, error.param) == ("unsupported_text", "items[0].prompt[1]")
+    assert "in front of `response`" in error.message

@@ -97,7 +97,7 @@ async def test_tools_and_template_variables_stay_with_the_prompt(
     make_engine: Callable[..., Any], exact: Any
 ) -> None:
     engine = make_engine(
-        "causal_lm", ["treg"], chat_template="{{ mood }}{{ tools | length }}" + tiny.TEMPLATE
+        "causal_lm", ["treg"], chat_template="{{ mood }}{{ tools[0].name }}" + tiny.TEMPLATE
     )
     item = {
         "prompt": [USER],
@@ -106,7 +106,7 @@ async def test_tools_and_template_variables_stay_with_the_prompt(
         "chat_template_kwargs": {"mood": "ok"},
     }
     (result,) = await ask(engine, [item])
-    instructed = "ok1<|system|>{}<|end|>\n" + TURNS
+    instructed = "okf<|system|>{}<|end|>\n" + TURNS
     expected = truth(exact, instructed.format(GOOD), instructed.format(BAD))
     np.testing.assert_allclose(result.rewards, expected, atol=1e-5)
 

@@ -117,3 +117,39 @@ def test_arguments_of_a_tool_call_are_written_once_as_json(
     message = {"role": "assistant", "content": None, "tool_calls": [call]}
     expected = json.dumps(ARGUMENTS, ensure_ascii=False)
     assert rendered(template, message) == f"weather({expected})"
+
+
+NESTED = {"type": "function", "function": {"name": "add", "description": "Adds."}}
+FLAT = {"type": "function", "name": "add", "description": "Adds."}
+BODY = "{% for m in messages %}{{ m.content }}{% endfor %}"
+NAMES_OF_NESTED = "{% for t in tools or [] %}<{{ t.function.name }}>{% endfor %}" + BODY
+NAMES_OF_FLAT = "{% for t in tools or [] %}<{{ t['name'] }}>{% endfor %}" + BODY
+WITH_SYSTEM = (  # shows tools in a system message alone, as older templates do
+    "{% for m in messages %}{{ m.content }}{% if m.role == 'system' %}{{ tools | tojson }}"
+    "{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("tool", [NESTED, FLAT], ids=["nested", "flat"])
+@pytest.mark.parametrize("template", [NAMES_OF_NESTED, NAMES_OF_FLAT])
+def test_a_tool_is_shown_in_whichever_form_it_comes(template: str, tool: dict[str, Any]) -> None:
+    user = {"role": "user", "content": TEXT}
+    text = template_of(template).prompt([user], [copy.deepcopy(tool)], param="prompt")
+    assert text == f"<add>{TEXT}"
+
+
+@pytest.mark.parametrize("tool", [NESTED, FLAT], ids=["nested", "flat"])
+def test_a_template_that_prints_tools_as_they_are_gets_them_as_they_were_sent(
+    tool: dict[str, Any],
+) -> None:
+    turns = [{"role": "system", "content": "Short."}, {"role": "user", "content": TEXT}]
+    tokenizer = copy.deepcopy(tiny.tokenizer())
+    tokenizer.chat_template = WITH_SYSTEM
+    expected = tokenizer.apply_chat_template(turns, tools=[tool], tokenize=False)
+    assert template_of(WITH_SYSTEM).prompt(turns, [tool], param="prompt") == expected
+
+
+def test_tools_of_a_template_that_shows_none_are_refused() -> None:
+    with pytest.raises(UnsupportedText, match="shows no tools") as caught:
+        template_of(STRINGS).prompt([{"role": "user", "content": "a"}], [NESTED], param="prompt")
+    assert caught.value.param == "tools"

@@ -28,6 +28,7 @@ from tokenreward.errors import (
     RequestError,
     SequenceTooLong,
     TokenOutOfVocabulary,
+    UnsupportedText,
 )
 from tokenreward.text.conversation import templated_tokens
 from tokenreward.text.tokenizer import Tokenizer
@@ -143,6 +144,12 @@ class Preprocessor:
         response end, and the ids that are read behind it."""
         ends: Ids | None
         suffix_ids = self.suffix_ids
+        if item.messages and item.messages[-1]["role"] == "assistant":
+            raise UnsupportedText(
+                "the last message is the assistant's, and the response would begin another turn: "
+                "its text belongs in front of `response`",
+                param=f"prompt[{len(item.messages) - 1}]",
+            )
         if self.reads_conversation and item.messages and isinstance(item.response, str):
             self._refuse_empty(item)
             prompt_ids, response_ids, ends, suffix_ids = templated_tokens(

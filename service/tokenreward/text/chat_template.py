@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import inspect
 import itertools
-import json
 from collections.abc import Mapping
 from functools import cached_property, lru_cache
 from typing import Any
@@ -21,24 +20,25 @@ from tokenreward.errors import UnsupportedText
 from tokenreward.text.messages import (
     Arguments,
     Form,
+    ToolForm,
     calls_in_form,
     cause,
     content_in_form,
     text_part,
+    tools_in_form,
+)
+from tokenreward.text.trial_turns import (
+    KEY,
+    MARK,
+    SECOND_MARK,
+    TOOLS,
+    VALUE,
+    conversation_with,
+    message_of,
+    tool_call,
 )
 
-# Words that no template has.
-_MARK, _SECOND_MARK = "tokenreward", "qzlarch"
-_KEY, _VALUE = "xjelm", "wvbirch"
 _MAX_ROLES = 64
-_TOOL = {
-    "type": "function",
-    "function": {
-        "name": "f",
-        "description": "g",
-        "parameters": {"type": "object", "properties": {}, "required": []},
-    },
-}
 _ROLES_WITH_CONTENT = frozenset({"system", "developer", "user", "tool"})
 
 
@@ -84,7 +84,8 @@ class ChatTemplate:
 
         Raises:
             UnsupportedText: There is no template, it refuses or fails on these messages, it would
-                not show all of them, or `variables` names an argument of the rendering call.
+                not show all of them or all tools, or `variables` names an argument of the rendering
+                call.
         """
         # Variables reach the template, arguments of the call must not be set: one of them,
         # `chat_template`, is a whole template to run.
@@ -94,6 +95,7 @@ class ChatTemplate:
         if not self.source:
             raise UnsupportedText("this tokenizer has no chat template; send raw text", param=param)
         messages = self.normalised(messages, has_tools=bool(tools), param=param)
+        tools = tools_in_form(tools, self._tool_forms if tools else None)
         try:
             return self._render(messages, tools, variables, add_generation_prompt=not is_whole)
         except TemplateError as error:
@@ -125,8 +127,8 @@ class ChatTemplate:
 
         Empty if it writes nothing there, or if there is no template that renders two plain turns.
         """
-        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _MARK}]
-        return (self.conversation(turns) or "").rpartition(_MARK)[2]
+        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": MARK}]
+        return (self.conversation(turns) or "").rpartition(MARK)[2]
 
     def normalised(
         self, messages: list[dict[str, Any]], *, has_tools: bool, param: str | None
@@ -154,6 +156,20 @@ class ChatTemplate:
             result.append(message)
         return result
 
+    @cached_property
+    def _tool_forms(self) -> frozenset[ToolForm] | None:
+        """In which forms the template shows tools; None if it refuses or fails on all of them."""
+        forms: set[ToolForm] = set()
+        has_failed = True
+        for system in ([], [message_of("system", "b")]):
+            for form, tool in TOOLS.items():
+                text = self._try([*system, message_of("user", "a")], [tool])
+                if text is not None:
+                    has_failed = False
+                    if MARK in text:
+                        forms.add(form)
+        return None if has_failed else frozenset(forms)
+
     def _normalise_calls(
         self, message: dict[str, Any], *, has_tools: bool, param: str | None
     ) -> None:
@@ -176,22 +192,24 @@ class ChatTemplate:
     def _find_content_forms(self, role: str, has_tools: bool) -> frozenset[Form] | None:
         """In which forms the template shows content of a role; None if it refuses or fails on all
         of them."""
-        tools = [_TOOL] if has_tools else None
+        tools = [TOOLS["nested"]] if has_tools else None
         contents: dict[Form, Any] = {
-            "string": _MARK + _SECOND_MARK,
-            "part": [text_part(_MARK + _SECOND_MARK)],
-            "parts": [text_part(_MARK), text_part(_SECOND_MARK)],
+            "string": MARK + SECOND_MARK,
+            "part": [text_part(MARK + SECOND_MARK)],
+            "parts": [text_part(MARK), text_part(SECOND_MARK)],
         }
         forms: set[Form] = set()
         has_failed = True
         for form, content in contents.items():
-            text = self._try(_conversation_with(role, content), tools=tools)
+            text = self._try(conversation_with(role, content), tools=tools)
             if text is None:  # a template may not take the turns around it
-                text = self._try([{"role": "user", "content": "a"}, _message(role, content)], tools)
+                text = self._try(
+                    [{"role": "user", "content": "a"}, message_of(role, content)], tools
+                )
             if text is None:
                 continue
             has_failed = False
-            places = [text.lower().find(mark) for mark in (_MARK, _SECOND_MARK)]
+            places = [text.lower().find(mark) for mark in (MARK, SECOND_MARK)]
             # A list that is printed as it is has the keys of its parts in the text.
             if -1 < places[0] < places[1] and "'text'" not in text and '"text"' not in text:
                 forms.add(form)
@@ -214,20 +232,20 @@ class ChatTemplate:
         """
         forms: list[tuple[Arguments, str | None]] = []
         has_failed = True
-        names_and_values = [(f"{_MARK}{place}", f"{_VALUE}{place}") for place in range(1 + several)]
+        names_and_values = [(f"{MARK}{place}", f"{VALUE}{place}") for place in range(1 + several)]
         forms_of_arguments: tuple[Arguments, ...] = ("object", "json")
-        contents: list[str | None] = [_SECOND_MARK] if has_content else ["", None]
+        contents: list[str | None] = [SECOND_MARK] if has_content else ["", None]
         for form, content in itertools.product(forms_of_arguments, contents):
-            calls = [_call(name, value, form) for name, value in names_and_values]
+            calls = [tool_call(name, value, form) for name, value in names_and_values]
             turn: dict[str, Any] = {"role": "assistant", "content": content, "tool_calls": calls}
             turns = [{"role": "user", "content": "a"}, turn]
-            text = self._try(turns, tools=[_TOOL] if has_tools else None)
+            text = self._try(turns, tools=[TOOLS["nested"]] if has_tools else None)
             if text is None:
                 continue
             has_failed = False
             # An object that is printed has Python's quotes, a text that is written as JSON has
             # quotes with a backslash, and a null that is printed is None.
-            is_garbled = any(garbled in text for garbled in (f"'{_KEY}'", f'\\"{_KEY}', "None"))
+            is_garbled = any(garbled in text for garbled in (f"'{KEY}'", f'\\"{KEY}', "None"))
             marks = [*itertools.chain.from_iterable(names_and_values), content or ""]
             if not is_garbled and all(mark in text for mark in marks):
                 forms.append((form, content))
@@ -264,31 +282,3 @@ class ChatTemplate:
             **{**self.variables, **(variables or {})},
         )
         return text
-
-
-def _conversation_with(role: str, content: Any) -> list[dict[str, Any]]:
-    """A short conversation with a message of this role where templates allow one."""
-    user, message = {"role": "user", "content": "a"}, _message(role, content)
-    if role in ("system", "developer"):
-        return [message, user]
-    if role == "assistant":
-        return [user, message, user]
-    if role == "tool":
-        call = _call("f", "b")
-        turn = {"role": "assistant", "content": "", "tool_calls": [call]}
-        return [user, turn, {**message, "tool_call_id": call["id"]}]
-    return [message]
-
-
-def _message(role: str, content: Any) -> dict[str, Any]:
-    message = {"role": role, "content": content}
-    return {**message, "name": "f"} if role == "tool" else message
-
-
-def _call(name: str, value: str, form: Arguments = "object") -> dict[str, Any]:
-    """A tool call with one argument. Mistral's templates want an id of nine characters."""
-    arguments: Any = {_KEY: value}
-    if form == "json":
-        arguments = json.dumps(arguments)
-    function = {"name": name, "arguments": arguments}
-    return {"id": "call00000", "type": "function", "function": function}

@@ -8,13 +8,14 @@ is led back to the characters that the caller sent. It knows no model and no hea
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
 
-from tokenreward.errors import UnsupportedText
+from tokenreward.errors import ItemError, UnsupportedText
 from tokenreward.text.tokenizer import Tokenizer
 
 Ids = Int64[np.ndarray, " _"]
@@ -164,26 +165,59 @@ def advice(tokenizer: Tokenizer, suffix_text: str | None) -> str:
     shapes = differences(tokenizer, suffix_text)
     if not shapes:
         return ""
-    return (
+    told = (
         f": they differ in {len(shapes)} of {len(SHAPES)} shapes of a response ({shapes[0]}); if "
-        f"it was trained on its template, set `{remedy(tokenizer, suffix_text)}`"
     )
+    told += "it was trained on its template, "
+    setting = remedy(tokenizer, suffix_text)
+    if setting is not None:
+        return f"{told}set `{setting}`"
+    return f"{told}send token ids of whole templated conversations: no setting makes them equal"
 
 
-def remedy(tokenizer: Tokenizer, suffix_text: str | None) -> str:
-    """The one setting under which every shape of a response is read as the template writes it."""
+def remedy(tokenizer: Tokenizer, suffix_text: str | None) -> str | None:
+    """The settings under which every shape of a response is read as the template writes it, the
+    fewest that do; None if no settings do."""
+    suffixes = [suffix_text]
     after = tokenizer.after_end_of_turn
-    if after and after != suffix_text and not differences(tokenizer, after):
-        return f"suffix_text: {after!r}"
-    if not after and suffix_text and not differences(tokenizer, None):
-        return "suffix_text: null"
-    for switch in _SWITCHES:
-        is_read = switch in str(tokenizer.template.source) and switch not in (
-            tokenizer.template.variables
-        )
-        if is_read and not differences(tokenizer, suffix_text, {switch: False}):
-            return f"chat_template_kwargs: {{{switch}: false}}"
-    return "scored_text: conversation"
+    suffixes += [suffix for suffix in (after or None, None) if suffix not in suffixes]
+    source, known = str(tokenizer.template.source), tokenizer.template.variables
+    switches = [switch for switch in _SWITCHES if switch in source and switch not in known]
+    variables: list[dict[str, Any]] = [{}, *({switch: False} for switch in switches)]
+    choices = list(itertools.product(variables, suffixes))[1:]  # the first is what is set
+    # One setting before two of them: sorting keeps the order of choices that change as many.
+    choices.sort(key=lambda choice: bool(choice[0]) + (choice[1] != suffix_text))
+    for chosen, suffix in choices:
+        if differences(tokenizer, suffix, chosen):
+            continue
+        settings = [f"chat_template_kwargs: {{{switch}: false}}" for switch in chosen]
+        if suffix != suffix_text:
+            settings.append("suffix_text: null" if suffix is None else f"suffix_text: {suffix!r}")
+        return "` and `".join(settings)
+    if not _reads_conversations(tokenizer):
+        return None
+    return "scored_text: conversation" + "` and `suffix_text: null" * bool(suffix_text)
+
+
+def _reads_conversations(tokenizer: Tokenizer) -> bool:
+    """Whether a response that is read as the template renders it has the tokens of the template's
+    conversation. Shapes that cannot be read so are refused one by one, but not a plain one."""
+    for response in SHAPES.values():
+        turns = [*QUESTION, {"role": "assistant", "content": response}]
+        try:
+            parts = templated_tokens(tokenizer, QUESTION, response)
+        except ItemError:
+            if response == ANSWER:
+                return False
+            continue
+        templated = tokenizer.templated(turns)
+        prompt, ids, _, suffix = parts
+        if (
+            templated is None
+            or np.concatenate([prompt, ids, suffix]).tolist() != templated.tolist()
+        ):
+            return False
+    return True
 
 
 def _num_common(one: Sequence[Any] | Ids, other: Sequence[Any] | Ids) -> int:

@@ -20,6 +20,8 @@ from tokenreward.wire import texts_of
 
 # Forms of content: a string, a list of one text part, a list of several.
 Form = Literal["string", "part", "parts"]
+# A description of a tool: as `{"function": {"name": ...}}`, or with its name at its top.
+ToolForm = Literal["nested", "flat"]
 # How arguments of tool calls are taken: as an object, or as its JSON.
 Arguments = Literal["object", "json"]
 
@@ -106,6 +108,37 @@ def _arguments_in_form(value: Any, form: Arguments | None, *, param: str | None)
             param=param,
         )
     return parsed
+
+
+def tools_in_form(
+    tools: list[dict[str, Any]] | None, forms: frozenset[ToolForm] | None
+) -> list[dict[str, Any]] | None:
+    """Descriptions of tools in a form that the template shows.
+
+    Args:
+        tools: As the caller sent them.
+        forms: What the template shows. Empty if it shows no tools; None if that could not be found
+            out.
+
+    Raises:
+        UnsupportedText: The template shows no tools.
+    """
+    if not tools or forms is None:
+        return tools
+    if not forms:
+        raise UnsupportedText(
+            "the chat template shows no tools: describe them in a message", param="tools"
+        )
+    result = []
+    for tool in tools:
+        function = tool.get("function")
+        if isinstance(function, dict) and "nested" not in forms:
+            tool = {"type": "function", **function}
+        elif not isinstance(function, dict) and "flat" not in forms:
+            function = {name: value for name, value in tool.items() if name != "type"}
+            tool = {"type": "function", "function": function}
+        result.append(tool)
+    return result
 
 
 def cause(error: Exception) -> str:

@@ -28,9 +28,9 @@ from tokenreward.errors import (
     RequestError,
     SequenceTooLong,
     TokenOutOfVocabulary,
-    UnsupportedText,
 )
 from tokenreward.text.conversation import templated_tokens
+from tokenreward.text.messages import refuse_answered
 from tokenreward.text.tokenizer import Tokenizer
 from tokenreward.wire import Item, RewardsRequest, decode_ids
 
@@ -144,12 +144,7 @@ class Preprocessor:
         response end, and the ids that are read behind it."""
         ends: Ids | None
         suffix_ids = self.suffix_ids
-        if item.messages and item.messages[-1]["role"] == "assistant":
-            raise UnsupportedText(
-                "the last message is the assistant's, and the response would begin another turn: "
-                "its text belongs in front of `response`",
-                param=f"prompt[{len(item.messages) - 1}]",
-            )
+        refuse_answered(item.messages or [], param="prompt")
         if self.reads_conversation and item.messages and isinstance(item.response, str):
             self._refuse_empty(item)
             prompt_ids, response_ids, ends, suffix_ids = templated_tokens(

@@ -141,6 +141,20 @@ def tools_in_form(
     return result
 
 
+def refuse_answered(messages: list[dict[str, Any]], *, param: str) -> None:
+    """Refuses a prompt that ends in an assistant's turn: behind it the response would begin another.
+
+    Raises:
+        UnsupportedText: It does.
+    """
+    if messages and messages[-1]["role"] == "assistant":
+        raise UnsupportedText(
+            "the last message is the assistant's, and the response would begin another turn: its "
+            "text belongs in front of `response`",
+            param=f"{param}[{len(messages) - 1}]",
+        )
+
+
 def cause(error: Exception) -> str:
     """What a template raised, in a few words.
 

@@ -142,7 +142,7 @@ class Preprocessor:
     ) -> tuple[Ids, Ids, Ids | None, Ids]:
         """The ids of an item's prompt and response, where the characters of each token of the
         response end, and the ids that are read behind it."""
-        ends: Ids | None
+        ends: Ids | None = None  # of a sequence, no unit of the caller is a place in the text
         suffix_ids = self.suffix_ids
         refuse_answered(item.messages or [], param="prompt")
         if self.reads_conversation and item.messages and isinstance(item.response, str):
@@ -156,7 +156,6 @@ class Preprocessor:
                 finished=item.finished is not False,
             )
         elif item.whole == "sequence":
-            ends = None  # no unit of the caller is a place in the response's text
             prompt_ids, response_ids, suffix_ids = self._sequence(item, prompts)
         else:
             prompt_ids = self._shared_prompt(item, prompts)
@@ -225,8 +224,7 @@ class Preprocessor:
     def _check_row(self, row: Row, needs: Needs) -> None:
         """Refuses a row that the model cannot read. Raises SequenceTooLong,
         TokenOutOfVocabulary."""
-        labels = np.array([*needs.labels], dtype=np.int64)
-        predicted = np.concatenate([row.ids[row.start : row.stop], labels])
+        predicted = np.concatenate([row.ids[row.start : row.stop], np.array([*needs.labels], int)])
         for ids, size, verb in (
             (row.ids, self.vocab_size, "reads"),
             (predicted, self.num_labels, "predicts"),

@@ -142,7 +142,7 @@ def tools_in_form(
 
 
 def refuse_answered(messages: list[dict[str, Any]], *, param: str) -> None:
-    """Refuses a prompt that ends in an assistant's turn: behind it the response would begin another.
+    """Refuses a prompt that ends in an answer: behind it the response would begin another turn.
 
     Raises:
         UnsupportedText: It does.

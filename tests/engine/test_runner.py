@@ -153,5 +153,16 @@ def test_an_error_that_is_not_the_devices_asks_no_device(monkeypatch: pytest.Mon
     assert isinstance(result, ScorerFailed)
 
 
+def test_a_batch_that_fails_is_one_line_of_the_log_with_one_traceback(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    results = failing("shape mismatch").run([[REQUEST]] * 8)
+    assert [type(result) for result in results] == [ScorerFailed] * 8
+    (record,) = caplog.records
+    text = record.getMessage()
+    assert text.startswith("a batch of 8 items failed in 15 passes (RuntimeError); the first: ")
+    assert text.count("RuntimeError at") == 1
+
+
 def test_without_a_device_that_computes_it_does_not_compute() -> None:
     assert device_computes() is torch.cuda.is_available()

@@ -134,3 +134,24 @@ async def test_a_fault_of_the_worker_answers_everybody_and_leaves_it_idle_and_al
     async with asyncio.timeout(10):
         await again.future
     work.cancel()
+
+
+async def test_a_queue_that_cannot_be_waited_for_is_no_loop_without_end(
+    start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker, _, batcher = start(runs_ahead=False)
+    monkeypatch.setattr(batcher, "wait", lambda: 1 / 0)
+    each = job(0)
+    batcher.submit([each])
+    work = asyncio.create_task(worker.run_forever())
+    async with asyncio.timeout(10):
+        (error,) = await asyncio.gather(each.future, return_exceptions=True)
+    assert type(error) is InternalError
+    await asyncio.sleep(0.2)
+    assert 1 <= len(caplog.records) <= 5  # after 10, 20, 40, 80 ms
+    monkeypatch.undo()
+    again = job(1)
+    batcher.submit([again])
+    async with asyncio.timeout(10):
+        await again.future
+    work.cancel()

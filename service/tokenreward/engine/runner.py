@@ -48,6 +48,8 @@ _MAX_BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
 
 # The outputs of an item's rows, or the error of that item alone.
 Result = list[Outputs] | ItemError
+# A pass, or why there is none.
+Launched = Pending[list[Outputs]] | ItemError | InternalError
 
 logger = logging.getLogger(__name__)
 
@@ -93,15 +95,34 @@ class Runner:
             For each item the outputs of its rows, or the error of that item alone. Its `result`
             raises InternalError if the device will not compute again.
         """
-        return Pending(partial(self._finish, batch, self._launch_pass(batch)))
+        failures: list[str] = []
+        launched = self._launch_pass(batch, failures)
+        return Pending(partial(self._finish_batch, batch, launched, failures))
 
     def run(self, batch: Sequence[Sequence[RowRequest]]) -> list[Result]:
         """Launches a batch and waits for it."""
-        return self._finish(batch, self._launch_pass(batch))
+        failures: list[str] = []
+        return self._finish_batch(batch, self._launch_pass(batch, failures), failures)
 
-    def _launch_pass(
-        self, batch: Sequence[Sequence[RowRequest]]
-    ) -> Pending[list[Outputs]] | ItemError | InternalError:
+    def _finish_batch(
+        self, batch: Sequence[Sequence[RowRequest]], launched: Launched, failures: list[str]
+    ) -> list[Result]:
+        """Waits for a batch, and logs its failures in one line: where one item makes a pass fail,
+        every pass that has the item raises the same error."""
+        try:
+            return self._finish(batch, launched, failures)
+        finally:
+            if failures:
+                names = ", ".join(dict.fromkeys(failure.split()[0] for failure in failures))
+                logger.warning(
+                    "a batch of %d items failed in %d passes (%s); the first: %s",
+                    len(batch),
+                    len(failures),
+                    names,
+                    failures[0],
+                )
+
+    def _launch_pass(self, batch: Sequence[Sequence[RowRequest]], failures: list[str]) -> Launched:
         """Gives the pass over all the rows, or why there is none."""
         if self.lost is not None:  # nothing that follows would tell of an item
             return self.lost
@@ -112,12 +133,10 @@ class Runner:
             outputs = self.layout.run(requests)
             return Pending(lambda: outputs)
         except Exception as error:
-            return self._error_of(batch, error)
+            return self._error_of(error, failures)
 
     def _finish(
-        self,
-        batch: Sequence[Sequence[RowRequest]],
-        launched: Pending[list[Outputs]] | ItemError | InternalError,
+        self, batch: Sequence[Sequence[RowRequest]], launched: Launched, failures: list[str]
     ) -> list[Result]:
         """Waits for a pass. If it fails, or could not be launched, runs the parts of the batch."""
         if isinstance(launched, Exception):
@@ -127,7 +146,7 @@ class Runner:
                 outputs = iter(launched.result())
                 return [list(islice(outputs, len(item))) for item in batch]
             except Exception as error:
-                failure = self._error_of(batch, error)
+                failure = self._error_of(error, failures)
         if isinstance(failure, InternalError):
             raise failure
         # Not in the except block: there the exception's frames still hold tensors of the pass.
@@ -135,12 +154,15 @@ class Runner:
             torch.cuda.empty_cache()
         if len(batch) > 1:
             middle = len(batch) // 2
-            return self.run(batch[:middle]) + self.run(batch[middle:])
+            results: list[Result] = []
+            for part in (batch[:middle], batch[middle:]):
+                results += self._finish(part, self._launch_pass(part, failures), failures)
+            return results
         if isinstance(failure, OutOfMemory) and len(batch[0]) > 1:
-            return [self._run_row_by_row(batch[0])]
+            return [self._run_row_by_row(batch[0], failures)]
         return [failure]
 
-    def _run_row_by_row(self, item: Sequence[RowRequest]) -> Result:
+    def _run_row_by_row(self, item: Sequence[RowRequest], failures: list[str]) -> Result:
         """Runs an item whose rows do not fit in one pass, one pass each.
 
         Raises:
@@ -148,17 +170,20 @@ class Runner:
         """
         outputs: list[Outputs] = []
         for request in item:
-            (result,) = self.run([[request]])
+            part = [[request]]
+            (result,) = self._finish(part, self._launch_pass(part, failures), failures)
             if isinstance(result, ItemError):
                 return result
             outputs += result
         return outputs
 
-    def _error_of(
-        self, batch: Sequence[Sequence[RowRequest]], error: Exception
-    ) -> ItemError | InternalError:
-        """Classifies a failure of the layout: the error of an item, or the loss of the device."""
-        logger.warning("a batch of %d items failed: %s", len(batch), frames(error))
+    def _error_of(self, error: Exception, failures: list[str]) -> ItemError | InternalError:
+        """Classifies a failure of the layout: the error of an item, or the loss of the device.
+
+        Its type and place are added to `failures`, and the exception itself is dropped: its frames
+        hold tensors.
+        """
+        failures.append(frames(error))
         if isinstance(error, ItemError):
             return error
         text, name = str(error).lower(), type(error).__name__

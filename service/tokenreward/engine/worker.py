@@ -26,6 +26,9 @@ from tokenreward.forward.transfer import Pending
 
 logger = logging.getLogger(__name__)
 
+# After a fault of the worker. An entry that comes meanwhile waits no longer than that.
+_FIRST_PAUSE_S = 0.01
+_MAX_PAUSE_S = 1.0
 
 # Jobs whose rows are read in one pass, and the pass, or why it could not be launched.
 Launched = tuple[Sequence[Job], Pending[Sequence[Result]] | InternalError]
@@ -62,14 +65,20 @@ class Worker:
         self.busy_since: float | None = None
 
     async def run_forever(self) -> None:
-        """Works until it is cancelled. A fault must not end it: every caller would wait forever."""
+        """Works until it is cancelled. A fault must not end it: every caller would wait forever.
+
+        After a fault it pauses, twice as long after each further one. A fault that is there before
+        anything is waited for would otherwise take the event loop, and fill the log.
+        """
         self.loop = asyncio.get_running_loop()
+        pause_s = _FIRST_PAUSE_S
         while True:
             try:
                 await self._batcher.wait()
                 # Set before the thread starts, so that a stuck thread, too, fails the health check.
                 self.busy_since = time.monotonic()
                 await self.loop.run_in_executor(self._thread, self._drain)
+                pause_s = _FIRST_PAUSE_S
             except Exception as error:
                 logger.error("a step failed: %s", frames(error))
                 failure = InternalError(f"the step failed: {type(error).__name__}")
@@ -77,6 +86,8 @@ class Worker:
                 # Fail the queued jobs, too. Otherwise a permanent fault would repeat forever.
                 self._batcher.fail_all(failure)
                 self._launched, self.busy_since = None, None
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, _MAX_PAUSE_S)
 
     def fail_unanswered(self, error: InternalError) -> None:
         """Answers the jobs on the device with an error. On the event loop."""

@@ -41,7 +41,8 @@ class Batcher(Generic[EntryT]):
         max_batch_tokens: The most tokens that a batch computes, a shared prompt counted once. An
             entry that is larger goes alone.
         max_batch_requests: The most entries in a batch.
-        max_queued_tokens: The most tokens that may wait, each prompt counted in full.
+        max_queued_tokens: The most tokens that may wait, each prompt counted in full, and what
+            entries count for beside their tokens.
     """
 
     def __init__(
@@ -68,20 +69,22 @@ class Batcher(Generic[EntryT]):
 
     @property
     def queued_tokens(self) -> int:
-        """Tokens of the entries that wait."""
+        """What the entries that wait count for, in tokens."""
         return self._queue.num_tokens
 
     def submit(self, entries: Sequence[EntryT]) -> None:
         """Queues all entries of a request, or none.
 
         Raises:
-            LargerThanQueue: The request alone has more tokens than may wait.
+            LargerThanQueue: The request alone counts for more tokens than may wait.
             Overloaded: Too many tokens wait already. It says when to try again.
         """
-        num_tokens = sum(entry.num_tokens for entry in entries)
+        num_tokens = sum(entry.queued_tokens for entry in entries)
         if num_tokens > self._max_queued_tokens:
+            num_extra = sum(entry.num_extra_tokens for entry in entries)
+            extra = f", {num_extra} of them for its many scorers" if num_extra else ""
             raise LargerThanQueue(
-                f"the request has {num_tokens} tokens, `max_queued_tokens` is "
+                f"the request counts for {num_tokens} tokens{extra}, `max_queued_tokens` is "
                 f"{self._max_queued_tokens}; send it in parts",
                 param="items",
             )

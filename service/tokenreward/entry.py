@@ -20,6 +20,8 @@ class Entry:
 
     Attributes:
         num_tokens: Tokens that the model will read for it.
+        num_extra_tokens: Its work beside them, in tokens. It counts for the queue and for turns,
+            and not for a batch.
         prompts: Keys of the prompts that it reads, with their tokens. A batch computes a prompt
             once for all entries that share its key.
         deadline: A reading of time.monotonic, in seconds; None for no deadline.
@@ -29,6 +31,7 @@ class Entry:
     """
 
     num_tokens: int = 0
+    num_extra_tokens: int = 0
     prompts: tuple[tuple[Hashable, int], ...] = ()
     deadline: float | None = None
     caller: Hashable = None

@@ -30,7 +30,7 @@ class FairQueue(Generic[EntryT]):
     """Entries in the order of their turns.
 
     Attributes:
-        num_tokens: Tokens of the entries.
+        num_tokens: What the entries count for, in tokens.
     """
 
     def __init__(self) -> None:
@@ -58,9 +58,9 @@ class FairQueue(Generic[EntryT]):
             if prompt is None or prompt != prompt_before:
                 turn = start
             prompt_before = prompt
-            self._ends[entry.caller] = start + entry.num_tokens
+            self._ends[entry.caller] = start + entry.queued_tokens
             heapq.heappush(self._places, (turn, next(self._numbers), entry))
-            self.num_tokens += entry.num_tokens
+            self.num_tokens += entry.queued_tokens
 
     def pop_waiting(self, max_entries: int) -> list[Place[EntryT]]:
         """Takes the entries whose turns come next and that somebody still waits for. Gone entries
@@ -69,7 +69,7 @@ class FairQueue(Generic[EntryT]):
         while self._places and len(places) < max_entries:
             place = heapq.heappop(self._places)
             entry = place[2]
-            self.num_tokens -= entry.num_tokens
+            self.num_tokens -= entry.queued_tokens
             if not entry.is_gone():
                 places.append(place)
         return places
@@ -92,7 +92,7 @@ class FairQueue(Generic[EntryT]):
                 entries.append(entry)
             else:
                 heapq.heappush(self._places, place)
-                self.num_tokens += entry.num_tokens
+                self.num_tokens += entry.queued_tokens
         if not self._places:
             self._ends.clear()  # nobody waits, so nobody has to wait for others
         elif len(self._ends) > _MAX_IDLE_CALLERS + len(self._places):
@@ -104,7 +104,7 @@ class FairQueue(Generic[EntryT]):
         """Drops the entries that nobody waits for."""
         self._places = [place for place in self._places if not place[2].is_gone()]
         heapq.heapify(self._places)
-        self.num_tokens = sum(entry.num_tokens for _, _, entry in self._places)
+        self.num_tokens = sum(entry.queued_tokens for _, _, entry in self._places)
 
     def clear(self) -> None:
         """Drops all entries."""

@@ -24,7 +24,9 @@ async def test_a_request_that_no_empty_queue_could_hold_is_larger_than_queue(
     entry: MakeEntry, batcher: MakeBatcher
 ) -> None:
     queue = batcher(queue=10)
-    with pytest.raises(LargerThanQueue, match=r"11 tokens.*`max_queued_tokens` is 10") as caught:
+    with pytest.raises(
+        LargerThanQueue, match=r"counts for 11 tokens, `max_queued_tokens` is 10"
+    ) as caught:
         queue.submit([entry("a", 4), entry("b", 7)])
     assert (caught.value.param, caught.value.retryable, caught.value.retry_after_s) == (
         "items",
@@ -32,6 +34,23 @@ async def test_a_request_that_no_empty_queue_could_hold_is_larger_than_queue(
         None,
     )
     assert (queue.queued_items, queue.queued_tokens) == (0, 0)
+
+
+async def test_work_beside_the_tokens_counts_for_the_queue_and_not_for_a_batch(
+    entry: MakeEntry, batcher: MakeBatcher
+) -> None:
+    queue = batcher(tokens=8, queue=10)
+    entries = [entry("a", 4), entry("b", 4)]
+    for each in entries:
+        each.num_extra_tokens = 1
+    queue.submit(entries)
+    assert queue.queued_tokens == 10
+    assert [waiting.work for waiting in await next_batch(queue)] == ["a", "b"]
+    assert queue.queued_tokens == 0
+    for each in entries:
+        each.num_extra_tokens = 2
+    with pytest.raises(LargerThanQueue, match="counts for 12 tokens, 4 of them for its many sc"):
+        queue.submit(entries)
 
 
 async def test_a_request_that_finds_no_room_is_refused_as_a_whole_and_leaves_the_queue_unchanged(

@@ -114,6 +114,22 @@ def test_what_a_request_counts_for_in_intake_is_less_than_its_tokens(
     assert least_num_tokens(asked) == 3 * expected
 
 
+async def test_each_label_of_a_scorer_counts_for_a_sixteenth_of_the_response(
+    make_engine: Callable[..., Any],
+) -> None:
+    item = {"prompt": [1], "response": [3] * 32}
+    labels = [f"{place}=endogenous" for place in range(33)]
+    asked = parse(RewardsRequest, {"scorers": labels, "items": [item]})
+    assert least_num_tokens(asked) == 33 // 8 + (32 // 8) * 32 // 16
+    engine = make_engine("causal_lm", ["endogenous"], max_queued_tokens=33 + 32 * 2)
+    assert (await engine.score(asked)).items[0].scorers is not None
+    more = parse(RewardsRequest, {"scorers": [*labels, "endogenous"], "items": [item]})
+    with pytest.raises(
+        errors.LargerThanQueue, match="counts for 99 tokens, 66 of them for its many"
+    ):
+        await engine.score(more)
+
+
 async def test_whoever_is_being_tokenised_or_waits_for_it_is_answered_when_the_engine_closes(
     make_engine: Callable[..., Any], gate: Gate
 ) -> None:

@@ -159,7 +159,10 @@ class DeploymentSettings(BaseModel, extra="forbid", frozen=True):
         description="Longest forward pass: Ray replaces a replica whose pass takes longer.",
     )
     max_queued_tokens: int = Field(
-        default=1_000_000, ge=1, description="Tokens that may wait; past it: 503."
+        default=1_000_000,
+        ge=1,
+        description="Tokens that may wait; past it: 503. Each scorer of a request after the first "
+        "counts for a sixteenth of the response.",
     )
     max_concurrent_requests: int = Field(
         default=1024, ge=1, description="Requests one replica holds at a time."

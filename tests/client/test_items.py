@@ -9,7 +9,7 @@ import pytest
 
 from tokenreward_client import BadArgument, items, options
 from tokenreward_client.call import Call
-from tokenreward_client.items import check_item, encode_items
+from tokenreward_client.items import check_item, encode_item, encode_items
 
 
 @pytest.mark.parametrize(
@@ -68,3 +68,22 @@ def test_arrays_of_messages_are_messages() -> None:
     [content], _, has_ids = encode_items([(messages, "4")])
     assert content == b'{"prompt":[{"role":"user","content":"2+2?"}],"response":"4"}'
     assert not has_ids
+
+
+@pytest.mark.parametrize("wire", ["json", "msgpack"])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("steps", ["a", "b"]),
+        ("steps", [[0, 1], [1, 2]]),
+        ("spans", [[0, 1], [1, 2]]),
+        ("prompt", [{"role": "user", "content": "q"}]),
+        ("response", [{"role": "assistant", "content": "ab"}]),
+        ("tools", [{"type": "function"}]),
+    ],
+)
+def test_a_tuple_is_sent_as_the_list_of_its_entries(field: str, value: Any, wire: Any) -> None:
+    item = {"prompt": [{"role": "user", "content": "q"}], "response": "ab"}
+    entries = tuple(tuple(entry) if isinstance(entry, list) else entry for entry in value)
+    expected = encode_item({**item, field: value}, wire)
+    assert encode_item({**item, field: entries}, wire) == expected

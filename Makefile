@@ -82,4 +82,4 @@ $(TRAINERS_STAMP): $(STAMP) tests/trainers/packages.txt
 	@touch $(TRAINERS_STAMP)
 
 clean:  ## remove the environment and everything that was built
-	@rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache
+	@rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import shlex
 import signal
 import subprocess
 import sys
 import time
+import tomllib
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +22,8 @@ from tokenreward.cli import COMMANDS, CommandError, main
 from tokenreward.errors import Overloaded
 from tokenreward.settings import SettingsError
 from tokenreward_client import BadArgument, ConnectionFailed
+
+PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
 
 
 def raising(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,7 +57,7 @@ def raising(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
         (
             ModuleNotFoundError("No module named 'ray'", name="ray"),
             1,
-            "error: this needs ray, which comes with: ",
+            "error: this needs the packages of the service, of which ray is missing: pip install ",
         ),
         (KeyboardInterrupt(), 130, ""),
     ],
@@ -70,6 +75,41 @@ def test_error_is_one_line_and_an_exit_code(
     assert output.out == ""
     assert output.err.startswith(line)
     assert output.err.count("\n") == (1 if line else 0)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [["serve"], ["serve", "--config", "smol"], ["check"], ["score", "--demo", "data.jsonl"]],
+    ids=" ".join,
+)
+def test_without_the_packages_of_the_service_the_line_that_installs_them_is_named(
+    argv: list[str], tmp_path: Path
+) -> None:
+    """As where only the client is installed: the imports of all that `server` brings fail."""
+    server = tomllib.loads(PYPROJECT.read_text())["project"]["optional-dependencies"]["server"]
+    names = {re.split(r"[>=<[]", each)[0].replace("-", "_") for each in server}
+    names = names - {"pyyaml"} | {"yaml", "starlette", "uvicorn"}
+    assert {"ray", "torch", "orjson"} <= names
+    (tmp_path / "data.jsonl").write_text('{"prompt": "q", "response": "a"}')
+    code = f"""
+import sys
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {names}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Missing())
+from tokenreward.cli import main
+sys.exit(main({argv}))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(
+        r"error: this needs the packages of the service, of which \w+ is missing: "
+        r"pip install 'tokenreward\[server\]'\n",
+        done.stderr,
+    )
 
 
 @pytest.mark.parametrize(

@@ -117,5 +117,6 @@ def _explanation(error: Exception) -> tuple[str, int] | None:
     if isinstance(error, ModuleNotFoundError):
         name = error.name or ""
         if name and not name.startswith("tokenreward"):
-            return f"this needs {name}, which comes with: pip install 'tokenreward[server]'", 1
+            needs = "this needs the packages of the service, of which"
+            return f"{needs} {name} is missing: pip install 'tokenreward[server]'", 1
     return None

@@ -7,7 +7,7 @@ This module knows no HTTP and no models.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -76,8 +76,9 @@ def encode_item(item: ItemLike, wire: WireName = "json") -> tuple[bytes, int | N
             if name == "response":
                 lengths[name] = len(ids)
     for name in ("prompt", "response", "steps", "tools"):
-        if isinstance(fields.get(name), (list, tuple)):
-            fields[name] = _as_list(fields[name])
+        if isinstance(fields.get(name), (list, tuple)):  # of messages, steps or spans
+            entries = fields[name]
+            fields[name] = [list(each) if isinstance(each, tuple) else each for each in entries]
     for name in _PER_UNIT:
         if fields.get(name) is not None:
             fields[name] = vector_field(name, fields[name], wire)
@@ -111,11 +112,6 @@ def _fields(item: ItemLike) -> dict[str, Any]:
     raise BadArgument(
         f"must be an Item, a dict or a (prompt, response) pair, got {type(item).__name__}"
     )
-
-
-def _as_list(values: Sequence[Any]) -> list[Any]:
-    """A list for a tuple, and for each tuple in it: messages, steps and spans may be either."""
-    return [list(value) if isinstance(value, tuple) else value for value in values]
 
 
 def _without_foreign_arrays(value: Any) -> Any:

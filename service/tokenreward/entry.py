@@ -38,6 +38,11 @@ class Entry:
     future: asyncio.Future[Any] = field(init=False)
     queued_at: float = field(init=False)
 
+    @property
+    def queued_tokens(self) -> int:
+        """What it counts for while it waits."""
+        return self.num_tokens + self.num_extra_tokens
+
     def wait(
         self,
         future: asyncio.Future[Any],

@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Bool, Int64
 
 from tokenreward.contract import Outputs, RowRequest, Sample
+from tokenreward.engine.cost import extra_tokens
 from tokenreward.entry import Entry
 from tokenreward.errors import ItemError
 from tokenreward.forward.packing import shared_key
@@ -68,7 +69,8 @@ class Job(Entry):
 
     def count_tokens(self) -> None:
         """Notes what the rows cost a batch: their tokens, and the prompts that a batch computes
-        once for all jobs that read them; and the numbers that come of them beside rewards."""
+        once for all jobs that read them; the numbers that come of them beside rewards; and what
+        the item's scorers add."""
         self.num_tokens = sum(len(row.ids) for row, _ in self.requests)
         prompts = []
         for row, needs in self.requests:
@@ -79,3 +81,6 @@ class Job(Entry):
                 digest = hashlib.blake2b(key, digest_size=16).digest()
                 prompts.append(((row.model, digest), row.start))
         self.prompts = tuple(prompts)
+        if self.rows_of:
+            num_response = len(self.sample.response_ids)
+            self.num_extra_tokens = extra_tokens(num_response, num_scorers=len(self.rows_of))

@@ -17,7 +17,6 @@ from jaxtyping import Int64
 
 from tokenreward import credit as credits
 from tokenreward.contract import Needs, RequestBudget, Row, RowRequest, Sample
-from tokenreward.engine.cost import extra_tokens
 from tokenreward.engine.job import Job
 from tokenreward.engine.plan import Plan, scorer_failed
 from tokenreward.engine.skipped import without_skipped
@@ -191,8 +190,6 @@ class Preprocessor:
                 own.append(place)
             job.rows_of[plan.name] = own
         job.count_tokens()
-        num_response = len(job.sample.response_ids)
-        job.num_extra_tokens = extra_tokens(num_response, num_scorers=len(plans))
 
     def _requests(self, job: Job, plan: Plan) -> list[RowRequest]:
         """What one scorer wants to be read of an item.

@@ -56,14 +56,12 @@ def plan_for(
 
 
 def _first(protocol: type[Protocol], types: Mapping[str, str]) -> str | None:
-    for name, type_ in types.items():
-        if protocol.asks_for == "log_probs":
-            is_fit = log_probs_options(type_) is not None
-        else:
-            is_fit = type_ == REWARD_TYPE
-        if is_fit:
-            return name
-    return None
+    if protocol.asks_for != "log_probs":
+        return next((name for name, type_ in types.items() if type_ == REWARD_TYPE), None)
+    fit = [name for name, type_ in types.items() if log_probs_options(type_) is not None]
+    # Most of these protocols ask for other tokens' log-probs, too.
+    ranking = [name for name in fit if "top_k" in (log_probs_options(types[name]) or {})]
+    return next(iter(ranking + fit), None)
 
 
 @cache

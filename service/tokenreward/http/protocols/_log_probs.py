@@ -1,0 +1,243 @@
+"""The log-probabilities of sequences that are there already, for protocols of servers that
+generate: one table, which five of them write each in their own shape.
+
+    ids         i_0    i_1          i_2      ...
+    log_probs          log pi(i_1)  ...            none for i_0, which nothing predicts
+    ranks, top_*, candidates        the same places
+
+These servers give such tables on the side, to a request that generates one token or none. Here
+nothing is generated: whoever asks for more is refused. This module knows tables, and no program's
+bodies.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from tokenreward.errors import InternalError, InvalidField, RequestError, UnknownScorer
+from tokenreward.http.protocols import Protocol
+from tokenreward.http.protocols._answers import param_of
+from tokenreward.wire import Item, ItemResult, Reply, RewardsRequest, decode_rewards, decode_table
+from tokenreward.wire.media import JSON
+from tokenreward.wire.reply import INTEGER_TABLES, TABLES
+
+GENERATES_NOTHING = "this service scores the tokens that are sent, and generates none"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PromptTable:
+    """What a language model gives the tokens of one sequence.
+
+    Attributes:
+        ids: All n tokens.
+        start: The first place that has numbers, at least 1.
+        log_probs: float32 [n - start], of the tokens from there on.
+        ranks: int32 [n - start], 1 for the most likely; None if the scorer gives none.
+        top_ids: int32 [n - start, k], the most likely tokens.
+        top_log_probs: float32 [n - start, k], theirs.
+        candidate_log_probs: float32 [n - start, c], of the tokens that the caller names.
+    """
+
+    ids: list[int]
+    start: int
+    log_probs: npt.NDArray[np.float32]
+    ranks: npt.NDArray[np.int32] | None = None
+    top_ids: npt.NDArray[np.int32] | None = None
+    top_log_probs: npt.NDArray[np.float32] | None = None
+    candidate_log_probs: npt.NDArray[np.float32] | None = None
+
+
+class LogProbProtocol(Protocol):
+    """A protocol whose answers are such tables.
+
+    Class attributes:
+        items: What the protocol calls its sequences, for the place of an error.
+        top_k_field: What it calls the number of most likely tokens.
+    """
+
+    asks_for: ClassVar[Literal["reward", "log_probs"] | None] = "log_probs"
+    # Most of these clients give a request up at the first refusal, within 300 s at the earliest.
+    patience_s: ClassVar[float] = 240.0
+    items: ClassVar[str]
+    top_k_field: ClassVar[str]
+
+    def ask(
+        self,
+        sequences: Sequence[list[int] | Item],
+        *,
+        starts: Sequence[int] | None = None,
+        top_k: int | None = None,
+        candidates: list[int] | None = None,
+        temperature: float | None = None,
+    ) -> RewardsRequest | None:
+        """The request for the tables of some sequences.
+
+        Args:
+            sequences: Ids; or an item of a text or of messages, which is `whole`.
+            starts: For each sequence of ids, the first place whose numbers are wanted, at least 1;
+                None for the first that has any.
+            top_k: The number of most likely tokens; 0 for ranks alone, None for neither.
+            candidates: Tokens whose log-probs are wanted at every place.
+            temperature: Divides the logits. 0 means greedy decoding to these servers, which has no
+                log-probs of its own: the logits are then left as they are.
+
+        Raises:
+            InvalidField: A sequence is empty, or no scorer here gives more than log-probs.
+            UnknownScorer: No scorer gives these.
+        """
+        self._sequences, self._starts = sequences, list(starts or [1] * len(sequences))
+        self._places: list[int] = []
+        items = []
+        for place, (sequence, start) in enumerate(zip(sequences, self._starts, strict=True)):
+            if isinstance(sequence, Item):
+                items.append(sequence)
+            elif not sequence:
+                raise InvalidField("it has no tokens", param=f"{self.items}[{place}]")
+            elif start < len(sequence):
+                items.append(Item(prompt=sequence[:start], response=sequence[start:]))
+            else:  # nothing to compute
+                continue
+            self._places.append(place)
+        options: dict[str, Any] = {}
+        if temperature is not None and temperature < 0:
+            raise InvalidField("it must not be negative", param="temperature")
+        if temperature:
+            options["temperature"] = temperature
+        if self.plan is None:
+            raise UnknownScorer(self.missing())
+        if "top_k" in self.plan.options:
+            options["top_k"], options["candidates"] = top_k, candidates
+        elif top_k or candidates:
+            raise InvalidField(
+                f"`{self.plan.scorer}` gives the log-probs of the sequence's own tokens alone: "
+                "serve a scorer of type `logprob`, or ask for no others",
+                param=self.top_k_field,
+            )
+        shows = any(isinstance(sequence, Item) for sequence in sequences)
+        request = self.request(items, options=options, return_tokens=shows)
+        if request is None:
+            return None
+        # A deployment's answer to the gateway is compact then.
+        return request.model_copy(update={"encoding_format": "base64"})
+
+    def write_error(self, error: RequestError) -> tuple[int, bytes]:
+        param = param_of(error, self.items)
+        if param == "options.top_k":
+            param = self.top_k_field
+        elif param is not None:
+            param = param.removeprefix("options.")
+        return error.status, JSON.dump(self.error_content(error, param))
+
+    @staticmethod
+    @abstractmethod
+    def error_content(error: RequestError, param: str | None) -> dict[str, Any]:
+        """A failure in the protocol's own form, whose place in its body is `param`."""
+
+    def tables(self, reply: Reply) -> list[PromptTable]:
+        """The table of each sequence, in order.
+
+        Raises:
+            InvalidField: One of them cannot be scored: there is no place for the error of one.
+            InternalError: The same, and it may not fail again.
+        """
+        results = dict(zip(self._places, reply.items, strict=True))
+        return [self._table(place, results.get(place)) for place in range(len(self._sequences))]
+
+    def _table(self, place: int, result: ItemResult | None) -> PromptTable:
+        sequence = self._sequences[place]
+        if result is None:
+            assert isinstance(sequence, list)
+            return PromptTable(sequence, len(sequence), np.empty(0, dtype=np.float32))
+        if result.error is not None:
+            kind = InternalError if result.error.retryable else InvalidField
+            message = f"{result.error.message} ({result.error.code})"
+            raise kind(message, param=f"{self.items}[{place}]")
+        if result.rewards is None:
+            raise InternalError("the scorer gives no log-probs", param=f"{self.items}[{place}]")
+        log_probs = decode_rewards(result.rewards)
+        tables = {
+            name: decode_table(
+                getattr(result, name),
+                num_rows=len(log_probs),
+                is_integer=name in INTEGER_TABLES,
+            )
+            for name in TABLES
+            if getattr(result, name) is not None
+        }
+        if isinstance(sequence, list):
+            ids = sequence
+        else:
+            ids = [token.id for token in result.tokens or ()]
+        ranks = tables.get("ranks")
+        return PromptTable(
+            ids=ids,
+            start=len(ids) - len(log_probs),
+            log_probs=log_probs,
+            ranks=None if ranks is None else ranks.reshape(-1),
+            top_ids=tables.get("top_token_ids"),
+            top_log_probs=tables.get("top_logprobs"),
+            candidate_log_probs=tables.get("candidate_logprobs"),
+        )
+
+
+def text_item(text: str) -> Item:
+    """Raw text as it is, all of whose tokens are scored."""
+    return Item(prompt="", response=text, finished=False, whole="sequence")
+
+
+def texts_of(array: npt.NDArray[Any]) -> list[str]:
+    """The numbers of an array as JSON writes them, in float32's own digits."""
+    if not array.size:
+        return []
+    flat = np.ascontiguousarray(array).reshape(-1)
+    return JSON.dump(flat)[1:-1].decode("ascii").split(",")
+
+
+def vllm_entries(table: PromptTable) -> str:
+    """A table as vLLM writes it in JSON, one entry for each token: null before the first number;
+    then objects whose keys are ids, the sequence's own token first, then the most likely ones.
+
+    A table may have millions of numbers. Each as an object of Python would take gigabytes.
+    """
+    ids, own = table.ids[table.start :], texts_of(table.log_probs)
+    ranks = ["null"] * len(ids) if table.ranks is None else texts_of(table.ranks)
+    num_top = 0 if table.top_ids is None else table.top_ids.shape[1]
+    top_ids = texts_of(np.empty(0) if table.top_ids is None else table.top_ids)
+    top = texts_of(np.empty(0) if table.top_log_probs is None else table.top_log_probs)
+    entries = ["null"] * table.start
+    for place, token_id in enumerate(ids):
+        others = slice(place * num_top, (place + 1) * num_top)
+        parts = [_vllm_entry(str(token_id), own[place], ranks[place])]
+        for rank, (other, log_prob) in enumerate(
+            zip(top_ids[others], top[others], strict=True), start=1
+        ):
+            if int(other) != token_id:
+                parts.append(_vllm_entry(other, log_prob, str(rank)))
+        entries.append("{" + ",".join(parts) + "}")
+    return "[" + ",".join(entries) + "]"
+
+
+def _vllm_entry(token_id: str, log_prob: str, rank: str) -> str:
+    return f'"{token_id}":{{"logprob":{log_prob},"rank":{rank},"decoded_token":null}}'
+
+
+def with_raw(content: dict[str, Any], name: str, raw: str) -> bytes:
+    """An object as JSON, with one more field that is JSON already."""
+    return JSON.dump(content)[:-1] + f',"{name}":{raw}}}'.encode("ascii")
+
+
+def openai_content(error: RequestError, param: str | None) -> dict[str, Any]:
+    """A failure as vLLM and the OpenAI SDK have it."""
+    detail = {"message": error.message, "type": error.code, "param": param, "code": error.status}
+    return {"error": detail}
+
+
+def fastapi_content(error: RequestError, param: str | None) -> dict[str, Any]:
+    """A failure as servers say it that are made with FastAPI."""
+    return {"detail": {"code": error.code, "message": error.message, "param": param}}

@@ -1,0 +1,133 @@
+"""TRL's own teacher server of before 1.11, `POST /get_sequence_logprobs/`, for users of pinned
+versions. From 1.11 on TRL asks `/v1/completions`.
+
+    {"sequences": [[1, 15, 27, 9]], "prompt_lengths": [2], "top_logprobs": 1, "temperature": 1.0,
+     "response_format": "binary"}
+    -> {"logprobs_b64": "...", "token_ids_b64": "...", "actual_logprobs_b64": "...",
+        "actual_token_ids_b64": "...", "shape": [1, 2, 1], "completion_lengths": [2]}
+
+The arrays are float32 and int32, [sequences, longest completion, top_logprobs], and [.., 1] for the
+sequence's own tokens. They are filled up with -inf and 0 behind a completion's end, as that server
+fills them. With `"response_format": "json"` lists of each completion's own length come instead, in
+the order of the ranks, the sequence's own token among them.
+
+`temperature` divides the logits.
+
+Client: trl/generation/vllm_client.py (`get_sequence_logprobs`, to TRL 1.10).
+"""
+
+from __future__ import annotations
+
+import binascii
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+
+from tokenreward.errors import InvalidField
+from tokenreward.http.protocols._log_probs import LogProbProtocol, PromptTable, fastapi_content
+from tokenreward.wire import Reply, RewardsRequest
+from tokenreward.wire.media import JSON
+
+
+class _Sequences(BaseModel):
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    sequences: list[list[int]]
+    prompt_lengths: list[int]
+    top_logprobs: Annotated[int, Field(ge=0)] = 100
+    temperature: Annotated[FiniteFloat, Field(gt=0)] = 1.0
+    response_format: Literal["json", "binary"] = "json"
+
+
+class Trl(LogProbProtocol):
+    """The log-probs of completions."""
+
+    paths = ("/get_sequence_logprobs/", "/get_sequence_logprobs")
+    items = "sequences"
+    top_k_field = "top_logprobs"
+
+    def read(self, body: bytes) -> RewardsRequest | None:
+        content = JSON.parse(_Sequences, body)
+        if len(content.sequences) != len(content.prompt_lengths):
+            raise InvalidField(
+                f"there are {len(content.prompt_lengths)} for {len(content.sequences)} sequences",
+                param="prompt_lengths",
+            )
+        for place, (sequence, length) in enumerate(
+            zip(content.sequences, content.prompt_lengths, strict=True)
+        ):
+            if not 0 <= length <= len(sequence):
+                raise InvalidField(
+                    f"it must be from 0 to {len(sequence)}, the length of its sequence",
+                    param=f"prompt_lengths[{place}]",
+                )
+        self._lengths, self._num_top = content.prompt_lengths, content.top_logprobs
+        self._is_binary = content.response_format == "binary"
+        return self.ask(
+            content.sequences,
+            starts=[max(1, length) for length in content.prompt_lengths],
+            top_k=content.top_logprobs,
+            temperature=content.temperature,
+        )
+
+    def write(self, reply: Reply) -> bytes:
+        tables = self.tables(reply)
+        if self._is_binary:
+            return JSON.dump(self._binary(tables))
+        logprobs: list[list[Any]] = []
+        token_ids: list[list[Any]] = []
+        for table, length in zip(tables, self._lengths, strict=True):
+            ranked = [_by_rank(table, place) for place in range(len(table.log_probs))]
+            # The first token of all has no log-prob, and an empty list in this place.
+            missing = [np.empty(0, dtype=np.float32)] * (table.start - length)
+            logprobs.append(missing + [values for values, _ in ranked])
+            token_ids.append(missing + [ids for _, ids in ranked])
+        return JSON.dump({"logprobs": logprobs, "logprob_token_ids": token_ids})
+
+    error_content = staticmethod(fastapi_content)
+
+    def _binary(self, tables: list[PromptTable]) -> dict[str, Any]:
+        """The arrays of all completions, in base64."""
+        lengths = [
+            len(table.ids) - length for table, length in zip(tables, self._lengths, strict=True)
+        ]
+        shape = (len(tables), max(lengths, default=0), self._num_top)
+        top, top_ids = np.full(shape, -np.inf, np.float32), np.zeros(shape, np.int32)
+        own = np.full((*shape[:2], 1), -np.inf, np.float32)
+        own_ids = np.zeros((*shape[:2], 1), np.int32)
+        for row, (table, length) in enumerate(zip(tables, self._lengths, strict=True)):
+            places = slice(table.start - length, len(table.ids) - length)
+            own[row, places, 0] = table.log_probs
+            own_ids[row, places, 0] = table.ids[table.start :]
+            if table.top_ids is not None:
+                top[row, places] = table.top_log_probs
+                top_ids[row, places] = table.top_ids
+        return {
+            "logprobs_b64": _base64(top),
+            "token_ids_b64": _base64(top_ids),
+            "actual_logprobs_b64": _base64(own),
+            "actual_token_ids_b64": _base64(own_ids),
+            "shape": list(shape),
+            "completion_lengths": lengths,
+        }
+
+
+def _by_rank(
+    table: PromptTable, place: int
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
+    """The log-probs at a place and their tokens: the most likely ones, and behind them the
+    sequence's own unless it is one of them."""
+    own_id, own = table.ids[table.start + place], table.log_probs[place]
+    if table.top_ids is None or table.top_log_probs is None:
+        return np.array([own], np.float32), np.array([own_id], np.int32)
+    ids, values = table.top_ids[place], table.top_log_probs[place]
+    if own_id in ids:
+        return values, ids
+    return np.append(values, own).astype(np.float32), np.append(ids, own_id).astype(np.int32)
+
+
+def _base64(array: npt.NDArray[Any]) -> str:
+    little_endian = array.astype(array.dtype.newbyteorder("<"))
+    return binascii.b2a_base64(little_endian.tobytes(), newline=False).decode("ascii")

@@ -19,7 +19,7 @@ from tokenreward.http.scorer_routes import ScorerRoute
 
 DOCS = page("docs/protocols.md")
 EXAMPLES = re.findall(r"```http\nPOST (\S+)\n(.*?)\n```\n```json\n(.*?)\n```", DOCS, re.DOTALL)
-UNLIKE = {"id", "created"}  # of each answer
+UNLIKE = {"id", "request_id", "created", "model"}  # of each answer, or by the machine
 
 
 @pytest.fixture(scope="module")

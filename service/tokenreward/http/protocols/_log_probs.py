@@ -91,10 +91,12 @@ class LogProbProtocol(Protocol):
             InvalidField: A sequence is empty, or no scorer here gives more than log-probs.
             UnknownScorer: No scorer gives these.
         """
-        self._sequences, self._starts = sequences, list(starts or [1] * len(sequences))
+        self._sequences = sequences
         self._places: list[int] = []
         items = []
-        for place, (sequence, start) in enumerate(zip(sequences, self._starts, strict=True)):
+        for place, (sequence, start) in enumerate(
+            zip(sequences, starts or [1] * len(sequences), strict=True)
+        ):
             if isinstance(sequence, Item):
                 items.append(sequence)
             elif not sequence:
@@ -104,27 +106,34 @@ class LogProbProtocol(Protocol):
             else:  # nothing to compute
                 continue
             self._places.append(place)
-        options: dict[str, Any] = {}
-        if temperature is not None and temperature < 0:
-            raise InvalidField("it must not be negative", param="temperature")
-        if temperature:
-            options["temperature"] = temperature
-        if self.plan is None:
-            raise UnknownScorer(self.missing())
-        if "top_k" in self.plan.options:
-            options["top_k"], options["candidates"] = top_k, candidates
-        elif top_k or candidates:
-            raise InvalidField(
-                f"`{self.plan.scorer}` gives the log-probs of the sequence's own tokens alone: "
-                "serve a scorer of type `logprob`, or ask for no others",
-                param=self.top_k_field,
-            )
+        options = self._options(top_k, candidates, temperature)
         shows = any(isinstance(sequence, Item) for sequence in sequences)
         request = self.request(items, options=options, return_tokens=shows)
         if request is None:
             return None
         # A deployment's answer to the gateway is compact then.
         return request.model_copy(update={"encoding_format": "base64"})
+
+    def _options(
+        self, top_k: int | None, candidates: list[int] | None, temperature: float | None
+    ) -> dict[str, Any]:
+        """The scorer's options. Raises as `ask`."""
+        if self.plan is None:
+            raise UnknownScorer(self.missing())
+        options: dict[str, Any] = {}
+        if "top_k" in self.plan.options:
+            options = {"top_k": top_k, "candidates": candidates}
+        elif top_k or candidates:
+            raise InvalidField(
+                f"`{self.plan.scorer}` gives the log-probs of the sequence's own tokens alone: "
+                "serve a scorer of type `logprob`, or ask for no others",
+                param=self.top_k_field,
+            )
+        if temperature is not None and temperature < 0:
+            raise InvalidField("it must not be negative", param="temperature")
+        if temperature:
+            options["temperature"] = temperature
+        return options
 
     def write_error(self, error: RequestError) -> tuple[int, bytes]:
         param = param_of(error, self.items)
@@ -230,12 +239,6 @@ def _vllm_entry(token_id: str, log_prob: str, rank: str) -> str:
 def with_raw(content: dict[str, Any], name: str, raw: str) -> bytes:
     """An object as JSON, with one more field that is JSON already."""
     return JSON.dump(content)[:-1] + f',"{name}":{raw}}}'.encode("ascii")
-
-
-def openai_content(error: RequestError, param: str | None) -> dict[str, Any]:
-    """A failure as vLLM and the OpenAI SDK have it."""
-    detail = {"message": error.message, "type": error.code, "param": param, "code": error.status}
-    return {"error": detail}
 
 
 def fastapi_content(error: RequestError, param: str | None) -> dict[str, Any]:

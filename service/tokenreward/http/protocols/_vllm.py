@@ -143,10 +143,10 @@ def frame(kind: str, model: str | None, reply: Reply, data: list[dict[str, Any]]
 
 def openai_error(error: RequestError, field: str) -> tuple[int, bytes]:
     """A failure as vLLM and the OpenAI SDK have it. `field`: what items are called."""
-    content = {
-        "message": error.message,
-        "type": error.code,
-        "param": param_of(error, field),
-        "code": error.status,
-    }
-    return error.status, JSON.dump({"error": content})
+    return error.status, JSON.dump(openai_content(error, param_of(error, field)))
+
+
+def openai_content(error: RequestError, param: str | None) -> dict[str, Any]:
+    """The body of such a failure, whose place in the caller's body is `param`."""
+    detail = {"message": error.message, "type": error.code, "param": param, "code": error.status}
+    return {"error": detail}

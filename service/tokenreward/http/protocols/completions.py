@@ -28,11 +28,11 @@ from tokenreward.errors import InvalidField
 from tokenreward.http.protocols._log_probs import (
     GENERATES_NOTHING,
     LogProbProtocol,
-    openai_content,
     text_item,
     vllm_entries,
     with_raw,
 )
+from tokenreward.http.protocols._vllm import openai_content
 from tokenreward.wire import Item, Reply, RewardsRequest
 from tokenreward.wire.media import JSON
 

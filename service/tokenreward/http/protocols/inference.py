@@ -23,10 +23,10 @@ from tokenreward.errors import InvalidField
 from tokenreward.http.protocols._log_probs import (
     GENERATES_NOTHING,
     LogProbProtocol,
-    openai_content,
     vllm_entries,
     with_raw,
 )
+from tokenreward.http.protocols._vllm import openai_content
 from tokenreward.wire import Reply, RewardsRequest
 from tokenreward.wire.media import JSON
 

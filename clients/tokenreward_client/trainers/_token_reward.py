@@ -1,0 +1,119 @@
+"""TokenReward: what a trainer's hook asks for, one reward per token that the policy wrote.
+
+It knows the client and spans, and no trainer. Levels and returns are refused before anything is
+scored, ids are compared with the scorer's vocabulary, and an item without rewards is an error:
+trainers have no place for a reward that is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from tokenreward.alignment import fingerprint
+from tokenreward_client.client import AsyncClient
+from tokenreward_client.errors import BadArgument
+from tokenreward_client.rewards import Rewards
+from tokenreward_client.spans import text_and_spans
+from tokenreward_client.trainers._answers import check_settings
+from tokenreward_client.trainers._increments import require_increments
+
+Floats = npt.NDArray[np.float32]
+
+
+class TokenReward:
+    """Asks for one reward per token, in the tokens of the policy.
+
+        reward = TokenReward(AsyncClient(url), "attention_dense")
+        [rewards] = await reward([reward.item(prompt_ids, response_ids)])  # float32 [tokens]
+
+    Args:
+        client: It must be the hook's alone: it belongs to the event loop in which it is used.
+        scorer: The scorer's name, `endogenous` by default.
+        tokenizer: The policy's. With it, ids are refused that are not the scorer's own; without it
+            they are trusted. `by="spans"` needs it. Hooks that hold the policy's tokenizer fill it
+            in where it is None.
+        by: "ids" sends the policy's ids. "spans" sends texts with a span per id, for a scorer with
+            another tokenizer.
+        **settings: Other keywords of `client.score`: `options`, `credit`, `timeout_s`, ...
+
+    Raises:
+        BadArgument: An argument is wrong, or failed items would be let pass.
+    """
+
+    def __init__(
+        self,
+        client: AsyncClient,
+        scorer: str | None = None,
+        *,
+        tokenizer: Any = None,
+        by: Literal["ids", "spans"] = "ids",
+        **settings: Any,
+    ) -> None:
+        check_settings(settings, settings.get("on_error", "raise"))
+        if settings.get("on_error", "raise") != "raise":
+            message = 'a missing reward is an error here: leave it at "raise"'
+            raise BadArgument(message, param="on_error")
+        if by not in ("ids", "spans"):
+            raise BadArgument(f'must be "ids" or "spans", got {by!r}', param="by")
+        self.client, self.scorer, self.by = client, scorer, by
+        self.tokenizer, self._settings = tokenizer, settings
+        self._is_checked = False
+
+    def item(
+        self, prompt: Any, response_ids: Sequence[int], mask: Sequence[Any] | None = None
+    ) -> dict[str, Any]:
+        """One response as an item.
+
+        Args:
+            prompt: The prompt's ids; with `by="spans"` its text or messages.
+            response_ids: The ids of the response [n], without padding.
+            mask: 1 for the ids that the policy wrote and the loss counts [n]; None for all.
+
+        Raises:
+            BadArgument: Part of a response is masked (the turns of tools), and it goes as text.
+            NotText: The ids do not decode to valid text.
+        """
+        flags = [int(bool(flag)) for flag in (mask if mask is not None else [])]
+        is_masked = 0 in flags
+        if self.by == "ids":
+            item: dict[str, Any] = {"prompt": list(prompt), "response": list(response_ids)}
+            return item | ({"mask": flags} if is_masked else {})
+        if is_masked:
+            raise BadArgument('turns of tools can be scored by their ids alone: by="ids"')
+        text, spans, finished = text_and_spans(self.tokenizer, response_ids)
+        return {"prompt": prompt, "response": text, "spans": spans, "finished": finished}
+
+    async def answers(self, items: Sequence[dict[str, Any]]) -> list[Rewards]:
+        """The answer for each item. Of masked tokens the rewards are 0.
+
+        Raises:
+            ClientError: The rewards must not be added up, or an item has none.
+        """
+        if not self._is_checked:
+            require_increments(await self.client.scorers(), self.scorer, self._settings)
+            if self.by == "ids" and self.tokenizer is not None:
+                own = fingerprint(self.tokenizer.get_vocab())
+                self._settings = {"fingerprint": own, **self._settings}
+            self._is_checked = True
+        return await self.client.score(items, self.scorer, **self._settings)
+
+    async def __call__(self, items: Sequence[dict[str, Any]]) -> list[Floats]:
+        """The rewards of each item, float32 [n], as `answers` has them."""
+        vectors = [answer.rewards for answer in await self.answers(items)]
+        assert all(vector is not None for vector in vectors)  # one scorer, or several combined
+        return [vector for vector in vectors if vector is not None]
+
+
+def padded(vectors: Sequence[Any], masks: Sequence[Any]) -> tuple[npt.NDArray[Any], Any]:
+    """Vectors and masks of several lengths as float64 [B, T] and 0 or 1 [B, T], padded with 0 on
+    the right."""
+    shape = (len(vectors), max(map(len, vectors), default=0))
+    rewards, mask = np.zeros(shape), np.zeros(shape, dtype=np.int64)
+    for row, (vector, flags) in enumerate(zip(vectors, masks, strict=True)):
+        rewards[row, : len(vector)] = vector
+        mask[row, : len(flags)] = flags
+    return rewards, mask

@@ -54,7 +54,7 @@ sweep: $(STAMP)  ## every language model and classifier of transformers, tiny, a
 
 trainers: $(STAMP) $(TRAINERS_STAMP)  ## the protocols and adapters against the trainers' own published code
 	@echo "==> running the trainers' own clients; SLIME_CHECKOUT, PRIME_RL_CHECKOUT and RLLM_CHECKOUT name what PyPI has not"
-	@TRAINERS_SITE=$(TRAINERS_SITE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/trainers $(ARGS)
+	@TRAINERS_SITE=$(TRAINERS_SITE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/trainers -o filterwarnings=ignore $(ARGS)
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || { echo "==> creating $(VENV)"; $(PYTHON) -m venv $(VENV); }

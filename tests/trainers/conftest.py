@@ -16,15 +16,6 @@ from fakes import web
 from tokenreward_client import Client
 
 START_S = 240.0
-# Trainers warn of what is missing here.
-IGNORED = ("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if item.path.is_relative_to(os.path.dirname(__file__)):
-            for ignored in (*IGNORED, "ignore::ResourceWarning", "ignore::SyntaxWarning"):
-                item.add_marker(pytest.mark.filterwarnings(ignored))
 
 
 @pytest.fixture(scope="session")

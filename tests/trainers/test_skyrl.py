@@ -18,7 +18,8 @@ from tokenreward_client.trainers.skyrl import DenseGenerator
 
 SITE = published.site()
 MISSING = (
-    "cloudpathlib", "loguru", "pybase64", "omegaconf", "skyrl_gym", "tensordict", "torchdata", "hydra", "PIL",
+    "PIL", "cloudpathlib", "hydra", "loguru", "omegaconf", "pybase64", "skyrl_gym", "tensordict",
+    "torchdata",
 )  # fmt: skip
 PROMPTS, RESPONSES = [[5, 6, 7, 8], [5, 6]], [[9, 10, 11, 12, 13], [14, 15, 16]]
 MASKS = [[1, 1, 0, 1, 1], [1, 1, 1]]

@@ -49,12 +49,12 @@ class DenseAlgorithm(Algorithm):  # type: ignore[misc]  # prime-rl is not there 
         traces = []
         for episode in episodes:
             traces += [trace for trace in episode.traces if _outcomes(trace)]
-        branches = [branch for trace in traces for branch in trace.branches]
+        branches = [branch for trace in traces for branch in _sampled_branches(trace)]
         vectors = iter(await self.reward([self._item(branch) for branch in branches]))
         rewards = []
         for trace in traces:
             by_node: dict[int, list[float]] = {}
-            for branch in trace.branches:
+            for branch in _sampled_branches(trace):
                 vector = next(vectors)
                 padding = np.zeros(len(branch.token_ids) - len(vector))
                 _note_nodes(by_node, branch, np.concatenate((padding, vector)))
@@ -70,10 +70,14 @@ class DenseAlgorithm(Algorithm):  # type: ignore[misc]  # prime-rl is not there 
             assign_advantages(trace, own.tolist())
 
     def _item(self, branch: Any) -> dict[str, Any]:
-        mask = [flag for node in branch.nodes for flag in node.mask]
+        mask = branch.sampled_mask
         start = mask.index(True)
         ids = branch.token_ids
         return self.reward.item(ids[:start], ids[start:], mask[start:])
+
+
+def _sampled_branches(trace: Any) -> list[Any]:
+    return [branch for branch in trace.branches if any(branch.sampled_mask)]
 
 
 def _outcomes(trace: Any) -> list[float]:

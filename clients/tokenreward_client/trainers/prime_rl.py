@@ -50,7 +50,12 @@ class DenseAlgorithm(Algorithm):  # type: ignore[misc]  # prime-rl is not there 
         for episode in episodes:
             traces += [trace for trace in episode.traces if _outcomes(trace)]
         branches = [branch for trace in traces for branch in _sampled_branches(trace)]
-        vectors = iter(await self.reward([self._item(branch) for branch in branches]))
+        items = []
+        for branch in branches:
+            mask, ids = branch.sampled_mask, branch.token_ids
+            start = mask.index(True)
+            items.append(self.reward.item(ids[:start], ids[start:], mask[start:]))
+        vectors = iter(await self.reward(items))
         rewards = []
         for trace in traces:
             by_node: dict[int, list[float]] = {}
@@ -68,12 +73,6 @@ class DenseAlgorithm(Algorithm):  # type: ignore[misc]  # prime-rl is not there 
             outcomes = np.asarray(_outcomes(trace))
             own = row[: len(outcomes)] + self.outcome_weight * outcomes
             assign_advantages(trace, own.tolist())
-
-    def _item(self, branch: Any) -> dict[str, Any]:
-        mask = branch.sampled_mask
-        start = mask.index(True)
-        ids = branch.token_ids
-        return self.reward.item(ids[:start], ids[start:], mask[start:])
 
 
 def _sampled_branches(trace: Any) -> list[Any]:

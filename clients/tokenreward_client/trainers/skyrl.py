@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from tokenreward_client.errors import BadArgument
 from tokenreward_client.trainers._token_reward import TokenReward
 
@@ -56,11 +58,7 @@ class DenseGenerator(Generator):  # type: ignore[misc]  # SkyRL is not there whe
             row = vector.tolist()
             if self.outcome_weight and any(mask):
                 last = max(place for place, flag in enumerate(mask) if flag)
-                row[last] += self.outcome_weight * _total(outcome)
+                # An environment gives a number, or one per token.
+                row[last] += self.outcome_weight * float(np.sum(outcome))
             rewards.append(row)
         return {**output, "rewards": rewards}
-
-
-def _total(outcome: float | list[float]) -> float:
-    """An environment gives a number, or one per token."""
-    return sum(outcome) if isinstance(outcome, list) else outcome

@@ -41,7 +41,11 @@ class DenseHooks:
         `score` is the scorer's, or the sum of the rewards if it has none.
         """
         samples = sample if isinstance(sample, list) else [sample]
-        items = [self._item(each) for each in samples]
+        items = []
+        for each in samples:
+            start = len(each.tokens) - each.response_length
+            prompt = each.prompt if self._reward.by == "spans" else each.tokens[:start]
+            items.append(self._reward.item(prompt, each.tokens[start:], each.loss_mask))
         replies = []
         for answer in await self._reward.answers(items):
             assert answer.rewards is not None  # one scorer, or several combined
@@ -64,12 +68,14 @@ class DenseHooks:
         groups = [sample.group_index for sample in samples[::size]]
         if len(samples) % size or [s.group_index for s in samples] != sorted(groups * size):
             raise BadArgument(f"the samples are no whole groups of {size}, one after another")
+        masks = []
         for sample in samples:
             if len(sample.reward["token_rewards"]) != sample.response_length:
                 raise BadArgument(f"sample {sample.index} has no reward for each of its tokens")
-        rewards, mask = padded(
-            [sample.reward["token_rewards"] for sample in samples], list(map(_flags, samples))
-        )
+            flags = sample.loss_mask or [1] * sample.response_length
+            # slime takes these out of its loss, and so they count in no group's mean.
+            masks.append([0] * len(flags) if sample.remove_sample else flags)
+        rewards, mask = padded([sample.reward["token_rewards"] for sample in samples], masks)
         advantages = dense_advantages(rewards, mask, num_generations=size, **self._dense)
         rows = zip(advantages, samples, strict=True)
         tensors = [
@@ -95,17 +101,3 @@ class DenseHooks:
             advantages.append(own)
         rollout_data["advantages"] = advantages
         rollout_data["returns"] = list(advantages)
-
-    def _item(self, sample: Any) -> dict[str, Any]:
-        start = len(sample.tokens) - sample.response_length
-        prompt = sample.prompt
-        if self._reward.by == "ids":
-            prompt = sample.tokens[:start]
-        return self._reward.item(prompt, sample.tokens[start:], sample.loss_mask)
-
-
-def _flags(sample: Any) -> list[int]:
-    """1 for the tokens that the loss counts [response_length]."""
-    if sample.remove_sample:
-        return [0] * sample.response_length
-    return sample.loss_mask or [1] * sample.response_length

@@ -122,8 +122,27 @@ def test_a_model_that_sees_how_long_a_row_is_and_no_later_token_is_refused() -> 
         return output
 
     model.forward = forward.__get__(model)
-    with pytest.raises(CheckpointRefused, match="when it ends earlier"):
+    with pytest.raises(CheckpointRefused, match=r"not read from left to right.*it ends earlier"):
         probe(model)
+    model.config.index_topk = 4  # as of models whose attention chooses keys
+    with pytest.raises(CheckpointRefused, match=r"`index_topk: 4`.*the length of a row decides"):
+        probe(model)
+
+
+def test_what_a_model_raises_in_a_layout_is_one_line_of_its_reason() -> None:
+    model = tiny.model("llama")
+    own = type(model.model).forward
+
+    def forward(self: Any, *, position_ids: Any = None, **arguments: Any) -> Any:
+        if position_ids is not None:
+            raise ValueError("no positions\n" * 1000)
+        return own(self, **arguments)
+
+    model.model.forward = forward.__get__(model.model)
+    reason = probe(model).reason
+    assert reason is not None
+    assert "raises ValueError: no positions" in reason
+    assert "\n" not in reason
 
 
 def test_a_models_maps_are_right_where_its_attention_cannot_be_set_when_it_is_loaded() -> None:

@@ -21,12 +21,11 @@ from transformers import CONFIG_MAPPING
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
 from tokenreward.checkpoints.gguf import why_no_gguf
-from tokenreward.checkpoints.refusal import CheckpointRefused, few
+from tokenreward.checkpoints.refusal import CheckpointRefused, few, one_line
 from tokenreward.checkpoints.weight_files import find, list_files, why_no_weights
 from tokenreward.settings import DeploymentSettings
 from tokenreward.text.tokenizer import Tokenizer
 
-_MOST_CHARACTERS = 300  # of a library's own message
 _NUM_TOKENS = 6
 _LFS_POINTER = b"version https://git-lfs"
 _SENTENCEPIECE_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "spm.model")
@@ -263,6 +262,4 @@ def _first_line(error: Exception, settings: DeploymentSettings | None) -> str:
     if unknown is not None and settings is not None:
         kind = "language model" if settings.task == "causal_lm" else "reward model"
         return f"transformers has no {kind} for a {unknown[1]}"
-    line = re.split(r"\s*\n\s*", text)[0][:_MOST_CHARACTERS]
-    name = type(error).__name__
-    return f"{name}: {line}" if line else name
+    return one_line(error)

@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+_MOST_CHARACTERS = 300
+
 
 class CheckpointRefused(ValueError):
     """A checkpoint that cannot be served; the message says what is missing and what to do."""
@@ -28,6 +30,14 @@ def refuse_incomplete(info: dict[str, Any]) -> None:
                 f"it {fault} {few(sorted(keys))}: these weights would be random. Check `task` and "
                 "the files of the checkpoint."
             )
+
+
+def one_line(error: Exception) -> str:
+    """An exception of another library in one line: its type, and the first line of its message.
+    Some libraries go on for thousands of characters."""
+    line = str(error).strip().partition("\n")[0].rstrip()[:_MOST_CHARACTERS]
+    name = type(error).__name__
+    return f"{name}: {line}" if line else name
 
 
 def few(names: Iterable[str], most: int = 3) -> str:

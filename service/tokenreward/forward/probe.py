@@ -17,6 +17,7 @@ from typing import get_args
 import torch
 
 from tokenreward.checkpoints.checkpoint import Checkpoint
+from tokenreward.checkpoints.refusal import one_line
 from tokenreward.contract import Needs, Outputs, Reading, RowRequest
 from tokenreward.forward.layout import Layout, differences, float32_bounds
 from tokenreward.forward.packed import PackedLayout
@@ -188,7 +189,7 @@ def _misfit(
                 fault = f"differs from the model's own forward in {gap}"
                 break
     except Exception as error:  # whatever the model raises means the same: it cannot be run so
-        fault = f"raises {type(error).__name__}: {error}"
+        fault = f"raises {one_line(error)}"
     if fault is not None and checkpoint.model.config._attn_implementation != implementation:
         checkpoint.model.set_attn_implementation(implementation)
     return fault

@@ -43,6 +43,9 @@ _TWO_WAY = {
     "attn_type": "bi",
 }
 
+# Fields of models whose attention takes the keys with the highest scores alone.
+_CHOOSING = ("index_topk", "keep_window_size")
+
 
 def refuse_unsound(checkpoint: Checkpoint, requests: Sequence[RowRequest]) -> None:
     """Refuses a model by the longest of some rows: see `refuse_look_ahead`, and `refuse_wrong_map`
@@ -84,10 +87,8 @@ def refuse_look_ahead(checkpoint: Checkpoint, request: RowRequest) -> None:
         difference, bound = _difference(checkpoint, ours, theirs)
         if not difference <= bound:  # NaN is refused, too
             kind = "values" if needs.values else "logits"
-            raise CheckpointRefused(
-                f"{type(checkpoint.model).__name__} does not read from left to right: the {kind} "
-                f"of a row change by {difference:.1e} when {change}{_why(checkpoint)}"
-            )
+            told = f"the {kind} of a row change by {difference:.1e} when {change}"
+            raise CheckpointRefused(_cause(checkpoint, told, is_cut=len(variant.ids) < len(ids)))
 
 
 def refuse_wrong_map(checkpoint: Checkpoint, request: RowRequest) -> None:
@@ -162,6 +163,26 @@ def _has_sinks(trunk: Any) -> bool:
     """Whether scores without a token take a share of the attention."""
     names = [name for name, _ in trunk.named_parameters()]
     return any("sink" in name for name in names)
+
+
+def _cause(checkpoint: Checkpoint, told: str, *, is_cut: bool) -> str:
+    """Why a model's numbers are no numbers of a prefix, in a sentence.
+
+    Args:
+        checkpoint: The model.
+        told: What was seen.
+        is_cut: Whether it was seen of a row that was cut alone, and no later token has an effect.
+    """
+    name = type(checkpoint.model).__name__
+    fields = checkpoint.text_config.to_dict()
+    chosen = [f"{field}: {fields[field]}" for field in _CHOOSING if fields.get(field)]
+    if is_cut and chosen:
+        return (
+            f"{name} does not read a prefix as it reads the same tokens in a longer row: {told}; "
+            f"its attention chooses keys (config.json has `{chosen[0]}`), and the length of a row "
+            "decides between keys with equal scores"
+        )
+    return f"{name} does not read from left to right: {told}{_why(checkpoint)}"
 
 
 def _why(checkpoint: Checkpoint) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from tokenreward.checkpoints.checkpoint import Checkpoint
-from tokenreward.checkpoints.refusal import CheckpointRefused
+from tokenreward.checkpoints.refusal import CheckpointRefused, one_line
 from tokenreward.contract import Outputs, Row, RowRequest
 from tokenreward.forward.layout import ByKind, Gap, Layout, differences, gap, largest, numbers
 from tokenreward.forward.plain import PlainLayout, rope_switch
@@ -102,9 +102,7 @@ def own_numbers(
     except CheckpointRefused:
         raise
     except Exception as error:
-        raise CheckpointRefused(
-            f"{name} cannot be read: {type(error).__name__}: {error}"
-        ) from error
+        raise CheckpointRefused(f"{name} cannot be read: {one_line(error)}") from error
     for row in outputs:
         if not all(np.isfinite(values).all() for values in numbers(row).values()):
             raise CheckpointRefused(

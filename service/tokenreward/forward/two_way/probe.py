@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from tokenreward.checkpoints.checkpoint import Checkpoint
-from tokenreward.checkpoints.refusal import CheckpointRefused
+from tokenreward.checkpoints.refusal import CheckpointRefused, one_line
 from tokenreward.contract import Needs, Outputs, Reading, Row, RowRequest
 from tokenreward.forward.layout import differences, float32_bounds, gap
 from tokenreward.forward.trial import coarse_bounds, random_rows
@@ -81,9 +81,7 @@ def _own_outputs(
     except CheckpointRefused:
         raise
     except Exception as error:  # the model's own code raises errors of all kinds
-        raise CheckpointRefused(
-            f"{name} cannot be read: {type(error).__name__}: {error}"
-        ) from error
+        raise CheckpointRefused(f"{name} cannot be read: {one_line(error)}") from error
     if not np.isfinite([outputs.pooled or 0.0 for outputs in truth]).all():
         raise CheckpointRefused(f"{name} gives NaN or infinity")
     sums = [outputs.attention["last"].sum() for outputs in truth if outputs.attention]

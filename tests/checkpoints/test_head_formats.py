@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from fakes import oracle, tiny
 from fakes.pages import page
@@ -20,7 +20,7 @@ from fakes.tiny import tokenizer_of
 from tokenreward.checkpoints.checkpoint import Checkpoint, CheckpointRefused, load_checkpoint
 from tokenreward.checkpoints.head_formats import FORMATS
 from tokenreward.contract import Needs, Row, RowRequest
-from tokenreward.forward.own_call import compare_with_own_call
+from tokenreward.forward.own_call import compare_with_own_call, skipped_token
 from tokenreward.forward.packed import PackedLayout
 from tokenreward.forward.plain import PlainLayout
 from tokenreward.settings import DeploymentSettings
@@ -521,23 +521,26 @@ def test_a_head_of_another_width_is_refused(tmp_path: Path) -> None:
 def test_a_trunk_whose_tokens_see_the_ones_after_them_is_refused(
     tmp_path: Path, dtype: str
 ) -> None:
-    from transformers import BertConfig, BertForTokenClassification
+    from transformers import Gemma3TextConfig, Gemma3TextForSequenceClassification
 
-    config = BertConfig(
+    config = Gemma3TextConfig(
         vocab_size=320,
         hidden_size=32,
         intermediate_size=48,
         num_hidden_layers=2,
         num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
         num_labels=1,
+        use_bidirectional_attention=True,
     )
     torch.manual_seed(0)
-    model = BertForTokenClassification(config)
+    model = Gemma3TextForSequenceClassification(config)
     for parameter in model.parameters():
         parameter.data.mul_(8.0)
     model.save_pretrained(tmp_path)
     tiny.tokenizer().save_pretrained(tmp_path)
-    assert "BertForTokenClassification is no decoder" in refusal_of(tmp_path, dtype=dtype)
+    assert "Gemma3TextForSequenceClassification is no decoder" in refusal_of(tmp_path, dtype=dtype)
 
 
 def openrlhf(folder: Path, **config: Any) -> Path:
@@ -595,6 +598,46 @@ def test_a_prefix_of_the_configuration_that_is_known_anyway_adds_nothing(tmp_pat
     )
 
 
+@pytest.mark.parametrize(
+    ("config", "pools_end"),
+    [
+        ({}, True),
+        ({"architectures": ["RewardModel"], "mean": -0.5, "std": 2.0}, True),
+        ({"num_labels": 1, "value_head_prefix": "score"}, True),
+        ({"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}, True),
+        ({"num_labels": 1}, False),
+    ],
+    ids=str,
+)
+def test_a_head_that_no_class_of_transformers_trained_pools_the_last_token_also_if_it_is_padding(
+    tmp_path: Path, config: dict[str, Any], pools_end: bool
+) -> None:
+    """OpenRLHF pools the last token of the attention mask, and its config.json is the language
+    model's: two labels, transformers' default. A class of transformers writes one."""
+    trunk, head, _ = CASES["score"]
+    tokenizer = tiny.tokenizer()
+    pad_id = tokenizer.eos_token_id
+    folder = write(
+        tmp_path, "llama", trunk(tiny.model("llama")) | head, {"pad_token_id": pad_id, **config}
+    )
+    checkpoint = load(folder)
+    assert skipped_token(checkpoint) == (None if pools_end else pad_id)
+    if pools_end:
+        line = compare_with_own_call(checkpoint, tokenizer_of(checkpoint), None)
+        assert "of the same head's templated call" in line and "pooled before" not in line
+
+
+def test_statistics_of_several_labels_are_no_matter_where_they_are_not_applied(
+    tmp_path: Path,
+) -> None:
+    folder, head = safe_rlhf(tmp_path, do_normalize=False)
+    tensors = load_file(folder / "model.safetensors")
+    tensors |= {f"normalizer.{name}": torch.ones(2) for name in ("mean", "var")}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    assert_values(load(folder), lambda ids: truth("llama", head, ids))
+    assert "normalizer.mean of 2 labels" in refusal_of(folder, normalize_reward=True)
+
+
 def safe_rlhf(folder: Path, **config: Any) -> tuple[Path, Tensors]:
     """As safe-rlhf writes a reward model: the statistics of its training beside the head."""
     head = linear("score_head", bias=True)
@@ -611,6 +654,9 @@ def safe_rlhf(folder: Path, **config: Any) -> tuple[Path, Tensors]:
     ("config", "setting", "mean", "std"),
     [
         ({"do_normalize": True}, None, 0.75, 3.0),
+        ({"do_normalize": True, "score_type": "reward"}, None, 0.75, 3.0),
+        ({"do_normalize": True, "score_type": "cost"}, None, 0.0, 3.0),
+        ({"do_normalize": True, "score_type": "critic"}, None, 0.0, 1.0),
         ({"do_normalize": True, "normalize_function": "scale"}, None, 0.0, 3.0),
         ({"do_normalize": True, "normalize_function": "translate"}, None, 0.75, 1.0),
         ({"do_normalize": False}, None, 0.0, 1.0),

@@ -113,6 +113,10 @@ class Adapter:
         LoRA's matrices, and not the value head's file."""
         return {key: tensor for key, tensor in self.tensors.items() if ".lora_" not in key}
 
+    def holds(self, module: str) -> bool:
+        """Whether weights of a module of this name stand in place of the base's, or beside it."""
+        return any(key.startswith(f"{module}.") for key in [*self.whole_weights, *self.value_head])
+
     def add_to(self, model: Any, *, except_for: Collection[str] = ()) -> None:
         """Puts the adapter on the model, in the dtype of the model's weights.
 

@@ -3,7 +3,7 @@ ModernBERT) and encoder-decoders (T5, BART), and decoders whose head is more tha
 
 There is no value at a token, as tokens see the tokens after them or the class reads more than one:
 the class's own call gives one score for a row, and that is all. This module knows no architecture
-by name; what transformers trains by masking words is an encoder.
+by name.
 """
 
 from __future__ import annotations
@@ -11,46 +11,64 @@ from __future__ import annotations
 from typing import Any
 
 from transformers import (
-    MODEL_FOR_MASKED_LM_MAPPING,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoModelForSequenceClassification,
 )
 
 from tokenreward.checkpoints.pretrained import load_pretrained, read_config
+from tokenreward.checkpoints.refusal import CheckpointRefused, few, refuse_incomplete
+from tokenreward.checkpoints.value_head import label_names, label_weights
+from tokenreward.settings import DeploymentSettings
+
+_LABEL_FIELDS = frozenset({"label", "label_weights"})
 
 
-def is_encoder(source: str, arguments: dict[str, Any]) -> bool:
-    """Whether a checkpoint is an encoder or encoder-decoder, by its configuration.
+def unread_settings(settings: DeploymentSettings) -> list[str]:
+    """The settings of a deployment that a classifier has no use for, as the operator writes
+    them."""
+    head = set() if settings.head is None else settings.head.model_fields_set
+    names = [f"head: {{{field}: ...}}" for field in sorted(head - _LABEL_FIELDS)]
+    for field in ("adapter", "normalize_reward"):
+        if getattr(settings, field):
+            names.append(field)
+    return [f"`{name}`" for name in names]
+
+
+def load_classifier(source: str, settings: DeploymentSettings, arguments: dict[str, Any]) -> Any:
+    """A model of transformers' class for sequence classification, on the CPU.
 
     Args:
         source: A folder or hub id.
-        arguments: transformers' own `from_pretrained` arguments for this deployment.
-    """
-    config = read_config(source, arguments)
-    if getattr(config, "is_encoder_decoder", False):
-        return True
-    return type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
-
-
-def load_classifier(source: str, arguments: dict[str, Any]) -> Any | None:
-    """A model of transformers' class for sequence classification, with one or two labels, on the
-    CPU.
-
-    Args:
-        source: A folder or hub id.
+        settings: The deployment's.
         arguments: transformers' own `from_pretrained` arguments for this deployment.
 
-    Returns:
-        The model; None if the checkpoint's weights are not exactly those of such a class. Also
-        raises what transformers and safetensors raise.
+    Raises:
+        CheckpointRefused: There is no such class, the checkpoint's weights are not exactly those of
+            it, several labels are there and none is named, or a setting has no use. Also raises
+            what transformers and safetensors raise.
     """
     config = read_config(source, arguments)
     if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
-        return None
+        raise CheckpointRefused(
+            f"transformers has no class for sequence classification with a {type(config).__name__}"
+        )
+    own = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)].__name__
+    unread = unread_settings(settings)
+    if unread:
+        raise CheckpointRefused(f"{own} scores whole rows, and has no use for {few(unread)}")
     model, info = load_pretrained(
         AutoModelForSequenceClassification, source, arguments, config=config
     )
-    is_complete = not any(
-        info.get(kind) for kind in ("missing_keys", "mismatched_keys", "unexpected_keys")
-    )
-    return model if is_complete and config.num_labels in (1, 2) else None
+    unexpected = sorted(info.get("unexpected_keys") or ())
+    written = getattr(config, "architectures", None) or [own]
+    if own not in written and (unexpected or info.get("missing_keys")):
+        raise CheckpointRefused(
+            f"config.json says that it is a {written[0]}; a score of whole rows needs a {own}"
+        )
+    refuse_incomplete(info)
+    if unexpected:
+        raise CheckpointRefused(
+            f"{own} has no place for {few(unexpected)}, which nothing would read"
+        )
+    label_weights(label_names(config, config.num_labels), settings.head)
+    return model

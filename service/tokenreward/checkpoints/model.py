@@ -12,18 +12,13 @@ import torch
 from transformers import AutoTokenizer
 
 from tokenreward.checkpoints.adapter import Adapter
-from tokenreward.checkpoints.classifier import is_encoder, load_classifier
+from tokenreward.checkpoints.classifier import load_classifier
 from tokenreward.checkpoints.gguf import load_gguf
 from tokenreward.checkpoints.load_failure import refuse_unknown_quantisation
-from tokenreward.checkpoints.pretrained import load_language_model
+from tokenreward.checkpoints.pretrained import encoder_kind, load_language_model, read_config
 from tokenreward.checkpoints.refusal import CheckpointRefused
 from tokenreward.checkpoints.reward_model import load_reward_model
 from tokenreward.settings import DeploymentSettings
-
-_SERVED_ENCODERS = (
-    "It is an encoder: served are those of transformers' own class for sequence classification, "
-    "with one or two labels, and without `adapter`, `head` and `normalize_reward`"
-)
 
 
 def load_model(
@@ -66,18 +61,18 @@ def _load_scoring_model(
 ) -> tuple[Any, Any, str | None]:
     """A reward model: a head over tokens, or else a class that scores whole rows. An encoder is the
     second in any case, as its tokens see the tokens after them."""
-    may_be_classifier = adapter is None and settings.head is None and not settings.normalize_reward
-    if may_be_classifier and is_encoder(source, arguments):
-        classifier = load_classifier(source, arguments)
-        if classifier is not None:
-            return classifier, tokenizer, None
+    kind = encoder_kind(read_config(source, arguments))
+    if kind is not None:
+        try:
+            return load_classifier(source, settings, arguments), tokenizer, None
+        except CheckpointRefused as error:
+            raise CheckpointRefused(f"it is an {kind}: {error}") from None
     try:
         model, head_format = load_reward_model(source, settings, arguments, adapter=adapter)
-    except CheckpointRefused as error:
-        classifier = load_classifier(source, arguments) if may_be_classifier else None
-        if classifier is None and is_encoder(source, arguments):
-            raise CheckpointRefused(f"{error}. {_SERVED_ENCODERS}") from None
-        if classifier is None:
-            raise
-        return classifier, tokenizer, None
+    except CheckpointRefused:
+        try:
+            return load_classifier(source, settings, arguments), tokenizer, None
+        except CheckpointRefused:
+            pass  # the first cause is the one to tell
+        raise
     return model, tokenizer, head_format

@@ -16,6 +16,7 @@ from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
     MODEL_FOR_MULTIMODAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
@@ -25,7 +26,7 @@ from transformers import (
 )
 
 from tokenreward.checkpoints.load_failure import quantisation
-from tokenreward.checkpoints.refusal import refuse_incomplete
+from tokenreward.checkpoints.refusal import CheckpointRefused, refuse_incomplete
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _WRAPPERS = (
@@ -48,11 +49,29 @@ def load_language_model(source: str, arguments: dict[str, Any]) -> Any:
     config = read_config(source, arguments)
     auto: Any = AutoModelForCausalLM
     # A model with code of its own is in no table, and has its class from there.
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or config.is_encoder_decoder:
+        kind = encoder_kind(config)
+        if kind is not None:
+            raise CheckpointRefused(
+                f"it is an {kind} ({type(config).__name__}), and no decoder that predicts each "
+                "token from those before it"
+            )
         auto = next((auto for table, auto in _WRAPPERS if type(config) in table), auto)
     model, info = load_pretrained(auto, source, arguments)
     refuse_incomplete(info)
     return model
+
+
+def encoder_kind(config: Any) -> str | None:
+    """"encoder" or "encoder-decoder" for a configuration of one, None for a decoder's.
+
+    What transformers trains by masking words is an encoder.
+    """
+    if getattr(config, "is_encoder_decoder", False):
+        return "encoder-decoder"
+    if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
+        return "encoder"
+    return None
 
 
 def read_config(source: str, arguments: dict[str, Any]) -> Any:

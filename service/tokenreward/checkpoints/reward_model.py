@@ -27,16 +27,11 @@ from transformers import (
 )
 
 from tokenreward.checkpoints.adapter import Adapter, merge_head
+from tokenreward.checkpoints.affine import AFFINE, take_stored_affine
 from tokenreward.checkpoints.head_formats import FORMATS, find_head, find_heads, find_trunks
 from tokenreward.checkpoints.pretrained import load_pretrained
 from tokenreward.checkpoints.refusal import CheckpointRefused, few, refuse_incomplete
-from tokenreward.checkpoints.value_head import (
-    AFFINE,
-    ATTRIBUTE,
-    ValueHead,
-    head_module,
-    take_stored_affine,
-)
+from tokenreward.checkpoints.value_head import ATTRIBUTE, ValueHead, head_module
 from tokenreward.checkpoints.weight_files import find_tensors, have_equal_tensors, read_tensor
 from tokenreward.settings import DeploymentSettings, HeadSettings
 
@@ -76,6 +71,8 @@ def load_reward_model(
     config: Any = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trusted)
     affine = _take_affine(config, settings, file_of)
     module, tensors, other_heads = _find_head(config, settings.head, file_of, adapter)
+    is_tuned = adapter is not None and adapter.holds(module)
+    config.pools_last_token = not is_tuned and not _is_of_class(config, tensors)
     renames, other_trunks = _find_trunk(config, settings, file_of)
     model, info = None, dict[str, Any]()
     if module in _CLASS_HEADS and "weight" in tensors:
@@ -143,6 +140,19 @@ def _find_head(
     names = {place: f"{module}.{place}" for place in places}
     tensors = {place: read_tensor(file_of[name], name) for place, name in names.items()}
     return module, tensors, others
+
+
+def _is_of_class(config: Any, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a head was trained by a class of transformers, which writes the number of its labels
+    into config.json and passes over padding before it pools.
+
+    OpenRLHF puts a head of its own beside the trunk, and config.json is that of the language model:
+    it has two labels, transformers' default. It pools the last token of the attention mask, and
+    newer releases also write `value_head_prefix`.
+    """
+    if getattr(config, "value_head_prefix", None) is not None or "weight" not in tensors:
+        return False
+    return bool(config.num_labels == tensors["weight"].shape[0])
 
 
 def _gate_names(file_of: Iterable[str], settings: HeadSettings | None) -> set[str]:

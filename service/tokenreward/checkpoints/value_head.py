@@ -7,17 +7,13 @@ It computes in float32 whatever the trunk's dtype:
     label  = the logit, or logit[1] - logit[0] of two
              of any number: the one that the operator names, or sum_k weight_k logit_k
 
-f is a ReLU unless the operator says otherwise. mean and std are 0 and 1 unless the checkpoint's
-configuration, or the operator, sets `normalize_reward` (OpenRLHF's eval-mode forward; safe-rlhf
-stores them as tensors and says `do_normalize`). It knows modules and tensors; which tensors of a
-checkpoint are its head is for `head_formats`.
+f is a ReLU unless the operator says otherwise. mean and std are 0 and 1 unless `affine` reads others.
+It knows modules and tensors; which tensors of a checkpoint are its head is for `head_formats`.
 """
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -25,12 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tokenreward.checkpoints.affine import read_affine
 from tokenreward.checkpoints.refusal import CheckpointRefused
 from tokenreward.settings import HeadSettings
 
 _TILE_ROWS = 1024
-# Tensors of a stored normaliser: `normalizer.mean`, `normalizer.var`, ..., or `mean` and `std`.
-AFFINE = re.compile(r"(?:.*normalizer\.)?(mean|std|var|count)")
 # Where transformers' classes have their head. A head of another kind of checkpoint is put under the
 # first of these names.
 _ATTRIBUTES = ("score", "classifier")
@@ -89,16 +84,16 @@ class ValueHead:
         if settings and "activation" in settings.model_fields_set and len(linears) == 1:
             raise CheckpointRefused("`head: {activation: ...}` has no effect: the head is a Linear")
         num_labels = linears[-1].out_features
-        label_names = _label_names(model.config, num_labels)
-        weights = _label_weights(label_names, settings)
+        names = label_names(model.config, num_labels)
+        weights = label_weights(names, settings)
         shapes = [f"Linear({layer.in_features}, {layer.out_features})" for layer in linears]
         note = f", {type(activation).__name__}, ".join(shapes)
-        mean, std, affine_note = _affine(model.config)
+        mean, std, affine_note = read_affine(model.config)
         if weights is not None:
-            labels = [f"{w:g} {name}" for w, name in zip(weights, label_names, strict=True) if w]
+            labels = [f"{w:g} {name}" for w, name in zip(weights, names, strict=True) if w]
             note = f"{note}, {' + '.join(labels)}{affine_note}"
             on_device = torch.tensor(weights, device=linears[-1].weight.device)
-            return cls(linears, activation, mean, std, note, on_device, label_names)
+            return cls(linears, activation, mean, std, note, on_device, names)
         if num_labels == 2:
             note += ", logit[1] - logit[0]"
         return cls(linears, activation, mean, std, note + affine_note)
@@ -162,36 +157,6 @@ def head_module(tensors: dict[str, Tensor], activation: str = "relu") -> nn.Modu
     return nn.Sequential(*modules)
 
 
-def take_stored_affine(config: Any, tensors: Mapping[str, Tensor]) -> None:
-    """Puts a mean and a variance that are stored as tensors into the configuration, where
-    `ValueHead` reads them. safe-rlhf stores them so, and says in config.json whether to use them.
-
-    Args:
-        config: The checkpoint's configuration, which is changed.
-        tensors: Those whose names are of the form `AFFINE`.
-
-    Raises:
-        CheckpointRefused: There are several means, one per label.
-    """
-    for name, tensor in tensors.items():
-        if tensor.numel() != 1:
-            raise CheckpointRefused(
-                f"it stores {name} of {tensor.numel()} labels; one label can be normalised"
-            )
-        field, value = name.split(".")[-1], float(tensor)
-        if field == "var":
-            config.std = math.sqrt(value)
-        elif field != "count":
-            setattr(config, field, value)
-    function = getattr(config, "normalize_function", "affine")
-    if tensors and function in ("scale", "identity"):
-        config.mean = 0.0
-    if tensors and function in ("translate", "identity"):
-        config.std = 1.0
-    if tensors and getattr(config, "normalize_reward", None) is None:
-        config.normalize_reward = bool(getattr(config, "do_normalize", False))
-
-
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     state = {"weight": weight.float()}
     if bias is not None:
@@ -223,7 +188,7 @@ def _layers_of(module: object) -> tuple[tuple[nn.Linear, ...], nn.Module] | None
     return tuple(linears), layers[1]
 
 
-def _label_names(config: Any, num_labels: int) -> tuple[str, ...]:
+def label_names(config: Any, num_labels: int) -> tuple[str, ...]:
     """What each label is called: by config.json, if it has names for just these labels."""
     names = getattr(config, "id2label", None) or {}
     labels = [str(names.get(label, f"LABEL_{label}")) for label in range(num_labels)]
@@ -232,7 +197,7 @@ def _label_names(config: Any, num_labels: int) -> tuple[str, ...]:
     return tuple(labels)
 
 
-def _label_weights(names: Sequence[str], settings: HeadSettings | None) -> list[float] | None:
+def label_weights(names: Sequence[str], settings: HeadSettings | None) -> list[float] | None:
     """The weight of each label; None for a single label, or the difference of two.
 
     Raises:
@@ -261,39 +226,3 @@ def _label_weights(names: Sequence[str], settings: HeadSettings | None) -> list[
             "is the reward, or `head: {label_weights: [...]}` how they add up to it"
         )
     return None
-
-
-def _affine(config: Any) -> tuple[float, float, str]:
-    """mean and std to apply, and a note on them. Raises CheckpointRefused."""
-    values: dict[str, Any] = {}
-    for name in ("mean", "std"):
-        value = getattr(config, name, None)
-        if value is not None:
-            values[name] = value
-    if not getattr(config, "normalize_reward", None):
-        if len(values) < 2:
-            return 0.0, 1.0, ""
-        # OpenRLHF's trainer writes both into every reward model that it saves; using them is a flag
-        # of its own.
-        note = (
-            f"; mean {values['mean']} and std {values['std']} of the checkpoint are not applied "
-            "(`normalize_reward` is not set)"
-        )
-        return 0.0, 1.0, note
-    if not values:
-        raise CheckpointRefused(
-            "`normalize_reward` is set and the checkpoint has no `mean` and `std` to normalise by"
-        )
-    if len(values) == 1:
-        (name,) = values
-        raise CheckpointRefused(f"`normalize_reward` is set and the checkpoint has only `{name}`")
-    try:
-        mean, std = float(values["mean"]), float(values["std"])
-    except (TypeError, ValueError):
-        mean, std = math.nan, math.nan
-    if not (math.isfinite(mean) and math.isfinite(std) and std > 0):
-        raise CheckpointRefused(
-            f"`normalize_reward` is set, and of the checkpoint's mean {values['mean']!r} and std "
-            f"{values['std']!r} both must be finite and std above 0"
-        )
-    return mean, std, f", then (value - {mean:g}) / {std:g} as `normalize_reward` says"

@@ -65,7 +65,7 @@ def compare_with_own_call(
             line += f": differs from the model's own call by {abs(ours - own):.1e}"
         return line
     of_template, whose = _own_call(checkpoint, templated), "the model's own"
-    if of_template is None:
+    if of_template is None or not same_token:
         of_template, whose = _pooled(checkpoint, templated, skipped_id), "the same head's"
     line += f"; pooled value of a conversation {ours:.4g}, of {whose} templated call "
     line += f"{of_template:.4g}"
@@ -80,14 +80,14 @@ def skipped_token(checkpoint: Checkpoint) -> int | None:
 
     A classifier of transformers pools the last token that is no padding, also in training. TRL
     takes EOS for padding where a tokenizer has none, as those of Llama 3 and Mistral: then the head
-    was trained on the token before EOS. OpenRLHF, which names `value_head_prefix`, reads EOS
-    itself.
+    was trained on the token before EOS. A head that such a class did not train was trained on the
+    last token of the attention mask, EOS itself: OpenRLHF's is one.
     """
     own = type(checkpoint.model)
     pools = own.__name__.endswith("ForSequenceClassification")
     if checkpoint.is_classifier or not pools or not own.__module__.startswith("transformers."):
         return None
-    if getattr(checkpoint.model.config, "value_head_prefix", None) is not None:
+    if getattr(checkpoint.model.config, "pools_last_token", False):
         return None
     pad_id = getattr(checkpoint.text_config, "pad_token_id", None)
     return None if pad_id is None else int(pad_id)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tokenreward.checkpoints.checkpoint import Checkpoint
 from tokenreward.checkpoints.refusal import CheckpointRefused
+from tokenreward.checkpoints.value_head import label_names, label_weights
 from tokenreward.contract import Outputs, Reading, Row, RowRequest
 from tokenreward.errors import UnsupportedText
 from tokenreward.forward.layout import Gap
@@ -52,6 +53,12 @@ class TwoWayLayout:
         self._response_type = _response_type(checkpoint)
         if self._pad_id is None:
             self.name = "plain"
+        names = label_names(self._model.config, self._model.config.num_labels)
+        weights = label_weights(names, checkpoint.head_settings)
+        # All labels are told where the operator names one or weighs them.
+        self._label_names = names if weights else ()
+        # One label is the value; of two, their difference.
+        self._weights = weights or [-1.0, 1.0][-len(names) :]
 
     def num_computed(self, rows: Sequence[Row]) -> int:
         """Tokens that a pass over these rows computes, the padding among them."""
@@ -81,17 +88,19 @@ class TwoWayLayout:
                 f"the model scores at EOS (id {self._eos_id}), and the response has none: "
                 "send `finished: true`, or ids that end with it"
             )
-        scores: dict[int, float] = {}
+        numbers: dict[int, list[float]] = {}
         for call in self._calls(rows):
             logits = self._model(**self._inputs([rows[i] for i in call])).logits.float()
-            labels = logits[:, 0] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0]
-            scores |= zip(call, labels.tolist(), strict=True)
+            numbers |= zip(call, logits.tolist(), strict=True)
         outputs = []
         for index, (row, needs) in enumerate(requests):
             attention: dict[Reading, np.ndarray] = {}
             if needs.attention:
                 attention["last"] = self._attention(row)
-            outputs.append(Outputs(pooled=scores[index], attention=attention))
+            logits_of_row = numbers[index]
+            pooled = float(np.dot(logits_of_row, self._weights))
+            scores = dict(zip(self._label_names, logits_of_row, strict=False))
+            outputs.append(Outputs(pooled=pooled, scores=scores, attention=attention))
         return outputs
 
     def _calls(self, rows: Sequence[Row]) -> list[list[int]]:

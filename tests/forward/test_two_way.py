@@ -208,18 +208,79 @@ async def test_response_without_the_token_that_the_class_pools_at_is_an_error_of
         assert "EOS (id 1), and the response has none" in other.error.message
 
 
+BERT, T5_CONFIG = tf.BertConfig(**SIZES), tf.T5Config(**SIZES, **T5)
+IS_AN_ENCODER = "cannot be served as reward_model: it is an encoder"
+IS_CLASS = "config.json says that it is a"
+
+
 @pytest.mark.parametrize(
-    ("num_labels", "fields"),
-    [(3, {}), (1, {"head": {"label": 0}}), (1, {"normalize_reward": True})],
+    ("model", "fields", "cause"),
+    [
+        ("labels", {}, rf"{IS_AN_ENCODER}: the value head has 3 labels .* `head: {{label: ...}}`"),
+        ("labels", {"head": {"label": 3}}, r"`label` is 3; .* labels are 0 to 2"),
+        ("score", {"head": {"tensor": "classifier"}}, r"no use for `head: {tensor: ...}`$"),
+        ("score", {"normalize_reward": True}, r"no use for `normalize_reward`$"),
+        ("tokens", {}, rf"{IS_AN_ENCODER}: {IS_CLASS} BertForTokenClassification; .*Sequence"),
+        ("words", {}, rf"{IS_AN_ENCODER}: {IS_CLASS} BertForMaskedLM;"),
+        ("t5", {}, rf"{IS_AN_ENCODER}-decoder: {IS_CLASS} T5ForConditionalGeneration;"),
+    ],
+    ids=str,
 )
-def test_an_encoder_that_is_not_served_is_called_one(
-    tmp_path: Path, num_labels: int, fields: dict[str, Any]
+def test_an_encoder_that_is_not_served_is_called_one_with_its_first_cause(
+    tmp_path: Path, model: str, fields: dict[str, Any], cause: str
 ) -> None:
-    config = tf.BertConfig(**{**SIZES, "num_labels": num_labels})
-    tf.BertForSequenceClassification(config).save_pretrained(tmp_path)
+    of_three = tf.BertConfig(**{**SIZES, "num_labels": 3})
+    models = {
+        "labels": lambda: tf.BertForSequenceClassification(of_three),
+        "score": lambda: tf.BertForSequenceClassification(BERT),
+        "tokens": lambda: tf.BertForTokenClassification(BERT),
+        "words": lambda: tf.BertForMaskedLM(BERT),
+        "t5": lambda: tf.T5ForConditionalGeneration(T5_CONFIG),
+    }
+    models[model]().save_pretrained(tmp_path)
     pairing_tokenizer("bert").save_pretrained(tmp_path)
-    with pytest.raises(CheckpointRefused, match=r"It is an encoder: served are .* two labels"):
+    with pytest.raises(CheckpointRefused, match=cause):
         load_checkpoint(settings(tmp_path, "reward_model", **fields))
+
+
+@pytest.mark.parametrize("kind", ["t5", "bart", "deberta"])
+def test_an_encoder_that_is_no_language_model_is_called_one(tmp_path: Path, kind: str) -> None:
+    deberta = tf.DebertaV2Config(**SIZES)
+    bart = tf.BartConfig(**SIZES, d_model=32, encoder_layers=1, decoder_layers=1)
+    models = {
+        "t5": lambda: tf.T5ForConditionalGeneration(T5_CONFIG),
+        "bart": lambda: tf.BartForConditionalGeneration(bart),
+        "deberta": lambda: tf.DebertaV2ForMaskedLM(deberta),
+    }
+    models[kind]().save_pretrained(tmp_path)
+    pairing_tokenizer("bert").save_pretrained(tmp_path)
+    name = "encoder" if kind == "deberta" else "encoder-decoder"
+    causal = settings(tmp_path, "endogenous").model_copy(update={"task": "causal_lm"})
+    with pytest.raises(CheckpointRefused, match=rf"causal_lm: it is an {name} \("):
+        load_checkpoint(causal)
+
+
+@pytest.mark.parametrize(
+    ("head", "weights"), [({"label": 1}, [0, 1, 0]), ({"label_weights": [2, 0, -1]}, [2, 0, -1])]
+)
+def test_a_label_of_an_encoder_is_its_value_and_all_of_them_are_told(
+    tmp_path: Path, head: dict[str, Any], weights: list[float]
+) -> None:
+    names = {0: "helpful", 1: "true", 2: "brief"}
+    config = tf.BertConfig(**{**SIZES, "num_labels": 3}, id2label=names)
+    model = tf.BertForSequenceClassification(config).eval()
+    model.save_pretrained(tmp_path)
+    pairing_tokenizer("bert").save_pretrained(tmp_path)
+    checkpoint = load_checkpoint(settings(tmp_path, "reward_model", head=head))
+    ids = np.arange(4, 20)
+    (outputs,) = TwoWayLayout(checkpoint).run([RowRequest(Row(ids, 1, 16), Needs(pooled=True))])
+    types = torch.tensor([[0] + [1] * 15])
+    with torch.inference_mode():
+        logits = model.double()(input_ids=torch.from_numpy(ids)[None], token_type_ids=types).logits
+    truth = logits[0].numpy()
+    assert outputs.pooled == pytest.approx(truth @ weights, abs=1e-5)
+    assert list(outputs.scores) == list(names.values())
+    np.testing.assert_allclose(list(outputs.scores.values()), truth, atol=1e-5)
 
 
 def test_a_scorer_of_values_is_refused_by_name(folders: dict[str, Path]) -> None:

@@ -21,17 +21,7 @@ from tokenreward.checkpoints.value_head import label_names, label_weights
 from tokenreward.settings import DeploymentSettings
 
 _LABEL_FIELDS = frozenset({"label", "label_weights"})
-
-
-def unread_settings(settings: DeploymentSettings) -> list[str]:
-    """The settings of a deployment that a classifier has no use for, as the operator writes
-    them."""
-    head = set() if settings.head is None else settings.head.model_fields_set
-    names = [f"head: {{{field}: ...}}" for field in sorted(head - _LABEL_FIELDS)]
-    for field in ("adapter", "normalize_reward"):
-        if getattr(settings, field):
-            names.append(field)
-    return [f"`{name}`" for name in names]
+_UNREAD_FIELDS = ("adapter", "normalize_reward")
 
 
 def load_classifier(source: str, settings: DeploymentSettings, arguments: dict[str, Any]) -> Any:
@@ -53,7 +43,9 @@ def load_classifier(source: str, settings: DeploymentSettings, arguments: dict[s
             f"transformers has no class for sequence classification with a {type(config).__name__}"
         )
     own = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)].__name__
-    unread = unread_settings(settings)
+    head = set() if settings.head is None else settings.head.model_fields_set
+    unread = [f"`head: {{{field}: ...}}`" for field in sorted(head - _LABEL_FIELDS)]
+    unread += [f"`{field}`" for field in _UNREAD_FIELDS if getattr(settings, field)]
     if unread:
         raise CheckpointRefused(f"{own} scores whole rows, and has no use for {few(unread)}")
     model, info = load_pretrained(

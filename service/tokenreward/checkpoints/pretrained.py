@@ -63,7 +63,7 @@ def load_language_model(source: str, arguments: dict[str, Any]) -> Any:
 
 
 def encoder_kind(config: Any) -> str | None:
-    """"encoder" or "encoder-decoder" for a configuration of one, None for a decoder's.
+    """ "encoder" or "encoder-decoder" for a configuration of one, None for a decoder's.
 
     What transformers trains by masking words is an encoder.
     """

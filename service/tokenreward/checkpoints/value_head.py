@@ -7,8 +7,9 @@ It computes in float32 whatever the trunk's dtype:
     label  = the logit, or logit[1] - logit[0] of two
              of any number: the one that the operator names, or sum_k weight_k logit_k
 
-f is a ReLU unless the operator says otherwise. mean and std are 0 and 1 unless `affine` reads others.
-It knows modules and tensors; which tensors of a checkpoint are its head is for `head_formats`.
+f is a ReLU unless the operator says otherwise. mean and std are 0 and 1 unless `affine` reads
+others. It knows modules and tensors; which tensors of a checkpoint are its head is for
+`head_formats`.
 """
 
 from __future__ import annotations

@@ -274,9 +274,8 @@ def test_a_label_of_an_encoder_is_its_value_and_all_of_them_are_told(
     checkpoint = load_checkpoint(settings(tmp_path, "reward_model", head=head))
     ids = np.arange(4, 20)
     (outputs,) = TwoWayLayout(checkpoint).run([RowRequest(Row(ids, 1, 16), Needs(pooled=True))])
-    types = torch.tensor([[0] + [1] * 15])
     with torch.inference_mode():
-        logits = model.double()(input_ids=torch.from_numpy(ids)[None], token_type_ids=types).logits
+        logits = model.double()(input_ids=torch.from_numpy(ids)[None]).logits
     truth = logits[0].numpy()
     assert outputs.pooled == pytest.approx(truth @ weights, abs=1e-5)
     assert list(outputs.scores) == list(names.values())

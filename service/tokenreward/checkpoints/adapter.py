@@ -26,36 +26,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tokenreward.checkpoints.adapter_config import CONFIG, READ, REMEDY, refuse_config
 from tokenreward.checkpoints.refusal import CheckpointRefused, few
 from tokenreward.checkpoints.weight_files import find, find_value_head, read_tensor, read_tensors
 
-CONFIG = "adapter_config.json"
 _SAFE, _PICKLED = "adapter_model.safetensors", "adapter_model.bin"
 _PREFIX = "base_model.model."  # PEFT's, before the model's own names
-
-# The fields of a configuration that say which function the adapter is.
-_READ = frozenset({
-    "r", "lora_alpha", "use_rslora", "use_dora", "lora_bias", "fan_in_fan_out", "rank_pattern",
-    "alpha_pattern", "target_modules", "exclude_modules", "target_parameters",
-    "layers_to_transform", "layers_pattern", "modules_to_save",
-})  # fmt: skip
-# The fields that have no part in it once the weights are trained. Any other field must be off.
-_IDLE = frozenset({
-    "peft_type", "peft_version", "task_type", "auto_mapping", "base_model_name_or_path", "revision",
-    "inference_mode", "lora_dropout", "init_lora_weights", "eva_config", "megatron_core",
-    "qalora_group_size", "runtime_config",
-})  # fmt: skip
-# Initialisations that leave the base's weights as they are; the others (PiSSA, OLoRA, CorDA, ...)
-# take a part of them out, and then the base without the adapter is not the base.
-_INITS = (True, False, "gaussian", "eva", "orthogonal")
-_PROMPT_TYPES = frozenset({
-    "PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "MULTITASK_PROMPT_TUNING", "ADAPTION_PROMPT",
-    "CPT",
-})  # fmt: skip
-_REMEDY = (
-    "Merge it into its base (PEFT's `merge_and_unload`) and serve the result as `checkpoint`; of a "
-    "policy, the base can be the `reference_checkpoint`"
-)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,7 +66,7 @@ class Adapter:
         if path is None:
             raise CheckpointRefused(f"`adapter` `{name}` has no {CONFIG}")
         config = json.loads(path.read_text(encoding="utf-8"))
-        _refuse_config(name, config)
+        refuse_config(name, config)
         candidates = [_SAFE, _PICKLED] if allow_pickle else [_SAFE]
         weights = find(name, *candidates, revision=revision)
         if weights is None:
@@ -101,7 +77,7 @@ class Adapter:
         head = find_value_head(name, revision=revision, allow_pickle=allow_pickle)
         return cls(
             name,
-            {key: config[key] for key in _READ & set(config)},
+            {key: config[key] for key in READ & set(config)},
             tensors,
             {key: read_tensor(file, key) for key, file in head.items()},
             config.get("base_model_name_or_path") or None,
@@ -219,14 +195,14 @@ class Adapter:
         if others:
             raise CheckpointRefused(
                 f"`adapter` `{self.name}` holds {few(sorted(others))}, weights in place of the "
-                f"base's. {_REMEDY}"
+                f"base's. {REMEDY}"
             )
         for key, weight in whole.items():
             shape = list(placed[key].shape) if key in placed else "none"
             if shape != list(weight.shape):
                 raise CheckpointRefused(
                     f"`modules_to_save` of `adapter` `{self.name}` wants {key} {list(weight.shape)}"
-                    f", as the base has it; the adapter holds {shape}. {_REMEDY}"
+                    f", as the base has it; the adapter holds {shape}. {REMEDY}"
                 )
         return placed
 
@@ -274,30 +250,3 @@ def without_adapter(layers: Sequence[Any]) -> Iterator[None]:
     finally:
         for layer in layers:
             layer._disable_adapters = False
-
-
-def _refuse_config(name: str, config: dict[str, Any]) -> None:
-    """Refuses an adapter that is more, or other, than LoRA weights on a base."""
-    kind = config.get("peft_type")
-    if kind in _PROMPT_TYPES:
-        raise CheckpointRefused(
-            f"`adapter` `{name}` is of type {kind}, which reads positions of its own that a "
-            "reference would not have; only LORA can be served"
-        )
-    if kind != "LORA":
-        raise CheckpointRefused(
-            f"`adapter` `{name}` is of type {kind}; only LORA can be served. {_REMEDY}"
-        )
-    init = config.get("init_lora_weights", True)
-    if init not in _INITS:
-        raise CheckpointRefused(
-            f"`adapter` `{name}` has `init_lora_weights` {init!r}, which changes the weights of "
-            "the base; convert it to plain LoRA (`path_initial_model_for_weight_conversion` of "
-            "PEFT's `save_pretrained`)"
-        )
-    # Fields that are unknown here are refused as well: a later PEFT may compute something else.
-    for key in sorted(set(config) - _READ - _IDLE):
-        if config[key] and (key, config[key]) != ("bias", "none"):
-            raise CheckpointRefused(
-                f"`adapter` `{name}` sets `{key}`, more than LoRA weights on a base. {_REMEDY}"
-            )

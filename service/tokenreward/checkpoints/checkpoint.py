@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from tokenreward.checkpoints.adapter import CONFIG, Adapter
+from tokenreward.checkpoints.adapter import Adapter
+from tokenreward.checkpoints.adapter_config import CONFIG
 from tokenreward.checkpoints.gguf import find_gguf
 from tokenreward.checkpoints.load_failure import (
     refuse_failing,
@@ -22,7 +23,7 @@ from tokenreward.checkpoints.load_failure import (
 )
 from tokenreward.checkpoints.model import load_model
 from tokenreward.checkpoints.refusal import CheckpointRefused
-from tokenreward.checkpoints.reward_model import refuse_unreadable
+from tokenreward.checkpoints.trunk import refuse_unreadable
 from tokenreward.checkpoints.value_head import ValueHead
 from tokenreward.checkpoints.weight_files import find, resolve
 from tokenreward.contract import Task

@@ -14,7 +14,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -28,17 +27,17 @@ from transformers import (
 
 from tokenreward.checkpoints.adapter import Adapter, merge_head
 from tokenreward.checkpoints.affine import AFFINE, take_stored_affine
-from tokenreward.checkpoints.head_formats import FORMATS, find_head, find_heads, find_trunks
+from tokenreward.checkpoints.head_formats import FORMATS, find_head, find_heads
 from tokenreward.checkpoints.pretrained import load_pretrained
 from tokenreward.checkpoints.refusal import CheckpointRefused, few, refuse_incomplete
-from tokenreward.checkpoints.value_head import ATTRIBUTE, ValueHead, head_module
-from tokenreward.checkpoints.weight_files import find_tensors, have_equal_tensors, read_tensor
+from tokenreward.checkpoints.trunk import find_trunk
+from tokenreward.checkpoints.value_head import ATTRIBUTE, head_module
+from tokenreward.checkpoints.weight_files import find_tensors, read_tensor
 from tokenreward.settings import DeploymentSettings, HeadSettings
 
 _CLASS_HEADS = ("score", "classifier")  # the names that transformers' classes have
 _GATE = re.compile(r"gating\.(layers\.|logit_scale$)|reward_transform_matrix$")
 _LANGUAGE_HEADS = frozenset({"lm_head", "embed_out"})
-_NUM_CAUSAL_TOKENS = 6
 
 
 def load_reward_model(
@@ -63,17 +62,15 @@ def load_reward_model(
 
     Raises:
         CheckpointRefused: The head is not there, not known, or not all that the checkpoint adds to
-            its trunk. Also raises what transformers and safetensors raise, and OSError for a folder
-            or hub that could not be read.
+            its trunk. Also raises what transformers and safetensors raise, and OSError.
     """
     revision, trusted = settings.revision, settings.trust_remote_code
     file_of = find_tensors(source, revision=revision, allow_pickle=settings.allow_pickle)
     config: Any = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trusted)
     affine = _take_affine(config, settings, file_of)
     module, tensors, other_heads = _find_head(config, settings.head, file_of, adapter)
-    is_tuned = adapter is not None and adapter.holds(module)
-    config.pools_last_token = not is_tuned and not _is_of_class(config, tensors)
-    renames, other_trunks = _find_trunk(config, settings, file_of)
+    config.pools_last_token = not _is_of_class(config, module, tensors, adapter)
+    renames, other_trunks = find_trunk(config, settings, file_of)
     model, info = None, dict[str, Any]()
     if module in _CLASS_HEADS and "weight" in tensors:
         model, info = _load_as_class(config, source, (module, tensors), renames, arguments)
@@ -142,16 +139,21 @@ def _find_head(
     return module, tensors, others
 
 
-def _is_of_class(config: Any, tensors: Mapping[str, Tensor]) -> bool:
-    """Whether a head was trained by a class of transformers, which writes the number of its labels
-    into config.json and passes over padding before it pools.
+def _is_of_class(
+    config: Any, module: str, tensors: Mapping[str, Tensor], adapter: Adapter | None
+) -> bool:
+    """Whether a head was trained by a class of transformers, which passes over padding before it
+    pools, and writes the number of its labels into config.json.
 
     OpenRLHF puts a head of its own beside the trunk, and config.json is that of the language model:
     it has two labels, transformers' default. It pools the last token of the attention mask, and
-    newer releases also write `value_head_prefix`.
+    newer releases also write `value_head_prefix`. An adapter was trained on such a class, and its
+    base's config.json says nothing of it.
     """
     if getattr(config, "value_head_prefix", None) is not None or "weight" not in tensors:
         return False
+    if adapter is not None and adapter.holds(module):
+        return True
     return bool(config.num_labels == tensors["weight"].shape[0])
 
 
@@ -174,45 +176,6 @@ def _gate_names(file_of: Iterable[str], settings: HeadSettings | None) -> set[st
     return names
 
 
-def _find_trunk(
-    config: Any, settings: DeploymentSettings, file_of: Mapping[str, Path]
-) -> tuple[dict[str, str] | None, set[str]]:
-    """Where the trunk is among a checkpoint's tensors.
-
-    Returns:
-        transformers' `key_mapping` that cuts off what its names begin with, or None; and the names
-        of equal copies of the trunk, which are not read.
-
-    Raises:
-        CheckpointRefused: There are several trunks that differ, or none where the operator says.
-    """
-    try:
-        with torch.device("meta"):
-            skeleton = AutoModel.from_config(config, trust_remote_code=settings.trust_remote_code)
-    except Exception:  # remote code of any kind, which may have no class for the trunk alone
-        return None, set()
-    names = set(skeleton.state_dict())
-    prefixes = find_trunks(file_of, names)
-    chosen = None if settings.head is None else settings.head.trunk_prefix
-    if chosen is not None:
-        (prefix,) = find_trunks(file_of, names, chosen)
-    elif not prefixes:
-        return None, set()
-    elif len(prefixes) == 1 or have_equal_tensors(file_of, prefixes, names):
-        prefix = prefixes[0]
-    else:
-        raise CheckpointRefused(
-            f"it holds several trunks, {', '.join(prefixes)}, which differ; `head: "
-            "{trunk_prefix: ...}` says which is meant"
-        )
-    copies = [other for other in prefixes if other != prefix]
-    others = {name for name in file_of if copies and name.startswith(tuple(copies))}
-    others -= {name for name in file_of if prefix and name.startswith(prefix)}
-    if prefix in ("", f"{skeleton.base_model_prefix}."):
-        return None, others
-    return {rf"^{re.escape(prefix)}": ""}, others
-
-
 def _load_as_class(
     config: Any,
     source: str,
@@ -227,7 +190,7 @@ def _load_as_class(
         config: The checkpoint's configuration, whose number of labels becomes the head's.
         source: A folder or hub id.
         head: The name of the head, and its tensors.
-        renames: As of `_find_trunk`.
+        renames: As of `find_trunk`.
         arguments: transformers' own.
     """
     name, tensors = head
@@ -277,31 +240,4 @@ def _refuse_leftovers(head: set[str], idle: set[str], model: Any, info: dict[str
         raise CheckpointRefused(
             f"beside the trunk and its head {', '.join(sorted(head))} it holds {few(leftovers)}, "
             "which nothing would read: a head that is more than that cannot be served"
-        )
-
-
-def refuse_unreadable(model: Any, head: ValueHead, device: torch.device) -> None:
-    """Refuses a trunk whose states are not the head's input, or where a token sees the tokens after
-    it: then the value at a token is no judgement of the prefix that ends there.
-
-    Two rows that differ in their last token must have equal states before it, up to rounding.
-    """
-    ids = torch.arange(1, _NUM_CAUSAL_TOKENS + 1, device=device)[None]
-    other = ids.clone()
-    other[0, -1] = 0
-    with torch.inference_mode():
-        states = model.base_model(input_ids=ids).last_hidden_state[0].float()
-        other_states = model.base_model(input_ids=other).last_hidden_state[0].float()
-    if states.shape[-1] != head.layers[0].in_features:
-        raise CheckpointRefused(
-            f"the value head reads {head.layers[0].in_features} numbers a token, the trunk gives "
-            f"{states.shape[-1]}"
-        )
-    rounding = max(1e-4, 8 * float(torch.finfo(model.dtype).eps))
-    bound = rounding * max(1.0, float(states.abs().max()))
-    difference = float((states - other_states)[:-1].abs().max())
-    if not difference <= bound:  # NaN is refused, too
-        raise CheckpointRefused(
-            f"{type(model).__name__} is no decoder: its tokens see the ones after them (states "
-            f"differ by {difference:.1e}), and have no value of the text so far"
         )

@@ -7,12 +7,14 @@ It runs from the checkout that `PRIME_RL_CHECKOUT` names; verifiers is unpacked 
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 import types
 from collections.abc import AsyncIterator, Iterator
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 
@@ -166,3 +168,37 @@ async def test_the_algorithms_own_advantages_are_added_with_their_weight(
     for place in range(2):
         difference = both[place].nodes[1].advantages[0] - plain[place].nodes[1].advantages[0]
         assert difference == pytest.approx(3.0 * place, abs=1e-5)
+
+
+async def test_prefill_logprobs_gets_log_pi_of_every_id(
+    graph: Any, url: str, client: Client
+) -> None:
+    """With the OpenAI SDK, as prime-rl makes its client. vLLM's reply is read as JSON: the class of
+    it that prime-rl imports wants vLLM."""
+    from openai import AsyncOpenAI
+
+    class GenerateResponse:
+        @staticmethod
+        def model_validate_json(content: bytes) -> Any:
+            body = json.loads(content)
+            assert body["choices"][0].keys() >= {"index", "token_ids"}
+            return SimpleNamespace(prompt_logprobs=body["prompt_logprobs"])
+
+    name = "vllm.entrypoints.scale_out.token_in_token_out.protocol"
+    parts = name.split(".")
+    names = [".".join(parts[: end + 1]) for end in range(len(parts))]
+    sys.modules.update({each: types.ModuleType(each) for each in names[:-1]})
+    sys.modules[name] = published.stand_in(name, GenerateResponse=GenerateResponse)
+    try:
+        prefill = published.definition(
+            SOURCE / "prime_rl/utils/client.py", "prefill_logprobs", httpx=httpx
+        )
+        ids = [5, 6, 7, 8, 9, 10, 11]
+        async with AsyncOpenAI(base_url=f"{url}/v1", api_key="EMPTY") as openai:
+            values = await prefill(openai, "any name", ids)
+    finally:
+        for each in names:
+            del sys.modules[each]
+    [answer] = client.score([(ids[:1], ids[1:])], "logprob")
+    assert values[0] == 0.0
+    np.testing.assert_allclose(values[1:], answer.rewards, atol=1e-6)

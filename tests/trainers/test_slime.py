@@ -163,3 +163,56 @@ def test_groups_that_are_not_whole_are_refused(slime: Any) -> None:
     hooks = DenseHooks(TokenReward(AsyncClient("http://x")))
     with pytest.raises(BadArgument, match="whole groups of 3"):
         hooks.post_process(arguments(n_samples_per_prompt=3), samples_of(slime))
+
+
+async def test_remote_rm_gets_the_native_score_and_its_tokens(
+    slime: Any, url: str, client: Client
+) -> None:
+    hub = slime("rollout.rm_hub")
+    sample = samples_of(slime)[0]
+    sample.prompt, sample.response = [{"role": "user", "content": "2+2?"}], "It is 4."
+    [answer] = client.score([(sample.prompt, sample.response)], "reward_model")
+    number = await hub.remote_rm(SimpleNamespace(rm_url=f"{url}/remote_rm"), sample)
+    assert number == pytest.approx(answer.score, abs=1e-6)
+    args = arguments(rm_url=f"{url}/remote_rm/score", custom_rm_path=None, rm_type="remote_rm")
+    sample.reward = await hub.async_rm(args, sample)
+    assert sample.get_reward_value(args) == pytest.approx(answer.score, abs=1e-6)
+    np.testing.assert_allclose(sample.reward["token_rewards"], answer.rewards, atol=1e-6)
+    await hub._get_shared_session().close()
+
+
+async def test_distillation_by_url_gets_log_pi_of_the_very_ids(
+    slime: Any, url: str, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opd = slime("rollout.on_policy_distillation")
+    args = train_arguments(
+        rm_url=f"{url}/generate",
+        rollout_temperature=1.0,
+        reward_key=None,
+        use_opd=True,
+        opd_type="sglang",
+        opd_kl_coef=0.5,
+        custom_advantage_function_path=None,
+    )
+    samples = samples_of(slime)
+    for sample in samples:
+        sample.reward = await opd.reward_func(args, sample)
+    opd.post_process_rewards(args, samples)
+    native = client.score([(PROMPT, response) for response in RESPONSES], "logprob")
+    for sample, answer in zip(samples, native, strict=True):
+        np.testing.assert_allclose(sample.teacher_log_probs.numpy(), answer.rewards, atol=1e-6)
+    student = [torch.full((5,), -2.0), torch.full((3,), -1.0)]
+    data: dict[str, Any] = {
+        "rewards": [0.0, 0.0],
+        "log_probs": student,
+        "teacher_log_probs": [sample.teacher_log_probs for sample in samples],
+        "response_lengths": [5, 3],
+        "total_lengths": [9, 7],
+        "loss_masks": [torch.ones(5), torch.ones(3)],
+    }
+    loss = slime("backends.megatron_utils.loss")
+    monkeypatch.setattr(loss.mpu, "get_context_parallel_world_size", lambda: 1, raising=False)
+    loss.compute_advantages_and_returns(args, data)
+    for row, answer in enumerate(native):
+        expected = 0.5 * (answer.rewards - student[row].numpy())
+        np.testing.assert_allclose(data["advantages"][row].numpy(), expected, atol=1e-6)

@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from fakes import published
+from tokenreward.demo import checkpoint_path
 from tokenreward_client import AsyncClient, BadArgument, Client
 from tokenreward_client.trainers import TokenReward
 from tokenreward_client.trainers.verl import DenseAgentLoop, DenseRewardManager, score_function
@@ -168,3 +170,43 @@ async def test_a_score_function_is_what_verl_awaits(asking: AsyncClient, client:
     assert score == pytest.approx(answer.score, abs=1e-6)
     with pytest.raises(BadArgument, match="no `question`"):
         await function(data_source="d", solution_str="", ground_truth="", extra_info={})
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+async def test_verls_own_client_of_a_reward_model_gets_the_native_score(
+    verl: Any, url: str, client: Client, engine: str
+) -> None:
+    kind = verl("experimental.reward_loop.reward_loop").RewardLoopWorker
+    worker = kind.__new__(kind)
+    worker.reward_router_address = url.removeprefix("http://")
+    rollout = SimpleNamespace(name=engine)
+    model = SimpleNamespace(rollout=rollout, model_path="/a/path/of/theirs")
+    worker.config = SimpleNamespace(reward=SimpleNamespace(reward_model=model))
+    tokenizer = AutoTokenizer.from_pretrained(str(checkpoint_path("rm")))
+    worker.input_tokenizer = worker.reward_model_tokenizer = tokenizer
+    ids = tokenizer("On 27 May.", add_special_tokens=False)["input_ids"]
+    ids.append(tokenizer.eos_token_id)
+    prompt = [{"role": "user", "content": "When?"}]
+    sample = SimpleNamespace(
+        non_tensor_batch={"raw_prompt": prompt},
+        batch={
+            "responses": torch.tensor(ids),
+            "attention_mask": torch.ones(4 + len(ids), dtype=torch.int64),
+        },
+    )
+    result = await worker.compute_score_disrm([sample])
+    [answer] = client.score([(prompt, "On 27 May.")], "reward_model")
+    assert result["reward_score"] == pytest.approx(answer.score, abs=1e-6)
+
+
+async def test_what_is_no_conversation_is_a_4xx_which_verl_does_not_try_again(
+    verl: Any, url: str
+) -> None:
+    import aiohttp
+
+    kind = verl("experimental.reward_loop.reward_loop").RewardLoopWorker
+    worker = kind.__new__(kind)
+    worker.reward_router_address = url.removeprefix("http://") + "/d/rm"
+    with pytest.raises(aiohttp.ClientResponseError) as raised:
+        await worker._post_request({"model": "m", "input": "no conversation"}, "classify")
+    assert 400 <= raised.value.status < 500

@@ -125,7 +125,7 @@ async def test_the_trainer_before_v1_is_refused(verl: Any, asking: AsyncClient) 
         await loop.run({}, raw_prompt=[])
 
 
-async def test_levels_are_refused_before_anything_is_scored(verl: Any, asking: AsyncClient) -> None:
+async def test_levels_are_refused(verl: Any, asking: AsyncClient) -> None:
     loop = loop_of(verl, TokenReward(asking, "reward_model", credit={"name": "values"}))
     with pytest.raises(BadArgument, match="levels"):
         await loop.run({}, raw_prompt=[])

@@ -1,7 +1,7 @@
 """TokenReward: what a trainer's hook asks for, one reward per token that the policy wrote.
 
-It knows the client and spans, and no trainer. Levels and returns are refused before anything is
-scored, ids are compared with the scorer's vocabulary, and an item without rewards is an error:
+It knows the client and spans, and no trainer. Levels and returns are refused before a reward is
+given out, ids are compared with the scorer's vocabulary, and an item without rewards is an error:
 trainers have no place for a reward that is missing.
 """
 
@@ -61,7 +61,7 @@ class TokenReward:
             raise BadArgument(f'must be "ids" or "spans", got {by!r}', param="by")
         self.client, self.scorer, self.by = client, scorer, by
         self.tokenizer, self._settings = tokenizer, settings
-        self._is_checked = False
+        self._is_checked, self._own = False, ""
 
     def item(
         self, prompt: Any, response_ids: Sequence[int], mask: Sequence[Any] | None = None
@@ -93,13 +93,17 @@ class TokenReward:
         Raises:
             ClientError: The rewards must not be added up, or an item has none.
         """
+        settings = dict(self._settings)
+        if self.by == "ids" and self.tokenizer is not None:
+            self._own = self._own or fingerprint(self.tokenizer.get_vocab())
+            settings.setdefault("fingerprint", self._own)
+        answers = await self.client.score(items, self.scorer, **settings)
+        # Behind the answers: while a deployment loads, `score` waits for it, and the listing lacks
+        # its scorers.
         if not self._is_checked:
-            require_increments(await self.client.scorers(), self.scorer, self._settings)
-            if self.by == "ids" and self.tokenizer is not None:
-                own = fingerprint(self.tokenizer.get_vocab())
-                self._settings = {"fingerprint": own, **self._settings}
+            require_increments(await self.client.scorers(), self.scorer, settings)
             self._is_checked = True
-        return await self.client.score(items, self.scorer, **self._settings)
+        return answers
 
     async def __call__(self, items: Sequence[dict[str, Any]]) -> list[Floats]:
         """The rewards of each item, float32 [n], as `answers` has them."""

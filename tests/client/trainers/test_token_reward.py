@@ -1,0 +1,135 @@
+"""One reward per token for a trainer's hook, before a client that is written here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tokenreward.alignment import fingerprint
+from tokenreward_client import AsyncClient, BadArgument, Rewards, ScorerInfo
+from tokenreward_client.trainers import TokenReward
+from tokenreward_client.trainers._token_reward import padded
+
+LISTING = [ScorerInfo(name="dense", type="attention_dense"), ScorerInfo(name="rm")]
+LEVELS = {"name": "rm", "type": "reward_model", "default_credit": "values", "options": {}}
+
+
+class Service:
+    """Answers a 1 per token, and lists what it is told to."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, Any, Any]] = []
+        self.num_listings = 0
+        self.listing = LISTING
+
+    async def score(self, items: Any, scorer: Any = None, **settings: Any) -> list[Rewards]:
+        self.calls.append((list(items), scorer, settings))
+        return [
+            Rewards(np.ones(len(item.get("spans") or item["response"]), np.float32))
+            for item in items
+        ]
+
+    async def scorers(self) -> list[ScorerInfo]:
+        self.num_listings += 1
+        return self.listing
+
+
+@pytest.fixture
+def service(monkeypatch: pytest.MonkeyPatch) -> Service:
+    service = Service()
+    monkeypatch.setattr(AsyncClient, "score", lambda self, *a, **k: service.score(*a, **k))
+    monkeypatch.setattr(AsyncClient, "scorers", lambda self: service.scorers())
+    return service
+
+
+def reward(*args: Any, **settings: Any) -> TokenReward:
+    return TokenReward(AsyncClient("http://127.0.0.1:9"), *args, **settings)
+
+
+class Tokenizer:
+    """Each id is a letter; 0 ends the turn."""
+
+    all_special_ids = (0,)
+    eos_token_id = 0
+
+    def get_vocab(self) -> dict[str, int]:
+        return {"a": 1, "b": 2}
+
+    def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
+        return [chr(96 + id_) for id_ in ids]
+
+    def decode(self, ids: list[int], **_: Any) -> str:
+        return "".join(chr(96 + id_) for id_ in ids if id_)
+
+
+async def test_ids_go_as_they_are_and_a_mask_only_where_it_says_something(
+    service: Service,
+) -> None:
+    ask = reward("dense", credit={"name": "uniform"})
+    items = [ask.item([5, 6], [7, 8], [1, 1]), ask.item((5,), [7, 8, 9], [True, False, True])]
+    vectors = await ask(items)
+    assert [vector.tolist() for vector in vectors] == [[1, 1], [1, 1, 1]]
+    assert service.calls == [
+        (
+            [
+                {"prompt": [5, 6], "response": [7, 8]},
+                {"prompt": [5], "response": [7, 8, 9], "mask": [1, 0, 1]},
+            ],
+            "dense",
+            {"credit": {"name": "uniform"}},
+        )
+    ]
+
+
+async def test_the_listing_is_asked_once_and_behind_the_first_answers(service: Service) -> None:
+    service.listing = [ScorerInfo.model_validate(LEVELS)]
+    ask = reward("rm")
+    with pytest.raises(BadArgument, match="levels"):
+        await ask([ask.item([5], [7])])
+    assert len(service.calls) == 1  # a deployment that loads is waited for there
+    ask = reward("rm", options={"red": True})
+    for _ in range(3):
+        await ask([ask.item([5], [7])])
+    assert service.num_listings == 2
+
+
+async def test_ids_are_compared_with_the_policys_vocabulary(service: Service) -> None:
+    ask = reward("dense", tokenizer=Tokenizer())
+    await ask([ask.item([1], [2])])
+    ((_, _, settings),) = service.calls
+    assert settings == {"fingerprint": fingerprint({"a": 1, "b": 2})}
+
+
+async def test_spans_go_for_a_scorer_with_another_tokenizer(service: Service) -> None:
+    ask = reward("dense", tokenizer=Tokenizer(), by="spans")
+    item = ask.item([{"role": "user", "content": "2+2?"}], [1, 2, 0])
+    assert item["response"] == "ab"
+    assert item["spans"] == [[0, 1], [1, 2], [2, 2]]
+    assert item["finished"] is True
+    [vector] = await ask([item])
+    assert len(vector) == 3
+    assert service.calls[0][2] == {}
+    with pytest.raises(BadArgument, match="turns of tools"):
+        ask.item("2+2?", [1, 2], [1, 0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"by": "text"}, 'must be "ids" or "spans"'),
+        ({"on_error": "return"}, "on_error"),
+        ({"scorers": ["a", "b"]}, "several scorers need weights"),
+    ],
+)
+def test_arguments_that_would_lose_a_reward_are_refused(arguments: Any, sentence: str) -> None:
+    with pytest.raises(BadArgument, match=sentence):
+        reward(**arguments)
+
+
+def test_vectors_are_padded_on_the_right_and_masked_there() -> None:
+    rewards, mask = padded([[1.0, 2.0], [3.0]], [[1, 0], [1]])
+    assert rewards.tolist() == [[1.0, 2.0], [3.0, 0.0]]
+    assert mask.tolist() == [[1, 0], [1, 0]]
+    assert padded([], [])[0].shape == (0, 0)

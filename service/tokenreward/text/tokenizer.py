@@ -120,6 +120,8 @@ class Tokenizer:
         while past[num_common : num_common + 1] == ahead[num_common : num_common + 1] != "":
             num_common += 1
         openings = dict.fromkeys((ahead, past, past[:num_common]))
+        if not ahead.strip() and not past.strip():  # it marks the end of the user's turn alone
+            openings = {between.strip(" "): None}
         return tuple(text for text in openings if text.strip())
 
     @cached_property

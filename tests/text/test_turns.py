@@ -26,10 +26,12 @@ TEMPLATES = {
     "think": LOOP  # opens a think block for a turn to come
     + "<|im_start|>{{ m.role }}\n{{ m.content }}<|end|>\n{% endfor %}"
     + "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}",
-    "mistral": "<|bos|>" + LOOP  # marks the user's turns alone, and ignores the generation prompt
+    "mistral": "<|bos|>"
+    + LOOP  # marks the user's turns alone, and ignores the generation prompt
     + "{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
     + "{% else %}{{ m.content }}<|end|>{% endif %}{% endfor %}",
-    "llama": "<|bos|>" + LOOP
+    "llama": "<|bos|>"
+    + LOOP
     + "<|{{ m.role }}|>\n\n{{ m.content | trim }}<|end|>{% endfor %}"
     + "{% if add_generation_prompt %}<|assistant|>\n\n{% endif %}",
 }

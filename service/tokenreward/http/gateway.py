@@ -12,6 +12,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from functools import partial
 from typing import Any
 
 from fastapi import Request, Response
@@ -31,7 +32,7 @@ from tokenreward.http.upstream import UpstreamCall, Upstreams
 from tokenreward.http.upstream_answers import UpstreamRefusal
 from tokenreward.metrics import REQUESTS, Metrics, Snapshot, render
 from tokenreward.wire import RewardsRequest, served_name
-from tokenreward.wire.dependencies import request_dependencies
+from tokenreward.wire.dependencies import dependencies, request_dependencies
 from tokenreward.wire.head import RequestHead
 from tokenreward.wire.media import JSON, Media
 from tokenreward.wire.paths import CALLER_HEADER, REQUEST_ID_HEADER
@@ -167,6 +168,14 @@ class GatewayBackend(Backend):
             if deployment is not None:
                 return call.post(deployment, body)
         protocol.plan = plan_for(type(protocol), self._types, self._plans)
+        plan = protocol.plan
+        if plan is not None and plan.scorer is not None:
+            route = self._routes[plan.scorer]
+            if not dependencies(plan.options, plan.credit, default=route.score_from):
+                # Its replicas know the same settings: they read the body and write the answer, and
+                # hold the request while they are full. Here it is held while there are none.
+                post = partial(call.post, route.deployment, body, path=protocol.path)
+                return patiently(post, patience_s=protocol.patience_s, left_s=call.left_s)
         request = await for_size(len(body), protocol.read, body)
         if request is not None:
             self.limits.refuse_many_items(len(request.items))

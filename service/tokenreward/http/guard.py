@@ -138,7 +138,7 @@ class Guard:
 def refusal(error: RequestError, protocol: Protocol) -> Response:
     """The answer that says an error, in the words of a protocol."""
     status, body = protocol.write_error(error)
-    headers = {}
+    headers = protocol.marks
     if status == Loading.status:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s or 0)))
     if status == Unauthorized.status:

@@ -91,7 +91,8 @@ class ReplicaBackend(Backend):
                 left_s=deadline - time.monotonic(),
                 hold=partial(hold, num_bytes),
             )
-        return Response(content, headers=protocol.answer_headers, media_type=protocol.writes.name)
+        headers = {**protocol.marks, **protocol.answer_headers}
+        return Response(content, headers=headers, media_type=protocol.writes.name)
 
     async def _types(self) -> dict[str, str]:
         """The type of each scorer that is served, by name. Raises Loading."""

@@ -176,14 +176,14 @@ class UpstreamCall:
         """Seconds to the deadline."""
         return self._deadline - time.monotonic()
 
-    async def post(self, deployment: str, body: bytes) -> Response:
-        """The deployment's answer to `POST /v1/rewards`; its refusals are answers too.
+    async def post(self, deployment: str, body: bytes, *, path: str = REWARDS_PATH) -> Response:
+        """The deployment's answer to a request for rewards; its refusals are answers too.
 
         Raises:
             Loading, DeadlineExceededError, InternalError: There is none.
             Overloaded: There is no room for it here.
         """
-        return await self._ask(deployment, "POST", REWARDS_PATH, body=body)
+        return await self._ask(deployment, "POST", path, body=body)
 
     async def list_scorers(self, deployment: str) -> list[dict[str, Any]]:
         """The entries of its `GET /v1/scorers`, which are also kept.

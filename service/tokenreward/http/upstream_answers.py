@@ -13,8 +13,14 @@ from fastapi import Response
 from tokenreward.errors import DeadlineExceededError, InternalError, Loading, RequestError
 from tokenreward.wire import read_error
 from tokenreward.wire.media import JSON, MSGPACK
+from tokenreward.wire.paths import PROTOCOL_HEADER, REQUEST_ID_HEADER
 
 _FORWARDED_HEADERS = ("content-type", "retry-after")
+# Headers of one connection, or that every server of ours adds by itself.
+_OWN_HEADERS = frozenset(
+    {"connection", "content-encoding", "content-length", "date", "keep-alive", "server"}
+    | {"transfer-encoding", REQUEST_ID_HEADER}
+)
 
 
 def read_body(answer: Response) -> Any:
@@ -47,6 +53,9 @@ class UpstreamRefusal(RequestError):
 def own_answer(response: httpx.Response, body: bytes) -> Response | None:
     """The answer, if our own code made it. Proxies answer in plain text, or in JSON of their
     own."""
+    if PROTOCOL_HEADER in response.headers:  # its form is not ours to judge
+        headers = {name: response.headers[name] for name in response.headers.keys() - _OWN_HEADERS}
+        return Response(body, response.status_code, headers)
     if not response.headers.get("content-type", "").startswith((JSON.name, MSGPACK.name)):
         return None
     headers = {

@@ -93,6 +93,11 @@ class Tokenizer:
         return None if eos is None else int(eos)
 
     @cached_property
+    def end_of_turn_text(self) -> str:
+        """How a text spells end-of-turn; empty if there is none."""
+        return "" if self.end_of_turn is None else self.text(np.array([self.end_of_turn]))
+
+    @cached_property
     def after_end_of_turn(self) -> str:
         """The text that the template writes behind the end-of-turn of an assistant turn. Most
         templates write none, or a line break."""

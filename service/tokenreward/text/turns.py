@@ -5,8 +5,6 @@ Trainers send such texts: what their tokenizer decodes, or what a template wrote
 
 from __future__ import annotations
 
-import numpy as np
-
 from tokenreward.errors import UnsupportedText
 from tokenreward.text.tokenizer import Tokenizer
 
@@ -44,9 +42,9 @@ def last_turn(tokenizer: Tokenizer, text: str, *, param: str) -> tuple[str, str,
         )
     place = begin + max(len(opening) for opening in openings if text.startswith(opening, begin))
     prompt, response = text[:place], text[place:]
-    if tokenizer.end_of_turn is None:
+    if not tokenizer.end_of_turn_text:
         return prompt, response, False
-    words, mark, behind = response.partition(tokenizer.text(np.array([tokenizer.end_of_turn])))
+    words, mark, behind = response.partition(tokenizer.end_of_turn_text)
     if behind.strip() and behind != tokenizer.after_end_of_turn:
         raise UnsupportedText(
             "the text goes on behind its last assistant turn, so no response stands at its end",

@@ -19,6 +19,7 @@ MODELS_PATHS = ("/v1/models", "/v1/models/")
 
 REQUEST_ID_HEADER = "x-request-id"
 CALLER_HEADER = "x-tokenreward-caller"  # whom the gateway asks for, if there are no API keys
+PROTOCOL_HEADER = "x-tokenreward-protocol"  # of an answer in another program's form
 TIMEOUT_HEADER = "x-request-timeout-seconds"
 
 

@@ -38,7 +38,7 @@ ROUTES = {
 def replicas(tmp_path_factory: pytest.TempPathFactory, serve: Any) -> Iterator[dict[str, Any]]:
     checkpoint = tiny.save(tmp_path_factory.mktemp("rm"), task="reward_model")
     with serve((RM, checkpoint)) as replicas:
-        yield replicas
+        yield {**replicas, "folder": checkpoint}
 
 
 @pytest.fixture
@@ -156,19 +156,18 @@ async def test_slime_gets_a_number_or_with_a_reward_key_an_object(opened: Any, p
     assert content["version"] == 3
 
 
-@PLACES
-async def test_slime_gets_the_rewards_of_the_settings_credit(opened: Any, place: str) -> None:
-    plans = {"slime": ProtocolSettings(options={"red": True}, credit={"name": "values"})}
+async def test_slime_gets_the_rewards_of_the_settings_credit(
+    replicas: dict[str, Any], serve: Any, open_gateway: Any
+) -> None:
     fields = {"options": {"red": True}, "credit": {"name": "values"}}
-    if place == "replica":  # whose settings are fixed here
-        plans = {}
-        fields = {}
-    async with opened(place, plans=plans) as client:
-        (item,) = await native(client, ITEM, **fields)
-        content = await ask(
-            client, "/remote_rm/score", {"prompt": QUESTION, "response": "It is 4."}
-        )
-    assert content["token_rewards"] == near(item["rewards"])
+    plans = {"slime": ProtocolSettings(**fields)}
+    with serve((RM, replicas["folder"]), plans=plans) as others:
+        async with open_gateway(others, ROUTES)(plans=plans) as client:
+            (item,) = await native(client, ITEM, **fields)
+            sample = {"prompt": QUESTION, "response": "It is 4."}
+            for url in ("/remote_rm/score", others["url"] + "/d/rm/remote_rm/score"):
+                content = await ask(client, url, sample)
+                assert content["token_rewards"] == near(item["rewards"])
 
 
 @PLACES

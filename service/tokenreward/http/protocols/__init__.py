@@ -21,6 +21,7 @@ from tokenreward.settings import ProtocolSettings
 from tokenreward.wire import Item, Reply, RewardsRequest
 from tokenreward.wire.head import RequestHead
 from tokenreward.wire.media import JSON, Media
+from tokenreward.wire.paths import PROTOCOL_HEADER
 
 
 class Protocol(ABC):
@@ -69,6 +70,11 @@ class Protocol(ABC):
     @property
     def writes(self) -> Media:
         return JSON
+
+    @property
+    def marks(self) -> dict[str, str]:
+        """Headers that show the gateway an answer in this form, which it sends on as it is."""
+        return {} if self.asks_for is None else {PROTOCOL_HEADER: self.name}
 
     def head(self, body: bytes) -> RequestHead | None:
         """The scorers that a body is for, if deployments read such bodies and answer callers as

@@ -44,14 +44,19 @@ class Slime(Protocol):
     paths = ("/remote_rm", "/remote_rm/", "/remote_rm/score", "/remote_rm/score/")
     patience_s = 90.0
 
+    @property
+    def _has_key(self) -> bool:
+        """Whether the caller reads a key of an object, and no bare number."""
+        return self.path.rstrip("/").endswith("/score")
+
     def read(self, body: bytes) -> RewardsRequest | None:
         sample = JSON.parse(_RemoteSample, body)
         item = parse(Item, {"prompt": sample.prompt, "response": sample.response})
-        return self.request([item], return_tokens=True)
+        return self.request([item], return_tokens=self._has_key)
 
     def write(self, reply: Reply) -> bytes:
         (score,) = scores_of(reply, None)
-        if not self.path.rstrip("/").endswith("/score"):
+        if not self._has_key:
             return JSON.dump(score)
         (item,) = reply.items
         if item.rewards is None or item.tokens is None:

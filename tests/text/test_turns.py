@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -38,7 +39,7 @@ TEMPLATES = {
 
 
 def tokenizer_with(template: str | None) -> tuple[Tokenizer, Any]:
-    own = tiny.tokenizer()
+    own = copy.deepcopy(tiny.tokenizer())
     own.chat_template = template
     return Tokenizer(own), own
 

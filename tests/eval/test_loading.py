@@ -12,7 +12,7 @@ import pytest
 
 from fakes.eval_data import write
 from tokenreward.eval import KINDS, EvalError, load
-from tokenreward.eval.rows import read_rows
+from tokenreward.eval.files import read_rows
 
 PAIR = {"prompt": "q", "chosen": "a", "rejected": "b"}
 BENCH = {
@@ -67,6 +67,7 @@ def test_every_kind_is_known_by_its_name() -> None:
         "preference",
         "best-of-n",
         "tokens",
+        "unpaired",
         "steps",
     ]
 
@@ -103,7 +104,7 @@ def test_every_kind_is_known_by_its_name() -> None:
         ([BENCH | {"rejected": ["a", "b", None]}], "`rejected[2]` must be a string, got null"),
         (
             [{k: v for k, v in BENCH.items() if k != "domain"}],
-            "`domain` is not there, and the file's name begins with",
+            "the rows may be of several kinds: name one, --kind rm-bench (if they are three styles",
         ),
         (
             [GROUP | {"labels": [0]}],
@@ -171,6 +172,18 @@ def test_broken_file_is_said_with_its_line(tmp_path: Path, content: bytes, messa
 def test_kind_that_is_said_is_believed(tmp_path: Path) -> None:
     with pytest.raises(EvalError, match="line 1: `response` is required"):
         load([write(tmp_path / "data", [PAIR])], kind="tokens")
+
+
+def test_rm_bench_without_a_domain_is_refused(tmp_path: Path) -> None:
+    row = {name: value for name, value in BENCH.items() if name != "domain"}
+    with pytest.raises(EvalError, match="`domain` is not there, and the file's name begins with"):
+        load([write(tmp_path / "data", [row])], kind="rm-bench")
+
+
+def test_lists_of_another_length_in_a_later_row_are_of_reward_bench_2(tmp_path: Path) -> None:
+    row = {name: value for name, value in BENCH.items() if name != "domain"}
+    rows = [row, row | {"rejected": ["d", "e", "f", "g"]}]
+    assert load([write(tmp_path / "data", rows)]).kind == "reward-bench-2"
 
 
 def test_files_of_two_kinds_are_refused(tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 """Judges served scorers on preference data: what their numbers say about answers of known worth.
 
-rows, candidate        files as rows, and the responses in them as items; errors name line and field
+files, tables, rows    files as rows; errors name line and field
+conversation           a prompt and a response, in the forms in which data sets hold them
+candidate              a response as an item
 subject, request, ask  the scorer under judgement; one request; all requests of an evaluation
 answer, cache          the answer for one response; answers that need not be asked for again
 statistics             shares, means, areas under curves, with intervals; seconds
 outcome, dataset       the outcome for one scorer; what every kind of data is
-kinds/                 the four kinds
+kinds/                 the kinds of data
 loading                which kind a file is
 report/                the outcome as text for a terminal, as JSON, as an HTML file
 

@@ -56,6 +56,12 @@ class CandidateAnswer:
             raise ValueError("this answer has no units")
         return self.rewards, self.spans
 
+    def require_steps(self) -> Floats:
+        """`steps`. Raises ValueError if there are none, as for an error."""
+        if self.steps is None:
+            raise ValueError("this answer has no scores of steps")
+        return self.steps
+
     @property
     def fault(self) -> str:
         """The error's message, for a reader who sees where the response stands.

@@ -10,6 +10,8 @@ is one text with `\\n\\nHuman: ` and `\\n\\nAssistant: ` before its turns, as in
                                             repeats the prompt
     chosen                                  TRL's implicit prompt; a dialogue
     conversations, chosen                   LLaMA-Factory's ranking
+    instruction, input, history             Alpaca: what the instruction is about, and turns before
+                                            it
     messages                                a conversation that ends in the response
 
 A response that has no text of its own (an assistant message that calls tools) is refused, and so is
@@ -36,8 +38,12 @@ PROMPT_FIELDS = (
     "problem",
     "query",
     "conversations",
+    "trajectory",
     "context",
+    "history",
+    "input",
 )
+"""The first of them that has a value is the prompt."""
 RESPONSE_FIELDS = ("response", "completion", "messages")
 SYSTEM_FIELDS = ("system", "system_prompt")
 
@@ -52,6 +58,7 @@ _ROLES = {
 }
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 _ASSISTANT = "\n\nAssistant:"
+_HELPSTEER_TURN = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
 
 
 def conversation(
@@ -69,12 +76,12 @@ def conversation(
         InvalidField: The row holds no such conversation. `param` is the path in the row.
     """
     value = fields[field]
-    own = _own_prompt(fields)
+    own = _own_prompt(fields, prompt_as)
     if isinstance(value, str):
         if own is None:
             return _dialogue(fields, value, field, prompt_as)
-        if isinstance(own, str) and own.endswith(_ASSISTANT) and prompt_as == "user":
-            # A dialogue, cut before its last turn.
+        if isinstance(own, str) and own.rstrip(" ").endswith(_ASSISTANT) and prompt_as == "user":
+            # A dialogue, cut before its last turn; Nectar's prompts end in a space.
             return _dialogue(fields, own + value, field, prompt_as)
         return _with_system(fields, own, prompt_as), value
     before, response = _split(value, field)
@@ -131,20 +138,64 @@ def kind_of(value: object) -> str:
     return "a string"
 
 
-def _own_prompt(fields: Mapping[str, Any]) -> Prompt | None:
+def _own_prompt(fields: Mapping[str, Any], prompt_as: PromptAs) -> Prompt | None:
     """The prompt that a row holds in a field of its own; None if it has no such field."""
-    name = next((name for name in PROMPT_FIELDS if fields.get(name) is not None), None)
-    if name is None:
+    past = _past_turns(fields)
+    names = [name for name in PROMPT_FIELDS if fields.get(name) is not None]
+    if past and "history" in names:
+        names.remove("history")
+    if not names:
         return None
-    value = fields[name]
+    name, value = names[0], fields[names[0]]
+    context = fields.get("context")
+    is_beside = name != "context" and isinstance(context, str) and bool(context.strip())
+    if is_beside and isinstance(value, str) and str(context) not in value:
+        message = f"stands beside `{name}`, and which of both is the prompt is not said"
+        raise InvalidField(f"{message}: leave it out, or put it into `{name}`", param="context")
     if isinstance(value, str):
         # Alpaca's rows: the instruction, and below it what it is about.
         more = fields.get("input")
-        return f"{value}\n{more}" if name == "instruction" and more else value
+        if name == "instruction" and more:
+            if not isinstance(more, str):
+                raise InvalidField(f"must be a string, got {kind_of(more)}", param="input")
+            value = f"{value}\n{more}"
+        if prompt_as == "user" and _HELPSTEER_TURN.search(value):
+            return past + _helpsteer_messages(value)
+        return [*past, {"role": "user", "content": value}] if past else value
     if not isinstance(value, list) or not value or not all(isinstance(m, dict) for m in value):
         message = f"must be a string or a list of messages, got {kind_of(value)}"
         raise InvalidField(message, param=name)
-    return messages_of(value, name)
+    return past + messages_of(value, name)
+
+
+def _past_turns(fields: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The turns before the prompt, which Alpaca's rows have as `history`: pairs of texts. In SHP's
+    rows that field is a text, the prompt itself.
+
+    Raises:
+        InvalidField: It is anything else.
+    """
+    history = fields.get("history")
+    if not history or isinstance(history, str):
+        return []
+    messages = []
+    for place, pair in enumerate(history if isinstance(history, list) else [history]):
+        is_pair = isinstance(pair, list) and len(pair) == 2
+        if not is_pair or not all(isinstance(text, str) for text in pair):
+            message = f"must be a text of the user and one of the assistant, got {kind_of(pair)}"
+            raise InvalidField(message, param=f"history[{place}]")
+        for role, text in zip(("user", "assistant"), pair, strict=True):
+            messages.append({"role": role, "content": text})
+    return messages
+
+
+def _helpsteer_messages(text: str) -> list[dict[str, Any]]:
+    """The messages of a prompt of several turns, as HelpSteer2 has them in one text."""
+    first, *turns = _HELPSTEER_TURN.split(text)
+    messages = [{"role": "user", "content": first}] if first else []
+    for role, content in zip(turns[::2], turns[1::2], strict=True):
+        messages.append({"role": role.lower(), "content": content})
+    return messages
 
 
 def _split(value: Any, field: str) -> tuple[list[dict[str, Any]], str]:
@@ -193,12 +244,15 @@ def _dialogue(
 
 def _with_system(fields: Mapping[str, Any], prompt: Prompt, prompt_as: PromptAs) -> Prompt:
     """The prompt as it is sent, with the system message that the row has in a field of its own."""
-    system = next((fields[name] for name in SYSTEM_FIELDS if fields.get(name)), None)
+    name = next((name for name in SYSTEM_FIELDS if fields.get(name)), "system")
+    system = fields.get(name) or None
+    if not isinstance(system, str | None):
+        raise InvalidField(f"must be a string, got {kind_of(system)}", param=name)
     if isinstance(prompt, str):
         if prompt_as == "raw" and system is None:
             return prompt
         if prompt_as == "raw":
-            raise InvalidField("goes with messages, and the prompt is raw text", param="system")
+            raise InvalidField("goes with messages, and the prompt is raw text", param=name)
         prompt = [{"role": "user", "content": prompt}]
     if system is None or prompt[0].get("role") == "system":
         return prompt

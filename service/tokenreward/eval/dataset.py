@@ -14,7 +14,7 @@ import numpy as np
 from tokenreward.eval.answer import CandidateAnswer
 from tokenreward.eval.candidate import Candidate
 from tokenreward.eval.outcome import Judgement, ScorerOutcome
-from tokenreward.eval.rows import DataRow
+from tokenreward.eval.rows import DataRow, EvalError
 from tokenreward.eval.statistics import Floats, latency_of
 from tokenreward.eval.subject import Subject
 
@@ -26,14 +26,16 @@ class Dataset:
     """Cases of one kind, one per row of the files.
 
     `candidates` and `cases` are in the order of the rows. `reason` says why the rows are of this
-    kind, for the reader of the figures.
+    kind, for the reader of the figures. `num_left_out` is the number of rows that say nothing of
+    their responses' worth, and are no cases.
 
     Args:
         kind: The name of the kind.
         noun: What its cases are called, in the plural.
         rows: The rows.
-        read: The candidates of one row. It raises EvalError if the row is not what a row of this
-            kind should be.
+        read: The candidates of one row; none if the row says nothing of their worth, as where two
+            responses are a tie. It raises EvalError if the row is not what a row of this kind
+            should be.
         judge: What answers, one per candidate of the dataset, say about the scorer that gave them.
 
     Raises:
@@ -55,10 +57,16 @@ class Dataset:
         self._judge = judge
         self.candidates: list[Candidate] = []
         self.cases: list[Case] = []
+        self.num_left_out = 0
         for row in rows:
             first = len(self.candidates)
             self.candidates += read(row)
-            self.cases.append((row, range(first, len(self.candidates))))
+            if len(self.candidates) > first:
+                self.cases.append((row, range(first, len(self.candidates))))
+            else:
+                self.num_left_out += 1
+        if not self.cases:
+            raise EvalError(f"{rows[0].where}: no row says which response is right or better")
         self.num_cases = len(self.cases)
 
     def complete_cases(self, answers: Sequence[CandidateAnswer]) -> list[Case]:
@@ -82,7 +90,11 @@ class Dataset:
                 failures.append((candidate.where, answer.error.code, answer.fault))
         timings = [answer.timing for answer in answers if answer.timing is not None]
         latency = latency_of(timings)
-        return ScorerOutcome(subject, self._judge(self, answers), failures, len(answers), latency)
+        judgement = self._judge(self, answers)
+        if self.num_left_out:
+            note = f"{self.num_left_out} rows say nothing of which is right or better: left out"
+            judgement = replace(judgement, notes=[*judgement.notes, note])
+        return ScorerOutcome(subject, judgement, failures, len(answers), latency)
 
     def example_candidates(self, outcome: ScorerOutcome) -> dict[int, Candidate]:
         """The candidates of the outcome's examples, by index, with their units needed: the page

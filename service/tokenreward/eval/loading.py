@@ -1,4 +1,4 @@
-"""Loads data files as one dataset. The fields of a file's first row tell the kind of the file.
+"""Loads data files as one dataset. The fields of a file's rows tell the kind of the file.
 
 It knows which kinds there are; it asks nothing and judges nothing.
 """
@@ -12,14 +12,18 @@ from typing import Any
 
 from tokenreward.eval.conversation import RESPONSE_FIELDS, PromptAs
 from tokenreward.eval.dataset import Dataset
-from tokenreward.eval.kinds.best_of_n import best_of_n, is_gsm8k
-from tokenreward.eval.kinds.preference import pair_fields, preference
+from tokenreward.eval.files import read_rows
+from tokenreward.eval.kinds.best_of_n import best_of_n
+from tokenreward.eval.kinds.pair_forms import judged_pair, named_pair
+from tokenreward.eval.kinds.preference import preference
+from tokenreward.eval.kinds.response_forms import response_form
 from tokenreward.eval.kinds.reward_bench_2 import reward_bench_2
 from tokenreward.eval.kinds.rm_bench import DOMAINS, rm_bench
 from tokenreward.eval.kinds.step_forms import form_of
 from tokenreward.eval.kinds.steps import steps
 from tokenreward.eval.kinds.tokens import tokens
-from tokenreward.eval.rows import DataRow, EvalError, read_rows
+from tokenreward.eval.kinds.unpaired import unpaired, unpaired_fields
+from tokenreward.eval.rows import DataRow, EvalError
 
 KINDS: dict[str, Callable[[Sequence[DataRow], PromptAs], Dataset]] = {
     "rm-bench": rm_bench,
@@ -27,6 +31,7 @@ KINDS: dict[str, Callable[[Sequence[DataRow], PromptAs], Dataset]] = {
     "preference": preference,
     "best-of-n": best_of_n,
     "tokens": tokens,
+    "unpaired": unpaired,
     "steps": steps,
 }
 
@@ -42,8 +47,8 @@ def load(
     """All rows of all files as one dataset.
 
     Args:
-        files: JSON lines, JSON arrays or parquet, all of one kind.
-        kind: A key of `KINDS`; by default the first row of each file tells.
+        files: JSON lines, JSON arrays, tables or parquet, all of one kind.
+        kind: A key of `KINDS`; by default the rows of each file tell.
         prompt_as: What a prompt that is a string becomes, see `prompt_of`.
         limit: The most rows to take of each file, from its beginning.
         chat_template_kwargs: What the chat template gets beside the messages; a row's own go before
@@ -63,7 +68,7 @@ def load(
         file_rows = read_rows(file)
         name = kind
         if name is None:
-            name, reason = _kind_of(file_rows[0])
+            name, reason = _kind_of(file_rows)
         kinds.setdefault(name, file)
         rows += file_rows[:limit]
     if len(kinds) > 1:
@@ -88,42 +93,85 @@ def _add_template_kwargs(dataset: Dataset, kwargs: Mapping[str, Any]) -> None:
             dataset.candidates[place] = replace(each, item=item)
 
 
-def _kind_of(row: DataRow) -> tuple[str, str]:
-    """The name of a row's kind, and why it is that. Raises EvalError if its fields are of none."""
+def _kind_of(rows: Sequence[DataRow]) -> tuple[str, str]:
+    """The name of the rows' kind, and why it is that. The first row tells, and where it has lists
+    of chosen and rejected texts, how many there are in all of them.
+
+    Raises:
+        EvalError: The fields are of no kind, or of several.
+    """
+    row = rows[0]
+    claims = _claims(rows)
+    if len(claims) == 1:
+        return next(iter(claims.items()))
+    if claims:
+        names = " or ".join(f"--kind {name} ({reason})" for name, reason in claims.items())
+        raise EvalError(f"{row.where}: the rows may be of several kinds: name one, {names}")
+    # What is of one kind but for a field that it lacks is refused by that kind.
     fields = row.fields
-    form = form_of(row)
-    if form is not None:
-        return "steps", f"its rows have {form}"
-    pair = pair_fields(row)
-    if pair is not None:
-        return _kind_of_pair(row, pair)
-    if is_gsm8k(row):
-        return "best-of-n", "its rows have GSM8K's `question` and `ground_truth`"
-    if "responses" in fields:
-        return "best-of-n", "its rows have `responses`"
-    flags = [name for name in ("flags", "flagged") if name in fields]
-    responses = [name for name in RESPONSE_FIELDS if name in fields]
-    if flags and responses:
-        return "tokens", f"its rows have `{responses[0]}` and `{flags[0]}`"
+    if named_pair(row) is not None:
+        return "preference", "its rows have a chosen and a rejected response"
+    if {"question", "ground_truth"} <= fields.keys() or "responses" in fields:
+        return "best-of-n", "its rows have several responses"
     names = ", ".join(f"`{name[:40]}`" for name in list(fields)[:8]) or "none"
     raise EvalError(
         f"{row.where}: the fields ({names}) are of no known kind: preference, rm-bench and "
         "reward-bench-2 have `chosen` and `rejected`, best-of-n `responses` and `labels`, tokens "
-        "`response` and `flagged` or `flags`, steps `steps` and `label` or `completions` and "
-        "`labels`"
+        "`response` and `flagged` or `flags`, unpaired `completion` and `label`, steps `steps` and "
+        "`label` or `completions` and `labels`"
     )
 
 
-def _kind_of_pair(row: DataRow, pair: tuple[str, str]) -> tuple[str, str]:
-    """The same of a row with a chosen and a rejected response in these fields."""
-    fields, names = row.fields, f"`{pair[0]}` and `{pair[1]}`"
-    sides = [fields[name] for name in pair]
-    if all(isinstance(side, list) and side and isinstance(side[0], str) for side in sides):
-        lengths = [len(side) for side in sides]
-        is_of_domain = "domain" in fields or row.file.name.startswith(DOMAINS)
-        if is_of_domain or (lengths == [3, 3] and "num_correct" not in fields):
-            return "rm-bench", f"{names} are lists of texts, one for each style"
-        return "reward-bench-2", f"{names} are lists of texts"
-    words = "messages" if isinstance(sides[0], (list, dict)) else "texts"
-    prompt = "with" if isinstance(fields.get("prompt"), (str, list)) else "without"
-    return "preference", f"{names} are {words}, {prompt} a field `prompt`"
+def _claims(rows: Sequence[DataRow]) -> dict[str, str]:
+    """The kinds that the first row has all fields of, and which fields these are."""
+    row, claims = rows[0], {}
+    fields = row.fields
+    form = form_of(row)
+    if form is not None:
+        claims["steps"] = f"its rows have {form}"
+    pair = named_pair(row)
+    if pair is not None and all(fields[name] is not None for name in pair):
+        claims |= _pair_claims(rows, pair)
+    judged = judged_pair(row)
+    if judged is not None and "preference" not in claims:
+        claims["preference"] = f"its rows have `{judged[0]}`, `{judged[1]}` and `{judged[2]}`"
+    form = response_form(row)
+    if form is not None:
+        claims["best-of-n"] = f"its rows have {form}"
+    if "best-of-n" in claims and "`completions` and `labels`" in claims["best-of-n"]:
+        # Steps of one response, or several responses: 0 and 1 may label both.
+        if "steps" in claims:
+            del claims["best-of-n"]
+        elif isinstance(fields["completions"], list):
+            claims["steps"] = "if they are the steps of one response"
+            claims["best-of-n"] = "if they are several responses"
+    flags = [name for name in ("flags", "flagged") if fields.get(name) is not None]
+    responses = [name for name in RESPONSE_FIELDS if fields.get(name) is not None]
+    if flags and responses:
+        claims["tokens"] = f"its rows have `{responses[0]}` and `{flags[0]}`"
+    single = unpaired_fields(row)
+    if single is not None:
+        claims["unpaired"] = f"its rows have `{single[0]}` and `{single[1]}`"
+    return claims
+
+
+def _pair_claims(rows: Sequence[DataRow], pair: tuple[str, str]) -> dict[str, str]:
+    """The same of rows with a chosen and a rejected response in these fields."""
+    row, names = rows[0], f"`{pair[0]}` and `{pair[1]}`"
+    sides = [row.fields[name] for name in pair]
+    if not all(isinstance(side, list) and side and isinstance(side[0], str) for side in sides):
+        words = "messages" if isinstance(sides[0], (list, dict)) else "texts"
+        prompt = "with" if isinstance(row.fields.get("prompt"), (str, list)) else "without"
+        return {"preference": f"{names} are {words}, {prompt} a field `prompt`"}
+    styles = f"{names} are lists of texts, one for each style"
+    if "domain" in row.fields or row.file.name.startswith(DOMAINS):
+        return {"rm-bench": styles}
+    lengths = set()
+    for other in rows:
+        lengths |= {len(other.fields.get(name) or "") for name in pair}
+    if lengths == {3} and not {"num_correct", "subset"} & row.fields.keys():
+        return {
+            "rm-bench": "if they are three styles of each; then `domain` is not there, either",
+            "reward-bench-2": "if every chosen response is better than every rejected one",
+        }
+    return {"reward-bench-2": f"{names} are lists of texts"}

@@ -1,16 +1,12 @@
-"""Reads data files as rows: JSON lines, one JSON array, the dataset viewer's JSON, or parquet. JSON
-may be compressed with gzip. Errors name the file, line and field.
+"""One row of a data file, and its fields by type. Errors name the file, line and field.
 
-It knows formats of files and nothing of what the rows mean. Fields that no kind of data reads are
-left alone.
+It knows no formats of files, and nothing of what the rows mean. Fields that no kind of data reads
+are left alone.
 """
 
 from __future__ import annotations
 
-import gzip
 import json
-import re
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +14,6 @@ from typing import Any
 
 from tokenreward.errors import InvalidField
 from tokenreward.eval.conversation import Prompt, PromptAs, conversation, kind_of
-
-_GZIP = b"\x1f\x8b"
-_PARQUET = b"PAR1"
-# What Hugging Face's dataset viewer gives: an object whose `rows` hold each row as `row`.
-_VIEWER = re.compile(r'\s*\{\s*"(features|rows)"\s*:\s*\[')
 
 
 class EvalError(Exception):
@@ -34,14 +25,16 @@ class EvalError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class DataRow:
-    """One JSON object of a data file.
+    """One object of a data file, or one line of a table.
 
-    `where` is what messages call it: `pairs.jsonl line 3`, or `chat.json row 3`.
+    `where` is what messages call it: `pairs.jsonl line 3`, or `chat.json row 3`. `has_cells` says
+    that numbers and flags are texts: a table of text has no types.
     """
 
     where: str
     fields: dict[str, Any]
     file: Path
+    has_cells: bool = False
 
     def wrong(self, field: str, message: str) -> EvalError:
         """An error about one field."""
@@ -52,6 +45,21 @@ class DataRow:
         if field not in self.fields:
             raise self.wrong(field, "is required")
         return self.fields[field]
+
+    def scalar(self, field: str) -> Any:
+        """The value of a field that holds no texts: of a table's cell, what it spells as JSON, or
+        as Python prints true and false.
+
+        Raises:
+            EvalError: The row lacks the field.
+        """
+        value = self.get(field)
+        if not self.has_cells or not isinstance(value, str):
+            return value
+        try:
+            return json.loads(value.strip().lower())
+        except ValueError:
+            return value
 
     def text(self, field: str) -> str:
         """A field that is a string. Raises EvalError if it is anything else."""
@@ -104,7 +112,7 @@ class DataRow:
         Raises:
             EvalError: It is anything else.
         """
-        value = self.get(field)
+        value = self.scalar(field)
         if not isinstance(value, list) or len(value) != num:
             message = f"must be a list of {num} flags, one per {of}, got {kind_of(value)}"
             raise self.wrong(field, message)
@@ -119,7 +127,7 @@ class DataRow:
         Raises:
             EvalError: It is anything else.
         """
-        value = self.get(field)
+        value = self.scalar(field)
         entries = value if isinstance(value, list) else [value]
         for entry in entries:
             if type(entry) is not int or not least <= entry <= most:
@@ -140,7 +148,7 @@ class DataRow:
         Raises:
             EvalError: It is anything else.
         """
-        value = self.get(field)
+        value = self.scalar(field)
         if not isinstance(value, list) or not (value or allow_empty):
             raise self.wrong(field, f"must be a list of [start, end] {noun}, got {kind_of(value)}")
         for index, entry in enumerate(value):
@@ -148,75 +156,3 @@ class DataRow:
             if not isinstance(entry, list) or [type(end) for end in entry] != [int, int]:
                 raise self.wrong(f"{field}[{index}]", f"must be [start, end], got {kind_of(entry)}")
             yield entry[0], entry[1]
-
-
-def read_rows(file: Path) -> list[DataRow]:
-    """Every row of a file. Raises EvalError, OSError."""
-    content = file.read_bytes()
-    if content.startswith(_GZIP):
-        try:
-            content = gzip.decompress(content)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise EvalError(f"{file}: not readable as gzip: {error}") from None
-    if content.startswith(_PARQUET):
-        values = _table_values(content, file)
-    else:
-        try:
-            values = _values(content.decode("utf-8-sig"), file)
-        except UnicodeDecodeError as error:
-            line = error.object[: error.start].count(b"\n") + 1
-            raise EvalError(f"{file} line {line}: not UTF-8") from None
-    rows = []
-    for where, value in values:
-        if not isinstance(value, dict):
-            raise EvalError(f"{where}: must be an object, got {kind_of(value)}")
-        rows.append(DataRow(where, value, file))
-    if not rows:
-        raise EvalError(f"{file}: holds no rows")
-    return rows
-
-
-def _table_values(content: bytes, file: Path) -> Iterator[tuple[str, Any]]:
-    """Each row of a parquet file, with what messages call it."""
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        message = "reading parquet needs pyarrow: pip install 'tokenreward[parquet]'"
-        raise EvalError(f"{file}: {message}") from None
-    try:
-        table = parquet.read_table(pyarrow.BufferReader(content))
-        values = table.to_pylist()
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise EvalError(f"{file}: not readable as parquet: {str(error)[:200]}") from None
-    for number, value in enumerate(values, start=1):
-        yield f"{file} row {number}", value
-
-
-def _values(text: str, file: Path) -> Iterator[tuple[str, Any]]:
-    """Each value of a file's text, with what messages call it."""
-    if _VIEWER.match(text):
-        entries = _parse(text, str(file)).get("rows")
-        if not isinstance(entries, list):
-            raise EvalError(f"{file}: `rows` must be a list, got {kind_of(entries)}")
-        for number, entry in enumerate(entries, start=1):
-            yield f"{file} row {number}", entry.get("row") if isinstance(entry, dict) else entry
-        return
-    if text.lstrip().startswith("["):
-        for number, value in enumerate(_parse(text, str(file)), start=1):
-            yield f"{file} row {number}", value
-        return
-    # Not splitlines: a string in JSON may hold U+2028 and the like, which end no line of a file.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            where = f"{file} line {number}"
-            yield where, _parse(line, where)
-
-
-def _parse(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except RecursionError:
-        raise EvalError(f"{where}: not valid JSON: nested too deep") from None
-    except ValueError as error:  # JSONDecodeError, and integers of more digits than Python converts
-        raise EvalError(f"{where}: not valid JSON: {error}") from None

@@ -120,3 +120,20 @@ def test_prompt_without_all_its_answers_counts_nowhere(tmp_path: Path) -> None:
     judged = outcome_of(dataset, by_text(scores))
     assert values(judged)["micro"] == 1
     assert judged.judgement.counts["failed"] == 1
+
+
+def test_a_file_that_is_given_twice_counts_twice(tmp_path: Path) -> None:
+    rows = [
+        row("a", [1], [0, 0], subset="Math"),
+        row("b", [0], [1, 0], subset="Math"),
+        row("ref:1", [2], [0], subset="Ties"),
+        row("tied:1", [2, 2], [1, 0], subset="Ties"),
+    ]
+    file = write(tmp_path / "rows.jsonl", rows)
+    texts = [candidate.item["response"] for candidate in load([file]).candidates]
+    answer = by_text({text: float(text.split()[-1]) for text in texts})
+    once, twice = outcome_of(load([file]), answer), outcome_of(load([file, file]), answer)
+    assert values(once) == values(twice)
+    assert twice.judgement.counts["judged"] == 2 * once.judgement.counts["judged"] == 8
+    assert twice.judgement.groups["Math"].num == 4
+    assert twice.judgement.groups["Ties"].num == 2

@@ -71,7 +71,10 @@ def test_form_is_read_into_steps_with_a_flag_for_each(tmp_path: Path, form: str)
         ),
         (FORMS["ProcessBench"] | {"label": "1"}, "`label` must be a whole number"),
         (FORMS["ProcessBench"] | {"steps": ["a", " "]}, "`steps[1]` is a step without text"),
-        (FORMS["TRL"] | {"labels": [1]}, "`labels` must be a list of 3 flags, one per completion"),
+        (
+            FORMS["TRL"] | {"labels": [True]},
+            "`labels` must be a list of 3 flags, one per completion",
+        ),
         ({"question": {"problem": "q"}, "label": {"steps": []}}, "`label.steps` must be a list of"),
         ({"question": {}, "label": {}}, "`question.problem` must be a string, got null"),
         (
@@ -182,3 +185,76 @@ def test_step_scores_are_probabilities_and_none_is_an_error(tmp_path: Path) -> N
         error = answer_of(candidate, missing, TIMING).error
         assert error is not None
         assert error.code == "no_step_scores"
+
+
+def test_prm_score_is_the_mean_of_two_f1s_over_all_steps(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    rows, scores = [], {}
+    for n in range(60):
+        errors = [] if n % 3 == 2 else sorted(rng.choice(5, 2, replace=False) + 1)
+        texts = [f"{n} {place}" for place in range(5)]
+        row = {"modified_question": "q", "modified_process": texts, "original_process": ["x"]}
+        classification = ("circular", "deception", "multi_solutions")[n % 3]
+        rows.append(
+            {**row, "error_steps": list(map(int, errors)), "classification": classification}
+        )
+        scores[texts[0]] = rng.uniform(0, 1, 5).round(2)
+    dataset = load([write(tmp_path / "rows.jsonl", rows)])
+
+    def answer(candidate: Candidate) -> CandidateAnswer:
+        first = candidate.item["response"].split("\n\n")[0]
+        return CandidateAnswer(steps=scores[first], timing=TIMING)
+
+    judged = outcome_of(dataset, answer)
+    assert titles(judged)[0] == "PRMScore"
+    assert judged.judgement.groups_title == "PRMScore by classification"
+
+    def by_hand(names: set[str]) -> float:
+        called = {"right": [0, 0, 0], "wrong": [0, 0, 0]}  # hits, false alarms, misses
+        for row in rows:
+            if row["classification"] not in names:
+                continue
+            for place in range(5):
+                truth = "wrong" if place + 1 in row["error_steps"] else "right"
+                guess = "right" if scores[row["modified_process"][0]][place] >= 0.5 else "wrong"
+                if truth == guess:
+                    called[truth][0] += 1
+                else:
+                    called[guess][1] += 1
+                    called[truth][2] += 1
+        f1s = [
+            2 * hits / (2 * hits + alarms + misses)
+            for hits, alarms, misses in called.values()
+            if hits + misses
+        ]
+        return float(np.mean(f1s))
+
+    every = {row["classification"] for row in rows}
+    assert values(judged)["prm_score"] == pytest.approx(by_hand(every))
+    groups = {name: each.value for name, each in judged.judgement.groups.items()}
+    assert groups == pytest.approx({name: by_hand({name}) for name in every})
+
+
+@pytest.mark.parametrize(
+    ("steps", "reason", "flags"),
+    [
+        ([1, 0, None, 1], "solution", None),
+        ([1, -1, None], "found_error", [False, True]),
+        ([1, 1], "give_up", None),
+        ([1, 1], "bad_problem", None),
+        ([1, -1], "give_up", [False, True]),
+        ([1, 1], "solution", [False, False]),
+    ],
+)
+def test_solution_of_prm800k_that_was_not_rated_to_its_end_is_left_out(
+    tmp_path: Path, steps: list[int | None], reason: str, flags: list[bool] | None
+) -> None:
+    entries = [
+        {"completions": [{"text": f"step {place}", "rating": rating}], "chosen_completion": 0}
+        for place, rating in enumerate(steps)
+    ]
+    row = {"question": {"problem": "q"}, "label": {"steps": entries, "finish_reason": reason}}
+    dataset = load([write(tmp_path / "rows.jsonl", [row, PRM800K])])
+    first, *others = [each.require_flags().tolist() for each in dataset.candidates]
+    assert first == (flags or [False, True, False])
+    assert (len(others), dataset.num_left_out) == ((1, 0) if flags else (0, 1))

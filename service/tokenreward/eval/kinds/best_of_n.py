@@ -1,7 +1,7 @@
 """Kind `best-of-n`: several responses to each prompt, each labelled right or wrong.
 
-A row is {prompt, responses: [...], labels: [0, 1, ...]}, or one of GSM8K's
-example_model_solutions.jsonl: {question, ground_truth, and one {is_correct, solution} per model}.
+A row is {prompt, responses: [...], labels: [0, 1, ...]}, or another one that `response_forms`
+reads. Where responses have scores or ranks, the best are right and all others wrong.
 
 Top-ranked: the share of prompts whose highest-scored response is right; where several share the
 highest score, the share of right ones among them, since picking one is a lottery. Random: what
@@ -19,9 +19,10 @@ from functools import partial
 import numpy as np
 
 from tokenreward.eval.answer import CandidateAnswer
-from tokenreward.eval.candidate import Candidate, candidate, prompt_of
+from tokenreward.eval.candidate import Candidate, candidate
 from tokenreward.eval.conversation import PromptAs
 from tokenreward.eval.dataset import Dataset, scores_of
+from tokenreward.eval.kinds.response_forms import responses_of
 from tokenreward.eval.outcome import Columns, Example, Judgement, worst
 from tokenreward.eval.rows import DataRow
 from tokenreward.eval.statistics import Bools, Floats, mean, pooled_auc, roc_auc, roc_curve, share
@@ -35,13 +36,11 @@ def best_of_n(rows: Sequence[DataRow], prompt_as: PromptAs) -> Dataset:
 
 def _read(row: DataRow, prompt_as: PromptAs) -> list[Candidate]:
     """The responses, each right or wrong."""
-    if is_gsm8k(row):
-        prompt_field, responses = "question", _gsm8k_responses(row)
-    else:
-        prompt_field, responses = "prompt", _plain_responses(row)
-    prompt, candidates = prompt_of(row, prompt_field, prompt_as), []
-    for field, text, is_right in responses:
-        new = candidate(row, prompt, text, field=field)
+    candidates = []
+    for path, text, is_right in responses_of(row):
+        whole = replace(row, fields={**row.fields, path: text})
+        prompt, response = whole.conversation(path, prompt_as)
+        new = candidate(row, prompt, response, field=path)
         candidates.append(replace(new, is_right=is_right))
     return candidates
 
@@ -74,11 +73,6 @@ def _judge(dataset: Dataset, answers: Sequence[CandidateAnswer]) -> Judgement:
     )
 
 
-def is_gsm8k(row: DataRow) -> bool:
-    """Whether the row has the two fields that no other kind has together."""
-    return "question" in row.fields and "ground_truth" in row.fields
-
-
 def _columns(labels: Sequence[Bools], scores: Sequence[Floats], tops: Sequence[Bools]) -> Columns:
     """The estimates.
 
@@ -102,32 +96,6 @@ def _columns(labels: Sequence[Bools], scores: Sequence[Floats], tops: Sequence[B
         "auc_pooled": ("AUC (pooled)", pooled),
         "auc_within": ("AUC (within prompts)", mean([a for a in within if a is not None])),
     }
-
-
-def _plain_responses(row: DataRow) -> list[tuple[str, str, bool]]:
-    """Each response: the field that it stands in, its text, and whether it is right."""
-    texts = row.texts("responses")
-    labels = row.flags("labels", num=len(texts), of="response")
-    fields = [f"responses[{index}]" for index in range(len(texts))]
-    return list(zip(fields, texts, labels, strict=True))
-
-
-def _gsm8k_responses(row: DataRow) -> list[tuple[str, str, bool]]:
-    """The same for a row of GSM8K, where every field is a model's solution but question and ground
-    truth."""
-    responses = []
-    for name in row.fields:
-        if name in ("question", "ground_truth"):
-            continue
-        entry = row.get(name)
-        if not isinstance(entry, dict) or not isinstance(entry.get("solution"), str):
-            raise row.wrong(f"{name}.solution", "must be a string")
-        if not isinstance(entry.get("is_correct"), bool):
-            raise row.wrong(f"{name}.is_correct", "must be true or false")
-        responses.append((f"{name}.solution", entry["solution"], entry["is_correct"]))
-    if not responses:
-        raise row.wrong("question", "has no solutions beside it: one field per model is expected")
-    return responses
 
 
 def _is_mixed(labels: Bools) -> bool:

@@ -1,9 +1,10 @@
 """Kind `preference`: pairs of a chosen and a rejected response.
 
 A row is {prompt, chosen, rejected}, with an optional `subset`: RewardBench's texts, or messages, or
-dialogues, in any form that `tokenreward.eval.conversation` reads. A pair is right if the chosen
-response has the strictly higher score; equal scores are no win, and are counted apart as ties.
-Micro is over pairs, macro over subsets.
+dialogues, in any form that `tokenreward.eval.conversation` reads; or two responses and a verdict,
+in a form that `pair_forms` reads. A pair is right if the chosen response has the strictly higher
+score; equal scores are no win, and are counted apart as ties. Micro is over pairs, macro over
+subsets.
 
 `rejected_flagged`, optional: half-open character ranges of the rejected response that are known to
 be wrong. Rows that have it are also judged token by token (see `flags`).
@@ -22,19 +23,12 @@ from tokenreward.eval.candidate import Candidate, candidate
 from tokenreward.eval.conversation import PromptAs
 from tokenreward.eval.dataset import Case, Dataset, scores_of
 from tokenreward.eval.kinds.flags import judge_flags, range_flags
+from tokenreward.eval.kinds.pair_forms import pair_of
 from tokenreward.eval.outcome import Example, Judgement, worst
 from tokenreward.eval.rows import DataRow
 from tokenreward.eval.statistics import Bools, Estimate, mean_of_shares, share
 
 NO_SUBSET = "no subset"
-PAIR_FIELDS = (
-    ("chosen", "rejected"),
-    ("chosen_response", "rejected_response"),
-    ("messages", "rejected_messages"),
-    ("messages", "rejected_response"),
-)
-"""The fields of the chosen and of the rejected response; with `messages`, as ms-swift has them, the
-rejected response may stand alone."""
 
 
 def preference(rows: Sequence[DataRow], prompt_as: PromptAs) -> Dataset:
@@ -46,14 +40,12 @@ def preference(rows: Sequence[DataRow], prompt_as: PromptAs) -> Dataset:
     return Dataset("preference", "pairs", rows=rows, read=read, judge=_judge)
 
 
-def pair_fields(row: DataRow) -> tuple[str, str] | None:
-    """The fields of a row that hold its pair; None if it holds none."""
-    return next((pair for pair in PAIR_FIELDS if row.fields.keys() >= set(pair)), None)
-
-
 def _read(row: DataRow, prompt_as: PromptAs) -> list[Candidate]:
-    """The chosen and the rejected response."""
-    chosen_field, rejected_field = pair_fields(row) or PAIR_FIELDS[0]
+    """The chosen and the rejected response; nothing where neither is better."""
+    pair = pair_of(row)
+    if pair is None:
+        return []
+    row, chosen_field, rejected_field = pair
     prompt, chosen = row.conversation(chosen_field, prompt_as)
     if chosen_field == "messages" and isinstance(row.get(rejected_field), str):
         rejected_prompt, rejected = prompt, row.text(rejected_field)

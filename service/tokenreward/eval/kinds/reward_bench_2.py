@@ -24,7 +24,8 @@ prompt counts only with all its answers.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -64,17 +65,18 @@ def _judge(dataset: Dataset, answers: Sequence[CandidateAnswer]) -> Judgement:
     names = {_subset(row) for row, _ in dataset.cases}
     subsets = [name for name in SUBSETS if name in names]
     subsets += sorted(names.difference(SUBSETS))
-    sides = {case[0].where: _sides(case, answers) for case in complete}
-    credits = {where: _credit(chosen, rejected) for where, (chosen, rejected) in sides.items()}
+    sides = [_sides(case, answers) for case in complete]
+    credits = [_credit(chosen, rejected) for chosen, rejected in sides]
     values: dict[str, Floats] = {}
     groups: dict[str, Estimate | None] = {}
     notes = ["ties are prompts whose highest score is shared by chosen and rejected responses"]
     for name in subsets:
-        rows = [row for row, _ in complete if _subset(row) == name]
-        values[name] = np.array([credits[row.where] for row in rows], dtype=np.float64)
-        groups[name] = share(float(values[name].sum()), len(rows))
+        places = [place for place, (row, _) in enumerate(complete) if _subset(row) == name]
+        values[name] = np.array([credits[place] for place in places], dtype=np.float64)
+        groups[name] = share(float(values[name].sum()), len(places))
         if name == _TIES:
-            couples = _couples(rows, sides)
+            ids = [str(complete[place][0].fields.get("id")) for place in places]
+            couples = _couples(ids, [sides[place] for place in places])
             if len(couples):
                 values[name], groups[name] = couples, mean(couples)
             else:
@@ -86,8 +88,8 @@ def _judge(dataset: Dataset, answers: Sequence[CandidateAnswer]) -> Judgement:
     if tuple(subsets) == SUBSETS:
         title = "RewardBench 2 average (macro)"
     counts = dataset.counts(complete)
-    counts["ties"] = sum(0 < credit < 1 for credit in credits.values())
-    every = np.array(list(credits.values()), dtype=np.float64)
+    counts["ties"] = sum(0 < credit < 1 for credit in credits)
+    every = np.array(credits, dtype=np.float64)
     return Judgement(
         {
             "macro": (title, mean_of_means(list(values.values()))),
@@ -97,8 +99,8 @@ def _judge(dataset: Dataset, answers: Sequence[CandidateAnswer]) -> Judgement:
         groups=groups,
         groups_title="best is chosen, by subset",
         classes={
-            "chosen": np.concatenate([np.empty(0), *(chosen for chosen, _ in sides.values())]),
-            "rejected": np.concatenate([np.empty(0), *(low for _, low in sides.values())]),
+            "chosen": np.concatenate([np.empty(0), *(chosen for chosen, _ in sides)]),
+            "rejected": np.concatenate([np.empty(0), *(low for _, low in sides)]),
         },
         examples={"rejected against chosen": worst([_example(case, answers) for case in complete])},
         notes=notes,
@@ -129,15 +131,25 @@ def _credit(chosen: Floats, rejected: Floats) -> float:
     return float(chosen[0] == best) / (1 + int((rejected == best).sum()))
 
 
-def _couples(rows: Sequence[DataRow], sides: Mapping[str, tuple[Floats, Floats]]) -> Floats:
-    """The benchmark's score [couples] of each `ref:N` with its `tied:N`."""
-    by_id = {str(row.fields.get("id")): sides[row.where] for row in rows}
+def _couples(ids: Sequence[str], sides: Sequence[tuple[Floats, Floats]]) -> Floats:
+    """The benchmark's score [couples] of each `ref:N` with its `tied:N`.
+
+    Args:
+        ids: The id of each row. If an id is there several times, its first row goes with the first
+            row of the other id, and so on.
+        sides: The scores of each row's chosen and of its rejected responses.
+    """
+    by_id: dict[tuple[str, int], tuple[Floats, Floats]] = {}
+    num_of_id: Counter[str] = Counter()
+    for name, each in zip(ids, sides, strict=True):
+        by_id[name, num_of_id[name]] = each
+        num_of_id[name] += 1
     scores = []
-    for name, (chosen, rejected) in by_id.items():
+    for (name, time), (chosen, rejected) in by_id.items():
         start, _, number = name.partition(":")
-        if start != "tied" or f"ref:{number}" not in by_id:
+        if start != "tied" or (f"ref:{number}", time) not in by_id:
             continue
-        ref_chosen, ref_rejected = by_id[f"ref:{number}"]
+        ref_chosen, ref_rejected = by_id[f"ref:{number}", time]
         gap, ref_gap = chosen.min() - rejected.max(), ref_chosen.min() - ref_rejected.max()
         spread, least = chosen.max() - chosen.min(), min(gap, ref_gap)
         score = (

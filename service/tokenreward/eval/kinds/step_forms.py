@@ -35,7 +35,8 @@ def form_of(row: DataRow) -> str | None:
     elif "steps" in fields and "label" in fields:
         form = "ProcessBench's `steps` and `label`"
     elif isinstance(fields.get("completions"), list) and "labels" in fields:
-        form = "TRL's `completions` and `labels`"
+        if _are_booleans(row.scalar("labels")):
+            form = "TRL's `completions` and `labels`"
     elif isinstance(fields.get("question"), dict) and "label" in fields:
         form = "PRM800K's `question` and `label`"
     elif _SHEPHERD_TAG in str(fields.get("input")) and isinstance(fields.get("label"), str):
@@ -43,8 +44,14 @@ def form_of(row: DataRow) -> str | None:
     return form
 
 
-def solution_of(row: DataRow, prompt_as: PromptAs) -> Solution:
-    """The solution of a row, in the form that `form_of` says, else ProcessBench's.
+def is_prm_bench(row: DataRow) -> bool:
+    """Whether a row is one of PRMBench's."""
+    return "modified_process" in row.fields
+
+
+def solution_of(row: DataRow, prompt_as: PromptAs) -> Solution | None:
+    """The solution of a row, in the form that `form_of` says, else ProcessBench's; None if it is
+    not known which of its steps is wrong.
 
     Args:
         row: The row.
@@ -54,14 +61,22 @@ def solution_of(row: DataRow, prompt_as: PromptAs) -> Solution:
         EvalError: The row is not what a row of its form should be.
     """
     form = form_of(row) or ""
-    if form.startswith("TRL"):
+    if form.startswith("TRL") or (not form and "completions" in row.fields):
         texts = row.texts("completions")
         right = row.flags("labels", num=len(texts), of="completion")
         prompt = prompt_of(row, "prompt", prompt_as)
         return prompt, "completions", texts, [not flag for flag in right]
     if form.startswith("PRM800K"):
-        problem, texts, wrong = _prm800k(row)
+        problem, texts, ratings = _prm800k(row)
         field = "label.steps"
+        # Behind a step that nobody rated, nothing is known, and a solution that the labeller gave
+        # up, or whose problem is broken, is not right because none of its steps is wrong.
+        num_rated = ratings.index(None) if None in ratings else len(ratings)
+        wrong = [rating == -1 for rating in ratings[:num_rated]]
+        is_over = row.get("label").get("finish_reason") not in ("give_up", "bad_problem")
+        if not any(wrong) and not (is_over and num_rated == len(ratings)):
+            return None
+        texts = texts[:num_rated]
     elif form.startswith("Math-Shepherd"):
         problem, texts, wrong = _math_shepherd(row)
         field = "input"
@@ -78,31 +93,43 @@ def solution_of(row: DataRow, prompt_as: PromptAs) -> Solution:
     return problem if prompt_as == "raw" else messages, field, texts, wrong
 
 
-def _prm800k(row: DataRow) -> tuple[str, list[str], list[bool]]:
-    """The problem, and of each step the completion that was gone on with, else the first one."""
+def _are_booleans(value: object) -> bool:
+    """Whether it is a list of true and false. Lists of 0 and 1 label whole responses as well."""
+    return isinstance(value, list) and all(isinstance(entry, bool) for entry in value)
+
+
+def _prm800k(row: DataRow) -> tuple[str, list[str], list[int | None]]:
+    """The problem, and of each step the completion that was gone on with, else the first one.
+
+    A step's rating is -1, 0 or 1; a step that the labeller wrote has 1, and one that nobody could
+    rate None.
+    """
     problem, label = row.get("question").get("problem"), row.get("label")
     if not isinstance(problem, str):
         raise row.wrong("question.problem", f"must be a string, got {kind_of(problem)}")
     entries = label.get("steps") if isinstance(label, dict) else None
     if not isinstance(entries, list) or not entries:
         raise row.wrong("label.steps", f"must be a list of steps, got {kind_of(entries)}")
-    texts, wrong = [], []
+    texts: list[str] = []
+    ratings: list[int | None] = []
     for place, entry in enumerate(entries):
         path = f"label.steps[{place}]"
         if not isinstance(entry, dict):
             raise row.wrong(path, f"must be an object, got {kind_of(entry)}")
         choice = entry.get("human_completion")
+        rating: int | None = 1
         completions = entry.get("completions")
         if choice is None and isinstance(completions, list) and completions:
             number = entry.get("chosen_completion") or 0
             is_place = isinstance(number, int) and 0 <= number < len(completions)
             choice = completions[number] if is_place else None
+            rating = choice.get("rating") if isinstance(choice, dict) else None
         text = choice.get("text") if isinstance(choice, dict) else choice
         if not isinstance(text, str):
             raise row.wrong(f"{path}.completions", "must have a completion with a text")
         texts.append(text)
-        wrong.append(isinstance(choice, dict) and choice.get("rating") == -1)
-    return problem, texts, wrong
+        ratings.append(rating)
+    return problem, texts, ratings
 
 
 def _math_shepherd(row: DataRow) -> tuple[str, list[str], list[bool]]:

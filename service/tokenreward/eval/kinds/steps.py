@@ -8,8 +8,11 @@ one whose probability is below one half. Accuracy on wrong solutions is the shar
 step is that step, accuracy on right ones the share where no step is called wrong, and F1 their
 harmonic mean (Zheng et al. 2024, "ProcessBench", 2412.06559). The area is of wrong steps against
 right ones by low score. What follows the first wrong step is judged nowhere: there, right and wrong
-have no agreed meaning. F1 is also by group: a row's `subset`, its `task`, or what stands before the
-number in its `id` (`gsm8k-17`).
+have no agreed meaning. F1 is also by group: a row's `subset`, its `task`, its `classification`, or
+what stands before the number in its `id` (`gsm8k-17`).
+
+Rows of PRMBench have its own score, too, which judges every step (see `prm_score`): over all of
+them, and by classification in the place of F1.
 """
 
 from __future__ import annotations
@@ -25,13 +28,15 @@ from tokenreward.eval.answer import CandidateAnswer
 from tokenreward.eval.candidate import Candidate, candidate
 from tokenreward.eval.conversation import PromptAs
 from tokenreward.eval.dataset import Dataset
-from tokenreward.eval.kinds.step_forms import solution_of
+from tokenreward.eval.kinds.prm_score import prm_score, step_counts
+from tokenreward.eval.kinds.step_forms import is_prm_bench, solution_of
 from tokenreward.eval.outcome import Example, Judgement, worst
 from tokenreward.eval.rows import DataRow
 from tokenreward.eval.statistics import (
     Bools,
     Estimate,
     Floats,
+    Ints,
     mean_of_f1s,
     pooled_auc,
     roc_curve,
@@ -52,8 +57,12 @@ def steps(rows: Sequence[DataRow], prompt_as: PromptAs) -> Dataset:
 
 
 def _read(row: DataRow, prompt_as: PromptAs) -> list[Candidate]:
-    """The solution, with its steps as units and a flag for each."""
-    prompt, field, texts, wrong = solution_of(row, prompt_as)
+    """The solution, with its steps as units and a flag for each; nothing if it is not known which
+    of its steps is wrong."""
+    solution = solution_of(row, prompt_as)
+    if solution is None:
+        return []
+    prompt, field, texts, wrong = solution
     spans, start = [], 0
     for place, text in enumerate(texts):
         if not text.strip():
@@ -74,8 +83,8 @@ def _judge(dataset: Dataset, answers: Sequence[CandidateAnswer]) -> Judgement:
     labels, scores, owners = [np.empty(0, np.bool_)], [np.empty(0)], [np.empty(0, np.int64)]
     examples = []
     for number, (row, (index,)) in enumerate(complete):
-        flags, step_scores = dataset.candidates[index].require_flags(), answers[index].steps
-        assert step_scores is not None  # the candidate needs them
+        flags = dataset.candidates[index].require_flags()
+        step_scores = answers[index].require_steps()
         first, guess = _first(flags), _first(step_scores < 0.5)
         is_wrong[number], is_hit[number] = first < len(flags), guess == first
         labels.append(flags[: first + 1])
@@ -94,11 +103,22 @@ def _judge(dataset: Dataset, answers: Sequence[CandidateAnswer]) -> Judgement:
     columns = _columns(strata, is_hit[is_wrong], is_hit[~is_wrong])
     columns["step_auc"] = ("step AUC", pooled_auc(label, score, np.concatenate(owners)))
     groups = {name: mean_of_f1s([each]) for name, each in strata.items()}
+    title = "F1 by group"
+    if all(is_prm_bench(row) for row, _ in dataset.cases):
+        counts_of: dict[str, list[Ints]] = {name: [] for name in strata}
+        for row, (index,) in complete:
+            probabilities = answers[index].require_steps()
+            flags = dataset.candidates[index].require_flags()
+            counts_of[_group(row)].append(step_counts(flags, probabilities))
+        every = [each for group in counts_of.values() for each in group]
+        columns = {"prm_score": ("PRMScore", prm_score(every)), **columns}
+        groups = {name: prm_score(each) for name, each in counts_of.items()}
+        title = "PRMScore by classification"
     return Judgement(
         columns,
         counts,
         groups=groups if len(groups) > 1 else {},
-        groups_title="F1 by group",
+        groups_title=title,
         classes={"right steps": -score[~label], "wrong steps": -score[label]},
         curve=roc_curve(label, score),
         curve_title="wrong steps found by low score",
@@ -134,7 +154,7 @@ def _first(flags: Bools) -> int:
 
 def _group(row: DataRow) -> str:
     """What the row's figures are counted under."""
-    for name in ("subset", "task"):
+    for name in ("subset", "task", "classification"):
         if isinstance(row.fields.get(name), str):
             return str(row.fields[name])
     match = _NUMBERED.fullmatch(str(row.fields.get("id", "")))

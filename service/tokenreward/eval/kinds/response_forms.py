@@ -35,8 +35,9 @@ _WORTHS = {"labels": 1, "scores": 1, "ranks": -1}
 def response_form(row: DataRow) -> str | None:
     """What a row has that makes it one of these forms; None if it has nothing."""
     fields = row.fields
-    if _is_gsm8k(row):
-        return "GSM8K's `question` and `ground_truth`"
+    if fields.keys() >= {"question", "ground_truth"}:
+        if any(isinstance(value, dict) and "is_correct" in value for value in fields.values()):
+            return "GSM8K's `question` and `ground_truth`"
     for name, (owner, text, worth, _) in _OBJECTS.items():
         if _are_objects(fields.get(name)) and {text, worth} <= fields[name][0].keys():
             return f"{owner}'s `{name}` with `{worth}`"
@@ -120,13 +121,6 @@ def _object_responses(row: DataRow, name: str, keys: tuple[str, str], sign: int)
         worths.append(entry.get(worth_key))
     rights = _best(row, f"{name}[].{worth_key}", worths, sign)
     return list(zip(paths, texts, rights, strict=True)) if rights else []
-
-
-def _is_gsm8k(row: DataRow) -> bool:
-    """Whether the row has the two fields of GSM8K's, and a solution beside them."""
-    if not row.fields.keys() >= {"question", "ground_truth"}:
-        return False
-    return any(isinstance(v, dict) and "is_correct" in v for v in row.fields.values())
 
 
 def _gsm8k_responses(row: DataRow) -> Responses:

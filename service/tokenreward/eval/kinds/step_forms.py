@@ -35,7 +35,9 @@ def form_of(row: DataRow) -> str | None:
     elif "steps" in fields and "label" in fields:
         form = "ProcessBench's `steps` and `label`"
     elif isinstance(fields.get("completions"), list) and "labels" in fields:
-        if _are_booleans(row.scalar("labels")):
+        # Lists of 0 and 1 label whole responses as well.
+        labels = row.scalar("labels")
+        if isinstance(labels, list) and all(isinstance(label, bool) for label in labels):
             form = "TRL's `completions` and `labels`"
     elif isinstance(fields.get("question"), dict) and "label" in fields:
         form = "PRM800K's `question` and `label`"
@@ -91,11 +93,6 @@ def solution_of(row: DataRow, prompt_as: PromptAs) -> Solution | None:
         wrong = [place == first for place in range(len(texts))]
     messages: Prompt = [{"role": "user", "content": problem}]
     return problem if prompt_as == "raw" else messages, field, texts, wrong
-
-
-def _are_booleans(value: object) -> bool:
-    """Whether it is a list of true and false. Lists of 0 and 1 label whole responses as well."""
-    return isinstance(value, list) and all(isinstance(entry, bool) for entry in value)
 
 
 def _prm800k(row: DataRow) -> tuple[str, list[str], list[int | None]]:

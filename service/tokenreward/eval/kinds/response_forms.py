@@ -35,9 +35,9 @@ _WORTHS = {"labels": 1, "scores": 1, "ranks": -1}
 def response_form(row: DataRow) -> str | None:
     """What a row has that makes it one of these forms; None if it has nothing."""
     fields = row.fields
-    if fields.keys() >= {"question", "ground_truth"}:
-        if any(isinstance(value, dict) and "is_correct" in value for value in fields.values()):
-            return "GSM8K's `question` and `ground_truth`"
+    solutions = [each for each in fields.values() if isinstance(each, dict)]
+    if {"question", "ground_truth"} <= fields.keys() and any("is_correct" in s for s in solutions):
+        return "GSM8K's `question` and `ground_truth`"
     for name, (owner, text, worth, _) in _OBJECTS.items():
         if _are_objects(fields.get(name)) and {text, worth} <= fields[name][0].keys():
             return f"{owner}'s `{name}` with `{worth}`"

@@ -490,9 +490,7 @@ def test_labels_that_a_gate_weighs_are_served_by_name_and_not_without(tmp_path: 
     }
     tensors = trunk_of_a_classifier(tiny.model("llama")) | head | gate
     folder = write(tmp_path, "llama", tensors)
-    assert "weighs the labels of its head by the prompt (gating.layers.0.weight" in refusal_of(
-        folder
-    )
+    assert "weighs the labels of its head by the state at the prompt's end" in refusal_of(folder)
     assert_values(load(folder, head={"label": 2}), lambda ids: truth("llama", head, ids, 2))
 
 

@@ -16,8 +16,8 @@ A head is the tensors below one of these names, and no others may be there:
 | `regression_layer` | ArmoRM (4) |
 
 (1) or another name that config.json gives as `value_head_prefix`; (2)
-AutoModelForCausalLMWithValueHead; (3) in a file `value_head.safetensors`; (4) its labels, without
-the network that weighs them by the prompt.
+AutoModelForCausalLMWithValueHead; (3) in a file `value_head.safetensors`; (4) its labels, which a
+network beside it weighs by the prompt (see `gate`).
 
 Below the name stand `weight` and maybe `bias` of a Linear, or those of the Linears of an MLP of any
 depth, numbered as in a torch Sequential with an activation between two of them: `0.weight`,

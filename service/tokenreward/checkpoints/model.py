@@ -68,7 +68,9 @@ def _load_scoring_model(
         except CheckpointRefused as error:
             raise CheckpointRefused(f"it is an {kind}: {error}") from None
     try:
-        model, head_format = load_reward_model(source, settings, arguments, adapter=adapter)
+        model, head_format = load_reward_model(
+            source, settings, arguments, adapter=adapter, tokenizer=tokenizer
+        )
     except CheckpointRefused:
         try:
             return load_classifier(source, settings, arguments), tokenizer, None

@@ -10,7 +10,7 @@ by name.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +27,17 @@ from transformers import (
 
 from tokenreward.checkpoints.adapter import Adapter, merge_head
 from tokenreward.checkpoints.affine import AFFINE, take_stored_affine
+from tokenreward.checkpoints.gate import gate_names, put_gate
 from tokenreward.checkpoints.head_formats import FORMATS, find_head, find_heads
+from tokenreward.checkpoints.layers import head_module
 from tokenreward.checkpoints.pretrained import load_pretrained
 from tokenreward.checkpoints.refusal import CheckpointRefused, few, refuse_incomplete
 from tokenreward.checkpoints.trunk import find_trunk
-from tokenreward.checkpoints.value_head import ATTRIBUTE, head_module
+from tokenreward.checkpoints.value_head import ATTRIBUTE, names_value
 from tokenreward.checkpoints.weight_files import find_tensors, read_tensor
 from tokenreward.settings import DeploymentSettings, HeadSettings
 
 _CLASS_HEADS = ("score", "classifier")  # the names that transformers' classes have
-_GATE = re.compile(r"gating\.(layers\.|logit_scale$)|reward_transform_matrix$")
 _LANGUAGE_HEADS = frozenset({"lm_head", "embed_out"})
 
 
@@ -46,6 +47,7 @@ def load_reward_model(
     arguments: dict[str, Any],
     *,
     adapter: Adapter | None = None,
+    tokenizer: Any = None,
 ) -> tuple[Any, str]:
     """A reward model on the CPU, with its adapter on it.
 
@@ -53,9 +55,8 @@ def load_reward_model(
         source: A folder or hub id.
         settings: The deployment's.
         arguments: transformers' own `from_pretrained` arguments for this deployment.
-        adapter: The deployment's. A value head among its weights, or beside them, is the head: then
-            the checkpoint is the language model that it was trained on, or holds a head that the
-            training replaced.
+        adapter: The deployment's. A value head among its weights, or beside them, is the head.
+        tokenizer: transformers', for a head that reads the prompt's end (see `gate`).
 
     Returns:
         The model with its head on it, and the name that the head was stored under.
@@ -81,6 +82,8 @@ def load_reward_model(
         activation = (settings.head or HeadSettings()).activation
         model.add_module(ATTRIBUTE, head_module(tensors, activation))
     refuse_incomplete(info)
+    if not names_value(settings.head):
+        put_gate(model, file_of, tokenizer)
     head = {f"{module}.{place}" for place in tensors}
     _refuse_leftovers(head, {*affine, *other_heads, *other_trunks}, model, info)
     if adapter is not None:
@@ -124,7 +127,7 @@ def _find_head(
         head_names.append(own_name)
     heads = find_heads(file_of, head_names)
     others = {f"{module}.{place}" for module, places in heads for place in places}
-    others |= _gate_names(file_of, settings)
+    others |= gate_names(file_of)
     tensor = None if settings is None else settings.tensor
     if tensor is not None:
         head_names = [re.sub(r"(\.\d+)?\.(weight|bias)$", "", tensor)]
@@ -155,25 +158,6 @@ def _is_of_class(
     if adapter is not None and adapter.holds(module):
         return True
     return bool(config.num_labels == tensors["weight"].shape[0])
-
-
-def _gate_names(file_of: Iterable[str], settings: HeadSettings | None) -> set[str]:
-    """The names of a network that weighs the labels by the prompt (ArmoRM: Wang et al. 2024,
-    2406.12845). It is not computed; the labels themselves, or weights of the operator's, are right
-    without it.
-
-    Raises:
-        CheckpointRefused: There is such a network, and the operator names no label.
-    """
-    names = {name for name in file_of if _GATE.match(name)}
-    chooses = settings is not None and (settings.label, settings.label_weights) != (None, None)
-    if names and not chooses:
-        raise CheckpointRefused(
-            f"its score weighs the labels of its head by the prompt ({few(sorted(names))}), which "
-            "is not computed here: `head: {label: ...}` serves one of the labels, `head: "
-            "{label_weights: [...]}` a fixed weighted sum"
-        )
-    return names
 
 
 def _load_as_class(

@@ -5,7 +5,8 @@ It computes in float32 whatever the trunk's dtype:
     logits = W h + b, or of an MLP: W2 f(W1 h + b1) + b2, ...      (one per label)
     value  = (label - mean) / std
     label  = the logit, or logit[1] - logit[0] of two
-             of any number: the one that the operator names, or sum_k weight_k logit_k
+             of any number: the one that the operator names, or sum_k weight_k logit_k,
+             where the weights are the operator's, or a gate's for the row (see `gate`)
 
 f is a ReLU unless the operator says otherwise. mean and std are 0 and 1 unless `affine` reads
 others. It knows modules and tensors; which tensors of a checkpoint are its head is for
@@ -16,13 +17,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tokenreward.checkpoints.affine import read_affine
+from tokenreward.checkpoints.gate import Gate
+from tokenreward.checkpoints.layers import compute, layers_of
 from tokenreward.checkpoints.refusal import CheckpointRefused
 from tokenreward.settings import HeadSettings
 
@@ -31,12 +33,6 @@ _TILE_ROWS = 1024
 # first of these names.
 _ATTRIBUTES = ("score", "classifier")
 ATTRIBUTE = _ATTRIBUTES[0]
-ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "relu": nn.ReLU,
-    "gelu": nn.GELU,
-    "silu": nn.SiLU,
-    "tanh": nn.Tanh,
-}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,7 +47,9 @@ class ValueHead:
         note: The head in words, for the log.
         label_weights: Of the labels' weighted sum [k]; None for one label, or the difference of
             two.
-        label_names: What each label is called; empty where `label_weights` is None.
+        label_names: What each label is called; empty where one label, or the difference of two, is
+            the value.
+        gate: What gives the weights of the labels for each row, where the operator names none.
     """
 
     layers: tuple[nn.Linear, ...]
@@ -61,6 +59,7 @@ class ValueHead:
     note: str
     label_weights: Tensor | None = None
     label_names: tuple[str, ...] = ()
+    gate: Gate | None = None
 
     @classmethod
     def of(cls, model: Any, settings: HeadSettings | None = None) -> ValueHead:
@@ -75,7 +74,7 @@ class ValueHead:
                 named.
         """
         modules = (getattr(model, name, None) for name in _ATTRIBUTES)
-        layers = _layers_of(next((module for module in modules if module is not None), None))
+        layers = layers_of(next((module for module in modules if module is not None), None))
         if layers is None:
             raise CheckpointRefused(
                 f"{type(model).__name__} has no head over every token that is a Linear, or Linears "
@@ -85,11 +84,18 @@ class ValueHead:
         if settings and "activation" in settings.model_fields_set and len(linears) == 1:
             raise CheckpointRefused("`head: {activation: ...}` has no effect: the head is a Linear")
         num_labels = linears[-1].out_features
-        names = label_names(model.config, num_labels)
-        weights = label_weights(names, settings)
+        names, gate = label_names(model.config, num_labels), Gate.of(model)
         shapes = [f"Linear({layer.in_features}, {layer.out_features})" for layer in linears]
         note = f", {type(activation).__name__}, ".join(shapes)
         mean, std, affine_note = read_affine(model.config)
+        if gate is not None:
+            if len(gate.transform) != num_labels:
+                raise CheckpointRefused(
+                    f"its gate weighs {len(gate.transform)} labels, and the head has {num_labels}"
+                )
+            note += f", weighed by a gate at the prompt's end{affine_note}"
+            return cls(linears, activation, mean, std, note, None, names, gate)
+        weights = label_weights(names, settings)
         if weights is not None:
             labels = [f"{w:g} {name}" for w, name in zip(weights, names, strict=True) if w]
             note = f"{note}, {' + '.join(labels)}{affine_note}"
@@ -99,19 +105,29 @@ class ValueHead:
             note += ", logit[1] - logit[0]"
         return cls(linears, activation, mean, std, note + affine_note)
 
-    def values(self, hidden: Tensor) -> Tensor:
-        """The value [n], float32, at hidden [n, h] of any dtype."""
+    def values(self, hidden: Tensor, weights: Tensor | None = None) -> Tensor:
+        """The value [n], float32, at hidden [n, h] of any dtype.
+
+        Args:
+            hidden: The states.
+            weights: Those of the labels [n, k], of a head that has a gate.
+        """
         if not len(hidden):
             return hidden.new_empty(0, dtype=torch.float32)
         tiles = torch.split(hidden, _TILE_ROWS)
-        return torch.cat([self.of_logits(self.logits(tile)) for tile in tiles])
+        if weights is None:
+            return torch.cat([self.of_logits(self.logits(tile)) for tile in tiles])
+        of_tiles = zip(tiles, torch.split(weights, _TILE_ROWS), strict=True)
+        return torch.cat([self.of_logits(self.logits(tile), own) for tile, own in of_tiles])
 
-    def of_logits(self, logits: Tensor) -> Tensor:
-        """The value [n], float32, of logits [n, labels]."""
+    def of_logits(self, logits: Tensor, weights: Tensor | None = None) -> Tensor:
+        """The value [n], float32, of logits [n, labels]; the weights are as those of `values`."""
         wide = logits.float()
         label = wide[:, 0]
-        if self.label_weights is not None:
-            label = (wide * self.label_weights).sum(dim=1)
+        if weights is None:
+            weights = self.label_weights
+        if weights is not None:
+            label = (wide * weights).sum(dim=1)
         elif wide.shape[1] == 2:
             label = wide[:, 1] - label
         if (self.mean, self.std) == (0.0, 1.0):
@@ -120,73 +136,7 @@ class ValueHead:
 
     def logits(self, rows: Tensor) -> Tensor:
         """Every label's logit [n, k], float32, at hidden [n, h] of any dtype."""
-        x = rows.float()
-        for index, layer in enumerate(self.layers):
-            if index:
-                x = self.activation(x)
-            bias = None if layer.bias is None else layer.bias.float()
-            x = nn.functional.linear(x, layer.weight.float(), bias)
-        return x
-
-
-def head_module(tensors: dict[str, Tensor], activation: str = "relu") -> nn.Module:
-    """The module that has these tensors as its state, in float32.
-
-    Args:
-        tensors: `weight` of a Linear, or `0.weight`, `2.weight`, ... of several with an activation
-            between them; each maybe with its `bias`.
-        activation: A key of `ACTIVATIONS`.
-
-    Raises:
-        CheckpointRefused: The shapes are no weight and bias of a Linear, or the Linears do not
-            follow one another.
-    """
-    if "weight" in tensors:
-        return _linear(tensors["weight"], tensors.get("bias"))
-    modules: list[nn.Module] = []
-    for number in sorted({int(place.split(".")[0]) for place in tensors}):
-        if modules:
-            modules.append(ACTIVATIONS[activation]())
-        modules.append(_linear(tensors[f"{number}.weight"], tensors.get(f"{number}.bias")))
-    linears = [module for module in modules if isinstance(module, nn.Linear)]
-    for layer, following in pairwise(linears):
-        if layer.out_features != following.in_features:
-            raise CheckpointRefused(
-                f"the value head's layers do not follow one another: one gives "
-                f"{layer.out_features} numbers, the next reads {following.in_features}"
-            )
-    return nn.Sequential(*modules)
-
-
-def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    state = {"weight": weight.float()}
-    if bias is not None:
-        state["bias"] = bias.float()
-    if weight.dim() != 2 or (bias is not None and bias.shape != weight.shape[:1]):
-        shapes = " and ".join(str(list(tensor.shape)) for tensor in state.values())
-        raise CheckpointRefused(
-            f"the value head's tensors {shapes} are no weight and bias of a Linear"
-        )
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
-    layer.load_state_dict(state)
-    return layer.requires_grad_(False)
-
-
-def _layers_of(module: object) -> tuple[tuple[nn.Linear, ...], nn.Module] | None:
-    """The Linears of a head that `ValueHead` computes as it is, and the activation between them;
-    None for any other module."""
-    if isinstance(module, nn.Linear):
-        return (module,), nn.Identity()
-    if not isinstance(module, nn.Sequential) or len(module) < 3:
-        return None
-    layers = list(module)
-    linears = [layer for layer in layers[::2] if isinstance(layer, nn.Linear)]
-    kinds = {type(layer) for layer in layers[1::2]}
-    if 2 * len(linears) - 1 != len(layers) or len(kinds) != 1:
-        return None
-    if not kinds <= set(ACTIVATIONS.values()):
-        return None
-    return tuple(linears), layers[1]
+        return compute(self.layers, self.activation, rows)
 
 
 def label_names(config: Any, num_labels: int) -> tuple[str, ...]:
@@ -196,6 +146,11 @@ def label_names(config: Any, num_labels: int) -> tuple[str, ...]:
     if len(names) != num_labels or len(set(labels)) != num_labels:
         labels = [f"LABEL_{label}" for label in range(num_labels)]
     return tuple(labels)
+
+
+def names_value(settings: HeadSettings | None) -> bool:
+    """Whether the operator says which label is the value, or how labels add up to it."""
+    return settings is not None and (settings.label, settings.label_weights) != (None, None)
 
 
 def label_weights(names: Sequence[str], settings: HeadSettings | None) -> list[float] | None:

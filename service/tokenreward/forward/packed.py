@@ -153,8 +153,10 @@ class PackedLayout(BatchedLayout):
         packing = context.packing
         at = np.arange(len(packing.ids))
         if self.last_layer is not None:
-            at = read_places(requests, packing.places)
-            context.ends_only = not any(needs.values or needs.reads_logits for _, needs in requests)
+            at = read_places(requests, packing.places, self.gate)
+            context.ends_only = self.gate is None and not any(
+                needs.values or needs.reads_logits for _, needs in requests
+            )
         rows = range(len(requests)) if context.ends_only else sorted(context.attention_needs)
         ids, positions, states_at, *places = to_device(
             [packing.ids[None], packing.positions[None], at, *(packing.places[i] for i in rows)],

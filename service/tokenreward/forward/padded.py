@@ -102,7 +102,7 @@ class PaddedLayout(BatchedLayout):
         for index, (row, _) in enumerate(requests):
             ids[index, : len(row.ids)] = row.ids
             places.append(index * width + np.arange(len(row.ids)))
-        at = read_places(requests, places)
+        at = read_places(requests, places, self.gate)
         on_device, states_at = to_device([ids, at], self._checkpoint.device)
         hidden = states_before_head(
             self._checkpoint, through_model=self._through_model, input_ids=on_device

@@ -72,13 +72,18 @@ class PlainLayout:
         if needs.reads_logits:
             fields |= self._logits(ids, row, needs)
         if needs.values or needs.pooled:
-            assert self._value_head is not None
+            head = self._value_head
+            assert head is not None
             hidden = self._checkpoint.trunk(input_ids=ids, use_cache=False).last_hidden_state[0]
-            values = self._value_head.values(hidden).cpu().numpy()
+            weights = None
+            if head.gate is not None:
+                place = head.gate.place(row)
+                weights = head.gate.weights(hidden[place : place + 1]).expand(len(hidden), -1)
+            values = head.values(hidden, weights).cpu().numpy()
             fields |= {"values": values[row.start - 1 : row.stop], "pooled": float(values[-1])}
-            if self._value_head.label_names:
-                labels = self._value_head.logits(hidden[-1:])[0].tolist()
-                fields["scores"] = dict(zip(self._value_head.label_names, labels, strict=True))
+            if head.label_names:
+                labels = head.logits(hidden[-1:])[0].tolist()
+                fields["scores"] = dict(zip(head.label_names, labels, strict=True))
         if needs.attention:
             fields["attention"] = self._attention(row, needs)
         return Outputs(**fields)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from tokenreward.checkpoints.checkpoint import Checkpoint
+from tokenreward.checkpoints.gate import Gate
 from tokenreward.checkpoints.value_head import ValueHead
 from tokenreward.contract import Outputs, Reading, Row, RowRequest
 from tokenreward.forward.language_head import LanguageHead
@@ -48,6 +49,11 @@ class BatchedLayout:
             self.language_head = LanguageHead.of(checkpoint)
         else:
             self._value_head = checkpoint.value_head
+
+    @property
+    def gate(self) -> Gate | None:
+        """What weighs the labels of the value head by the prompt, if something does."""
+        return None if self._value_head is None else self._value_head.gate
 
     def compute_linears_through(self, linear: Linear | None) -> None:
         """Computes float32 linear layers and the language head through an operator; None gives them
@@ -118,19 +124,47 @@ class Readout:
         """Adds the value head, if a row wants it. It costs little, so every state is read."""
         if not any(needs.values or needs.pooled for _, needs in self._requests):
             return
-        number = self._add(head.values(self._states))
-        ends = [np.searchsorted(self._places, places[-1]) for places in self._places_of_rows]
+        last_places = [places[-1] for places in self._places_of_rows]
+        ends = np.searchsorted(self._places, last_places)
         if head.label_names:
-            (at,) = to_device([np.asarray(ends)], self._states.device)
+            (at,) = to_device([ends], self._states.device)
             labels = self._add(head.logits(self._states[at]))
             for index, parts in enumerate(self._parts):
                 parts["scores"] = {
                     name: (labels, (index, k)) for k, name in enumerate(head.label_names)
                 }
+        if head.gate is not None:
+            self._add_gated_values(head, head.gate, ends)
+            return
+        number = self._add(head.values(self._states))
         for index, (row, needs) in enumerate(self._requests):
             self._parts[index]["pooled"] = (number, int(ends[index]))
             if needs.values:
                 self._parts[index]["values"] = (number, self._predicting(index, row))
+
+    def _add_gated_values(self, head: ValueHead, gate: Gate, ends: np.ndarray) -> None:
+        """Adds the values of a head whose labels each row weighs in its own way. Rows that share a
+        state may have other weights there."""
+        at, gate_at = [], []
+        for index, (row, needs) in enumerate(self._requests):
+            own = self._predicting(index, row) if needs.values else np.empty(0, dtype=np.int64)
+            at.append(np.append(own, ends[index]))
+            gate_at.append(
+                np.searchsorted(self._places, self._places_of_rows[index][gate.place(row)])
+            )
+        lengths = [len(own) for own in at]
+        states_at, row_of, gates = to_device(
+            [np.concatenate(at), np.repeat(np.arange(len(at)), lengths), np.asarray(gate_at)],
+            self._states.device,
+        )
+        weights = gate.weights(self._states[gates])
+        number = self._add(head.values(self._states[states_at], weights[row_of]))
+        stops = np.cumsum(lengths)
+        for index, (_, needs) in enumerate(self._requests):
+            last = int(stops[index]) - 1
+            self._parts[index]["pooled"] = (number, last)
+            if needs.values:
+                self._parts[index]["values"] = (number, slice(last + 1 - lengths[index], last))
 
     def add_logits(self, head: LanguageHead) -> None:
         """Adds the language head, for the rows that want it."""
@@ -154,10 +188,17 @@ class Readout:
         return len(self._tensors) - 1
 
 
-def read_places(requests: Sequence[RowRequest], places_of_rows: Sequence[np.ndarray]) -> np.ndarray:
-    """The places whose hidden states a head reads, ascending; the end of each row always."""
+def read_places(
+    requests: Sequence[RowRequest],
+    places_of_rows: Sequence[np.ndarray],
+    gate: Gate | None = None,
+) -> np.ndarray:
+    """The places whose hidden states a head and its gate read, ascending; the end of each row
+    always."""
     parts = [places[-1:] for places in places_of_rows]
     for (row, needs), places in zip(requests, places_of_rows, strict=True):
+        if gate is not None:
+            parts.append(places[[gate.place(row)]])
         if needs.values or needs.reads_logits:
             parts.append(places[row.start - 1 : row.stop])
     return np.unique(np.concatenate(parts))

@@ -66,22 +66,27 @@ def random_rows(checkpoint: Checkpoint) -> list[Row]:
 
     One of them is longer than a sliding window, and one than the rows that are read with short
     rotary factors, if that is not too long to try. The last one shares its prompt with the longest
-    of the others.
+    of the others. Where a gate reads the prompt's end, each row begins with the tokens that end a
+    prompt.
     """
     config = checkpoint.text_config
     lengths = list(_LENGTHS)
     bounds = {getattr(config, "sliding_window", None) or 0, rope_switch(config) or 0}
     lengths += sorted(bound + 9 for bound in bounds if 0 < bound <= _LONGEST_WINDOW)
+    first = np.empty(0, dtype=np.int64)
+    is_headed = checkpoint.task == "reward_model" and not checkpoint.is_classifier
+    if is_headed and checkpoint.value_head.gate is not None:
+        first = np.asarray(checkpoint.value_head.gate.end)
     limit = checkpoint.max_positions
     if limit is not None:
-        lengths = [length for length in lengths if length <= limit]
+        lengths = [length for length in lengths if len(first) + length <= limit]
     generator = np.random.default_rng(0)
     pad_id = getattr(config, "pad_token_id", None) or 0
     tokens = np.setdiff1d(np.arange(min(checkpoint.num_labels, 50_000)), [pad_id])
-    rows = [
-        Row(ids=generator.choice(tokens, size=length), start=max(1, length // 3), stop=length)
-        for length in lengths
-    ]
+    rows = []
+    for length in lengths:
+        ids = np.concatenate([first, generator.choice(tokens, size=length)])
+        rows.append(Row(ids=ids, start=len(first) + max(1, length // 3), stop=len(ids)))
     longest = max(rows, key=lambda row: len(row.ids))
     ending = generator.choice(tokens, size=max(1, (len(longest.ids) - longest.start) // 2))
     ids = np.concatenate([longest.ids[: longest.start], ending])

@@ -144,9 +144,9 @@ def put_gate(model: Any, file_of: Mapping[str, Path], tokenizer: Any) -> None:
 
 def _end_of_prompt(tokenizer: Any) -> tuple[int, ...]:
     """The tokens that end a prompt. Raises CheckpointRefused."""
-    vocabulary: Mapping[str, int] = tokenizer.get_vocab()
+    tokens: Mapping[str, int] = tokenizer.get_vocab()
     for text in _ENDS:
-        if all(token in vocabulary for token in re.findall(r"<[^>]*>", text)):
+        if all(token in tokens for token in re.findall(r"<[^>]*>", text)):
             ids: Sequence[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
             return tuple(ids)
     raise CheckpointRefused(

@@ -19,7 +19,6 @@ from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
-    AutoConfig,
     AutoModel,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
@@ -30,7 +29,7 @@ from tokenreward.checkpoints.affine import AFFINE, take_stored_affine
 from tokenreward.checkpoints.gate import gate_names, put_gate
 from tokenreward.checkpoints.head_formats import FORMATS, find_head, find_heads
 from tokenreward.checkpoints.layers import head_module
-from tokenreward.checkpoints.pretrained import load_pretrained
+from tokenreward.checkpoints.pretrained import load_pretrained, read_config
 from tokenreward.checkpoints.refusal import CheckpointRefused, few, refuse_incomplete
 from tokenreward.checkpoints.trunk import find_trunk
 from tokenreward.checkpoints.value_head import ATTRIBUTE, names_value
@@ -62,12 +61,11 @@ def load_reward_model(
         The model with its head on it, and the name that the head was stored under.
 
     Raises:
-        CheckpointRefused: The head is not there, not known, or not all that the checkpoint adds to
-            its trunk. Also raises what transformers and safetensors raise, and OSError.
+        CheckpointRefused: The head is not there, not known, or not all that the checkpoint adds.
+            Also raises what transformers and safetensors raise, and OSError.
     """
-    revision, trusted = settings.revision, settings.trust_remote_code
-    file_of = find_tensors(source, revision=revision, allow_pickle=settings.allow_pickle)
-    config: Any = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trusted)
+    file_of = find_tensors(source, revision=settings.revision, allow_pickle=settings.allow_pickle)
+    config = read_config(source, arguments)
     affine = _take_affine(config, settings, file_of)
     module, tensors, other_heads = _find_head(config, settings.head, file_of, adapter)
     config.pools_last_token = not _is_of_class(config, module, tensors, adapter)
@@ -76,9 +74,8 @@ def load_reward_model(
     if module in _CLASS_HEADS and "weight" in tensors:
         model, info = _load_as_class(config, source, (module, tensors), renames, arguments)
     if model is None:
-        model, info = load_pretrained(
-            AutoModel, source, arguments, config=config, key_mapping=renames
-        )
+        more = {"config": config, "key_mapping": renames}
+        model, info = load_pretrained(AutoModel, source, arguments, **more)
         activation = (settings.head or HeadSettings()).activation
         model.add_module(ATTRIBUTE, head_module(tensors, activation))
     refuse_incomplete(info)

@@ -17,7 +17,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from fakes import tiny
-from sweep.configs import tiny_config
+from sweep.configs import WHY_NOT_BUILT, tiny_config
 from tokenreward.checkpoints.checkpoint import Checkpoint, CheckpointRefused, load_checkpoint
 from tokenreward.contract import Needs, Outputs, Row, RowRequest, Task
 from tokenreward.forward.layout import Layout
@@ -86,7 +86,7 @@ def judge(name: str, task: Task, folder: Path) -> Verdict:
         rows = random_rows(model)
         own = [own_numbers(model, row, task) for row in rows]
     except Exception as error:
-        return Verdict(name, "not built", reason=_line(error))
+        return Verdict(name, "not built", reason=WHY_NOT_BUILT.get(name) or _line(error))
     settings = DeploymentSettings(
         name="sweep", checkpoint=str(folder), task=task, scorers=[{"type": "constant"}]
     )
@@ -151,7 +151,9 @@ def random_rows(model: Any) -> list[Row]:
 def own_numbers(model: Any, row: Row, task: Task) -> np.ndarray:
     """log pi of the row's tokens from its start, or the score of the row, by the model's own
     call."""
-    logits = model(input_ids=torch.from_numpy(row.ids)[None], use_cache=False).logits[0]
+    # A classifier is not asked for no cache: some pass it on twice.
+    options = {"use_cache": False} if task == "causal_lm" else {}
+    logits = model(input_ids=torch.from_numpy(row.ids)[None], **options).logits[0]
     if task == "reward_model":
         return np.asarray(logits.reshape(-1)[-1:].numpy(), dtype=np.float64)
     log_probs = logits[row.start - 1 : -1].double().log_softmax(-1)
@@ -160,19 +162,24 @@ def own_numbers(model: Any, row: Row, task: Task) -> np.ndarray:
 
 
 def exact_numbers(model: Any, rows: list[Row], task: Task) -> list[np.ndarray]:
-    """The same in float64 and eager attention; in float32 where a model's own code knows no other.
+    """The same in float64 and eager attention, or the default one where eager gives NaN in float64;
+    in float32 where a model's own code knows no other.
 
     The model is changed.
     """
-    own = copy.deepcopy(model)
-    try:
-        if any("experts" in parameter_name for parameter_name, _ in model.named_parameters()):
-            model.set_experts_implementation("eager")  # the fast ones know no float64
-        model.set_attn_implementation("eager")
-        model.double()
-        return [own_numbers(model, row, task) for row in rows]
-    except Exception:
-        return [own_numbers(own, row, task) for row in rows]
+    own, default = copy.deepcopy(model), model.config._attn_implementation
+    for implementation in ("eager", default):
+        try:
+            if any("experts" in parameter_name for parameter_name, _ in model.named_parameters()):
+                model.set_experts_implementation("eager")  # the fast ones know no float64
+            model.set_attn_implementation(implementation)
+            model.double()
+            numbers = [own_numbers(model, row, task) for row in rows]
+        except Exception:
+            break
+        if all(np.isfinite(of_row).all() for of_row in numbers):
+            return numbers
+    return [own_numbers(own, row, task) for row in rows]
 
 
 def _needs(task: Task) -> Needs:

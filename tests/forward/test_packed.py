@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import RobertaConfig, RobertaForCausalLM
 from transformers.models.qwen3_next import modeling_qwen3_next
 
 from fakes import oracle, tiny
@@ -224,3 +225,29 @@ def test_linear_layers_that_are_told_where_rows_start_are_packed_and_share_no_pr
     for what, fast, slow in zip(items, packed, naive, strict=True):
         rows = oracle.logits(exact, what.ids)[len(what.prompt) - 1 :]
         assert_as_exact_as(fast.lse[1.0], slow.lse[1.0], oracle.logsumexp(rows))
+
+
+def test_a_model_that_counts_positions_behind_padding_is_packed_also_with_padding_inside() -> None:
+    config = RobertaConfig(
+        vocab_size=tiny.VOCAB_SIZE,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=48,
+        max_position_embeddings=130,
+        pad_token_id=tiny.PAD_ID,
+        is_decoder=True,
+    )
+    torch.manual_seed(0)
+    own = checkpoint(RobertaForCausalLM(config).eval(), "causal_lm")
+    assert own.max_positions == 130 - tiny.PAD_ID - 1
+    layout = choose_layout(own, Needs(), say=lambda line: None)
+    assert layout.name == "packed"
+    items = responses()
+    items[0].response[3] = tiny.PAD_ID
+    needs = Needs(temperatures=frozenset({1.0}))
+    exact = oracle.double(own.model)
+    for what, outputs in zip(items, layout.run(work(items, needs)), strict=True):
+        rows = oracle.logits(exact, what.ids)[len(what.prompt) - 1 :]
+        truth = rows[np.arange(len(what.response)), what.response]
+        np.testing.assert_allclose(outputs.chosen, truth, rtol=0, atol=1e-5)

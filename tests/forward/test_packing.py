@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers.models.roberta.modeling_roberta import RobertaEmbeddings
 
 from tokenreward.contract import Row
-from tokenreward.forward.packing import longest_row, num_packed, pack, sides
+from tokenreward.forward.packing import behind_padding, longest_row, num_packed, pack, sides
 
 LONG = list(range(100, 120))
 PROMPTS = st.sampled_from([[5], LONG, LONG[:-1], [*LONG, 7], LONG[::-1]])
@@ -35,6 +37,19 @@ def test_each_row_reads_back_with_its_positions_and_every_token_belongs_to_a_gro
     ranges = [part for group in packing.groups for part in group]
     assert [start for start, _ in ranges] == [0, *(stop for _, stop in ranges[:-1])]
     assert ranges[-1][1] == len(packing.ids) == len(packing.positions)
+
+
+@given(pairs=ROWS, share=st.booleans(), padding=st.sampled_from([0, 1, 5]))
+def test_positions_behind_padding_are_those_of_roberta(
+    pairs: list, share: bool, padding: int
+) -> None:
+    rows = as_rows(pairs)
+    packing = behind_padding(pack(rows, share=share), rows, padding)
+    for row, places in zip(rows, packing.places, strict=True):
+        own = RobertaEmbeddings.create_position_ids_from_input_ids(
+            torch.from_numpy(row.ids)[None], padding
+        )
+        assert packing.positions[places].tolist() == own[0].tolist()
 
 
 @given(pairs=ROWS)

@@ -15,6 +15,7 @@ from transformers import (
     CpmAntConfig,
     FalconConfig,
     Gemma3TextConfig,
+    GraniteSWAConfig,
     MiniMaxConfig,
     XLMConfig,
     XLNetConfig,
@@ -171,6 +172,10 @@ def test_a_models_maps_are_right_where_its_attention_cannot_be_set_when_it_is_lo
             "other states",
         ),
         (
+            GraniteSWAConfig(**SIZES, num_key_value_heads=2),
+            "its rows sum to 1, without the share that the layer's sinks take",
+        ),
+        (
             MiniMaxConfig(
                 **SIZES,
                 num_key_value_heads=2,
@@ -183,7 +188,7 @@ def test_a_models_maps_are_right_where_its_attention_cannot_be_set_when_it_is_lo
             "the last layer of MiniMaxForCausalLM gives no map",
         ),
     ],
-    ids=["bias twice", "linear last layer"],
+    ids=["bias twice", "sinks left out", "linear last layer"],
 )
 def test_a_model_whose_maps_are_not_its_own_is_refused_only_where_a_scorer_reads_them(
     config: Any, fault: str

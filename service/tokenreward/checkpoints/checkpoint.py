@@ -158,14 +158,21 @@ class Checkpoint:
         num_positions = getattr(self.text_config, "max_position_embeddings", None) or 0
         if num_positions <= 0:  # some models write -1 for no limit
             return None
-        if not self.is_classifier:
-            return int(num_positions)
-        # RoBERTa and its kin count from the padding's position, within the same number of rows.
+        first = 0 if self.padding_position is None else self.padding_position + 1
+        return int(num_positions) - first
+
+    @property
+    def padding_position(self) -> int | None:
+        """Where the positions of RoBERTa and its kin begin: behind the row of their table that
+        padding reads, within the same number of rows. None for other models."""
+        num_positions = getattr(self.text_config, "max_position_embeddings", None)
+        tokens = self.model.get_input_embeddings()
         for module in self.model.modules():
-            is_table = getattr(module, "num_embeddings", None) == num_positions
-            if is_table and getattr(module, "padding_idx", None) is not None:
-                return int(num_positions - module.padding_idx - 1)
-        return int(num_positions)
+            is_table = isinstance(module, torch.nn.Embedding) and module is not tokens
+            if is_table and module.num_embeddings == num_positions:
+                padding: int | None = module.padding_idx
+                return padding
+        return None
 
     def _has_position_table(self) -> bool:
         num_positions, embedding = self._own_max_positions, self.model.get_input_embeddings()

@@ -26,7 +26,7 @@ from tokenreward.forward.attention import (
 from tokenreward.forward.kernels import VarlenKernel, attend_alone
 from tokenreward.forward.language_head import states_before_head
 from tokenreward.forward.layout import Gap, in_order
-from tokenreward.forward.packing import num_packed, pack, sides
+from tokenreward.forward.packing import behind_padding, num_packed, pack, sides
 from tokenreward.forward.patches import (
     prunable_last_layer,
     pruning,
@@ -65,6 +65,7 @@ class PackedLayout(BatchedLayout):
         self.gap: Gap | None = None
         self._through_model, self._with_bounds = through_model, with_bounds
         self.last_layer: Any = None
+        self._padding_position = checkpoint.padding_position
         checkpoint.model.set_attn_implementation(IMPLEMENTATION)
         self._num_layers = int(checkpoint.text_config.num_hidden_layers)
         self.kernel = choose_kernel(checkpoint.device, checkpoint.model.dtype, checkpoint.head_dim)
@@ -126,7 +127,10 @@ class PackedLayout(BatchedLayout):
         """Starts one call of the trunk, for some rows of a pass, and the copy of the heads' numbers
         to the host."""
         requests = [requests_of_pass[i] for i in call]
-        packing = pack([row for row, _ in requests], share=self.shares)
+        rows = [row for row, _ in requests]
+        packing = pack(rows, share=self.shares)
+        if self._padding_position is not None:
+            packing = behind_padding(packing, rows, self._padding_position)
         context = PackedRow(packing, self.kernel, self._num_layers)
         for index, (row, needs) in enumerate(requests):
             if needs.attention and self._with_bounds:

@@ -9,7 +9,7 @@ response attend to its prompt and to itself, and to nothing else.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Int64
@@ -100,6 +100,19 @@ def pack(rows: Sequence[Row], *, share: bool = True) -> Packing:
             places[i] = np.concatenate([np.arange(*prompt), np.arange(*response)])
         groups.append((prompt, *responses))
     return Packing(np.concatenate(pieces), np.concatenate(positions), tuple(groups), tuple(places))
+
+
+def behind_padding(packing: Packing, rows: Sequence[Row], padding: int) -> Packing:
+    """The packing with positions as RoBERTa and its kin count them.
+
+    The first position follows that of padding, which is also the id of the padding token. Such
+    tokens have the position of padding wherever they stand, and are not counted.
+    """
+    positions = np.empty_like(packing.positions)
+    for row, places in zip(rows, packing.places, strict=True):
+        counts = row.ids != padding
+        positions[places] = np.cumsum(counts) * counts + padding
+    return replace(packing, positions=positions)
 
 
 def longest_row(group: Group) -> int:

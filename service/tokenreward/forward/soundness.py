@@ -94,9 +94,9 @@ def refuse_look_ahead(checkpoint: Checkpoint, request: RowRequest) -> None:
 def refuse_wrong_map(checkpoint: Checkpoint, request: RowRequest) -> None:
     """Refuses a model that gives another map of attention than it mixes by.
 
-    The map [heads, n, n] of a row has nothing above its diagonal and nothing below 0, and its rows
-    sum to 1; sinks take a share of it. With the map, the model's last states are what they are
-    without.
+    The map [heads, n, n] of a row has nothing above its diagonal and nothing below 0. Its rows sum
+    to 1, or to less where sinks take a share. With the map, the model's last states are what they
+    are without.
 
     Args:
         checkpoint: The model.
@@ -115,6 +115,8 @@ def refuse_wrong_map(checkpoint: Checkpoint, request: RowRequest) -> None:
         fault = f"its rows are no distribution (their sums go up to {float(sums.max()):.3g})"
     elif float(sums.min()) < 1 - rounding and not _has_sinks(checkpoint.trunk):
         fault = f"its rows do not sum to 1 (but to {float(sums.min()):.3g})"
+    elif float(sums.min()) > 1 - rounding and _has_sinks(checkpoint.trunk):
+        fault = "its rows sum to 1, without the share that the layer's sinks take"
     else:
         ids = torch.from_numpy(request.row.ids).to(checkpoint.device)[None]
         with torch.inference_mode():

@@ -22,6 +22,7 @@ from tokenreward.checkpoints.load_failure import (
     why_not_loaded,
 )
 from tokenreward.checkpoints.model import load_model
+from tokenreward.checkpoints.positions import has_table, padding_position
 from tokenreward.checkpoints.refusal import CheckpointRefused
 from tokenreward.checkpoints.trunk import refuse_unreadable
 from tokenreward.checkpoints.value_head import ValueHead
@@ -38,7 +39,6 @@ __all__ = [
     "refuse_longer",
 ]
 
-_MOST_LEADING_POSITIONS = 8  # rows of a table before the first position's
 _TEMPLATE = "chat_template.jinja"
 
 
@@ -148,7 +148,11 @@ class Checkpoint:
         Tables are learned or computed. None if there are none, as with rotary positions, which go
         on beyond `max_positions`.
         """
-        limits = [self._own_max_positions if self._has_position_table() else None]
+        num_positions = self._own_max_positions
+        embedding = self.model.get_input_embeddings()
+        if num_positions is not None and not has_table(self.trunk, embedding, num_positions):
+            num_positions = None
+        limits = [num_positions]
         if self.reference is not None:
             limits.append(self.reference.num_tabled_positions)
         return min((limit for limit in limits if limit is not None), default=None)
@@ -163,33 +167,8 @@ class Checkpoint:
 
     @property
     def padding_position(self) -> int | None:
-        """Where the positions of RoBERTa and its kin begin: behind the row of their table that
-        padding reads, within the same number of rows. None for other models."""
-        num_positions = getattr(self.text_config, "max_position_embeddings", None)
-        tokens = self.model.get_input_embeddings()
-        for module in self.model.modules():
-            is_table = isinstance(module, torch.nn.Embedding) and module is not tokens
-            if is_table and module.num_embeddings == num_positions:
-                padding: int | None = module.padding_idx
-                return padding
-        return None
-
-    def _has_position_table(self) -> bool:
-        num_positions, embedding = self._own_max_positions, self.model.get_input_embeddings()
-        if num_positions is None:
-            return False
-        for module in self.trunk.modules():
-            if module is embedding:
-                continue
-            tables = list(module.buffers(recurse=False))
-            if isinstance(module, torch.nn.Embedding):
-                tables.append(module.weight)
-            for table in tables:
-                # OPT's table, for one, has two rows before the first position's.
-                num_leading = table.shape[0] - num_positions if table.dim() == 2 else -1
-                if 0 <= num_leading <= _MOST_LEADING_POSITIONS:
-                    return True
-        return False
+        """Behind which position the first token of a row stands; see `positions`."""
+        return padding_position(self.model, self.text_config)
 
     @property
     def eos_ids(self) -> frozenset[int]:

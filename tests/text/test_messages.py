@@ -30,6 +30,10 @@ BOTH = (
     "{% for part in m.content %}[{{ part.text }}]{% endfor %}{% endif %}{% endfor %}"
 )
 NO_SYSTEM = "{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}"
+TRIMMED_PARTS = (  # trims each part of a list, as Gemma 3's
+    "{% for m in messages %}<|{{ m.role }}|>{% if m.content is string %}{{ m.content | trim }}"
+    "{% else %}{% for part in m.content %}{{ part.text | trim }}{% endfor %}{% endif %}{% endfor %}"
+)
 CALLS = (  # prints a null, and JSON of arguments
     "{% for m in messages %}{{ m.content | string }}{% for call in m.tool_calls or [] %}"
     "{{ call.function.name }}({{ call.function.arguments | tojson }}){% endfor %}{% endfor %}"
@@ -51,7 +55,7 @@ def rendered(template: str, *messages: dict[str, Any]) -> str:
     return template_of(template).prompt(list(messages), param="prompt")
 
 
-@pytest.mark.parametrize("template", [STRINGS, SILENT, ADDING, PARTS, FIRST])
+@pytest.mark.parametrize("template", [STRINGS, SILENT, ADDING, PARTS, FIRST, TRIMMED_PARTS])
 @pytest.mark.parametrize("role", ["user", "system", "assistant", "tool"])
 def test_a_text_and_the_same_text_in_parts_are_one_text(template: str, role: str) -> None:
     user = {"role": "user", "content": "a"}
@@ -153,3 +157,48 @@ def test_tools_of_a_template_that_shows_none_are_refused() -> None:
     with pytest.raises(UnsupportedText, match="shows no tools") as caught:
         template_of(STRINGS).prompt([{"role": "user", "content": "a"}], [NESTED], param="prompt")
     assert caught.value.param == "tools"
+
+
+FIRST_SYSTEM = (  # reads a system message in front alone, and calls in the last turn alone
+    "{% for m in messages %}{% if m.role != 'system' or loop.first %}{{ m.content }}"
+    "{% if loop.last %}{% for call in m.tool_calls or [] %}{{ call.function.name }}"
+    "{{ call.function.arguments }}{% endfor %}{% endif %}{% endif %}{% endfor %}"
+)
+ONE_SYSTEM = (  # the last system message replaces those before it, as DeepSeek R1's
+    "{% set ns = namespace(s='') %}{% for m in messages if m.role == 'system' %}"
+    "{% set ns.s = m.content %}{% endfor %}{{ ns.s }}"
+    "{% for m in messages if m.role != 'system' %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
+)
+SYSTEM = {"role": "system", "content": "What"}  # a word of the question: it is in the prompt anyhow
+QUESTION = {"role": "user", "content": TEXT}
+CALL = {"role": "assistant", "tool_calls": [{"function": {"name": "What", "arguments": "{}"}}]}
+
+
+@pytest.mark.parametrize(
+    ("template", "messages", "param", "shown"),
+    [
+        (FIRST_SYSTEM, [QUESTION, SYSTEM], "prompt[1].content", [SYSTEM, QUESTION]),
+        (FIRST_SYSTEM, [QUESTION, CALL, QUESTION], "prompt[1].tool_calls", [QUESTION, CALL]),
+        (ONE_SYSTEM, [SYSTEM, SYSTEM, QUESTION], "prompt[0].content", [SYSTEM, QUESTION]),
+    ],
+)
+def test_a_message_that_a_template_passes_over_at_its_place_is_refused(
+    template: str, messages: list[dict[str, Any]], param: str, shown: list[dict[str, Any]]
+) -> None:
+    for _ in range(2):  # the second answer is a remembered one
+        with pytest.raises(UnsupportedText, match="at this place") as caught:
+            rendered(template, *messages)
+        assert caught.value.param == param
+    assert TEXT in rendered(template, *shown)
+
+
+def test_tools_that_a_template_shows_beside_a_system_message_alone_are_refused_without() -> None:
+    with pytest.raises(UnsupportedText, match="no tools in such a conversation") as caught:
+        template_of(WITH_SYSTEM).prompt([QUESTION], [NESTED], param="prompt")
+    assert caught.value.param == "tools"
+
+
+def test_a_thought_that_a_template_cuts_out_of_an_earlier_turn_is_no_hidden_message() -> None:
+    template = "{% for m in messages %}{{ m.content.split('</think>')[-1] }}{% endfor %}"
+    thought = {"role": "assistant", "content": "<think>Hm.</think>It is 4."}
+    assert rendered(template, QUESTION, thought, QUESTION) == f"{TEXT}It is 4.{TEXT}"

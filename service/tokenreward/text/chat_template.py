@@ -1,44 +1,34 @@
 """Renders conversations through a tokenizer's chat template: messages in, text out.
 
 A template is a program that the checkpoint's author or a caller wrote, so rendering may raise
-anything. What a template takes is found out by rendering short conversations and looking for their
-words in the text: reading the program would say less, because a template calls macros and passes
-values on. This module knows no token ids.
+anything. What a template takes is found out by `template_forms`, and what it hides by `skeleton`.
+This module knows no token ids.
 """
 
 from __future__ import annotations
 
 import inspect
-import itertools
+import json
 from collections.abc import Mapping
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 from jinja2 import TemplateError
 
 from tokenreward.errors import UnsupportedText
 from tokenreward.text.messages import (
-    Arguments,
-    Form,
-    ToolForm,
     calls_in_form,
     cause,
     content_in_form,
-    text_part,
     tools_in_form,
 )
-from tokenreward.text.trial_turns import (
-    KEY,
-    MARK,
-    SECOND_MARK,
-    TOOLS,
-    VALUE,
-    conversation_with,
-    message_of,
-    tool_call,
-)
+from tokenreward.text.skeleton import refuse_hidden, skeleton_of
+from tokenreward.text.template_forms import call_forms, content_forms, tool_forms
+from tokenreward.text.trial_turns import MARK
 
 _MAX_ROLES = 64
+# Most conversations of a run have the same few skeletons.
+_MAX_SKELETONS, _MAX_KEY = 256, 4096  # the second in characters
 _ROLES_WITH_CONTENT = frozenset({"system", "developer", "user", "tool"})
 
 
@@ -56,8 +46,10 @@ class ChatTemplate:
     def __init__(self, tokenizer: Any, variables: Mapping[str, Any] | None = None) -> None:
         self._tokenizer = tokenizer
         self.variables = dict(variables or {})
-        self._content_forms = lru_cache(_MAX_ROLES)(self._find_content_forms)
-        self._call_forms = lru_cache(8)(self._find_call_forms)
+        self._skeleton_text = lru_cache(_MAX_SKELETONS)(self._find_skeleton_text)
+        self._content_forms = lru_cache(_MAX_ROLES)(partial(content_forms, self._try))
+        self._call_forms = lru_cache(8)(partial(call_forms, self._try))
+        self._tool_forms = lru_cache(1)(partial(tool_forms, self._try))
 
     @property
     def source(self) -> Any:
@@ -95,9 +87,9 @@ class ChatTemplate:
         if not self.source:
             raise UnsupportedText("this tokenizer has no chat template; send raw text", param=param)
         messages = self.normalised(messages, has_tools=bool(tools), param=param)
-        tools = tools_in_form(tools, self._tool_forms if tools else None)
+        tools = tools_in_form(tools, self._tool_forms() if tools else None)
         try:
-            return self._render(messages, tools, variables, add_generation_prompt=not is_whole)
+            text = self._render(messages, tools, variables, add_generation_prompt=not is_whole)
         except TemplateError as error:
             raise UnsupportedText(
                 f"the chat template refused these messages: {error}", param=param
@@ -107,6 +99,21 @@ class ChatTemplate:
             raise UnsupportedText(
                 f"the chat template failed on these messages: {cause(error)}", param=param
             ) from None
+        turns, marked_tools = skeleton_of(messages, tools)
+        key = json.dumps([turns, marked_tools, variables, is_whole])
+        render = self._skeleton_text if len(key) <= _MAX_KEY else self._find_skeleton_text
+        marked = render(key)
+        if marked is not None:
+            refuse_hidden(marked, turns, marked_tools, param=param)
+        return text
+
+    def _find_skeleton_text(self, key: str) -> str | None:
+        """The text of a conversation's skeleton; None if the template refuses it, or fails."""
+        turns, tools, variables, is_whole = json.loads(key)
+        try:
+            return self._render(turns, tools, variables, add_generation_prompt=not is_whole)
+        except Exception:
+            return None
 
     def conversation(self, messages: list[dict[str, Any]]) -> str | None:
         """A whole conversation as the template writes it, without a generation prompt.
@@ -156,20 +163,6 @@ class ChatTemplate:
             result.append(message)
         return result
 
-    @cached_property
-    def _tool_forms(self) -> frozenset[ToolForm] | None:
-        """In which forms the template shows tools; None if it refuses or fails on all of them."""
-        forms: set[ToolForm] = set()
-        has_failed = True
-        for system in ([], [message_of("system", "b")]):
-            for form, tool in TOOLS.items():
-                text = self._try([*system, message_of("user", "a")], [tool])
-                if text is not None:
-                    has_failed = False
-                    if MARK in text:
-                        forms.add(form)
-        return None if has_failed else frozenset(forms)
-
     def _normalise_calls(
         self, message: dict[str, Any], *, has_tools: bool, param: str | None
     ) -> None:
@@ -182,74 +175,13 @@ class ChatTemplate:
         forms = self._call_forms(len(calls) > 1, bool(content), has_tools)
         if forms == []:
             raise UnsupportedText(
-                "the chat template does not show such tool calls" + " and content" * bool(content),
+                f"the chat template does not show such tool calls{' and content' * bool(content)}: "
+                "write them into `content`, as the policy wrote them",
                 param=below,
             )
         arguments, absent = forms[0] if forms else ("object", "")
         message["content"] = content or absent
         message["tool_calls"] = calls_in_form(calls, arguments, param=below)
-
-    def _find_content_forms(self, role: str, has_tools: bool) -> frozenset[Form] | None:
-        """In which forms the template shows content of a role; None if it refuses or fails on all
-        of them."""
-        tools = [TOOLS["nested"]] if has_tools else None
-        contents: dict[Form, Any] = {
-            "string": MARK + SECOND_MARK,
-            "part": [text_part(MARK + SECOND_MARK)],
-            "parts": [text_part(MARK), text_part(SECOND_MARK)],
-        }
-        forms: set[Form] = set()
-        has_failed = True
-        for form, content in contents.items():
-            text = self._try(conversation_with(role, content), tools=tools)
-            if text is None:  # a template may not take the turns around it
-                text = self._try(
-                    [{"role": "user", "content": "a"}, message_of(role, content)], tools
-                )
-            if text is None:
-                continue
-            has_failed = False
-            places = [text.lower().find(mark) for mark in (MARK, SECOND_MARK)]
-            # A list that is printed as it is has the keys of its parts in the text.
-            if -1 < places[0] < places[1] and "'text'" not in text and '"text"' not in text:
-                forms.add(form)
-        return None if has_failed else frozenset(forms)
-
-    def _find_call_forms(
-        self, several: bool, has_content: bool, has_tools: bool
-    ) -> list[tuple[Arguments, str | None]] | None:
-        """How the template shows tool calls.
-
-        Args:
-            several: Whether a message has more than one.
-            has_content: Whether it has a content, too.
-            has_tools: Whether the template is given tools.
-
-        Returns:
-            Forms of arguments, with what stands for an absent content: some templates print a null,
-            others show calls beside a null only. Empty if it shows no such calls; None if it
-            refuses or fails on all.
-        """
-        forms: list[tuple[Arguments, str | None]] = []
-        has_failed = True
-        names_and_values = [(f"{MARK}{place}", f"{VALUE}{place}") for place in range(1 + several)]
-        forms_of_arguments: tuple[Arguments, ...] = ("object", "json")
-        contents: list[str | None] = [SECOND_MARK] if has_content else ["", None]
-        for form, content in itertools.product(forms_of_arguments, contents):
-            calls = [tool_call(name, value, form) for name, value in names_and_values]
-            turn: dict[str, Any] = {"role": "assistant", "content": content, "tool_calls": calls}
-            turns = [{"role": "user", "content": "a"}, turn]
-            text = self._try(turns, tools=[TOOLS["nested"]] if has_tools else None)
-            if text is None:
-                continue
-            has_failed = False
-            # An object that is printed has Python's quotes, a text that is written as JSON has
-            # quotes with a backslash, and a null that is printed is None.
-            is_garbled = any(garbled in text for garbled in (f"'{KEY}'", f'\\"{KEY}', "None"))
-            marks = [*itertools.chain.from_iterable(names_and_values), content or ""]
-            if not is_garbled and all(mark in text for mark in marks):
-                forms.append((form, content))
-        return None if has_failed else forms
 
     def _try(
         self,

@@ -22,6 +22,7 @@ from tokenreward.wire import texts_of
 Form = Literal["string", "part", "parts"]
 # A description of a tool: as `{"function": {"name": ...}}`, or with its name at its top.
 ToolForm = Literal["nested", "flat"]
+TOOL_FORMS: tuple[ToolForm, ...] = ("nested", "flat")
 # How arguments of tool calls are taken: as an object, or as its JSON.
 Arguments = Literal["object", "json"]
 
@@ -57,7 +58,9 @@ def content_in_form(
         return text
     if not forms:
         raise UnsupportedText(
-            f"the chat template shows no content of role `{quotable(message['role'])}`", param=param
+            f"the chat template shows no content of role `{quotable(message['role'])}`: move it "
+            "into a message that it shows",
+            param=param,
         )
     if isinstance(content, list) and "parts" in forms:
         return [text_part(text) for text in texts]

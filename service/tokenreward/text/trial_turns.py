@@ -13,15 +13,15 @@ from tokenreward.text.messages import Arguments, ToolForm
 # Words that no template has.
 MARK, SECOND_MARK = "tokenreward", "qzlarch"
 KEY, VALUE = "xjelm", "wvbirch"
-_FUNCTION = {
-    "name": MARK,
-    "description": "g",
-    "parameters": {"type": "object", "properties": {}, "required": []},
-}
-TOOLS: dict[ToolForm, dict[str, Any]] = {
-    "nested": {"type": "function", "function": _FUNCTION},
-    "flat": {"type": "function", **_FUNCTION},
-}
+
+
+def tool_named(name: str, form: ToolForm) -> dict[str, Any]:
+    """A description of a tool without parameters."""
+    parameters = {"type": "object", "properties": {}, "required": []}
+    function = {"name": name, "description": "g", "parameters": parameters}
+    if form == "flat":
+        return {"type": "function", **function}
+    return {"type": "function", "function": function}
 
 
 def conversation_with(role: str, content: Any) -> list[dict[str, Any]]:

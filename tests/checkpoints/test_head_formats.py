@@ -251,7 +251,7 @@ def test_the_load_line_says_how_the_head_was_stored_and_compares_where_there_is_
     assert f"stored as `{checkpoint.head_format}`" in line
     has_class = checkpoint.head_format == "score" and "would not have" not in case
     assert ("of the model's own templated call" in line) == has_class
-    assert "set `suffix_text: '\\n'`" in line  # the template of the tests goes on after the turn
+    assert 'set `suffix_text: "\\n"`' in line  # the template of the tests goes on after the turn
 
 
 def test_a_classifier_of_tokens_is_compared_with_its_own_last_logits(tmp_path: Path) -> None:

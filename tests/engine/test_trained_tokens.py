@@ -3,18 +3,24 @@ class on `apply_chat_template` over the whole conversation."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from fakes import tiny
+from tokenreward.engine import Engine
 from tokenreward.forward.own_call import compare_with_own_call
-from tokenreward.text.conversation import SHAPES
+from tokenreward.settings import DeploymentSettings
+from tokenreward.text.tokenizer import Tokenizer
+from tokenreward.text.trained_tokens import SHAPES
 from tokenreward.wire import RewardsRequest, parse
 
 USER = {"role": "user", "content": "2+2?"}
@@ -32,6 +38,17 @@ OPENING = THINKING.replace(  # a generation prompt that opens the think block, a
 )
 ALWAYS_THINKING = (  # a block in front of every answer, and a line break behind every turn
     THINKING.replace(" and '</think>' not in m.content", "").replace("<|end|>", "<|end|>\n")
+)
+UNTHINKING = (  # a generation prompt that closes the block unless it is told to think
+    tiny.TEMPLATE.replace("<|assistant|>{% endif %}", "<|assistant|>{% if not enable_thinking %}")
+    + "{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}"
+)
+MARKING = UNTHINKING.replace(  # and the variable marks answers, too
+    "{{ message.content }}",
+    "{% if enable_thinking and message.role == 'assistant' %}!{% endif %}{{ message.content }}",
+)
+CUTTING = (  # what stands before a think block's end is left out, as DeepSeek R1's template does
+    tiny.TEMPLATE.replace("message.content", "message.content.split('</think>')[-1]")
 )
 TEMPLATES = {"trims": TRIMMING, "thinks": THINKING, "opens": OPENING}
 
@@ -55,9 +72,13 @@ def own_score(folder: Path, template: str, response: str) -> float:
     turns = [USER, {"role": "assistant", "content": response}]
     text = tokenizer.apply_chat_template(turns, tokenize=False, chat_template=template)
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    model = AutoModelForSequenceClassification.from_pretrained(folder).double()
     with torch.no_grad():
-        return float(model(input_ids=torch.tensor([ids])).logits[0, 0])
+        return float(own_model(folder)(input_ids=torch.tensor([ids])).logits[0, 0])
+
+
+@lru_cache
+def own_model(folder: Path) -> Any:
+    return AutoModelForSequenceClassification.from_pretrained(folder).double()
 
 
 async def ask(engine: Any, scorer: str, **item: Any) -> Any:
@@ -167,40 +188,111 @@ async def test_where_padding_is_eos_the_token_before_it_is_pooled_as_the_class_p
     assert spread.rewards.sum() == pytest.approx(item.score, abs=1e-4)
 
 
+CONVERSATION = {"scored_text": "conversation"}
+SWITCHED_OFF = {"chat_template_kwargs": {"enable_thinking": False}}
+SWITCHED_ON = {"chat_template_kwargs": {"enable_thinking": True}}
+BREAK = {"suffix_text": "\n"}
+NONE = {"suffix_text": None}
+
+
 @pytest.mark.parametrize(
-    ("template", "more", "advice"),
+    ("template", "settings", "advice"),
     [
-        (tiny.TEMPLATE, {}, r"`suffix_text: '\n'`"),
-        (tiny.TEMPLATE, {"suffix_text": "\n"}, None),
-        (tiny.TEMPLATE.replace("<|end|>\n", "<|end|>"), {"suffix_text": "\n"}, "suffix_text: null"),
-        (TRIMMING, {}, "`scored_text: conversation`"),
-        (TRIMMING, {"suffix_text": "\n"}, "`scored_text: conversation` and `suffix_text: null`"),
-        (THINKING, {}, "`scored_text: conversation`"),
-        (THINKING, {"reads_conversation": True}, None),
-        (
-            ALWAYS_THINKING,
-            {"suffix_text": "\n"},
-            "`chat_template_kwargs: {enable_thinking: false}`",
-        ),
-        (
-            ALWAYS_THINKING,
-            {},
-            r"set `chat_template_kwargs: {enable_thinking: false}` and `suffix_text: '\n'`",
-        ),
-        (REWRITING, {"suffix_text": "\n"}, "no setting makes them equal"),
+        (tiny.TEMPLATE, {}, BREAK),
+        (tiny.TEMPLATE, BREAK, None),
+        (tiny.TEMPLATE.replace("<|end|>\n", "<|end|>"), BREAK, NONE),
+        (TRIMMING, {}, CONVERSATION),
+        (TRIMMING, BREAK, {**CONVERSATION, **NONE}),
+        (THINKING, {}, CONVERSATION),
+        (THINKING, SWITCHED_OFF, CONVERSATION),
+        (THINKING, CONVERSATION, None),
+        (ALWAYS_THINKING, BREAK, SWITCHED_OFF),
+        (ALWAYS_THINKING, SWITCHED_OFF, BREAK),
+        (ALWAYS_THINKING, {}, {**SWITCHED_OFF, **BREAK}),
+        (UNTHINKING, BREAK, SWITCHED_ON),
+        (UNTHINKING, {**BREAK, **SWITCHED_OFF}, SWITCHED_ON),
+        (MARKING, BREAK, {**CONVERSATION, **NONE}),
+        (CUTTING, {}, CONVERSATION),
+        (OPENING, {}, CONVERSATION),
+        (REWRITING, {}, {}),
     ],
 )
-def test_the_setting_that_is_named_at_load_makes_the_tokens_equal(
-    folder: Path, template: str, more: dict[str, Any], advice: str | None
+async def test_settings_that_are_named_at_load_give_the_score_of_the_models_own_call(
+    make_engine: Callable[..., Any],
+    folder: Path,
+    template: str,
+    settings: dict[str, Any],
+    advice: dict[str, Any] | None,
 ) -> None:
+    line = line_at_load(folder, template, settings)
+    assert ("they differ" in line) == (advice is not None)
+    assert ("no setting makes them equal" in line) == (advice == {})
+    named: dict[str, Any] = {}
+    for setting in re.findall(r"`([a-z_]+: [^`]*)`", line):  # as they stand in a file
+        named |= yaml.safe_load(setting)
+    assert named == (advice or {})
+    if advice == {}:
+        return
+    settings = {**settings, **named}
+    assert "they differ" not in line_at_load(folder, template, settings)
+    engine = make_engine(
+        "reward_model", ["reward_model"], checkpoint=folder, chat_template=template, **settings
+    )
+    num_scored = 0
+    for response in SHAPES.values():
+        item = await ask(engine, "reward_model", response=response)
+        if item.error is None:
+            assert item.score == pytest.approx(own_score(folder, template, response), abs=1e-5)
+            num_scored += 1
+        else:
+            assert "rewrites this response" in item.error.message
+    assert num_scored == len(SHAPES) - (template == CUTTING)
+
+
+def line_at_load(folder: Path, template: str, settings: dict[str, Any]) -> str:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.chat_template = template
     model = AutoModelForSequenceClassification.from_pretrained(folder)
     checkpoint = tiny.Checkpoint(model.eval(), tokenizer, "reward_model", torch.device("cpu"))
-    arguments = {"suffix_text": None, **more}
-    line = compare_with_own_call(checkpoint, tiny.tokenizer_of(checkpoint), **arguments)
-    assert ("they differ" in line) == (advice is not None)
-    assert advice is None or advice in line
+    return compare_with_own_call(
+        checkpoint,
+        Tokenizer(tokenizer, template_kwargs=settings.get("chat_template_kwargs")),
+        settings.get("suffix_text"),
+        reads_conversation="scored_text" in settings,
+    )
+
+
+def test_shapes_that_the_template_rewrites_are_named_as_refused(folder: Path) -> None:
+    for settings in ({}, CONVERSATION):
+        line = line_at_load(folder, CUTTING, settings)
+        assert "1 of 5 shapes of a response" in line
+        assert "refused (a response with an empty think block: the chat template rewrites" in line
+
+
+async def test_padding_behind_end_of_turn_is_no_difference_and_no_suffix(
+    make_engine: Callable[..., Any], padded_by_eos: Path
+) -> None:
+    template = tiny.TEMPLATE.replace("<|end|>\n", "<|end|><|end|>")
+    assert "they differ" not in line_at_load(padded_by_eos, template, {})
+    assert "suffix_text: null" in line_at_load(padded_by_eos, template, {"suffix_text": "<|end|>"})
+    engine = make_engine(
+        "reward_model", ["reward_model"], checkpoint=padded_by_eos, chat_template=template
+    )
+    item = await ask(engine, "reward_model", response="It is 4.")
+    assert item.score == pytest.approx(own_score(padded_by_eos, template, "It is 4."), abs=1e-5)
+
+
+def test_where_no_scorer_pools_no_setting_is_named(folder: Path) -> None:
+    lines: list[str] = []
+    settings = DeploymentSettings(
+        name="prm",
+        checkpoint=str(folder),
+        task="reward_model",
+        scorers=[{"type": "process", "options": {"step_tag": "+"}}],
+    )
+    Engine.load(settings, say=lines.append)
+    (line,) = (line for line in lines if "pooled value" in line)
+    assert "they differ" not in line
 
 
 @pytest.mark.parametrize("more", [{}, {"scored_text": "conversation"}], ids=["alone", "templated"])

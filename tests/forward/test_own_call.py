@@ -30,7 +30,7 @@ def test_a_template_that_ends_with_the_turn_agrees() -> None:
 def test_what_the_template_puts_after_the_turn_is_named_as_the_likely_suffix() -> None:
     line = compare(tiny.model("llama", "reward_model"), tiny.TEMPLATE)
     assert "they differ" in line
-    assert "set `suffix_text: '\\n'`" in line
+    assert 'set `suffix_text: "\\n"`' in line
 
 
 def test_with_that_suffix_they_agree() -> None:

@@ -92,6 +92,7 @@ def load_layout(
                 tokenizer,
                 settings.suffix_text,
                 reads_conversation=settings.scored_text == "conversation",
+                pools=needs["policy"].pooled or bool(needs["policy"].attention),
             )
             say(f"{settings.name}: {comparison}")
         return choose_layouts(checkpoint, needs, say=lambda line: say(f"{settings.name}: {line}"))

@@ -5,7 +5,7 @@ gives. And the tokens should be those that the model was trained on: the whole t
 conversation. Here a response is read as it is, and the last response token is pooled, or the end of
 the checkpoint's `suffix_text`, while a chat template may trim a response or write more in front of
 it and behind. Responses of several shapes are compared token by token. The line that is told at
-load names the tokens that differ, and the one setting with which none do. This module knows no
+load names the tokens that differ, and the settings with which none do. This module knows no
 requests.
 """
 
@@ -18,8 +18,8 @@ from tokenreward.checkpoints.checkpoint import Checkpoint
 from tokenreward.checkpoints.refusal import CheckpointRefused
 from tokenreward.contract import Needs, Row, RowRequest
 from tokenreward.forward.plain import PlainLayout
-from tokenreward.text.conversation import ANSWER, QUESTION, advice
 from tokenreward.text.tokenizer import Tokenizer
+from tokenreward.text.trained_tokens import ANSWER, QUESTION, advice
 
 
 def compare_with_own_call(
@@ -28,6 +28,7 @@ def compare_with_own_call(
     suffix_text: str | None,
     *,
     reads_conversation: bool = False,
+    pools: bool = True,
 ) -> str:
     """One line on the pooled value of a short conversation, by our layout and by the model's own
     call.
@@ -37,6 +38,8 @@ def compare_with_own_call(
         tokenizer: Its tokenizer.
         suffix_text: What the settings put after each response.
         reads_conversation: Whether responses are read as the template renders them.
+        pools: Whether a scorer reads the token behind a response. Without one (`process` writes
+            rows of its own) no setting is named that says what stands there.
 
     Raises:
         CheckpointRefused: On the same tokens the two differ: the model does more.
@@ -71,7 +74,14 @@ def compare_with_own_call(
     line += f"{of_template:.4g}"
     if ids[-1] == skipped_id:
         line += f"; pooled before {tokenizer.text(ids[-1:])!r}, which its class takes for padding"
-    return line if reads_conversation else line + advice(tokenizer, suffix_text)
+    if not pools:
+        return line
+    return line + advice(
+        tokenizer,
+        suffix_text,
+        skipped_id=skipped_token(checkpoint),
+        reads_conversation=reads_conversation,
+    )
 
 
 def skipped_token(checkpoint: Checkpoint) -> int | None:

@@ -115,7 +115,9 @@ class ChatTemplate:
         except Exception:
             return None
 
-    def conversation(self, messages: list[dict[str, Any]]) -> str | None:
+    def conversation(
+        self, messages: list[dict[str, Any]], variables: Mapping[str, Any] | None = None
+    ) -> str | None:
         """A whole conversation as the template writes it, without a generation prompt.
 
         None if there is no template, or if the template fails: it may demand fields that plain
@@ -125,7 +127,7 @@ class ChatTemplate:
             messages = self.normalised(messages, has_tools=False, param=None)
         except UnsupportedText:
             return None
-        return self._try(messages, add_generation_prompt=False)
+        return self._try(messages, variables=variables, add_generation_prompt=False)
 
     @cached_property
     def after_assistant_turn(self) -> str:
@@ -188,13 +190,16 @@ class ChatTemplate:
         messages: list[dict[str, Any]],
         tools: list[dict[str, Any]] | None = None,
         *,
+        variables: Mapping[str, Any] | None = None,
         add_generation_prompt: bool = True,
     ) -> str | None:
         """The text of messages; None if there is no template, or if it refuses or fails."""
         if not self.source:
             return None
         try:
-            return self._render(messages, tools, {}, add_generation_prompt=add_generation_prompt)
+            return self._render(
+                messages, tools, variables, add_generation_prompt=add_generation_prompt
+            )
         except Exception:
             return None
 

@@ -1,4 +1,4 @@
-"""A response as the chat template renders it, and how that differs from reading it as it is.
+"""A response as the chat template renders it.
 
 By default a response is tokenised alone behind the prompt. A reward model was trained on whole
 templated conversations, and a template may trim a response, write an empty think block in front of
@@ -8,32 +8,19 @@ is led back to the characters that the caller sent. It knows no model and no hea
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
 
-from tokenreward.errors import ItemError, UnsupportedText
+from tokenreward.errors import UnsupportedText
 from tokenreward.text.tokenizer import Tokenizer
 
 Ids = Int64[np.ndarray, " _"]
 
 _MARK = "tokenreward"
 _MAX_OPENED = 20  # characters of a response that a generation prompt may have in front
-_MAX_SHOWN = 40  # characters of tokens that differ
-# Responses in the shapes in which policies write them and templates rewrite them.
-QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
-ANSWER = "It is Paris."
-SHAPES = {
-    "a plain response": ANSWER,
-    "a response that begins with a space": f" {ANSWER}",
-    "a response that ends with a line break": f"{ANSWER}\n",
-    "a response of several lines": f"{ANSWER}\n\nIt is large.",
-    "a response with an empty think block": f"<think>\n\n</think>\n\n{ANSWER}",
-}
-_SWITCHES = ("enable_thinking", "thinking")  # variables of templates that open a think block
 
 
 def templated_tokens(
@@ -138,101 +125,8 @@ def _places(rendered: str, response: str) -> Ids | None:
     return None if response[place:].strip() else np.asarray(places, dtype=np.int64)
 
 
-def differences(
-    tokenizer: Tokenizer, suffix_text: str | None, variables: Mapping[str, Any] | None = None
-) -> list[str]:
-    """The shapes of a response whose tokens, read as they are, are not the template's, each with
-    the tokens that differ. Empty if there is no template, or none that renders plain turns."""
-    result = []
-    suffix = tokenizer.suffix(suffix_text)
-    for name, response in SHAPES.items():
-        turns = [*QUESTION, {"role": "assistant", "content": response}]
-        templated = tokenizer.templated(turns)
-        if templated is None:
-            continue
-        prompt = tokenizer.prompt_from_messages(QUESTION, None, dict(variables or {}), param=None)
-        is_finished = tokenizer.end_of_turn is not None
-        ids, _ = tokenizer.response(response, finished=is_finished, param=None)
-        ours = np.concatenate([prompt, ids, suffix])
-        if ours.tolist() != templated.tolist():
-            result.append(f"{name}: {_contrast(tokenizer, ours, templated)}")
-    return result
-
-
-def advice(tokenizer: Tokenizer, suffix_text: str | None) -> str:
-    """The end of a line that is told at load: which tokens differ, and the setting with which none
-    do. Empty if none do."""
-    shapes = differences(tokenizer, suffix_text)
-    if not shapes:
-        return ""
-    told = (
-        f": they differ in {len(shapes)} of {len(SHAPES)} shapes of a response ({shapes[0]}); if "
-    )
-    told += "it was trained on its template, "
-    setting = remedy(tokenizer, suffix_text)
-    if setting is not None:
-        return f"{told}set `{setting}`"
-    return f"{told}send token ids of whole templated conversations: no setting makes them equal"
-
-
-def remedy(tokenizer: Tokenizer, suffix_text: str | None) -> str | None:
-    """The settings under which every shape of a response is read as the template writes it, the
-    fewest that do; None if no settings do."""
-    suffixes = [suffix_text]
-    after = tokenizer.after_end_of_turn
-    suffixes += [suffix for suffix in (after or None, None) if suffix not in suffixes]
-    source, known = str(tokenizer.template.source), tokenizer.template.variables
-    switches = [switch for switch in _SWITCHES if switch in source and switch not in known]
-    variables: list[dict[str, Any]] = [{}, *({switch: False} for switch in switches)]
-    choices = list(itertools.product(variables, suffixes))[1:]  # the first is what is set
-    # One setting before two of them: sorting keeps the order of choices that change as many.
-    choices.sort(key=lambda choice: bool(choice[0]) + (choice[1] != suffix_text))
-    for chosen, suffix in choices:
-        if differences(tokenizer, suffix, chosen):
-            continue
-        settings = [f"chat_template_kwargs: {{{switch}: false}}" for switch in chosen]
-        if suffix != suffix_text:
-            settings.append("suffix_text: null" if suffix is None else f"suffix_text: {suffix!r}")
-        return "` and `".join(settings)
-    if not _reads_conversations(tokenizer):
-        return None
-    return "scored_text: conversation" + "` and `suffix_text: null" * bool(suffix_text)
-
-
-def _reads_conversations(tokenizer: Tokenizer) -> bool:
-    """Whether a response that is read as the template renders it has the tokens of the template's
-    conversation. Shapes that cannot be read so are refused one by one, but not a plain one."""
-    for response in SHAPES.values():
-        turns = [*QUESTION, {"role": "assistant", "content": response}]
-        try:
-            parts = templated_tokens(tokenizer, QUESTION, response)
-        except ItemError:
-            if response == ANSWER:
-                return False
-            continue
-        templated = tokenizer.templated(turns)
-        prompt, ids, _, suffix = parts
-        if (
-            templated is None
-            or np.concatenate([prompt, ids, suffix]).tolist() != templated.tolist()
-        ):
-            return False
-    return True
-
-
 def _num_common(one: Sequence[Any] | Ids, other: Sequence[Any] | Ids) -> int:
     """How many entries two sequences have in common at their beginning."""
     pairs = zip(one, other, strict=False)
     differing = (place for place, (left, right) in enumerate(pairs) if left != right)
     return next(differing, min(len(one), len(other)))
-
-
-def _contrast(tokenizer: Tokenizer, ours: Ids, templated: Ids) -> str:
-    """Where two rows differ, as text."""
-    num_same = _num_common(ours, templated)
-    num_behind = _num_common(ours[num_same:][::-1], templated[num_same:][::-1])
-    texts = []
-    for row in (ours, templated):
-        text = tokenizer.text(row[num_same : len(row) - num_behind])
-        texts.append(repr(text[:_MAX_SHOWN]))
-    return f"{texts[0]} where the template has {texts[1]}"

@@ -243,10 +243,12 @@ class Tokenizer:
         `response`). Raises UnsupportedText, SequenceTooLong."""
         return self.encoder.caller_ids_and_ends(text, param=param)
 
-    def templated(self, messages: list[dict[str, Any]]) -> Int64[np.ndarray, " n"] | None:
+    def templated(
+        self, messages: list[dict[str, Any]], variables: Mapping[str, Any] | None = None
+    ) -> Int64[np.ndarray, " n"] | None:
         """A whole conversation as the template writes it; None if there is no template, or if it
-        fails on these messages."""
-        text = self.template.conversation(messages)
+        fails on these messages. `variables` are the template's, over the deployment's."""
+        text = self.template.conversation(messages, variables)
         return None if text is None else self.encoder.ids(text)
 
     def suffix(self, text: str | None) -> Int64[np.ndarray, " s"]:

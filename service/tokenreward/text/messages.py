@@ -152,8 +152,8 @@ def refuse_answered(messages: list[dict[str, Any]], *, param: str) -> None:
     """
     if messages and messages[-1]["role"] == "assistant":
         raise UnsupportedText(
-            "the last message is the assistant's, and the response would begin another turn: its "
-            "text belongs in front of `response`",
+            "the last message is the assistant's, and the response would begin another turn: send "
+            "its text as `response`, or in front of `response` where the policy went on from it",
             param=f"{param}[{len(messages) - 1}]",
         )
 

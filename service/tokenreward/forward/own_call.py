@@ -30,16 +30,14 @@ def compare_with_own_call(
     reads_conversation: bool = False,
     pools: bool = True,
 ) -> str:
-    """One line on the pooled value of a short conversation, by our layout and by the model's own
-    call.
+    """A line on the pooled value of a short conversation, by our layout and the model's own call.
 
     Args:
         checkpoint: A reward model.
         tokenizer: Its tokenizer.
         suffix_text: What the settings put after each response.
         reads_conversation: Whether responses are read as the template renders them.
-        pools: Whether a scorer reads the token behind a response. Without one (`process` writes
-            rows of its own) no setting is named that says what stands there.
+        pools: Whether a scorer pools a token behind a response. If not, no setting is named.
 
     Raises:
         CheckpointRefused: On the same tokens the two differ: the model does more.
@@ -48,40 +46,44 @@ def compare_with_own_call(
     ids = np.concatenate([prompt, response, tokenizer.suffix(suffix_text)])
     if reads_conversation and templated is not None:
         ids = templated
+    padding = skipped_token(checkpoint)
     # A suffix is the operator's word: its last token is pooled, whatever it is.
-    skipped_id = None if suffix_text else skipped_token(checkpoint)
+    skipped_id = None if suffix_text else padding
     ours, own = _pooled(checkpoint, ids, skipped_id), _own_call(checkpoint, ids)
     # A classifier that skips pad tokens where we do not reads another token.
     pad_id = getattr(checkpoint.text_config, "pad_token_id", None)
     same_token = skipped_id is not None or ids[-1] != pad_id
-    if own is not None and abs(ours - own) > _bound(checkpoint, ours) and same_token:
-        raise CheckpointRefused(
-            f"{type(checkpoint.model).__name__}: trunk and head differ from its own call by "
-            f"{abs(ours - own):.1e}"
-        )
-    line = f"value head {checkpoint.value_head.note}"
-    if checkpoint.head_format:
-        line += f", stored as `{checkpoint.head_format}`"
+    if own is not None and same_token:
+        _refuse_more(checkpoint, ours, own)
+    form = checkpoint.head_format
+    line = f"value head {checkpoint.value_head.note}" + f", stored as `{form}`" * bool(form)
+    line += f"; pooled value {'' if templated is None else 'of a conversation '}{ours:.4g}"
+    if templated is None and own is not None:
+        line += f": differs from the model's own call by {abs(ours - own):.1e}"
     if templated is None:
-        line += f"; pooled value {ours:.4g}"
-        if own is not None:
-            line += f": differs from the model's own call by {abs(ours - own):.1e}"
         return line
     of_template, whose = _own_call(checkpoint, templated), "the model's own"
     if of_template is None or not same_token:
         of_template, whose = _pooled(checkpoint, templated, skipped_id), "the same head's"
-    line += f"; pooled value of a conversation {ours:.4g}, of {whose} templated call "
-    line += f"{of_template:.4g}"
+    line += f", of {whose} templated call {of_template:.4g}"
     if ids[-1] == skipped_id:
         line += f"; pooled before {tokenizer.text(ids[-1:])!r}, which its class takes for padding"
-    if not pools:
-        return line
-    return line + advice(
-        tokenizer,
-        suffix_text,
-        skipped_id=skipped_token(checkpoint),
-        reads_conversation=reads_conversation,
-    )
+    if pools:
+        line += advice(tokenizer, suffix_text, padding, reads_conversation=reads_conversation)
+    return line
+
+
+def _refuse_more(checkpoint: Checkpoint, ours: float, own: float) -> None:
+    """Refuses a model that does more than trunk and head, by its values of the same tokens.
+
+    Raises:
+        CheckpointRefused: They differ by more than rounding explains.
+    """
+    if abs(ours - own) > _bound(checkpoint, ours):
+        raise CheckpointRefused(
+            f"{type(checkpoint.model).__name__}: trunk and head differ from its own call by "
+            f"{abs(ours - own):.1e}"
+        )
 
 
 def skipped_token(checkpoint: Checkpoint) -> int | None:

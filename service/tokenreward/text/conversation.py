@@ -8,7 +8,7 @@ is led back to the characters that the caller sent. It knows no model and no hea
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -90,7 +90,10 @@ def _find(text: str, marked: str, opened: str, response: str) -> tuple[int, int,
     before, _, after = marked.rpartition(_MARK)
     # A response with a think block of its own replaces the one that the template would write: then
     # it begins where the generation prompt ends.
-    starts = [_num_common(opened, text)]
+    num_common = 0
+    while num_common < len(opened) and text.startswith(opened[num_common], num_common):
+        num_common += 1
+    starts = [num_common]
     if text.startswith(before):
         starts.insert(0, len(before))
     # A generation prompt may open the think block that the response opens, too.
@@ -123,10 +126,3 @@ def _places(rendered: str, response: str) -> Ids | None:
             return None
         places.append(place)
     return None if response[place:].strip() else np.asarray(places, dtype=np.int64)
-
-
-def _num_common(one: Sequence[Any] | Ids, other: Sequence[Any] | Ids) -> int:
-    """How many entries two sequences have in common at their beginning."""
-    pairs = zip(one, other, strict=False)
-    differing = (place for place, (left, right) in enumerate(pairs) if left != right)
-    return next(differing, min(len(one), len(other)))

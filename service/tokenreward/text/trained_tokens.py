@@ -41,8 +41,8 @@ _MAX_SHOWN = 40  # characters of tokens that differ
 def advice(
     tokenizer: Tokenizer,
     suffix_text: str | None,
-    *,
     skipped_id: int | None = None,
+    *,
     reads_conversation: bool = False,
 ) -> str:
     """The end of a line that is told at load: which tokens differ, and the settings with which none

@@ -32,6 +32,7 @@ from tokenreward.wire.paths import (
     OPENAPI_PATH,
     READY_PATH,
     SCORERS_PATH,
+    TOKENIZE_PATH,
 )
 
 _PROBE_METHODS = ["GET", "HEAD"]  # servers send no body in answer to a HEAD
@@ -60,6 +61,10 @@ class Backend(ABC):
     @abstractmethod
     async def rewards(self, request: Request, protocol: Protocol) -> Response:
         """The answer to a request for rewards, whose body is yet to be read."""
+
+    @abstractmethod
+    async def tokens(self, request: Request) -> Response:
+        """The answer to `POST /tokenize`, whose body is yet to be read."""
 
     @abstractmethod
     async def scorers(self, request: Request) -> dict[str, Any]:
@@ -124,7 +129,8 @@ def build_app(backend: Backend) -> FastAPI:
 
 
 def _add_model_routes(app: FastAPI, backend: Backend) -> None:
-    """Where other programs look whether the service answers, and for which models."""
+    """Where other programs look whether the service answers, for which models, and with which
+    tokens."""
 
     async def models(request: Request) -> Response:
         return _json(list_models((await backend.scorers(request))["scorers"]))
@@ -134,6 +140,7 @@ def _add_model_routes(app: FastAPI, backend: Backend) -> None:
         await backend.scorers(request)
         return _json({})
 
+    app.add_route(TOKENIZE_PATH, backend.tokens, methods=["POST"])
     for path in HEALTH_PATHS:
         app.add_api_route(path, answers, methods=_PROBE_METHODS)
     for path in MODELS_PATHS:

@@ -23,7 +23,7 @@ from tokenreward.http.body import for_size
 from tokenreward.http.fanout import Fanout
 from tokenreward.http.guard import refusal
 from tokenreward.http.patience import patiently
-from tokenreward.http.plans import ProtocolPlans, plan_for
+from tokenreward.http.plans import ProtocolPlans, log_probs_options, plan_for
 from tokenreward.http.protocols import Protocol
 from tokenreward.http.request_limits import Limits
 from tokenreward.http.scope import caller_of, headers_of, unless_gone
@@ -35,7 +35,7 @@ from tokenreward.wire import RewardsRequest, served_name
 from tokenreward.wire.dependencies import dependencies, request_dependencies
 from tokenreward.wire.head import RequestHead
 from tokenreward.wire.media import JSON, Media
-from tokenreward.wire.paths import CALLER_HEADER, REQUEST_ID_HEADER
+from tokenreward.wire.paths import CALLER_HEADER, REQUEST_ID_HEADER, TOKENIZE_PATH
 from tokenreward.wire.reply import reply_without_work
 
 Gather = Callable[[], Awaitable[Mapping[str, Mapping[str, Snapshot]]]]
@@ -98,6 +98,18 @@ class GatewayBackend(Backend):
                 async with self.bodies.parsing(len(body), within_s=call.left_s):
                     work = await self._work(body, call, protocol)
                 return await unless_gone(request.receive, work)
+
+    async def tokens(self, request: Request) -> Response:
+        """The ids of a text, by the first deployment that gives log-probabilities, or by the first
+        one of all."""
+        types = sorted(self._types, key=lambda name: log_probs_options(self._types[name]) is None)
+        with self.bodies.extras() as hold:
+            call = self._call(request, hold=hold)
+            async with self.bodies.body(
+                request.scope, request.receive, within_s=call.left_s
+            ) as body:
+                deployment = self._routes[types[0]].deployment
+                return await call.post(deployment, body, path=TOKENIZE_PATH)
 
     async def scorers(self, request: Request) -> dict[str, Any]:
         """What the deployments list that answer soon; `unavailable` names the others.

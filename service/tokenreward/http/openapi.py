@@ -32,6 +32,7 @@ from tokenreward.wire.paths import (
     REWARDS_PATH,
     SCORERS_PATH,
     TIMEOUT_HEADER,
+    TOKENIZE_PATH,
 )
 from tokenreward.wire.reply import ErrorDetail
 
@@ -101,6 +102,7 @@ def document() -> Document:
             READY_PATH: {
                 "get": _get("ready", "200 once every deployment has loaded and answers.", 503)
             },
+            TOKENIZE_PATH: {"post": _tokenize()},
             HEALTH_PATHS[0]: {
                 "get": _get("answers", "200 wherever the models are listed, as in vLLM.", 503)
             },
@@ -180,6 +182,19 @@ def _foreign(protocol: type[Protocol], path: str) -> Document:
             "200": {"description": "As that program reads it.", "content": content},
             "default": {"description": "A failure, as that program reads it.", "content": content},
         },
+    }
+
+
+def _tokenize() -> Document:
+    answer = {JSON.name: {"schema": {"type": "object"}}}
+    return {
+        "operationId": "tokenize",
+        "summary": "The token ids of a text, as vLLM gives them.",
+        "requestBody": {
+            "required": True,
+            "content": {JSON.name: {"schema": {"type": "object"}, "example": {"prompt": "2+2?"}}},
+        },
+        "responses": {"200": {"description": "The ids.", "content": answer}, **dict(_failures())},
     }
 
 

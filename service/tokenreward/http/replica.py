@@ -20,10 +20,12 @@ from tokenreward.http.body import for_size
 from tokenreward.http.patience import patiently
 from tokenreward.http.plans import ProtocolPlans, plan_for
 from tokenreward.http.protocols import Protocol
+from tokenreward.http.protocols._tokenize import tokenize
 from tokenreward.http.request_limits import Limits
 from tokenreward.http.scope import caller_of, headers_of, unless_gone
 from tokenreward.metrics import Metrics, render
 from tokenreward.wire import Reply, RewardsRequest
+from tokenreward.wire.media import JSON
 from tokenreward.wire.paths import REWARDS_PATH, deployment_prefix
 from tokenreward.wire.reply import TABLES, reply_without_work
 
@@ -112,6 +114,18 @@ class ReplicaBackend(Backend):
                 caller=caller_of(request.scope),
             )
             return await unless_gone(request.receive, scoring)
+
+    async def tokens(self, request: Request) -> Response:
+        """The ids of a text, by the engine's tokenizer."""
+        engine = self._slot.engine
+        limit_s = self.limits.time_limit_s(headers_of(request.scope))
+        max_tokens = engine.describe()[0]["limits"]["max_sequence_tokens"]
+        async with (
+            self.bodies.body(request.scope, request.receive, within_s=limit_s) as body,
+            self.bodies.parsing(len(body), within_s=limit_s),
+        ):
+            content = await for_size(len(body), tokenize, body, engine.tokenizer, max_tokens)
+        return Response(content, media_type=JSON.name)
 
     async def scorers(self, request: Request) -> dict[str, Any]:
         """What the engine lists, with the route and the limits of HTTP."""

@@ -16,6 +16,7 @@ DOCS_PATH = "/docs"
 # Where other programs look: whether the service answers, and for which models.
 HEALTH_PATHS = ("/health", "/health/")
 MODELS_PATHS = ("/v1/models", "/v1/models/")
+TOKENIZE_PATH = "/tokenize"
 
 REQUEST_ID_HEADER = "x-request-id"
 CALLER_HEADER = "x-tokenreward-caller"  # whom the gateway asks for, if there are no API keys

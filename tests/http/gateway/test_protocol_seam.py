@@ -170,6 +170,25 @@ async def test_models_are_not_told_where_nothing_is_loaded_and_health_says_the_s
     assert statuses == [503, 503]
 
 
+@PLACES
+async def test_tokenize_answers_as_vllm_does(opened: Any, place: str) -> None:
+    own = tiny.tokenizer()
+    turns = [{"role": "user", "content": "2+2?"}]
+    async with opened(place) as client:
+        text = (await client.post("/tokenize", json={"model": "x", "prompt": "2+2?"})).json()
+        chat = (await client.post("/tokenize", json={"messages": turns})).json()
+        closed = {"messages": turns, "add_generation_prompt": False, "return_token_strs": True}
+        whole = (await client.post("/tokenize", json=closed)).json()
+        wrong = await client.post("/tokenize", json={"prompt": "a", "messages": turns})
+    assert text["tokens"] == own("2+2?")["input_ids"]
+    assert (text["count"], text["max_model_len"], text["token_strs"]) == (4, 512, None)
+    for answer, opens in ((chat, True), (whole, False)):
+        rendered = own.apply_chat_template(turns, tokenize=False, add_generation_prompt=opens)
+        assert answer["tokens"] == own(rendered, add_special_tokens=False)["input_ids"]
+    assert "".join(whole["token_strs"]) == "<|user|>2+2?<|end|>\n"
+    assert (wrong.status_code, wrong.json()["error"]["param"]) == (422, "prompt")
+
+
 async def fill(client: httpx.AsyncClient) -> list[asyncio.Task[Any]]:
     """Sends requests until one is refused."""
     tasks = []

@@ -89,3 +89,30 @@ def full_strength(rewards: Iterable[float]) -> float:
     """The |reward| that gets the strongest colour: the largest; 1 if all are zero or none is there,
     since any scale will do then."""
     return max((abs(float(reward)) for reward in rewards), default=0.0) or 1.0
+
+
+_PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+
+
+def html_page(title: str, body: str, *, style: str) -> str:
+    """A whole HTML page, whose policy lets nothing be loaded or run.
+
+    Args:
+        title: Text, escaped here.
+        body: Markup, put in as it is.
+        style: The style sheet, put in as it is.
+    """
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{_PAGE_POLICY}">
+<title>{safe_html(title)}</title>
+<style>{style}</style>
+</head>
+<body>
+{body}
+</body>
+</html>
+"""

@@ -45,6 +45,10 @@ def reply(text: Any = "yes", **more: Any) -> dict[str, Any]:
         ({"chosen": "\n\nHuman: q\n\nAssistant: yes"}, [USER]),
         ({"chosen": "\n\nHuman: q\n\nAssistant: a\n\nHuman: q2\n\nAssistant: yes"}, OLD),
         ({"prompt": "\n\nHuman: q\n\nAssistant:", "chosen": " yes"}, [USER]),
+        (
+            {"prompt": "\n\nHuman: q\n\nAssistant:", "chosen": "\n\nHuman: q\n\nAssistant: yes"},
+            [USER],
+        ),
         # LLaMA-Factory's ranking.
         (
             {

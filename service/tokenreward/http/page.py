@@ -9,9 +9,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tokenreward.display import safe_html
+from tokenreward.display import html_page, safe_html
 
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 _STYLE = """
 :root{color-scheme:light dark}
 body{max-width:60rem;margin:auto;padding:1rem;font:16px/1.5 system-ui,sans-serif}
@@ -36,20 +35,7 @@ def docs_page(document: Mapping[str, Any]) -> str:
     parts += ["<h1>Schemas</h1>"]
     for name, schema in document["components"]["schemas"].items():
         parts += _schema(name, schema)
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
-<title>{safe_html(info["title"])}</title>
-<style>{_STYLE}</style>
-</head>
-<body>
-{"".join(parts)}
-</body>
-</html>
-"""
+    return html_page(info["title"], "".join(parts), style=_STYLE)
 
 
 def _operation(method: str, path: str, operation: Mapping[str, Any]) -> Iterator[str]:

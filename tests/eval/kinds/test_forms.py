@@ -214,6 +214,14 @@ GROUPS: dict[str, dict[str, Any]] = {
             {"response": "c", "overall_score": 7},
         ],
     },
+    "PPE with a ground truth": {
+        "question": "q",
+        "ground_truth": "yes",
+        "response_1": "b",
+        "response_2": "yes",
+        "response_3": "c",
+        "scores": [0, 1, 0],
+    },
     "labels": {"question": "q", "responses": ["b", "yes", "c"], "labels": [0, 1, 0]},
 }
 

@@ -59,7 +59,9 @@ def responses_of(row: DataRow) -> Responses:
         EvalError: The row is of no such form, or not what a row of its form should be.
     """
     fields = row.fields
-    if "question" in fields and "ground_truth" in fields and "responses" not in fields:
+    form = response_form(row)
+    is_gsm8k = {"question", "ground_truth"} <= fields.keys() and "responses" not in fields
+    if is_gsm8k and (form is None or form.startswith("GSM8K")):
         return _gsm8k_responses(row)
     for name, (_, text, worth, sign) in _OBJECTS.items():
         if _are_objects(fields.get(name)):

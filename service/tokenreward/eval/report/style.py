@@ -1,13 +1,11 @@
-"""The frame of the page: its head, its style sheet, and the policy that nothing is loaded or run.
+"""The frame of the page: its style sheet and its heading.
 
 It knows nothing of what the page shows.
 """
 
 from __future__ import annotations
 
-from tokenreward.display import safe_html
-
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+from tokenreward.display import html_page, safe_html
 
 _STYLE = """
 :root{color-scheme:light dark;--ink:#1f2328;--soft:#59636e;--paper:#fff;--panel:#f6f8fa;\
@@ -52,20 +50,5 @@ def document(title: str, body: str) -> str:
         title: Text, escaped here.
         body: Markup, put in as it is.
     """
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
-<title>{safe_html(title)}</title>
-<style>{_STYLE}</style>
-</head>
-<body>
-<main>
-<h1>{safe_html(title)}</h1>
-{body}
-</main>
-</body>
-</html>
-"""
+    content = f"<main>\n<h1>{safe_html(title)}</h1>\n{body}\n</main>"
+    return html_page(title, content, style=_STYLE)

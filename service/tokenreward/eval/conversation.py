@@ -81,8 +81,8 @@ def conversation(
         if own is None:
             return _dialogue(fields, value, field, prompt_as)
         if isinstance(own, str) and own.rstrip(" ").endswith(_ASSISTANT) and prompt_as == "user":
-            # A dialogue, cut before its last turn; Nectar's prompts end in a space. The response may
-            # repeat it.
+            # A dialogue, cut before its last turn, which the response may repeat. Nectar's prompts
+            # end in a space.
             whole = value if value.startswith(own) else own + value
             return _dialogue(fields, whole, field, prompt_as)
         return _with_system(fields, own, prompt_as), value

@@ -66,6 +66,8 @@ def test_the_model_is_its_base_plus_the_product_of_the_adapters_matrices(
         {"use_rslora": True},
         {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"q_proj": 3}},
         {"target_modules": ["q_proj"], "layers_to_transform": [1]},
+        {"exclude_modules": r".*layers\.0\..*"},
+        {"rank_pattern": {r"^model\.layers\.1\.mlp\.up_proj": 7}, "use_rslora": True},
         {"lora_dropout": 0.5},
         {"init_lora_weights": "orthogonal"},
         {"modules_to_save": ["lm_head"], "target_modules": ["q_proj"]},
@@ -382,8 +384,11 @@ def test_a_checkpoint_folder_that_holds_an_adapter_is_refused_and_not_adapted_un
     settings = DeploymentSettings(
         name="x", checkpoint=str(adapter), task="causal_lm", scorers=[{"type": "constant"}]
     )
-    with pytest.raises(
-        CheckpointRefused,
-        match=rf"holds an adapter .*: write `checkpoint: the/base` and `adapter: {adapter}`",
-    ):
+    cause = rf"holds an adapter .*: write `checkpoint: the/base` and `adapter: {adapter}`"
+    if with_weights:
+        cause += r", or take adapter_config\.json away if the weights beside it are the whole model"
+    with pytest.raises(CheckpointRefused, match=f"{cause}$"):
+        load_checkpoint(settings)
+    lora.config(adapter, peft_type="LOHA")
+    with pytest.raises(CheckpointRefused, match="of type LOHA; only LORA can be served"):
         load_checkpoint(settings)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -77,17 +78,7 @@ def write(path: Path, model: Any, kind: str = "float32", **changes: Any) -> Path
         changes: `rope_scaling`, `sliding_window`, or `tensors`, further ones by name.
     """
     config, writer = model.config, gguf.GGUFWriter(path, "llama")
-    writer.add_name("tiny")
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_vocab_size(config.vocab_size)
+    write_sizes(writer, config)
     if "rope_scaling" in changes:
         writer.add_rope_scaling_type(changes["rope_scaling"])
     if "sliding_window" in changes:
@@ -119,6 +110,20 @@ def write(path: Path, model: Any, kind: str = "float32", **changes: Any) -> Path
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def write_sizes(writer: gguf.GGUFWriter, config: Any) -> None:
+    writer.add_name("tiny")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_vocab_size(config.vocab_size)
 
 
 def write_tokenizer(writer: gguf.GGUFWriter) -> None:
@@ -233,6 +238,11 @@ def test_an_adapter_may_be_put_on_it(file: Path, tmp_path: Path) -> None:
     [
         (["a.gguf", "b.gguf"], r"it has 2 GGUF files \(a\.gguf, b\.gguf\): name one of them"),
         (["a-00001-of-00002.gguf"], r"one part of a GGUF file.*llama-gguf-split --merge"),
+        (
+            ["a-00001-of-00002.gguf", "a-00002-of-00002.gguf"],
+            r"is one part of a GGUF file.*--merge a-00001-of-00002\.gguf whole",
+        ),
+        (["a-00001-of-00002.gguf", "b.gguf"], r"b\.gguf is no GGUF file"),
         (["a.gguf"], r"a\.gguf is no GGUF file"),
     ],
 )
@@ -243,6 +253,15 @@ def test_a_folder_whose_file_cannot_be_read_says_so(
         (tmp_path / name).write_bytes(b"version https://git-lfs")
     with pytest.raises(CheckpointRefused, match=cause):
         serve(tmp_path)
+
+
+def test_a_file_that_lies_beside_an_adapter_is_refused_for_that(file: Path, tmp_path: Path) -> None:
+    """transformers looks for an adapter first, and would load that adapter's base."""
+    shutil.copy(file, tmp_path)
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    for checkpoint in (tmp_path, tmp_path / file.name):
+        with pytest.raises(CheckpointRefused, match=r"beside tiny\.gguf.*move tiny\.gguf to a"):
+            serve(checkpoint)
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:

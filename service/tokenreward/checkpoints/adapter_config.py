@@ -5,9 +5,13 @@ What PEFT would silently drop or change is refused by the name of its field. It 
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 from tokenreward.checkpoints.refusal import CheckpointRefused
+from tokenreward.checkpoints.weight_files import PICKLED, SAFE, find, list_files
+from tokenreward.settings import DeploymentSettings
 
 CONFIG = "adapter_config.json"
 # The fields of a configuration that say which function the adapter is.
@@ -33,6 +37,38 @@ REMEDY = (
     "Merge it into its base (PEFT's `merge_and_unload`) and serve the result as `checkpoint`; of a "
     "policy, the base can be the `reference_checkpoint`"
 )
+
+
+def refuse_adapter_in_checkpoint(
+    source: str, settings: DeploymentSettings, gguf: Path | None
+) -> None:
+    """Refuses a checkpoint whose folder holds an adapter: transformers would put it on the model
+    that the adapter names, or on the model beside it, without a word.
+
+    Args:
+        source: The checkpoint's folder or hub id.
+        settings: The deployment's.
+        gguf: The GGUF file in it that is the checkpoint.
+
+    Raises:
+        CheckpointRefused: The message names what to write.
+        OSError: The folder or the hub could not be asked.
+    """
+    path = find(source, CONFIG, revision=settings.revision)
+    if path is None:
+        return
+    if gguf is not None:
+        raise CheckpointRefused(
+            f"{CONFIG} lies beside {gguf.name}, and transformers would load that adapter's base in "
+            f"its place: move {gguf.name} to a folder of its own"
+        )
+    config = json.loads(path.read_text(encoding="utf-8"))
+    refuse_config(source, config)
+    base = config.get("base_model_name_or_path") or "ITS BASE"
+    remedy = f"write `checkpoint: {base}` and `adapter: {settings.checkpoint}`"
+    if list_files(source, settings.revision).intersection(SAFE + PICKLED):
+        remedy += f", or take {CONFIG} away if the weights beside it are the whole model"
+    raise CheckpointRefused(f"it holds an adapter ({CONFIG}): {remedy}")
 
 
 def refuse_config(name: str, config: dict[str, Any]) -> None:

@@ -7,7 +7,6 @@ the operator's settings say so.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 
 from tokenreward.checkpoints.adapter import Adapter
-from tokenreward.checkpoints.adapter_config import CONFIG
+from tokenreward.checkpoints.adapter_config import refuse_adapter_in_checkpoint
 from tokenreward.checkpoints.gguf import find_gguf
 from tokenreward.checkpoints.load_failure import (
     refuse_failing,
@@ -195,7 +194,14 @@ def load_checkpoint(settings: DeploymentSettings) -> Checkpoint:
         gguf = find_gguf(source, revision=settings.revision, allow_pickle=settings.allow_pickle)
         if gguf is not None:
             source = str(gguf.parent)
-        adapter = _read_adapter(source, settings)
+        refuse_adapter_in_checkpoint(source, settings, gguf)
+        adapter = None
+        if settings.adapter is not None:
+            adapter = Adapter.read(
+                settings.adapter,
+                revision=settings.adapter_revision,
+                allow_pickle=settings.allow_pickle,
+            )
         model, tokenizer, head_format = load_model(source, settings, adapter, gguf)
         is_classifier = settings.task == "reward_model" and head_format is None
         checkpoint = Checkpoint(
@@ -238,23 +244,6 @@ def adapter_template(settings: DeploymentSettings) -> str | None:
         return None
     path = find(settings.adapter, _TEMPLATE, revision=settings.adapter_revision)
     return None if path is None else path.read_text(encoding="utf-8")
-
-
-def _read_adapter(source: str, settings: DeploymentSettings) -> Adapter | None:
-    """The deployment's adapter, if it has one."""
-    # transformers adds an adapter that lies in the checkpoint's folder by itself, without a word.
-    path = find(source, CONFIG, revision=settings.revision)
-    if path is not None:
-        base = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
-        raise CheckpointRefused(
-            f"it holds an adapter ({CONFIG}): write `checkpoint: {base or 'ITS BASE'}` and "
-            f"`adapter: {settings.checkpoint}`, which are two folders"
-        )
-    if settings.adapter is None:
-        return None
-    return Adapter.read(
-        settings.adapter, revision=settings.adapter_revision, allow_pickle=settings.allow_pickle
-    )
 
 
 def refuse_longer(checkpoint: Checkpoint, settings: DeploymentSettings) -> None:

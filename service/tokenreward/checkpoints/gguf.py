@@ -22,7 +22,7 @@ from tokenreward.checkpoints.weight_files import PICKLED, SAFE, find, list_files
 from tokenreward.settings import DeploymentSettings
 
 _SUFFIX = ".gguf"
-_PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
+_PART = re.compile(r"-(\d{5})-of-\d{5}\.gguf$")
 _SERVE_SOURCE = "serve the checkpoint that it was made of"
 _INSTALL = 'pip install "tokenreward[gguf]"'
 # Llama 3.1 and Phi 3 long: one factor for each rotary frequency.
@@ -57,17 +57,21 @@ def find_gguf(source: str, *, revision: str | None, allow_pickle: bool) -> Path 
         names = sorted(name for name in files if name.endswith(_SUFFIX))
         if not names or files.intersection(SAFE + PICKLED if allow_pickle else SAFE):
             return None
-        if len(names) > 1:
+        # A model in parts is no choice between files. One of them stands for all, and is refused.
+        whole = [name for name in names if not _PART.search(name)] or names[:1]
+        if len(whole) > 1:
             raise CheckpointRefused(
-                f"it has {len(names)} GGUF files ({few(names)}): name one of them, as in "
-                f"`checkpoint: {source}/{names[0]}`"
+                f"it has {len(whole)} GGUF files ({few(whole)}): name one of them, as in "
+                f"`checkpoint: {source}/{whole[0]}`"
             )
-        path = find(source, names[0], revision=revision)
+        path = find(source, whole[0], revision=revision)
         assert path is not None
-    if _PART.search(path.name):
+    part = _PART.search(path.name)
+    if part is not None:
+        first = path.name[: part.start()] + part[0].replace(part[1], "00001", 1)
         raise CheckpointRefused(
-            "it is one part of a GGUF file, and transformers reads whole ones: join the parts with "
-            "`llama-gguf-split --merge`"
+            f"{path.name} is one part of a GGUF file, and transformers reads whole ones: join the "
+            f"parts with `llama-gguf-split --merge {first} whole.gguf`"
         )
     return path.absolute()  # transformers would look for a relative one below its folder
 

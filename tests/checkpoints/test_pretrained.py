@@ -201,6 +201,23 @@ def test_all_weights_beside_float8_ones_have_the_operators_dtype(
     assert dtypes == {getattr(torch, dtype)}
 
 
+def test_float8_weights_in_bfloat16_are_the_rounded_ones_and_no_farther_off_than_their_own_forward(
+    in_fp8: tuple[Path, Any],
+) -> None:
+    (folder, model), ids = in_fp8, random_ids()
+    truth = log_probs(copy.deepcopy(model).double(), ids)
+    rounded = copy.deepcopy(model).to(torch.bfloat16)
+    engine = Engine.load(settings(folder, "causal_lm", "endogenous", dtype="bfloat16"))
+    weights = engine.checkpoint.model.state_dict()
+    for name, weight in rounded.state_dict().items():
+        assert torch.equal(weights[name], weight), name
+    with torch.no_grad():
+        logits = rounded(input_ids=torch.from_numpy(ids)[None]).logits[0].double()
+    own = logits.log_softmax(-1)[:-1].gather(1, torch.from_numpy(ids)[1:, None])[:, 0].numpy()
+    ours = served_log_probs(engine.runner.layout, ids)
+    assert np.abs(ours - truth).max() <= 2 * np.abs(own - truth).max()
+
+
 def test_mxfp4_experts_are_exact_in_float32(tmp_path: Path) -> None:
     """Blocks of 32 numbers: 4-bit indices into a table, and a power of two for each block."""
     table = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])

@@ -185,6 +185,18 @@ def test_without_room_for_a_float32_copy_the_coarse_bound_is_used(
     assert layout.gap.bound > 1e-2
 
 
+def test_a_model_whose_weights_are_still_quantised_is_probed_without_a_float32_copy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """transformers refuses to cast one, and the probe would end there."""
+    model = tiny.model("llama").to(torch.bfloat16)
+    model.hf_quantizer = object()
+    monkeypatch.setattr(type(model), "float", lambda self: pytest.fail("is cast"))
+    layout = probe(model)
+    assert layout.name == "packed"
+    assert layout.gap.bound > 1e-2
+
+
 def test_the_head_takes_the_fastest_logsumexp_of_a_gpu_and_keeps_a_cpus(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -117,7 +117,10 @@ def own_numbers(
 
 
 def float32_copy(checkpoint: Checkpoint) -> Checkpoint | None:
-    """The checkpoint with a copy of its model in float32; None if there is no room for one."""
+    """The checkpoint with a copy of its model in float32; None if there is no room for one, or if
+    its weights are still quantised: transformers casts no such model."""
+    if getattr(checkpoint.model, "hf_quantizer", None) is not None:
+        return None
     num_bytes = 4 * sum(parameter.numel() for parameter in checkpoint.model.parameters())
     if checkpoint.device.type == "cuda":
         free = torch.cuda.mem_get_info(checkpoint.device)[0]

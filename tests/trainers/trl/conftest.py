@@ -9,14 +9,21 @@ from typing import Any
 
 import pytest
 
-# An AsyncClient's connections end with TRL's event loop, which nobody closes.
-IGNORED = "ignore::pytest.PytestUnraisableExceptionWarning"
+# TRL warns of what it and transformers will change. An AsyncClient's connections end with TRL's
+# event loop, which nobody closes.
+IGNORED = (
+    "ignore::FutureWarning",
+    "ignore::DeprecationWarning",
+    "ignore::UserWarning",
+    "ignore::ResourceWarning",
+    "ignore::pytest.PytestUnraisableExceptionWarning",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(Path(__file__).parent):
-            item.add_marker(pytest.mark.filterwarnings(IGNORED))
+            item.add_marker(pytest.mark.filterwarnings(*IGNORED))
 
 
 @pytest.fixture(autouse=True)

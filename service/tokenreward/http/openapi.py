@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 from pydantic.json_schema import JsonSchemaMode
 
 import tokenreward
-from tokenreward.errors import RequestError
+from tokenreward.errors import InvalidField, RequestError
 from tokenreward.http.protocols import Protocol, find_protocols
 from tokenreward.wire import Credit, Reply, RewardsRequest
 from tokenreward.wire.media import JSON, MSGPACK
@@ -172,15 +172,23 @@ def _foreign(protocol: type[Protocol], path: str) -> Document:
     """A route of a protocol whose bodies another program has defined: its module says in words what
     they are."""
     summary, _, description = (inspect.getdoc(inspect.getmodule(protocol)) or "").partition("\n\n")
-    content = {JSON.name: {"schema": {"type": "object"}}}
+    request: Document = {"schema": {"type": "object"}}
+    if protocol.example:
+        request["example"] = JSON.load(protocol.example.encode())
+    error = InvalidField("it is required", param="items[0].response")
+    _, body = protocol({}).write_error(error)
+    failure = {JSON.name: {"schema": {}, "example": JSON.load(body)}}
     return {
         "operationId": protocol.__name__ + path.replace("/", "_"),
         "summary": summary,
         "description": description,
-        "requestBody": {"required": True, "content": content},
+        "requestBody": {"required": True, "content": {JSON.name: request}},
         "responses": {
-            "200": {"description": "As that program reads it.", "content": content},
-            "default": {"description": "A failure, as that program reads it.", "content": content},
+            "200": {
+                "description": "As that program reads it.",
+                "content": {JSON.name: {"schema": {}}},
+            },
+            "default": {"description": "A failure, as that program reads it.", "content": failure},
         },
     }
 

@@ -14,6 +14,7 @@ from fakes.pages import page
 from tokenreward.config import demo_settings
 from tokenreward.demo import checkpoint_path
 from tokenreward.deployment.plan import serve_config
+from tokenreward.http.openapi import document
 from tokenreward.http.protocols import find_protocols
 from tokenreward.http.scorer_routes import ScorerRoute
 
@@ -74,3 +75,16 @@ def test_every_protocol_has_a_row_with_its_routes_and_an_example() -> None:
         seconds = f"{protocol.patience_s:g} s"
         assert row.endswith("| to the deadline |" if seconds == "inf s" else f"| {seconds} |")
         assert paths_of_examples & set(protocol.paths), f"no example of `{protocol.name}`"
+        bodies = [json.loads(body) for path, body, _ in EXAMPLES if path in protocol.paths]
+        assert json.loads(protocol.example) in bodies
+
+
+def test_the_openapi_document_has_the_same_examples_and_each_protocols_own_errors() -> None:
+    for path, protocol in find_protocols().items():
+        if protocol.asks_for is None or path.endswith("/"):
+            continue
+        operation = document()["paths"][path]["post"]
+        request = operation["requestBody"]["content"]["application/json"]
+        failure = operation["responses"]["default"]["content"]["application/json"]
+        assert request["example"] == json.loads(protocol.example)
+        assert "it is required" in json.dumps(failure["example"])

@@ -291,3 +291,19 @@ async def test_a_fault_is_tried_again_a_few_times_and_a_wrong_request_never() ->
     with pytest.raises(Overloaded):
         await patiently(failing(Overloaded), patience_s=0, left_s=10)
     assert tries.count(Overloaded) == 4
+
+
+async def test_a_protocols_scorer_that_takes_its_score_from_another_is_answered_by_the_gateway(
+    sourced_gateway: Any,
+) -> None:
+    plans = {"openrlhf": ProtocolSettings(scorer="spread")}  # whose score is `reward_model`'s
+    async with sourced_gateway(plans=plans) as client:
+        native = await client.post(REWARDS_PATH, json={"scorer": "spread", "items": [PAIR]})
+        answer = await client.post("/get_reward", json=BODY)
+        wrong = await client.post("/get_reward", json={"query": ["ab"], "prompts": ["c"]})
+        empty = await client.post("/get_reward", json={"query": ["ab"], "prompts": ["ab"]})
+    (item,) = native.json()["items"]
+    assert item["score"] is not None
+    assert answer.json()["rewards"] == [pytest.approx(item["score"], abs=1e-6)]
+    for refusal in (wrong, empty):
+        assert (refusal.status_code, refusal.json()["detail"]["param"]) == (422, "query[0]")

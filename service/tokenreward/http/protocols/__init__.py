@@ -30,6 +30,7 @@ class Protocol(ABC):
     Class attributes:
         name: The name of its module, which `protocols` of the settings uses.
         paths: The routes, which take POST.
+        example: A body, for those who read the OpenAPI document.
         asks_for: Which scorer answers where the settings name none: the first reward model, or the
             first one that gives log-probabilities. None for a protocol whose bodies name scorers.
         patience_s: For how long a request is held while the service is overloaded or loads, before
@@ -50,6 +51,7 @@ class Protocol(ABC):
 
     name: ClassVar[str]
     paths: ClassVar[tuple[str, ...]]
+    example: ClassVar[str] = ""
     asks_for: ClassVar[Literal["reward", "log_probs"] | None] = "reward"
     patience_s: ClassVar[float] = 0.0
 

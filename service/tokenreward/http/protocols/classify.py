@@ -26,6 +26,10 @@ class Classify(Protocol):
     """A score per input."""
 
     paths = ("/classify", "/v1/classify")
+    example = (
+        '{"model": "rm", "input": "<|user|>2+2?<|end|><|assistant|>It is 4.<|end|>", '
+        '"use_activation": false}'
+    )
 
     def read(self, body: bytes) -> RewardsRequest | None:
         content = parse_body(body)

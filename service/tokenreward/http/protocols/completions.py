@@ -56,6 +56,10 @@ class Completions(LogProbProtocol):
     """A choice per prompt."""
 
     paths = ("/v1/completions",)
+    example = (
+        '{"model": "teacher", "prompt": [[0, 50, 60, 1]], "max_tokens": 1, "temperature": '
+        '1.0, "prompt_logprobs": 1}'
+    )
     items = "prompt"
     top_k_field = "prompt_logprobs"
 

@@ -27,6 +27,7 @@ class Embeddings(Protocol):
     """A score per input."""
 
     paths = ("/v1/embeddings",)
+    example = '{"model": "rm", "input": "<|user|>2+2?<|end|><|assistant|>It is 4.<|end|>"}'
 
     def read(self, body: bytes) -> RewardsRequest | None:
         content = parse_body(body)

@@ -52,6 +52,10 @@ class Inference(LogProbProtocol):
     """One sequence."""
 
     paths = ("/inference/v1/generate",)
+    example = (
+        '{"model": "teacher", "token_ids": [0, 50, 60, 1], "sampling_params": {"max_tokens": '
+        '1, "temperature": 1.0, "top_p": 1.0, "prompt_logprobs": 1}}'
+    )
     items = "token_ids"
     top_k_field = "sampling_params.prompt_logprobs"
 

@@ -40,6 +40,9 @@ class LlamaFactory(Protocol):
     """A score per message."""
 
     paths = ("/v1/score/evaluation", "/v1/score/evaluation/")
+    example = (
+        '{"model": "model", "messages": ["<|bos|><|user|>2+2?<|end|><|assistant|>It is 4.<|end|>"]}'
+    )
     patience_s = math.inf  # to the deadline
 
     def read(self, body: bytes) -> RewardsRequest | None:

@@ -66,6 +66,11 @@ class NemoGym(Protocol):
     """A score for one rollout, in the rollout's own body."""
 
     paths = ("/verify",)
+    example = (
+        '{"responses_create_params": {"input": [{"role": "user", "content": "2+2?"}]}, '
+        '"response": {"output": [{"type": "message", "role": "assistant", "content": '
+        '[{"type": "output_text", "text": "It is 4."}]}]}}'
+    )
     patience_s = 240.0
 
     def read(self, body: bytes) -> RewardsRequest | None:

@@ -44,6 +44,7 @@ class OpenRlhf(Protocol):
     """A score per query."""
 
     paths = ("/get_reward", "/get_reward/")
+    example = '{"query": ["2+2?It is 4."], "prompts": ["2+2?"], "labels": ["4"]}'
     patience_s = 150.0  # of the 180 s after which a try ends; five tries are over within seconds
 
     def read(self, body: bytes) -> RewardsRequest | None:

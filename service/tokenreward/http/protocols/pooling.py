@@ -42,6 +42,10 @@ class Pooling(Protocol):
     """A value per token."""
 
     paths = ("/pooling",)
+    example = (
+        '{"model": "rm", "task": "token_classify", "input": [[0, 50, 60, 1]], '
+        '"encoding_format": "float"}'
+    )
 
     def read(self, body: bytes) -> RewardsRequest | None:
         content = self._content = parse_body(body)

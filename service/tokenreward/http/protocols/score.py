@@ -48,6 +48,7 @@ class PairScores(Protocol):
     """A score per pair."""
 
     paths = ("/score", "/v1/score")
+    example = '{"model": "rm", "text_1": "2+2?", "text_2": ["4", "5"]}'
 
     def read(self, body: bytes) -> RewardsRequest | None:
         content = JSON.parse(_Pairs, body)

@@ -75,6 +75,11 @@ class SgLang(LogProbProtocol):
     """An object with log-probs per sequence."""
 
     paths = ("/generate",)
+    example = (
+        '{"input_ids": [0, 50, 60, 1], "sampling_params": {"temperature": 1.0, '
+        '"max_new_tokens": 0, "skip_special_tokens": false}, "return_logprob": true, '
+        '"logprob_start_len": 0}'
+    )
     items = "input_ids"
     top_k_field = "top_logprobs_num"
 

@@ -42,6 +42,9 @@ class Slime(Protocol):
     """A score, or a score with rewards of tokens, for one sample."""
 
     paths = ("/remote_rm", "/remote_rm/", "/remote_rm/score", "/remote_rm/score/")
+    example = (
+        '{"prompt": [{"role": "user", "content": "2+2?"}], "response": "It is 4.", "label": "4"}'
+    )
     patience_s = 90.0
 
     @property

@@ -73,6 +73,11 @@ class Swift(LogProbProtocol):
     """An answer per conversation."""
 
     paths = ("/infer/", "/infer")
+    example = (
+        '{"infer_requests": [{"messages": [{"role": "user", "content": "2+2?"}, {"role": '
+        '"assistant", "content": [60, 1]}]}], "request_config": {"prompt_logprobs": 0, '
+        '"max_tokens": 1, "temperature": 0.0}}'
+    )
     items = "infer_requests"
     top_k_field = "request_config.prompt_logprobs"
 

@@ -45,6 +45,10 @@ class Trl(LogProbProtocol):
     """The log-probs of completions."""
 
     paths = ("/get_sequence_logprobs/", "/get_sequence_logprobs")
+    example = (
+        '{"sequences": [[0, 50, 60, 1]], "prompt_lengths": [2], "top_logprobs": 1, '
+        '"temperature": 1.0}'
+    )
     items = "sequences"
     top_k_field = "top_logprobs"
 

@@ -53,6 +53,15 @@ def rename_weights(name: str) -> Callable[[Path], None]:
     return lambda folder: (folder / "model.safetensors").rename(folder / name) and None
 
 
+def rename_tensors(part: str, other: str) -> Callable[[Path], None]:
+    def rename(folder: Path) -> None:
+        file = folder / "model.safetensors"
+        tensors = {name.replace(part, other): tensor for name, tensor in load_file(file).items()}
+        save_file(tensors, file, {"format": "pt"})
+
+    return rename
+
+
 def drop_a_shard(folder: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(folder)
     (folder / "model.safetensors").unlink()
@@ -119,6 +128,18 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "unknown quantisation": (
         lambda folder: set_config(folder, quantization_config={"quant_method": "newest"}),
         "quantised by `newest`",
+    ),
+    "of MLX": (
+        lambda folder: set_config(folder, quantization={"group_size": 64, "bits": 4}),
+        "quantised by `mlx` .*, which transformers",
+    ),
+    "packed, not said": (
+        rename_tensors("up_proj.weight", "up_proj.qweight"),
+        r"quantised \(model\.layers\.0\.mlp\.up_proj\.qweight, .*config.json does not say how",
+    ),
+    "other names": (
+        rename_tensors("model.layers.0.", "model.other.0."),
+        r"would be random\. The model has no place for model\.other\.0\.",
     ),
 }  # fmt: skip
 PACKAGES = {

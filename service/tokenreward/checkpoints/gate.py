@@ -32,6 +32,9 @@ from tokenreward.errors import UnsupportedText
 _NAME = re.compile(r"gating\.(layers\.\d+\.(weight|bias)|logit_scale)|reward_transform_matrix")
 _SCALE, _MATRIX, _LAYERS = "gating.logit_scale", "reward_transform_matrix", "gating.layers."
 _TEMPERATURE = 10.0  # of ArmoRM's own class, where config.json has none
+CHOICES = (
+    "`head: {label: ...}` serves one of the labels, `head: {label_weights: [...]}` a fixed sum"
+)
 # What a chat template writes between the prompt's last turn and the response. The gate reads the
 # state at the first token of it, which ends that turn.
 _ENDS = (
@@ -72,7 +75,7 @@ class Gate:
         if layers is None or num_labels != 2 * [layers[0][-1].out_features]:
             raise CheckpointRefused(
                 f"the gate that weighs its labels is no MLP, or its matrix {num_labels} is not of "
-                "as many labels"
+                f"as many labels: {CHOICES}"
             )
         return cls(*layers, transform, *model.gate_reads)
 
@@ -128,7 +131,7 @@ def put_gate(model: Any, file_of: Mapping[str, Path], tokenizer: Any) -> None:
         return
     absent = sorted({_SCALE, _MATRIX, f"{_LAYERS}0.weight"} - names)
     if absent:
-        raise CheckpointRefused(f"the gate that weighs its labels lacks {few(absent)}")
+        raise CheckpointRefused(f"the gate that weighs its labels lacks {few(absent)}: {CHOICES}")
     tensors = {name: read_tensor(file_of[name], name) for name in names}
     layers = {}
     for name in sorted(name for name in names if name.startswith(_LAYERS)):
@@ -151,7 +154,5 @@ def _end_of_prompt(tokenizer: Any) -> tuple[int, ...]:
             return tuple(ids)
     raise CheckpointRefused(
         "its score weighs the labels of its head by the state at the prompt's end, and the tokens "
-        f"that end one ({few(repr(text) for text in _ENDS)}) are not in its tokenizer: `head: "
-        "{label: ...}` serves one of the labels, `head: {label_weights: [...]}` a fixed weighted "
-        "sum"
+        f"that end one ({few(repr(text) for text in _ENDS)}) are not in its tokenizer: {CHOICES}"
     )

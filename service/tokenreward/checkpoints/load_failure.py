@@ -73,8 +73,11 @@ def why_not_loaded(
 
 def quantisation(source: str, revision: str | None) -> str | None:
     """The method by which a checkpoint's weights are quantised; None if they are not."""
-    fields = (_config(source, revision) or {}).get("quantization_config") or {}
+    config = _config(source, revision) or {}
+    fields = config.get("quantization_config") or {}
     method = fields.get("quant_method")
+    if method is None and "bits" in (config.get("quantization") or {}):
+        return "mlx"  # its own field, beside a copy of it without a method
     if method is None and (fields.get("load_in_4bit") or fields.get("load_in_8bit")):
         return "bitsandbytes"
     return method

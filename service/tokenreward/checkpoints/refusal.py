@@ -9,6 +9,13 @@ from typing import Any
 _MOST_CHARACTERS = 300
 
 
+# The last part of the names of what quantisers store beside, or in place of, a weight.
+_PACKED = frozenset({
+    "qweight", "qzeros", "scales", "biases", "absmax", "weight_packed", "weight_scale",
+    "weight_scale_inv",
+})  # fmt: skip
+
+
 class CheckpointRefused(ValueError):
     """A checkpoint that cannot be served; the message says what is missing and what to do."""
 
@@ -19,16 +26,26 @@ def refuse_incomplete(info: dict[str, Any]) -> None:
     Args:
         info: The loading info that transformers returns beside a model.
     """
+    unexpected = sorted(info.get("unexpected_keys") or ())
+    others = ""
+    if unexpected:
+        others = f" The model has no place for {few(unexpected, 1)}."
+    packed = [name for name in unexpected if name.rsplit(".", 1)[-1] in _PACKED]
     for kind, fault in (
         ("missing_keys", "does not hold"),
         ("mismatched_keys", "holds in another shape"),
     ):
         # A mismatched key comes with its two shapes.
         keys = [key if isinstance(key, str) else key[0] for key in info.get(kind) or ()]
+        if keys and packed:
+            raise CheckpointRefused(
+                f"its weights are quantised ({few(packed)}), and config.json does not say how (it "
+                "has no `quantization_config` that transformers reads)"
+            )
         if keys:
             raise CheckpointRefused(
-                f"it {fault} {few(sorted(keys))}: these weights would be random. Check `task` and "
-                "the files of the checkpoint."
+                f"it {fault} {few(sorted(keys))}: these weights would be random.{others} "
+                "Check `task` and the files of the checkpoint."
             )
 
 

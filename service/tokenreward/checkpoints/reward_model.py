@@ -78,11 +78,12 @@ def load_reward_model(
         model, info = load_pretrained(AutoModel, source, arguments, **more)
         activation = (settings.head or HeadSettings()).activation
         model.add_module(ATTRIBUTE, head_module(tensors, activation))
+    head = {f"{module}.{place}" for place in tensors}
+    info["unexpected_keys"] = {*info["unexpected_keys"]} - {*head, *affine, *other_heads}
     refuse_incomplete(info)
     if not names_value(settings.head):
         put_gate(model, file_of, tokenizer)
-    head = {f"{module}.{place}" for place in tensors}
-    _refuse_leftovers(head, {*affine, *other_heads, *other_trunks}, model, info)
+    _refuse_leftovers(head, other_trunks, model, info)
     if adapter is not None:
         # A value head reads no logits: a language head that was trained along with it is idle.
         idle = [key for key in adapter.tensors if key.split(".")[0] in _LANGUAGE_HEADS]

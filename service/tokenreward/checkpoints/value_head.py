@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenreward.checkpoints.affine import read_affine
-from tokenreward.checkpoints.gate import Gate
+from tokenreward.checkpoints.gate import CHOICES, Gate
 from tokenreward.checkpoints.layers import compute, layers_of
 from tokenreward.checkpoints.refusal import CheckpointRefused
 from tokenreward.settings import HeadSettings
@@ -91,7 +91,8 @@ class ValueHead:
         if gate is not None:
             if len(gate.transform) != num_labels:
                 raise CheckpointRefused(
-                    f"its gate weighs {len(gate.transform)} labels, and the head has {num_labels}"
+                    f"its gate weighs {len(gate.transform)} labels, and the head has {num_labels}: "
+                    f"{CHOICES}"
                 )
             note += f", weighed by a gate at the prompt's end{affine_note}"
             return cls(linears, activation, mean, std, note, None, names, gate)

@@ -191,12 +191,23 @@ def test_weights_that_need_a_library_are_refused_with_the_line_that_installs_it(
     assert f"`{method}`, which needs `pip install {PACKAGES[method]}`" in refusal(folder)
 
 
+@pytest.mark.parametrize(
+    ("model_type", "cause"),
+    [
+        ("vit", "transformers has no language model for a ViTConfig"),
+        (
+            "t5",
+            "it is an encoder-decoder (T5Config), and no decoder that predicts each token from "
+            "those before it",
+        ),
+    ],
+)
 def test_a_model_that_is_no_language_model_is_refused_without_the_list_of_those_that_are(
-    saved: dict[str, Path], tmp_path: Path
+    saved: dict[str, Path], tmp_path: Path, model_type: str, cause: str
 ) -> None:
     folder = shutil.copytree(saved["causal_lm"], tmp_path / "m")
-    set_config(folder, model_type="t5")
-    assert refusal(folder).endswith("transformers has no language model for a T5Config")
+    set_config(folder, model_type=model_type)
+    assert refusal(folder).endswith(cause)
 
 
 @pytest.mark.parametrize("task", ["causal_lm", "reward_model"])

@@ -67,6 +67,21 @@ def test_a_line_has_the_steps_of_a_scorer_that_finds_them(
     assert (entry["step_scores"], entry["step_ids"]) == ([0.1, 0.5], [0, 1])
 
 
+def test_a_line_has_the_tables_of_log_probs(
+    edge: Any, file: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tables = {
+        "top_logprobs": [[-0.1, -3.0], [-0.2, -2.5]],
+        "top_token_ids": [[5, 6], [7, 8]],
+        "ranks": [1, 40],
+    }
+    edge.script.append(edge.changed(1, **tables))
+    assert main(["score", file(2), "--url", edge.url]) == 0
+    without, entry = entries(capsys.readouterr().out)
+    assert "ranks" not in without
+    assert {name: entry[name] for name in tables} == tables
+
+
 def test_a_line_has_all_labels_of_a_reward_model_that_has_several(
     edge: Any, file: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:

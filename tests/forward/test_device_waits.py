@@ -73,6 +73,13 @@ def test_a_language_models_pass_waits_for_nothing(
     assert line.diary == ["to device"] * num_copies + ["to host", "event 1"]
 
 
+def test_a_pass_that_ranks_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = layout(monkeypatch, "llama", "causal_lm")
+    with watched() as line:
+        run.launch(work(Needs(frozenset({1.0}), top_k=3)))
+    assert line.diary == ["to device"] * 4 + ["to host", "event 1"]
+
+
 def test_a_pass_for_labels_alone_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     run = layout(monkeypatch, "llama", "causal_lm")
     with watched() as line:

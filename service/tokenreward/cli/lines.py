@@ -24,6 +24,7 @@ from tokenreward.display import safe_text
 from tokenreward.errors import InvalidField, MalformedJson, RewardError, described
 from tokenreward.eval.conversation import RESPONSE_FIELDS, conversation
 from tokenreward.wire import ErrorDetail, Item
+from tokenreward.wire.reply import INTEGER_TABLES, TABLES
 from tokenreward_client import BadArgument, Rewards
 from tokenreward_client.items import check_item
 
@@ -202,6 +203,12 @@ def json_line(line: Line, answer: Rewards) -> str:
         entry["scores"] = dict(answer.scores)
     if answer.step_scores is not None and answer.step_ids is not None:
         entry |= {"step_scores": _short(answer.step_scores), "step_ids": answer.step_ids.tolist()}
+    for name in TABLES:
+        table = getattr(answer, name)
+        if table is not None and name in INTEGER_TABLES:
+            entry[name] = table.tolist()
+        elif table is not None:
+            entry[name] = [_short(row) for row in table]
     return json.dumps(entry, ensure_ascii=False) + "\n"
 
 

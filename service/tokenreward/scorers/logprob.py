@@ -27,7 +27,7 @@ from tokenreward.errors import UnsupportedText
 # One request must not make the others wait: each candidate is a row of the product, and each of the
 # largest is sorted at every token and written into the reply.
 MAX_TOP_K = 128
-MAX_CANDIDATES = 256
+MAX_CANDIDATES = 1024
 
 
 class Scorer(contract.Scorer):

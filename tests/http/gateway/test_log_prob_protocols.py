@@ -353,6 +353,7 @@ OLD = {"sequences": [LONG], "prompt_lengths": [3], "top_logprobs": 1}
         ("/generate", sglang(input_ids=[LONG, [5, 10_000]]), "input_ids[1]"),
         ("/generate", sglang(input_ids=LONG, lora_path="a"), "lora_path"),
         ("/generate", sglang(input_ids=LONG, top_logprobs_num=129), "top_logprobs_num"),
+        ("/generate", sglang(input_ids=LONG, token_ids_logprob=[7] * 1025), "token_ids_logprob"),
         (
             "/infer/",
             {**INFER, "request_config": {"max_tokens": 5}},

@@ -137,10 +137,9 @@ class LogProbProtocol(Protocol):
 
     def write_error(self, error: RequestError) -> tuple[int, bytes]:
         param = param_of(error, self.items)
-        if param == "options.top_k":
-            param = self.top_k_field
-        elif param is not None:
-            param = param.removeprefix("options.")
+        names = {"options.top_k": self.top_k_field, "options.candidates": "token_ids_logprob"}
+        if param is not None:
+            param = names.get(param, param.removeprefix("options."))
         return error.status, JSON.dump(self.error_content(error, param))
 
     @staticmethod

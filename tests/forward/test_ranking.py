@@ -125,6 +125,9 @@ def assert_ranked(outputs: Outputs, request: RowRequest, exact: Any) -> None:
     expected = np.take_along_axis(z, outputs.top_ids, axis=-1)
     np.testing.assert_allclose(outputs.top_logits, expected, rtol=0, atol=bound)
     assert outputs.ranks.tolist() == ranks(z, tokens).tolist()
+    for place, rank in enumerate(outputs.ranks):
+        if rank <= k:
+            assert outputs.top_logits[place, rank - 1] == outputs.chosen[place]
     truth = oracle.logsumexp(z)
     np.testing.assert_allclose(outputs.lse[0.7][:-1], oracle.logsumexp(z / 0.7), atol=bound)
     log_probs = outputs.log_probs_of(outputs.top_logits, 1.0)
@@ -137,7 +140,7 @@ def test_every_layout_ranks_as_float64_does(architecture: str, name: str) -> Non
     """Rows with another `top_k`, without one, and with a prompt in common."""
     model = tiny.model(architecture)
     exact, layout = oracle.double(model), LAYOUTS[name](tiny.checkpoint(model))
-    needs = Needs(frozenset({0.7, 1.0}), top_k=3)
+    needs = Needs(frozenset({0.7, 1.0}), top_k=200)
     generator = np.random.default_rng(1)
     shared = generator.integers(3, tiny.VOCAB_SIZE, size=12)
     rows = [Row(np.append(shared, [7, 8]), 12, 14), Row(np.append(shared, [9, 9, 30]), 12, 15)]

@@ -89,7 +89,7 @@ async def test_two_labels_of_one_request_each_get_their_own_number_of_tokens(
     options = {"few=logprob": {"top_k": 2}, "many=logprob": {"top_k": 9, "candidates": [7, 7]}}
     request = {"scorers": names, "items": [ITEM], "options": options}
     few, many, none = (await engine.score(parse(RewardsRequest, request))).items[0].scorers.values()
-    assert few.top_token_ids.shape == (5, 2)
+    assert few.top_token_ids.shape == few.top_logprobs.shape == (5, 2)
     assert few.top_token_ids.tolist() == many.top_token_ids[:, :2].tolist()
     assert many.candidate_logprobs.shape == (5, 2)
     assert (few.candidate_logprobs, none.ranks) == (None, None)

@@ -193,7 +193,7 @@ def error_text(line: Line, answer: Rewards) -> str:
 
 def json_line(line: Line, answer: Rewards) -> str:
     """One line of output. Each float32 is written with as few digits as name it."""
-    entry = {
+    entry: dict[str, Any] = {
         "index": line.index,
         "rewards": None if answer.rewards is None else _short(answer.rewards),
         "score": answer.score,

@@ -25,6 +25,8 @@ _Work = tuple[list[np.ndarray], Callable[..., None]]
 # The odd temperature of one request must not be computed for everybody.
 _Kind = tuple[frozenset[float], frozenset[float], int | None]
 
+_RANKED_FIELDS = ("chosen", "top_logits", "top_ids", "ranks")
+
 
 class LogitReadout:
     """Notes the numbers of some rows' logits as parts of their outputs.
@@ -122,10 +124,11 @@ class LogitReadout:
             own = head.token_logits(self._states, at, targets)
             ranking = Ranking(targets, own, kind[2] or 0)
             self._normalise(head, kind, at, members, slices, ranking=ranking)
-            numbers = [self._add(tensor) for tensor in ranking.result()]
+            # A token has one logit, to the bit, whether it is read as its own or among the largest.
+            numbers = [self._add(tensor) for tensor in (own, *ranking.result())]
             for index, rows in zip(members, slices, strict=True):
                 places = slice(rows.start, rows.stop - 1)
-                fields = zip(("top_logits", "top_ids", "ranks"), numbers, strict=True)
+                fields = zip(_RANKED_FIELDS, numbers, strict=True)
                 self._parts[index] |= {name: (number, places) for name, number in fields}
 
         return [np.concatenate(states), np.concatenate(tokens)], compute

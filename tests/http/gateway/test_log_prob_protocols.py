@@ -4,6 +4,7 @@ the gateway: the numbers of our own API, and failures in each program's own form
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -62,7 +63,13 @@ async def post(client: httpx.AsyncClient, path: str, body: Any, status: int = 20
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/json"
     assert "NaN" not in answer.text
-    return answer.json()
+    return json.loads(answer.text, object_pairs_hook=without_repeated_keys)
+
+
+def without_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A token that is among the most likely ones has one entry."""
+    assert len(dict(pairs)) == len(pairs)
+    return dict(pairs)
 
 
 class Truth:
@@ -102,11 +109,12 @@ def assert_vllm(entries: list[Any], truth: Truth, k: int) -> None:
             zip(truth.top_ids[place][:k], truth.top[place][:k], strict=True), start=1
         ):
             assert entry[str(token)]["rank"] == rank
-            np.testing.assert_allclose(entry[str(token)]["logprob"], value, **EXACT)
+            # Tiles of another batch are rounded otherwise; logits are of order 10.
+            np.testing.assert_allclose(entry[str(token)]["logprob"], value, rtol=0, atol=1e-5)
 
 
 @PLACES
-@pytest.mark.parametrize("k", [0, 1, K])
+@pytest.mark.parametrize("k", [0, 1, 128])
 async def test_vllms_completions_have_an_entry_per_token_of_several_prompts(
     opened: Any, place: str, k: int
 ) -> None:
@@ -119,7 +127,8 @@ async def test_vllms_completions_have_an_entry_per_token_of_several_prompts(
     }
     async with opened(place) as client:
         answer = await post(client, "/v1/completions", body)
-        truths = [await native(client, ids, temperature=0.7) for ids in (LONG, SHORT)]
+        truths = [await native(client, ids, temperature=0.7, k=128) for ids in (LONG, SHORT)]
+    assert any(rank <= 128 for rank in truths[0].ranks)
     assert (answer["object"], answer["model"]) == ("text_completion", "whatever")
     assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2]
     assert {choice["text"] for choice in answer["choices"]} == {""}

@@ -139,8 +139,8 @@ PROMPTS = [
     ("", ""),
     ([{"role": "system", "content": "Short."}, USER], "system: Short.\n\nuser: 2+2?"),
     (
-        [USER, {"role": "assistant", "content": None, "tool_calls": [{"name": "sum", "é": 1}]}],
-        'user: 2+2?\n\nassistant: [{"name": "sum", "é": 1}]',
+        [{"role": "assistant", "content": None, "tool_calls": [{"name": "sum", "é": 1}]}, USER],
+        'assistant: [{"name": "sum", "é": 1}]\n\nuser: 2+2?',
     ),
     (
         [

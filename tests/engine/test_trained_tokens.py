@@ -282,17 +282,24 @@ async def test_padding_behind_end_of_turn_is_no_difference_and_no_suffix(
     assert item.score == pytest.approx(own_score(padded_by_eos, template, "It is 4."), abs=1e-5)
 
 
-def test_where_no_scorer_pools_no_setting_is_named(folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("scorer", "is_named"),
+    [
+        ({"type": "reward_model"}, True),
+        ({"type": "attention_dense"}, True),
+        ({"type": "process", "options": {"step_tag": "+"}}, False),
+    ],
+)
+def test_a_setting_is_named_at_load_if_a_scorer_pools(
+    folder: Path, scorer: dict[str, Any], is_named: bool
+) -> None:
     lines: list[str] = []
     settings = DeploymentSettings(
-        name="prm",
-        checkpoint=str(folder),
-        task="reward_model",
-        scorers=[{"type": "process", "options": {"step_tag": "+"}}],
+        name="rm", checkpoint=str(folder), task="reward_model", scorers=[scorer]
     )
     Engine.load(settings, say=lines.append)
     (line,) = (line for line in lines if "pooled value" in line)
-    assert "they differ" not in line
+    assert ("set `suffix_text" in line) == is_named
 
 
 @pytest.mark.parametrize("more", [{}, {"scored_text": "conversation"}], ids=["alone", "templated"])

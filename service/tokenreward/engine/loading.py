@@ -92,7 +92,7 @@ def load_layout(
                 tokenizer,
                 settings.suffix_text,
                 reads_conversation=settings.scored_text == "conversation",
-                pools=needs["policy"].pooled or bool(needs["policy"].attention),
+                pools=any(served.pools for served in scorers.values()),
             )
             say(f"{settings.name}: {comparison}")
         return choose_layouts(checkpoint, needs, say=lambda line: say(f"{settings.name}: {line}"))

@@ -131,6 +131,13 @@ class ServedScorer:
         return replace(self, gives=self.gives - {"values"})
 
     @property
+    def pools(self) -> bool:
+        """Whether its score is read at one token, behind the response, not at tokens of its own."""
+        options = self.scorer.Options.model_validate(self.defaults)
+        needs = self.scorer.needs_without_values(options)
+        return needs.pooled or bool(needs.attention)
+
+    @property
     def needs(self) -> Needs:
         """The outputs that it needs of each row under the operator's options."""
         return self.scorer.needs(self.scorer.Options.model_validate(self.defaults))

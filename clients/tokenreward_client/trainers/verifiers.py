@@ -40,7 +40,8 @@ async def trace_score(
     if any(getattr(message, "tool_calls", None) for message in messages):
         raise BadArgument("a trace that calls tools is scored by ids: see `DenseAlgorithm`")
     prompt = [{"role": each.role, "content": each.content} for each in messages[:-1]]
-    [answer] = await client.score([(prompt, messages[-1].content)], scorer, **settings)
+    item = {"prompt": prompt, "response": messages[-1].content}
+    [answer] = await client.score([item], scorer, **settings)
     if answer.score is None:
         raise BadArgument("the scorer gives no score, and verifiers takes nothing else")
     return answer.score

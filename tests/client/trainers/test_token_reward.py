@@ -4,44 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
 
+from fakes.token_service import TokenService
 from tokenreward.alignment import fingerprint
-from tokenreward_client import AsyncClient, BadArgument, Rewards, ScorerInfo
+from tokenreward_client import AsyncClient, BadArgument, ScorerInfo
 from tokenreward_client.trainers import TokenReward
 from tokenreward_client.trainers._token_reward import padded
 
-LISTING = [ScorerInfo(name="dense", type="attention_dense"), ScorerInfo(name="rm")]
 LEVELS = {"name": "rm", "type": "reward_model", "default_credit": "values", "options": {}}
 
 
-class Service:
-    """Answers a 1 per token, and lists what it is told to."""
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[Any, Any, Any]] = []
-        self.num_listings = 0
-        self.listing = LISTING
-
-    async def score(self, items: Any, scorer: Any = None, **settings: Any) -> list[Rewards]:
-        self.calls.append((list(items), scorer, settings))
-        return [
-            Rewards(np.ones(len(item.get("spans") or item["response"]), np.float32))
-            for item in items
-        ]
-
-    async def scorers(self) -> list[ScorerInfo]:
-        self.num_listings += 1
-        return self.listing
-
-
 @pytest.fixture
-def service(monkeypatch: pytest.MonkeyPatch) -> Service:
-    service = Service()
-    monkeypatch.setattr(AsyncClient, "score", lambda self, *a, **k: service.score(*a, **k))
-    monkeypatch.setattr(AsyncClient, "scorers", lambda self: service.scorers())
-    return service
+def service(monkeypatch: pytest.MonkeyPatch) -> TokenService:
+    return TokenService(monkeypatch)
 
 
 def reward(*args: Any, **settings: Any) -> TokenReward:
@@ -65,12 +41,12 @@ class Tokenizer:
 
 
 async def test_ids_go_as_they_are_and_a_mask_only_where_it_says_something(
-    service: Service,
+    service: TokenService,
 ) -> None:
     ask = reward("dense", credit={"name": "uniform"})
     items = [ask.item([5, 6], [7, 8], [1, 1]), ask.item((5,), [7, 8, 9], [True, False, True])]
     vectors = await ask(items)
-    assert [vector.tolist() for vector in vectors] == [[1, 1], [1, 1, 1]]
+    assert [vector.tolist() for vector in vectors] == [[50, 51], [50, 0, 52]]
     assert service.calls == [
         (
             [
@@ -83,7 +59,9 @@ async def test_ids_go_as_they_are_and_a_mask_only_where_it_says_something(
     ]
 
 
-async def test_the_listing_is_asked_once_and_behind_the_first_answers(service: Service) -> None:
+async def test_the_listing_is_asked_once_and_behind_the_first_answers(
+    service: TokenService,
+) -> None:
     service.listing = [ScorerInfo.model_validate(LEVELS)]
     ask = reward("rm")
     with pytest.raises(BadArgument, match="levels"):
@@ -95,14 +73,14 @@ async def test_the_listing_is_asked_once_and_behind_the_first_answers(service: S
     assert service.num_listings == 2
 
 
-async def test_ids_are_compared_with_the_policys_vocabulary(service: Service) -> None:
+async def test_ids_are_compared_with_the_policys_vocabulary(service: TokenService) -> None:
     ask = reward("dense", tokenizer=Tokenizer())
     await ask([ask.item([1], [2])])
     ((_, _, settings),) = service.calls
     assert settings == {"fingerprint": fingerprint({"a": 1, "b": 2})}
 
 
-async def test_spans_go_for_a_scorer_with_another_tokenizer(service: Service) -> None:
+async def test_spans_go_for_a_scorer_with_another_tokenizer(service: TokenService) -> None:
     ask = reward("dense", tokenizer=Tokenizer(), by="spans")
     item = ask.item([{"role": "user", "content": "2+2?"}], [1, 2, 0])
     assert item["response"] == "ab"

@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from fakes import published
+from fakes import published, vocabularies
 from tokenreward.demo import checkpoint_path
 from tokenreward_client import AsyncClient, BadArgument, Client
 from tokenreward_client.trainers import TokenReward
@@ -210,3 +210,27 @@ async def test_what_is_no_conversation_is_a_4xx_which_verl_does_not_try_again(
     with pytest.raises(aiohttp.ClientResponseError) as raised:
         await worker._post_request({"model": "m", "input": "no conversation"}, "classify")
     assert 400 <= raised.value.status < 500
+
+
+async def test_where_the_tokenizers_differ_each_token_of_the_policy_has_its_reward(
+    verl: Any, asking: AsyncClient, client: Client
+) -> None:
+    tokenizer = vocabularies.byte_level()
+    text = "On 27 May."
+    ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    output_kind = verl("experimental.agent_loop.agent_loop").AgentLoopOutput
+    loop = loop_of(verl, TokenReward(asking, "attention_dense", by="spans"))
+    loop.tokenizer = tokenizer
+    output = output_kind(prompt_ids=[1], response_ids=ids, response_mask=[1] * len(ids), metrics={})
+    messages = [{"role": "user", "content": "When?"}]
+
+    async def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return output
+
+    base = type(loop).__mro__[2]
+    base.run = run
+    entries = (await loop.run({}, raw_prompt=np.array(messages, dtype=object))).as_dict()
+    [whole] = client.score([(messages, text)], "attention_dense")
+    assert len(entries["rm_scores"]) == len(ids) != len(whole.rewards)
+    # Spans move the rewards to other tokens and lose none.
+    assert entries["rm_scores"].sum().item() == pytest.approx(whole.score, abs=1e-5)

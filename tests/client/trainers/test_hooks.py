@@ -16,6 +16,7 @@ from fakes.token_service import TokenService
 from tokenreward_client import AsyncClient, BadArgument, Client, Rewards
 from tokenreward_client.trainers import TokenReward, areal, prime_rl, rllm, skyrl, slime, verl
 from tokenreward_client.trainers.openrlhf import reward_function
+from tokenreward_client.trainers.tinker_cookbook import add_advantages
 from tokenreward_client.trainers.verifiers import trace_score
 
 PLAIN = {"baseline": "none", "scale": "none"}
@@ -124,6 +125,33 @@ async def test_rllm_steps_get_discounted_sums(reward: TokenReward) -> None:
     await rllm.set_advantages(reward, episode, gamma=0.5, scale=2.0)
     assert steps[0].advantage == [2 * (10 + 5.5 + 3), 2 * (11 + 6), 24.0]
     assert steps[1].advantage == [40.0]
+
+
+class Numbers:
+    """Shaped like tinker's TensorData."""
+
+    def __init__(self, data: list[Any]) -> None:
+        self.data = data
+
+    @classmethod
+    def from_numpy(cls, array: Any) -> Numbers:
+        assert array.dtype == np.float32
+        return cls(array.tolist())
+
+
+async def test_tinker_cookbook_data_get_the_advantages_of_their_targets(
+    reward: TokenReward,
+) -> None:
+    inputs = {
+        "target_tokens": Numbers([2, 3, 4, 5]),
+        "mask": Numbers([0.0, 1.0, 0.0, 1.0]),
+        "advantages": Numbers([0.0, 0.5, 0.0, 0.5]),
+    }
+    datum = Shape(model_input=Shape(to_ints=lambda: [1, 2, 3, 4]), loss_fn_inputs=inputs)
+    prompt_alone = Shape(loss_fn_inputs={"target_tokens": Numbers([1]), "mask": Numbers([0.0])})
+    await add_advantages(reward, [datum, prompt_alone], gamma=0.5)
+    # Rewards 10 and 12 of tokens 3 and 5; a masked token costs no discount.
+    assert inputs["advantages"].data == [0.0, 0.5 + 10 + 6, 0.0, 12.5]
 
 
 async def test_skyrl_rewards_are_lists_and_the_outcome_goes_on_the_policys_last_token(

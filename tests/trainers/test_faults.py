@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib
 import itertools
 import json
+import math
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -61,6 +62,13 @@ def busy(url: str) -> Iterator[str]:
         yield address
 
 
+@pytest.fixture
+def always_busy(url: str) -> Iterator[str]:
+    """For clients that give up, however slow this machine is."""
+    with web.serving(BusyProxy(url, math.inf)) as address:
+        yield address
+
+
 @pytest.fixture(scope="module")
 def module() -> Iterator[Any]:
     with published.importable(SITE, missing=MISSING):
@@ -92,7 +100,7 @@ async def test_verl_tries_again(busy: str, module: Any, native: float) -> None:
 
 
 async def test_openrlhf_gives_up_after_five_tries(
-    busy: str, module: Any, monkeypatch: pytest.MonkeyPatch
+    always_busy: str, module: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     agent = module("openrlhf.utils.agent")
     pauses = itertools.count()
@@ -102,13 +110,13 @@ async def test_openrlhf_gives_up_after_five_tries(
         next(pauses)
 
     monkeypatch.setattr(agent.asyncio, "sleep", no_pause)
-    executor = agent.SingleTurnAgentExecutor(f"{busy}/get_reward")
+    executor = agent.SingleTurnAgentExecutor(f"{always_busy}/get_reward")
     with pytest.raises(RuntimeError, match="for 5 times"):
         await executor._fetch_rewards_via_http(["ab"], ["a"], [None])
     assert next(pauses) == 5
 
 
-def test_llama_factory_raises_at_once(busy: str) -> None:
+def test_llama_factory_raises_at_once(always_busy: str) -> None:
     fetch = published.definition(
         SITE / "llamafactory/train/ppo/ppo_utils.py",
         "get_rewards_from_server",
@@ -117,12 +125,12 @@ def test_llama_factory_raises_at_once(busy: str) -> None:
         torch=torch,
     )
     with pytest.raises(ValueError, match="Expecting value"):
-        fetch(f"{busy}/v1/score/evaluation", [TEXT])
+        fetch(f"{always_busy}/v1/score/evaluation", [TEXT])
 
 
-async def test_the_sdk_of_prime_rl_raises_after_two_more_tries(busy: str, module: Any) -> None:
+async def test_the_sdk_of_prime_rl_raises_at_last(always_busy: str, module: Any) -> None:
     openai = module("openai")
-    async with openai.AsyncOpenAI(base_url=f"{busy}/v1", api_key="EMPTY") as sdk:
+    async with openai.AsyncOpenAI(base_url=f"{always_busy}/v1", api_key="EMPTY") as sdk:
         assert sdk.max_retries == 2
         with pytest.raises(openai.InternalServerError):
-            await sdk.post(f"{busy}/inference/v1/generate", cast_to=httpx.Response, body={})
+            await sdk.post(f"{always_busy}/inference/v1/generate", cast_to=httpx.Response, body={})

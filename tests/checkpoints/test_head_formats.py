@@ -23,6 +23,7 @@ from tokenreward.contract import Needs, Row, RowRequest
 from tokenreward.forward.own_call import compare_with_own_call, skipped_token
 from tokenreward.forward.packed import PackedLayout
 from tokenreward.forward.plain import PlainLayout
+from tokenreward.forward.probe import choose_layout
 from tokenreward.settings import DeploymentSettings
 
 HIDDEN = 32
@@ -538,7 +539,13 @@ def test_a_trunk_whose_tokens_see_the_ones_after_them_is_refused(
         parameter.data.mul_(8.0)
     model.save_pretrained(tmp_path)
     tiny.tokenizer().save_pretrained(tmp_path)
-    assert "Gemma3TextForSequenceClassification is no decoder" in refusal_of(tmp_path, dtype=dtype)
+    checkpoint = load(tmp_path, dtype=dtype)
+    with pytest.raises(CheckpointRefused) as refusal:
+        choose_layout(checkpoint, Needs(values=True), say=lambda line: None)
+    assert (
+        "Gemma3TextForSequenceClassification does not read from left to right: the values"
+        in str(refusal.value)
+    )
 
 
 def openrlhf(folder: Path, **config: Any) -> Path:

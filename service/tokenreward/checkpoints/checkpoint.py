@@ -23,7 +23,7 @@ from tokenreward.checkpoints.load_failure import (
 from tokenreward.checkpoints.model import load_model
 from tokenreward.checkpoints.positions import has_table, padding_position
 from tokenreward.checkpoints.refusal import CheckpointRefused
-from tokenreward.checkpoints.trunk import refuse_unreadable
+from tokenreward.checkpoints.trunk import refuse_other_states
 from tokenreward.checkpoints.value_head import ValueHead
 from tokenreward.checkpoints.weight_files import find, resolve
 from tokenreward.contract import Task
@@ -216,7 +216,7 @@ def load_checkpoint(settings: DeploymentSettings) -> Checkpoint:
         )
         refuse_failing(checkpoint, settings)
         if settings.task == "reward_model" and not is_classifier:
-            refuse_unreadable(checkpoint.model, checkpoint.value_head, device)
+            refuse_other_states(checkpoint.model, checkpoint.value_head, device)
     except CheckpointRefused as error:
         raise CheckpointRefused(
             f"`{settings.checkpoint}` cannot be served as {settings.task}: {error}"

@@ -175,7 +175,12 @@ def test_equal_models_give_equal_numbers_bit_for_bit_when_rows_come_in_the_same_
             "packed",
         ),
         ("bloom", {}, "padded"),
-        ("llama", {"target_modules": ["q_proj", "lm_head"]}, "policy plain, reference packed"),
+        ("llama", {"target_modules": ["q_proj", "lm_head"]}, "packed"),
+        (
+            "llama",
+            {"target_modules": ["q_proj", "lm_head"], "use_dora": True},
+            "policy plain, reference packed",
+        ),
     ],
     ids=str,
 )
@@ -187,7 +192,7 @@ def test_one_model_is_the_policy_with_its_adapter_and_the_reference_without(
     assert layout.name == name
     base = tiny.model(architecture)
     exact = {"reference": oracle.double(base)}
-    if "target_parameters" in options:
+    if "target_parameters" in options or "use_dora" in options:
         exact["policy"] = lora.as_peft_has_it(adapter, architecture)
     else:
         exact["policy"] = lora.merged(oracle.double(base), adapter)

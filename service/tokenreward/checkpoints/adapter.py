@@ -228,6 +228,20 @@ def merge_head(model: Any, name: str) -> None:
         setattr(model, name, layer.get_base_layer())
 
 
+def low_rank(layer: Any) -> tuple[Tensor, Tensor] | None:
+    """What LoRA adds to one Linear while the adapter is on: A [r, in] and s B [out, r].
+
+    None if the layer has no adapter, or it is off, or what it adds is no such product: DoRA's, or
+    one with a bias or a part for other rows.
+    """
+    if not getattr(layer, "lora_A", None) or layer.disable_adapters:
+        return None
+    (name,) = layer.lora_A
+    if layer.lora_variant or layer.lora_bias[name]:
+        return None
+    return layer.lora_A[name].weight, layer.lora_B[name].weight * layer.scaling[name]
+
+
 @contextmanager
 def without_adapter(layers: Sequence[Any]) -> Iterator[None]:
     """Within it, the model that these layers belong to is its base. Its adapter is on before and

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokenreward.checkpoints.adapter import low_rank
 from tokenreward.checkpoints.checkpoint import Checkpoint
 from tokenreward.checkpoints.refusal import CheckpointRefused
 from tokenreward.forward.language_head.ranking import Ranking
@@ -58,6 +59,7 @@ class LanguageHead:
         product: Multiplies rows and weights of the model's own dtype into float32; None if both are
             converted to float32 first.
         logsumexp: Of a tile of logits.
+        adapter: A [r, h] and B [vocabulary, r], LoRA's scale included: h (B A)^T is added to h W^T.
     """
 
     weight: Tensor
@@ -67,6 +69,7 @@ class LanguageHead:
     linear: Linear = torch_linear
     product: Product | None = None
     logsumexp: LogSumExp = in_place
+    adapter: tuple[Tensor, Tensor] | None = None
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> LanguageHead:
@@ -90,6 +93,7 @@ class LanguageHead:
             scale,
             None if softcap is None else float(softcap),
             product=half_product if is_half and on_gpu else None,
+            adapter=low_rank(head),
         )
 
     @property
@@ -130,7 +134,13 @@ class LanguageHead:
         parts = zip(torch.split(at, num_rows), torch.split(targets, num_rows), strict=True)
         logits = []
         for rows, tokens in parts:
-            dots = hidden[rows].float().mul_(self.weight[tokens]).sum(dim=-1)
+            states = hidden[rows].float()
+            if self.adapter is None:
+                dots = states.mul_(self.weight[tokens]).sum(dim=-1)
+            else:
+                a, b = self.adapter
+                dots = (states * self.weight[tokens]).sum(dim=-1)
+                dots.add_((states @ a.float().t()).mul_(b[tokens]).sum(dim=-1))
             if self.bias is not None:
                 dots.add_(self.bias[tokens])
             logits.append(self._scaled_and_capped(dots))
@@ -228,6 +238,9 @@ class LanguageHead:
             logits = self.linear(rows.float(), weight, None)
         else:
             logits = self.product(rows, weight)
+        if self.adapter is not None:
+            a, b = self.adapter
+            logits.addmm_(rows.float() @ a.float().t(), b[columns].float().t())
         if self.bias is not None:
             logits.add_(self.bias[columns])
         return self._scaled_and_capped(logits)

@@ -341,6 +341,9 @@ def test_a_head_that_is_missing_lists_what_is_there_and_what_is_known(tmp_path: 
     assert "there are lm_head.weight, model.embed_tokens.weight, model.norm.weight" in message
     for head_format in FORMATS:
         assert head_format in message.split("known heads are")[1]
+    assert "a token's logit is read with `task: causal_lm`" in message
+    alone = refusal_of(write(tmp_path / "alone", "llama", trunk_alone(tiny.model("llama"))))
+    assert "causal_lm" not in alone
 
 
 @pytest.mark.parametrize(

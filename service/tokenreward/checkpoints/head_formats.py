@@ -102,6 +102,11 @@ def find_head(names: Iterable[str], head_names: Sequence[str], *, is_numbered: b
         remedy = f"known heads are {', '.join(head_names)}. `head: {{tensor: ...}}` names another"
         if not is_numbered:
             remedy = f"`head: {{tensor: {head_names[0]}}}` names no Linear and no MLP"
+        if any(name.startswith("lm_head.") for name in names):
+            remedy += (
+                ". A reward that is a token's logit is read with `task: causal_lm` by the scorer "
+                "`generative`, `mode: logit`"
+            )
         raise CheckpointRefused(
             "it holds no value head: as a reward_model its head would be random. Outside of its "
             f"layers there are {few(outside, 8) or 'no tensors'}; {remedy}"

@@ -48,9 +48,12 @@ RM = {
         {"type": "process", "options": {"layout": "skywork"}},
     ],
 }
+# Shows the tools of a request, too.
+TEMPLATE = "{% for tool in tools or [] %}{{ tool | tojson }}{% endfor %}" + tiny.TEMPLATE
 SOURCED: list[dict[str, Any]] = [
     {
         "name": "lm",
+        "chat_template": TEMPLATE,
         "task": "causal_lm",
         "version": 2,
         "scorers": [
@@ -64,9 +67,16 @@ SOURCED: list[dict[str, Any]] = [
             },
         ],
     },
-    {"name": "rm", "task": "reward_model", "version": 3, "scorers": [{"type": "reward_model"}]},
+    {
+        "name": "rm",
+        "chat_template": TEMPLATE,
+        "task": "reward_model",
+        "version": 3,
+        "scorers": [{"type": "reward_model"}],
+    },
     {
         "name": "sft",
+        "chat_template": TEMPLATE,
         "task": "causal_lm",
         "version": 4,
         "max_sequence_tokens": 40,

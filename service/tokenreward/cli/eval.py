@@ -95,9 +95,7 @@ def add_parser(subparsers: Any) -> None:
 def _add_data_flags(parser: argparse.ArgumentParser) -> None:
     """The files, and how they are read."""
     parser.add_argument("file", nargs="+", type=Path, help="data, all of one kind; see --kind")
-    parser.add_argument(
-        "--kind", choices=list(KINDS), help="default: seen in the fields of the first row"
-    )
+    parser.add_argument("--kind", choices=list(KINDS), help="default: seen in what the rows hold")
     parser.add_argument(
         "--limit", type=positive, metavar="N", help="no more than the first N rows of each file"
     )

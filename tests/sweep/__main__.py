@@ -24,7 +24,7 @@ from transformers.utils import logging
 from sweep.judge import Verdict, judge
 from tokenreward.contract import Task
 
-_LIMIT_S = 600
+_LIMIT_S = 1800  # a machine that is busy takes minutes for the largest of them
 _BAD = ("WRONG", "CRASH")
 _TABLES = {
     "causal_lm": MODEL_FOR_CAUSAL_LM_MAPPING,

@@ -14,7 +14,7 @@ from tokenreward.eval.conversation import RESPONSE_FIELDS, PromptAs
 from tokenreward.eval.dataset import Dataset
 from tokenreward.eval.files import read_rows
 from tokenreward.eval.kinds.best_of_n import best_of_n
-from tokenreward.eval.kinds.pair_forms import judged_pair, named_pair
+from tokenreward.eval.kinds.pair_forms import labelled_pair, named_pair
 from tokenreward.eval.kinds.preference import preference
 from tokenreward.eval.kinds.response_forms import response_form
 from tokenreward.eval.kinds.reward_bench_2 import reward_bench_2
@@ -132,9 +132,9 @@ def _claims(rows: Sequence[DataRow]) -> dict[str, str]:
     pair = named_pair(row)
     if pair is not None and all(fields[name] is not None for name in pair):
         claims |= _pair_claims(rows, pair)
-    judged = judged_pair(row)
-    if judged is not None and "preference" not in claims:
-        claims["preference"] = f"its rows have `{judged[0]}`, `{judged[1]}` and `{judged[2]}`"
+    labels = labelled_pair(row)
+    if labels is not None and "preference" not in claims:
+        claims["preference"] = f"its rows have `{labels[0]}`, `{labels[1]}` and `{labels[2]}`"
     form = response_form(row)
     if form is not None:
         claims["best-of-n"] = f"its rows have {form}"

@@ -87,8 +87,10 @@ def refuse_look_ahead(checkpoint: Checkpoint, request: RowRequest) -> None:
         difference, bound = _difference(checkpoint, ours, theirs)
         if not difference <= bound:  # NaN is refused, too
             kind = "values" if needs.values else "logits"
-            told = f"the {kind} of a row change by {difference:.1e} when {change}"
-            raise CheckpointRefused(_cause(checkpoint, told, is_cut=len(variant.ids) < len(ids)))
+            observation = f"the {kind} of a row change by {difference:.1e} when {change}"
+            raise CheckpointRefused(
+                _cause(checkpoint, observation, is_cut=len(variant.ids) < len(ids))
+            )
 
 
 def refuse_wrong_map(checkpoint: Checkpoint, request: RowRequest) -> None:
@@ -167,12 +169,12 @@ def _has_sinks(trunk: Any) -> bool:
     return any("sink" in name for name in names)
 
 
-def _cause(checkpoint: Checkpoint, told: str, *, is_cut: bool) -> str:
+def _cause(checkpoint: Checkpoint, observation: str, *, is_cut: bool) -> str:
     """Why a model's numbers are no numbers of a prefix, in a sentence.
 
     Args:
         checkpoint: The model.
-        told: What was seen.
+        observation: What was seen.
         is_cut: Whether it was seen of a row that was cut alone, and no later token has an effect.
     """
     name = type(checkpoint.model).__name__
@@ -180,11 +182,11 @@ def _cause(checkpoint: Checkpoint, told: str, *, is_cut: bool) -> str:
     chosen = [f"{field}: {fields[field]}" for field in _CHOOSING if fields.get(field)]
     if is_cut and chosen:
         return (
-            f"{name} does not read a prefix as it reads the same tokens in a longer row: {told}; "
-            f"its attention chooses keys (config.json has `{chosen[0]}`), and the length of a row "
-            "decides between keys with equal scores"
+            f"{name} does not read a prefix as it reads the same tokens in a longer row: "
+            f"{observation}; its attention chooses keys (config.json has `{chosen[0]}`), and the "
+            "length of a row decides between keys with equal scores"
         )
-    return f"{name} does not read from left to right: {told}{_why(checkpoint)}"
+    return f"{name} does not read from left to right: {observation}{_why(checkpoint)}"
 
 
 def _why(checkpoint: Checkpoint) -> str:

@@ -85,7 +85,7 @@ def named_pair(row: DataRow) -> tuple[str, str] | None:
     return next((pair for pair in PAIR_FIELDS if row.fields.keys() >= set(pair)), None)
 
 
-def judged_pair(row: DataRow) -> tuple[str, str, str] | None:
+def labelled_pair(row: DataRow) -> tuple[str, str, str] | None:
     """The fields of two responses and of the verdict on them; None if a row has none."""
     for fields in VERDICTS:
         if all(row.fields.get(name) is not None for name in fields):
@@ -106,33 +106,33 @@ def pair_of(row: DataRow) -> tuple[DataRow, str, str] | None:
     pair = named_pair(row)
     if pair is not None:
         return row, *pair
-    fields = judged_pair(row)
+    fields = labelled_pair(row)
     if fields is None:
         return row, *PAIR_FIELDS[1]  # the row lacks the usual fields, and is refused by their names
-    first, second, verdict = fields
-    sign = _sign(row, verdict)
+    first, second, label = fields
+    sign = _sign(row, label)
     if sign == 0:
         return None
     row = replace(row, fields=_plain_fields(row, first, second))
     return (row, first, second) if sign > 0 else (row, second, first)
 
 
-def _sign(row: DataRow, verdict: str) -> int:
+def _sign(row: DataRow, label: str) -> int:
     """Above 0 if the first response of a row is better, below 0 if the second, 0 if neither."""
-    value = row.scalar(verdict)
-    if verdict == "score_1":
-        return _compared(_number(row, "score_0"), _number(row, verdict))
-    if verdict in ("preference_strength", "overall_preference"):
-        return _compared(0, _number(row, verdict))
-    if verdict == "winner_model_a" and row.scalar("winner_model_b") == value:
+    value = row.scalar(label)
+    if label == "score_1":
+        return _compared(_number(row, "score_0"), _number(row, label))
+    if label in ("preference_strength", "overall_preference"):
+        return _compared(0, _number(row, label))
+    if label == "winner_model_a" and row.scalar("winner_model_b") == value:
         return 0
-    if verdict in _NUMBERS and not isinstance(value, str):
-        signs: dict[Any, int] = dict(_NUMBERS[verdict])
+    if label in _NUMBERS and not isinstance(value, str):
+        signs: dict[Any, int] = dict(_NUMBERS[label])
     else:
         signs, value = dict(_WORDS), str(value).strip().lower()
     if value not in signs:
         choices = ", ".join(map(str, signs))
-        raise row.wrong(verdict, f"must be one of {choices}, got {kind_of(row.scalar(verdict))}")
+        raise row.wrong(label, f"must be one of {choices}, got {kind_of(row.scalar(label))}")
     return signs[value]
 
 

@@ -21,7 +21,7 @@ def batch(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     mask = (np.arange(LENGTH) < lengths[:, None]).astype(int)
     mask[1, 0] = 0
     mask[5, 2:4] = 0
-    rewards[mask == 0] = 1e6  # which nothing may read
+    rewards[mask == 0] = np.nan  # which nothing may read
     return rewards, mask
 
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,9 @@ def running(folder: Path, **settings: Any) -> Iterator[ServedPolicy]:
             time.sleep(0.2)
         yield ServedPolicy(f"http://127.0.0.1:{port}", root)
     finally:
-        tree = [*root.children(recursive=True), root]
+        tree = [root]
+        with suppress(psutil.NoSuchProcess):  # it never began: its own words are the error
+            tree += root.children(recursive=True)
         process.terminate()
         psutil.wait_procs(tree, timeout=30)
         for child in psutil.wait_procs(tree, timeout=0)[1]:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 import psutil
 import pytest
@@ -30,6 +31,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     command = [sys.executable, "-m", "tokenreward.cli", "serve", "--port", str(port)]
     with output.open("w") as sink:
         process = subprocess.Popen(command, stdout=sink, stderr=sink, start_new_session=True)
+    root = psutil.Process(process.pid)
     try:
         until = time.monotonic() + START_S
         while "try: curl" not in output.read_text():
@@ -38,8 +40,9 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             time.sleep(0.1)
         yield f"http://127.0.0.1:{port}"
     finally:
-        root = psutil.Process(process.pid)
-        tree = [*root.children(recursive=True), root]
+        tree = [root]
+        with suppress(psutil.NoSuchProcess):  # it never began: its own words are the error
+            tree += root.children(recursive=True)
         process.terminate()
         psutil.wait_procs(tree, timeout=30)
         for child in psutil.wait_procs(tree, timeout=0)[1]:

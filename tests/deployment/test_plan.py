@@ -43,7 +43,7 @@ def test_gateway_is_told_where_every_scorer_lives() -> None:
     ]
     assert {name: ScorerRoute(**route) for name, route in gateway["args"]["routes"].items()} == {
         "endogenous": ScorerRoute("sft", "endogenous"),
-        "logprob": ScorerRoute("sft", "endogenous"),
+        "logprob": ScorerRoute("sft", "logprob"),
         "entropy": ScorerRoute("sft", "entropy"),
         "treg": ScorerRoute("sft", "treg"),
         "generation_attention": ScorerRoute(

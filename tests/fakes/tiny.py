@@ -20,6 +20,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     BertConfig,
+    BigBirdConfig,
     BloomConfig,
     CohereConfig,
     DeepseekV3Config,
@@ -165,6 +166,7 @@ ARCHITECTURES: dict[str, Callable[[], Any]] = {
     # padding id on.
     "bert": lambda: BertConfig(**_ENCODER, is_decoder=True),
     "roberta": lambda: RobertaConfig(**_ENCODER, is_decoder=True),
+    "big_bird": lambda: BigBirdConfig(**_ENCODER, is_decoder=True, attention_type="original_full"),
     "bloom": lambda: BloomConfig(hidden_size=32, n_layer=3, n_head=4, **_IDS),
     "mamba": lambda: MambaConfig(hidden_size=32, num_hidden_layers=2, **_IDS),
     "gptj": lambda: GPTJConfig(

@@ -56,7 +56,9 @@ def test_others_are_served_padded_or_plain_with_a_reason_and_right_numbers(
     assert np.abs(outputs.lse[1.0] - oracle.logsumexp(rows)).max() <= bound
 
 
-@pytest.mark.parametrize(("architecture", "name"), [("bert", "packed"), ("roberta", "padded")])
+@pytest.mark.parametrize(
+    ("architecture", "name"), [("bert", "packed"), ("roberta", "packed"), ("big_bird", "padded")]
+)
 def test_a_model_that_computes_between_trunk_and_head_is_read_at_its_head(
     architecture: str, name: str
 ) -> None:

@@ -35,6 +35,7 @@ class Fake:
             "scores": None,
             "step_scores": None,
             "step_ends": None,
+            "tables": {},
         }.items():
             object.__setattr__(made, name, fields.get(name, value))
         return made

@@ -24,6 +24,7 @@ from tokenreward.contract.scorer import (
     Options,
     Scorer,
     Signals,
+    merged_options,
     without_effect,
 )
 from tokenreward.wire.reply import Table
@@ -45,5 +46,6 @@ __all__ = [
     "Table",
     "Task",
     "TokenizerView",
+    "merged_options",
     "without_effect",
 ]

@@ -108,25 +108,6 @@ class Scorer(ABC):
     log_probs_options: ClassVar[dict[str, Any] | None] = None
     takes: ClassVar[frozenset[Literal["score"]]] = frozenset()
 
-    def merged_options(self, defaults: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
-        """A caller's options over the operator's. A default of the operator is dropped if the
-        caller's options leave it without effect.
-
-        Raises:
-            ValidationError: They are wrong.
-        """
-        merged = {**defaults, **options}
-        while True:
-            try:
-                return self.Options.model_validate(merged)
-            except ValidationError as error:
-                first = error.errors()[0]
-                idle = str(first.get("ctx", {}).get("name"))
-                is_default = idle in merged and idle not in options
-                if first["type"] != WITHOUT_EFFECT or not is_default:
-                    raise
-                del merged[idle]
-
     def task_for(self, options: Any) -> Task | None:
         """The kind of checkpoint that these options read; None if any will do."""
         return self.task or self.needs(options).task
@@ -183,3 +164,23 @@ class Scorer(ABC):
         Raises:
             ItemError: This item cannot be scored. It fails alone.
         """
+
+
+def merged_options(scorer: Scorer, defaults: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
+    """A caller's options over the operator's. A default of the operator is dropped if the
+    caller's options leave it without effect.
+
+    Raises:
+        ValidationError: They are wrong.
+    """
+    merged = {**defaults, **options}
+    while True:
+        try:
+            return scorer.Options.model_validate(merged)
+        except ValidationError as error:
+            first = error.errors()[0]
+            idle = str(first.get("ctx", {}).get("name"))
+            is_default = idle in merged and idle not in options
+            if first["type"] != WITHOUT_EFFECT or not is_default:
+                raise
+            del merged[idle]

@@ -23,6 +23,7 @@ from tokenreward.contract import (
     Scorer,
     Task,
     TokenizerView,
+    merged_options,
 )
 from tokenreward.errors import (
     InvalidField,
@@ -150,7 +151,7 @@ class ServedScorer:
         """
         below = "" if request.scorer is not None else f".{name}"
         try:
-            options = self.scorer.merged_options(self.defaults, request.options_of(name))
+            options = merged_options(self.scorer, self.defaults, request.options_of(name))
         except ValidationError as error:
             raise refusal(error, prefix=(f"options{below}",), unknown=UnknownOption) from None
         task = self.scorer.task_for(options)

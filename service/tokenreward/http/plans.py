@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from tokenreward import credit as credits
+from tokenreward.contract import merged_options
 from tokenreward.errors import RequestError, UnknownOption
 from tokenreward.http.protocols import Protocol, find_protocols
 from tokenreward.scorers import resolve
@@ -114,7 +115,7 @@ def _check(plan: ProtocolSettings, type_: str, *, defaults: Mapping[str, Any]) -
     except LookupError:  # of another package, which the replica has
         return
     try:
-        scorer.merged_options(defaults, plan.options)
+        merged_options(scorer, defaults, plan.options)
     except ValidationError as error:
         raise refusal(error, prefix=("options",), unknown=UnknownOption) from None
     credit = parse(Credit, plan.credit, prefix=("credit",))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import RobertaConfig, RobertaForCausalLM
+from transformers import PhimoeConfig, PhimoeForCausalLM, RobertaConfig, RobertaForCausalLM
 from transformers.models.qwen3_next import modeling_qwen3_next
 
 from fakes import oracle, tiny
@@ -251,3 +251,25 @@ def test_a_model_that_counts_positions_behind_padding_is_packed_also_with_paddin
         rows = oracle.logits(exact, what.ids)[len(what.prompt) - 1 :]
         truth = rows[np.arange(len(what.response)), what.response]
         np.testing.assert_allclose(outputs.chosen, truth, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("window", "name"), [(3000, "padded"), (8192, "packed"), (None, "packed")])
+def test_a_model_whose_window_is_in_its_mask_alone_is_not_packed(
+    window: int | None, name: str
+) -> None:
+    config = PhimoeConfig(
+        vocab_size=tiny.VOCAB_SIZE,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=48,
+        max_position_embeddings=8192,
+        sliding_window=window,
+        num_local_experts=2,
+    )
+    torch.manual_seed(0)
+    own = checkpoint(PhimoeForCausalLM(config).eval(), "causal_lm")
+    layout = choose_layout(own, Needs(), say=lambda line: None)
+    assert layout.name == name
+    assert name == "packed" or "sliding window" in str(layout.reason)

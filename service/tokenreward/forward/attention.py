@@ -44,6 +44,7 @@ class PackedRow:
         places: For some rows, the places of their tokens, on the device: for every row if
             `ends_only`, else for the rows of `attention_needs`.
         num_calls: How many layers have come by.
+        has_window: Whether one of them attends within a window.
     """
 
     packing: Packing
@@ -54,6 +55,7 @@ class PackedRow:
     ends_only: bool = False
     places: Mapping[int, Tensor] = field(default_factory=dict)
     num_calls: int = 0
+    has_window: bool = False
 
 
 _current: ContextVar[PackedRow | None] = ContextVar("tokenreward_packed_row", default=None)
@@ -119,6 +121,7 @@ def segments_attention(
     if row is None or has_bias or not is_causal:
         raise RuntimeError(f"{type(module).__name__} wants a mask, a bias or two-way attention")
     bias = _bias(query, kwargs)
+    row.has_window = row.has_window or bias.window is not None
     # Kernels take one size of head. Zeros at the end of queries and keys add nothing to a score,
     # and zeros at the end of values are cut off again below.
     size = max(query.shape[-1], value.shape[-1])

@@ -35,6 +35,7 @@ from tokenreward.forward.patches import (
 from tokenreward.forward.plain import rope_switch
 from tokenreward.forward.readout import BatchedLayout, Readout, read_places
 from tokenreward.forward.transfer import Pending, to_device
+from tokenreward.forward.trial import LONGEST_TRIED_WINDOW
 
 
 class PackedLayout(BatchedLayout):
@@ -65,6 +66,7 @@ class PackedLayout(BatchedLayout):
         self.gap: Gap | None = None
         self._through_model, self._with_bounds = through_model, with_bounds
         self.last_layer: Any = None
+        self._wants_window = _wants_window(checkpoint)
         self._padding_position = checkpoint.padding_position
         checkpoint.model.set_attn_implementation(IMPLEMENTATION)
         self._num_layers = int(checkpoint.text_config.num_hidden_layers)
@@ -195,7 +197,24 @@ class PackedLayout(BatchedLayout):
                 f"{context.num_calls} of {context.num_layers} layers went through the attention "
                 "interface"
             )
+        if self._wants_window and not context.has_window:
+            raise RuntimeError("no layer tells its attention of the sliding window of config.json")
         return hidden[0], at
+
+
+def _wants_window(checkpoint: Checkpoint) -> bool:
+    """Whether a model's layers must tell their attention of a window.
+
+    Some models write the window into the mask alone, which no packed layer has. A trial shows that,
+    unless the window is longer than the rows of trials.
+    """
+    config = checkpoint.text_config
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    if not isinstance(window, int) or (kinds and not any("sliding" in kind for kind in kinds)):
+        return False
+    limit = checkpoint.max_positions
+    return window > LONGEST_TRIED_WINDOW and (limit is None or window < limit)
 
 
 def _name(of: object) -> str:

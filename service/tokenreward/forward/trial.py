@@ -22,7 +22,7 @@ from tokenreward.forward.layout import ByKind, Gap, Layout, differences, gap, la
 from tokenreward.forward.plain import PlainLayout, rope_switch
 
 _LENGTHS = (9, 61, 2, 23)
-_LONGEST_WINDOW = 2048
+LONGEST_TRIED_WINDOW = 2048
 _SHARE_OF_FREE_MEMORY = 0.5
 
 
@@ -72,7 +72,7 @@ def random_rows(checkpoint: Checkpoint) -> list[Row]:
     config = checkpoint.text_config
     lengths = list(_LENGTHS)
     bounds = {getattr(config, "sliding_window", None) or 0, rope_switch(config) or 0}
-    lengths += sorted(bound + 9 for bound in bounds if 0 < bound <= _LONGEST_WINDOW)
+    lengths += sorted(bound + 9 for bound in bounds if 0 < bound <= LONGEST_TRIED_WINDOW)
     first = np.empty(0, dtype=np.int64)
     is_headed = checkpoint.task == "reward_model" and not checkpoint.is_classifier
     if is_headed and checkpoint.value_head.gate is not None:

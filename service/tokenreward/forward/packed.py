@@ -140,6 +140,8 @@ class PackedLayout(BatchedLayout):
             if needs.attention:
                 context.attention_needs[index] = (row, needs.attention)
         states, at = self._run_trunk(context, requests)
+        if self._wants_window and not context.has_window:
+            raise RuntimeError("no layer tells its attention of the sliding window of config.json")
         readout = Readout(requests, states, at, packing.places)
         readout.add_attention(context.readings)
         if self.language_head is not None:
@@ -197,8 +199,6 @@ class PackedLayout(BatchedLayout):
                 f"{context.num_calls} of {context.num_layers} layers went through the attention "
                 "interface"
             )
-        if self._wants_window and not context.has_window:
-            raise RuntimeError("no layer tells its attention of the sliding window of config.json")
         return hidden[0], at
 
 

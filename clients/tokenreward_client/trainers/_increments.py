@@ -39,7 +39,10 @@ def require_increments(
         entry = entries.get(served_name(name))
         if entry is None:
             served = ", ".join(sorted(entries)) or "none"
-            raise BadArgument(f"the service lists no scorer `{name}`, it lists {served}")
+            raise BadArgument(
+                f"the service lists no scorer `{name}`, it lists {served}; scorers of a deployment "
+                "that still loads are not listed (`GET /readyz` answers 200 once all are)"
+            )
         extra = entry.model_extra or {}
         rule = credit.get("name") or extra.get("default_credit")
         if rule == "discount":

@@ -2,9 +2,10 @@
 
 Turns are start-time fair queueing (Goyal, Vin and Cheng, 1996). A clock counts tokens instead of
 seconds. An entry's turn is the clock's reading when it arrives, or the place where the turns of the
-same caller's earlier entries end, whichever is later. The clock is set to the turn of the entry
-that leaves. So a caller who floods the queue waits behind its own flood, a caller who sends one
-item waits for about one batch, and the entries of one caller leave in order of arrival.
+same caller's earlier entries end, whichever is later. When entries leave, the clock moves forward
+to their turns, but not past an entry that stays. So a caller who floods the queue waits behind its
+own flood, a caller who sends one item waits for about one batch, and the entries of one caller
+leave in order of arrival.
 
 It knows no batches, no limits and no threads.
 """
@@ -20,7 +21,7 @@ from tokenreward.entry import Entry
 
 EntryT = TypeVar("EntryT", bound=Entry)
 
-_MAX_IDLE_CALLERS = 1024  # that are remembered without need
+_MAX_IDLE_CALLERS = 1024  # that are remembered, beyond one for each entry
 
 # An entry with its turn. The second number is unique, so that entries are never compared.
 Place = tuple[int, int, EntryT]
@@ -85,19 +86,23 @@ class FairQueue(Generic[EntryT]):
             The entries that leave.
         """
         entries = []
+        latest = self._clock
         for index, place in enumerate(places):
             turn, _, entry = place
             if index in leaving:
-                self._clock = max(self._clock, turn)
+                latest = max(latest, turn)
                 entries.append(entry)
             else:
                 heapq.heappush(self._places, place)
                 self.num_tokens += entry.queued_tokens
         if not self._places:
             self._ends.clear()  # nobody waits, so nobody has to wait for others
-        elif len(self._ends) > _MAX_IDLE_CALLERS + len(self._places):
-            # A caller whose turns end before the clock is as one who never came.
-            self._ends = {caller: end for caller, end in self._ends.items() if end > self._clock}
+            return entries
+        # A batch passes over an entry that does not fit: it goes before whoever comes now.
+        self._clock = max(self._clock, min(latest, self._places[0][0]))
+        if len(self._ends) > _MAX_IDLE_CALLERS + len(self._places):
+            waiting = {entry.caller for _, _, entry in self._places}
+            self._ends = {caller: end for caller, end in self._ends.items() if caller in waiting}
         return entries
 
     def drop_gone(self) -> None:
@@ -109,4 +114,5 @@ class FairQueue(Generic[EntryT]):
     def clear(self) -> None:
         """Drops all entries."""
         self._places.clear()
+        self._ends.clear()
         self.num_tokens = 0

@@ -98,3 +98,32 @@ async def test_callers_who_left_are_forgotten(entry: MakeEntry, batcher: MakeBat
         queue.take()
     gc.collect()
     assert watch() is None
+
+
+async def test_whoever_comes_now_waits_for_nobody_but_an_entry_that_was_passed_over(
+    entry: MakeEntry, batcher: MakeBatcher
+) -> None:
+    queue = batcher(tokens=10)
+    queue.submit(flood(entry, "f", 6, 6, 6, 4))
+    assert [each.num_tokens for each in queue.take()] == [6, 4]
+    queue.submit(flood(entry, "s", 6))
+    assert [works(queue), works(queue), works(queue)] == ["f", "s", "f"]
+
+
+async def test_new_callers_without_end_are_forgotten_while_another_waits(
+    entry: MakeEntry, batcher: MakeBatcher
+) -> None:
+    class Caller:
+        """Something that a reference can watch."""
+
+    queue = batcher(tokens=10, queue=100_000)
+    queue.submit(flood(entry, "f", 9, 9))
+    watches = []
+    for _ in range(3000):
+        caller: Any = Caller()
+        watches.append(weakref.ref(caller))
+        queue.submit([entry("x", 9, caller=caller)])
+        del caller
+        queue.take()
+    gc.collect()
+    assert sum(watch() is not None for watch in watches) < 2000

@@ -9,9 +9,12 @@ from dataclasses import dataclass
 
 import httpx
 
+from tokenreward.wire.paths import CALLER_HEADER
+
 SLOW = {"scorer": "reward_model", "items": [{"prompt": [5], "response": [6] * 400}] * 500}
 LIGHT = {"scorer": "reward_model", "items": [{"prompt": [5], "response": [6]}] * 2000}
 NUM_SLOW, NUM_LIGHT = 2, 3
+ONE_CALLER = {CALLER_HEADER: "one"}  # whose requests are served in order, and take no turns
 PATIENCE_S = 60.0
 
 
@@ -35,9 +38,15 @@ async def come_and_go(client: httpx.AsyncClient, deployment: str) -> Outcome:
     items wait."""
     path, num_slow = f"/d/{deployment}/v1/rewards", NUM_SLOW * len(SLOW["items"])
     num_before = await _num_computed(client, deployment)
-    slow_calls = [asyncio.create_task(client.post(path, json=SLOW)) for _ in range(NUM_SLOW)]
+    slow_calls = [
+        asyncio.create_task(client.post(path, json=SLOW, headers=ONE_CALLER))
+        for _ in range(NUM_SLOW)
+    ]
     await _until(client, deployment, low=1)
-    light_calls = [asyncio.create_task(client.post(path, json=LIGHT)) for _ in range(NUM_LIGHT)]
+    light_calls = [
+        asyncio.create_task(client.post(path, json=LIGHT, headers=ONE_CALLER))
+        for _ in range(NUM_LIGHT)
+    ]
     # More items wait than the slow calls have: so the light calls have come.
     await _until(client, deployment, low=num_slow + 1)
     for call in light_calls:

@@ -1,11 +1,11 @@
 """The order in which entries leave the queue: callers take turns by tokens.
 
-Turns are start-time fair queueing (Goyal, Vin and Cheng, 1996). A clock counts tokens instead of
-seconds. An entry's turn is the clock's reading when it arrives, or the place where the turns of the
-same caller's earlier entries end, whichever is later. When entries leave, the clock moves forward
-to their turns, but not past an entry that stays. So a caller who floods the queue waits behind its
-own flood, a caller who sends one item waits for about one batch, and the entries of one caller
-leave in order of arrival.
+Turns are weighted fair queueing (Demers, Keshav and Shenker, 1989) with equal weights. A clock
+counts tokens instead of seconds: while tokens leave, it advances by the share of one caller, which
+is these tokens over the number of callers that wait. An entry's turn is the clock's reading when it
+arrives, or the place where the turns of the same caller's earlier entries end, whichever is later.
+So a caller who floods the queue waits behind its own flood, a caller who sends one item waits for
+about one batch, and the entries of one caller leave in order of arrival.
 
 It knows no batches, no limits and no threads.
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+from collections import Counter
 from collections.abc import Container, Hashable, Sequence
 from typing import Generic, TypeVar
 
@@ -21,10 +22,8 @@ from tokenreward.entry import Entry
 
 EntryT = TypeVar("EntryT", bound=Entry)
 
-_MAX_IDLE_CALLERS = 1024  # that are remembered, beyond one for each entry
-
 # An entry with its turn. The second number is unique, so that entries are never compared.
-Place = tuple[int, int, EntryT]
+Place = tuple[float, int, EntryT]
 
 
 class FairQueue(Generic[EntryT]):
@@ -37,8 +36,10 @@ class FairQueue(Generic[EntryT]):
     def __init__(self) -> None:
         self._places: list[Place[EntryT]] = []  # a heap
         self._numbers = itertools.count()
-        self._clock = 0  # the turn of the entry that left last, in tokens
-        self._ends: dict[Hashable, int] = {}  # where the turns of each caller's entries end
+        self._clock = 0.0  # in tokens
+        # Of the callers that wait: where the turns of their entries end, and how many wait.
+        self._ends: dict[Hashable, float] = {}
+        self._num_entries: Counter[Hashable] = Counter()
         self.num_tokens = 0
 
     def __len__(self) -> int:
@@ -52,7 +53,7 @@ class FairQueue(Generic[EntryT]):
         """Gives each entry its turn. Neighbours that share a prompt have one turn, so that the
         entries of others do not come between them."""
         prompt_before: Hashable = None
-        turn = 0
+        turn = 0.0
         for entry in entries:
             start = max(self._clock, self._ends.get(entry.caller, 0))
             prompt = entry.prompts[0][0] if entry.prompts else None
@@ -60,6 +61,7 @@ class FairQueue(Generic[EntryT]):
                 turn = start
             prompt_before = prompt
             self._ends[entry.caller] = start + entry.queued_tokens
+            self._num_entries[entry.caller] += 1
             heapq.heappush(self._places, (turn, next(self._numbers), entry))
             self.num_tokens += entry.queued_tokens
 
@@ -71,12 +73,14 @@ class FairQueue(Generic[EntryT]):
             place = heapq.heappop(self._places)
             entry = place[2]
             self.num_tokens -= entry.queued_tokens
-            if not entry.is_gone():
+            if entry.is_gone():
+                self._forget(entry)
+            else:
                 places.append(place)
         return places
 
     def leave(self, places: Sequence[Place[EntryT]], leaving: Container[int]) -> list[EntryT]:
-        """Lets some of the entries go that `pop_waiting` took. The others keep their turns.
+        """Lets some entries go, and puts back the others that `pop_waiting` took, with their turns.
 
         Args:
             places: What `pop_waiting` returned.
@@ -86,33 +90,38 @@ class FairQueue(Generic[EntryT]):
             The entries that leave.
         """
         entries = []
-        latest = self._clock
+        num_callers = len(self._num_entries)
         for index, place in enumerate(places):
-            turn, _, entry = place
+            entry = place[2]
             if index in leaving:
-                latest = max(latest, turn)
+                self._clock += entry.queued_tokens / num_callers
+                self._forget(entry)
                 entries.append(entry)
             else:
                 heapq.heappush(self._places, place)
                 self.num_tokens += entry.queued_tokens
-        if not self._places:
-            self._ends.clear()  # nobody waits, so nobody has to wait for others
-            return entries
-        # A batch passes over an entry that does not fit: it goes before whoever comes now.
-        self._clock = max(self._clock, min(latest, self._places[0][0]))
-        if len(self._ends) > _MAX_IDLE_CALLERS + len(self._places):
-            waiting = {entry.caller for _, _, entry in self._places}
-            self._ends = {caller: end for caller, end in self._ends.items() if caller in waiting}
         return entries
 
     def drop_gone(self) -> None:
         """Drops the entries that nobody waits for."""
-        self._places = [place for place in self._places if not place[2].is_gone()]
+        places, self._places = self._places, []
+        for place in places:
+            if place[2].is_gone():
+                self.num_tokens -= place[2].queued_tokens
+                self._forget(place[2])
+            else:
+                self._places.append(place)
         heapq.heapify(self._places)
-        self.num_tokens = sum(entry.queued_tokens for _, _, entry in self._places)
 
     def clear(self) -> None:
         """Drops all entries."""
         self._places.clear()
         self._ends.clear()
+        self._num_entries.clear()
         self.num_tokens = 0
+
+    def _forget(self, entry: EntryT) -> None:
+        """Counts an entry that waits no more. A caller without entries has no turns to wait for."""
+        self._num_entries[entry.caller] -= 1
+        if not self._num_entries[entry.caller]:
+            del self._num_entries[entry.caller], self._ends[entry.caller]

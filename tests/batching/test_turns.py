@@ -33,7 +33,7 @@ async def test_one_entry_goes_before_the_flood_of_another_caller(
     queue.submit(flood(entry, "f", *[5] * 100))
     assert works(queue) == "ff"
     queue.submit(flood(entry, "s", 5))
-    assert works(queue) == "sf"
+    assert works(queue) == "fs"
     assert works(queue) == "ff"
 
 
@@ -127,3 +127,29 @@ async def test_new_callers_without_end_are_forgotten_while_another_waits(
         queue.take()
     gc.collect()
     assert sum(watch() is not None for watch in watches) < 2000
+
+
+async def test_new_callers_without_end_do_not_hold_up_the_ones_before_them(
+    entry: MakeEntry, batcher: MakeBatcher
+) -> None:
+    queue = batcher(tokens=10)
+    queue.submit(flood(entry, "f", *[10] * 20))
+    order = ""
+    for number in range(60):  # a caller of its own comes as often as a batch leaves
+        queue.submit([entry("x", 10, caller=number)])
+        order += works(queue)
+    assert order.count("f") >= 8  # its share falls as more and more callers wait
+
+
+async def test_a_caller_whose_entries_have_gone_does_not_wait_for_them(
+    entry: MakeEntry, batcher: MakeBatcher
+) -> None:
+    queue = batcher(tokens=10)
+    gone = flood(entry, "g", *[10] * 20)
+    queue.submit([entry("f", 10, caller="f"), *gone, *flood(entry, "f", *[10] * 5)])
+    assert works(queue) == "f"
+    for each in gone:
+        each.future.cancel()
+    assert works(queue) == "f"
+    queue.submit(flood(entry, "g", 10))
+    assert "g" in works(queue) + works(queue)

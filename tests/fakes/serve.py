@@ -54,9 +54,18 @@ def running(folder: Path, **settings: Any) -> Iterator[ServedPolicy]:
     """The service meanwhile, its deployments with these settings. Config and output are written to
     the folder."""
     deployments = [{**each, "num_cpus": 0.5, **settings} for each in DEPLOYMENTS]
-    config, output, port = folder / "service.yaml", folder / "serve.txt", web.free_port()
+    config = folder / "service.yaml"
     config.write_text(json.dumps({"deployments": deployments}))
-    command = [sys.executable, "-m", "tokenreward.cli", "serve", "--config", str(config)]
+    with demo(folder, "--config", str(config)) as service:
+        yield service
+
+
+@contextmanager
+def demo(folder: Path, *flags: str) -> Iterator[ServedPolicy]:
+    """`tokenreward serve` with these flags meanwhile: without any, all of the demo's models. Output
+    is written to the folder."""
+    output, port = folder / "serve.txt", web.free_port()
+    command = [sys.executable, "-m", "tokenreward.cli", "serve", *flags]
     with output.open("w") as sink:
         process = subprocess.Popen(
             [*command, "--port", str(port)], stdout=sink, stderr=sink, start_new_session=True

@@ -4,19 +4,12 @@ and native answers to compare with."""
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
-from contextlib import suppress
 
-import psutil
 import pytest
 
-from fakes import web
+from fakes import serve
 from tokenreward_client import Client
-
-START_S = 240.0
 
 
 @pytest.fixture(scope="session")
@@ -26,28 +19,8 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     if "TRAINERS_URL" in os.environ:
         yield os.environ["TRAINERS_URL"]
         return
-    port = web.free_port()
-    output = tmp_path_factory.mktemp("serve") / "output.txt"
-    command = [sys.executable, "-m", "tokenreward.cli", "serve", "--port", str(port)]
-    with output.open("w") as sink:
-        process = subprocess.Popen(command, stdout=sink, stderr=sink, start_new_session=True)
-    root = psutil.Process(process.pid)
-    try:
-        until = time.monotonic() + START_S
-        while "try: curl" not in output.read_text():
-            assert process.poll() is None, output.read_text()
-            assert time.monotonic() < until, output.read_text()
-            time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        tree = [root]
-        with suppress(psutil.NoSuchProcess):  # it never began: its own words are the error
-            tree += root.children(recursive=True)
-        process.terminate()
-        psutil.wait_procs(tree, timeout=30)
-        for child in psutil.wait_procs(tree, timeout=0)[1]:
-            child.kill()
-        process.wait()
+    with serve.demo(tmp_path_factory.mktemp("serve")) as service:
+        yield service.url
 
 
 @pytest.fixture(scope="session")

@@ -69,7 +69,7 @@ class BodyBudget:
 
     @contextlib.asynccontextmanager
     async def body(
-        self, scope: Scope, receive: Receive, *, within_s: float, patience_s: float = 0.0
+        self, scope: Scope, receive: Receive, *, within_s: float, give_up_at: float = -math.inf
     ) -> AsyncIterator[bytes]:
         """Reads a body and holds its share until the block ends.
 
@@ -77,7 +77,8 @@ class BodyBudget:
             scope: The request's.
             receive: The request's.
             within_s: Seconds to the caller's deadline.
-            patience_s: Seconds for which the body may stay with the caller until there is room.
+            give_up_at: Until when, by time.monotonic, the body may stay with the caller if there
+                is no room.
 
         Raises:
             BodyTooLarge: The body has more bytes than any may have, as declared or as counted.
@@ -93,7 +94,7 @@ class BodyBudget:
                 raise self._full()
             self.num_held += share
 
-        await patiently(take, patience_s=patience_s, left_s=within_s)
+        await patiently(take, give_up_at=give_up_at)
         within_s -= time.monotonic() - began
         try:
             body = await self._read(receive, share, within_s=within_s)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from functools import partial
 from typing import Any
@@ -22,7 +23,7 @@ from tokenreward.http.app import Backend
 from tokenreward.http.body import for_size
 from tokenreward.http.fanout import Fanout
 from tokenreward.http.guard import refusal
-from tokenreward.http.patience import patiently
+from tokenreward.http.patience import patience_ends, patiently
 from tokenreward.http.plans import ProtocolPlans, log_probs_options, plan_for
 from tokenreward.http.protocols import Protocol
 from tokenreward.http.request_limits import Limits
@@ -89,14 +90,13 @@ class GatewayBackend(Backend):
         """
         with self.bodies.extras() as hold:
             call = self._call(request, sends=protocol.reads, wants=protocol.writes, hold=hold)
+            deadline = time.monotonic() + call.left_s
+            give_up_at = patience_ends(protocol.patience_s, deadline=deadline)
             async with self.bodies.body(
-                request.scope,
-                request.receive,
-                within_s=call.left_s,
-                patience_s=protocol.patience_s,
+                request.scope, request.receive, within_s=call.left_s, give_up_at=give_up_at
             ) as body:
                 async with self.bodies.parsing(len(body), within_s=call.left_s):
-                    work = await self._work(body, call, protocol)
+                    work = await self._work(body, call, protocol, give_up_at=give_up_at)
                 return await unless_gone(request.receive, work)
 
     async def tokens(self, request: Request) -> Response:
@@ -171,7 +171,7 @@ class GatewayBackend(Backend):
         )
 
     async def _work(
-        self, body: bytes, call: UpstreamCall, protocol: Protocol
+        self, body: bytes, call: UpstreamCall, protocol: Protocol, *, give_up_at: float
     ) -> Coroutine[Any, Any, Response]:
         """Reads a body, and returns the coroutine that answers it. Raises RequestError."""
         head = await for_size(len(body), protocol.head, body)
@@ -187,12 +187,12 @@ class GatewayBackend(Backend):
                 # Its replicas know the same settings: they read the body and write the answer, and
                 # hold the request while they are full. Here it is held while there are none.
                 post = partial(call.post, route.deployment, body, path=protocol.path)
-                return patiently(post, patience_s=protocol.patience_s, left_s=call.left_s)
+                return patiently(post, give_up_at=give_up_at)
         request = await for_size(len(body), protocol.read, body)
         if request is not None:
             self.limits.refuse_many_items(len(request.items))
         call.hold(_NUM_COPIES * len(body))
-        return self._fan_out(request, call, protocol, num_bytes=len(body))
+        return self._fan_out(request, call, protocol, num_bytes=len(body), give_up_at=give_up_at)
 
     def _only_deployment(self, head: RequestHead) -> str | None:
         """The deployment that can answer alone; None if there is none. Raises UnknownScorer,
@@ -214,6 +214,7 @@ class GatewayBackend(Backend):
         protocol: Protocol,
         *,
         num_bytes: int,
+        give_up_at: float,
     ) -> Response:
         if request is None:
             reply = reply_without_work(call.request_id)
@@ -242,7 +243,7 @@ class GatewayBackend(Backend):
                 raise
 
         try:
-            content = await patiently(attempt, patience_s=protocol.patience_s, left_s=call.left_s)
+            content = await patiently(attempt, give_up_at=give_up_at)
         except UpstreamRefusal as error:  # not raised, as the deployment has counted it
             return refusal(error, protocol)
         return Response(content, headers=protocol.answer_headers, media_type=protocol.writes.name)

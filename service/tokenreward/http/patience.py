@@ -17,31 +17,36 @@ T = TypeVar("T")
 
 _SHORTEST_PAUSE_S = 0.05
 _LONGEST_PAUSE_S = 1.0
-_MARGIN_S = 0.25  # before the deadline: the caller is told why, and not that time is up
-_MAX_FAULTS = 3  # a request that breaks a replica must not break the next ones for minutes
+# Before the deadline, so that the caller is told the failure, and not that time is up.
+_MARGIN_S = 0.25
+_MAX_FAULTS = 3  # tries that end in a 500: it may be the request that breaks replicas
+
+
+def patience_ends(patience_s: float, *, deadline: float) -> float:
+    """When a request that begins now is held no longer, by time.monotonic: once its protocol's
+    patience is used up, or shortly before its deadline. Each request has one such moment."""
+    return min(time.monotonic() + patience_s, deadline - _MARGIN_S)
 
 
 async def patiently(
     work: Callable[[], Awaitable[T]],
     *,
-    patience_s: float,
-    left_s: float,
+    give_up_at: float,
     hold: Callable[[], None] | None = None,
 ) -> T:
-    """The result of `work`, which is tried again while there is no capacity for it (status 503),
-    and a few times if it failed where another try may not (a retryable 500: a replica that died).
+    """The result of `work`. It is tried again while it fails for want of capacity (status 503), and
+    at most twice after a retryable 500: a replica that died, for example.
 
     Args:
-        work: Tries to answer the request. What it takes of budgets, it gives back when it ends.
-        patience_s: Seconds for which the request may be held; 0 for one try.
-        left_s: Seconds to the request's deadline.
-        hold: Called before the first pause. It raises Overloaded if there is no room for a request
-            that waits.
+        work: Makes one attempt. If it fails, it must have given back what it took of budgets.
+        give_up_at: When the request is held no longer, by time.monotonic. At least one attempt is
+            made.
+        hold: Called before the first pause.
 
     Raises:
-        RequestError: The failure, once patience or time is up; any other error at once.
+        RequestError: The last failure, once time or the tries are used up. An error that may not be
+            retried, at once. Overloaded, if `hold` finds no room for a request that waits.
     """
-    give_up_at = time.monotonic() + min(patience_s, left_s - _MARGIN_S)
     pause_s, num_faults = _SHORTEST_PAUSE_S, 0
     while True:
         try:

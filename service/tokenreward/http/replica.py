@@ -17,7 +17,7 @@ from tokenreward.engine.slot import Slot
 from tokenreward.errors import DeadlineExceededError, Loading
 from tokenreward.http.app import Backend
 from tokenreward.http.body import for_size
-from tokenreward.http.patience import patiently
+from tokenreward.http.patience import patience_ends, patiently
 from tokenreward.http.plans import ProtocolPlans, plan_for
 from tokenreward.http.protocols import Protocol
 from tokenreward.http.protocols._tokenize import tokenize
@@ -64,14 +64,12 @@ class ReplicaBackend(Backend):
     async def rewards(self, request: Request, protocol: Protocol) -> Response:
         """The answer to a request for rewards."""
         deadline = time.monotonic() + self.limits.time_limit_s(headers_of(request.scope))
-        patience_s = protocol.patience_s
-        types = await patiently(
-            self._types, patience_s=patience_s, left_s=deadline - time.monotonic()
-        )
+        give_up_at = patience_ends(protocol.patience_s, deadline=deadline)
+        types = await patiently(self._types, give_up_at=give_up_at)
         protocol.plan = plan_for(type(protocol), types, self._plans)
         left_s = deadline - time.monotonic()
         async with self.bodies.body(
-            request.scope, request.receive, within_s=left_s, patience_s=patience_s
+            request.scope, request.receive, within_s=left_s, give_up_at=give_up_at
         ) as body:
             num_bytes, left_s = len(body), deadline - time.monotonic()
             async with self.bodies.parsing(num_bytes, within_s=left_s):
@@ -87,12 +85,8 @@ class ReplicaBackend(Backend):
             return await for_size(_num_bytes(reply), protocol.write, reply)
 
         with self.bodies.extras() as hold:
-            content = await patiently(
-                attempt,
-                patience_s=patience_s,
-                left_s=deadline - time.monotonic(),
-                hold=partial(hold, num_bytes),
-            )
+            work = patiently(attempt, give_up_at=give_up_at, hold=partial(hold, num_bytes))
+            content = await unless_gone(request.receive, work)
         headers = {**protocol.marks, **protocol.answer_headers}
         return Response(content, headers=headers, media_type=protocol.writes.name)
 
@@ -107,13 +101,12 @@ class ReplicaBackend(Backend):
         if left_s <= 0:
             raise DeadlineExceededError("the deadline passed before the request could be scored")
         with self._slot.lease() as engine:
-            scoring = engine.score(
+            return await engine.score(
                 rewards_request,
                 request_id=request.state.request_id,
                 timeout_s=left_s,
                 caller=caller_of(request.scope),
             )
-            return await unless_gone(request.receive, scoring)
 
     async def tokens(self, request: Request) -> Response:
         """The ids of a text, by the engine's tokenizer."""

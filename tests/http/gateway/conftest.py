@@ -113,10 +113,11 @@ def serving(
     *replicas: tuple[dict[str, Any], Path], plans: ProtocolPlans | None = None
 ) -> Iterator[dict[str, Any]]:
     """Replicas of these settings on these checkpoints, under these settings of protocols. `url`:
-    their address. `metrics`, `slots`: theirs, by name. `asked`: path, headers and body of each POST
-    that reached them."""
+    their address. `metrics`, `slots`, `backends`: theirs, by name. `asked`: path, headers and body
+    of each POST that reached them."""
     mounts, metrics, asked = [], {}, []
     slots: dict[str, Slot] = {}
+    backends: dict[str, ReplicaBackend] = {}
     for settings, folder in replicas:
         name = str(settings["name"])
         metrics[name] = Metrics()
@@ -125,7 +126,7 @@ def serving(
         )
         slot = Slot(Engine.load(parsed, report=metrics[name].report))
         backend = ReplicaBackend(name, slot, metrics=metrics[name], limits=LIMITS, plans=plans)
-        slots[name] = slot
+        slots[name], backends[name] = slot, backend
         mounts.append(Mount(f"/d/{name}", build_app(backend)))
     app = Starlette(routes=mounts)
 
@@ -145,7 +146,13 @@ def serving(
         await app(scope, receive, send)
 
     with web.serving(recorded) as url:
-        yield {"url": url, "metrics": metrics, "asked": asked, "slots": slots}
+        yield {
+            "url": url,
+            "metrics": metrics,
+            "asked": asked,
+            "slots": slots,
+            "backends": backends,
+        }
 
 
 @pytest.fixture(scope="session")

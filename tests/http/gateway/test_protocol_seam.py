@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from fakes import tiny
+from fakes.web import until
 from tokenreward.config import parse_settings
 from tokenreward.deployment.plan import protocol_plans, serve_config
 from tokenreward.errors import InternalError, InvalidField, Overloaded, RequestError
@@ -107,6 +108,7 @@ def opened(checkpoint: Path, serve: Any, open_gateway: Any) -> Any:
     async def opened(place: str, plans: Any = None, **changes: Any) -> AsyncIterator[Any]:
         with serve((RM, checkpoint), plans=plans) as replicas:
             opened.engine = replicas["slots"]["rm"].engine  # type: ignore[attr-defined]
+            opened.backend = replicas["backends"]["rm"]  # type: ignore[attr-defined]
             if place == "gateway":
                 async with open_gateway(replicas, ROUTES)(plans=plans, **changes) as client:
                     yield client
@@ -272,6 +274,23 @@ async def test_what_waits_counts_as_held_and_is_refused_where_no_room_is_left(
     assert {answer.status_code for answer in answers} == {200}
 
 
+async def test_a_caller_who_hangs_up_while_held_frees_what_is_held_for_it(opened: Any) -> None:
+    free = threading.Event()
+    async with opened("replica") as client:
+        opened.engine.device_thread.submit(free.wait)
+        try:
+            others = await fill(client)
+            bodies = opened.backend.bodies
+            num_held = bodies.num_held
+            held = asyncio.ensure_future(client.post("/get_reward", json=BODY))
+            await until(lambda: bodies.num_held > num_held)
+            held.cancel()
+            await until(lambda: bodies.num_held == num_held)
+        finally:
+            free.set()
+        await asyncio.gather(*others)
+
+
 async def test_a_fault_is_tried_again_a_few_times_and_a_wrong_request_never() -> None:
     tries: list[type[RequestError]] = []
 
@@ -284,12 +303,12 @@ async def test_a_fault_is_tried_again_a_few_times_and_a_wrong_request_never() ->
 
     for kind in (InternalError, InvalidField, Overloaded):
         with pytest.raises(kind):
-            await patiently(failing(kind), patience_s=0.3, left_s=10)
+            await patiently(failing(kind), give_up_at=time.monotonic() + 0.3)
     assert tries.count(InternalError) == 3
     assert tries.count(InvalidField) == 1
     assert tries.count(Overloaded) == 3  # at 0, 0.05 and 0.15 s
     with pytest.raises(Overloaded):
-        await patiently(failing(Overloaded), patience_s=0, left_s=10)
+        await patiently(failing(Overloaded), give_up_at=time.monotonic())
     assert tries.count(Overloaded) == 4
 
 

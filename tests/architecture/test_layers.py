@@ -231,7 +231,7 @@ def written(folder: Path, name: str, text: str) -> Module:
         ("tokenreward.scorers.margin", "from tokenreward.forward import packed"),
         ("tokenreward.forward.packed", "from tokenreward.scorers import reward_model"),
         ("tokenreward.credit.kl", "from tokenreward.settings import Settings"),
-        ("tokenreward.http.fanout", "from tokenreward import ingress"),
+        ("tokenreward.http.gateway.fanout", "from tokenreward import ingress"),
         ("tokenreward.combine", "from tokenreward.http.guard import Guard"),
         ("tokenreward.engine.step", "from tokenreward.metrics import Metrics"),
         ("tokenreward.engine.step", "import tokenreward_client"),
@@ -314,7 +314,11 @@ def test_the_check_of_homes_flags_a_heavy_import_abroad(
         ("tokenreward.scorers.margin", "from tokenreward.scorers._prompts import steps", 0),
         ("tokenreward.http.protocols.pairs", "from tokenreward.http.protocols import native", 1),
         ("tokenreward.http.protocols.pairs", "from tokenreward.http.protocols import Protocol", 0),
-        ("tokenreward.http.gateway", "from tokenreward.http.protocols.native import Native", 0),
+        (
+            "tokenreward.http.gateway.backend",
+            "from tokenreward.http.protocols.native import Native",
+            0,
+        ),
     ],
 )
 def test_the_check_of_kinds_flags_a_sibling(

@@ -16,7 +16,7 @@ from tokenreward.checkpoints.checkpoint import (
     load_checkpoint,
     refuse_longer,
 )
-from tokenreward.checkpoints.value_head import ValueHead
+from tokenreward.checkpoints.heads.value_head import ValueHead
 from tokenreward.checkpoints.weight_files import resolve
 from tokenreward.settings import DeploymentSettings, SettingsError
 

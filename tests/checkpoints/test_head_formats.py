@@ -18,7 +18,7 @@ from fakes import oracle, tiny
 from fakes.pages import page
 from fakes.tiny import tokenizer_of
 from tokenreward.checkpoints.checkpoint import Checkpoint, CheckpointRefused, load_checkpoint
-from tokenreward.checkpoints.head_formats import FORMATS
+from tokenreward.checkpoints.heads.head_formats import FORMATS
 from tokenreward.contract import Needs, Row, RowRequest
 from tokenreward.forward.own_call import compare_with_own_call, skipped_token
 from tokenreward.forward.packed import PackedLayout

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from tokenreward.checkpoints.checkpoint import CheckpointRefused
+from tokenreward.checkpoints.heads.value_head import ValueHead
 from tokenreward.checkpoints.layers import head_module
-from tokenreward.checkpoints.value_head import ValueHead
 
 HIDDEN = 32
 

@@ -15,7 +15,7 @@ from ray.serve.schema import ServeDeploySchema
 from tokenreward.cli import schema
 from tokenreward.config import demo_settings, parse_settings
 from tokenreward.deployment.plan import internal_url, limits_of, needed_cpus, serve_config
-from tokenreward.http.scorer_routes import ScorerRoute
+from tokenreward.http.gateway.scorer_routes import ScorerRoute
 from tokenreward.settings import DeploymentSettings, Settings
 
 

@@ -16,6 +16,7 @@ import torch
 from tokenreward.checkpoints.adapter import Adapter
 from tokenreward.checkpoints.adapter_config import refuse_adapter_in_checkpoint
 from tokenreward.checkpoints.gguf import find_gguf
+from tokenreward.checkpoints.heads.value_head import ValueHead
 from tokenreward.checkpoints.load_failure import (
     refuse_failing,
     why_not_loaded,
@@ -24,7 +25,6 @@ from tokenreward.checkpoints.model import load_model
 from tokenreward.checkpoints.positions import has_table, padding_position
 from tokenreward.checkpoints.refusal import CheckpointRefused
 from tokenreward.checkpoints.trunk import refuse_other_states
-from tokenreward.checkpoints.value_head import ValueHead
 from tokenreward.checkpoints.weight_files import find, resolve
 from tokenreward.contract import Task
 from tokenreward.settings import DeploymentSettings, HeadSettings, SettingsError

@@ -15,9 +15,9 @@ from transformers import (
     AutoModelForSequenceClassification,
 )
 
+from tokenreward.checkpoints.heads.value_head import label_names, label_weights
 from tokenreward.checkpoints.pretrained import load_pretrained, read_config
 from tokenreward.checkpoints.refusal import CheckpointRefused, few, refuse_incomplete
-from tokenreward.checkpoints.value_head import label_names, label_weights
 from tokenreward.settings import DeploymentSettings
 
 _LABEL_FIELDS = frozenset({"label", "label_weights"})

@@ -25,14 +25,14 @@ from transformers import (
 )
 
 from tokenreward.checkpoints.adapter import Adapter, merge_head
-from tokenreward.checkpoints.affine import AFFINE, take_stored_affine
-from tokenreward.checkpoints.gate import gate_names, put_gate
-from tokenreward.checkpoints.head_formats import FORMATS, find_head, find_heads
+from tokenreward.checkpoints.heads.affine import AFFINE, take_stored_affine
+from tokenreward.checkpoints.heads.gate import gate_names, put_gate
+from tokenreward.checkpoints.heads.head_formats import FORMATS, find_head, find_heads
+from tokenreward.checkpoints.heads.value_head import ATTRIBUTE, names_value
 from tokenreward.checkpoints.layers import head_module
 from tokenreward.checkpoints.pretrained import load_pretrained, read_config
 from tokenreward.checkpoints.refusal import CheckpointRefused, few, refuse_incomplete
 from tokenreward.checkpoints.trunk import find_trunk
-from tokenreward.checkpoints.value_head import ATTRIBUTE, names_value
 from tokenreward.checkpoints.weight_files import find_tensors, read_tensor
 from tokenreward.settings import DeploymentSettings, HeadSettings
 

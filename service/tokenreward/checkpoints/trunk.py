@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from transformers import AutoModel
 
-from tokenreward.checkpoints.head_formats import find_trunks
+from tokenreward.checkpoints.heads.head_formats import find_trunks
+from tokenreward.checkpoints.heads.value_head import ValueHead
 from tokenreward.checkpoints.refusal import CheckpointRefused
-from tokenreward.checkpoints.value_head import ValueHead
 from tokenreward.checkpoints.weight_files import have_equal_tensors
 from tokenreward.settings import DeploymentSettings
 

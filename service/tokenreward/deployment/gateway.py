@@ -20,10 +20,10 @@ from ray.serve.exceptions import RayServeException
 from tokenreward.deployment.plan import REPLICA, limits_of, protocol_plans
 from tokenreward.deployment.process import tune_interpreter
 from tokenreward.http.app import build_app
-from tokenreward.http.gateway import GatewayBackend
+from tokenreward.http.gateway.backend import GatewayBackend
+from tokenreward.http.gateway.scorer_routes import ScorerRoute
+from tokenreward.http.gateway.upstream import Upstreams
 from tokenreward.http.scope import App
-from tokenreward.http.scorer_routes import ScorerRoute
-from tokenreward.http.upstream import Upstreams
 from tokenreward.metrics import Snapshot
 
 _GATHER_TIMEOUT_S = 5.0

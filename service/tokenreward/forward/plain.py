@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from tokenreward.checkpoints.checkpoint import Checkpoint
+from tokenreward.checkpoints.heads.value_head import ValueHead
 from tokenreward.checkpoints.refusal import CheckpointRefused
-from tokenreward.checkpoints.value_head import ValueHead
 from tokenreward.contract import Needs, Outputs, Reading, Row, RowRequest
 from tokenreward.forward.language_head import best, ranks_of
 from tokenreward.forward.layout import Gap

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from tokenreward.checkpoints.checkpoint import Checkpoint
-from tokenreward.checkpoints.gate import Gate
-from tokenreward.checkpoints.value_head import ValueHead
+from tokenreward.checkpoints.heads.gate import Gate
+from tokenreward.checkpoints.heads.value_head import ValueHead
 from tokenreward.contract import Outputs, Reading, Row, RowRequest
 from tokenreward.forward.language_head import LanguageHead
 from tokenreward.forward.logits import LogitReadout

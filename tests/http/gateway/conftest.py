@@ -23,12 +23,12 @@ from tokenreward.deployment.plan import serve_config
 from tokenreward.engine import Engine
 from tokenreward.engine.slot import Slot
 from tokenreward.http.app import build_app
-from tokenreward.http.gateway import GatewayBackend
+from tokenreward.http.gateway.backend import GatewayBackend
+from tokenreward.http.gateway.scorer_routes import ScorerRoute
+from tokenreward.http.gateway.upstream import Upstreams
 from tokenreward.http.plans import ProtocolPlans
 from tokenreward.http.replica import ReplicaBackend
 from tokenreward.http.request_limits import Limits
-from tokenreward.http.scorer_routes import ScorerRoute
-from tokenreward.http.upstream import Upstreams
 from tokenreward.metrics import Metrics
 from tokenreward.settings import DeploymentSettings
 from tokenreward.wire.media import media_of

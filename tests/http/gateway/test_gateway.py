@@ -428,7 +428,7 @@ async def test_answer_on_readiness_stands_for_a_second(
         assert (await client.get("/readyz")).status_code == 200
         loaded["rm"] = {}
         assert (await client.get("/readyz")).status_code == 200
-        monkeypatch.setattr("tokenreward.http.upstream._READY_STANDS_S", 0.0)
+        monkeypatch.setattr("tokenreward.http.gateway.upstream._READY_STANDS_S", 0.0)
         assert (await client.get("/readyz")).status_code == 503
 
 

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from fakes.scripted import LOG_PROBS, answers, reply
-from tokenreward.http.scorer_routes import ScorerRoute
+from tokenreward.http.gateway.scorer_routes import ScorerRoute
 
 IDS: dict[str, Any] = {"prompt": [1], "response": [2, 3], "policy_logprobs": [-1.0, -1.0]}
 KL = {"kl": {"coef": 1.0, "reference": "endogenous"}}

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from fakes import tiny
-from tokenreward.http.scorer_routes import ScorerRoute
+from tokenreward.http.gateway.scorer_routes import ScorerRoute
 from tokenreward.wire.paths import REWARDS_PATH
 
 LM = {

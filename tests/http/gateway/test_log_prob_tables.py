@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fakes import tiny
-from tokenreward.http.scorer_routes import ScorerRoute
+from tokenreward.http.gateway.scorer_routes import ScorerRoute
 from tokenreward.wire import decode_table
 from tokenreward.wire.media import JSON, MSGPACK
 from tokenreward.wire.reply import INTEGER_TABLES, TABLES

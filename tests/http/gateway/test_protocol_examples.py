@@ -14,9 +14,9 @@ from fakes.pages import page
 from tokenreward.config import demo_settings
 from tokenreward.demo import checkpoint_path
 from tokenreward.deployment.plan import serve_config
+from tokenreward.http.gateway.scorer_routes import ScorerRoute
 from tokenreward.http.openapi import document
 from tokenreward.http.protocols import find_protocols
-from tokenreward.http.scorer_routes import ScorerRoute
 
 DOCS = page("docs/protocols.md")
 EXAMPLES = re.findall(r"```http\nPOST (\S+)\n(.*?)\n```\n```json\n(.*?)\n```", DOCS, re.DOTALL)

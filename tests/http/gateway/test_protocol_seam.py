@@ -18,10 +18,10 @@ from fakes.web import until
 from tokenreward.config import parse_settings
 from tokenreward.deployment.plan import protocol_plans, serve_config
 from tokenreward.errors import InternalError, InvalidField, Overloaded, RequestError
+from tokenreward.http.gateway.scorer_routes import ScorerRoute
 from tokenreward.http.patience import patiently
 from tokenreward.http.plans import check_plans
 from tokenreward.http.request_limits import Limits
-from tokenreward.http.scorer_routes import ScorerRoute
 from tokenreward.settings import ProtocolSettings, Settings, SettingsError
 from tokenreward.wire.paths import REWARDS_PATH
 

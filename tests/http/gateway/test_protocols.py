@@ -17,8 +17,8 @@ from fakes import tiny
 from fakes.guide import GUIDE
 from fakes.pages import code_blocks
 from tokenreward.http import protocols
+from tokenreward.http.gateway.scorer_routes import ScorerRoute
 from tokenreward.http.request_limits import Limits
-from tokenreward.http.scorer_routes import ScorerRoute
 from tokenreward.wire.paths import REWARDS_PATH
 
 PAIRS = [("2+2?", "It is 4."), ("<s>Why?", " Because</s>"), ("", "Yes")]

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from fakes import tiny
-from tokenreward.http.scorer_routes import ScorerRoute
+from tokenreward.http.gateway.scorer_routes import ScorerRoute
 from tokenreward.settings import ProtocolSettings
 
 PLACES = pytest.mark.parametrize("place", ["replica", "gateway"])

@@ -12,7 +12,7 @@ import pytest
 
 from fakes import oracle, tiny
 from fakes.pages import code_blocks, page
-from tokenreward.http.scorer_routes import ScorerRoute
+from tokenreward.http.gateway.scorer_routes import ScorerRoute
 
 DPO_BETA, DPO_CLIP, KL_COEF, SCORE_CLIP = 0.05, 0.05, 0.01, 10.0
 PAIR = {"name": "dpo", "task": "causal_lm", "scorers": [{"type": "implicit"}]}

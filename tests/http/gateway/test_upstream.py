@@ -18,7 +18,7 @@ from fakes import web
 from fakes.scripted import LOG_PROBS, answers, reply
 from fakes.web import until
 from tokenreward.errors import DeadlineExceededError, Loading, Overloaded
-from tokenreward.http.upstream import UpstreamCall, Upstreams
+from tokenreward.http.gateway.upstream import UpstreamCall, Upstreams
 
 BODY = b'{"scorer" : "one",\n "items": [{"prompt": "a", "response": "b"}], "unknown": 1e400}'
 FOREIGN = [
@@ -134,7 +134,7 @@ async def test_answer_that_is_not_ours_becomes_our_error(
 async def test_deployment_is_asked_whether_it_is_ready_after_it_failed_to_answer_and_not_before(
     edge: Any, gateway: Any, monkeypatch: pytest.MonkeyPatch, failure: Response | None, again: bool
 ) -> None:
-    monkeypatch.setattr("tokenreward.http.upstream._READY_STANDS_S", 0.0)
+    monkeypatch.setattr("tokenreward.http.gateway.upstream._READY_STANDS_S", 0.0)
     edge.answer = answers(lm=failure, rm=None)
     url = f"http://127.0.0.1:{web.free_port()}" if failure is None else edge.url
     async with gateway(url) as opened:
@@ -152,7 +152,7 @@ def call_of(upstreams: Upstreams, *, limit_s: float = 10) -> UpstreamCall:
 async def test_a_callers_short_deadline_costs_nobody_else_the_readiness_or_the_listing(
     edge: Any, monkeypatch: pytest.MonkeyPatch, by_proxy: bool
 ) -> None:
-    monkeypatch.setattr("tokenreward.http.upstream._READY_STANDS_S", 0.0)
+    monkeypatch.setattr("tokenreward.http.gateway.upstream._READY_STANDS_S", 0.0)
     first, again = asyncio.Future[bool](), asyncio.Future[bool]()
     first.set_result(True)
     answers_in_turn = iter([first, again, again])
@@ -191,7 +191,7 @@ async def test_waiting_for_word_of_readiness_is_part_of_the_deadline(edge: Any) 
 async def test_a_deployment_that_does_not_list_its_scorers_in_time_is_unavailable(
     edge: Any, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tokenreward.http.gateway._LISTING_S", 0.3)
+    monkeypatch.setattr("tokenreward.http.gateway.backend._LISTING_S", 0.3)
     entry = {"name": "two", "tokenizer": "t"}
 
     edge.listing = None

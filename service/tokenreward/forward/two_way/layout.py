@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from tokenreward.checkpoints.checkpoint import Checkpoint
+from tokenreward.checkpoints.heads.value_head import label_names, label_weights
 from tokenreward.checkpoints.refusal import CheckpointRefused
-from tokenreward.checkpoints.value_head import label_names, label_weights
 from tokenreward.contract import Outputs, Reading, Row, RowRequest
 from tokenreward.errors import UnsupportedText
 from tokenreward.forward.layout import Gap

@@ -21,16 +21,16 @@ from fastapi import Request, Response
 from tokenreward.errors import Loading, RequestError
 from tokenreward.http.app import Backend
 from tokenreward.http.body import for_size
-from tokenreward.http.fanout import Fanout
+from tokenreward.http.gateway.fanout import Fanout
+from tokenreward.http.gateway.scorer_routes import ScorerRoute, find_route
+from tokenreward.http.gateway.upstream import UpstreamCall, Upstreams
+from tokenreward.http.gateway.upstream_answers import UpstreamRefusal
 from tokenreward.http.guard import refusal
 from tokenreward.http.patience import patience_ends, patiently
 from tokenreward.http.plans import ProtocolPlans, log_probs_options, plan_for
 from tokenreward.http.protocols import Protocol
 from tokenreward.http.request_limits import Limits
 from tokenreward.http.scope import caller_of, headers_of, unless_gone
-from tokenreward.http.scorer_routes import ScorerRoute, find_route
-from tokenreward.http.upstream import UpstreamCall, Upstreams
-from tokenreward.http.upstream_answers import UpstreamRefusal
 from tokenreward.metrics import REQUESTS, Metrics, Snapshot, render
 from tokenreward.wire import RewardsRequest, served_name
 from tokenreward.wire.dependencies import dependencies, request_dependencies

@@ -16,16 +16,15 @@ from typing import Any, TypeVar
 from tokenreward.combine import combine, has_id_units, refuse_unequal_units
 from tokenreward.errors import InternalError, InvalidField, RequestError
 from tokenreward.http.body import for_size
-from tokenreward.http.guard import Report
-from tokenreward.http.questions import (
+from tokenreward.http.gateway.questions import (
     needs_one_tokenizer,
     question,
     read_values,
     refuse_unlike_units,
     restated_error,
 )
-from tokenreward.http.scorer_routes import ScorerRoute
-from tokenreward.http.subrequests import (
+from tokenreward.http.gateway.scorer_routes import ScorerRoute
+from tokenreward.http.gateway.subrequests import (
     SubRequest,
     longest,
     no_reply,
@@ -33,8 +32,9 @@ from tokenreward.http.subrequests import (
     subrequests_of,
     write_content,
 )
-from tokenreward.http.upstream import ListedScorer, UpstreamCall, is_old
-from tokenreward.http.upstream_answers import UpstreamRefusal
+from tokenreward.http.gateway.upstream import ListedScorer, UpstreamCall, is_old
+from tokenreward.http.gateway.upstream_answers import UpstreamRefusal
+from tokenreward.http.guard import Report
 from tokenreward.wire import ItemResult, Reply, RewardsRequest, Usage, served_name
 from tokenreward.wire.dependencies import Dependency
 from tokenreward.wire.reply import reply_without_work

@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokenreward.checkpoints.affine import read_affine
-from tokenreward.checkpoints.gate import CHOICES, Gate
+from tokenreward.checkpoints.heads.affine import read_affine
+from tokenreward.checkpoints.heads.gate import CHOICES, Gate
 from tokenreward.checkpoints.layers import compute, layers_of
 from tokenreward.checkpoints.refusal import CheckpointRefused
 from tokenreward.settings import HeadSettings

@@ -18,7 +18,7 @@ from fastapi import Response
 from pydantic import BaseModel, TypeAdapter
 
 from tokenreward.errors import DeadlineExceededError, InternalError, Loading
-from tokenreward.http.upstream_answers import (
+from tokenreward.http.gateway.upstream_answers import (
     UpstreamRefusal,
     foreign_failure,
     own_answer,

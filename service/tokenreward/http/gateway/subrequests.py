@@ -14,9 +14,9 @@ from fastapi import Response
 from pydantic_core import to_json
 
 from tokenreward.errors import InternalError, MalformedBody, MalformedJson, RequestError
-from tokenreward.http.questions import restated_reply
-from tokenreward.http.scorer_routes import ScorerRoute, dependencies_of
-from tokenreward.http.upstream_answers import read_body
+from tokenreward.http.gateway.questions import restated_reply
+from tokenreward.http.gateway.scorer_routes import ScorerRoute, dependencies_of
+from tokenreward.http.gateway.upstream_answers import read_body
 from tokenreward.wire import (
     ErrorDetail,
     ItemResult,

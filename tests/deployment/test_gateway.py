@@ -44,10 +44,20 @@ async def test_replica_whose_health_check_raises_is_not_ready(answers: Any, read
 
 async def test_a_deployment_that_is_gone_fails_alone() -> None:
     handles = {"lm": Handle(snapshot=[("r1", [])])}
-    assert await snapshots(handles.__getitem__, ["gone", "lm"]) == {"gone": {}, "lm": {"r1": []}}
+    assert await snapshots(handles.__getitem__, ["gone", "lm"]) == {("lm", "r1"): []}
     assert await has_ready(handles.__getitem__, "gone") is False
 
 
 async def test_metrics_are_those_of_the_replicas_that_answer() -> None:
     handle = Handle(snapshot=[("r1", []), RuntimeError("it died")])
-    assert await snapshots({"lm": handle}.__getitem__, ["lm"]) == {"lm": {"r1": []}}
+    assert await snapshots({"lm": handle}.__getitem__, ["lm"]) == {("lm", "r1"): []}
+
+
+async def test_metrics_of_all_gateways_stand_beside_a_deployment_of_that_name() -> None:
+    own, other = ("g1", [{"name": "one"}]), ("g2", [{"name": "two"}])
+    handles = {"Gateway": Handle(snapshot=[own, other]), "gateway": Handle(snapshot=[("r1", [])])}
+    assert await snapshots(handles.__getitem__, ["gateway"]) == {
+        ("gateway", "g1"): own[1],
+        ("gateway", "g2"): other[1],
+        ("gateway", "r1"): [],
+    }

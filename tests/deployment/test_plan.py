@@ -147,6 +147,27 @@ def test_all_replicas_fit_on_the_private_instance() -> None:
     assert (
         needed_cpus(changed(demo_settings(), num_replicas=3, num_cpus=0.5)) == 4
     )  # 3 x 0.5 + 2 x 1 + 0.1
+    assert needed_cpus(with_gateways(2)) == 4  # 3 x 1 + 2 x 0.5
+
+
+def with_gateways(num_replicas: int) -> Settings:
+    """The demo's settings with so many replicas of the gateway, each with half a CPU."""
+    gateway = {"gateway_num_replicas": num_replicas, "gateway_num_cpus": 0.5}
+    return parse_settings({**demo_settings().model_dump(), **gateway})
+
+
+@pytest.mark.parametrize(
+    ("num_replicas", "is_cluster", "per_node"), [(1, True, None), (2, False, None), (2, True, 1)]
+)
+def test_replicas_of_the_gateway_are_on_different_nodes_of_a_cluster(
+    num_replicas: int, is_cluster: bool, per_node: int | None
+) -> None:
+    config = serve_config(with_gateways(num_replicas), is_cluster=is_cluster)
+    ServeDeploySchema.model_validate(config)
+    (options,) = config["applications"][0]["deployments"]
+    assert options["num_replicas"] == num_replicas
+    assert options.get("max_replicas_per_node") == per_node
+    assert options["max_ongoing_requests"] == 3 * 1024
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def test_every_pod_can_read_the_keys_and_has_shared_memory_for_the_object_store(
 def test_the_head_serves_nobody_and_the_workers_have_room_for_every_replica() -> None:
     assert HEAD["rayStartParams"]["num-cpus"] == "0"
     assert SERVICE["spec"]["excludeHeadPodFromServeSvc"] is True
-    wanted = SETTINGS.gateway_num_cpus + sum(
+    wanted = SETTINGS.gateway_num_replicas * SETTINGS.gateway_num_cpus + sum(
         d.num_replicas * d.num_cpus for d in SETTINGS.deployments
     )
     assert WORKERS["replicas"] * int(container(WORKERS)["resources"]["limits"]["cpu"]) >= wanted

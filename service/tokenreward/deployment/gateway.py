@@ -17,14 +17,20 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
-from tokenreward.deployment.plan import REPLICA, limits_of, protocol_plans
+from tokenreward.deployment.plan import (
+    GATEWAY,
+    GATEWAY_APP,
+    REPLICA,
+    limits_of,
+    protocol_plans,
+)
 from tokenreward.deployment.process import tune_interpreter
 from tokenreward.http.app import build_app
-from tokenreward.http.gateway.backend import GatewayBackend
+from tokenreward.http.gateway.backend import LABEL, GatewayBackend
 from tokenreward.http.gateway.scorer_routes import ScorerRoute
 from tokenreward.http.gateway.upstream import Upstreams
 from tokenreward.http.scope import App
-from tokenreward.metrics import Snapshot
+from tokenreward.metrics import REQUESTS, Metrics, Snapshot
 
 _GATHER_TIMEOUT_S = 5.0
 # What Ray raises for a deployment that does not answer: KeyError if it does not exist (any more).
@@ -36,12 +42,13 @@ HandleOf = Callable[[str], Any]  # Ray's handle of a deployment
 
 
 @cache
-def ray_handle(deployment: str) -> Any:
-    """Ray's handle of a deployment, which asks all of its replicas at once.
+def ray_handle(application: str) -> Any:
+    """Ray's handle of a deployment or of the gateway, which asks all of its replicas at once.
 
-    It cannot be had before Ray runs the deployment.
+    It cannot be had before Ray runs the application.
     """
-    return serve.get_deployment_handle(REPLICA, app_name=deployment)
+    name = GATEWAY if application == GATEWAY_APP else REPLICA
+    return serve.get_deployment_handle(name, app_name=application)
 
 
 @serve.deployment
@@ -56,6 +63,7 @@ class Gateway:
     def __init__(self, args: dict[str, Any]) -> None:
         tune_interpreter()
         self._args = args
+        self._metrics = Metrics(REQUESTS)
         self._routes = {name: ScorerRoute(**route) for name, route in args["routes"].items()}
 
     def __serve_build_asgi_app__(self) -> App:
@@ -76,22 +84,32 @@ class Gateway:
             Upstreams(client, partial(has_ready, ray_handle)),
             gather=partial(snapshots, ray_handle, deployments),
             limits=limits_of(self._args),
+            metrics=self._metrics,
             replica=serve.get_replica_context().replica_tag,
             plans=protocol_plans(self._args),
         )
         return build_app(backend)
 
+    async def snapshot(self) -> tuple[str, Snapshot]:
+        """This replica's id and its metrics."""
+        return serve.get_replica_context().replica_tag, self._metrics.snapshot()
+
 
 async def snapshots(
     handle_of: HandleOf, deployments: Iterable[str]
-) -> dict[str, dict[str, Snapshot]]:
-    """The metrics of every running replica, by deployment, then replica.
+) -> dict[tuple[str, str], Snapshot]:
+    """The metrics of every running replica, by the label of its deployment and its own name. Those
+    of the gateway are among them.
 
     Only replicas that are loaded answer. A replica that has just died is left out.
     """
-    names = list(deployments)
-    all_answers = await asyncio.gather(*(_broadcast(handle_of, name, "snapshot") for name in names))
-    return {name: dict(answers) for name, answers in zip(names, all_answers, strict=True)}
+    labels = {GATEWAY_APP: LABEL, **{name: name for name in deployments}}
+    all_answers = await asyncio.gather(*(_broadcast(handle_of, app, "snapshot") for app in labels))
+    return {
+        (label, replica): snapshot
+        for label, answers in zip(labels.values(), all_answers, strict=True)
+        for replica, snapshot in answers
+    }
 
 
 async def has_ready(handle_of: HandleOf, deployment: str) -> bool:

@@ -98,7 +98,7 @@ class Instance:
         from ray.serve.context import _get_global_client
         from ray.serve.schema import ServeDeploySchema
 
-        config = ServeDeploySchema.model_validate(serve_config(self._settings))
+        config = ServeDeploySchema.model_validate(serve_config(self._settings, is_cluster=False))
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         serve.start(
             proxy_location=config.proxy_location, http_options=config.http_options.model_dump()

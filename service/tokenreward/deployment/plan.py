@@ -25,8 +25,14 @@ GATEWAY = "Gateway"
 _OUTSIDE_ARGS = {"num_replicas", "checkpoint", "version", "max_concurrent_requests"}
 
 
-def serve_config(settings: Settings) -> dict[str, Any]:
+def serve_config(settings: Settings, *, is_cluster: bool = True) -> dict[str, Any]:
     """The full config as plain objects, valid against Ray's ServeDeploySchema.
+
+    Args:
+        settings: What to serve.
+        is_cluster: Whether it is for a cluster. There several replicas of the gateway are on as
+            many nodes, so that no node takes all of them along when it dies. If there are fewer
+            nodes, the others wait for one, and those that run serve meanwhile.
 
     Raises:
         SettingsError: A protocol is set up in a way that no request could be answered with.
@@ -40,16 +46,16 @@ def serve_config(settings: Settings) -> dict[str, Any]:
             "request_timeout_s": settings.request_timeout_s,
         },
         "applications": [
-            _gateway(settings),
+            _gateway(settings, is_cluster=is_cluster),
             *(_deployment(deployment, settings) for deployment in settings.deployments),
         ],
     }
 
 
 def needed_cpus(settings: Settings) -> int:
-    """CPUs that the gateway and all replicas reserve together."""
+    """CPUs that all replicas reserve together, those of the gateway included."""
     num_cpus = sum(d.num_replicas * d.num_cpus for d in settings.deployments)
-    return math.ceil(settings.gateway_num_cpus + num_cpus)
+    return math.ceil(settings.gateway_num_replicas * settings.gateway_num_cpus + num_cpus)
 
 
 def internal_url(settings: Settings) -> str:
@@ -73,7 +79,7 @@ def limits_of(args: dict[str, Any]) -> Limits:
     )
 
 
-def _gateway(settings: Settings) -> dict[str, Any]:
+def _gateway(settings: Settings, *, is_cluster: bool) -> dict[str, Any]:
     routes = {}
     for deployment in settings.deployments:
         for scorer in deployment.scorers:
@@ -84,6 +90,17 @@ def _gateway(settings: Settings) -> dict[str, Any]:
             if scorer.score_from is not None:
                 route["score_from"] = scorer.score_from
             routes[scorer.served_name] = route
+    options: dict[str, Any] = {
+        "name": GATEWAY,
+        "num_replicas": settings.gateway_num_replicas,
+        # Each one may carry all requests: the others may be gone.
+        "max_ongoing_requests": sum(
+            d.max_concurrent_requests * d.num_replicas for d in settings.deployments
+        ),
+        "ray_actor_options": {"num_cpus": settings.gateway_num_cpus},
+    }
+    if is_cluster and settings.gateway_num_replicas > 1:
+        options["max_replicas_per_node"] = 1
     return {
         "name": GATEWAY_APP,
         "route_prefix": "/",
@@ -94,15 +111,7 @@ def _gateway(settings: Settings) -> dict[str, Any]:
             "routes": routes,
             "url": internal_url(settings),
         },
-        "deployments": [
-            {
-                "name": GATEWAY,
-                "max_ongoing_requests": sum(
-                    d.max_concurrent_requests * d.num_replicas for d in settings.deployments
-                ),
-                "ray_actor_options": {"num_cpus": settings.gateway_num_cpus},
-            }
-        ],
+        "deployments": [options],
     }
 
 

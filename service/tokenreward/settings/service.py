@@ -70,7 +70,12 @@ class Settings(BaseModel, extra="forbid", frozen=True):
         description="Latest deadline that a caller may name; past it: 422.",
     )
     gateway_num_cpus: float = Field(
-        default=0.1, ge=0, description="CPUs that Ray reserves for the gateway."
+        default=0.1, ge=0, description="CPUs that Ray reserves for each replica of the gateway."
+    )
+    gateway_num_replicas: int = Field(
+        default=1,
+        ge=1,
+        description="Replicas of the gateway. On a cluster each is on a node of its own.",
     )
     protocols: dict[str, ProtocolSettings] = Field(
         default_factory=dict,

@@ -236,16 +236,24 @@ def opener(deployments: dict[str, Any], routes: Mapping[str, ScorerRoute]) -> Ga
         limits: Limits = LIMITS,
         plans: ProtocolPlans | None = None,
     ) -> AsyncIterator[httpx.AsyncClient]:
-        async def gather() -> Mapping[str, Any]:
-            snapshots = {
+        def snapshots() -> Mapping[str, Any]:
+            if loaded is not None:
+                return loaded
+            return {
                 name: {f"{name}-r1": metrics.snapshot()}
                 for name, metrics in deployments["metrics"].items()
             }
-            return snapshots if loaded is None else loaded
+
+        async def gather() -> dict[tuple[str, str], Any]:
+            return {
+                (name, replica): snapshot
+                for name, replicas in snapshots().items()
+                for replica, snapshot in replicas.items()
+            }
 
         async def has_ready(deployment: str) -> bool:
             probes.append(deployment)
-            return bool((await gather()).get(deployment))
+            return bool(snapshots().get(deployment))
 
         probes = opened.probes = []  # type: ignore[attr-defined]
         async with httpx.AsyncClient(base_url=upstream, timeout=30, trust_env=False) as inner:

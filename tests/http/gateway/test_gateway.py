@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from typing import Any
 
@@ -12,6 +13,7 @@ from pydantic import SecretStr
 
 from tokenreward.http.protocols.native import Native
 from tokenreward.http.request_limits import Limits
+from tokenreward.metrics import REQUESTS, Metrics
 from tokenreward.wire import decode_rewards, read_reply
 from tokenreward.wire.paths import CALLER_HEADER
 
@@ -287,6 +289,22 @@ async def test_metrics_of_all_replicas_stand_in_one_text(gateway: Any) -> None:
     assert 'tokenreward_model_version{deployment="lm",replica="lm-r1"} 1.0' in text
     assert 'tokenreward_model_version{deployment="rm",replica="rm-r1"} 3.0' in text
     assert text.count("# TYPE tokenreward_model_version") == 1
+
+
+async def test_metrics_of_the_gateways_other_replicas_are_there_and_its_own_once(
+    gateway: Any,
+) -> None:
+    other, stale = Metrics(REQUESTS), Metrics(REQUESTS)
+    other.report("requests_total", 7, status="200")
+    stale.report("requests_total", 9, status="404")
+    loaded = {"gateway": {"gateway-1": stale.snapshot(), "gateway-2": other.snapshot()}}
+    async with gateway(loaded=loaded) as client:
+        await client.get("/nowhere")
+        text = (await client.get("/metrics")).text
+    counts = re.findall(
+        r'requests_total\{deployment="gateway",replica="(.+)",status="(.+)"\} (.+)', text
+    )
+    assert sorted(counts) == [("gateway-1", "404", "1.0"), ("gateway-2", "200", "7.0")]
 
 
 async def test_refusals_of_the_gateway_itself_are_in_its_metrics(gateway: Any) -> None:

@@ -39,9 +39,9 @@ from tokenreward.wire.media import JSON, Media
 from tokenreward.wire.paths import CALLER_HEADER, REQUEST_ID_HEADER, TOKENIZE_PATH
 from tokenreward.wire.reply import reply_without_work
 
-Gather = Callable[[], Awaitable[Mapping[str, Mapping[str, Snapshot]]]]
+Gather = Callable[[], Awaitable[Mapping[tuple[str, str], Snapshot]]]
 
-_LABEL = "gateway"  # instead of a deployment's name
+LABEL = "gateway"  # instead of a deployment's name
 # The objects of a body and their copy for sub-requests took 1 to 7 times the body's bytes where we
 # measured: 1 for one long text, 2 for many texts, 7 for lists of ids and of spans.
 _NUM_COPIES = 2
@@ -56,8 +56,10 @@ class GatewayBackend(Backend):
     Args:
         routes: Where each scorer is served.
         upstreams: The deployments.
-        gather: Gets the metrics of each deployment's replicas that are loaded now.
+        gather: Gets the metrics of the replicas that run now, by the label of their deployment and
+            their own names. Other replicas of the gateway are among them.
         limits: The limits of requests.
+        metrics: Of this replica of the gateway.
         replica: The gateway's own name in the metrics.
         plans: The operator's settings of protocols, by name.
     """
@@ -69,10 +71,11 @@ class GatewayBackend(Backend):
         *,
         gather: Gather,
         limits: Limits,
+        metrics: Metrics | None = None,
         replica: str = "",
         plans: ProtocolPlans | None = None,
     ) -> None:
-        self._metrics = Metrics(REQUESTS)
+        self._metrics = metrics or Metrics(REQUESTS)
         super().__init__(limits, self._metrics.report)
         self._routes = routes
         self._types = {name: route.type for name, route in routes.items()}
@@ -142,12 +145,10 @@ class GatewayBackend(Backend):
             raise Loading(f"not ready: {', '.join(missing)}", retry_after_s=2)
 
     async def metrics(self) -> bytes:
-        """The metrics of all replicas, and the gateway's own."""
-        snapshots = {(_LABEL, self._replica): self._metrics.snapshot()}
-        for deployment, replicas in (await self._gather()).items():
-            for replica, snapshot in replicas.items():
-                snapshots[deployment, replica] = snapshot
-        return render(snapshots)
+        """The metrics of all replicas, those of the gateway included. This one's own are there even
+        if nobody gathers them, and once."""
+        own = {(LABEL, self._replica): self._metrics.snapshot()}
+        return render({**await self._gather(), **own})
 
     def _call(
         self,

@@ -1,5 +1,6 @@
 """A device that runs ahead is asked for the next batch before the answer of this one is waited for:
-a GPU, here played by the real layout on the CPU. Same numbers, same care for whoever fails."""
+a GPU, or several that share a model, here played by the real layout on the CPU. Same numbers, same
+care for whoever fails."""
 
 from __future__ import annotations
 
@@ -60,10 +61,10 @@ class Watched:
 
 @pytest.fixture
 def ahead(make_engine: Callable[..., Any]) -> Callable[..., tuple[Any, Watched]]:
-    def make(**settings: Any) -> tuple[Any, Watched]:
+    def make(num_ahead: int = 1, **settings: Any) -> tuple[Any, Watched]:
         engine = make_engine("causal_lm", ["endogenous"], **settings)
         watched = engine.runner.layout = Watched(engine.runner.layout)
-        engine.runner.runs_ahead = True
+        engine.runner.num_ahead = num_ahead
         return engine, watched
 
     return make
@@ -96,10 +97,11 @@ async def test_the_next_batch_is_asked_for_before_this_ones_answer_and_no_other(
     assert asked == fetched == [10, 11, 12, 13]
 
 
+@pytest.mark.parametrize("num_ahead", [1, 3])
 async def test_rewards_are_those_of_a_device_that_does_not(
-    ahead: Any, make_engine: Callable[..., Any]
+    ahead: Any, make_engine: Callable[..., Any], num_ahead: int
 ) -> None:
-    engine, _ = ahead(max_batch_requests=2)
+    engine, _ = ahead(num_ahead, max_batch_requests=2)
     plain = make_engine("causal_lm", ["endogenous"], max_batch_requests=2)
     requests = [request([10 + i, 20 + i, 30 + i]) for i in range(7)]
     ours = await asyncio.gather(*map(engine.score, requests))
@@ -108,6 +110,7 @@ async def test_rewards_are_those_of_a_device_that_does_not(
         np.testing.assert_allclose(mine.items[0].rewards, its.items[0].rewards, atol=1e-5)
 
 
+@pytest.mark.parametrize("num_ahead", [1, 3])
 @pytest.mark.parametrize("where", ["ask", "fetch"])
 @pytest.mark.parametrize(
     ("error", "code"),
@@ -116,8 +119,10 @@ async def test_rewards_are_those_of_a_device_that_does_not(
         (torch.OutOfMemoryError("CUDA out of memory"), "out_of_memory"),
     ],
 )
-async def test_only_the_culprit_fails(ahead: Any, where: str, error: Exception, code: str) -> None:
-    engine, watched = ahead(max_batch_requests=3)
+async def test_only_the_culprit_fails(
+    ahead: Any, where: str, error: Exception, code: str, num_ahead: int
+) -> None:
+    engine, watched = ahead(num_ahead, max_batch_requests=3)
     watched.faults[where] = partial(raises, error)
     replies = await asyncio.gather(
         *(engine.score(request([token], [50])) for token in (10, 11, POISON, 12, 13))
@@ -126,23 +131,39 @@ async def test_only_the_culprit_fails(ahead: Any, where: str, error: Exception, 
     assert found == [None, None, None, None, code, None, None, None, None, None]
 
 
+@pytest.mark.parametrize("num_ahead", [1, 3])
 @pytest.mark.parametrize("where", ["ask", "fetch"])
-async def test_a_lost_device_fails_everybody_in_flight(ahead: Any, where: str) -> None:
-    engine, watched = ahead(max_batch_requests=1)
+async def test_a_lost_device_fails_everybody_in_flight(
+    ahead: Any, where: str, num_ahead: int
+) -> None:
+    engine, watched = ahead(num_ahead, max_batch_requests=1)
     lost = RuntimeError("CUDA error: an illegal memory access was encountered")
-    watched.faults[where] = partial(raises, lost)
-    with pytest.raises(errors.InternalError, match="lost"):
-        await engine.score(request([POISON]))
+    met: set[int] = set()  # what is launched or fetched after the loss fails, too
+
+    def lose(ids: set[int]) -> None:
+        met.update(ids)
+        raises(lost, met)
+
+    watched.faults[where] = lose
+    requests = [request([token]) for token in (POISON, 10, 11, 12, 13)]
+    async with asyncio.timeout(10):
+        ends = await asyncio.gather(*map(engine.score, requests), return_exceptions=True)
+    assert [str(end)[:18] for end in ends if isinstance(end, errors.InternalError)] == [
+        "the device is lost"
+    ] * len(requests)
     with pytest.raises(errors.InternalError):
         engine.check_health()
 
 
-async def test_whoever_is_in_either_batch_is_answered_when_the_engine_closes(ahead: Any) -> None:
-    engine, watched = ahead(max_batch_requests=1)
+@pytest.mark.parametrize("num_ahead", [1, 3])
+async def test_whoever_is_in_a_batch_is_answered_when_the_engine_closes(
+    ahead: Any, num_ahead: int
+) -> None:
+    engine, watched = ahead(num_ahead, max_batch_requests=1)
     watched.faults = {"ask": lambda ids: time.sleep(0.2), "fetch": lambda ids: time.sleep(1.0)}
-    waiting = [asyncio.create_task(engine.score(request([10 + i]))) for i in range(3)]
+    waiting = [asyncio.create_task(engine.score(request([10 + i]))) for i in range(num_ahead + 2)]
     await until(lambda: ("fetch", 10) in watched.diary)
-    assert ("ask", 11) in watched.diary
+    assert ("ask", 10 + num_ahead) in watched.diary
     await engine.close()
     ends = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), timeout=10)
     assert all(isinstance(end, errors.InternalError) for end in ends)
@@ -156,7 +177,7 @@ async def test_time_is_counted_once(make_engine: Callable[..., Any]) -> None:
     )
     engine = make_engine("causal_lm", ["endogenous"], max_batch_requests=1, report=report)
     watched = engine.runner.layout = Watched(engine.runner.layout)
-    engine.runner.runs_ahead = True
+    engine.runner.num_ahead = 1
     watched.faults["fetch"] = lambda ids: time.sleep(0.2)
     began = time.monotonic()
     await asyncio.gather(*(engine.score(request([10 + i])) for i in range(4)))

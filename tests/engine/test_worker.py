@@ -1,4 +1,4 @@
-"""One step of the worker: take a batch, launch it, answer the one before."""
+"""One step of the worker: take a batch, launch it, answer the oldest one that is launched."""
 
 from __future__ import annotations
 
@@ -60,14 +60,14 @@ def job(index: int) -> Job:
 def start() -> Callable[..., tuple[Worker, Recorded, Batcher[Job]]]:
     """A worker whose steps the test takes itself."""
 
-    def make(*, runs_ahead: bool) -> tuple[Worker, Recorded, Batcher[Job]]:
+    def make(*, num_ahead: int) -> tuple[Worker, Recorded, Batcher[Job]]:
         layout: Any = Recorded()
         batcher: Batcher[Job] = Batcher(
             max_batch_tokens=2, max_batch_requests=1, max_queued_tokens=100
         )
         worker = Worker(
             batcher,
-            Runner(layout, runs_ahead=runs_ahead),
+            Runner(layout, num_ahead=num_ahead),
             thread=ThreadPoolExecutor(1),
             report=lambda name, value=1.0, **labels: None,
         )
@@ -80,7 +80,7 @@ def start() -> Callable[..., tuple[Worker, Recorded, Batcher[Job]]]:
 async def test_a_device_that_runs_ahead_gets_the_next_batch_before_the_last_is_answered(
     start: Callable[..., Any],
 ) -> None:
-    worker, layout, batcher = start(runs_ahead=True)
+    worker, layout, batcher = start(num_ahead=1)
     jobs = [job(0), job(1)]
     batcher.submit(jobs)
     assert worker.step()
@@ -95,10 +95,42 @@ async def test_a_device_that_runs_ahead_gets_the_next_batch_before_the_last_is_a
     assert [each.batch_number for each in jobs] == [1, 2]
 
 
+async def test_a_model_over_several_devices_gets_a_batch_more_for_each_of_them(
+    start: Callable[..., Any],
+) -> None:
+    worker, layout, batcher = start(num_ahead=3)
+    jobs = [job(index) for index in range(6)]
+    batcher.submit(jobs)
+    while worker.step():
+        pass
+    assert layout.diary == [
+        *("launch 1", "launch 2", "launch 3", "launch 4"),
+        *("wait 1", "launch 5", "wait 2", "launch 6", "wait 3"),
+        *("wait 4", "wait 5", "wait 6"),
+    ]
+    assert worker.busy_since is None
+    await asyncio.gather(*(each.future for each in jobs))
+    assert [each.outputs[0].pooled for each in jobs] == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+
+
+async def test_what_comes_while_a_batch_is_waited_for_goes_before_the_next_answer(
+    start: Callable[..., Any],
+) -> None:
+    worker, layout, batcher = start(num_ahead=3)
+    first, late = [job(0), job(1)], job(2)
+    batcher.submit(first)
+    for _ in range(3):  # two launches, and the first answer, as nothing more waits
+        worker.step()
+    batcher.submit([late])
+    while worker.step():
+        pass
+    assert layout.diary == ["launch 1", "launch 2", "wait 1", "launch 3", "wait 2", "wait 3"]
+
+
 async def test_any_other_device_answers_a_batch_in_the_step_that_launched_it(
     start: Callable[..., Any],
 ) -> None:
-    worker, layout, batcher = start(runs_ahead=False)
+    worker, layout, batcher = start(num_ahead=0)
     batcher.submit([job(0), job(1)])
     assert worker.step()
     assert layout.diary == ["launch 1", "wait 1"]
@@ -107,7 +139,7 @@ async def test_any_other_device_answers_a_batch_in_the_step_that_launched_it(
 
 
 async def test_the_worker_is_busy_while_a_batch_is_on_the_device(start: Callable[..., Any]) -> None:
-    worker, _, batcher = start(runs_ahead=True)
+    worker, _, batcher = start(num_ahead=1)
     assert worker.busy_since is None
     batcher.submit([job(0)])
     worker.step()
@@ -119,7 +151,7 @@ async def test_the_worker_is_busy_while_a_batch_is_on_the_device(start: Callable
 async def test_a_fault_of_the_worker_answers_everybody_and_leaves_it_idle_and_alive(
     start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker, _, batcher = start(runs_ahead=True)
+    worker, _, batcher = start(num_ahead=1)
     work = asyncio.create_task(worker.run_forever())
     monkeypatch.setattr(worker, "step", lambda: 1 / 0)
     jobs = [job(0), job(1), job(2)]
@@ -136,10 +168,35 @@ async def test_a_fault_of_the_worker_answers_everybody_and_leaves_it_idle_and_al
     work.cancel()
 
 
+@pytest.mark.parametrize("num_ahead", [1, 4])
+async def test_a_fault_between_launch_and_answer_answers_every_batch_that_was_launched(
+    start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, num_ahead: int
+) -> None:
+    worker, layout, batcher = start(num_ahead=num_ahead)
+    monkeypatch.setattr(layout, "num_computed", lambda rows: 1 / 0)
+    # As many as are launched when the first answer is due, and two that wait in the queue.
+    jobs = [job(index) for index in range(num_ahead + 3)]
+    batcher.submit(jobs)
+    work = asyncio.create_task(worker.run_forever())
+    async with asyncio.timeout(10):
+        errors = await asyncio.gather(*(each.future for each in jobs), return_exceptions=True)
+    assert [type(error) for error in errors] == [InternalError] * len(jobs)
+    assert layout.diary[-1] == "wait 1"
+    monkeypatch.undo()
+    again = job(9)
+    batcher.submit([again])
+    async with asyncio.timeout(10):
+        await again.future
+    # Nothing of what was launched before the fault is waited for again.
+    assert layout.diary[-1] == f"wait {layout.num_passes}"
+    assert worker.busy_since is None
+    work.cancel()
+
+
 async def test_a_queue_that_cannot_be_waited_for_is_no_loop_without_end(
     start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    worker, _, batcher = start(runs_ahead=False)
+    worker, _, batcher = start(num_ahead=0)
     monkeypatch.setattr(batcher, "wait", lambda: 1 / 0)
     each = job(0)
     batcher.submit([each])

@@ -77,5 +77,5 @@ def test_only_a_layout_that_does_not_wait_is_asked_ahead_and_only_where_the_devi
     make: Any, ahead: bool
 ) -> None:
     layout = make()
-    assert Runner(layout, runs_ahead=True).runs_ahead == ahead
-    assert not Runner(layout, runs_ahead=False).runs_ahead
+    assert Runner(layout, num_ahead=2).num_ahead == 2 * ahead
+    assert Runner(layout).num_ahead == 0

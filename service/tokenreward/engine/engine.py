@@ -100,7 +100,7 @@ class Engine:
             max_batch_requests=settings.max_batch_requests,
             max_queued_tokens=settings.max_queued_tokens,
         )
-        self.runner = Runner(layout, runs_ahead=checkpoint.device.type == "cuda")
+        self.runner = Runner(layout, num_ahead=int(checkpoint.device.type == "cuda"))
         self.device_thread = ThreadPoolExecutor(1, thread_name_prefix="device")
         self.preprocess_threads = ThreadPoolExecutor(2, thread_name_prefix="preprocess")
         self.postprocess_threads = ThreadPoolExecutor(1, thread_name_prefix="postprocess")

@@ -72,7 +72,8 @@ class Runner:
 
     Args:
         layout: How rows go through the model.
-        runs_ahead: Whether the device computes while its thread goes on. It has no effect if the
+        num_ahead: How many batches are launched behind the oldest unanswered one: 0 where the
+            device computes within the launch, and one for each GPU. It has no effect if the
             layout's `launch` waits for the device: then the answer to this batch would wait for all
             of the next one.
 
@@ -81,9 +82,9 @@ class Runner:
             replica must be replaced.
     """
 
-    def __init__(self, layout: Layout, *, runs_ahead: bool = False) -> None:
+    def __init__(self, layout: Layout, *, num_ahead: int = 0) -> None:
         self.layout = layout
-        self.runs_ahead = runs_ahead and layout.runs_ahead
+        self.num_ahead = num_ahead if layout.runs_ahead else 0
         self.lost: InternalError | None = None
 
     def launch(self, batch: Sequence[Sequence[RowRequest]]) -> Pending[Sequence[Result]]:
@@ -128,7 +129,7 @@ class Runner:
             return self.lost
         requests = [request for item in batch for request in item]
         try:
-            if self.runs_ahead:
+            if self.num_ahead:
                 return self.layout.launch(requests)
             outputs = self.layout.run(requests)
             return Pending(lambda: outputs)

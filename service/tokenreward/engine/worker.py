@@ -1,12 +1,14 @@
 """The thread that owns the device: batch after batch, as long as anybody waits.
 
-    step:  take a batch  ->  launch it  ->  answer the one before
+    step:  take a batch  ->  launch it  ->  answer the oldest one that is launched
 
 The thread takes its batches itself, so that the device does not stand idle behind a busy event
 loop. A batch is made of what waits at the moment when the device can take it. A device that runs
 ahead (a GPU) gets the next batch before the last one is answered: while it computes, the thread
-packs and copies. Any other device computes within the launch, and its batch is answered in the same
-step. The worker knows jobs, and nothing of requests or scorers.
+packs and copies. A model that is split over N GPUs gets N further batches before the oldest one is
+answered: N - 1 of them keep the other GPUs at work, and one more is there while the thread packs.
+Any other device computes within the launch, and its batch is answered in the same step. The worker
+knows jobs, and nothing of requests or scorers.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Executor
 
@@ -57,8 +60,9 @@ class Worker:
         self._thread = thread
         self._report = report
         self.loop: asyncio.AbstractEventLoop | None = None
-        self._launched: Launched | None = None  # the next step answers it
-        # Jobs of the last two batches. No more are unanswered at a time.
+        self._launched: deque[Launched] = deque()  # the oldest first
+        # Jobs of the last batches, as many as may be unanswered at a time. The event loop reads the
+        # tuple while the thread works, so it is replaced and never changed.
         self._latest: tuple[Sequence[Job], ...] = ()
         self._num_batches = 0
         self._ended_at = 0.0  # when the last batch ended
@@ -85,7 +89,8 @@ class Worker:
                 self.fail_unanswered(failure)
                 # Fail the queued jobs, too. Otherwise a permanent fault would repeat forever.
                 self._batcher.fail_all(failure)
-                self._launched, self.busy_since = None, None
+                self._launched.clear()
+                self.busy_since = None
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, _MAX_PAUSE_S)
 
@@ -101,23 +106,27 @@ class Worker:
         self.busy_since = None
 
     def step(self) -> bool:
-        """Takes a batch, launches it, and answers the one before.
+        """Takes a batch, launches it, and answers the oldest one that is launched.
+
+        Nothing is answered while the device may have another batch: it has `num_ahead` of them
+        behind the oldest one, or fewer where nothing more waits.
 
         Returns:
             Whether there was anything to do.
         """
         jobs = self._batcher.take()
-        launched: Launched | None = None
         if jobs:
-            launched = jobs, self._launch(jobs)
-        if self._runner.runs_ahead:
-            launched, self._launched = self._launched, launched
-        if launched is not None:
-            self._answer(*launched)
-        return launched is not None or self._launched is not None
+            self._launched.append((jobs, self._launch(jobs)))
+            if len(self._launched) <= self._runner.num_ahead:
+                return True
+        if not self._launched:
+            return False
+        self._answer(*self._launched.popleft())
+        return True
 
     def _launch(self, jobs: Sequence[Job]) -> Pending[Sequence[Result]] | InternalError:
-        self._latest = (*self._latest[-1:], jobs)
+        num_unanswered = 1 + self._runner.num_ahead
+        self._latest = (*self._latest, jobs)[-num_unanswered:]
         self._num_batches += 1
         launched_at = time.monotonic()
         for job in jobs:
@@ -145,7 +154,7 @@ class Worker:
         except Exception as error:
             results = _batch_failed(error)
         self._ended_at = time.monotonic()
-        self.busy_since = None if self._launched is None else self._ended_at
+        self.busy_since = self._ended_at if self._launched else None
         compute_s = self._ended_at - began
         for job in jobs:
             job.queue_s, job.compute_s = began - job.queued_at, compute_s

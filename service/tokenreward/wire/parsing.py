@@ -38,6 +38,9 @@ _INSTEAD = {
     "entry of `items`",
     "model": "a request names a `scorer`, see GET /v1/scorers",
 }
+# What pydantic calls a value that is no object, and a field that the object does not have.
+_NO_OBJECT = ("model_type", "model_attributes_type", "dict_type", "dataclass_type")
+_EXTRA_FIELD = ("extra_forbidden", "unexpected_keyword_argument")
 _ITEM = re.compile(r"items\[(\d{1,9})\]")
 _MAX_NUMBER_CHARACTERS = 24
 _MOST_ERRORS = 1000
@@ -71,13 +74,21 @@ def refusal(
     *,
     prefix: tuple[str, ...] = (),
     unknown: type[RequestError] = UnknownField,
+    instead: Mapping[str, str] = _INSTEAD,
 ) -> RequestError:
     """The first thing wrong, as one of our errors. Never quotes text that the caller sent, only
-    numbers and sizes."""
+    numbers and sizes.
+
+    Args:
+        error: What pydantic found.
+        prefix: The path at which the value stands.
+        unknown: The class of error for a field that does not exist.
+        instead: Fields of other programs, and what to send in their place.
+    """
     if error.error_count() > _MOST_ERRORS:
         # Naming the first means making objects of all, and of all that the caller sent.
         return InvalidField(f"the request has {error.error_count()} unknown or wrong entries")
-    first = _first(error)
+    first = _first(error, instead)
     location, kind = first["loc"], first["type"]
     if location[-1:] == ("[key]",):  # pydantic's word for a map's key that the map does not have
         location, kind = location[:-1], "extra_forbidden"
@@ -86,13 +97,13 @@ def refusal(
         return MalformedJson(
             f"the body is not valid JSON: {first['msg'].removeprefix('Invalid JSON: ')}"
         )
-    if not where and kind in ("model_type", "model_attributes_type", "dict_type"):
+    if not where and kind in _NO_OBJECT:
         return MalformedBody(f"the body must be a JSON object, got {_brief(first['input'])}")
-    if kind == "extra_forbidden":
+    if kind in _EXTRA_FIELD:
         noun = "option" if unknown is UnknownOption else "field"
         message = f"unknown {noun}"
-        if unknown is UnknownField and location[-1] in _INSTEAD:
-            message += f": {_INSTEAD[str(location[-1])]}"
+        if unknown is UnknownField and location[-1] in instead:
+            message += f": {instead[str(location[-1])]}"
         return unknown(message, param=where)
     if kind == "missing":
         return InvalidField("it is required", param=where)
@@ -104,7 +115,7 @@ def refusal(
     return InvalidField(f"{message}, got {_brief(first['input'])}", param=where or None)
 
 
-def _first(error: ValidationError) -> Any:
+def _first(error: ValidationError, instead: Mapping[str, str]) -> Any:
     """The first thing wrong. If that is a missing field, and beside it is one that other programs
     send in its place, then the latter."""
     errors = error.errors(include_url=False)
@@ -113,7 +124,7 @@ def _first(error: ValidationError) -> Any:
         return first
     for other in errors:
         is_beside = other["loc"][:-1] == first["loc"][:-1]
-        if is_beside and other["type"] == "extra_forbidden" and other["loc"][-1] in _INSTEAD:
+        if is_beside and other["type"] in _EXTRA_FIELD and other["loc"][-1] in instead:
             return other
     return first
 

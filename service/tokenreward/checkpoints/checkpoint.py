@@ -21,6 +21,7 @@ from tokenreward.checkpoints.load_failure import (
     refuse_failing,
     why_not_loaded,
 )
+from tokenreward.checkpoints.mapped_files import own_memory
 from tokenreward.checkpoints.model import load_model
 from tokenreward.checkpoints.positions import has_table, padding_position
 from tokenreward.checkpoints.refusal import CheckpointRefused
@@ -204,8 +205,10 @@ def load_checkpoint(settings: DeploymentSettings) -> Checkpoint:
             )
         model, tokenizer, head_format = load_model(source, settings, adapter, gguf)
         is_classifier = settings.task == "reward_model" and head_format is None
+        model = model.eval().requires_grad_(False).to(device)
+        own_memory(model)
         checkpoint = Checkpoint(
-            model=model.eval().requires_grad_(False).to(device),
+            model=model,
             tokenizer=tokenizer,
             task=settings.task,
             device=device,

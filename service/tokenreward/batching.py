@@ -8,6 +8,9 @@ Entries that fit go before entries that do not fit, until an entry has waited to
 over. Entries whose caller has gone or whose deadline has passed are dropped before they cost
 anything.
 
+Entries whose turns come last may be lent to another replica. They count for admission until they
+are settled, or taken back with the turns that they had.
+
 The queue knows tokens and futures, and nothing of models. It belongs to one event loop, but any
 thread may take a batch.
 """
@@ -18,12 +21,12 @@ import asyncio
 import math
 import threading
 import time
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Generic
 
-from tokenreward.entry import Entry
+from tokenreward.entry import loan_of, prompts_together
 from tokenreward.errors import LargerThanQueue, Overloaded
-from tokenreward.fair_queue import EntryT, FairQueue
+from tokenreward.fair_queue import EntryT, FairQueue, Place
 
 _MAX_RETRY_AFTER_S = 60.0
 _RATE_MEMORY = 0.8  # the share of the earlier rate in a new one
@@ -52,6 +55,8 @@ class Batcher(Generic[EntryT]):
         self._max_batch_requests = max_batch_requests
         self._max_queued_tokens = max_queued_tokens
         self._queue: FairQueue[EntryT] = FairQueue()
+        self._loans: dict[EntryT, Place[EntryT]] = {}
+        self._loan_tokens = 0
         self._arrived = asyncio.Event()
         self._lock = threading.Lock()  # of all that `submit` and `take` change: threads share it
         self._tokens_per_s: float | None = None
@@ -69,8 +74,18 @@ class Batcher(Generic[EntryT]):
 
     @property
     def queued_tokens(self) -> int:
-        """What the entries that wait count for, in tokens."""
+        """What the entries that are not computed yet count for, in tokens, loans included."""
+        return self._queue.num_tokens + self._loan_tokens
+
+    @property
+    def waiting_tokens(self) -> int:
+        """What the entries that wait here count for, in tokens. Loans wait elsewhere."""
         return self._queue.num_tokens
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """How fast the latest batches went; None until one was computed."""
+        return self._tokens_per_s
 
     def submit(self, entries: Sequence[EntryT]) -> None:
         """Queues all entries of a request, or none.
@@ -130,6 +145,68 @@ class Batcher(Generic[EntryT]):
         with self._lock:
             return self._take()
 
+    def lend(
+        self,
+        max_tokens: int,
+        *,
+        lends_all: bool = False,
+        accepts: Callable[[EntryT], bool] = lambda entry: True,
+    ) -> list[EntryT]:
+        """Takes entries out for another replica to compute, on any thread.
+
+        They are the entries whose turns come last: half of what waits here at most, and one batch
+        of the other replica. A group of entries that share a prompt is not cut, unless the loan is
+        made of that group alone: each replica would compute the prompt.
+
+        Args:
+            max_tokens: The most tokens that the other replica computes, a shared prompt counted
+                once. An entry that is larger goes alone.
+            lends_all: Whether more than half of what waits may leave.
+            accepts: Whether an entry can travel. It is asked once for each entry that would leave,
+                the last turn first, and an entry that it refuses stays.
+
+        Returns:
+            The entries; none where too little waits. Each must be settled or taken back.
+        """
+        with self._lock:
+            places = self._queue.pop_last(max(_LOOK_AHEAD, self._max_batch_requests))
+            window = [entry for _, _, entry in places]
+            num_queued = self._queue.num_tokens + sum(entry.queued_tokens for entry in window)
+            indices = loan_of(
+                window,
+                max_queued_tokens=num_queued if lends_all else num_queued // 2,
+                max_batch_tokens=max_tokens,
+                max_batch_requests=self._max_batch_requests,
+            )
+            leaving = {index for index in indices if accepts(window[index])}
+            loan = self._queue.lend(places, leaving)
+            self._loans.update((place[2], place) for place in loan)
+            entries = [entry for _, _, entry in loan]
+            self._loan_tokens += sum(entry.queued_tokens for entry in entries)
+            return entries
+
+    def take_back(self, entries: Sequence[EntryT]) -> None:
+        """Lets loans wait here again, with the turns that they had. They are not lent again.
+
+        Entries that are on loan no more, or whose caller has gone, are left out. On the event loop.
+        """
+        with self._lock:
+            for entry in entries:
+                place = self._end_loan(entry)
+                entry.stays = True
+                if place is not None and not entry.is_gone():
+                    self._queue.take_back(place)
+        self._arrived.set()
+
+    def settle(self, entry: EntryT) -> bool:
+        """Ends the loan of an entry that another replica computed.
+
+        Returns:
+            Whether it was still on loan.
+        """
+        with self._lock:
+            return self._end_loan(entry) is not None
+
     def note_rate(self, num_tokens: int, seconds: float) -> None:
         """Notes how fast a batch went. `Retry-After` is estimated from it."""
         rate = num_tokens / max(seconds, 1e-6)
@@ -138,11 +215,13 @@ class Batcher(Generic[EntryT]):
         self._tokens_per_s = rate
 
     def fail_all(self, error: Exception) -> None:
-        """Answers every entry that waits with an error, and empties the queue."""
+        """Answers every entry that waits with an error, loans included, and empties the queue."""
         with self._lock:
-            for entry in self._queue.entries():
+            for entry in (*self._queue.entries(), *self._loans):
                 entry.fail(error)
             self._queue.clear()
+            self._loans.clear()
+            self._loan_tokens = 0
 
     def _take(self) -> list[EntryT]:
         heads = self._queue.pop_waiting(max(_LOOK_AHEAD, self._max_batch_requests))
@@ -150,7 +229,7 @@ class Batcher(Generic[EntryT]):
         places: set[int] = set()
         prompts: set[Hashable] = set()
         num_tokens = 0
-        for place in _prompts_together(window):
+        for place in prompts_together(window):
             entry = window[place]
             prompts_with_entry = set(prompts)
             cost = entry.cost(prompts_with_entry)
@@ -165,6 +244,12 @@ class Batcher(Generic[EntryT]):
                 break
         return self._queue.leave(heads, places)
 
+    def _end_loan(self, entry: EntryT) -> Place[EntryT] | None:
+        place = self._loans.pop(entry, None)
+        if place is not None:
+            self._loan_tokens -= entry.queued_tokens
+        return place
+
     def _drop_gone(self) -> None:
         """Drops gone entries, unless the queue was scanned a moment ago: the longer a scan of the
         whole queue takes, the longer the pause after it."""
@@ -172,6 +257,8 @@ class Batcher(Generic[EntryT]):
         if began < self._next_scan:
             return
         self._queue.drop_gone()
+        for entry in [entry for entry in self._loans if entry.is_gone()]:
+            self._end_loan(entry)
         ended = time.monotonic()
         self._next_scan = ended + _SCAN_PAUSE * (ended - began)
 
@@ -182,13 +269,3 @@ class Batcher(Generic[EntryT]):
             return 1.0
         too_many = self.queued_tokens + num_tokens - self._max_queued_tokens
         return float(min(max(1, math.ceil(too_many / self._tokens_per_s)), _MAX_RETRY_AFTER_S))
-
-
-def _prompts_together(window: Sequence[Entry]) -> Iterator[int]:
-    """Places in order of arrival, but entries of one prompt follow the first of them."""
-    groups: dict[Hashable, list[int]] = {}
-    for place, entry in enumerate(window):
-        key = entry.prompts[0][0] if entry.prompts else place
-        groups.setdefault(key, []).append(place)
-    for places in groups.values():
-        yield from places

@@ -1,13 +1,14 @@
-"""An entry of the queue: what waits, for how long, and on whose behalf.
+"""An entry of the queue: what waits, for how long, and on whose behalf. Which entries go together.
 
-It knows tokens and a future, and nothing of models or of other entries.
+A shared prompt is computed once for all entries of a batch, so entries that share one stay
+together. This module knows tokens and futures, and nothing of models, of turns or of locks.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +27,7 @@ class Entry:
             once for all entries that share its key.
         deadline: A reading of time.monotonic, in seconds; None for no deadline.
         caller: Who waits. Callers take turns.
+        stays: Whether it is computed here: another replica could not, or was late.
         future: Done once nobody waits for the entry any more.
         queued_at: When it began to wait, by time.monotonic.
     """
@@ -35,6 +37,7 @@ class Entry:
     prompts: tuple[tuple[Hashable, int], ...] = ()
     deadline: float | None = None
     caller: Hashable = None
+    stays: bool = False
     future: asyncio.Future[Any] = field(init=False)
     queued_at: float = field(init=False)
 
@@ -85,6 +88,54 @@ class Entry:
         return False
 
 
+def prompts_together(window: Sequence[Entry]) -> Iterator[int]:
+    """Places in order of arrival, but entries of one prompt follow the first of them."""
+    groups: dict[Hashable, list[int]] = {}
+    for place, entry in enumerate(window):
+        groups.setdefault(_prompt(entry) or place, []).append(place)
+    for places in groups.values():
+        yield from places
+
+
+def loan_of(
+    entries: Sequence[Entry],
+    *,
+    max_queued_tokens: int,
+    max_batch_tokens: int,
+    max_batch_requests: int,
+) -> list[int]:
+    """The indices of entries that another replica may compute in one batch: the first ones.
+
+    The last group of entries that share a prompt is left out where it would be cut, unless there is
+    no other: both replicas would compute its prompt.
+
+    Args:
+        entries: The one whose turn comes last is the first.
+        max_queued_tokens: The most that they may count for in the queue.
+        max_batch_tokens: The most tokens of the batch, a shared prompt counted once. An entry that
+            is larger goes alone.
+        max_batch_requests: The most entries.
+    """
+    indices: list[int] = []
+    prompts: set[Hashable] = set()
+    num_queued = num_tokens = 0
+    for index, entry in enumerate(entries):
+        if entry.stays:
+            continue
+        prompts_with_entry = set(prompts)
+        cost = entry.cost(prompts_with_entry)
+        is_full = len(indices) == max_batch_requests
+        is_full |= bool(indices) and num_tokens + cost > max_batch_tokens
+        if is_full or num_queued + entry.queued_tokens > max_queued_tokens:
+            key = _prompt(entry) or index
+            return [each for each in indices if _prompt(entries[each]) != key] or indices
+        indices.append(index)
+        prompts = prompts_with_entry
+        num_queued += entry.queued_tokens
+        num_tokens += cost
+    return indices
+
+
 def _running_loop() -> asyncio.AbstractEventLoop | None:
     try:
         return asyncio.get_running_loop()
@@ -95,3 +146,8 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
 def _settle(future: asyncio.Future[Any], error: Exception) -> None:
     if not future.done():
         future.set_exception(error)
+
+
+def _prompt(entry: Entry) -> Hashable:
+    """The key of the prompt by which entries stand together; None if it shares none."""
+    return entry.prompts[0][0] if entry.prompts else None

@@ -62,8 +62,7 @@ class FairQueue(Generic[EntryT]):
             prompt_before = prompt
             self._ends[entry.caller] = start + entry.queued_tokens
             self._num_entries[entry.caller] += 1
-            heapq.heappush(self._places, (turn, next(self._numbers), entry))
-            self.num_tokens += entry.queued_tokens
+            self._push((turn, next(self._numbers), entry))
 
     def pop_waiting(self, max_entries: int) -> list[Place[EntryT]]:
         """Takes the entries whose turns come next and that somebody still waits for. Gone entries
@@ -78,6 +77,52 @@ class FairQueue(Generic[EntryT]):
             else:
                 places.append(place)
         return places
+
+    def pop_last(self, max_entries: int) -> list[Place[EntryT]]:
+        """Takes the entries whose turns come last, the very last first, and that somebody still
+        waits for. Gone entries are dropped."""
+        places: list[Place[EntryT]] = []
+        self._places.sort()  # a sorted list is a heap, too
+        while self._places and len(places) < max_entries:
+            place = self._places.pop()
+            entry = place[2]
+            self.num_tokens -= entry.queued_tokens
+            if entry.is_gone():
+                self._forget(entry)
+            else:
+                places.append(place)
+        return places
+
+    def lend(self, places: Sequence[Place[EntryT]], leaving: Container[int]) -> list[Place[EntryT]]:
+        """Lets some of the entries go that `pop_last` took, and puts back the others.
+
+        The clock stands still: it tells how far the turns have come here, and these entries had
+        turns that lay ahead. Their callers' next turns begin behind them as before, because their
+        callers are served, if elsewhere.
+
+        Args:
+            places: What `pop_last` returned.
+            leaving: The indices of the entries that leave.
+
+        Returns:
+            The entries that leave, with their turns.
+        """
+        loan = []
+        for index, place in enumerate(places):
+            if index in leaving:
+                self._forget(place[2])
+                loan.append(place)
+            else:
+                self._push(place)
+        return loan
+
+    def take_back(self, place: Place[EntryT]) -> None:
+        """Lets an entry wait again that `lend` let go. It has the turn that it had."""
+        turn, _, entry = place
+        end = turn + entry.queued_tokens
+        self._ends[entry.caller] = max(end, self._ends.get(entry.caller, 0))
+        self._num_entries[entry.caller] += 1
+        self._push(place)
 
     def leave(self, places: Sequence[Place[EntryT]], leaving: Container[int]) -> list[EntryT]:
         """Lets some entries go, and puts back the others that `pop_waiting` took, with their turns.
@@ -98,8 +143,7 @@ class FairQueue(Generic[EntryT]):
                 self._forget(entry)
                 entries.append(entry)
             else:
-                heapq.heappush(self._places, place)
-                self.num_tokens += entry.queued_tokens
+                self._push(place)
         return entries
 
     def drop_gone(self) -> None:
@@ -119,6 +163,10 @@ class FairQueue(Generic[EntryT]):
         self._ends.clear()
         self._num_entries.clear()
         self.num_tokens = 0
+
+    def _push(self, place: Place[EntryT]) -> None:
+        heapq.heappush(self._places, place)
+        self.num_tokens += place[2].queued_tokens
 
     def _forget(self, entry: EntryT) -> None:
         """Counts an entry that waits no more. A caller without entries has no turns to wait for."""

@@ -23,6 +23,9 @@ STEPS = st.lists(
     | st.tuples(st.just("take"), st.none())
     | st.tuples(st.just("leave"), st.integers(0, 30))
     | st.tuples(st.just("expire"), st.integers(0, 30))
+    | st.tuples(st.just("lend"), st.integers(0, 20))
+    | st.tuples(st.just("settle"), st.integers(0, 30))
+    | st.tuples(st.just("take_back"), st.integers(0, 30))
     | st.tuples(st.just("fail"), st.none()),
     max_size=30,
 )
@@ -40,18 +43,26 @@ class Model:
     def __init__(self, make: Callable[..., Batcher[Labelled]], clock: Any) -> None:
         self.real = make(tokens=MAX_TOKENS, requests=MAX_REQUESTS, queue=MAX_QUEUED)
         self.clock = clock
-        self.waiting: list[Labelled] = []
+        self.waiting: list[Labelled] = []  # in the order of arrival
+        self.loans: list[Labelled] = []
+        self.arrivals: dict[Labelled, int] = {}
 
     async def run(self, step: str, argument: Any) -> None:
         await getattr(self, step)(argument)
-        assert self.real.queued_tokens == sum(entry.num_tokens for entry in self.real.waiting)
+        waiting_tokens = sum(entry.num_tokens for entry in self.real.waiting)
+        assert self.real.waiting_tokens == waiting_tokens
+        loan_tokens = self.real.queued_tokens - waiting_tokens
+        alive = [entry for entry in self.loans if not self.is_gone(entry)]
+        assert sum(entry.num_tokens for entry in alive) <= loan_tokens
+        assert loan_tokens <= sum(entry.num_tokens for entry in self.loans)
         assert self.real.queued_items >= len(self.alive())
         assert self.real.queued_tokens <= MAX_QUEUED
 
     def alive(self) -> list[Labelled]:
-        return [
-            e for e in self.waiting if not e.future.done() and (e.deadline or 0) > self.clock.now
-        ]
+        return [entry for entry in self.waiting if not self.is_gone(entry)]
+
+    def is_gone(self, entry: Labelled) -> bool:
+        return entry.future.done() or (entry.deadline or 0) <= self.clock.now
 
     async def submit(self, sizes: list[int]) -> None:
         loop = asyncio.get_running_loop()
@@ -59,7 +70,8 @@ class Model:
         for entry in entries:
             entry.wait(loop.create_future(), self.clock.now + 1e6)
         before = self.real.queued_tokens, self.real.queued_items
-        fits = sum(sizes) + sum(entry.num_tokens for entry in self.alive()) <= MAX_QUEUED
+        queued = [*self.alive(), *(entry for entry in self.loans if not self.is_gone(entry))]
+        fits = sum(sizes) + sum(entry.num_tokens for entry in queued) <= MAX_QUEUED
         try:
             self.real.submit(entries)
         except LargerThanQueue:
@@ -71,6 +83,7 @@ class Model:
         else:
             assert fits
             self.waiting += entries
+            self.arrivals.update((entry, len(self.arrivals)) for entry in entries)
 
     async def take(self, _: None) -> None:
         expected: list[Labelled] = []
@@ -90,21 +103,48 @@ class Model:
         assert [id(entry) for entry in await batch] == [id(entry) for entry in expected]
         self.waiting = [entry for entry in self.waiting if entry not in expected]
 
+    async def lend(self, max_tokens: int) -> None:
+        waits = self.real.waiting_tokens
+        loan = self.real.lend(max_tokens)
+        tokens = [entry.num_tokens for entry in loan]
+        assert 2 * sum(tokens) <= waits
+        assert sum(tokens) <= max_tokens or len(tokens) == 1
+        assert len(loan) <= MAX_REQUESTS
+        may_leave = [entry for entry in self.alive() if not entry.stays]
+        assert loan == may_leave[::-1][: len(loan)]
+        self.waiting = [entry for entry in self.waiting if entry not in loan]
+        self.loans += loan
+
+    async def settle(self, index: int) -> None:
+        if self.loans:
+            entry = self.loans.pop(index % len(self.loans))
+            assert self.real.settle(entry) or self.is_gone(entry)
+            assert not self.real.settle(entry)
+            if not entry.future.done():
+                entry.future.set_result(None)
+
+    async def take_back(self, index: int) -> None:
+        if self.loans:
+            entry = self.loans.pop(index % len(self.loans))
+            self.real.take_back([entry])
+            self.waiting = sorted([*self.waiting, entry], key=self.arrivals.__getitem__)
+
     async def leave(self, index: int) -> None:
-        if self.waiting:
-            self.waiting[index % len(self.waiting)].future.cancel()
+        if entries := self.waiting + self.loans:
+            entries[index % len(entries)].future.cancel()
 
     async def expire(self, index: int) -> None:
-        if self.waiting:
-            self.waiting[index % len(self.waiting)].deadline = self.clock.now
+        if entries := self.waiting + self.loans:
+            entries[index % len(entries)].deadline = self.clock.now
 
     async def fail(self, _: None) -> None:
         error = InternalError("lost")
         self.real.fail_all(error)
-        for entry in self.waiting:
-            assert entry.future.cancelled() or answered(entry) in (error, DeadlineExceededError)
+        for entry in self.waiting + self.loans:
+            if entry.future.done() or not self.is_gone(entry):
+                assert entry.future.cancelled() or answered(entry) in (error, DeadlineExceededError)
         assert (self.real.queued_items, self.real.queued_tokens) == (0, 0)
-        self.waiting = []
+        self.waiting, self.loans = [], []
 
 
 @pytest.fixture
@@ -121,6 +161,8 @@ def test_any_sequence_of_events_leaves_the_queue_as_a_plain_list_would(
         queue = model()
         for step, argument in steps:
             await queue.run(step, argument)
+        while queue.loans:
+            await queue.run("take_back", 0)
         while queue.alive():
             await queue.run("take", None)
         await queue.run("take", None)  # drops whoever is gone

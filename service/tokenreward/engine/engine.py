@@ -263,7 +263,7 @@ class Engine:
                 job.prompts = ()
         self.batcher.submit(jobs)
         self._report("queued_items", self.batcher.queued_items)
-        self._report("queued_tokens", self.batcher.queued_tokens)
+        self._report("queued_tokens", self.batcher.waiting_tokens)
         if self._work is None or self._work.done():
             self._work = asyncio.create_task(self.worker.run_forever())
 

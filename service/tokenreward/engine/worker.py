@@ -183,7 +183,7 @@ class Worker:
         self._batcher.note_rate(num_tokens, jobs[0].compute_s)
         report_batch(self._report, jobs, num_computed)
         self._report("queued_items", self._batcher.queued_items)
-        self._report("queued_tokens", self._batcher.queued_tokens)
+        self._report("queued_tokens", self._batcher.waiting_tokens)
 
 
 def _batch_failed(error: Exception) -> InternalError:

@@ -85,7 +85,7 @@ def save(model: Any, folder: Path) -> Path:
 
 
 def checkpoint(model: Any, task: str) -> Checkpoint:
-    return Checkpoint(model=model, tokenizer=None, task=task, device=torch.device("cpu"))
+    return Checkpoint(model=model, tokenizer=None, task=task)
 
 
 def layout(model: Any, task: str, needs: Needs, *, public: bool) -> Any:

@@ -253,7 +253,7 @@ def line_at_load(folder: Path, template: str, settings: dict[str, Any]) -> str:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.chat_template = template
     model = AutoModelForSequenceClassification.from_pretrained(folder)
-    checkpoint = tiny.Checkpoint(model.eval(), tokenizer, "reward_model", torch.device("cpu"))
+    checkpoint = tiny.Checkpoint(model.eval(), tokenizer, "reward_model")
     return compare_with_own_call(
         checkpoint,
         Tokenizer(tokenizer, template_kwargs=settings.get("chat_template_kwargs")),

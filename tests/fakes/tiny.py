@@ -266,7 +266,7 @@ def save(
 
 def checkpoint(model: Any, task: Any = "causal_lm") -> Checkpoint:
     """The model as a checkpoint that is served on the CPU, without a tokenizer: rows are ids."""
-    return Checkpoint(model=model, tokenizer=None, task=task, device=torch.device("cpu"))
+    return Checkpoint(model=model, tokenizer=None, task=task)
 
 
 def work(needs: Needs) -> list[RowRequest]:

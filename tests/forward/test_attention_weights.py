@@ -137,7 +137,7 @@ ALL_STEPS = Needs(attention=frozenset({"last_step", "mean_step"}))
 @pytest.fixture(params=["llama", "mistral", "gpt_oss"])
 def long_pass(request: pytest.FixtureRequest) -> Callable[[], object]:
     """Runs a row of 4096 tokens; one of the models has no window in its last layer, two have."""
-    checkpoint = Checkpoint(tiny.model(request.param), None, "causal_lm", torch.device("cpu"))
+    checkpoint = Checkpoint(tiny.model(request.param), None, "causal_lm")
     layout = PackedLayout(checkpoint)
     ids = np.random.default_rng(0).integers(3, tiny.VOCAB_SIZE, size=LONG)
     layout.run([RowRequest(Row(ids[:50], 1, 50), ALL_STEPS)])

@@ -19,6 +19,7 @@ from torch.nn.attention.varlen import AuxRequest, varlen_attn
 from fakes import tiny
 from fakes.far import META, watched
 from tokenreward.checkpoints.checkpoint import Checkpoint
+from tokenreward.checkpoints.placement import Placement
 from tokenreward.contract import Needs, Row, RowRequest
 from tokenreward.forward import attention_weights, packed, transfer
 from tokenreward.forward.flash import Flash
@@ -37,7 +38,7 @@ def layout(monkeypatch: pytest.MonkeyPatch, architecture: str, task: Any) -> Pac
     monkeypatch.setattr(packed, "choose_kernel", lambda *arguments: kernel)
     monkeypatch.setitem(attention_weights.BLOCK_WEIGHTS, "meta", 2**20)
     model = tiny.model(architecture, task).to(torch.bfloat16).to(META)
-    made = PackedLayout(Checkpoint(model, None, task, META))
+    made = PackedLayout(Checkpoint(model, None, task, Placement((META,))))
     if made.language_head is not None:
         made.language_head = replace(made.language_head, product=half_product)
     return made

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from fakes import tiny
 from tokenreward.checkpoints.checkpoint import Checkpoint
@@ -23,7 +22,7 @@ NEEDS = Needs(frozenset({1.0}))
 
 
 def checkpoint(seed: int) -> Checkpoint:
-    return Checkpoint(tiny.model("llama", seed=seed), None, "causal_lm", torch.device("cpu"))
+    return Checkpoint(tiny.model("llama", seed=seed), None, "causal_lm")
 
 
 LAYOUTS: dict[str, Any] = {

@@ -13,6 +13,7 @@ from transformers import AutoModelForSequenceClassification, LlamaConfig
 from fakes.far import META, watched
 from fakes.live import Live
 from tokenreward.checkpoints.checkpoint import Checkpoint
+from tokenreward.checkpoints.placement import Placement
 from tokenreward.contract import Needs, Row, RowRequest
 from tokenreward.forward import attention_weights, packed
 from tokenreward.forward.flash import Flash
@@ -46,7 +47,7 @@ def layout(monkeypatch: pytest.MonkeyPatch) -> PackedLayout:
     )
     with META:
         model: Any = AutoModelForSequenceClassification.from_config(CONFIG, dtype=torch.bfloat16)
-    made = PackedLayout(Checkpoint(model.eval(), None, "reward_model", META))
+    made = PackedLayout(Checkpoint(model.eval(), None, "reward_model", Placement((META,))))
     assert made.prune_last_layer(True)
     return made
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import copy
 
 import pytest
-import torch
 
 from fakes import tiny
 from fakes.tiny import tokenizer_of
@@ -19,7 +18,7 @@ ENDS_WITH_THE_TURN = tiny.TEMPLATE.replace("<|end|>\n", "<|end|>")
 def compare(model: object, template: str | None, suffix_text: str | None = None) -> str:
     tokenizer = copy.deepcopy(tiny.tokenizer())
     tokenizer.chat_template = template
-    checkpoint = Checkpoint(model, tokenizer, "reward_model", torch.device("cpu"))
+    checkpoint = Checkpoint(model, tokenizer, "reward_model")
     return compare_with_own_call(checkpoint, tokenizer_of(checkpoint), suffix_text)
 
 

@@ -36,7 +36,7 @@ def work(items: list[oracle.Response], needs: Needs) -> list[RowRequest]:
 
 
 def checkpoint(model: object, task: str) -> Checkpoint:
-    return Checkpoint(model=model, tokenizer=None, task=task, device=torch.device("cpu"))
+    return Checkpoint(model=model, tokenizer=None, task=task)
 
 
 def assert_as_exact_as(fast: np.ndarray, naive: np.ndarray, truth: np.ndarray) -> None:

@@ -35,11 +35,8 @@ def of_settings(folder: Path, **more: Any) -> Checkpoint:
 
 
 def two(policy: Any, reference: Any) -> Checkpoint:
-    device = torch.device("cpu")
-    other = Checkpoint(model=reference, tokenizer=None, task="causal_lm", device=device)
-    return Checkpoint(
-        model=policy, tokenizer=None, task="causal_lm", device=device, reference=other
-    )
+    other = Checkpoint(model=reference, tokenizer=None, task="causal_lm")
+    return Checkpoint(model=policy, tokenizer=None, task="causal_lm", reference=other)
 
 
 def probed(checkpoint: Checkpoint) -> Layout:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from fakes import oracle, tiny
 from tokenreward.checkpoints.checkpoint import Checkpoint
@@ -20,7 +19,7 @@ ENDS = Needs(pooled=True, attention=frozenset({"last"}))
 
 
 def checkpoint(model: Any, task: str) -> Checkpoint:
-    return Checkpoint(model, None, task, torch.device("cpu"))
+    return Checkpoint(model, None, task)
 
 
 def rows() -> list[oracle.Response]:

@@ -9,6 +9,7 @@ import torch
 
 from fakes import oracle, tiny
 from tokenreward.checkpoints.checkpoint import Checkpoint, CheckpointRefused
+from tokenreward.checkpoints.placement import Placement
 from tokenreward.contract import Needs, Row, RowRequest
 from tokenreward.forward.language_head import head
 from tokenreward.forward.layout import Layout
@@ -20,7 +21,7 @@ RM_NEEDS = Needs(values=True, attention=frozenset({"last"}))
 
 
 def probe(model: object, task: str = "causal_lm", lines: list[str] | None = None) -> Layout:
-    checkpoint = Checkpoint(model=model, tokenizer=None, task=task, device=torch.device("cpu"))
+    checkpoint = Checkpoint(model=model, tokenizer=None, task=task)
     needs = LM_NEEDS if task == "causal_lm" else RM_NEEDS
     return choose_layout(checkpoint, needs, say=(lines if lines is not None else []).append)
 
@@ -213,7 +214,12 @@ def test_the_head_takes_the_fastest_logsumexp_of_a_gpu_and_keeps_a_cpus(
     )
     layouts = {
         device: PackedLayout(
-            Checkpoint(tiny.model("llama").to(device), None, "causal_lm", torch.device(device))
+            Checkpoint(
+                tiny.model("llama").to(device),
+                None,
+                "causal_lm",
+                Placement((torch.device(device),)),
+            )
         )
         for device in ("cpu", "meta")  # which stands for a GPU
     }

@@ -33,8 +33,8 @@ def grouped() -> list[oracle.Response]:
 def layouts(architecture: str, task: str) -> tuple[object, PackedLayout, PlainLayout]:
     model = tiny.model(architecture, task)
     exact = oracle.double(model)
-    plain = PlainLayout(Checkpoint(tiny.model(architecture, task), None, task, torch.device("cpu")))
-    return exact, PackedLayout(Checkpoint(model, None, task, torch.device("cpu"))), plain
+    plain = PlainLayout(Checkpoint(tiny.model(architecture, task), None, task))
+    return exact, PackedLayout(Checkpoint(model, None, task)), plain
 
 
 def assert_close(fast: np.ndarray, naive: np.ndarray, truth: np.ndarray) -> None:
@@ -80,9 +80,7 @@ def test_a_reward_model_that_reads_a_prompt_once_is_as_exact(architecture: str) 
 def test_in_bf16_a_shared_prompt_stays_within_twice_the_noise_of_alone() -> None:
     model = tiny.model("llama")
     exact = oracle.double(model)
-    packed = PackedLayout(
-        Checkpoint(model.to(torch.bfloat16), None, "causal_lm", torch.device("cpu"))
-    )
+    packed = PackedLayout(Checkpoint(model.to(torch.bfloat16), None, "causal_lm"))
     items = grouped()
     work = [RowRequest(Row(what.ids, len(what.prompt), len(what.ids)), NEEDS) for what in items]
     together, alone = packed.run(work), [packed.run([entry])[0] for entry in work]

@@ -24,6 +24,7 @@ from gpu.roofline import Rates
 from gpu.shapes import Shape, build
 from gpu.sizes import Sizes
 from tokenreward.checkpoints.checkpoint import Checkpoint
+from tokenreward.checkpoints.placement import Placement
 from tokenreward.contract import Needs, Outputs, RowRequest
 from tokenreward.forward.probe import choose_layout
 
@@ -96,7 +97,9 @@ class Stand:
         return self._served[1]
 
     def checkpoint(self, model: Any, task: Any) -> Checkpoint:
-        return Checkpoint(model=model, tokenizer=None, task=task, device=self.clock.device)
+        return Checkpoint(
+            model=model, tokenizer=None, task=task, placement=Placement((self.clock.device,))
+        )
 
     def release(self) -> None:
         """Lets go of the served model."""

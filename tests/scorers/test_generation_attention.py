@@ -64,9 +64,7 @@ def sample_of(
     what: oracle.Response, *, score: float | None = 1.0, keep: np.ndarray | None = None
 ) -> Sample:
     item = Item(prompt=what.prompt.tolist(), response=what.response.tolist(), score=score)
-    words = tokenizer_of(
-        Checkpoint(tiny.model("llama"), tiny.tokenizer(), "causal_lm", torch.device("cpu"))
-    )
+    words = tokenizer_of(Checkpoint(tiny.model("llama"), tiny.tokenizer(), "causal_lm"))
     flags = np.ones(len(what.response), dtype=np.bool_) if keep is None else keep
     return Sample(
         what.prompt,
@@ -106,9 +104,7 @@ SWITCHING = {"phi3_longrope"}
 def test_weights_are_those_of_generation_played_step_by_step(architecture: str) -> None:
     model = tiny.model(architecture)
     exact, items = oracle.double(model), responses()
-    checkpoint = Checkpoint(
-        model=model, tokenizer=None, task="causal_lm", device=torch.device("cpu")
-    )
+    checkpoint = Checkpoint(model=model, tokenizer=None, task="causal_lm")
     layouts = [
         PlainLayout,
         *([PackedLayout] if architecture in tiny.PACKED else []),

@@ -10,7 +10,6 @@ import tracemalloc
 
 import numpy as np
 import pytest
-import torch
 
 from fakes import tiny, vocabularies
 from fakes.tiny import tokenizer_of
@@ -143,7 +142,7 @@ def test_end_of_turn_is_what_the_template_emits_else_eos(
 
 def test_every_eos_of_the_generation_config_ends_a_turn() -> None:
     model, theirs = tiny.model("llama"), tiny.tokenizer()
-    checkpoint = Checkpoint(model, theirs, "causal_lm", torch.device("cpu"))
+    checkpoint = Checkpoint(model, theirs, "causal_lm")
     assert tokenizer_of(checkpoint).terminal_ids == {tiny.END_ID}
     model.generation_config.eos_token_id = [7, 9]
     many = tokenizer_of(checkpoint)

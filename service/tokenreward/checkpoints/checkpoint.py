@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import torch
-
 from tokenreward.checkpoints.adapter import Adapter
 from tokenreward.checkpoints.adapter_config import refuse_adapter_in_checkpoint
 from tokenreward.checkpoints.gguf import find_gguf
@@ -23,6 +21,7 @@ from tokenreward.checkpoints.load_failure import (
 )
 from tokenreward.checkpoints.mapped_files import own_memory
 from tokenreward.checkpoints.model import load_model
+from tokenreward.checkpoints.placement import ON_CPU, Placement, choose_devices
 from tokenreward.checkpoints.positions import has_table, padding_position
 from tokenreward.checkpoints.refusal import CheckpointRefused
 from tokenreward.checkpoints.trunk import refuse_other_states
@@ -34,7 +33,6 @@ __all__ = [
     "Checkpoint",
     "CheckpointRefused",
     "adapter_template",
-    "choose_device",
     "load_checkpoint",
     "refuse_longer",
 ]
@@ -50,6 +48,7 @@ class Checkpoint:
     architecture.
 
     Attributes:
+        placement: The devices that its layers are on.
         head_format: How a reward model's head was stored (see `head_formats`).
         reference: The model that this one is compared with (see `reference`). It may be the same
             model, to be read without its adapter.
@@ -62,7 +61,7 @@ class Checkpoint:
     model: Any
     tokenizer: Any
     task: Task
-    device: torch.device
+    placement: Placement = ON_CPU
     head_format: str | None = None
     head_settings: HeadSettings | None = None
     reference: Checkpoint | None = None
@@ -189,7 +188,7 @@ def load_checkpoint(settings: DeploymentSettings) -> Checkpoint:
 
     Raises CheckpointRefused, also for a folder or a hub that could not be read.
     """
-    source, device = resolve(settings.checkpoint), choose_device(settings)
+    source, devices = resolve(settings.checkpoint), choose_devices(settings)
     gguf = None
     try:
         gguf = find_gguf(source, revision=settings.revision, allow_pickle=settings.allow_pickle)
@@ -205,13 +204,13 @@ def load_checkpoint(settings: DeploymentSettings) -> Checkpoint:
             )
         model, tokenizer, head_format = load_model(source, settings, adapter, gguf)
         is_classifier = settings.task == "reward_model" and head_format is None
-        model = model.eval().requires_grad_(False).to(device)
+        model = model.eval().requires_grad_(False).to(devices[0])
         own_memory(model)
         checkpoint = Checkpoint(
             model=model,
             tokenizer=tokenizer,
             task=settings.task,
-            device=device,
+            placement=Placement(devices),
             head_format=head_format,
             head_settings=settings.head,
             adapter_base=None if adapter is None else adapter.base,
@@ -219,7 +218,7 @@ def load_checkpoint(settings: DeploymentSettings) -> Checkpoint:
         )
         refuse_failing(checkpoint, settings)
         if settings.task == "reward_model" and not is_classifier:
-            refuse_other_states(checkpoint.model, checkpoint.value_head, device)
+            refuse_other_states(checkpoint.model, checkpoint.value_head, devices[0])
     except CheckpointRefused as error:
         raise CheckpointRefused(
             f"`{settings.checkpoint}` cannot be served as {settings.task}: {error}"
@@ -257,17 +256,3 @@ def refuse_longer(checkpoint: Checkpoint, settings: DeploymentSettings) -> None:
             f"deployment `{settings.name}`: `max_sequence_tokens` is {num_tokens}, the model has "
             f"{limit} positions"
         )
-
-
-def choose_device(settings: DeploymentSettings) -> torch.device:
-    """`auto` is a GPU if one is visible and the deployment reserves one. Raises
-    CheckpointRefused."""
-    if settings.device == "cpu" or (settings.device == "auto" and not settings.num_gpus):
-        return torch.device("cpu")
-    if torch.cuda.is_available():
-        return torch.device("cuda", 0)
-    if settings.device == "cuda":
-        raise CheckpointRefused(
-            f"deployment `{settings.name}` wants device `cuda` and torch sees none"
-        )
-    return torch.device("cpu")

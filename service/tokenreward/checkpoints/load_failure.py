@@ -106,7 +106,7 @@ def refuse_failing(checkpoint: Any, settings: DeploymentSettings) -> None:
         CheckpointRefused: The message names the weights or the dtype where they are the cause.
     """
     num_tokens = min(_NUM_TOKENS, checkpoint.vocab_size - 1)
-    ids = torch.arange(1, num_tokens + 1, device=checkpoint.device)[None]
+    ids = torch.arange(1, num_tokens + 1, device=checkpoint.placement.first)[None]
     model = checkpoint.model
     try:
         with torch.inference_mode():

@@ -94,13 +94,15 @@ class Engine:
             reads_conversation=settings.scored_text == "conversation",
             predicts=checkpoint.task == "causal_lm",
         )
-        self._max_batch_tokens = settings.max_batch_tokens or max_batch_tokens(checkpoint.device)
+        self._max_batch_tokens = settings.max_batch_tokens or max_batch_tokens(
+            checkpoint.placement.first
+        )
         self.batcher: Batcher[Job] = Batcher(
             max_batch_tokens=self._max_batch_tokens,
             max_batch_requests=settings.max_batch_requests,
             max_queued_tokens=settings.max_queued_tokens,
         )
-        self.runner = Runner(layout, num_ahead=int(checkpoint.device.type == "cuda"))
+        self.runner = Runner(layout, num_ahead=checkpoint.placement.num_ahead)
         self.device_thread = ThreadPoolExecutor(1, thread_name_prefix="device")
         self.preprocess_threads = ThreadPoolExecutor(2, thread_name_prefix="preprocess")
         self.postprocess_threads = ThreadPoolExecutor(1, thread_name_prefix="postprocess")

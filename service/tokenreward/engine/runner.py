@@ -60,9 +60,11 @@ def max_batch_tokens(device: torch.device) -> int:
 
 
 def device_computes() -> bool:
-    """Whether the GPU still computes: an error of its own comes up in every later call."""
+    """Whether every GPU in use still computes: an error of its own comes up in every later call."""
     try:
-        return int(torch.ones(1, device="cuda").sum()) == 1
+        gpus = range(torch.cuda.device_count())
+        in_use = [gpu for gpu in gpus if torch.cuda.memory_reserved(gpu)] or [0]
+        return all(int(torch.ones(1, device=f"cuda:{gpu}").sum()) == 1 for gpu in in_use)
     except Exception:  # whatever it raises means the same
         return False
 

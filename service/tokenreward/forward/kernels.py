@@ -32,6 +32,9 @@ GATHERED_BYTES = 128 * 2**20
 
 _CAUSAL, _ALL = (-1, 0), (-1, -1)  # windows of `Flash`
 
+# See `_calls_without_window`.
+_WholeCalls = tuple[Ragged, tuple[Ragged, Ragged, Tensor] | None]
+
 
 def merge(own: Tensor, own_lse: Tensor, prompt: Tensor, prompt_lse: Tensor) -> Tensor:
     """Softmax attention over two sets of keys, from the attention over each set alone.
@@ -100,7 +103,7 @@ class VarlenKernel:
 
     Without a window there are two calls: each range on itself, and the responses on their prompts.
     With a window there is one call, in which the end of its prompt stands before each response.
-    What a call needs on the device is made once per pass, by the first layer that asks.
+    What a call needs on a device is made once per pass, by the first layer there that asks.
 
     Args:
         flash: The call.
@@ -114,9 +117,9 @@ class VarlenKernel:
         self._flash = flash
         self.windows = windows
         self._groups: Sequence[Group] = ()
-        # See `_calls_without_window`.
-        self._whole: tuple[Ragged, tuple[Ragged, Ragged, Tensor] | None] | None = None
-        self._windows: dict[int, list[tuple[Ragged, Ragged]]] = {}
+        # Layers of one pass may be on several devices, and each device has its own tensors.
+        self._whole: dict[torch.device, _WholeCalls] = {}
+        self._windows: dict[tuple[torch.device, int], list[tuple[Ragged, Ragged]]] = {}
 
     def __call__(
         self,
@@ -128,7 +131,7 @@ class VarlenKernel:
     ) -> None:
         """Writes the attended values [n, heads, d] of the groups to their places in `out`."""
         if groups is not self._groups:
-            self._groups, self._whole, self._windows = groups, None, {}
+            self._groups, self._whole, self._windows = groups, {}, {}
         tokens = [tensor[0].transpose(0, 1) for tensor in qkv]
         if window is None or max(longest_row(group) for group in groups) <= window:
             self._attend_whole(tokens, scale, out)
@@ -136,9 +139,10 @@ class VarlenKernel:
             self._attend_within(tokens, scale, out, window)
 
     def _attend_whole(self, tokens: list[Tensor], scale: float, out: Tensor) -> None:
-        if self._whole is None:
-            self._whole = _calls_without_window(self._groups, out.device)
-        ranges, on_prompts = self._whole
+        calls = self._whole.get(out.device)
+        if calls is None:
+            calls = self._whole[out.device] = _calls_without_window(self._groups, out.device)
+        ranges, on_prompts = calls
         out[ranges.tokens], lse = self._call(tokens, ranges, ranges, scale, _CAUSAL)
         if on_prompts is None:
             return
@@ -148,7 +152,7 @@ class VarlenKernel:
         out[queries.tokens] = merge(own, lse[among], prompt, prompt_lse)
 
     def _attend_within(self, tokens: list[Tensor], scale: float, out: Tensor, window: int) -> None:
-        calls = self._windows.get(window)
+        calls = self._windows.get((out.device, window))
         if calls is None:
             _, kv_heads, head_dim = tokens[1].shape
             bytes_of_key = 2 * kv_heads * head_dim * tokens[1].element_size()
@@ -156,7 +160,8 @@ class VarlenKernel:
             for chunk in _chunks(self._groups, window, GATHERED_BYTES // bytes_of_key):
                 batches += chunk
             ragged = to_ragged(out.device, *batches)
-            calls = self._windows[window] = list(zip(ragged[::2], ragged[1::2], strict=True))
+            calls = list(zip(ragged[::2], ragged[1::2], strict=True))
+            self._windows[out.device, window] = calls
         for queries, keys in calls:
             out[queries.tokens] = self._call(tokens, queries, keys, scale, (window - 1, 0))[0]
 
@@ -172,9 +177,7 @@ class VarlenKernel:
         return self._flash(qkv, queries, keys, scale=scale, window=window)
 
 
-def _calls_without_window(
-    groups: Sequence[Group], device: torch.device
-) -> tuple[Ragged, tuple[Ragged, Ragged, Tensor] | None]:
+def _calls_without_window(groups: Sequence[Group], device: torch.device) -> _WholeCalls:
     """Both calls of a pass without a window.
 
     Returns:

@@ -149,7 +149,7 @@ def _own_call(checkpoint: Checkpoint, ids: np.ndarray) -> float | None:
 
     It is None if the model's class has no head of its own.
     """
-    output = checkpoint.model(input_ids=torch.from_numpy(ids).to(checkpoint.device)[None])
+    output = checkpoint.model(input_ids=torch.from_numpy(ids).to(checkpoint.placement.first)[None])
     logits = getattr(output, "logits", None)
     if logits is None:
         return None

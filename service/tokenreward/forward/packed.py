@@ -34,7 +34,7 @@ from tokenreward.forward.patches import (
 )
 from tokenreward.forward.plain import rope_switch
 from tokenreward.forward.readout import BatchedLayout, Readout, read_places
-from tokenreward.forward.transfer import Pending, to_device
+from tokenreward.forward.transfer import Pending, to_device, to_ends
 from tokenreward.forward.trial import LONGEST_TRIED_WINDOW
 
 
@@ -70,7 +70,9 @@ class PackedLayout(BatchedLayout):
         self._padding_position = checkpoint.padding_position
         checkpoint.model.set_attn_implementation(IMPLEMENTATION)
         self._num_layers = int(checkpoint.text_config.num_hidden_layers)
-        self.kernel = choose_kernel(checkpoint.device, checkpoint.model.dtype, checkpoint.head_dim)
+        self.kernel = choose_kernel(
+            checkpoint.placement.first, checkpoint.model.dtype, checkpoint.head_dim
+        )
         self.shares = self.kernel is not attend_alone and not with_bounds
 
     def prune_last_layer(self, yes: bool) -> bool:
@@ -166,9 +168,12 @@ class PackedLayout(BatchedLayout):
                 needs.values or needs.reads_logits for _, needs in requests
             )
         rows = range(len(requests)) if context.ends_only else sorted(context.attention_needs)
-        ids, positions, states_at, *places = to_device(
-            [packing.ids[None], packing.positions[None], at, *(packing.places[i] for i in rows)],
-            self._checkpoint.device,
+        placement = self._checkpoint.placement
+        ids, positions, states_at, *places = to_ends(
+            [packing.ids[None], packing.positions[None]],
+            [at, *(packing.places[i] for i in rows)],
+            placement.first,
+            placement.last,
         )
         context.places = dict(zip(rows, places, strict=True))
         bounds: dict[str, Tensor] = {}
@@ -176,7 +181,7 @@ class PackedLayout(BatchedLayout):
             lengths = [len(of_row) for of_row in packing.places]
             row_of_token = np.repeat(np.arange(len(lengths)), lengths)
             starts, row_of_token_on_device = to_device(
-                [np.cumsum([0, *lengths]), row_of_token[None]], self._checkpoint.device
+                [np.cumsum([0, *lengths]), row_of_token[None]], placement.first
             )
             bounds = {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts}
             bounds["seq_idx"] = row_of_token_on_device.int()

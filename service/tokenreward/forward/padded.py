@@ -23,7 +23,7 @@ from tokenreward.forward.layout import Gap, in_order
 from tokenreward.forward.packing import sides
 from tokenreward.forward.plain import PlainLayout, rope_switch
 from tokenreward.forward.readout import BatchedLayout, Readout, read_places
-from tokenreward.forward.transfer import Pending, to_device
+from tokenreward.forward.transfer import Pending, to_ends
 
 # What a call of the trunk costs beside its tokens, in tokens: a longer row is worth a call of its
 # own if its neighbours would be filled up by more than this. On a CPU, 32 was faster than 0 and 128
@@ -54,7 +54,7 @@ class PaddedLayout(BatchedLayout):
         self.reason: str | None = None
         self.runs_ahead = True
         self._through_model = through_model
-        self.call_tokens = CALL_TOKENS.get(checkpoint.device.type, CALL_TOKENS["cuda"])
+        self.call_tokens = CALL_TOKENS.get(checkpoint.placement.first.type, CALL_TOKENS["cuda"])
         self._rope_switch = rope_switch(checkpoint.text_config)
         self._plain = PlainLayout(checkpoint)
 
@@ -103,7 +103,8 @@ class PaddedLayout(BatchedLayout):
             ids[index, : len(row.ids)] = row.ids
             places.append(index * width + np.arange(len(row.ids)))
         at = read_places(requests, places, self.gate)
-        on_device, states_at = to_device([ids, at], self._checkpoint.device)
+        placement = self._checkpoint.placement
+        on_device, states_at = to_ends([ids], [at], placement.first, placement.last)
         hidden = states_before_head(
             self._checkpoint, through_model=self._through_model, input_ids=on_device
         )

@@ -118,7 +118,8 @@ def _trial(model: nn.Module) -> tuple[Tensor, Tensor]:
     """
     weight = max((layer.weight for layer in _float32_linears(model)), key=lambda w: w.numel())
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(_NUM_ROWS, weight.shape[1], generator=generator), weight
+    rows = torch.randn(_NUM_ROWS, weight.shape[1], generator=generator)
+    return rows.to(weight.device), weight
 
 
 def split_mlps(trunk: Any, num_tokens: int | None) -> bool:

@@ -67,7 +67,7 @@ class PlainLayout:
     def _read(self, row: Row, needs: Needs) -> Outputs:
         """The outputs of one row: a call of the model for each kind of number that is wanted."""
         self._forget_lengths()
-        ids = torch.from_numpy(row.ids).to(self._checkpoint.device)[None]
+        ids = torch.from_numpy(row.ids).to(self._checkpoint.placement.first)[None]
         fields: dict[str, Any] = {}
         if needs.reads_logits:
             fields |= self._logits(ids, row, needs)
@@ -94,7 +94,8 @@ class PlainLayout:
         keep = {"logits_to_keep": num_wanted} if self._keeps_rows else {}
         logits = self._model(input_ids=ids, use_cache=False, **keep).logits[0][-num_wanted:]
         logits = logits[: row.stop - row.start + 1]
-        targets = ids[0, row.start : row.stop, None]
+        # The head may be on another device than the ids.
+        targets = ids[0, row.start : row.stop, None].to(logits.device)
         return {
             "chosen": logits[:-1].gather(1, targets)[:, 0].float().cpu().numpy(),
             "lse": {
@@ -120,7 +121,8 @@ class PlainLayout:
             CheckpointRefused: The model gives no such map. State-space layers, for one, have none,
                 and those of linear attention are of another shape.
         """
-        config, ids = self._model.config, torch.from_numpy(row.ids).to(self._checkpoint.device)
+        config = self._model.config
+        ids = torch.from_numpy(row.ids).to(self._checkpoint.placement.first)
         # Not through `set_attn_implementation`, which does nothing for models outside of
         # transformers' attention interface. They, too, look at their configuration in each call.
         config._attn_implementation = "eager"
@@ -167,7 +169,8 @@ class PlainLayout:
                 if original is not None and getattr(module, name) != original:
                     setattr(module, name, original)
                     frequencies = getattr(module, f"{prefix}original_inv_freq")
-                    setattr(module, f"{prefix}inv_freq", frequencies.to(self._checkpoint.device))
+                    device = getattr(module, f"{prefix}inv_freq").device
+                    setattr(module, f"{prefix}inv_freq", frequencies.to(device))
 
 
 def rope_parameters(config: Any) -> list[dict[str, Any]]:

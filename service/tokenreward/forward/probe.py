@@ -245,7 +245,7 @@ def _split(
         return
     fault = trial.fault(layout)
     if fault is None:
-        layout.split_mlps(MLP_PIECES[checkpoint.device.type])
+        layout.split_mlps(MLP_PIECES[checkpoint.placement.first.type])
     else:
         layout.split_mlps(None)
         say(f"MLPs take all tokens at once: in pieces it {fault}")

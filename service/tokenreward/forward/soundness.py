@@ -120,7 +120,7 @@ def refuse_wrong_map(checkpoint: Checkpoint, request: RowRequest) -> None:
     elif float(sums.min()) > 1 - rounding and _has_sinks(checkpoint.trunk):
         fault = "its rows sum to 1, without the share that the layer's sinks take"
     else:
-        ids = torch.from_numpy(request.row.ids).to(checkpoint.device)[None]
+        ids = torch.from_numpy(request.row.ids).to(checkpoint.placement.first)[None]
         with torch.inference_mode():
             own = checkpoint.trunk(input_ids=ids, use_cache=False).last_hidden_state[0]
         difference, bound = _difference(

@@ -47,7 +47,7 @@ def to_device(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor
         Tensors of the arrays' shapes. On the CPU they share the arrays' memory.
     """
     if device.type == "cpu":
-        return [torch.from_numpy(array) for array in arrays]
+        return [torch.from_numpy(array).to(device) for array in arrays]
     flat = np.concatenate([np.empty(0, dtype=np.int64), *(array.reshape(-1) for array in arrays)])
     # A copy from ordinary memory waits until the device has nothing else to do; a copy from pinned
     # memory does not. torch keeps pinned memory that is let go of until the copies from it have
@@ -58,6 +58,28 @@ def to_device(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor
         tensor[start:stop].view(array.shape)
         for (start, stop), array in zip(ranges, arrays, strict=True)
     ]
+
+
+def to_ends(
+    of_first: Sequence[np.ndarray],
+    of_last: Sequence[np.ndarray],
+    first: torch.device,
+    last: torch.device,
+) -> list[Tensor]:
+    """Copies int64 arrays to the first and the last device of a model, which are mostly one device.
+
+    Args:
+        of_first: What the embedding and the layers read: ids, positions.
+        of_last: What the last layer and the heads read: places of tokens.
+        first: The model's first device.
+        last: Its last device.
+
+    Returns:
+        Tensors of the arrays' shapes, in the order of the arguments. For one device it is one copy.
+    """
+    if first == last:
+        return to_device([*of_first, *of_last], first)
+    return [*to_device(of_first, first), *to_device(of_last, last)]
 
 
 def to_host(tensors: Sequence[Tensor]) -> Pending[list[np.ndarray]]:

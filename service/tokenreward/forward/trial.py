@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -121,14 +122,18 @@ def float32_copy(checkpoint: Checkpoint) -> Checkpoint | None:
     its weights are still quantised: transformers casts no such model."""
     if getattr(checkpoint.model, "hf_quantizer", None) is not None:
         return None
-    num_bytes = 4 * sum(parameter.numel() for parameter in checkpoint.model.parameters())
-    if checkpoint.device.type == "cuda":
-        free = torch.cuda.mem_get_info(checkpoint.device)[0]
-    else:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if num_bytes > _SHARE_OF_FREE_MEMORY * free:
+    num_bytes: Counter[torch.device] = Counter()
+    for parameter in checkpoint.model.parameters():
+        num_bytes[parameter.device] += 4 * parameter.numel()
+    if any(num_bytes[device] > _SHARE_OF_FREE_MEMORY * _free_bytes(device) for device in num_bytes):
         return None
     return replace(checkpoint, model=copy.deepcopy(checkpoint.model).float())
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def coarse_bounds(checkpoint: Checkpoint, outputs: Sequence[Outputs]) -> ByKind:

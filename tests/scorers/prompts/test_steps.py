@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -32,9 +31,7 @@ RESPONSES = st.text(ALPHABET, max_size=40).filter(lambda text: text.strip() != "
 
 
 def words_of(tokenizer: Any) -> Tokenizer:
-    return tokenizer_of(
-        Checkpoint(tiny.model("llama"), tokenizer, "causal_lm", torch.device("cpu"))
-    )
+    return tokenizer_of(Checkpoint(tiny.model("llama"), tokenizer, "causal_lm"))
 
 
 BYTES = words_of(prm.with_tag())

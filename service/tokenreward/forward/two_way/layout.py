@@ -43,7 +43,7 @@ class TwoWayLayout:
         self.name = "padded"
         self.gap: Gap | None = None
         self.reason: str | None = TWO_WAY
-        self.call_tokens = CALL_TOKENS.get(checkpoint.device.type, CALL_TOKENS["cuda"])
+        self.call_tokens = CALL_TOKENS.get(checkpoint.placement.first.type, CALL_TOKENS["cuda"])
         self._checkpoint = checkpoint
         self._model: Any = checkpoint.model
         config = checkpoint.text_config
@@ -131,7 +131,7 @@ class TwoWayLayout:
             types = arrays["token_type_ids"] = np.zeros_like(ids)
             for index, row in enumerate(rows):
                 types[index, row.start : len(row.ids)] = self._response_type
-        device = self._checkpoint.device
+        device = self._checkpoint.placement.first
         return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
 
     def _attention(self, row: Row) -> np.ndarray:

@@ -26,7 +26,7 @@ from tokenreward.forward.attention import (
 from tokenreward.forward.kernels import VarlenKernel, attend_alone
 from tokenreward.forward.language_head import states_before_head
 from tokenreward.forward.layout import Gap, in_order
-from tokenreward.forward.packing import behind_padding, num_packed, pack, sides
+from tokenreward.forward.packing import Packing, behind_padding, num_packed, pack, sides
 from tokenreward.forward.patches import (
     prunable_last_layer,
     pruning,
@@ -176,15 +176,7 @@ class PackedLayout(BatchedLayout):
             placement.last,
         )
         context.places = dict(zip(rows, places, strict=True))
-        bounds: dict[str, Tensor] = {}
-        if self._with_bounds:
-            lengths = [len(of_row) for of_row in packing.places]
-            row_of_token = np.repeat(np.arange(len(lengths)), lengths)
-            starts, row_of_token_on_device = to_device(
-                [np.cumsum([0, *lengths]), row_of_token[None]], placement.first
-            )
-            bounds = {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts}
-            bounds["seq_idx"] = row_of_token_on_device.int()
+        bounds = _bounds(packing, placement.first) if self._with_bounds else {}
         with ExitStack() as stack:
             stack.enter_context(attending(context))
             if self.last_layer is not None:
@@ -205,6 +197,14 @@ class PackedLayout(BatchedLayout):
                 "interface"
             )
         return hidden[0], at
+
+
+def _bounds(packing: Packing, device: torch.device) -> dict[str, Tensor]:
+    """Where rows start, as the arguments of layers that carry a state along the sequence."""
+    lengths = [len(of_row) for of_row in packing.places]
+    row_of_token = np.repeat(np.arange(len(lengths)), lengths)
+    starts, of_tokens = to_device([np.cumsum([0, *lengths]), row_of_token[None]], device)
+    return {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts, "seq_idx": of_tokens.int()}
 
 
 def _wants_window(checkpoint: Checkpoint) -> bool:

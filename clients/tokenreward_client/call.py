@@ -253,4 +253,4 @@ def score_request(
         pause_s = attempts.next_pause_s(codes, is_retryable=True)
         if pause_s is None or not attempts.has_time_for(pause_s):
             return answers
-        yield pause_s
+        yield from attempts.pause(pause_s, codes)

@@ -116,7 +116,7 @@ class Client(Session):
         self.close()
 
     def _open(self) -> object:
-        self._http = httpx.Client(**self._http_options())
+        self._http = httpx.Client(**self._http_options(httpx.HTTPTransport))
         return self._http
 
     def _drive(self, flow: Flow[T], stop: Stop) -> T:
@@ -183,7 +183,7 @@ class AsyncClient(Session):
         await self.close()
 
     def _open(self) -> object:
-        self._http = httpx.AsyncClient(**self._http_options())
+        self._http = httpx.AsyncClient(**self._http_options(httpx.AsyncHTTPTransport))
         return self._http
 
     async def _drive(self, flow: Flow[T]) -> T:

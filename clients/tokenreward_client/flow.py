@@ -4,7 +4,7 @@ A flow yields its next step, and is sent what came of it:
 
     a Send              -> the `httpx.Response`, or the `httpx.RequestError` that came in its place
     a number            -> nothing, after a pause of so many seconds
-    (ticket, seconds)   -> whether a window admitted the ticket within so many seconds
+    (ticket, seconds)   -> whether the ticket was done within so many seconds
     a list of flows     -> the list of what they returned, in the same order; they run side by side
 
 `Client` and `AsyncClient` drive the same flows, one with threads and one with tasks, so that no

@@ -75,4 +75,4 @@ def send_until_answered(
             raise error
         if not attempts.has_time_for(pause_s):
             raise DeadlineExceeded(f"gave up after {attempts.num_tries} tries: {error}") from error
-        yield pause_s
+        yield from attempts.pause(pause_s, codes)

@@ -3,7 +3,11 @@
 A reply with `overloaded`, `loading` or `updating` is no failure: the service says "later". It costs
 no try, only time, and the deadline alone ends the waiting. When the service is overloaded, the
 client's `Window`, through which every request goes, admits fewer. A connection that cannot be made
-is a failure: nothing says that there will ever be one.
+is a failure: nothing says that there will ever be one. But to try one costs little, so it is tried
+each second, and the tries of one backoff count as one.
+
+The first answer to any request ends the pauses of all those that were told "later" or had no
+connection. Other failures may be of one deployment alone: their pauses are kept.
 
 This module knows codes and clocks. It sends nothing.
 """
@@ -17,7 +21,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from tokenreward.errors import Loading, Overloaded, Updating
-from tokenreward_client.errors import DeadlineExceeded
+from tokenreward_client.errors import ConnectionFailed, DeadlineExceeded
 from tokenreward_client.flow import Flow
 from tokenreward_client.window import Ticket, Window
 
@@ -28,6 +32,8 @@ LATER = frozenset({Overloaded.code, Loading.code, Updating.code})
 TOO_LATE = "the deadline passed before the request could be sent"
 # While the window is closed, the answer to another request may open it.
 _LOOK_AGAIN_S = 0.1
+_NO_CONNECTION = frozenset({ConnectionFailed.code})
+_LONGEST_UNCONNECTED_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +85,7 @@ class Attempts:
         self.num_tries = 0
         self._number = self.window.next_number()
         self._epoch = self._num_retries = self._num_waits = 0
+        self._paused_s = 0.0  # of the backoff that passes in several short pauses
 
     def left_s(self) -> float:
         """Seconds left. Raises DeadlineExceeded if there is less than a millisecond."""
@@ -136,8 +143,32 @@ class Attempts:
             return self.retry.pause_s(self._num_waits - 1, retry_after_s)
         if not is_retryable or self._num_retries >= self.retry.max_retries:
             return None
+        pause_s = self.retry.pause_s(self._num_retries, retry_after_s)
+        if codes == _NO_CONNECTION:
+            left_s = pause_s - self._paused_s
+            if left_s > _LONGEST_UNCONNECTED_S:
+                self._paused_s += _LONGEST_UNCONNECTED_S
+                return _LONGEST_UNCONNECTED_S
+            pause_s = max(left_s, self.retry.first_pause_s)
+        self._paused_s = 0.0
         self._num_retries += 1
-        return self.retry.pause_s(self._num_retries - 1, retry_after_s)
+        return pause_s
+
+    def pause(self, pause_s: float, codes: AbstractSet[str]) -> Flow[None]:
+        """Wait so long, or until another request is answered if that says that this one may be.
+
+        Args:
+            pause_s: Seconds, as `next_pause_s` gave them.
+            codes: The error codes that it was given.
+        """
+        if not codes or not codes <= LATER | _NO_CONNECTION:
+            yield pause_s
+            return
+        ticket = self.window.rest(self.retry.first_pause_s)
+        try:
+            yield ticket, pause_s
+        finally:
+            self.window.stop_resting(ticket)
 
     def has_time_for(self, pause_s: float) -> bool:
         """Whether the deadline comes after such a pause."""

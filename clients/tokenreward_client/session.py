@@ -15,6 +15,7 @@ import httpx
 
 from tokenreward.wire.paths import REWARDS_PATH
 from tokenreward_client.call import Call, score_request
+from tokenreward_client.connection import CONNECT_TIMEOUT_S, transport_options
 from tokenreward_client.errors import BadArgument
 from tokenreward_client.flow import Flow, Send
 from tokenreward_client.items import ItemLike
@@ -25,7 +26,6 @@ from tokenreward_client.retry import Attempts, Retry
 from tokenreward_client.rewards import Rewards
 from tokenreward_client.window import Window
 
-CONNECT_TIMEOUT_S = 10.0
 # The listing only saves a hop: a gateway that keeps silent about it should not eat the deadline.
 LISTING_TIMEOUT_S = 10.0
 _API_KEY = re.compile(r"[!-~]+")
@@ -160,9 +160,10 @@ class Session(ABC):
         deadline = self._retry.clock() + self._timeout_s
         return self._scorers.refresh(Attempts(self._retry, deadline))
 
-    def _http_options(self) -> dict[str, Any]:
+    def _http_options(self, transport: type[Any]) -> dict[str, Any]:
         limits = httpx.Limits(max_keepalive_connections=self._max_concurrency)
-        return {"base_url": self._base_url, "headers": self._headers, "limits": limits}
+        connections = transport_options(self._base_url, transport, limits)
+        return {"base_url": self._base_url, "headers": self._headers, **connections}
 
 
 def build_request(http: httpx.Client | httpx.AsyncClient, step: Send) -> httpx.Request:

@@ -48,6 +48,7 @@ class Window:
         self._opens_at = -math.inf
         self._numbers = itertools.count()
         self._waiting: list[tuple[int, int, Ticket]] = []
+        self._resting: dict[Ticket, float] = {}  # and from when on an answer wakes each
         # Calls of several threads share a window. What follows from what it held before is written
         # under the lock; `limit` and `closed_s` read one number each, and need none.
         self._lock = threading.Lock()
@@ -83,11 +84,34 @@ class Window:
             self._admit()
 
     def advance(self) -> None:
-        """Note an answer: the service has room. Raises the limit, and opens the window."""
+        """Note an answer: the service has room. Raises the limit, opens the window, and ends the
+        pauses of requests that were refused a while ago."""
+        now = self._clock()
         with self._lock:
             self._limit = min(self._most, self._limit + 1 / self._limit)
             self._num_halvings, self._opens_at = 0, -math.inf
             self._admit()
+            rested = [ticket for ticket, wakes_at in self._resting.items() if wakes_at <= now]
+            for ticket in rested:
+                del self._resting[ticket]
+        for ticket in rested:
+            ticket.set_result(0)
+
+    def rest(self, least_s: float) -> Ticket:
+        """A ticket that is done at the next answer, but for answers within `least_s` from now.
+
+        Without these seconds a request that only its own deployment refuses would come back at
+        every answer of another one. It is given back with `stop_resting`.
+        """
+        ticket: Ticket = Future()
+        with self._lock:
+            self._resting[ticket] = self._clock() + least_s
+        return ticket
+
+    def stop_resting(self, ticket: Ticket) -> None:
+        """Give a ticket of `rest` back."""
+        with self._lock:
+            self._resting.pop(ticket, None)
 
     def retreat(self, epoch: int) -> int:
         """Note that a request was refused with `overloaded`, and lower the limit.

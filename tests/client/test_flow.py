@@ -35,6 +35,13 @@ class Clock:
         return self.now
 
 
+def seconds(step: Any) -> float:
+    """The length of a pause, which another request's answer may end or not."""
+    pause_s = step[1] if isinstance(step, tuple) else step
+    assert isinstance(pause_s, float)
+    return pause_s
+
+
 class Walk:
     """Drives a flow through a list of answers and remembers its steps."""
 
@@ -59,15 +66,14 @@ class Walk:
                 if isinstance(step, Send):
                     answer = self.answers.pop(0)
                 else:
-                    assert isinstance(step, float)  # a pause
-                    self.clock.now += step
+                    self.clock.now += seconds(step)
                     answer = None
         except StopIteration as stop:
             return stop.value
 
     @property
     def pauses(self) -> list[float]:
-        return [step for step in self.steps if not isinstance(step, Send)]
+        return [seconds(step) for step in self.steps if not isinstance(step, Send)]
 
     @property
     def sends(self) -> list[Send]:
@@ -256,6 +262,32 @@ def test_broken_connection_is_retried(error: type[httpx.TransportError]) -> None
     assert walk.pauses == [0.5]
 
 
+def test_a_connection_is_tried_each_second_and_given_up_after_the_same_time() -> None:
+    errors = [httpx.ConnectError("refused") for _ in range(100)]
+    walk = Walk(*errors, max_retries=5)
+    with pytest.raises(ConnectionFailed):
+        walk.run()
+    assert max(walk.pauses) == 1
+    assert sum(walk.pauses) == pytest.approx(0.5 + 1 + 2 + 4 + 8)
+
+
+@pytest.mark.parametrize(
+    ("answer", "can_be_woken"),
+    [
+        (refused(), True),
+        (httpx.ConnectError("refused"), True),
+        (httpx.Response(500, json=FAILED), False),
+        (httpx.Response(502, text="a proxy"), False),
+    ],
+)
+def test_another_requests_answer_ends_the_pause_of_what_was_told_later_or_had_no_connection(
+    answer: Any, can_be_woken: bool
+) -> None:
+    walk = Walk(answer, OK)
+    walk.run()
+    assert any(isinstance(step, tuple) for step in walk.steps) is can_be_woken
+
+
 def test_connection_that_never_works_is_raised_without_the_urls_password() -> None:
     request = httpx.Request("POST", "http://user:secret@host:1/v1/rewards")
     with pytest.raises(ConnectionFailed, match=r"http://host:1.*refused") as caught:
@@ -308,7 +340,7 @@ def test_every_try_has_an_id_and_its_echo_is_believed() -> None:
     walk = Walk(refused(), None)
     flow: Any = send_until_answered("/v1/rewards", lambda: b"{}", walk.attempts)
     first = next(flow)
-    assert isinstance(flow.send(refused(**{"x-request-id": first.headers["x-request-id"]})), float)
+    assert seconds(flow.send(refused(**{"x-request-id": first.headers["x-request-id"]}))) > 0
     second = flow.send(None)
     while isinstance(second, float):
         walk.clock.now += second

@@ -41,13 +41,14 @@ class Full:
     edge: Edge = field(default_factory=Edge)
     url: str = ""
     is_patient: bool = False
+    retry_after_s: int = 1
 
     async def post(self, request: Request) -> Response:
         body = json.loads(await request.body())
         if self.held >= self.room:
             self.refused.append(time.monotonic())
             error = {"code": "overloaded", "message": "no room", "param": None, "retryable": True}
-            return JSONResponse({"error": error}, 503, {"retry-after": "1"})
+            return JSONResponse({"error": error}, 503, {"retry-after": str(self.retry_after_s)})
         self.held += 1
         self.most_at_once = max(self.most_at_once, self.held)
         try:
@@ -168,6 +169,22 @@ def test_room_that_comes_back_is_used_at_once(full: Full, items: Any) -> None:
     began = time.monotonic()
     assert scores(one_awaited_batch(full.url, items(NUM))) == list(range(NUM))
     assert 2 <= time.monotonic() - began < 30
+
+
+def test_the_first_answer_ends_the_pause_of_a_request_that_was_refused(
+    full: Full, items: Any
+) -> None:
+    async def ask() -> None:
+        async with AsyncClient(full.url, **{**SETTINGS, "max_concurrency": 1}) as client:
+            full.room, full.retry_after_s = 0, 60
+            refused = asyncio.ensure_future(client.score(items(1)))
+            await web.until(lambda: bool(full.refused))
+            full.room = 3
+            await asyncio.sleep(0.6)  # an answer right after the refusal says nothing
+            assert scores(await client.score(items(1), timeout_s=1.0)) == [0]
+            assert scores(await asyncio.wait_for(refused, 5)) == [0]
+
+    asyncio.run(ask())
 
 
 def test_a_call_with_little_time_is_sent_although_the_window_is_closed(

@@ -203,3 +203,20 @@ def test_threads_share_it_and_none_waits_for_ever() -> None:
         thread.join(timeout=60)
         assert not thread.is_alive()
     assert 1 <= most[0] <= 3
+
+
+def test_an_answer_wakes_those_who_rest_but_not_those_who_have_only_begun() -> None:
+    now = 10.0
+    window = Window(4, lambda: now)
+    early = window.rest(0.5)
+    now += 0.4
+    window.advance()
+    assert not early.done()
+    late = window.rest(0.5)
+    gone = window.rest(0.0)
+    window.stop_resting(gone)
+    now += 0.2
+    window.advance()
+    assert early.done()
+    assert not late.done()
+    assert not gone.done()

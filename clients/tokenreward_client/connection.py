@@ -1,0 +1,62 @@
+"""How connections are made, and how soon a dead one is noticed. It sends nothing and knows no
+requests.
+
+A node that loses its power or its cable closes no connection. A request on such a connection would
+wait for its own deadline, which is minutes away, since honest work may wait in a queue for as long.
+So the kernel watches each connection and not each request: while nothing is sent it asks the other
+end every second whether it is there, and it gives the connection up when nothing was acknowledged
+for five seconds. A live peer's kernel answers by itself, however long the service takes.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+from urllib.request import getproxies, proxy_bypass
+
+import httpx
+
+CONNECT_TIMEOUT_S = 4.0
+"""A lost first packet is sent again after 1 s and after 3 s."""
+
+_IDLE_S = 2  # before the first question
+_INTERVAL_S = 1
+_NUM_UNANSWERED = 3  # where the kernel has no limit in milliseconds
+# It also ends a connection whose peer acknowledges but takes no byte of a body for so long. A
+# service reads bodies at once or refuses them.
+_UNACKNOWLEDGED_MS = 5000
+_OPTIONS = (
+    ("TCP_KEEPIDLE", _IDLE_S),
+    ("TCP_KEEPALIVE", _IDLE_S),  # its name on macOS
+    ("TCP_KEEPINTVL", _INTERVAL_S),
+    ("TCP_KEEPCNT", _NUM_UNANSWERED),
+    ("TCP_USER_TIMEOUT", _UNACKNOWLEDGED_MS),
+)
+
+
+def socket_options() -> list[tuple[int, int, int]]:
+    """What each socket is set to, as far as this system has it."""
+    options = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
+    for name, value in _OPTIONS:
+        number = getattr(socket, name, None)
+        if number is not None:
+            options.append((socket.IPPROTO_TCP, number, value))
+    return options
+
+
+def transport_options(url: httpx.URL, kind: type[Any], limits: httpx.Limits) -> dict[str, Any]:
+    """The arguments that make an httpx client's connections watched ones.
+
+    A client with a transport of its own ignores the proxies that the environment names. Where there
+    is one for this address, httpx makes the connections, to the proxy, as it always does.
+
+    Args:
+        url: The address of the service.
+        kind: httpx.HTTPTransport or httpx.AsyncHTTPTransport.
+        limits: Of the connections.
+    """
+    proxies = getproxies()
+    has_proxy = url.scheme in proxies or "all" in proxies
+    if has_proxy and not proxy_bypass(url.host):
+        return {"limits": limits}
+    return {"transport": kind(limits=limits, socket_options=socket_options())}

@@ -46,13 +46,17 @@ class Batcher(Generic[EntryT]):
         max_batch_requests: The most entries in a batch.
         max_queued_tokens: The most tokens that may wait, each prompt counted in full, and what
             entries count for beside their tokens.
+
+    Attributes:
+        max_batch_tokens: As the argument.
+        max_batch_requests: As the argument.
     """
 
     def __init__(
         self, *, max_batch_tokens: int, max_batch_requests: int, max_queued_tokens: int
     ) -> None:
-        self._max_batch_tokens = max_batch_tokens
-        self._max_batch_requests = max_batch_requests
+        self.max_batch_tokens = max_batch_tokens
+        self.max_batch_requests = max_batch_requests
         self._max_queued_tokens = max_queued_tokens
         self._queue: FairQueue[EntryT] = FairQueue()
         self._loans: dict[EntryT, Place[EntryT]] = {}
@@ -224,7 +228,7 @@ class Batcher(Generic[EntryT]):
             self._loan_tokens = 0
 
     def _take(self) -> list[EntryT]:
-        heads = self._queue.pop_waiting(max(_LOOK_AHEAD, self._max_batch_requests))
+        heads = self._queue.pop_waiting(max(_LOOK_AHEAD, self.max_batch_requests))
         window = [entry for _, _, entry in heads]
         places: set[int] = set()
         prompts: set[Hashable] = set()
@@ -233,14 +237,14 @@ class Batcher(Generic[EntryT]):
             entry = window[place]
             prompts_with_entry = set(prompts)
             cost = entry.cost(prompts_with_entry)
-            if places and num_tokens + cost > self._max_batch_tokens:
+            if places and num_tokens + cost > self.max_batch_tokens:
                 if time.monotonic() - entry.queued_at >= _PATIENCE_S:
                     break  # it has waited too long: no later entry goes before it
                 continue
             places.add(place)
             prompts = prompts_with_entry
             num_tokens += cost
-            if len(places) == self._max_batch_requests or num_tokens >= self._max_batch_tokens:
+            if len(places) == self.max_batch_requests or num_tokens >= self.max_batch_tokens:
                 break
         return self._queue.leave(heads, places)
 

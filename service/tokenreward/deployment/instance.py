@@ -80,7 +80,7 @@ class Instance:
             logging_level=logging.ERROR,
             _temp_dir=str(self.folder),
         )
-        num_needed = sum(d.num_replicas * d.num_gpus for d in self._settings.deployments)
+        num_needed = sum(d.max_replicas * d.num_gpus for d in self._settings.deployments)
         num_present = ray.cluster_resources().get("GPU", 0)
         if num_needed > num_present:  # Ray would wait for GPUs to come
             raise StartFailed(

@@ -22,7 +22,14 @@ GATEWAY_APP = "Gateway"  # names of deployments are lower case, so that none can
 REPLICA = "Replica"
 GATEWAY = "Gateway"
 
-_OUTSIDE_ARGS = {"num_replicas", "checkpoint", "version", "max_concurrent_requests"}
+_OUTSIDE_ARGS = {
+    "num_replicas",
+    "autoscaling",
+    "checkpoint",
+    "version",
+    "max_concurrent_requests",
+}
+_POLICY = "tokenreward.deployment.autoscaling:TokenPolicy"
 
 
 def serve_config(settings: Settings, *, is_cluster: bool = True) -> dict[str, Any]:
@@ -54,7 +61,7 @@ def serve_config(settings: Settings, *, is_cluster: bool = True) -> dict[str, An
 
 def needed_cpus(settings: Settings) -> int:
     """CPUs that all replicas reserve together, those of the gateway included."""
-    num_cpus = sum(d.num_replicas * d.num_cpus for d in settings.deployments)
+    num_cpus = sum(d.max_replicas * d.num_cpus for d in settings.deployments)
     return math.ceil(settings.gateway_num_replicas * settings.gateway_num_cpus + num_cpus)
 
 
@@ -95,8 +102,9 @@ def _gateway(settings: Settings, *, is_cluster: bool) -> dict[str, Any]:
         "num_replicas": settings.gateway_num_replicas,
         # Each one may carry all requests: the others may be gone.
         "max_ongoing_requests": sum(
-            d.max_concurrent_requests * d.num_replicas for d in settings.deployments
+            d.max_concurrent_requests * d.max_replicas for d in settings.deployments
         ),
+        "graceful_shutdown_timeout_s": settings.max_timeout_s,
         "ray_actor_options": {"num_cpus": settings.gateway_num_cpus},
     }
     if is_cluster and settings.gateway_num_replicas > 1:
@@ -126,8 +134,10 @@ def _deployment(deployment: DeploymentSettings, settings: Settings) -> dict[str,
         "deployments": [
             {
                 "name": REPLICA,
-                "num_replicas": deployment.num_replicas,
+                **_num_replicas(deployment),
                 "max_ongoing_requests": deployment.max_concurrent_requests,
+                # A replica that is to stop answers first what it holds. It stops as soon as it has.
+                "graceful_shutdown_timeout_s": settings.max_timeout_s,
                 "user_config": {"checkpoint": deployment.checkpoint, "version": deployment.version},
                 "ray_actor_options": {
                     "num_cpus": deployment.num_cpus,
@@ -138,6 +148,37 @@ def _deployment(deployment: DeploymentSettings, settings: Settings) -> dict[str,
                 "request_router_config": {"initial_backoff_s": 0.005, "max_backoff_s": 0.02},
             }
         ],
+    }
+
+
+def _num_replicas(deployment: DeploymentSettings) -> dict[str, Any]:
+    """The number of replicas in Ray's words: one number, or how it follows the load.
+
+    With these times a decision comes 2 to 4 s after a burst began, and by Ray's defaults after 30 s.
+    The replicas' figures of the last 2 s count by their largest: their mean would halve the first
+    reading of a burst.
+    """
+    autoscaling = deployment.autoscaling
+    if autoscaling is None:
+        return {"num_replicas": deployment.num_replicas}
+    return {
+        "autoscaling_config": {
+            "min_replicas": autoscaling.min_replicas,
+            "max_replicas": autoscaling.max_replicas,
+            "upscale_delay_s": autoscaling.upscale_delay_s,
+            "downscale_delay_s": autoscaling.downscale_delay_s,
+            "metrics_interval_s": 1.0,
+            "look_back_period_s": 2.0,
+            "aggregation_function": "max",
+            "policy": {
+                "policy_function": _POLICY,
+                "policy_kwargs": {
+                    "target_queue_s": autoscaling.target_queue_s,
+                    "tokens_per_second": autoscaling.tokens_per_second,
+                    "max_queued_tokens": deployment.max_queued_tokens,
+                },
+            },
+        }
     }
 
 

@@ -264,6 +264,7 @@ class Engine:
             for job in jobs:
                 job.prompts = ()
         self.batcher.submit(jobs)
+        self.worker.load.note_arrival(jobs)
         self._report("queued_items", self.batcher.queued_items)
         self._report("queued_tokens", self.batcher.waiting_tokens)
         if self._work is None or self._work.done():

@@ -22,6 +22,7 @@ from concurrent.futures import Executor
 
 from tokenreward.batching import Batcher
 from tokenreward.engine.job import Job
+from tokenreward.engine.load import Load
 from tokenreward.engine.runner import Result, Runner
 from tokenreward.engine.usage import Report, report_batch
 from tokenreward.errors import InternalError, frames
@@ -47,6 +48,7 @@ class Worker:
         report: Told the metrics of each batch.
 
     Attributes:
+        load: How much there is to do, and how fast it is done.
         loop: The event loop that batches are answered on, once the worker runs.
         busy_since: Since when the thread has been at work on a batch and its retries, by
             time.monotonic; None if it is idle.
@@ -58,6 +60,10 @@ class Worker:
         self._batcher = batcher
         self._runner = runner
         self._thread = thread
+        self.load = Load(
+            max_batch_tokens=batcher.max_batch_tokens,
+            max_batch_requests=batcher.max_batch_requests,
+        )
         self._report = report
         self.loop: asyncio.AbstractEventLoop | None = None
         self._launched: deque[Launched] = deque()  # the oldest first
@@ -93,6 +99,12 @@ class Worker:
                 self.busy_since = None
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, _MAX_PAUSE_S)
+
+    @property
+    def running_tokens(self) -> int:
+        """Tokens of the jobs on the device that somebody waits for."""
+        jobs = [job for batch in self._latest for job in batch]
+        return sum(job.queued_tokens for job in jobs if not job.future.done())
 
     def fail_unanswered(self, error: InternalError) -> None:
         """Answers the jobs on the device with an error. On the event loop."""
@@ -179,6 +191,7 @@ class Worker:
                 job.outputs = outputs
                 if not job.future.done():
                     job.future.set_result(None)
+            self.load.note_batch(jobs, jobs[0].compute_s)
         num_tokens = sum(job.num_tokens for job in jobs)
         self._batcher.note_rate(num_tokens, jobs[0].compute_s)
         report_batch(self._report, jobs, num_computed)

@@ -6,10 +6,12 @@ It reads no files and knows nothing of models: a checkpoint is a string until so
 variable overrides it.
 """
 
+from tokenreward.settings.autoscaling import AutoscalingSettings
 from tokenreward.settings.deployment import DeploymentSettings, HeadSettings, ScorerSettings
 from tokenreward.settings.service import ProtocolSettings, Settings, SettingsError
 
 __all__ = [
+    "AutoscalingSettings",
     "DeploymentSettings",
     "HeadSettings",
     "ProtocolSettings",

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, FiniteFloat, model_validator
 
+from tokenreward.settings.autoscaling import AutoscalingSettings
 from tokenreward.wire import NAME_PATTERN
 from tokenreward.wire.dependencies import score_source
 
@@ -168,6 +169,10 @@ class DeploymentSettings(BaseModel, extra="forbid", frozen=True):
         default=1024, ge=1, description="Requests one replica holds at a time."
     )
     num_replicas: int = Field(default=1, ge=1, description="Replicas of this deployment.")
+    autoscaling: AutoscalingSettings | None = Field(
+        default=None,
+        description="Instead of `num_replicas`: a number of replicas that follows the load.",
+    )
     num_cpus: float = Field(
         default=1, ge=0, description="CPUs that Ray reserves per replica; also its threads."
     )
@@ -192,6 +197,19 @@ class DeploymentSettings(BaseModel, extra="forbid", frozen=True):
             if getattr(self, revision) is not None and getattr(self, repository) is None:
                 raise ValueError(f"`{revision}` has no effect without `{repository}`")
         return self
+
+    @model_validator(mode="after")
+    def _a_number_of_replicas_or_autoscaling(self) -> DeploymentSettings:
+        if self.autoscaling is not None and "num_replicas" in self.model_fields_set:
+            raise ValueError("`num_replicas` and `autoscaling` exclude each other")
+        return self
+
+    @property
+    def max_replicas(self) -> int:
+        """The most replicas that may run at a time."""
+        if self.autoscaling is not None:
+            return self.autoscaling.max_replicas
+        return self.num_replicas
 
     @property
     def model(self) -> str:

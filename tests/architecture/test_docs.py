@@ -20,6 +20,7 @@ from tokenreward import metrics
 from tokenreward.errors import ItemError, RequestError, RewardError
 from tokenreward.scorers import known_types, resolve
 from tokenreward.settings import (
+    AutoscalingSettings,
     DeploymentSettings,
     HeadSettings,
     ProtocolSettings,
@@ -58,7 +59,15 @@ def leaves(tree: type[RewardError]) -> Iterator[type[RewardError]]:
 
 
 @pytest.mark.parametrize(
-    "model", [Settings, DeploymentSettings, HeadSettings, ScorerSettings, ProtocolSettings]
+    "model",
+    [
+        Settings,
+        DeploymentSettings,
+        AutoscalingSettings,
+        HeadSettings,
+        ScorerSettings,
+        ProtocolSettings,
+    ],
 )
 def test_every_setting_has_its_row(model: type[BaseModel]) -> None:
     for row in setting_rows(model):

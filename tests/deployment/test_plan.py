@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 import yaml
+from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import ServeDeploySchema
 
 from tokenreward.cli import schema
 from tokenreward.config import demo_settings, parse_settings
+from tokenreward.deployment.autoscaling import TokenPolicy
 from tokenreward.deployment.plan import internal_url, limits_of, needed_cpus, serve_config
 from tokenreward.http.gateway.scorer_routes import ScorerRoute
 from tokenreward.settings import DeploymentSettings, Settings
@@ -21,7 +23,7 @@ from tokenreward.settings import DeploymentSettings, Settings
 
 def changed(settings: Settings, **fields: Any) -> Settings:
     """The same settings with fields of the first deployment changed."""
-    first, *others = (deployment.model_dump() for deployment in settings.deployments)
+    first, *others = (d.model_dump(exclude_unset=True) for d in settings.deployments)
     return parse_settings({**settings.model_dump(), "deployments": [{**first, **fields}, *others]})
 
 
@@ -97,6 +99,7 @@ def test_replica_gets_back_the_settings_it_was_planned_with() -> None:
     "change",
     [
         {"num_replicas": 5},
+        {"autoscaling": {"max_replicas": 5}},
         {"version": 2},
         {"checkpoint": "elsewhere"},
         {"max_concurrent_requests": 7},
@@ -117,6 +120,63 @@ def test_change_in_place_leaves_args_alone_so_that_no_replica_restarts(
     assert [app["deployments"][0]["ray_actor_options"] for app in before] == [
         app["deployments"][0]["ray_actor_options"] for app in after
     ]
+
+
+AUTOSCALING = {"min_replicas": 2, "max_replicas": 5, "target_queue_s": 9, "upscale_delay_s": 1}
+
+
+@pytest.mark.filterwarnings("ignore:The `metrics_interval_s` field:DeprecationWarning")
+def test_autoscaling_is_rays_own_with_our_policy() -> None:
+    settings = changed(demo_settings(), autoscaling=AUTOSCALING, max_queued_tokens=700)
+    config = ServeDeploySchema.model_validate(serve_config(settings))
+    (replica,) = config.applications[1].deployments
+    scaling = replica.autoscaling_config
+    assert scaling["min_replicas"] == 2
+    assert scaling["max_replicas"] == 5
+    ray_config = AutoscalingConfig(**scaling)
+    assert (ray_config.upscale_delay_s, ray_config.downscale_delay_s) == (1, 600)
+    assert ray_config.policy.get_policy().__name__ == TokenPolicy.__name__
+    assert ray_config.policy.policy_kwargs == {
+        "target_queue_s": 9,
+        "tokens_per_second": None,
+        "max_queued_tokens": 700,
+    }
+    TokenPolicy(**ray_config.policy.policy_kwargs)
+
+
+def test_autoscaling_changes_in_place_and_so_does_the_way_back() -> None:
+    plans = [
+        serve_config(settings)["applications"][1]
+        for settings in (
+            changed(demo_settings(), num_replicas=2),
+            changed(demo_settings(), autoscaling=AUTOSCALING),
+            changed(demo_settings(), autoscaling={**AUTOSCALING, "target_queue_s": 1}),
+        )
+    ]
+    assert plans[0]["args"] == plans[1]["args"] == plans[2]["args"]
+    deployments = [plan["deployments"][0] for plan in plans]
+    scaling = [deployment.get("autoscaling_config") for deployment in deployments]
+    assert [deployment.get("num_replicas") for deployment in deployments] == [2, None, None]
+    assert scaling[0] is None
+    assert scaling[1] != scaling[2]
+
+
+def test_limits_and_resources_count_the_most_replicas() -> None:
+    settings = changed(
+        demo_settings(), autoscaling=AUTOSCALING, num_cpus=2, max_concurrent_requests=10
+    )
+    gateway = serve_config(settings)["applications"][0]["deployments"][0]
+    others = sum(d.max_concurrent_requests for d in settings.deployments[1:])
+    assert gateway["max_ongoing_requests"] == 5 * 10 + others
+    assert needed_cpus(settings) == 5 * 2 + len(settings.deployments[1:]) + 1  # the gateway's 0.1
+
+
+def test_a_replica_that_is_to_stop_has_as_long_as_a_request_may_last() -> None:
+    settings = parse_settings(
+        {**demo_settings().model_dump(exclude_unset=True), "max_timeout_s": 900}
+    )
+    for application in serve_config(settings)["applications"]:
+        assert application["deployments"][0]["graceful_shutdown_timeout_s"] == 900
 
 
 def test_keys_travel_as_a_file_name_and_never_as_keys(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from fakes.configs import deployment, refusal, service
 from tokenreward.config import parse_settings
 from tokenreward.settings import (
+    AutoscalingSettings,
     DeploymentSettings,
     HeadSettings,
     ScorerSettings,
@@ -194,12 +195,83 @@ def test_a_score_comes_from_another_scorer_that_has_one_of_its_own(source: str, 
     parse_settings(service(deployment(scorers=scorers)))
 
 
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_number_of_replicas_and_autoscaling_exclude_each_other(number: int) -> None:
+    fields = {"num_replicas": number, "autoscaling": {"max_replicas": 4}}
+    assert refusal(service(deployment(**fields))) == [
+        "`deployments[0]`: `num_replicas` and `autoscaling` exclude each other"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fields", "lines"),
+    [
+        ({}, ["`deployments[0].autoscaling.max_replicas` is required"]),
+        (
+            {"min_replicas": 0, "max_replicas": 2},
+            [
+                "`deployments[0].autoscaling.min_replicas`: must be at least 1: without a replica "
+                "nobody reports the load, and none is started"
+            ],
+        ),
+        (
+            {"min_replicas": 3, "max_replicas": 2},
+            [
+                "`deployments[0].autoscaling`: `max_replicas` (2) must be at least `min_replicas` "
+                "(3)"
+            ],
+        ),
+        (
+            {"max_replicas": 2, "downscale_s": 3},
+            ["unknown setting `deployments[0].autoscaling.downscale_s`"],
+        ),
+    ],
+)
+def test_autoscaling_that_cannot_be_is_refused_with_the_reason(
+    fields: dict[str, Any], lines: list[str]
+) -> None:
+    assert refusal(service(deployment(autoscaling=fields))) == lines
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("min_replicas", 1.5),
+        ("max_replicas", 0),
+        ("target_queue_s", 0),
+        ("target_queue_s", float("inf")),
+        ("upscale_delay_s", -1),
+        ("downscale_delay_s", float("nan")),
+        ("tokens_per_second", 0),
+    ],
+)
+def test_a_wrong_value_of_autoscaling_is_named(name: str, value: float) -> None:
+    (line,) = refusal(service(deployment(autoscaling={"max_replicas": 2, name: value})))
+    assert line.startswith(f"`deployments[0].autoscaling.{name}`: ")
+
+
+def test_the_most_replicas_are_those_of_autoscaling_or_the_fixed_number() -> None:
+    fixed, scaled = parse_settings(
+        service(
+            deployment(num_replicas=3),
+            deployment(
+                name="b",
+                scorers=[{"type": "entropy"}],
+                autoscaling={"min_replicas": 2, "max_replicas": 7},
+            ),
+        )
+    ).deployments
+    assert (fixed.max_replicas, scaled.max_replicas) == (3, 7)
+
+
 def test_settings_are_frozen() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         parse_settings(service()).port = 80  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("model", [ScorerSettings, HeadSettings, DeploymentSettings, Settings])
+@pytest.mark.parametrize(
+    "model", [ScorerSettings, HeadSettings, AutoscalingSettings, DeploymentSettings, Settings]
+)
 def test_every_setting_has_a_description_that_reads_as_a_sentence(model: type[BaseModel]) -> None:
     for name, field in model.model_fields.items():
         assert field.description, name

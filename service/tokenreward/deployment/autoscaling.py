@@ -15,9 +15,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 _HEADROOM = 0.8  # the share of the time that a replica is to be busy
-# A trainer sends in bursts, one a step. Over a shorter window each burst would look like a load that
-# stays, and over a longer one a load that grows would be followed late.
+# A trainer sends in bursts, one a step. Over a shorter window each burst would look like a load
+# that stays, and over a longer one a load that grows would be followed late.
 _WINDOW_S = 300.0
+# As long as the policy is younger than the window, arrivals count over its age. A first burst alone
+# tells no rate, so they count over this long at least.
+_MIN_WINDOW_S = 60.0
 _BUCKET_S = 1.0
 _STATE = "tokenreward"  # the key in the state that Ray keeps for a policy
 
@@ -27,11 +30,13 @@ class Demand:
     """What a policy remembers from one call to the next.
 
     Attributes:
+        began: When the policy was first asked.
         counters: For each replica: its latest count of arrived tokens, and when it was last read.
         arrivals: Tokens that arrived in the window: the time of each bucket, and its tokens.
         tokens_per_s: What one replica computes, as measured last; None until one has measured it.
     """
 
+    began: float
     counters: Mapping[Any, tuple[float, float]] = field(default_factory=dict)
     arrivals: tuple[tuple[float, float], ...] = ()
     tokens_per_s: float | None = None
@@ -39,9 +44,9 @@ class Demand:
     def after(self, arrived: Mapping[Any, float], rates: Mapping[Any, float], now: float) -> Demand:
         """What is remembered once these figures were read.
 
-        A count that is lower than before belongs to a replica that began again, at 0. A replica that
-        was never seen before adds nothing: nobody knows when its tokens arrived, and after a restart
-        of the controller that holds for all of them.
+        A count that is lower than before belongs to a replica that began again, at 0. A replica
+        that was never seen before adds nothing: nobody knows when its tokens arrived, and after a
+        restart of the controller that holds for all of them.
 
         Args:
             arrived: The replicas' counts of arrived tokens.
@@ -68,13 +73,18 @@ class Demand:
         tokens_per_s = statistics.median(measured) if measured else self.tokens_per_s
         return replace(self, counters=counters, arrivals=arrivals, tokens_per_s=tokens_per_s)
 
+    def arrivals_per_s(self, now: float) -> float:
+        """Tokens a second that arrived in the window."""
+        window_s = min(max(now - self.began, _MIN_WINDOW_S), _WINDOW_S)
+        return sum(num_tokens for _, num_tokens in self.arrivals) / window_s
+
 
 def desired_replicas(
-    pending_tokens: float, arrived_tokens: float, *, tokens_per_s: float, target_tokens: float
+    pending_tokens: float, arrivals_per_s: float, *, tokens_per_s: float, target_tokens: float
 ) -> int:
     """The replicas that the load needs, without bounds and delays.
 
-        ceil(max(pending / target, arrived / (300 s * 0.8 * rate)))
+        ceil(max(pending / target, arrivals / (0.8 * rate)))
 
     The first part works off what waits. The second one keeps up with what comes, before anything
     waits: where the load grows by and by, it takes the wait from 43 s to 1 s (95th percentile,
@@ -82,23 +92,22 @@ def desired_replicas(
 
     Args:
         pending_tokens: Tokens that wait for all replicas, or are computed now.
-        arrived_tokens: Tokens that arrived in the last 300 s.
+        arrivals_per_s: Tokens a second that arrived in the last 300 s.
         tokens_per_s: What one replica computes.
         target_tokens: The tokens that may wait for one replica.
     """
-    queue_share = pending_tokens / target_tokens
-    arrival_share = arrived_tokens / (_WINDOW_S * _HEADROOM * tokens_per_s)
-    return math.ceil(max(queue_share, arrival_share))
+    arrival_share = arrivals_per_s / (_HEADROOM * tokens_per_s)
+    return math.ceil(max(pending_tokens / target_tokens, arrival_share))
 
 
 class TokenPolicy:
-    """The policy of one deployment. All that it remembers is in the state that Ray hands back to it.
+    """The policy of one deployment. What it remembers is in the state that Ray hands back to it.
 
     Args:
         target_queue_s: Seconds of work that may wait for each replica.
         tokens_per_second: What one replica computes, until one has measured it; None if unknown.
-        max_queued_tokens: The tokens that may wait at a replica. What it refuses is in no figure, so
-            a queue that is nearly full counts as too long, however fast the replica is.
+        max_queued_tokens: The tokens that may wait at a replica. What it refuses is in no figure,
+            so a queue that is nearly full counts as too long, however fast the replica is.
     """
 
     def __init__(
@@ -119,13 +128,11 @@ class TokenPolicy:
             (all of them start, or change their weights) and while no rate is known, the number
             stays as it is.
         """
-        figures = context.aggregated_metrics or {}
+        figures, now = context.aggregated_metrics or {}, context.current_time
         pending = figures.get("pending_tokens", {})
-        before: Demand = context.policy_state.get(_STATE) or Demand()
+        before: Demand = context.policy_state.get(_STATE) or Demand(began=now)
         demand = before.after(
-            figures.get("arrived_tokens", {}),
-            figures.get("tokens_per_second", {}),
-            context.current_time,
+            figures.get("arrived_tokens", {}), figures.get("tokens_per_second", {}), now
         )
         state = {_STATE: demand}
         tokens_per_s = demand.tokens_per_s or self._first_guess
@@ -133,7 +140,7 @@ class TokenPolicy:
             return context.target_num_replicas, state
         number = desired_replicas(
             sum(pending.values()),
-            sum(num_tokens for _, num_tokens in demand.arrivals),
+            demand.arrivals_per_s(now),
             tokens_per_s=tokens_per_s,
             target_tokens=min(tokens_per_s * self._target_queue_s, self._max_target_tokens),
         )

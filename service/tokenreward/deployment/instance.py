@@ -207,6 +207,9 @@ def set_ray_environment() -> None:
         # A checkpoint that cannot be loaded once cannot be loaded twice: the deployment has failed
         # when each of its replicas has.
         RAY_SERVE_MAX_PER_REPLICA_RETRY_COUNT="1",
+        # An unhealthy replica cannot answer what it holds. Told to stop in good order, it would
+        # keep its GPU until the last deadline of its callers.
+        RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS="1",
         RAY_USAGE_STATS_ENABLED="0",
         RAY_worker_niceness="0",
         RAY_SERVE_LOG_TO_STDERR="0",

@@ -154,7 +154,7 @@ def _deployment(deployment: DeploymentSettings, settings: Settings) -> dict[str,
 def _num_replicas(deployment: DeploymentSettings) -> dict[str, Any]:
     """The number of replicas in Ray's words: one number, or how it follows the load.
 
-    With these times a decision comes 2 to 4 s after a burst began, and by Ray's defaults after 30 s.
+    With these times a decision comes 2 to 4 s after a burst began, by Ray's defaults after 30 s.
     The replicas' figures of the last 2 s count by their largest: their mean would halve the first
     reading of a burst.
     """

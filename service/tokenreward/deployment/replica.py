@@ -15,7 +15,9 @@ from ray import serve
 
 from tokenreward.deployment.plan import limits_of, protocol_plans
 from tokenreward.deployment.process import freeze_loaded_objects, limit_threads, tune_interpreter
+from tokenreward.engine.load import load_figures
 from tokenreward.engine.slot import Slot
+from tokenreward.errors import Loading
 from tokenreward.http.app import build_app
 from tokenreward.http.replica import ReplicaBackend
 from tokenreward.http.scope import App
@@ -79,6 +81,16 @@ class Replica:
     def check_health(self) -> None:
         """Raises what is wrong. Ray replaces a replica whose check keeps raising."""
         self.slot.engine.check_health()
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """What this replica has to do, for the policy in `autoscaling.py`; nothing while it loads.
+
+        Ray asks for it by this name where the deployment has `autoscaling`.
+        """
+        try:
+            return load_figures(self.slot.engine)
+        except Loading:
+            return {}
 
     async def snapshot(self) -> tuple[str, Snapshot]:
         """This replica's id and its metrics."""

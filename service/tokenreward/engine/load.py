@@ -22,10 +22,10 @@ class Load:
 
     The rate is that of a full batch, also while batches are small. A replica that is not busy takes
     each item as it comes, and a batch of one item may reach a tenth of the tokens a second that a
-    full one does. By the rate of its small batches such a replica would always seem to be busy, more
-    replicas would make the batches smaller still, and the number would grow without end. So the
-    seconds of a batch are taken to be a straight line of its tokens, fitted by least squares to the
-    latest batches, and the rate is read off where the batch is full.
+    full one does. By the rate of its small batches such a replica would always seem to be busy,
+    more replicas would make the batches smaller still, and the number would grow without end. So
+    the seconds of a batch are taken to be a straight line of its tokens, fitted by least squares to
+    the latest batches, and the rate is read off where the batch is full.
 
     Args:
         max_batch_tokens: The most tokens in a batch.
@@ -41,7 +41,7 @@ class Load:
         self.arrived_tokens = 0
         # Sums over the batches, the latest weighted most: of their number, entries, tokens and
         # seconds, of squared tokens, and of tokens times seconds.
-        self._sums = (0.0,) * 6
+        self._sums: tuple[float, ...] = (0.0,) * 6
 
     def note_arrival(self, entries: Sequence[Entry]) -> None:
         """Counts entries that a caller queued."""

@@ -25,7 +25,7 @@ from tokenreward.engine.job import Job
 from tokenreward.engine.load import Load
 from tokenreward.engine.runner import Result, Runner
 from tokenreward.engine.usage import Report, report_batch
-from tokenreward.errors import InternalError, frames
+from tokenreward.errors import InternalError, ItemError, frames
 from tokenreward.forward.transfer import Pending
 
 logger = logging.getLogger(__name__)
@@ -191,7 +191,9 @@ class Worker:
                 job.outputs = outputs
                 if not job.future.done():
                     job.future.set_result(None)
-            self.load.note_batch(jobs, jobs[0].compute_s)
+            # A batch with a failure took the time of its retries, or hardly any.
+            if not any(isinstance(job.outputs, ItemError) for job in jobs):
+                self.load.note_batch(jobs, jobs[0].compute_s)
         num_tokens = sum(job.num_tokens for job in jobs)
         self._batcher.note_rate(num_tokens, jobs[0].compute_s)
         report_batch(self._report, jobs, num_computed)

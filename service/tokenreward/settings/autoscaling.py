@@ -51,8 +51,7 @@ class AutoscalingSettings(BaseModel, extra="forbid", frozen=True):
     def _at_least_one_replica(cls, value: int) -> int:
         if value < 1:
             raise ValueError(
-                "must be at least 1: replicas report the load, so without any nothing would start "
-                "one"
+                "must be at least 1: without a replica nobody reports the load, and none is started"
             )
         return value
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from fakes.layouts import Intercepted
-from tokenreward.engine.load import Load, load_figures
+from tokenreward.engine.load import Load
+from tokenreward.engine.slot import Slot
 from tokenreward.entry import Entry
 from tokenreward.wire import RewardsRequest, parse
 
@@ -105,21 +106,25 @@ async def test_an_engine_reports_what_it_holds_and_nothing_once_it_has_answered(
     make_engine: Callable[..., Any],
 ) -> None:
     engine = make_engine("causal_lm", ["logprob"], max_batch_requests=1)
-    assert load_figures(engine) == {"pending_tokens": 0, "arrived_tokens": 0}
+    assert Slot(engine).load_figures() == {"pending_tokens": 0, "arrived_tokens": 0}
     seen, num_tokens = [], 3 * len(ITEM["prompt"] + ITEM["response"])
 
     def observed(rows: Any, run: Callable[..., Any]) -> Any:
-        seen.append(load_figures(engine)["pending_tokens"])
+        seen.append(Slot(engine).load_figures()["pending_tokens"])
         return run(rows)
 
     Intercepted(engine, observed)
     body = {"scorer": "logprob", "items": [ITEM] * 3}
     await engine.score(parse(RewardsRequest, body))
     assert seen == [num_tokens, num_tokens * 2 / 3, num_tokens / 3]
-    figures = load_figures(engine)
+    figures = Slot(engine).load_figures()
     assert (figures["pending_tokens"], figures["arrived_tokens"]) == (0, num_tokens)
     assert figures["tokens_per_second"] > 0
     await engine.close()
+
+
+def test_while_weights_load_there_are_no_figures() -> None:
+    assert Slot().load_figures() == {}
 
 
 async def test_a_batch_that_failed_is_not_pending_and_tells_no_rate(
@@ -133,5 +138,5 @@ async def test_a_batch_that_failed_is_not_pending_and_tells_no_rate(
     Intercepted(engine, fails)
     reply = await engine.score(parse(RewardsRequest, {"scorer": "logprob", "items": [ITEM]}))
     assert reply.items[0].error is not None
-    assert load_figures(engine) == {"pending_tokens": 0, "arrived_tokens": 5}
+    assert Slot(engine).load_figures() == {"pending_tokens": 0, "arrived_tokens": 5}
     await engine.close()

@@ -15,9 +15,7 @@ from ray import serve
 
 from tokenreward.deployment.plan import limits_of, protocol_plans
 from tokenreward.deployment.process import freeze_loaded_objects, limit_threads, tune_interpreter
-from tokenreward.engine.load import load_figures
 from tokenreward.engine.slot import Slot
-from tokenreward.errors import Loading
 from tokenreward.http.app import build_app
 from tokenreward.http.replica import ReplicaBackend
 from tokenreward.http.scope import App
@@ -87,10 +85,7 @@ class Replica:
 
         Ray asks for it by this name where the deployment has `autoscaling`.
         """
-        try:
-            return load_figures(self.slot.engine)
-        except Loading:
-            return {}
+        return self.slot.load_figures()
 
     async def snapshot(self) -> tuple[str, Snapshot]:
         """This replica's id and its metrics."""

@@ -6,12 +6,8 @@ It is fed by the worker and by the engine. It knows no Ray, and decides nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from tokenreward.entry import Entry
-
-if TYPE_CHECKING:
-    from tokenreward.engine.engine import Engine
 
 _MEMORY = 0.95  # the share of the earlier batches in each sum
 _MAX_REACH = 4.0  # how many times larger than the batches measured is the largest that is estimated
@@ -80,27 +76,17 @@ class Load:
         full = max(tokens, min(full, _MAX_REACH * tokens))
         return full / (seconds + slope * (full - tokens))
 
+    def figures(self, pending_tokens: int) -> dict[str, float]:
+        """The figures of a replica, as `deployment/autoscaling.py` reads them.
 
-def load_figures(engine: Engine) -> dict[str, float]:
-    """The figures of a replica, as `deployment/autoscaling.py` reads them.
+        Args:
+            pending_tokens: Tokens that are tokenised, wait or are computed now.
 
-    Args:
-        engine: The engine that serves.
-
-    Returns:
-        `pending_tokens`: tokens that wait, are computed or are tokenised. They are one sum: Ray
-        takes the largest of each figure over 2 s, so that tokens which moved on meanwhile would
-        count twice. `arrived_tokens`: tokens that callers queued since the engine was loaded.
-        `tokens_per_second`: the rate of a full batch; absent until a batch was computed.
-    """
-    pending = (
-        engine.batcher.queued_tokens + engine.worker.running_tokens + engine.num_preprocess_tokens
-    )
-    figures: dict[str, float] = {
-        "pending_tokens": pending,
-        "arrived_tokens": engine.worker.load.arrived_tokens,
-    }
-    tokens_per_s = engine.worker.load.tokens_per_s
-    if tokens_per_s is not None:
-        figures["tokens_per_second"] = tokens_per_s
-    return figures
+        Returns:
+            `pending_tokens`, as one sum: Ray takes the largest of each figure over 2 s, so that
+            tokens which moved on meanwhile would count twice. `arrived_tokens`.
+            `tokens_per_second`: the rate of a full batch; absent until a batch was computed.
+        """
+        figures = {"pending_tokens": pending_tokens, "arrived_tokens": self.arrived_tokens}
+        rate = self.tokens_per_s
+        return figures if rate is None else {**figures, "tokens_per_second": rate}

@@ -50,6 +50,14 @@ class Slot:
             self._num_leases[engine] -= 1
             self._returned.set()
 
+    def load_figures(self) -> dict[str, float]:
+        """What the engine that serves now has to do (`Load.figures`); empty while there is none."""
+        engine = self._engine
+        if engine is None:
+            return {}
+        pending = engine.batcher.queued_tokens + engine.worker.running_tokens
+        return engine.worker.load.figures(pending + engine.num_preprocess_tokens)
+
     async def put(self, engine: Engine) -> None:
         """Serves with another engine from now on. Returns once the one before is closed, which it
         is when the last request on it has been answered."""

@@ -173,14 +173,14 @@ class Batcher(Generic[EntryT]):
             The entries; none where too little waits. Each must be settled or taken back.
         """
         with self._lock:
-            places = self._queue.pop_last(max(_LOOK_AHEAD, self._max_batch_requests))
+            places = self._queue.pop_last(max(_LOOK_AHEAD, self.max_batch_requests))
             window = [entry for _, _, entry in places]
             num_queued = self._queue.num_tokens + sum(entry.queued_tokens for entry in window)
             indices = loan_of(
                 window,
                 max_queued_tokens=num_queued if lends_all else num_queued // 2,
                 max_batch_tokens=max_tokens,
-                max_batch_requests=self._max_batch_requests,
+                max_batch_requests=self.max_batch_requests,
             )
             leaving = {index for index in indices if accepts(window[index])}
             loan = self._queue.lend(places, leaving)

@@ -87,6 +87,9 @@ class Load:
             tokens which moved on meanwhile would count twice. `arrived_tokens`.
             `tokens_per_second`: the rate of a full batch; absent until a batch was computed.
         """
-        figures = {"pending_tokens": pending_tokens, "arrived_tokens": self.arrived_tokens}
+        figures: dict[str, float] = {
+            "pending_tokens": pending_tokens,
+            "arrived_tokens": self.arrived_tokens,
+        }
         rate = self.tokens_per_s
         return figures if rate is None else {**figures, "tokens_per_second": rate}

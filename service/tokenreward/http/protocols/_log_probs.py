@@ -29,6 +29,12 @@ from tokenreward.wire.reply import INTEGER_TABLES, TABLES
 
 GENERATES_NOTHING = "this service scores the tokens that are sent, and generates none"
 
+_NUM_AT_A_TIME = 2048  # numbers of a table that are texts of Python at a time
+# What stands between the numbers of two tokens in vLLM's entries.
+_VALUE_ENDS = ',"decoded_token":null}'
+_NEXT_KEY = _VALUE_ENDS + ',"'
+_NEXT_ENTRY = _VALUE_ENDS + '},{"'
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PromptTable:
@@ -211,28 +217,53 @@ def vllm_entries(table: PromptTable) -> str:
     """A table as vLLM writes it in JSON, one entry for each token: null before the first number;
     then objects whose keys are ids, the sequence's own token first, then the most likely ones.
 
-    A table may have millions of numbers. Each as an object of Python would take gigabytes.
+    A table may have millions of numbers. Each as an object of Python would take gigabytes, so some
+    thousand at a time become text.
     """
-    ids, own = table.ids[table.start :], texts_of(table.log_probs)
-    ranks = ["null"] * len(ids) if table.ranks is None else texts_of(table.ranks)
-    num_top = 0 if table.top_ids is None else table.top_ids.shape[1]
-    top_ids = texts_of(np.empty(0) if table.top_ids is None else table.top_ids)
-    top = texts_of(np.empty(0) if table.top_log_probs is None else table.top_log_probs)
-    entries = ["null"] * table.start
-    for place, token_id in enumerate(ids):
-        others = slice(place * num_top, (place + 1) * num_top)
-        parts = [_vllm_entry(str(token_id), own[place], ranks[place])]
-        for rank, (other, log_prob) in enumerate(
-            zip(top_ids[others], top[others], strict=True), start=1
-        ):
-            if int(other) != token_id:
-                parts.append(_vllm_entry(other, log_prob, str(rank)))
-        entries.append("{" + ",".join(parts) + "}")
-    return "[" + ",".join(entries) + "]"
+    own_ids = np.asarray(table.ids[table.start :], dtype=np.int32)[:, None]
+    ids, log_probs = own_ids, table.log_probs[:, None]
+    if table.top_ids is not None and table.top_log_probs is not None:
+        ids = np.concatenate([own_ids, table.top_ids], axis=1)
+        log_probs = np.concatenate([log_probs, table.top_log_probs], axis=1)
+    num_places, num_columns = ids.shape
+    is_own = np.zeros(ids.shape, dtype=bool)
+    is_own[:, 0] = True
+    is_written = is_own | (ids != own_ids)  # one key an id: a token may be among the most likely
+    ranks = None
+    if table.ranks is not None:
+        ranks = np.tile(np.arange(num_columns, dtype=np.int32), (num_places, 1))
+        ranks[:, 0] = table.ranks
+    pieces = ["null"] * table.start
+    num_rows = max(1, _NUM_AT_A_TIME // num_columns)
+    for first in range(0, num_places, num_rows):
+        rows = slice(first, first + num_rows)
+        mask = is_written[rows]
+        pieces.append(
+            _vllm_tokens(
+                texts_of(ids[rows][mask]),
+                texts_of(log_probs[rows][mask]),
+                None if ranks is None else texts_of(ranks[rows][mask]),
+                is_own[rows][mask].tolist(),
+            )
+        )
+    return "[" + ",".join(pieces) + "]"
 
 
-def _vllm_entry(token_id: str, log_prob: str, rank: str) -> str:
-    return f'"{token_id}":{{"logprob":{log_prob},"rank":{rank},"decoded_token":null}}'
+def _vllm_tokens(
+    ids: list[str], log_probs: list[str], ranks: list[str] | None, is_own: list[bool]
+) -> str:
+    """Some of these entries, of their tokens one after the other. A token that `is_own` begins an
+    entry. The texts between the numbers and the numbers are joined at once."""
+    parts = [""] * (6 * len(ids))
+    parts[0::6] = [_NEXT_ENTRY if begins else _NEXT_KEY for begins in is_own]
+    parts[1::6] = ids
+    parts[2::6] = ['":{"logprob":'] * len(ids)
+    parts[3::6] = log_probs
+    parts[4::6] = [',"rank":'] * len(ids)
+    parts[5::6] = ["null"] * len(ids) if ranks is None else ranks
+    parts[0] = '{"'  # nothing is before it
+    parts.append(_VALUE_ENDS + "}")
+    return "".join(parts)
 
 
 def with_raw(content: dict[str, Any], name: str, raw: str) -> bytes:

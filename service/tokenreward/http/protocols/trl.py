@@ -26,7 +26,12 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from tokenreward.errors import InvalidField
-from tokenreward.http.protocols._log_probs import LogProbProtocol, PromptTable, fastapi_content
+from tokenreward.http.protocols._log_probs import (
+    LogProbProtocol,
+    PromptTable,
+    fastapi_content,
+    texts_of,
+)
 from tokenreward.wire import Reply, RewardsRequest
 from tokenreward.wire.media import JSON
 
@@ -80,15 +85,15 @@ class Trl(LogProbProtocol):
         tables = self.tables(reply)
         if self._is_binary:
             return JSON.dump(self._binary(tables))
-        logprobs: list[list[Any]] = []
-        token_ids: list[list[Any]] = []
+        logprobs, token_ids = [], []
         for table, length in zip(tables, self._lengths, strict=True):
-            ranked = [_by_rank(table, place) for place in range(len(table.log_probs))]
+            values, ids = _ranked(table)
             # The first token of all has no log-prob, and an empty list in this place.
-            missing = [np.empty(0, dtype=np.float32)] * (table.start - length)
-            logprobs.append(missing + [values for values, _ in ranked])
-            token_ids.append(missing + [ids for _, ids in ranked])
-        return JSON.dump({"logprobs": logprobs, "logprob_token_ids": token_ids})
+            missing = ["[]"] * (table.start - length)
+            logprobs.append("[" + ",".join(missing + values) + "]")
+            token_ids.append("[" + ",".join(missing + ids) + "]")
+        values_text, ids_text = ",".join(logprobs), ",".join(token_ids)
+        return f'{{"logprobs":[{values_text}],"logprob_token_ids":[{ids_text}]}}'.encode("ascii")
 
     error_content = staticmethod(fastapi_content)
 
@@ -118,18 +123,24 @@ class Trl(LogProbProtocol):
         }
 
 
-def _by_rank(
-    table: PromptTable, place: int
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
-    """The log-probs at a place and their tokens: the most likely ones, and behind them the
-    sequence's own unless it is one of them."""
-    own_id, own = table.ids[table.start + place], table.log_probs[place]
-    if table.top_ids is None or table.top_log_probs is None:
-        return np.array([own], np.float32), np.array([own_id], np.int32)
-    ids, values = table.top_ids[place], table.top_log_probs[place]
-    if own_id in ids:
-        return values, ids
-    return np.append(values, own).astype(np.float32), np.append(ids, own_id).astype(np.int32)
+def _ranked(table: PromptTable) -> tuple[list[str], list[str]]:
+    """At each place a list of log-probs, and a list of their tokens, as JSON: the most likely ones,
+    and behind them the sequence's own unless it is one of them."""
+    own_ids = np.asarray(table.ids[table.start :], dtype=np.int32)[:, None]
+    ids, values = own_ids, table.log_probs[:, None]
+    if table.top_ids is not None and table.top_log_probs is not None:
+        ids = np.concatenate([table.top_ids, own_ids], axis=1)
+        values = np.concatenate([table.top_log_probs, values], axis=1)
+    is_written = np.ones(ids.shape, dtype=bool)
+    is_written[:, -1] = (ids[:, :-1] != own_ids).all(axis=1)
+    ends = is_written.sum(axis=1).cumsum().tolist()
+    return _lists(texts_of(values[is_written]), ends), _lists(texts_of(ids[is_written]), ends)
+
+
+def _lists(numbers: list[str], ends: list[int]) -> list[str]:
+    """Numbers as lists of JSON, each of which ends where `ends` says."""
+    pairs = zip([0, *ends], ends, strict=False)
+    return ["[" + ",".join(numbers[start:end]) + "]" for start, end in pairs]
 
 
 def _base64(array: npt.NDArray[Any]) -> str:

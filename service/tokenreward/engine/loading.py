@@ -40,13 +40,16 @@ def load_checkpoint_of(
     say(f"{settings.name}: loading {settings.model}")
     began = time.monotonic()
     checkpoint = load_checkpoint(settings)
-    max_tokens = settings.max_sequence_tokens or checkpoint.max_positions
+    max_tokens, limit = settings.max_sequence_tokens or checkpoint.max_positions, "sequence"
+    if max_tokens is None:  # no longer text can be scored
+        max_tokens, limit = settings.max_queued_tokens, "queued"
     tokenizer = Tokenizer(
         checkpoint.tokenizer,
         checkpoint.eos_ids,
         max_tokens,
         reads_pairs=checkpoint.is_classifier and not checkpoint.tokenizer.chat_template,
         template_kwargs=settings.chat_template_kwargs,
+        limit=f"max_{limit}_tokens",
     )
     beyond = tokens_beyond_embedding(checkpoint, tokenizer)
     if beyond is not None and settings.task == "reward_model":

@@ -57,6 +57,7 @@ def templated_tokens(
         turns = [*messages, {"role": "assistant", "content": content}]
         texts.append(render(turns, tools, variables, is_whole=True, param="response"))
     marked, text = texts
+    tokenizer.encoder.refuse_long(text, param="response")  # before it is read by character
     begin, stop, places = _find(text, marked, opened, response)
     if places is None:
         raise UnsupportedText("the chat template rewrites this response", param="response")

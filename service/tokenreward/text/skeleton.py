@@ -8,11 +8,14 @@ templates trim, escape and cut. A mark can be looked for. This module renders no
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from tokenreward.errors import UnsupportedText, quotable
 from tokenreward.text.messages import Arguments, ToolForm, text_part
 from tokenreward.text.trial_turns import MARK, message_of, tool_call, tool_named
+
+_MARKS = re.compile(rf"{MARK}(?:t?\d+|\d+[pc]\d+)e")
 
 Messages = list[dict[str, Any]]
 Tools = list[dict[str, Any]]
@@ -58,25 +61,27 @@ def refuse_hidden(text: str, turns: Messages, tools: Tools, *, param: str | None
     Raises:
         UnsupportedText: It names what is hidden.
     """
-    text = text.lower()
+    shown = frozenset(_MARKS.findall(text.lower()))  # found at once: there may be 100,000 turns
     for place, turn in enumerate(turns):
         where = None if param is None else f"{param}[{place}]"
         content = turn["content"]
-        marks = [content] if isinstance(content, str) else [part["text"] for part in content or ()]
-        if not all(mark in text for mark in marks):
+        marks = [part["text"] for part in content or () if isinstance(part, dict)]
+        if isinstance(content, str) and content:
+            marks = [content]
+        if not shown.issuperset(marks):
             raise UnsupportedText(
                 f"the chat template shows no content of role `{quotable(str(turn['role']))}` at "
                 "this place: move it into a message that the template shows",
                 param=where and f"{where}.content",
             )
         names = [call["function"]["name"] for call in turn.get("tool_calls", ())]
-        if not all(name in text for name in names):
+        if not shown.issuperset(names):
             raise UnsupportedText(
                 "the chat template does not show such tool calls at this place: write them into "
                 "`content`, as the policy wrote them",
                 param=where and f"{where}.tool_calls",
             )
-    if not all(tool.get("function", tool)["name"] in text for tool in tools):
+    if not all(tool.get("function", tool)["name"] in shown for tool in tools):
         raise UnsupportedText(
             "the chat template shows no tools in such a conversation: describe them in a message",
             param="tools",

@@ -37,6 +37,7 @@ class Tokenizer:
         reads_pairs: Whether prompt and response are the two texts of a pair, as an encoder's
             tokenizer writes one: `[CLS] prompt [SEP] response [SEP]`.
         template_kwargs: The deployment's `chat_template_kwargs`.
+        limit: The setting that limits a text's tokens, for errors.
     """
 
     def __init__(
@@ -47,9 +48,10 @@ class Tokenizer:
         *,
         reads_pairs: bool = False,
         template_kwargs: Mapping[str, Any] | None = None,
+        limit: str = "max_sequence_tokens",
     ) -> None:
         self._reads_pairs = reads_pairs
-        self.encoder = TextEncoder(tokenizer, max_tokens)
+        self.encoder = TextEncoder(tokenizer, max_tokens, limit)
         self.template = ChatTemplate(tokenizer, template_kwargs)
         self._tokenizer = tokenizer
         self._eos_ids = eos_ids

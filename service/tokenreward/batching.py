@@ -99,14 +99,7 @@ class Batcher(Generic[EntryT]):
             Overloaded: Too many tokens wait already. It says when to try again.
         """
         num_tokens = sum(entry.queued_tokens for entry in entries)
-        if num_tokens > self._max_queued_tokens:
-            num_extra = sum(entry.num_extra_tokens for entry in entries)
-            extra = f", {num_extra} of them for its many scorers" if num_extra else ""
-            raise LargerThanQueue(
-                f"the request counts for {num_tokens} tokens{extra}, `max_queued_tokens` is "
-                f"{self._max_queued_tokens}; send it in parts",
-                param="items",
-            )
+        self.refuse_larger(num_tokens, sum(entry.num_extra_tokens for entry in entries))
         with self._lock:
             if self.queued_tokens + num_tokens > self._max_queued_tokens:
                 self._drop_gone()
@@ -118,6 +111,24 @@ class Batcher(Generic[EntryT]):
                 )
             self._queue.push(entries)
         self._arrived.set()
+
+    def refuse_larger(self, num_tokens: int, num_extra: int = 0) -> None:
+        """Refuses a request that counts for more tokens than may ever wait. On any thread.
+
+        Args:
+            num_tokens: What the request counts for, at least.
+            num_extra: How many of these its many scorers add.
+
+        Raises:
+            LargerThanQueue: It does.
+        """
+        if num_tokens > self._max_queued_tokens:
+            extra = f", {num_extra} of them for its many scorers" if num_extra else ""
+            raise LargerThanQueue(
+                f"the request counts for at least {num_tokens} tokens{extra}, `max_queued_tokens` "
+                f"is {self._max_queued_tokens}; send it in parts",
+                param="items",
+            )
 
     def refuse_if_full(self, num_coming: int = 0) -> None:
         """Refuses a request while nothing more fits, before any work is spent on it.

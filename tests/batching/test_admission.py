@@ -25,7 +25,7 @@ async def test_a_request_that_no_empty_queue_could_hold_is_larger_than_queue(
 ) -> None:
     queue = batcher(queue=10)
     with pytest.raises(
-        LargerThanQueue, match=r"counts for 11 tokens, `max_queued_tokens` is 10"
+        LargerThanQueue, match=r"counts for at least 11 tokens, `max_queued_tokens` is 10"
     ) as caught:
         queue.submit([entry("a", 4), entry("b", 7)])
     assert (caught.value.param, caught.value.retryable, caught.value.retry_after_s) == (
@@ -49,7 +49,9 @@ async def test_work_beside_the_tokens_counts_for_the_queue_and_not_for_a_batch(
     assert queue.queued_tokens == 0
     for each in entries:
         each.num_extra_tokens = 2
-    with pytest.raises(LargerThanQueue, match="counts for 12 tokens, 4 of them for its many sc"):
+    with pytest.raises(
+        LargerThanQueue, match="counts for at least 12 tokens, 4 of them for its many sc"
+    ):
         queue.submit(entries)
 
 

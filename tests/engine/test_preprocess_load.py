@@ -83,11 +83,11 @@ async def test_requests_that_are_being_tokenised_count_for_those_that_come_after
             await engine.score(request(10, num_items=num_items))
         assert caught.value.retry_after_s >= 1
     first.pop().cancel()
-    await until(lambda: engine.num_preprocess_tokens == 40)
+    await until(lambda: engine.intake.num_tokens == 40)
     assert (await engine.score(request(10, num_items=1))).items[0].error is None
     gate.opened.set()
     await asyncio.gather(*first, return_exceptions=True)
-    assert engine.num_preprocess_tokens == 0
+    assert engine.intake.num_tokens == 0
     assert (await engine.score(request(10))).items[0].error is None
 
 
@@ -125,7 +125,7 @@ async def test_each_label_of_a_scorer_counts_for_a_sixteenth_of_the_response(
     assert (await engine.score(asked)).items[0].scorers is not None
     more = parse(RewardsRequest, {"scorers": [*labels, "endogenous"], "items": [item]})
     with pytest.raises(
-        errors.LargerThanQueue, match="counts for 99 tokens, 66 of them for its many"
+        errors.LargerThanQueue, match="counts for at least 99 tokens, 66 of them for its many"
     ):
         await engine.score(more)
 
@@ -242,7 +242,7 @@ async def test_items_of_a_caller_who_is_gone_or_too_late_are_not_tokenised_any_m
     ):
         await asking
     ended.set()
-    await asyncio.to_thread(engine.preprocess_threads.shutdown)
+    await asyncio.to_thread(engine.intake.threads.close, wait=True)
     assert prepared == [0]
 
 
@@ -262,11 +262,11 @@ async def test_a_template_of_the_caller_is_compiled_on_another_thread_and_not_if
     monkeypatch.setattr(template.Template, "__init__", noted)
     text = "a" * (100 + num_characters) + "{{ response }}"
     body = {"scorer": "generative", "items": [LIGHT], "options": {"template": text}}
-    monkeypatch.setattr(engine, "num_preprocess_tokens", 10**9)
+    monkeypatch.setattr(engine.intake, "num_tokens", 10**9)
     with pytest.raises(errors.Overloaded):
         await engine.score(parse(RewardsRequest, body))
     assert threads == []
-    monkeypatch.setattr(engine, "num_preprocess_tokens", 0)
+    monkeypatch.setattr(engine.intake, "num_tokens", 0)
     await engine.score(parse(RewardsRequest, body))
     assert threads
     assert threading.current_thread() not in threads

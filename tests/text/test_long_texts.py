@@ -17,15 +17,15 @@ from tokenreward.text.encoder import TextEncoder
 from tokenreward.text.tokenizer import Tokenizer
 
 LONG = {
-    "words": "It is 4. " * 20_000,
-    "one letter": "a" * 150_000,
-    "spaces": " " * 150_000,
-    "lines": "a\n\n\n \t" * 20_000,
-    "marks": "e\u0301\u0323" * 50_000,
-    "unknown": "\U0001f9ff" * 40_000,
-    "control": "\u0000\u200b" * 40_000,
-    "special": "<|end|>" * 20_000,
-    "half": " " * 90_000 + "word" * 20_000,
+    "words": "It is 4. " * 8_000,
+    "one letter": "a" * 70_000,
+    "spaces": " " * 70_000,
+    "lines": "a\n\n\n \t" * 8_000,
+    "marks": "e\u0301\u0323" * 20_000,
+    "unknown": "\U0001f9ff" * 20_000,
+    "control": "\u0000\u200b" * 20_000,
+    "special": "<|end|>" * 8_000,
+    "half": " " * 90_000 + "word" * 8_000,
 }
 
 
@@ -61,9 +61,11 @@ def test_a_text_of_megabytes_is_refused_after_one_piece_of_it(
     ]
     for ask in asks:
         read.num_characters = 0
-        with pytest.raises(SequenceTooLong, match="has 8100.* `max_sequence_tokens`, which is 200"):
+        with pytest.raises(
+            SequenceTooLong, match=r"has 8100.* `max_sequence_tokens`, which is 200"
+        ):
             ask()
-        assert 0 < read.num_characters < 40_000
+        assert 0 < read.num_characters < 20_000
 
 
 def test_a_template_that_repeats_what_it_shows_is_refused_as_well(
@@ -78,7 +80,7 @@ def test_a_template_that_repeats_what_it_shows_is_refused_as_well(
         tokenizer.prompt_from_messages(
             [{"role": "user", "content": "It is 4. " * 20}], None, {}, param="prompt"
         )
-    assert read.num_characters < 40_000
+    assert read.num_characters < 20_000
 
 
 @pytest.mark.parametrize("kind", vocabularies.KINDS)

@@ -21,6 +21,7 @@ _THREAD_CHARACTERS = 1500
 _SHORT_OPTIONS_CHARACTERS = 32
 
 _CHARACTERS_OF_A_TOKEN = 8  # almost every token has fewer
+_MESSAGE_BYTES = 32  # of its role, and of what a template writes around it
 
 # What each scorer after the first adds to a pass that all of them share, as the share of a pass
 # over the response: its signals, its credit, its part of the reply, and the sums of the language
@@ -69,12 +70,32 @@ def least_num_tokens(request: RewardsRequest) -> int:
     return num_tokens
 
 
+def most_num_tokens(request: RewardsRequest) -> int:
+    """About the most that the request can count for: a token for every byte of its texts, of the
+    options for each item, and all of it for each scorer."""
+    num_tokens = 0
+    option_bytes = len(str(request.options)) - len("{}")
+    for item in request.items:
+        num_tokens += _num_bytes(item.prompt) + _num_bytes(item.response) + option_bytes
+    return num_tokens * len(request.names)
+
+
 def extra_tokens(num_response_tokens: int, *, num_scorers: int) -> int:
     """What the scorers of a request after the first add to an item's work, in tokens of a pass.
 
     Rows that a scorer has read for itself alone are not in it: they have tokens of their own.
     """
     return num_response_tokens * (num_scorers - 1) // _SCORERS_OF_A_PASS
+
+
+def _num_bytes(part: Any) -> int:
+    """Bytes of a text or of messages, with what a template writes around each; the number of
+    ids."""
+    if isinstance(part, str):
+        return len(part.encode("utf-8", "surrogatepass"))
+    if isinstance(part, list) and part and isinstance(part[0], Message):
+        return sum(_MESSAGE_BYTES + len(str(message.content).encode()) for message in part)
+    return _length(part)
 
 
 def _length(part: Any) -> int:

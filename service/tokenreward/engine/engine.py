@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -21,15 +20,14 @@ from typing import Any
 from tokenreward.batching import Batcher
 from tokenreward.checkpoints.checkpoint import Checkpoint
 from tokenreward.combine import combine, refuse_unequal_units
-from tokenreward.engine.cost import has_short_options, is_light, least_num_tokens
+from tokenreward.engine.intake import Intake, TurnPool, closing
 from tokenreward.engine.job import Job
 from tokenreward.engine.loading import load_checkpoint_of, load_layout
 from tokenreward.engine.outputs import OutputBudget
-from tokenreward.engine.plan import Plan, plans_of, served_scorers
+from tokenreward.engine.plan import Plan, served_scorers
 from tokenreward.engine.postprocess import item_result
 from tokenreward.engine.preprocess import Preprocessor
 from tokenreward.engine.runner import Runner, max_batch_tokens
-from tokenreward.engine.threads import closing, run_in
 from tokenreward.engine.usage import Report, report_results, timing_of, usage_of
 from tokenreward.engine.worker import Worker
 from tokenreward.errors import DeadlineExceededError, InternalError, VersionNotReached
@@ -61,10 +59,9 @@ class Engine:
         runner: Runs the batches on the device.
         worker: Takes batches from the queue and answers them.
         device_thread: One thread, which owns the device.
-        preprocess_threads: Two threads, which tokenise.
+        intake: Makes jobs of requests.
         postprocess_threads: One thread, which makes results of outputs. What has been computed is
             answered while other requests are still tokenised.
-        num_preprocess_tokens: Tokens, at least, of the requests that are being tokenised.
         outputs: How many numbers beside rewards may be there at a time.
     """
 
@@ -104,9 +101,13 @@ class Engine:
         )
         self.runner = Runner(layout, num_ahead=checkpoint.placement.num_ahead)
         self.device_thread = ThreadPoolExecutor(1, thread_name_prefix="device")
-        self.preprocess_threads = ThreadPoolExecutor(2, thread_name_prefix="preprocess")
-        self.postprocess_threads = ThreadPoolExecutor(1, thread_name_prefix="postprocess")
-        self.num_preprocess_tokens = 0
+        self.intake = Intake(
+            self._preprocessor,
+            self.batcher,
+            max_queued_tokens=settings.max_queued_tokens,
+            scorers=self.scorers,
+        )
+        self.postprocess_threads = TurnPool(1, "postprocess")
         self.outputs = OutputBudget()
         self.worker = Worker(self.batcher, self.runner, thread=self.device_thread, report=report)
         self._is_closed = False
@@ -169,7 +170,7 @@ class Engine:
         if request.combine is not None:
             # All scorers of a deployment share its tokenizer.
             refuse_unequal_units(request, dict.fromkeys(request.names, self._fingerprint))
-        self.batcher.refuse_if_full(self.num_preprocess_tokens)
+        self.batcher.refuse_if_full(self.intake.num_tokens)
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         try:
             async with asyncio.timeout(timeout_s):
@@ -199,6 +200,11 @@ class Engine:
         }
         return [{**served.listing, **shared} for served in self.scorers.values()]
 
+    @property
+    def num_preprocess_tokens(self) -> int:
+        """Tokens, at least, of the requests that are being tokenised."""
+        return self.intake.num_tokens
+
     def check_health(self) -> None:
         """Raises if the device is lost or a batch does not end: the replica must be replaced."""
         if self.runner.lost is not None:
@@ -211,8 +217,9 @@ class Engine:
         """Ends the work. A request that still waits, for a thread, in the queue or in a batch, is
         answered with an error."""
         self._is_closed = True
-        for pool in (self.device_thread, self.preprocess_threads, self.postprocess_threads):
-            pool.shutdown(wait=False, cancel_futures=True)
+        self.device_thread.shutdown(wait=False, cancel_futures=True)
+        self.intake.threads.close()
+        self.postprocess_threads.close()
         if self._work is not None:
             self._work.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -225,12 +232,7 @@ class Engine:
         self, request: RewardsRequest, request_id: str, deadline: float | None, caller: str
     ) -> Reply:
         began = time.monotonic()
-        with self._counted_for_admission(request) as is_abandoned:
-            pool = None if has_short_options(request) else self.preprocess_threads
-            plans = await run_in(pool, plans_of, self.scorers, request)
-            light = is_light(request, plans)
-            pool = None if light else self.preprocess_threads
-            jobs = await run_in(pool, self._preprocessor.jobs, request, plans, is_abandoned)
+        plans, jobs, light = await self.intake.jobs(request, caller)
         tokenize_s = time.monotonic() - began
         queued = [job for job in jobs if job.requests]
         for job in queued:
@@ -242,8 +244,11 @@ class Engine:
             finally:
                 for job in queued:
                     job.future.cancel()
-            pool = None if light else self.postprocess_threads
-            items = await run_in(pool, self._results, jobs, request, plans)
+            results = self._results(jobs, request, plans)
+            if light:
+                items = list(results)
+            else:
+                items = await self.postprocess_threads.collect(lambda: results, caller=caller)
         report_results(self._report, items, jobs, plans)
         self._report("tokenize_seconds", tokenize_s)
         return Reply(
@@ -272,29 +277,14 @@ class Engine:
 
     def _results(
         self, jobs: Sequence[Job], request: RewardsRequest, plans: Sequence[Plan]
-    ) -> list[ItemResult]:
-        """The result of each item, and the weighted sums that the request wants."""
-        items = [item_result(job, request, plans, self.tokenizer) for job in jobs]
-        for item in items:
+    ) -> Iterator[ItemResult]:
+        """The result of each item, then the weighted sums that the request wants."""
+        items = []
+        for job in jobs:
+            item = item_result(job, request, plans, self.tokenizer)
             for result in (item.scorers or {}).values():
                 result.model, result.version = self.settings.model, self.settings.version
+            items.append(item)
+            yield item
         if request.combine is not None:
             combine(items, request.combine)
-        return items
-
-    @contextlib.contextmanager
-    def _counted_for_admission(self, request: RewardsRequest) -> Iterator[Callable[[], bool]]:
-        """Counts a request towards `max_queued_tokens` while it is tokenised.
-
-        Yields:
-            A function that says whether the block has been left. Cancelling a request does not stop
-            the thread that tokenises it, so that thread asks.
-        """
-        num_tokens = least_num_tokens(request)
-        self.num_preprocess_tokens += num_tokens
-        left = threading.Event()
-        try:
-            yield left.is_set
-        finally:
-            left.set()
-            self.num_preprocess_tokens -= num_tokens

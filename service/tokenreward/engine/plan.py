@@ -7,7 +7,7 @@ This module knows no models and looks at no items.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -232,7 +232,7 @@ def check_options(
             raise SettingsError(f"{where}: {error.message}") from None
 
 
-def plans_of(scorers: dict[str, ServedScorer], request: RewardsRequest) -> list[Plan]:
+def plans_of(scorers: Mapping[str, ServedScorer], request: RewardsRequest) -> list[Plan]:
     """What a request wants, scorer by scorer. Raises RequestError."""
     param = "scorer" if request.scorer is not None else "scorers"
     for name in request.names:

@@ -9,7 +9,7 @@ module knows no batches and no device.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,8 +64,8 @@ class Preprocessor:
 
     def jobs(
         self, request: RewardsRequest, plans: Sequence[Plan], is_abandoned: Callable[[], bool]
-    ) -> list[Job]:
-        """A job for each item, in order.
+    ) -> Iterator[Job]:
+        """Makes a job for each item, in order.
 
         Args:
             request: The request.
@@ -78,7 +78,6 @@ class Preprocessor:
         """
         prompts: dict[str, np.ndarray] = {}
         budget = RequestBudget()
-        jobs = []
         for index, item in enumerate(request.items):
             if is_abandoned():
                 break
@@ -91,8 +90,7 @@ class Preprocessor:
                 raise error.within(job.param) from None
             else:
                 self._add_rows(job, plans)
-            jobs.append(job)
-        return jobs
+            yield job
 
     def _read(
         self, job: Job, item: Item, prompts: dict[str, np.ndarray], budget: RequestBudget

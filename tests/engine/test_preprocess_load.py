@@ -83,11 +83,11 @@ async def test_requests_that_are_being_tokenised_count_for_those_that_come_after
             await engine.score(request(10, num_items=num_items))
         assert caught.value.retry_after_s >= 1
     first.pop().cancel()
-    await until(lambda: engine.intake.num_tokens == 40)
+    await until(lambda: engine.preprocess.num_tokens == 40)
     assert (await engine.score(request(10, num_items=1))).items[0].error is None
     gate.opened.set()
     await asyncio.gather(*first, return_exceptions=True)
-    assert engine.intake.num_tokens == 0
+    assert engine.preprocess.num_tokens == 0
     assert (await engine.score(request(10))).items[0].error is None
 
 
@@ -107,7 +107,7 @@ async def test_requests_that_are_being_tokenised_count_for_those_that_come_after
         ({"prompt": "", "response": "b"}, 1),
     ],
 )
-def test_what_a_request_counts_for_in_intake_is_less_than_its_tokens(
+def test_what_a_request_counts_for_in_preprocessing_is_less_than_its_tokens(
     item: dict[str, Any], expected: int
 ) -> None:
     asked = parse(RewardsRequest, {"scorer": "endogenous", "items": [item] * 3})
@@ -242,7 +242,7 @@ async def test_items_of_a_caller_who_is_gone_or_too_late_are_not_tokenised_any_m
     ):
         await asking
     ended.set()
-    await asyncio.to_thread(engine.intake.threads.close, wait=True)
+    await asyncio.to_thread(engine.preprocess.threads.close, wait=True)
     assert prepared == [0]
 
 
@@ -262,11 +262,11 @@ async def test_a_template_of_the_caller_is_compiled_on_another_thread_and_not_if
     monkeypatch.setattr(template.Template, "__init__", noted)
     text = "a" * (100 + num_characters) + "{{ response }}"
     body = {"scorer": "generative", "items": [LIGHT], "options": {"template": text}}
-    monkeypatch.setattr(engine.intake, "num_tokens", 10**9)
+    monkeypatch.setattr(engine.preprocess, "num_tokens", 10**9)
     with pytest.raises(errors.Overloaded):
         await engine.score(parse(RewardsRequest, body))
     assert threads == []
-    monkeypatch.setattr(engine.intake, "num_tokens", 0)
+    monkeypatch.setattr(engine.preprocess, "num_tokens", 0)
     await engine.score(parse(RewardsRequest, body))
     assert threads
     assert threading.current_thread() not in threads

@@ -510,7 +510,7 @@ async def test_only_a_light_request_is_made_ready_without_another_thread(
     make_engine: Callable[..., Any], items: list[dict[str, Any]], more: dict[str, Any], light: bool
 ) -> None:
     engine = make_engine("causal_lm", ["endogenous"])
-    engine.intake.threads.close()
+    engine.preprocess.threads.close()
     scoring = engine.score(parse(RewardsRequest, {"scorer": "endogenous", "items": items, **more}))
     if light:
         assert (await scoring).items[0].error is None

@@ -20,13 +20,13 @@ from typing import Any
 from tokenreward.batching import Batcher
 from tokenreward.checkpoints.checkpoint import Checkpoint
 from tokenreward.combine import combine, refuse_unequal_units
-from tokenreward.engine.intake import Intake, TurnPool, closing
 from tokenreward.engine.job import Job
 from tokenreward.engine.loading import load_checkpoint_of, load_layout
 from tokenreward.engine.outputs import OutputBudget
 from tokenreward.engine.plan import Plan, served_scorers
 from tokenreward.engine.postprocess import item_result
 from tokenreward.engine.preprocess import Preprocessor
+from tokenreward.engine.preprocess_stage import PreprocessStage, ThreadQueue, closing
 from tokenreward.engine.runner import Runner, max_batch_tokens
 from tokenreward.engine.usage import Report, report_results, timing_of, usage_of
 from tokenreward.engine.worker import Worker
@@ -59,7 +59,7 @@ class Engine:
         runner: Runs the batches on the device.
         worker: Takes batches from the queue and answers them.
         device_thread: One thread, which owns the device.
-        intake: Makes jobs of requests.
+        preprocess: Makes jobs of requests.
         postprocess_threads: One thread, which makes results of outputs. What has been computed is
             answered while other requests are still tokenised.
         outputs: How many numbers beside rewards may be there at a time.
@@ -101,13 +101,13 @@ class Engine:
         )
         self.runner = Runner(layout, num_ahead=checkpoint.placement.num_ahead)
         self.device_thread = ThreadPoolExecutor(1, thread_name_prefix="device")
-        self.intake = Intake(
+        self.preprocess = PreprocessStage(
             self._preprocessor,
             self.batcher,
             max_queued_tokens=settings.max_queued_tokens,
             scorers=self.scorers,
         )
-        self.postprocess_threads = TurnPool(1, "postprocess")
+        self.postprocess_threads = ThreadQueue(1, "postprocess")
         self.outputs = OutputBudget()
         self.worker = Worker(self.batcher, self.runner, thread=self.device_thread, report=report)
         self._is_closed = False
@@ -170,7 +170,7 @@ class Engine:
         if request.combine is not None:
             # All scorers of a deployment share its tokenizer.
             refuse_unequal_units(request, dict.fromkeys(request.names, self._fingerprint))
-        self.batcher.refuse_if_full(self.intake.num_tokens)
+        self.batcher.refuse_if_full(self.preprocess.num_tokens)
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         try:
             async with asyncio.timeout(timeout_s):
@@ -203,7 +203,7 @@ class Engine:
     @property
     def num_preprocess_tokens(self) -> int:
         """Tokens, at least, of the requests that are being tokenised."""
-        return self.intake.num_tokens
+        return self.preprocess.num_tokens
 
     def check_health(self) -> None:
         """Raises if the device is lost or a batch does not end: the replica must be replaced."""
@@ -218,7 +218,7 @@ class Engine:
         answered with an error."""
         self._is_closed = True
         self.device_thread.shutdown(wait=False, cancel_futures=True)
-        self.intake.threads.close()
+        self.preprocess.threads.close()
         self.postprocess_threads.close()
         if self._work is not None:
             self._work.cancel()
@@ -232,7 +232,7 @@ class Engine:
         self, request: RewardsRequest, request_id: str, deadline: float | None, caller: str
     ) -> Reply:
         began = time.monotonic()
-        plans, jobs, light = await self.intake.jobs(request, caller)
+        plans, jobs, light = await self.preprocess.jobs(request, caller)
         tokenize_s = time.monotonic() - began
         queued = [job for job in jobs if job.requests]
         for job in queued:

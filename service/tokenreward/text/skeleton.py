@@ -61,27 +61,29 @@ def refuse_hidden(text: str, turns: Messages, tools: Tools, *, param: str | None
     Raises:
         UnsupportedText: It names what is hidden.
     """
-    shown = frozenset(_MARKS.findall(text.lower()))  # found at once: there may be 100,000 turns
+    marks_in_text = frozenset(
+        _MARKS.findall(text.lower())
+    )  # found at once: there may be 100,000 turns
     for place, turn in enumerate(turns):
         where = None if param is None else f"{param}[{place}]"
         content = turn["content"]
         marks = [part["text"] for part in content or () if isinstance(part, dict)]
         if isinstance(content, str) and content:
             marks = [content]
-        if not shown.issuperset(marks):
+        if not marks_in_text.issuperset(marks):
             raise UnsupportedText(
                 f"the chat template shows no content of role `{quotable(str(turn['role']))}` at "
                 "this place: move it into a message that the template shows",
                 param=where and f"{where}.content",
             )
         names = [call["function"]["name"] for call in turn.get("tool_calls", ())]
-        if not shown.issuperset(names):
+        if not marks_in_text.issuperset(names):
             raise UnsupportedText(
                 "the chat template does not show such tool calls at this place: write them into "
                 "`content`, as the policy wrote them",
                 param=where and f"{where}.tool_calls",
             )
-    if not all(tool.get("function", tool)["name"] in shown for tool in tools):
+    if not all(tool.get("function", tool)["name"] in marks_in_text for tool in tools):
         raise UnsupportedText(
             "the chat template shows no tools in such a conversation: describe them in a message",
             param="tools",

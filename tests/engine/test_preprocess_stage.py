@@ -13,12 +13,12 @@ import pytest
 
 from fakes.web import until
 from tokenreward import errors
-from tokenreward.engine.intake import TurnPool
 from tokenreward.engine.preprocess import Preprocessor
+from tokenreward.engine.preprocess_stage import ThreadQueue
 from tokenreward.wire import RewardsRequest, parse
 
 MESSAGES = [{"role": "user", "content": "2+2?"}]
-READ = Preprocessor._read
+JOBS = Preprocessor.jobs
 
 
 def request(prompt: Any, *, num_items: int = 1, **fields: Any) -> RewardsRequest:
@@ -31,12 +31,13 @@ def num_reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The items that were tokenised, each of which takes at least 5 ms."""
     indices: list[int] = []
 
-    def slowly(self: Preprocessor, job: Any, *arguments: Any) -> Any:
-        indices.append(job.index)
-        time.sleep(0.005)
-        return READ(self, job, *arguments)
+    def slowly(*arguments: Any) -> Iterator[Any]:
+        for job in JOBS(*arguments):
+            indices.append(job.index)
+            time.sleep(0.005)
+            yield job
 
-    monkeypatch.setattr(Preprocessor, "_read", slowly)
+    monkeypatch.setattr(Preprocessor, "jobs", slowly)
     return indices
 
 
@@ -94,7 +95,7 @@ async def test_rows_and_labels_of_many_scorers_count_before_all_items_are_tokeni
 
 
 async def test_a_turn_that_is_not_wanted_any_more_goes_to_the_next() -> None:
-    pool, gate = TurnPool(1, "test"), threading.Event()
+    pool, gate = ThreadQueue(1, "test"), threading.Event()
 
     def steps() -> Iterator[int]:
         assert gate.wait(30)

@@ -1,4 +1,4 @@
-"""The intake of one replica: requests become jobs on a few threads, which callers use in turns.
+"""Before the queue: requests become jobs on a few threads, which callers use in turns.
 
 A request that takes a thread for seconds gives it up every few milliseconds, so that a light
 request waits for slices of others and not for whole requests. What a closing engine drops gets an
@@ -35,7 +35,7 @@ T = TypeVar("T")
 _SLICE_S = 0.02  # a slice ends with the step that reaches it
 
 
-class TurnPool:
+class ThreadQueue:
     """Threads that callers use in turns. It belongs to one event loop.
 
     Args:
@@ -135,7 +135,7 @@ class TurnPool:
             turn.future.set_result(None)
 
 
-class Intake:
+class PreprocessStage:
     """Makes jobs of requests, and counts them for admission meanwhile.
 
     Args:
@@ -161,7 +161,7 @@ class Intake:
         self._batcher = batcher
         self._max_queued_tokens = max_queued_tokens
         self._scorers = scorers
-        self.threads = TurnPool(2, "preprocess")
+        self.threads = ThreadQueue(2, "preprocess")
         self.num_tokens = 0
 
     async def jobs(

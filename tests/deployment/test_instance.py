@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import socket
+import stat
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 from ray.serve.schema import (
     ApplicationStatus,
     ApplicationStatusOverview,
@@ -17,8 +22,11 @@ from ray.serve.schema import (
     DeploymentStatusTrigger,
 )
 
+from tokenreward.config import demo_settings
 from tokenreward.deployment import instance
-from tokenreward.deployment.instance import StartFailed, StartMonitor, reason, refuse_taken_port
+from tokenreward.deployment.instance import Instance, StartMonitor, reason
+from tokenreward.deployment.machine import StartFailed, refuse_taken_port
+from tokenreward.settings import Settings
 
 TRACE = """A replica failed to start with exception. Retrying 2 more time(s). Error:
 \x1b[36mray::ServeReplica:lm:Replica.initialize_and_get_metadata()\x1b[39m (pid=1)
@@ -143,6 +151,89 @@ def test_ray_gives_a_replica_of_ours_one_try() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert process.stdout.strip() == "1"
+
+
+DIED = (
+    "The actor is dead. Worker exit type: SYSTEM_ERROR. Some common causes include: (1) the process"
+)
+
+
+def test_rays_guesses_are_left_out_of_a_reason() -> None:
+    assert reason(DIED) == "The actor is dead. Worker exit type: SYSTEM_ERROR."
+
+
+@pytest.fixture
+def settings() -> Settings:
+    return demo_settings()
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder for temporary files whose path leaves room for sockets."""
+    with tempfile.TemporaryDirectory(prefix="tr-", dir="/tmp") as folder:
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        yield Path(folder)
+
+
+def test_only_this_user_may_enter_the_folder_and_rays_is_inside(
+    settings: Settings, short: Path
+) -> None:
+    service = Instance(settings, print)
+    assert stat.S_IMODE(service.folder.stat().st_mode) == 0o700
+    assert service.folder.parent == short
+    # Ray makes its folder writable for everybody.
+    assert service.folder in service.logs.parents[1:]
+    assert service.logs.parents[1] != service.folder
+
+
+def test_a_folder_whose_path_is_too_long_for_sockets_is_refused_by_name(
+    settings: Settings, short: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep = short / ("x" * 60)
+    deep.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    with pytest.raises(StartFailed, match=rf"^the path of {deep} is \d+ bytes too long.*TMPDIR"):
+        Instance(settings, print)
+    assert list(deep.iterdir()) == []
+
+
+def test_a_full_disk_is_refused_by_name(
+    settings: Settings, short: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(instance.shutil, "disk_usage", lambda _: SimpleNamespace(free=5 * 2**20))
+    with pytest.raises(StartFailed, match=rf"^{short} has 5 MiB free, Ray needs 64"):
+        Instance(settings, print)
+    assert list(short.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_named(
+    settings: Settings, short: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing = short / "missing"
+    monkeypatch.setattr(tempfile, "tempdir", str(missing))
+    with pytest.raises(StartFailed, match=f"cannot make a folder: {missing}.*No such file"):
+        Instance(settings, print)
+
+
+def test_whatever_fails_in_ray_is_one_sentence_that_names_the_folder(
+    settings: Settings, short: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def init(**_: Any) -> None:
+        raise RuntimeError("The current node timed out during startup.\n\nAsk for help.")
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(instance, "set_ray_environment", lambda: None)
+    service = Instance(settings, lambda _: None)
+    try:
+        with pytest.raises(StartFailed) as failure:
+            service.start()
+    finally:
+        service.stop()
+    assert str(failure.value) == (
+        f"Ray did not start in {service.folder}: The current node timed out during startup. Ask "
+        "for help."
+    )
+    assert not service.folder.exists()
 
 
 def test_taken_port_is_refused_and_a_free_one_is_not() -> None:

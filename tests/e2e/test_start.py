@@ -6,6 +6,7 @@ import json
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -62,7 +63,7 @@ def test_checkpoint_that_cannot_be_loaded_ends_it_with_the_reason(
         str(tmp_path / "empty") in file.read_text()
         for file in (logs / "serve").glob("replica_lm_*")
     )
-    shutil.rmtree(logs.parent.parent)
+    shutil.rmtree(logs.parents[2])
 
 
 def test_gpus_that_are_not_there_are_missed_and_not_waited_for(
@@ -72,7 +73,7 @@ def test_gpus_that_are_not_there_are_missed_and_not_waited_for(
     service = start("--config", config, "--port", str(free_port))
     assert service.process.wait(timeout=60) == 1
     assert "reserve 1000 GPUs" in service.text
-    shutil.rmtree(Path(service.text.split("logs are kept in ")[1].strip()).parent.parent)
+    shutil.rmtree(Path(service.text.split("logs are kept in ")[1].strip()).parents[2])
 
 
 def test_port_that_is_taken_is_said_at_once(start: Any, tmp_path: Path) -> None:
@@ -102,6 +103,24 @@ def test_signal_during_the_start_stops_it(
     assert service.process.wait(timeout=5) == 0
     assert service.text == text
     time.sleep(0.5)
+    assert not [p for p in tree if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_a_service_that_is_killed_leaves_no_process_and_no_folder(
+    start: Any, config: Path, free_port: int
+) -> None:
+    service = start("--config", str(config), "--port", str(free_port))
+    service.wait_for("loading lm, rm")
+    tree = service.tree()
+    folder = Path(service.text.split("logs are in ")[1].split()[0]).parents[2]
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    service.process.kill()
+    service.process.wait()
+    until = time.monotonic() + 10
+    while folder.exists() and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not folder.exists()
+    time.sleep(0.5)  # the process that removed it ends, too
     assert not [p for p in tree if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 

@@ -50,21 +50,20 @@ def run(args: argparse.Namespace) -> int:
         read_api_keys(settings.api_keys_file)
     except SettingsError as error:
         return _fail(str(error))
-    from tokenreward.deployment.instance import Instance, StartFailed, refuse_taken_port
+    from tokenreward.deployment.instance import Instance
+    from tokenreward.deployment.machine import StartFailed, refuse_taken_port
     from tokenreward.deployment.plan import internal_url
     from tokenreward.http.plans import check_plans
 
     try:
         check_plans(settings)
         refuse_taken_port(settings.host, settings.port)
+        instance = Instance(settings, _say)
     except (SettingsError, StartFailed) as error:
         return _fail(str(error))
-    instance = Instance(settings, _say)
     on_stop_signal(lambda: _stop_and_exit(instance.stop, 0))
     try:
-        instance.connect()
-        claim_signals()
-        instance.deploy()
+        instance.start(on_connected=claim_signals)
         _say(f"ready {internal_url(settings)}")
         _say(f"try: {example_command(settings, internal_url(settings))}")
         instance.watch()

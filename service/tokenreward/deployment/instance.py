@@ -14,8 +14,7 @@ import os
 import re
 import secrets
 import shutil
-import socket
-import tempfile
+import subprocess
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,12 +22,15 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from tokenreward.deployment.machine import RAY_FOLDER, StartFailed, make_folder
 from tokenreward.deployment.plan import needed_cpus, serve_config
+from tokenreward.deployment.watcher import TOKEN, start_watcher
 from tokenreward.settings import Settings
 
 if TYPE_CHECKING:
     from ray.serve.schema import ApplicationStatusOverview
 
+_GUESSES = " Some common causes include"
 _OBJECT_STORE_BYTES = 512 * 2**20
 _POLL_S = 0.5
 _REPORT_EVERY_S = 5.0
@@ -37,36 +39,58 @@ _LONGEST_DEATH_S = 2.0
 _FAILED_STATUSES = ("DEPLOY_FAILED", "UNHEALTHY")
 
 
-class StartFailed(RuntimeError):
-    """The service could not be brought up; the message says why."""
-
-
 class Instance:
     """One Ray instance and the service on it: `connect`, `deploy`, `watch`, and `stop` at any time.
 
     Args:
         settings: What to serve.
         say: Gets a line for the console whenever there is progress.
+
+    Attributes:
+        folder: Holds all that Ray and the replicas write. Only this user may enter it.
+
+    Raises:
+        StartFailed: There can be no such folder.
     """
 
     def __init__(self, settings: Settings, say: Callable[[str], None]) -> None:
         self._settings = settings
         self._say = say
         self._is_stopping = False
-        self.folder = Path(tempfile.mkdtemp(prefix="tokenreward-"))
+        self._watcher: subprocess.Popen[bytes] | None = None
+        self.folder = make_folder()
+        # Ray lets every user write to its own folder. So it gets one inside of ours.
+        self._ray_folder = self.folder / RAY_FOLDER
 
     @property
     def logs(self) -> Path:
         """The folder that Ray and the replicas log to."""
-        return self.folder / "session_latest" / "logs"
+        return self._ray_folder / "session_latest" / "logs"
 
-    def connect(self) -> None:
-        """Brings up Ray, which takes the process's signal handlers for itself.
+    def start(self, on_connected: Callable[[], None] = lambda: None) -> None:
+        """Brings up Ray and the service, and returns when every replica is loaded.
+
+        Args:
+            on_connected: Called when Ray runs, which takes the process's signal handlers for
+                itself.
 
         Raises:
-            StartFailed: The deployments reserve more GPUs than the machine has.
+            StartFailed: Why it did not come up, whatever failed.
         """
+        try:
+            self._connect()
+            on_connected()
+            self._deploy()
+        except StartFailed:
+            raise
+        except Exception as error:
+            text = reason(str(error)) if str(error) else type(error).__name__
+            raise StartFailed(f"Ray did not start in {self.folder}: {text}") from error
+
+    def _connect(self) -> None:
+        """Brings up Ray. Raises StartFailed if the deployments reserve more GPUs than there are."""
         set_ray_environment()
+        self._watcher = start_watcher(self.folder)
         import ray
 
         self._say(f"starting; logs are in {self.logs} while it runs")
@@ -78,7 +102,7 @@ class Instance:
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            _temp_dir=str(self.folder),
+            _temp_dir=str(self._ray_folder),
         )
         num_needed = sum(d.max_replicas * d.num_gpus for d in self._settings.deployments)
         num_present = ray.cluster_resources().get("GPU", 0)
@@ -88,12 +112,9 @@ class Instance:
                 f"{num_present:g}"
             )
 
-    def deploy(self) -> None:
-        """Brings up the service, and returns when every replica is loaded.
-
-        Raises:
-            StartFailed: An application cannot be built, or a replica cannot start.
-        """
+    def _deploy(self) -> None:
+        """Brings up the service. Raises StartFailed if an application cannot be built, or if a
+        replica cannot start."""
         from ray import serve
         from ray.serve.context import _get_global_client
         from ray.serve.schema import ServeDeploySchema
@@ -116,7 +137,11 @@ class Instance:
         No process has anything to finish: scoring changes nothing, and callers retry.
         """
         self._is_stopping = True
+        # The watcher is among them, and is the first: it would remove logs that are kept.
         processes = psutil.Process().children(recursive=True)
+        if self._watcher is not None:
+            self._watcher.kill()
+            self._watcher.communicate()
         for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
@@ -128,7 +153,8 @@ class Instance:
 
     def watch(self) -> None:
         """Returns only if Ray died under the service."""
-        children = psutil.Process().children()
+        watcher = self._watcher.pid if self._watcher is not None else None
+        children = [each for each in psutil.Process().children() if each.pid != watcher]
         while self._is_stopping or all(_is_alive(child) for child in children):
             time.sleep(_POLL_S)
 
@@ -189,19 +215,21 @@ class StartMonitor:
 
 
 def reason(message: str) -> str:
-    """The exception at the end of a Ray status message, without the traceback before it."""
+    """The exception at the end of a Ray status message, without the traceback before it and
+    without Ray's guesses behind it."""
     lines = [line for line in message.splitlines() if line.strip()]
     indented = [index for index, line in enumerate(lines) if line[0].isspace()]
     first = indented[-1] + 1 if indented else 0
     text = " ".join(lines[first:]) or "it failed to start"
+    text = text.partition(_GUESSES)[0]
     return re.sub(r"^[\w.]*\.(?=\w+: )", "", text)  # the exception's class without its module
 
 
 def set_ray_environment() -> None:
     """Sets what Ray reads when it is first imported, here and in every process that it starts."""
+    os.environ[TOKEN] = secrets.token_hex(32)
     os.environ.update(
         RAY_AUTH_MODE="token",
-        RAY_AUTH_TOKEN=secrets.token_hex(32),
         # Despite its name: with 0, Ray's own address is loopback on every system.
         RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",
         # A checkpoint that cannot be loaded once cannot be loaded twice: the deployment has failed
@@ -210,24 +238,15 @@ def set_ray_environment() -> None:
         # An unhealthy replica cannot answer what it holds. Told to stop in good order, it would
         # keep its GPU until the last deadline of its callers.
         RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS="1",
+        # How soon Ray notices that its HTTP proxy is dead: after three checks, which fail at once.
+        # By default they are 10 s apart. A proxy that takes long to start on a busy machine is not
+        # dead: it has more than the default of 5 s.
+        RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S="0.5",
+        RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S="30",
         RAY_USAGE_STATS_ENABLED="0",
         RAY_worker_niceness="0",
         RAY_SERVE_LOG_TO_STDERR="0",
     )
-
-
-def refuse_taken_port(host: str, port: int) -> None:
-    """Raises StartFailed if no process could listen there."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise StartFailed(
-                f"cannot listen on {host} port {port}: {error.strerror}; choose others with "
-                "--host and --port"
-            ) from None
 
 
 def _is_alive(process: psutil.Process) -> bool:

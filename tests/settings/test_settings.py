@@ -93,7 +93,7 @@ def test_a_missing_setting_is_named(content: dict[str, Any], setting: str) -> No
         (service(deployment(device="tpu")), "deployments[0].device"),
         (service(deployment(version=-1)), "deployments[0].version"),
         (service(deployment(num_replicas=0)), "deployments[0].num_replicas"),
-        (service(deployment(num_gpus=2)), "deployments[0].num_gpus"),
+        (service(deployment(num_gpus=1.5)), "deployments[0].num_gpus"),
         (service(deployment(max_batch_tokens=0)), "deployments[0].max_batch_tokens"),
         (service(deployment(max_sequence_tokens=0)), "deployments[0].max_sequence_tokens"),
         (service(deployment(max_queued_tokens=1.5)), "deployments[0].max_queued_tokens"),

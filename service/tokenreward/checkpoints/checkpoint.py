@@ -9,7 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
+
+import torch
 
 from tokenreward.checkpoints.adapter import Adapter
 from tokenreward.checkpoints.adapter_config import refuse_adapter_in_checkpoint
@@ -22,6 +25,8 @@ from tokenreward.checkpoints.load_failure import (
 from tokenreward.checkpoints.mapped_files import own_memory
 from tokenreward.checkpoints.model import load_model
 from tokenreward.checkpoints.placement import ON_CPU, Placement, choose_devices
+from tokenreward.checkpoints.placement.stages import place, refuse_split, trunk_of
+from tokenreward.checkpoints.placement.streaming import streaming
 from tokenreward.checkpoints.positions import has_table, padding_position
 from tokenreward.checkpoints.refusal import CheckpointRefused
 from tokenreward.checkpoints.trunk import refuse_other_states
@@ -71,11 +76,7 @@ class Checkpoint:
     @property
     def trunk(self) -> Any:
         """The model without its head."""
-        base = self.model.base_model
-        if base is self.model and self.model.get_output_embeddings() is not None:
-            # Llama 4's class, for one, does not say which part of it is the trunk.
-            return getattr(self.model, "model", base)
-        return base
+        return trunk_of(self.model)
 
     @property
     def text_config(self) -> Any:
@@ -183,42 +184,26 @@ class Checkpoint:
         return frozenset(eos_ids)
 
 
-def load_checkpoint(settings: DeploymentSettings) -> Checkpoint:
+def load_checkpoint(
+    settings: DeploymentSettings, devices: tuple[torch.device, ...] | None = None
+) -> Checkpoint:
     """The model and tokenizer that the settings name, without a reference (see `with_reference`).
+
+    Args:
+        settings: The deployment's.
+        devices: The devices that its layers are spread over; None as the settings have it.
 
     Raises CheckpointRefused, also for a folder or a hub that could not be read.
     """
-    source, devices = resolve(settings.checkpoint), choose_devices(settings)
+    source = resolve(settings.checkpoint)
+    devices = devices or choose_devices(settings)
     gguf = None
     try:
         gguf = find_gguf(source, revision=settings.revision, allow_pickle=settings.allow_pickle)
         if gguf is not None:
             source = str(gguf.parent)
         refuse_adapter_in_checkpoint(source, settings, gguf)
-        adapter = None
-        if settings.adapter is not None:
-            adapter = Adapter.read(
-                settings.adapter,
-                revision=settings.adapter_revision,
-                allow_pickle=settings.allow_pickle,
-            )
-        model, tokenizer, head_format = load_model(source, settings, adapter, gguf)
-        is_classifier = settings.task == "reward_model" and head_format is None
-        model = model.eval().requires_grad_(False).to(devices[0])
-        own_memory(model)
-        checkpoint = Checkpoint(
-            model=model,
-            tokenizer=tokenizer,
-            task=settings.task,
-            placement=Placement(devices),
-            head_format=head_format,
-            head_settings=settings.head,
-            adapter_base=None if adapter is None else adapter.base,
-            is_classifier=is_classifier,
-        )
-        refuse_failing(checkpoint, settings)
-        if settings.task == "reward_model" and not is_classifier:
-            refuse_other_states(checkpoint.model, checkpoint.value_head, devices[0])
+        checkpoint = _load(source, gguf, settings, devices)
     except CheckpointRefused as error:
         raise CheckpointRefused(
             f"`{settings.checkpoint}` cannot be served as {settings.task}: {error}"
@@ -230,8 +215,49 @@ def load_checkpoint(settings: DeploymentSettings) -> Checkpoint:
             f"{why_not_loaded(error, source, settings, gguf=gguf)}"
         ) from error
     if settings.chat_template is not None:
-        tokenizer.chat_template = settings.chat_template
+        checkpoint.tokenizer.chat_template = settings.chat_template
     return checkpoint
+
+
+def _load(
+    source: str,
+    gguf: Path | None,
+    settings: DeploymentSettings,
+    devices: tuple[torch.device, ...],
+) -> Checkpoint:
+    """Loads a model, puts it on its devices and runs it on a few tokens. Raises errors of all
+    kinds."""
+    adapter = _adapter(settings)
+    with streaming(devices) as starts:
+        model, tokenizer, head_format = load_model(source, settings, adapter, gguf)
+    is_classifier = settings.task == "reward_model" and head_format is None
+    if is_classifier:
+        refuse_split(model, devices)
+    placement = place(model.eval().requires_grad_(False), devices, starts)
+    own_memory(model)
+    checkpoint = Checkpoint(
+        model=model,
+        tokenizer=tokenizer,
+        task=settings.task,
+        placement=placement,
+        head_format=head_format,
+        head_settings=settings.head,
+        adapter_base=None if adapter is None else adapter.base,
+        is_classifier=is_classifier,
+    )
+    refuse_failing(checkpoint, settings)
+    if settings.task == "reward_model" and not is_classifier:
+        refuse_other_states(checkpoint.model, checkpoint.value_head, devices[0])
+    return checkpoint
+
+
+def _adapter(settings: DeploymentSettings) -> Adapter | None:
+    """The deployment's adapter, as read from its files. Raises what `Adapter.read` raises."""
+    if settings.adapter is None:
+        return None
+    return Adapter.read(
+        settings.adapter, revision=settings.adapter_revision, allow_pickle=settings.allow_pickle
+    )
 
 
 def adapter_template(settings: DeploymentSettings) -> str | None:

@@ -40,7 +40,7 @@ def with_reference(
         "reference_checkpoint": None,
         "reference_revision": None,
     }
-    reference = load_checkpoint(settings.model_copy(update=changes))
+    reference = load_checkpoint(settings.model_copy(update=changes), checkpoint.placement.devices)
     ours, theirs = tokenizer.fingerprint, fingerprint(reference.tokenizer.get_vocab())
     if ours != theirs:
         raise CheckpointRefused(

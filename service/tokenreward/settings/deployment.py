@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field, FiniteFloat, model_validator
+from pydantic import BaseModel, Field, FiniteFloat, field_validator, model_validator
 
 from tokenreward.settings.autoscaling import AutoscalingSettings
 from tokenreward.wire import NAME_PATTERN
@@ -177,7 +177,11 @@ class DeploymentSettings(BaseModel, extra="forbid", frozen=True):
         default=1, ge=0, description="CPUs that Ray reserves per replica; also its threads."
     )
     num_gpus: float = Field(
-        default=0, ge=0, le=1, description="GPUs that Ray reserves per replica; one at most."
+        default=0,
+        ge=0,
+        allow_inf_nan=False,
+        description="GPUs that Ray reserves per replica. The layers of a model are spread over 2 "
+        "or more.",
     )
 
     @model_validator(mode="after")
@@ -188,6 +192,13 @@ class DeploymentSettings(BaseModel, extra="forbid", frozen=True):
         if self.scored_text is not None and self.suffix_text is not None:
             raise ValueError("`suffix_text` has no effect with `scored_text`")
         return self
+
+    @field_validator("num_gpus")
+    @classmethod
+    def _whole_gpus_or_a_share_of_one(cls, num_gpus: float) -> float:
+        if num_gpus > 1 and not num_gpus.is_integer():
+            raise ValueError("a replica has a share of one GPU, up to 1, or whole GPUs: 2, 3, ...")
+        return num_gpus
 
     @model_validator(mode="after")
     def _revisions_need_their_repository(self) -> DeploymentSettings:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from transformers.utils.logging import disable_progress_bar
 
-from bench import codec, curves, engine, latency, record, service
+from bench import codec, curves, engine, latency, protocols, record, service
 from bench.figure import HEADER, Point, Result, Skipped, exit_code
 from bench.plot import svg
 from bench.timing import single_threaded
@@ -40,6 +40,7 @@ ENGINE: dict[str, Suite] = {
 SERVICE: dict[str, Suite] = {
     "service": service.over_offline,
     "latency": latency.added,
+    "protocols": protocols.over_native,
     "serve-rm": service.over_serve_rm,
     "litserve": service.over_litserve,
     "vllm": service.over_vllm,

@@ -79,7 +79,7 @@ $(SMOL_STAMP): $(STAMP)
 
 # Unpacked in a folder of their own and without their dependencies: the tests stand in for what is missing.
 $(TRAINERS_STAMP): $(STAMP) tests/trainers/packages.txt
-	@echo "==> unpacking the trainers' packages (8 MB) into $(TRAINERS_SITE)"
+	@echo "==> unpacking the trainers' packages (51 MB) into $(TRAINERS_SITE)"
 	@rm -rf $(TRAINERS_SITE)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-compile --only-binary=:all: --python-version 3.11 --ignore-requires-python --target $(TRAINERS_SITE) -r tests/trainers/packages.txt
 	@touch $(TRAINERS_STAMP)

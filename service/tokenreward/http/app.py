@@ -32,6 +32,7 @@ from tokenreward.wire.paths import (
     OPENAPI_PATH,
     READY_PATH,
     SCORERS_PATH,
+    SEED_SESSION_PATH,
     TOKENIZE_PATH,
 )
 
@@ -140,7 +141,11 @@ def _add_model_routes(app: FastAPI, backend: Backend) -> None:
         await backend.scorers(request)
         return _json({})
 
+    async def seed_session(_: Request) -> Response:
+        return _json({})  # a session has no state here
+
     app.add_route(TOKENIZE_PATH, backend.tokens, methods=["POST"])
+    app.add_route(SEED_SESSION_PATH, seed_session, methods=["POST"])
     for path in HEALTH_PATHS:
         app.add_api_route(path, answers, methods=_PROBE_METHODS)
     for path in MODELS_PATHS:

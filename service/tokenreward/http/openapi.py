@@ -31,6 +31,7 @@ from tokenreward.wire.paths import (
     REQUEST_ID_HEADER,
     REWARDS_PATH,
     SCORERS_PATH,
+    SEED_SESSION_PATH,
     TIMEOUT_HEADER,
     TOKENIZE_PATH,
 )
@@ -103,6 +104,9 @@ def document() -> Document:
                 "get": _get("ready", "200 once every deployment has loaded and answers.", 503)
             },
             TOKENIZE_PATH: {"post": _tokenize()},
+            SEED_SESSION_PATH: {
+                "post": _get("seed_session", "NeMo-Gym's agents want 200 before `/verify`.")
+            },
             HEALTH_PATHS[0]: {
                 "get": _get("answers", "200 wherever the models are listed, as in vLLM.", 503)
             },

@@ -17,6 +17,7 @@ DOCS_PATH = "/docs"
 HEALTH_PATHS = ("/health", "/health/")
 MODELS_PATHS = ("/v1/models", "/v1/models/")
 TOKENIZE_PATH = "/tokenize"
+SEED_SESSION_PATH = "/seed_session"  # what NeMo-Gym's agents ask before `/verify`
 
 REQUEST_ID_HEADER = "x-request-id"
 CALLER_HEADER = "x-tokenreward-caller"  # whom the gateway asks for, if there are no API keys

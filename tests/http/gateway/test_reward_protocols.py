@@ -391,3 +391,15 @@ async def test_nemo_gym_is_refused_with_fastapis_detail_and_no_reward(
         answer = await ask(client, "/verify", body, 422)
     assert answer.keys() == {"detail"}
     assert answer["detail"]["param"].startswith(param)
+
+
+@PLACES
+async def test_nemo_gym_may_open_a_session_before_and_newer_sessions_are_refused(
+    opened: Any, place: str
+) -> None:
+    newer = {"episode_id": "e", "task_id": "t", "verification_input": verification("x")}
+    async with opened(place) as client:
+        for body in ({}, {"responses_create_params": {"input": QUESTION}}):
+            assert await ask(client, "/seed_session", body) == {}
+        refusal = await ask(client, "/verify", newer, 422)
+    assert refusal["detail"]["param"] == "responses_create_params"

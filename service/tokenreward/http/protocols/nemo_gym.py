@@ -14,7 +14,8 @@ end with a message is refused, and so is content that is no text: no reward is m
 NeMo-Gym sets no time limit, tries a failure three times, and reads FastAPI's errors. Requests are
 held while the service is overloaded.
 
-Client: nemo_gym/base_resources_server.py (`BaseVerifyRequest`, `BaseVerifyResponse`).
+Clients: responses_api_agents/simple_agent/app.py (`SimpleAgent.run`), which asks `/seed_session`
+before; nemo_gym/base_resources_server.py (`BaseVerifyRequest`, `BaseVerifyResponse`).
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ before; nemo_gym/base_resources_server.py (`BaseVerifyRequest`, `BaseVerifyRespo
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -101,7 +102,8 @@ class NemoGym(Protocol):
     def write_error(self, error: RequestError) -> tuple[int, bytes]:
         where = own_param(error)
         for name, own in (("prompt", _PROMPT), ("response", _OUTPUT)):
-            if where.startswith(name) and not where.startswith(own):
+            is_item = re.match(rf"{name}\b", where) is not None  # not `responses_create_params`
+            if is_item and not where.startswith(own):
                 where = own
         detail = {"code": error.code, "message": error.message, "param": where or None}
         return error.status, JSON.dump({"detail": detail})

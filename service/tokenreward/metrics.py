@@ -77,10 +77,19 @@ TABLE = (
     MetricSpec("queued_items", "gauge", "Items waiting for the device."),
     MetricSpec("queued_tokens", "gauge", "Tokens waiting for the device."),
     MetricSpec("model_version", "gauge", "Version of the weights being served."),
+    MetricSpec(
+        "replicas_desired",
+        "gauge",
+        "Replicas that are to run: the setting, or what autoscaling decided.",
+    ),
+    MetricSpec("replicas_running", "gauge", "Replicas that run and take requests."),
 )
 # Of a process that answers requests and scores nothing: what the guard and the gateway report.
 _OF_REQUESTS = {"requests_total", "request_seconds", "errors_total"}
 REQUESTS = tuple(spec for spec in TABLE if spec.name in _OF_REQUESTS)
+# Of a deployment as a whole: no replica knows them.
+REPLICA_COUNTS = tuple(spec for spec in TABLE if spec.name.startswith("replicas_"))
+OF_A_REPLICA = tuple(spec for spec in TABLE if spec not in REPLICA_COUNTS)
 
 
 class Metrics:
@@ -90,7 +99,7 @@ class Metrics:
         specs: The rows of the table that this process reports.
     """
 
-    def __init__(self, specs: Sequence[MetricSpec] = TABLE) -> None:
+    def __init__(self, specs: Sequence[MetricSpec] = OF_A_REPLICA) -> None:
         self._registry = CollectorRegistry()
         self._metrics = {spec.name: _create(spec, self._registry) for spec in specs}
         self._recorders: dict[Hashable, Callable[[float], None]] = {}

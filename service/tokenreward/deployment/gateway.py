@@ -25,6 +25,7 @@ from tokenreward.deployment.plan import (
     protocol_plans,
 )
 from tokenreward.deployment.process import tune_interpreter
+from tokenreward.deployment.replica_counts import ray_controller, replica_counts
 from tokenreward.http.app import build_app
 from tokenreward.http.gateway.backend import LABEL, GatewayBackend
 from tokenreward.http.gateway.scorer_routes import ScorerRoute
@@ -82,7 +83,7 @@ class Gateway:
         backend = GatewayBackend(
             self._routes,
             Upstreams(client, partial(has_ready, ray_handle)),
-            gather=partial(snapshots, ray_handle, deployments),
+            gather=partial(_gather, deployments),
             limits=limits_of(self._args),
             metrics=self._metrics,
             replica=serve.get_replica_context().replica_tag,
@@ -110,6 +111,16 @@ async def snapshots(
         for label, answers in zip(labels.values(), all_answers, strict=True)
         for replica, snapshot in answers
     }
+
+
+async def _gather(deployments: Iterable[str]) -> dict[tuple[str, str], Snapshot]:
+    """All metrics that are not of this process: of the replicas, and how many there are."""
+    applications = {name: (name, REPLICA) for name in deployments}
+    applications[LABEL] = (GATEWAY_APP, GATEWAY)
+    of_replicas, of_deployments = await asyncio.gather(
+        snapshots(ray_handle, deployments), replica_counts(ray_controller, applications)
+    )
+    return {**of_replicas, **of_deployments}
 
 
 async def has_ready(handle_of: HandleOf, deployment: str) -> bool:

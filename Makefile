@@ -14,7 +14,7 @@ TRAINERS_STAMP := $(TRAINERS_SITE)/.unpacked
 # Tests run in as many processes as there are cores. ARGS="-n 0" runs them in one.
 PROCESSES := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help serve serve-smol test lint format wheel bench sweep trainers learning clean
+.PHONY: help serve serve-smol test lint format wheel bench sweep trainers learning scale clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile
@@ -58,6 +58,9 @@ trainers: $(STAMP) $(TRAINERS_STAMP)  ## the protocols and adapters against the 
 
 learning: $(STAMP)  ## TRL trains the demo policy: one reward a response beside one a token (ARGS="--rewards rm logprob")
 	@PYTHONPATH=tests $(BIN)/python -m learning $(ARGS)
+
+scale: $(STAMP)  ## autoscaling on a real Ray behind both proxies: decision, makespan, nothing lost; ten minutes (ARGS=python)
+	@PYTHONPATH=service:clients:tests $(BIN)/python -m scale $(ARGS)
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || { echo "==> creating $(VENV)"; $(PYTHON) -m venv $(VENV); }

@@ -33,6 +33,16 @@ def test_config_is_valid_for_ray() -> None:
     assert config.http_options.host == "127.0.0.1"
 
 
+def test_logs_are_text_or_json() -> None:
+    for log_format, encoding in (("text", "TEXT"), ("json", "JSON")):
+        settings = parse_settings(
+            {**demo_settings().model_dump(exclude_unset=True), "log_format": log_format}
+        )
+        config = ServeDeploySchema.model_validate(serve_config(settings))
+        assert config.logging_config is not None
+        assert config.logging_config.encoding == encoding
+
+
 def test_import_paths_lead_to_builders() -> None:
     for application in serve_config(demo_settings())["applications"]:
         module, _, name = application["import_path"].partition(":")

@@ -4,6 +4,8 @@ that froze them."""
 from __future__ import annotations
 
 import gc
+import json
+import logging
 import os
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray._common.formatters import JSONFormatter
 
 from tokenreward.deployment import process
 from tokenreward.deployment.replica import Replica
@@ -24,7 +27,10 @@ def this_process() -> Iterator[None]:
     """As it was, afterwards."""
     interval, thresholds = sys.getswitchinterval(), gc.get_threshold()
     environment = dict(os.environ)
+    ours = logging.getLogger("tokenreward")
+    parent = ours.parent
     yield
+    ours.parent = parent
     gc.unfreeze()
     sys.setswitchinterval(interval)
     gc.set_threshold(*thresholds)
@@ -91,3 +97,23 @@ async def test_replaced_weights_are_freed_although_they_were_frozen(
         await replica.reconfigure(version)
         assert [reference() for reference in references] == [None, None]
         assert gc.get_freeze_count() == pytest.approx(frozen, rel=0.2)
+
+
+def test_our_log_goes_where_rays_goes_with_the_fields_that_it_has(
+    replica: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    rays, records = logging.getLogger("ray.serve"), []
+    handler = logging.Handler(logging.INFO)
+    handler.emit = records.append  # type: ignore[method-assign]
+    rays.addHandler(handler)
+    level = rays.level
+    rays.setLevel(logging.INFO)
+    try:
+        logging.getLogger("tokenreward.http.guard").info("once", extra={"trace_id": "a"})
+        logging.getLogger("tokenreward.http.guard").debug("never")
+    finally:
+        rays.removeHandler(handler)
+        rays.setLevel(level)
+    (record,) = records
+    line = json.loads(JSONFormatter().format(record))
+    assert (line["message"], line["trace_id"]) == ("once", "a")

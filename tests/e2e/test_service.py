@@ -17,6 +17,7 @@ import numpy as np
 import psutil
 import pytest
 
+from fakes import monitoring
 from fakes.listeners import codes, is_loopback
 
 ITEM = {"prompt": "2+2?", "response": "It is 4.", "spans": [[0, 3], [3, 8]]}
@@ -136,6 +137,42 @@ def test_metrics_hold_every_replica_and_both_have_served(client: httpx.Client) -
     assert re.search(
         r'tokenreward_requests_total\{deployment="gateway",replica="\w+",status="200"\}', text
     )
+
+
+def test_the_number_of_replicas_is_in_the_metrics(client: httpx.Client) -> None:
+    text = client.get("/metrics").text
+    for deployment, number in (("lm", 2), ("rm", 1), ("gateway", 1)):
+        for count in ("desired", "running"):
+            series = f'tokenreward_replicas_{count}{{deployment="{deployment}",replica=""}}'
+            assert f"{series} {number:.1f}\n" in text
+
+
+def test_the_service_tells_what_alerts_and_dashboard_read(client: httpx.Client) -> None:
+    text = client.get("/metrics").text
+    queries = {**monitoring.alerts(), **monitoring.panel_queries()}
+    names = set().union(*map(monitoring.metric_names, queries.values()))
+    told = set(re.findall(r"^(tokenreward_\w+)\{", text, flags=re.MULTILINE))
+    assert names - told <= monitoring.OF_TROUBLE
+
+
+def test_prometheus_answers_every_query_of_the_dashboard(
+    client: httpx.Client, service: Any, tmp_path: Path
+) -> None:
+    host = service.url.removeprefix("http://")
+    with monitoring.prometheus(host, tmp_path) as prometheus:
+        for scorer in ("endogenous", "reward_model"):  # both are in the figures before and after
+            client.post("/v1/rewards", json={"scorer": scorer, "items": [ITEM]})
+        client.post("/v1/rewards", json={"scorer": "reward_model", "items": ["?"]})
+        client.post("/v1/rewards", json={"scorers": ["endogenous", "two"], "items": [ITEM] * 9})
+        time.sleep(3)
+        for panel, query in monitoring.panel_queries().items():
+            series = monitoring.answers(prometheus, query)
+            assert series or monitoring.metric_names(query) <= monitoring.OF_TROUBLE, panel
+        assert {name for name, query in monitoring.alerts().items() if "up{" in query} == {
+            "TokenrewardDown"
+        }
+        for name, query in monitoring.alerts().items():
+            assert monitoring.answers(prometheus, query) == [], name
 
 
 def test_every_listener_is_on_loopback_or_wants_the_token(service: Any) -> None:

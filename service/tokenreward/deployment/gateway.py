@@ -24,7 +24,7 @@ from tokenreward.deployment.plan import (
     limits_of,
     protocol_plans,
 )
-from tokenreward.deployment.process import tune_interpreter
+from tokenreward.deployment.process import log_with_ray, tune_interpreter
 from tokenreward.deployment.replica_counts import ray_controller, replica_counts
 from tokenreward.http.app import build_app
 from tokenreward.http.gateway.backend import LABEL, GatewayBackend
@@ -63,6 +63,7 @@ class Gateway:
 
     def __init__(self, args: dict[str, Any]) -> None:
         tune_interpreter()
+        log_with_ray()
         self._args = args
         self._metrics = Metrics(REQUESTS)
         self._routes = {name: ScorerRoute(**route) for name, route in args["routes"].items()}

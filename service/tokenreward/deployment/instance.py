@@ -122,7 +122,9 @@ class Instance:
         config = ServeDeploySchema.model_validate(serve_config(self._settings, is_cluster=False))
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         serve.start(
-            proxy_location=config.proxy_location, http_options=config.http_options.model_dump()
+            proxy_location=config.proxy_location,
+            http_options=config.http_options.model_dump(),
+            logging_config=config.logging_config,
         )
         client = _get_global_client()
         assert client is not None

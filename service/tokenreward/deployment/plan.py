@@ -52,6 +52,7 @@ def serve_config(settings: Settings, *, is_cluster: bool = True) -> dict[str, An
             "port": settings.port,
             "request_timeout_s": settings.request_timeout_s,
         },
+        "logging_config": {"encoding": settings.log_format.upper()},
         "applications": [
             _gateway(settings, is_cluster=is_cluster),
             *(_deployment(deployment, settings) for deployment in settings.deployments),

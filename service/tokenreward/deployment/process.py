@@ -1,12 +1,13 @@
 """What a process of the service sets for itself: how long a thread's turn is, when the garbage
-collector runs, how many threads compute.
+collector runs, how many threads compute, where its log goes.
 
-It knows neither Ray nor what the process serves.
+It imports no Ray, and knows nothing of what the process serves.
 """
 
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import sys
 
@@ -26,6 +27,13 @@ def tune_interpreter() -> None:
     """
     sys.setswitchinterval(_TURN_S)
     gc.set_threshold(_NUM_ALLOCATIONS, 10, 10)
+
+
+def log_with_ray() -> None:
+    """Sends our log records where Ray Serve's own go: to the process's file in the folder of logs,
+    in the format of `log_format`, with the request's id. By default Python would print warnings
+    alone, to a file that is not the replica's."""
+    logging.getLogger("tokenreward").parent = logging.getLogger("ray.serve")
 
 
 def limit_threads(num_cpus: float) -> None:

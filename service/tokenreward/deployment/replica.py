@@ -14,7 +14,12 @@ from typing import TYPE_CHECKING, Any
 from ray import serve
 
 from tokenreward.deployment.plan import limits_of, protocol_plans
-from tokenreward.deployment.process import freeze_loaded_objects, limit_threads, tune_interpreter
+from tokenreward.deployment.process import (
+    freeze_loaded_objects,
+    limit_threads,
+    log_with_ray,
+    tune_interpreter,
+)
 from tokenreward.engine.slot import Slot
 from tokenreward.http.app import build_app
 from tokenreward.http.replica import ReplicaBackend
@@ -39,6 +44,7 @@ class Replica:
 
     def __init__(self, args: dict[str, Any]) -> None:
         tune_interpreter()
+        log_with_ray()
         self._settings = dict(args["deployment"])
         self._limits = limits_of(args)
         self._plans = protocol_plans(args)

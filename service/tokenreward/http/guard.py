@@ -20,11 +20,20 @@ from collections.abc import Callable, Mapping
 from fastapi import Response
 from starlette.requests import ClientDisconnect
 
-from tokenreward.errors import InternalError, Loading, RequestError, Unauthorized, frames
+from tokenreward.errors import InternalError, Loading, RequestError, Unauthorized, frames, quotable
 from tokenreward.http.protocols import Protocol
 from tokenreward.http.protocols.native import Native
 from tokenreward.http.request_limits import Limits
-from tokenreward.http.scope import App, Message, Receive, Scope, Send, headers_of, route_of
+from tokenreward.http.scope import (
+    App,
+    Message,
+    Receive,
+    Scope,
+    Send,
+    headers_of,
+    route_of,
+    trace_of,
+)
 from tokenreward.wire.paths import (
     DOCS_PATH,
     HEALTH_PATH,
@@ -100,6 +109,7 @@ class Guard:
             self._report("errors_total", code=error.code)
             protocol = self._protocols.get(route, Native)(headers)
             await refusal(error, protocol)(scope, receive, answer)
+        _log_trace(scope, status, seconds=time.perf_counter() - began)
         if route not in _UNCOUNTED_ROUTES:
             self._report("requests_total", status=str(status))
             if route in self._protocols:
@@ -117,7 +127,10 @@ class Guard:
             return error
         except Exception as error:
             request_id = scope["state"]["request_id"]
-            logger.error("request %s failed: %s", request_id, frames(error))
+            trace = trace_of(scope)
+            logger.error(
+                "request %s failed: %s", request_id, frames(error), extra={"trace_id": trace}
+            )
             return InternalError(
                 "internal error; the service's log has its traceback under the request id "
                 f"`{request_id}`"
@@ -144,6 +157,21 @@ def refusal(error: RequestError, protocol: Protocol) -> Response:
     if status == Unauthorized.status:
         headers["www-authenticate"] = "Bearer"
     return Response(body, status, headers, media_type=protocol.writes.name)
+
+
+def _log_trace(scope: Scope, status: int | None, *, seconds: float) -> None:
+    """Logs a request that belongs to a distributed trace, so that the trace leads here. In JSON the
+    trace, the status and the time are fields of their own."""
+    trace = trace_of(scope)
+    if trace is None:
+        return
+    request_id = scope["state"]["request_id"]
+    where = f"{quotable(scope['method'])} {quotable(scope['path'])}"
+    logger.info(
+        "trace %s: request %s: %s %s in %.1f ms",
+        *(trace, request_id, where, status, 1000 * seconds),
+        extra={"trace_id": trace, "status": status, "seconds": round(seconds, 6)},
+    )
 
 
 def _digest(key: str) -> bytes:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import re
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect
 
 from tokenreward.errors import UnknownRoute, quotable
-from tokenreward.wire.paths import CALLER_HEADER, REWARDS_PATH, SCORERS_PATH
+from tokenreward.wire.paths import CALLER_HEADER, REWARDS_PATH, SCORERS_PATH, TRACE_HEADERS
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -24,6 +25,9 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 T = TypeVar("T")
+
+# Version, trace, parent, flags. Versions after 00 may add fields.
+_TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}(-.*)?")
 
 
 def unknown_route(scope: Scope) -> UnknownRoute:
@@ -58,6 +62,15 @@ def caller_of(scope: Scope) -> str:
         return hashlib.sha256(key.encode()).hexdigest()
     connection = scope.get("client") or ()
     return headers.get(CALLER_HEADER) or ":".join(str(part) for part in connection)
+
+
+def trace_of(scope: Scope) -> str | None:
+    """The id of the distributed trace that the caller's `traceparent` names, in 32 hex digits; None
+    without a valid one (https://www.w3.org/TR/trace-context/)."""
+    match = _TRACEPARENT.fullmatch(headers_of(scope).get(TRACE_HEADERS[0], ""))
+    if match is None or match[1] == "ff" or not int(match[2], 16) or not int(match[3], 16):
+        return None
+    return match[2]
 
 
 def route_of(scope: Scope) -> str:

@@ -6,7 +6,7 @@ They know no scorer but by its name: what a type gives is checked where scorers 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -76,6 +76,11 @@ class Settings(BaseModel, extra="forbid", frozen=True):
         default=1,
         ge=1,
         description="Replicas of the gateway. On a cluster each is on a node of its own.",
+    )
+    log_format: Literal["text", "json"] = Field(
+        default="text",
+        description="How the files of Ray Serve's processes are written: as lines to read, or as "
+        "one JSON object a line.",
     )
     protocols: dict[str, ProtocolSettings] = Field(
         default_factory=dict,

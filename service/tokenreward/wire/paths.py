@@ -22,6 +22,8 @@ SEED_SESSION_PATH = "/seed_session"  # what NeMo-Gym's agents ask before `/verif
 REQUEST_ID_HEADER = "x-request-id"
 CALLER_HEADER = "x-tokenreward-caller"  # whom the gateway asks for, if there are no API keys
 PROTOCOL_HEADER = "x-tokenreward-protocol"  # of an answer in another program's form
+# Which distributed trace a request belongs to (W3C Trace Context). We log it and pass it on.
+TRACE_HEADERS = ("traceparent", "tracestate")
 TIMEOUT_HEADER = "x-request-timeout-seconds"
 
 

@@ -470,6 +470,16 @@ async def test_key_opens_the_gateway_and_travels_on(gateway: Any) -> None:
     assert (too_large.status_code, too_large.json()["error"]["code"]) == (413, "body_too_large")
 
 
+async def test_deployments_hear_of_the_trace(gateway: Any, deployments: Any) -> None:
+    trace = {"traceparent": f"00-{'a' * 32}-{'b' * 16}-01", "tracestate": "vendor=1"}
+    async with gateway() as client:
+        await client.post(
+            "/v1/rewards", json={"scorer": "endogenous", "items": [ITEM]}, headers=trace
+        )
+    _, headers, _ = deployments["asked"][-1]
+    assert {name: headers[name.encode()].decode() for name in trace} == trace
+
+
 async def test_deployments_hear_whom_the_gateway_asks_for(gateway: Any, deployments: Any) -> None:
     body = {"scorer": "endogenous", "items": [ITEM]}
     async with gateway() as client:

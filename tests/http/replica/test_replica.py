@@ -23,6 +23,7 @@ from tokenreward.engine.slot import Slot
 from tokenreward.http.app import build_app
 from tokenreward.http.replica import ReplicaBackend
 from tokenreward.http.request_limits import Limits
+from tokenreward.http.scope import trace_of
 from tokenreward.metrics import Metrics
 from tokenreward.settings import DeploymentSettings
 from tokenreward.wire import Reply, RewardsRequest, decode_rewards, parse, read_reply
@@ -132,6 +133,44 @@ async def test_request_id_is_the_callers_if_it_is_sane(
     assert (echoed == given) == (given == "caller-7")
     assert response.json()["id"] == echoed
     assert len(echoed) <= 128
+
+
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+
+
+async def test_a_request_of_a_trace_is_a_line_in_the_log_with_fields_of_its_own(
+    served: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "tokenreward")
+    headers = {"traceparent": f"00-{TRACE}-00f067aa0ba902b7-01", "x-request-id": "caller-9"}
+    async with httpx.AsyncClient(base_url=served.url, timeout=20) as client:
+        await client.post("/v1/rewards", json=BODY, headers=headers)
+        await client.get("/v1/no%0Aroute", headers=headers)
+    good, bad = (record for record in caplog.records if "trace " in record.getMessage())
+    assert f"trace {TRACE}: request caller-9: POST /v1/rewards 200 in " in good.getMessage()
+    assert (good.trace_id, good.status) == (TRACE, 200)  # type: ignore[attr-defined]
+    assert 0 < good.seconds < 20  # type: ignore[attr-defined]
+    assert "GET /v1/no?route 404" in bad.getMessage()
+
+
+@pytest.mark.parametrize(
+    ("traceparent", "is_valid"),
+    [
+        (f"00-{TRACE}-00f067aa0ba902b7-01", True),
+        (f"cc-{TRACE}-00f067aa0ba902b7-01-more", True),
+        (f"ff-{TRACE}-00f067aa0ba902b7-01", False),
+        (f"00-{'0' * 32}-00f067aa0ba902b7-01", False),
+        (f"00-{TRACE}-{'0' * 16}-01", False),
+        (f"00-{TRACE.upper()}-00f067aa0ba902b7-01", False),
+        (f"00-{TRACE}-00f067aa0ba902b7", False),
+        ("\xe9", False),
+        ("", False),
+    ],
+)
+def test_only_a_valid_traceparent_names_a_trace(traceparent: str, is_valid: bool) -> None:
+    scope = {"headers": [(b"traceparent", traceparent.encode("latin-1"))]}
+    assert trace_of(scope) == (TRACE if is_valid else None)
+    assert trace_of({"headers": []}) is None
 
 
 async def test_probes_are_open_and_the_rest_takes_any_of_the_keys(

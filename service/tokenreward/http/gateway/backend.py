@@ -36,7 +36,7 @@ from tokenreward.wire import RewardsRequest, served_name
 from tokenreward.wire.dependencies import dependencies, request_dependencies
 from tokenreward.wire.head import RequestHead
 from tokenreward.wire.media import JSON, Media
-from tokenreward.wire.paths import CALLER_HEADER, REQUEST_ID_HEADER, TOKENIZE_PATH
+from tokenreward.wire.paths import CALLER_HEADER, REQUEST_ID_HEADER, TOKENIZE_PATH, TRACE_HEADERS
 from tokenreward.wire.reply import reply_without_work
 
 Gather = Callable[[], Awaitable[Mapping[tuple[str, str], Snapshot]]]
@@ -164,8 +164,9 @@ class GatewayBackend(Backend):
             REQUEST_ID_HEADER: request.state.request_id,
             CALLER_HEADER: caller_of(request.scope),
         }
-        if "authorization" in caller_headers:
-            headers["authorization"] = caller_headers["authorization"]
+        for name in ("authorization", *TRACE_HEADERS):
+            if name in caller_headers:
+                headers[name] = caller_headers[name]
         limit_s = min(most_s, self.limits.time_limit_s(caller_headers))
         return UpstreamCall(
             self._upstreams, headers=headers, limit_s=limit_s, hold=hold, sends=sends, wants=wants

@@ -25,6 +25,7 @@ from gpu.prompts import prompts
 from gpu.rewards import attention, lengths, long
 from gpu.shapes import KERNELS, LLAMA_8B, QWEN3_06B, build
 from gpu.sizes import REAL, TINY
+from gpu.split import split
 from gpu.stand import Stand
 from gpu.throughput import endogenous, head
 from tokenreward.forward.packed import PackedLayout
@@ -38,6 +39,7 @@ FIGURES: dict[str, Callable[[Stand], Iterator[Result]]] = {
     "prompts": prompts,
     "profile": profile,
     "ahead": ahead,
+    "split": split,
     "waits": waits,
     "attention": attention,
     "long": long,

@@ -6,18 +6,22 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock, call
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from fakes import tiny
 from fakes.tagged import HOST, gpus, tagged
 from tokenreward.checkpoints.checkpoint import CheckpointRefused, load_checkpoint
 from tokenreward.checkpoints.placement import Placement, choose_devices
+from tokenreward.checkpoints.placement.moves import to_other
 from tokenreward.checkpoints.placement.split import HEAD_WEIGHT, cut
 from tokenreward.checkpoints.placement.stages import find_layers
 from tokenreward.settings import DeploymentSettings
@@ -86,6 +90,7 @@ def test_a_placement_says_where_each_layer_is_and_how_far_it_runs_ahead() -> Non
     assert [of_gpus.devices.index(of_gpus.of(layer)) for layer in range(7)] == [0, 0, 1, 1, 1, 2, 2]
     assert (of_gpus.first, of_gpus.last) == (torch.device("cuda", 0), torch.device("cuda", 2))
     assert (of_gpus.is_split, of_gpus.num_ahead) == (True, 3)
+    assert of_gpus.note == "layers from 0 on cuda:0, from 2 on cuda:1, from 5 on cuda:2"
     assert (Placement().is_split, Placement().num_ahead) == (False, 0)
     assert Placement((torch.device("cuda", 0),)).num_ahead == 1
 
@@ -188,6 +193,42 @@ def test_a_tied_head_gets_its_own_copy_of_the_embedding(tmp_path: Path) -> None:
         assert torch.equal(embedding.cpu(), head.cpu())
     whole = load_checkpoint(settings("demo:sft")).model
     assert whole.get_input_embeddings().weight is whole.get_output_embeddings().weight
+
+
+def test_a_copy_between_gpus_waits_for_its_tensor_alone_and_holds_up_no_stream(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The calls of streams, in their order: there are no GPUs to run them on."""
+    source, target = torch.device("cuda", 6), torch.device("cuda", 7)
+    diary = Mock()
+    currents = {source: diary.current_6, target: diary.current_7}
+    sides = {source: diary.side_6, target: diary.side_7}
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: currents[device])
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: sides[device])
+
+    @contextmanager
+    def within(stream: Any) -> Iterator[None]:
+        stream.enter()
+        yield
+        stream.leave()
+
+    monkeypatch.setattr(torch.cuda, "stream", within)
+    tensor, copy = Mock(spec=Tensor, device=source), Mock(spec=Tensor)
+    diary.attach_mock(tensor, "tensor")
+    diary.attach_mock(copy, "copy")
+    tensor.to.return_value = copy
+    assert to_other(tensor, target) is copy
+    assert diary.mock_calls == [
+        call.side_6.wait_stream(diary.current_6),
+        call.side_6.enter(),
+        call.side_7.enter(),
+        call.tensor.to(target, non_blocking=True),
+        call.side_7.leave(),
+        call.side_6.leave(),
+        call.current_7.wait_stream(diary.side_7),
+        call.tensor.record_stream(diary.side_6),
+        call.copy.record_stream(diary.current_7),
+    ]
 
 
 def test_a_model_on_one_device_has_no_hooks(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,8 @@ import torch
 
 from fakes.web import until
 from tokenreward import errors
+from tokenreward.checkpoints.placement import Placement
+from tokenreward.engine import Engine
 from tokenreward.forward.transfer import Pending
 from tokenreward.wire import RewardsRequest, parse
 
@@ -167,6 +170,21 @@ async def test_whoever_is_in_a_batch_is_answered_when_the_engine_closes(
     await engine.close()
     ends = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), timeout=10)
     assert all(isinstance(end, errors.InternalError) for end in ends)
+
+
+async def test_a_model_over_gpus_gets_as_many_batches_ahead_as_it_has_gpus(
+    make_engine: Callable[..., Any],
+) -> None:
+    engine = make_engine("causal_lm", ["endogenous"])
+    assert engine.runner.num_ahead == 0
+    gpus = tuple(torch.device("cuda", index) for index in range(3))
+    for num in (1, 3):
+        placement = Placement(gpus[:num], (0, 1, 2)[:num])
+        checkpoint = replace(engine.checkpoint, placement=placement)
+        layout, report = engine.runner.layout, lambda *args, **labels: None
+        of_gpus = Engine(engine.settings, checkpoint, layout, report, engine.tokenizer)
+        assert of_gpus.runner.num_ahead == num
+        await of_gpus.close()
 
 
 async def test_time_is_counted_once(make_engine: Callable[..., Any]) -> None:

@@ -70,6 +70,8 @@ def load_checkpoint_of(
             f"{settings.name}: the adapter was saved with another chat template than that of the "
             "checkpoint, which is the one in use: `chat_template` takes the adapter's"
         )
+    if checkpoint.placement.is_split:
+        say(f"{settings.name}: {checkpoint.placement.note}")
     say(f"{settings.name}: weights loaded in {time.monotonic() - began:.1f} s, probing")
     return checkpoint, tokenizer
 

@@ -52,6 +52,12 @@ class Placement:
         """
         return len(self.devices) if self.first.type == "cuda" else 0
 
+    @property
+    def note(self) -> str:
+        """Which layers are where, in words."""
+        parts = zip(self.starts, self.devices, strict=True)
+        return "layers " + ", ".join(f"from {start} on {device}" for start, device in parts)
+
     def of(self, layer: int) -> torch.device:
         """The device of a layer, by its number from 0."""
         return self.devices[bisect_right(self.starts, layer) - 1]

@@ -93,8 +93,12 @@ class Client(Session):
         """
         return self._drive(self._score_flow(items, scorer, options), Stop())
 
-    def scorers(self) -> list[ScorerInfo]:
+    def scorers(self, *, wait_for: Iterable[str] = ()) -> list[ScorerInfo]:
         """List the scorers that the service offers.
+
+        Args:
+            wait_for: Scorers whose deployment may still load. The service is asked again until all
+                are listed, every deployment has answered, or the client's `timeout_s` is over.
 
         Raises:
             ServerRefused: The service, or a proxy before it, refused the request.
@@ -102,7 +106,7 @@ class Client(Session):
             DeadlineExceeded: The deadline passed.
             BadReply: The reply is no list of scorers.
         """
-        return self._drive(self._scorers_flow(), Stop())
+        return self._drive(self._scorers_flow(wait_for), Stop())
 
     def close(self) -> None:
         """Close the connections. A process that was forked off leaves them to its parent."""
@@ -167,9 +171,9 @@ class AsyncClient(Session):
         """Get the rewards of some responses, as `Client.score` does."""
         return await self._drive(self._score_flow(items, scorer, options))
 
-    async def scorers(self) -> list[ScorerInfo]:
+    async def scorers(self, *, wait_for: Iterable[str] = ()) -> list[ScorerInfo]:
         """List the scorers that the service offers, as `Client.scorers` does."""
-        return await self._drive(self._scorers_flow())
+        return await self._drive(self._scorers_flow(wait_for))
 
     async def close(self) -> None:
         """Close the connections. A process that was forked off leaves them to its parent."""

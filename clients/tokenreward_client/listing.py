@@ -16,10 +16,17 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from tokenreward.errors import Loading
 from tokenreward.wire import NAME_PATTERN, served_name
 from tokenreward.wire.dependencies import listed_score_source
 from tokenreward.wire.paths import SCORERS_PATH
-from tokenreward_client.errors import BadArgument, BadReply, ClientError, ServerRefused
+from tokenreward_client.errors import (
+    BadArgument,
+    BadReply,
+    ClientError,
+    DeadlineExceeded,
+    ServerRefused,
+)
 from tokenreward_client.flow import Flow
 from tokenreward_client.request import send_until_answered
 from tokenreward_client.retry import Attempts, wait_for
@@ -102,6 +109,30 @@ class Listing:
         self._tokenizers = {scorer.name: scorer.tokenizer for scorer in scorers}
         self._num_listings += 1
         return scorers
+
+    def refresh_until(self, names: Sequence[str], attempts: Attempts) -> Flow[list[ScorerInfo]]:
+        """Ask the service for its scorers until it lists all of these, or until none of its
+        deployments is silent: a deployment that still loads is.
+
+        Returns:
+            The scorers.
+
+        Raises:
+            DeadlineExceeded: A scorer is not listed yet, and some deployment has not answered.
+            ClientError: As `refresh`.
+        """
+        while True:
+            scorers = yield from self.refresh(Attempts(attempts.retry, attempts.deadline))
+            missing = [name for name in names if self._may_be_unavailable(served_name(name))]
+            if not missing:
+                return scorers
+            pause_s = attempts.next_pause_s(frozenset({Loading.code}), is_retryable=True) or 0.0
+            if not attempts.has_time_for(pause_s):
+                raise DeadlineExceeded(
+                    f"scorer {missing[0]!r} is not listed, and {', '.join(self._unavailable)} did "
+                    "not answer: its weights may still load"
+                )
+            yield pause_s
 
     def require_tokenizer(
         self, names: Sequence[str], fingerprint: str, attempts: Attempts

@@ -154,11 +154,11 @@ class Session(ABC):
         ]
         return call.collect((yield flows))
 
-    def _scorers_flow(self) -> Flow[list[ScorerInfo]]:
+    def _scorers_flow(self, wait_for: Iterable[str]) -> Flow[list[ScorerInfo]]:
         """The flow of one `scorers` call."""
         self._begin_after_fork()
         deadline = self._retry.clock() + self._timeout_s
-        return self._scorers.refresh(Attempts(self._retry, deadline))
+        return self._scorers.refresh_until(list(wait_for), Attempts(self._retry, deadline))
 
     def _http_options(self, transport: type[Any]) -> dict[str, Any]:
         limits = httpx.Limits(max_keepalive_connections=self._max_concurrency)

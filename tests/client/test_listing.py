@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fakes.edge import keyed, scores
-from tokenreward_client import AsyncClient, Client, ServerRefused
+from tokenreward_client import AsyncClient, Client, DeadlineExceeded, ServerRefused
 from tokenreward_client.flow import Send
 from tokenreward_client.listing import Listing
 from tokenreward_client.retry import Attempts, Retry
@@ -97,6 +97,45 @@ def test_ids_for_a_scorer_that_a_listing_had_to_leave_out_may_be_sent_later(edge
         True,
     )
     assert not edge.paths
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_a_listing_waits_for_a_scorer_whose_deployment_still_loads(edge: Any, kind: Any) -> None:
+    edge.listing = PARTIAL
+    loaded = threading.Timer(0.2, setattr, (edge, "listing", LISTING))
+
+    def names(*wait_for: str) -> list[str]:
+        if kind is Client:
+            with Client(edge.url) as client:
+                return [each.name for each in client.scorers(wait_for=wait_for)]
+
+        async def ask() -> list[str]:
+            async with AsyncClient(edge.url) as client:
+                return [each.name for each in await client.scorers(wait_for=wait_for)]
+
+        return asyncio.run(ask())
+
+    assert (names("endogenous"), edge.num_listed) == (["endogenous", "logprob"], 1)
+    loaded.start()
+    assert names("a=reward_model") == ["endogenous", "logprob", "reward_model"]
+    assert edge.num_listed > 2
+
+
+def test_a_listing_waits_for_no_scorer_that_every_deployment_lacks(edge: Any) -> None:
+    edge.listing = LISTING
+    with Client(edge.url) as client:
+        assert client.scorers(wait_for=["unlisted"])
+    assert edge.num_listed == 1
+
+
+def test_a_deployment_that_loads_for_too_long_is_said_in_one_sentence(edge: Any) -> None:
+    edge.listing = PARTIAL
+    with (
+        Client(edge.url, timeout_s=0.3) as client,
+        pytest.raises(DeadlineExceeded, match="'reward_model' is not listed, and rm did not"),
+    ):
+        client.scorers(wait_for=["reward_model"])
+    assert edge.num_listed >= 2
 
 
 @pytest.mark.parametrize(

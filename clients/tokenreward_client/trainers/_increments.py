@@ -17,6 +17,11 @@ from tokenreward_client.listing import ScorerInfo
 from tokenreward_client.options import DEFAULT_SCORER
 
 
+def names_of(scorer: str | None, settings: Mapping[str, Any]) -> list[str]:
+    """The scorers that are asked with these arguments, which `require_increments` has."""
+    return list(settings.get("scorers") or [scorer or DEFAULT_SCORER])
+
+
 def require_increments(
     listing: Iterable[ScorerInfo], scorer: str | None, settings: Mapping[str, Any]
 ) -> None:
@@ -32,7 +37,7 @@ def require_increments(
     """
     entries = {entry.name: entry for entry in listing}
     is_keyed = settings.get("scorers") is not None
-    for name in settings.get("scorers") or [scorer or DEFAULT_SCORER]:
+    for name in names_of(scorer, settings):
         options, credit = settings.get("options") or {}, settings.get("credit") or {}
         if is_keyed:
             options, credit = options.get(name, {}), credit.get(name, {})

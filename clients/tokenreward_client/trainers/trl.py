@@ -15,7 +15,7 @@ from tokenreward_client.errors import BadArgument
 from tokenreward_client.trainers import _trl_batch as batch
 from tokenreward_client.trainers._advantages import check_form, dense_advantages
 from tokenreward_client.trainers._answers import OnError, check_settings, score_batch
-from tokenreward_client.trainers._increments import require_increments
+from tokenreward_client.trainers._increments import names_of, require_increments
 from tokenreward_client.trainers._trl_reward import CompletionReward
 
 if TYPE_CHECKING:
@@ -61,7 +61,8 @@ class DenseGRPO(Trainer):  # type: ignore[misc]  # TRL is not there when types a
         on_error: "raise" ends the step if a completion has no rewards, "none" goes on without.
 
     Raises:
-        ClientError: An argument is wrong, the scorer gives levels, or there is no listing.
+        ClientError: An argument is wrong, the scorer gives levels, or there is no listing. A scorer
+            that loads is waited for, for as long as the client's `timeout_s` says.
     """
 
     def __init__(
@@ -83,7 +84,8 @@ class DenseGRPO(Trainer):  # type: ignore[misc]  # TRL is not there when types a
             raise BadArgument(f'must be "ids" or "spans", got {by!r}', param="by")
         check_form(**(dense or {}))
         check_settings(score or {}, on_error)
-        require_increments(client.scorers(), scorer, score or {})
+        names = names_of(scorer, score or {})
+        require_increments(client.scorers(wait_for=names), scorer, score or {})
         super().__init__(*args, **kwargs)
         processing: Any = self.processing_class  # of images and text, or the tokenizer itself
         self._text_tokenizer = getattr(processing, "tokenizer", processing)

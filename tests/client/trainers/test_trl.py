@@ -31,7 +31,8 @@ class Service:
         self.entries = [ScorerInfo.model_validate(entry) for entry in given]
         self.calls: list[tuple[list[Any], str | None, dict[str, Any]]] = []
 
-    def scorers(self) -> list[ScorerInfo]:
+    def scorers(self, *, wait_for: list[str]) -> list[ScorerInfo]:
+        self.awaited = wait_for
         return self.entries
 
     def score(self, items: list[Any], scorer: str | None = None, **settings: Any) -> list[Rewards]:
@@ -289,6 +290,15 @@ def test_what_cannot_be_right_is_refused_before_the_trainer_is_made(
 ) -> None:
     with pytest.raises(BadArgument, match=message):
         DenseTrainer(client=Service(LEVELS), **settings)
+
+
+def test_the_scorers_whose_deployments_may_still_load_are_waited_for() -> None:
+    service = Service({"name": "a", "type": "endogenous"}, {"name": "b", "type": "endogenous"})
+    DenseTrainer(client=service, scorer="b")
+    assert service.awaited == ["b"]
+    weights = {"scorers": ["a", "b"], "combine": {"a": 1.0, "b": 1.0}}
+    DenseTrainer(client=service, score=weights)
+    assert service.awaited == ["a", "b"]
 
 
 def test_the_form_of_the_advantages_is_checked_early_too() -> None:

@@ -13,14 +13,20 @@ from tokenreward_client import Client
 
 
 @pytest.fixture(scope="session")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Where a service with the demo models answers. It is stopped by its process id; one that
-    `TRAINERS_URL` names is left alone."""
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[serve.ServedPolicy | None]:
+    """A service with the demo models. It is stopped by its process id; one that `TRAINERS_URL`
+    names is left alone, and nothing is known of its processes."""
     if "TRAINERS_URL" in os.environ:
-        yield os.environ["TRAINERS_URL"]
+        yield None
         return
     with serve.demo(tmp_path_factory.mktemp("serve")) as service:
-        yield service.url
+        yield service
+
+
+@pytest.fixture(scope="session")
+def url(service: serve.ServedPolicy | None) -> str:
+    """Where that service answers."""
+    return os.environ["TRAINERS_URL"] if service is None else service.url
 
 
 @pytest.fixture(scope="session")

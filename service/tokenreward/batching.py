@@ -91,19 +91,25 @@ class Batcher(Generic[EntryT]):
         """How fast the latest batches went; None until one was computed."""
         return self._tokens_per_s
 
-    def submit(self, entries: Sequence[EntryT]) -> None:
+    def submit(self, entries: Sequence[EntryT], *, is_admitted: bool = False) -> None:
         """Queues all entries of a request, or none.
+
+        Args:
+            entries: The entries.
+            is_admitted: Whether they were queued before, and are queued again. Then they may pass
+                the limits.
 
         Raises:
             LargerThanQueue: The request alone counts for more tokens than may wait.
             Overloaded: Too many tokens wait already. It says when to try again.
         """
         num_tokens = sum(entry.queued_tokens for entry in entries)
-        self.refuse_larger(num_tokens, sum(entry.num_extra_tokens for entry in entries))
+        if not is_admitted:
+            self.refuse_larger(num_tokens, sum(entry.num_extra_tokens for entry in entries))
         with self._lock:
             if self.queued_tokens + num_tokens > self._max_queued_tokens:
                 self._drop_gone()
-            if self.queued_tokens + num_tokens > self._max_queued_tokens:
+            if self.queued_tokens + num_tokens > self._max_queued_tokens and not is_admitted:
                 raise Overloaded(
                     f"{self.queued_tokens} tokens wait and {num_tokens} more would pass "
                     f"`max_queued_tokens` {self._max_queued_tokens}",

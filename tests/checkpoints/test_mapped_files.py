@@ -111,8 +111,12 @@ def test_the_place_of_a_tensor_is_where_its_bytes_are_in_the_file(tmp_path: Path
     numbers.tofile(file)
     mapped = torch.from_numpy(np.memmap(file, dtype=np.float32, mode="c"))
     files = MappedFiles()
-    assert files.place_of(mapped[17:]) == Place(str(file), 68)
+    assert files.place_of(mapped[17:]) == Place(str(file), file.stat().st_ino, 68)
     assert files.place_of(mapped.clone()) is None
+    mapped[3] = 1.0  # in this process alone
+    assert MappedFiles().place_of(mapped) == Place(
+        str(file), file.stat().st_ino, 0, is_intact=False
+    )
     assert files.place_of(torch.empty(3, device="meta")) is None
 
 
@@ -124,7 +128,7 @@ def test_without_a_list_of_mappings_every_tensor_is_copied(
     addresses = {storage.data_ptr() for storage in memory}
     own_memory(model)
     assert {tensor.data_ptr() for tensor in tensors_of(model)} == addresses
-    monkeypatch.setattr(mapped_files, "_MAPS", tmp_path / "nothing")
+    monkeypatch.setattr(mapped_files, "_MAPPINGS", tmp_path / "nothing")
     own_memory(model)
     assert not addresses & {tensor.data_ptr() for tensor in tensors_of(model)}
     assert model.lm_head.weight is model.transformer.wte.weight

@@ -27,11 +27,13 @@ import torch
 from torch import Tensor, nn
 
 from tokenreward.checkpoints.adapter_config import CONFIG, READ, REMEDY, refuse_config
+from tokenreward.checkpoints.mapped_files import own_memory
 from tokenreward.checkpoints.refusal import CheckpointRefused, few
 from tokenreward.checkpoints.weight_files import find, find_value_head, read_tensor, read_tensors
 
 _SAFE, _PICKLED = "adapter_model.safetensors", "adapter_model.bin"
 _PREFIX = "base_model.model."  # PEFT's, before the model's own names
+_SCALED_B = "scaled_lora_b"  # where `low_rank` leaves its product on a layer
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -224,6 +226,7 @@ def merge_head(model: Any, name: str) -> None:
 
     layer = getattr(model, name, None)
     if isinstance(layer, BaseTunerLayer):
+        own_memory(layer)  # else the mapped pages of the base's file would be written to
         layer.merge()
         setattr(model, name, layer.get_base_layer())
 
@@ -239,7 +242,27 @@ def low_rank(layer: Any) -> tuple[Tensor, Tensor] | None:
     (name,) = layer.lora_A
     if layer.lora_variant or layer.lora_bias[name]:
         return None
-    return layer.lora_A[name].weight, layer.lora_B[name].weight * layer.scaling[name]
+    return layer.lora_A[name].weight, _scaled_b(layer, name)
+
+
+def _scaled_b(layer: Any, name: str) -> Tensor:
+    """s B, one tensor for all who ask. It is on the layer, so that `follow_low_rank` finds it."""
+    scaled_b: Tensor = layer.lora_B[name].weight * layer.scaling[name]
+    before: Tensor | None = vars(layer).get(_SCALED_B)
+    if before is not None and (before.dtype, before.device) == (scaled_b.dtype, scaled_b.device):
+        before.copy_(scaled_b)
+        return before
+    setattr(layer, _SCALED_B, scaled_b)
+    return scaled_b
+
+
+def follow_low_rank(model: Any) -> None:
+    """Computes again, in place, what `low_rank` gave of the layers of a model: their B is another
+    one."""
+    for layer in model.modules():
+        if _SCALED_B in vars(layer):
+            (name,) = layer.lora_A
+            _scaled_b(layer, name)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from tokenreward.checkpoints.weight_files import PICKLED, SAFE, find, list_files
 from tokenreward.settings import DeploymentSettings
 
 CONFIG = "adapter_config.json"
+_TEMPLATE = "chat_template.jinja"
 # The fields of a configuration that say which function the adapter is.
 READ = frozenset({
     "r", "lora_alpha", "use_rslora", "use_dora", "lora_bias", "fan_in_fan_out", "rank_pattern",
@@ -96,3 +97,17 @@ def refuse_config(name: str, config: dict[str, Any]) -> None:
             raise CheckpointRefused(
                 f"`adapter` `{name}` sets `{key}`, more than LoRA weights on a base. {REMEDY}"
             )
+
+
+def adapter_template(settings: DeploymentSettings) -> str | None:
+    """The chat template in an adapter's folder: trainers save the one that they trained with.
+
+    It is not read. None if there is none, or if the settings have a template.
+
+    Raises:
+        OSError: The folder or the hub could not be read.
+    """
+    if settings.adapter is None or settings.chat_template is not None:
+        return None
+    path = find(settings.adapter, _TEMPLATE, revision=settings.adapter_revision)
+    return None if path is None else path.read_text(encoding="utf-8")

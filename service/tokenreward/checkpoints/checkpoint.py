@@ -7,7 +7,7 @@ the operator's settings say so.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,20 +29,13 @@ from tokenreward.checkpoints.placement.stages import place, refuse_split, trunk_
 from tokenreward.checkpoints.placement.streaming import streaming
 from tokenreward.checkpoints.positions import has_table, padding_position
 from tokenreward.checkpoints.refusal import CheckpointRefused
+from tokenreward.checkpoints.stored import Stamp, refuse_changed, stamps_of
 from tokenreward.checkpoints.trunk import refuse_other_states
-from tokenreward.checkpoints.weight_files import find, resolve
+from tokenreward.checkpoints.weight_files import resolve
 from tokenreward.contract import Task
 from tokenreward.settings import DeploymentSettings, HeadSettings, SettingsError
 
-__all__ = [
-    "Checkpoint",
-    "CheckpointRefused",
-    "adapter_template",
-    "load_checkpoint",
-    "refuse_longer",
-]
-
-_TEMPLATE = "chat_template.jinja"
+__all__ = ["Checkpoint", "CheckpointRefused", "load_checkpoint", "refuse_longer"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,8 +52,10 @@ class Checkpoint:
             model, to be read without its adapter.
         head_settings: What the operator says of a reward model's head.
         adapter_base: The base that the adapter says it was trained on.
+        adapter_config: What its configuration says of the function that the adapter is.
         is_classifier: Whether the model's own class scores a whole row, and tokens have no values
             (see `classifier`).
+        stamps: Which place of which file each tensor was read from, where that can be told.
     """
 
     model: Any
@@ -71,7 +66,9 @@ class Checkpoint:
     head_settings: HeadSettings | None = None
     reference: Checkpoint | None = None
     adapter_base: str | None = None
+    adapter_config: dict[str, Any] | None = None
     is_classifier: bool = False
+    stamps: dict[str, Stamp] = field(default_factory=dict)
 
     @property
     def trunk(self) -> Any:
@@ -185,13 +182,18 @@ class Checkpoint:
 
 
 def load_checkpoint(
-    settings: DeploymentSettings, devices: tuple[torch.device, ...] | None = None
+    settings: DeploymentSettings,
+    devices: tuple[torch.device, ...] | None = None,
+    *,
+    stays_mapped: bool = False,
 ) -> Checkpoint:
     """The model and tokenizer that the settings name, without a reference (see `with_reference`).
 
     Args:
         settings: The deployment's.
         devices: The devices that its layers are spread over; None as the settings have it.
+        stays_mapped: Leaves the model as its loader makes it, on the CPU, where its tensors may be
+            the mapped pages of files. Such a model is for reading, and not for serving.
 
     Raises CheckpointRefused, also for a folder or a hub that could not be read.
     """
@@ -203,7 +205,10 @@ def load_checkpoint(
         if gguf is not None:
             source = str(gguf.parent)
         refuse_adapter_in_checkpoint(source, settings, gguf)
-        checkpoint = _load(source, gguf, settings, devices)
+        if stays_mapped:
+            checkpoint, _ = _read(source, gguf, settings, ON_CPU.devices)
+        else:
+            checkpoint = _load(source, gguf, settings, devices)
     except CheckpointRefused as error:
         raise CheckpointRefused(
             f"`{settings.checkpoint}` cannot be served as {settings.task}: {error}"
@@ -227,28 +232,49 @@ def _load(
 ) -> Checkpoint:
     """Loads a model, puts it on its devices and runs it on a few tokens. Raises errors of all
     kinds."""
+    checkpoint, starts = _read(source, gguf, settings, devices)
+    model = checkpoint.model
+    if checkpoint.is_classifier:
+        refuse_split(model, devices)
+    placement = place(model, devices, starts)
+    own_memory(model)
+    refuse_changed(checkpoint.stamps)
+    checkpoint = replace(checkpoint, placement=placement)
+    refuse_failing(checkpoint, settings)
+    if settings.task == "reward_model" and not checkpoint.is_classifier:
+        refuse_other_states(checkpoint.model, checkpoint.value_head, devices[0])
+    return checkpoint
+
+
+def _read(
+    source: str,
+    gguf: Path | None,
+    settings: DeploymentSettings,
+    devices: tuple[torch.device, ...],
+) -> tuple[Checkpoint, list[tuple[int, ...]]]:
+    """The checkpoint as its loader makes it: on the CPU, or spread over several devices.
+
+    Returns:
+        The checkpoint, not yet placed, and what `streaming` yields.
+
+    Raises errors of all kinds.
+    """
     adapter = _adapter(settings)
     with streaming(devices) as starts:
         model, tokenizer, head_format = load_model(source, settings, adapter, gguf)
-    is_classifier = settings.task == "reward_model" and head_format is None
-    if is_classifier:
-        refuse_split(model, devices)
-    placement = place(model.eval().requires_grad_(False), devices, starts)
-    own_memory(model)
+    model = model.eval().requires_grad_(False)
     checkpoint = Checkpoint(
         model=model,
         tokenizer=tokenizer,
         task=settings.task,
-        placement=placement,
         head_format=head_format,
         head_settings=settings.head,
         adapter_base=None if adapter is None else adapter.base,
-        is_classifier=is_classifier,
+        adapter_config=None if adapter is None else adapter.config,
+        is_classifier=settings.task == "reward_model" and head_format is None,
+        stamps=stamps_of(model),
     )
-    refuse_failing(checkpoint, settings)
-    if settings.task == "reward_model" and not is_classifier:
-        refuse_other_states(checkpoint.model, checkpoint.value_head, devices[0])
-    return checkpoint
+    return checkpoint, starts
 
 
 def _adapter(settings: DeploymentSettings) -> Adapter | None:
@@ -258,20 +284,6 @@ def _adapter(settings: DeploymentSettings) -> Adapter | None:
     return Adapter.read(
         settings.adapter, revision=settings.adapter_revision, allow_pickle=settings.allow_pickle
     )
-
-
-def adapter_template(settings: DeploymentSettings) -> str | None:
-    """The chat template in an adapter's folder: trainers save the one that they trained with.
-
-    It is not read. None if there is none, or if the settings have a template.
-
-    Raises:
-        OSError: The folder or the hub could not be read.
-    """
-    if settings.adapter is None or settings.chat_template is not None:
-        return None
-    path = find(settings.adapter, _TEMPLATE, revision=settings.adapter_revision)
-    return None if path is None else path.read_text(encoding="utf-8")
 
 
 def refuse_longer(checkpoint: Checkpoint, settings: DeploymentSettings) -> None:

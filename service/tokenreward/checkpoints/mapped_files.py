@@ -9,20 +9,34 @@ that maps files. It knows no formats of files.
 from __future__ import annotations
 
 import bisect
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-_MAPS = Path("/proc/self/maps")
+# The mappings of this process, each with the numbers of its pages.
+_MAPPINGS = Path("/proc/self/smaps")
+_HEADER = re.compile(r"([0-9a-f]+)-([0-9a-f]+) \S+ ([0-9a-f]+) \S+ (\d+)(?: +(.*))?")
+_WRITTEN = re.compile(r"(?:Anonymous|Swap): +[1-9]")
 
 
 class Place(NamedTuple):
-    """Where the bytes of a tensor are in a file."""
+    """Where the bytes of a tensor are in a file.
+
+    Attributes:
+        file: Its path when it was mapped. Another file may have that path by now.
+        inode: Its number in the file system.
+        offset: The first byte.
+        is_intact: Whether no byte of the mapping has been written to. Else the tensor may differ
+            from the file, as what is written stays in this process.
+    """
 
     file: str
+    inode: int
     offset: int
+    is_intact: bool = True
 
 
 class MappedFiles:
@@ -35,11 +49,18 @@ class MappedFiles:
     def __init__(self) -> None:
         # Of each mapping: its first address, the address behind it, and the place of the first.
         self._mappings: list[tuple[int, int, Place]] = []
-        for line in _MAPS.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
-            addresses, _, offset, _, inode, *path = line.split(maxsplit=5)
-            if path and inode != "0":
-                start, end = (int(address, 16) for address in addresses.split("-"))
-                self._mappings.append((start, end, Place(path[0], int(offset, 16))))
+        is_file = False
+        text = _MAPPINGS.read_text(encoding="utf-8", errors="surrogateescape")
+        for line in text.splitlines():
+            header = _HEADER.fullmatch(line)
+            if header is not None:
+                start, end, offset = (int(number, 16) for number in header.groups()[:3])
+                is_file = header[4] != "0" and bool(header[5])
+                if is_file:
+                    self._mappings.append((start, end, Place(header[5], int(header[4]), offset)))
+            elif is_file and _WRITTEN.match(line):
+                start, end, place = self._mappings[-1]
+                self._mappings[-1] = start, end, place._replace(is_intact=False)
         self._mappings.sort()
 
     def place_of(self, tensor: Tensor) -> Place | None:
@@ -56,7 +77,7 @@ class MappedFiles:
         start, end, place = self._mappings[index]
         if address >= end:
             return None
-        return Place(place.file, place.offset + address - start)
+        return place._replace(offset=place.offset + address - start)
 
 
 def own_memory(model: Any) -> None:

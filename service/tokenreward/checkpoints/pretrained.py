@@ -93,9 +93,11 @@ def load_pretrained(
         more: Further ones, for this class.
 
     Returns:
-        The model on the CPU, and transformers' loading info.
+        The model on the CPU, and transformers' loading info. The names of tensors that were not
+        read are on the model, too.
     """
     model, info = auto.from_pretrained(source, **more, **arguments)
+    model.unread_tensors = frozenset(info.get("unexpected_keys") or ())
     if quantisation(source, arguments["revision"]) is not None:
         _unify_dtype(model, arguments["dtype"])
     text_config = model.config.get_text_config()

@@ -30,17 +30,7 @@ def with_reference(
     """
     if settings.reference_checkpoint is None:
         return replace(checkpoint, reference=checkpoint)
-    # The reference loads as the policy does (task, dtype, device, ...), but from its own place and
-    # without an adapter.
-    changes = {
-        "checkpoint": settings.reference_checkpoint,
-        "revision": settings.reference_revision,
-        "adapter": None,
-        "adapter_revision": None,
-        "reference_checkpoint": None,
-        "reference_revision": None,
-    }
-    reference = load_checkpoint(settings.model_copy(update=changes), checkpoint.placement.devices)
+    reference = load_checkpoint(reference_settings(settings), checkpoint.placement.devices)
     ours, theirs = tokenizer.fingerprint, fingerprint(reference.tokenizer.get_vocab())
     if ours != theirs:
         raise CheckpointRefused(
@@ -49,3 +39,17 @@ def with_reference(
             "be of other tokens"
         )
     return replace(checkpoint, reference=reference)
+
+
+def reference_settings(settings: DeploymentSettings) -> DeploymentSettings:
+    """The settings of a deployment's reference that is a checkpoint of its own: it loads as the
+    policy does (task, dtype, device, ...), but from its own place and without an adapter."""
+    changes = {
+        "checkpoint": settings.reference_checkpoint,
+        "revision": settings.reference_revision,
+        "adapter": None,
+        "adapter_revision": None,
+        "reference_checkpoint": None,
+        "reference_revision": None,
+    }
+    return settings.model_copy(update=changes)

@@ -30,6 +30,7 @@ from tokenreward.checkpoints.heads.gate import gate_names, put_gate
 from tokenreward.checkpoints.heads.head_formats import FORMATS, find_head, find_heads
 from tokenreward.checkpoints.heads.value_head import ATTRIBUTE, names_value
 from tokenreward.checkpoints.layers import head_module
+from tokenreward.checkpoints.mapped_files import own_memory
 from tokenreward.checkpoints.pretrained import load_pretrained, read_config
 from tokenreward.checkpoints.refusal import CheckpointRefused, few, refuse_incomplete
 from tokenreward.checkpoints.trunk import find_trunk
@@ -191,7 +192,9 @@ def _load_as_class(
     module = getattr(model, name, None)
     if not isinstance(module, nn.Linear) or (module.bias is not None) != has_bias:
         return None, {}
-    # The tensors may be an adapter's, and then the checkpoint may have none or others.
+    # The tensors may be an adapter's, and then the checkpoint may have none or others. They are not
+    # written into the mapped pages of its file.
+    own_memory(module)
     module.load_state_dict(tensors)
     places = {f"{name}.{place}" for place in tensors}
     info["missing_keys"] = set(info["missing_keys"]) - places

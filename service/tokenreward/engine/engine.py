@@ -28,6 +28,7 @@ from tokenreward.engine.postprocess import item_result
 from tokenreward.engine.preprocess import Preprocessor
 from tokenreward.engine.preprocess_stage import PreprocessStage, ThreadQueue, closing
 from tokenreward.engine.runner import Runner, max_batch_tokens
+from tokenreward.engine.update import UpdatableEngine, compute_by_one_version
 from tokenreward.engine.usage import Report, report_results, timing_of, usage_of
 from tokenreward.engine.worker import Worker
 from tokenreward.errors import DeadlineExceededError, InternalError, VersionNotReached
@@ -40,7 +41,7 @@ from tokenreward.wire import ItemResult, Reply, RewardsRequest
 logger = logging.getLogger(__name__)
 
 
-class Engine:
+class Engine(UpdatableEngine):
     """Scores requests on one checkpoint. Make one with `load`; use it from one event loop.
 
     Args:
@@ -112,7 +113,7 @@ class Engine:
         self.worker = Worker(self.batcher, self.runner, thread=self.device_thread, report=report)
         self._is_closed = False
         self._work: asyncio.Task[None] | None = None
-        report("model_version", settings.version)
+        self.note_version()
 
     @classmethod
     def load(
@@ -161,10 +162,9 @@ class Engine:
         Raises:
             RequestError: The request as a whole is refused.
         """
-        if request.min_version is not None and request.min_version > self.settings.version:
+        if request.min_version is not None and request.min_version > self.version:
             raise VersionNotReached(
-                f"version {request.min_version} is needed, the weights are version "
-                f"{self.settings.version}",
+                f"version {request.min_version} is needed, the weights are version {self.version}",
                 param="min_version",
             )
         if request.combine is not None:
@@ -239,12 +239,12 @@ class Engine:
             job.wait(asyncio.get_running_loop().create_future(), deadline, caller=caller)
         with self.outputs.hold(sum(job.num_numbers for job in queued)):
             try:
-                self._queue(queued)
-                await asyncio.gather(*(job.future for job in queued))
+                await compute_by_one_version(queued, self._queue)
             finally:
                 for job in queued:
                     job.future.cancel()
-            results = self._results(jobs, request, plans)
+            served = self.served_by(jobs)
+            results = self._results(jobs, request, plans, served)
             if light:
                 items = list(results)
             else:
@@ -254,21 +254,21 @@ class Engine:
         return Reply(
             id=request_id,
             scorer=request.scorer,
-            model=self.settings.model,
-            version=self.settings.version,
+            model=served[0],
+            version=served[1],
             items=items,
             usage=usage_of(jobs),
             timing=timing_of(queued, tokenize_s),
         )
 
-    def _queue(self, jobs: Sequence[Job]) -> None:
+    def _queue(self, jobs: Sequence[Job], *, again: bool) -> None:
         """Queues jobs, all or none. Raises Overloaded, LargerThanQueue."""
         if self._is_closed:  # it may have closed while the jobs were made
             raise closing()
         if not self.runner.layout.shares:
             for job in jobs:
                 job.prompts = ()
-        self.batcher.submit(jobs)
+        self.batcher.submit(jobs, is_admitted=again)
         self.worker.load.note_arrival(jobs)
         self._report("queued_items", self.batcher.queued_items)
         self._report("queued_tokens", self.batcher.waiting_tokens)
@@ -276,14 +276,18 @@ class Engine:
             self._work = asyncio.create_task(self.worker.run_forever())
 
     def _results(
-        self, jobs: Sequence[Job], request: RewardsRequest, plans: Sequence[Plan]
+        self,
+        jobs: Sequence[Job],
+        request: RewardsRequest,
+        plans: Sequence[Plan],
+        served: tuple[str, int],
     ) -> Iterator[ItemResult]:
         """The result of each item, then the weighted sums that the request wants."""
         items = []
         for job in jobs:
             item = item_result(job, request, plans, self.tokenizer)
             for result in (item.scorers or {}).values():
-                result.model, result.version = self.settings.model, self.settings.version
+                result.model, result.version = served
             items.append(item)
             yield item
         if request.combine is not None:

@@ -41,6 +41,7 @@ class Job(Entry):
         rows_of: For each scorer, the indices of its rows in `requests`; or why it has none.
         num_numbers: How many numbers beside rewards its outputs and its result hold.
         outputs: The outputs of `requests`, or the error of their pass.
+        version: Of the weights that compute the outputs; None if none do.
         batch_number: Which batch reads the rows, counted from 1; 0 if none does.
         launched_at: When that batch was launched, by time.monotonic.
         queue_s: Seconds in the queue.
@@ -57,6 +58,7 @@ class Job(Entry):
     rows_of: dict[str, list[int] | ItemError] = field(default_factory=dict)
     num_numbers: int = 0
     outputs: list[Outputs] | ItemError = field(default_factory=list)
+    version: int | None = None
     batch_number: int = 0
     launched_at: float = 0.0
     queue_s: float = 0.0

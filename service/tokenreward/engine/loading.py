@@ -8,9 +8,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
+from tokenreward.checkpoints.adapter_config import adapter_template
 from tokenreward.checkpoints.checkpoint import (
     Checkpoint,
-    adapter_template,
     load_checkpoint,
     refuse_longer,
 )

@@ -14,15 +14,17 @@ knows jobs, and nothing of requests or scorers.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Sequence
-from concurrent.futures import Executor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future
 
 from tokenreward.batching import Batcher
 from tokenreward.engine.job import Job
 from tokenreward.engine.load import Load
+from tokenreward.engine.preprocess_stage import closing
 from tokenreward.engine.runner import Result, Runner
 from tokenreward.engine.usage import Report, report_batch
 from tokenreward.errors import InternalError, ItemError, frames
@@ -50,6 +52,7 @@ class Worker:
     Attributes:
         load: How much there is to do, and how fast it is done.
         loop: The event loop that batches are answered on, once the worker runs.
+        version: Of the weights. Each job is marked with it when it is launched.
         busy_since: Since when the thread has been at work on a batch and its retries, by
             time.monotonic; None if it is idle.
     """
@@ -66,6 +69,9 @@ class Worker:
         )
         self._report = report
         self.loop: asyncio.AbstractEventLoop | None = None
+        self.version = 0
+        # What is to be done on the device's thread when no batch is in flight.
+        self._tasks: deque[tuple[Callable[[], None], Future[None]]] = deque()
         self._launched: deque[Launched] = deque()  # the oldest first
         # Jobs of the last batches, as many as may be unanswered at a time. The event loop reads the
         # tuple while the thread works, so it is replaced and never changed.
@@ -106,10 +112,31 @@ class Worker:
         jobs = [job for batch in self._latest for job in batch]
         return sum(job.queued_tokens for job in jobs if not job.future.done())
 
+    async def between_batches(self, task: Callable[[], None]) -> None:
+        """Runs a task on the device's thread, as soon as no batch is in flight.
+
+        It does not wait for its turn behind what is queued: under standing load that would be
+        never. Raises what the task raises, and InternalError if a step fails first.
+        """
+        future: Future[None] = Future()
+        self._tasks.append((task, future))
+        try:
+            # For a thread that is idle. A thread at work looks for tasks between two steps.
+            self._thread.submit(self._run_tasks)
+        except RuntimeError:  # the pool takes nothing after its shutdown
+            self.fail_unanswered(closing())
+        # The task is done even if nobody waits for it any more.
+        await asyncio.shield(asyncio.wrap_future(future))
+
     def fail_unanswered(self, error: InternalError) -> None:
-        """Answers the jobs on the device with an error. On the event loop."""
+        """Answers the jobs on the device, and the tasks that wait, with an error. On the event
+        loop."""
         for jobs in self._latest:
             _fail(jobs, error)
+        with contextlib.suppress(IndexError):
+            while True:
+                _, future = self._tasks.popleft()
+                future.set_exception(error)
 
     def _drain(self) -> None:
         """Steps until there is nothing to do. On the device's thread."""
@@ -126,7 +153,9 @@ class Worker:
         Returns:
             Whether there was anything to do.
         """
-        jobs = self._batcher.take()
+        self._run_tasks()
+        # While a task waits, no further batch is launched, so that those in flight come to an end.
+        jobs = [] if self._tasks else self._batcher.take()
         if jobs:
             self._launched.append((jobs, self._launch(jobs)))
             if len(self._launched) <= self._runner.num_ahead:
@@ -136,6 +165,22 @@ class Worker:
         self._answer(*self._launched.popleft())
         return True
 
+    def _run_tasks(self) -> None:
+        """Runs the tasks that wait, if no batch is in flight. On the device's thread."""
+        while self._tasks and not self._launched:
+            try:
+                task, future = self._tasks.popleft()
+            except IndexError:  # the event loop has answered it
+                return
+            self.busy_since = time.monotonic()
+            try:
+                task()
+            except BaseException as error:
+                future.set_exception(error)
+            else:
+                future.set_result(None)
+            self.busy_since = None
+
     def _launch(self, jobs: Sequence[Job]) -> Pending[Sequence[Result]] | InternalError:
         num_unanswered = 1 + self._runner.num_ahead
         self._latest = (*self._latest, jobs)[-num_unanswered:]
@@ -143,6 +188,7 @@ class Worker:
         launched_at = time.monotonic()
         for job in jobs:
             job.batch_number, job.launched_at = self._num_batches, launched_at
+            job.version = self.version
         if self.busy_since is None:
             self.busy_since = launched_at
         try:

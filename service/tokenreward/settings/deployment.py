@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field, FiniteFloat, field_validator, model_valid
 from tokenreward.settings.autoscaling import AutoscalingSettings
 from tokenreward.wire import NAME_PATTERN
 from tokenreward.wire.dependencies import score_source
+from tokenreward.wire.weights import Weights
 
 
 class ScorerSettings(BaseModel, extra="forbid", frozen=True):
@@ -221,6 +222,17 @@ class DeploymentSettings(BaseModel, extra="forbid", frozen=True):
         if self.autoscaling is not None:
             return self.autoscaling.max_replicas
         return self.num_replicas
+
+    def with_weights(self, weights: Weights) -> DeploymentSettings:
+        """These settings with other weights. A revision belongs to the repository that it was
+        written for."""
+        changes: dict[str, Any] = {"version": weights.version}
+        revisions = {"adapter": "adapter_revision", "reference_checkpoint": "reference_revision"}
+        for name, revision in {"checkpoint": "revision", **revisions}.items():
+            place = getattr(weights, name)
+            if place is not None and place != getattr(self, name):
+                changes |= {name: place, revision: None}
+        return self.model_copy(update=changes)
 
     @property
     def model(self) -> str:

@@ -42,7 +42,7 @@ _ENDS = (
     "<end_of_turn>\n<start_of_turn>model\n",  # Gemma 2
 )
 # Where the parts are on a model.
-_NETWORK, _TRANSFORM = "label_gate", "label_transform"
+_NETWORK, TRANSFORM = "label_gate", "label_transform"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,7 +70,7 @@ class Gate:
         network = getattr(model, _NETWORK, None)
         if network is None:
             return None
-        layers, transform = layers_of(network), getattr(model, _TRANSFORM)
+        layers, transform = layers_of(network), getattr(model, TRANSFORM)
         num_labels = list(transform.shape)
         if layers is None or num_labels != 2 * [layers[0][-1].out_features]:
             raise CheckpointRefused(
@@ -142,7 +142,7 @@ def put_gate(model: Any, file_of: Mapping[str, Path], tokenizer: Any) -> None:
         layers[f"{2 * int(number)}.{kind}"] = tensors[name]
     model.add_module(_NETWORK, head_module(layers))
     transform = tensors[_SCALE].float() * tensors[_MATRIX].float()
-    model.register_buffer(_TRANSFORM, transform, persistent=False)
+    model.register_buffer(TRANSFORM, transform, persistent=False)
     temperature = getattr(model.config, "gating_temperature", None)
     model.gate_reads = (float(temperature or _TEMPERATURE), _end_of_prompt(tokenizer))
 

@@ -35,9 +35,10 @@ _ATTRIBUTES = ("score", "classifier")
 ATTRIBUTE = _ATTRIBUTES[0]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class ValueHead:
-    """One Linear, or several with an activation between two of them, and the affine behind it.
+    """One Linear, or several with an activation between two of them, and the affine behind it. The
+    affine changes with the weights.
 
     Attributes:
         layers: The Linears, in the order in which they are computed.

@@ -1,4 +1,4 @@
-"""The Kubernetes manifest against the schema of KubeRay's RayService: every field is one that it has.
+"""The Kubernetes manifest against KubeRay's schema of a RayService: each field is one it has.
 
 The schema is a megabyte of KubeRay's own. RAYSERVICE_CRD names the file, which is
 helm-chart/kuberay-operator/crds/ray.io_rayservices.yaml of a release. Without it the test is
@@ -19,15 +19,19 @@ MANIFEST = Path(__file__).parents[2] / "deploy" / "rayservice.yaml"
 
 
 def strict(schema: Any) -> Any:
-    """The schema, which also refuses fields that it does not have: Kubernetes drops them silently."""
+    """The schema, which also refuses fields that it lacks: Kubernetes drops them silently."""
     if isinstance(schema, list):
         return [strict(each) for each in schema]
     if not isinstance(schema, dict):
         return schema
     schema = {name: strict(value) for name, value in schema.items()}
-    if isinstance(schema.get("properties"), dict) and schema.get("type") == "object":
-        if not schema.get("x-kubernetes-preserve-unknown-fields"):
-            schema.setdefault("additionalProperties", False)
+    is_open = schema.get("x-kubernetes-preserve-unknown-fields", False)
+    if (
+        isinstance(schema.get("properties"), dict)
+        and schema.get("type") == "object"
+        and not is_open
+    ):
+        schema.setdefault("additionalProperties", False)
     return schema
 
 

@@ -11,6 +11,7 @@ The tree:
         UnknownScorer            404   unknown_scorer
         UnknownRoute             404   unknown_route
         VersionNotReached        409   version_not_reached     retryable
+        BodyTimeout              408   body_timeout            retryable
         BodyTooLarge             413   body_too_large
         TooManyItems             413   too_many_items
         LargerThanQueue          413   larger_than_queue
@@ -115,6 +116,12 @@ class UnknownRoute(RequestError):
 
 class VersionNotReached(RequestError):
     status, code, retryable = 409, "version_not_reached", True
+
+
+class BodyTimeout(RequestError):
+    """The body came too slowly: others waited for the memory that it held."""
+
+    status, code, retryable = 408, "body_timeout", True
 
 
 class BodyTooLarge(RequestError):

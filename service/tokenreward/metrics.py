@@ -42,7 +42,7 @@ TABLE = (
     MetricSpec(
         "requests_total",
         "counter",
-        "HTTP requests answered, probes and scrapes apart.",
+        "HTTP requests answered, probes and scrapes apart; 499: the caller hung up.",
         ("status",),
     ),
     MetricSpec(

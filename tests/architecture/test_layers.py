@@ -67,6 +67,7 @@ HOMES = {
     "psutil": {"deployment"},
     "fastapi": {"http"},
     "starlette": {"http"},
+    "uvicorn": {"http"},
     "httpx": {"http", "deployment", CLIENT},
     "prometheus_client": {"metrics"},
     "transformers": {"checkpoints", "forward", "demo"},

@@ -7,6 +7,7 @@ import gc
 import json
 import logging
 import os
+import socket
 import subprocess
 import sys
 import weakref
@@ -16,9 +17,12 @@ from typing import Any
 
 import pytest
 from ray._common.formatters import JSONFormatter
+from uvicorn.protocols.websockets import auto
 
+from fakes import web
 from tokenreward.deployment import process
 from tokenreward.deployment.replica import Replica
+from tokenreward.http.app import refuse_websockets
 from tokenreward.wire import RewardsRequest, parse
 
 
@@ -27,10 +31,11 @@ def this_process() -> Iterator[None]:
     """As it was, afterwards."""
     interval, thresholds = sys.getswitchinterval(), gc.get_threshold()
     environment = dict(os.environ)
-    ours = logging.getLogger("tokenreward")
+    ours, websockets = logging.getLogger("tokenreward"), auto.AutoWebSocketsProtocol
     parent = ours.parent
     yield
     ours.parent = parent
+    auto.AutoWebSocketsProtocol = websockets
     gc.unfreeze()
     sys.setswitchinterval(interval)
     gc.set_threshold(*thresholds)
@@ -117,3 +122,24 @@ def test_our_log_goes_where_rays_goes_with_the_fields_that_it_has(
     (record,) = records
     line = json.loads(JSONFormatter().format(record))
     assert (line["message"], line["trace_id"]) == ("once", "a")
+
+
+async def echo(scope: Any, receive: Any, send: Any) -> None:
+    await receive()
+    headers = [(b"content-length", b"4")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": scope["type"].encode()})
+
+
+def test_a_post_that_asks_for_a_websocket_is_answered_as_any_other(this_process: None) -> None:
+    """uvicorn would hand it to a protocol that refuses its body and never answers."""
+    refuse_websockets()
+    head = b"POST / HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\n"
+    with web.serving(echo) as url:
+        host, _, port = url.removeprefix("http://").partition(":")
+        with socket.create_connection((host, int(port)), timeout=10) as connection:
+            connection.sendall(head + b"content-length: 2\r\n\r\nab")
+            answer = b""
+            while b"http\r\n" not in answer + b"\r\n":
+                answer += connection.recv(1000)
+    assert answer.startswith(b"HTTP/1.1 200 OK")

@@ -16,6 +16,7 @@ CONTRACT = {
     (400, False): "malformed_json malformed_body",
     (401, False): "unauthorized",
     (404, False): "unknown_scorer unknown_route",
+    (408, True): "body_timeout",
     (409, True): "version_not_reached",
     (413, False): "body_too_large too_many_items larger_than_queue",
     (422, False): "unknown_field invalid_field unknown_option credit_not_supported units_differ",

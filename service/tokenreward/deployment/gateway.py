@@ -26,7 +26,7 @@ from tokenreward.deployment.plan import (
 )
 from tokenreward.deployment.process import log_with_ray, tune_interpreter
 from tokenreward.deployment.replica_counts import ray_controller, replica_counts
-from tokenreward.http.app import build_app
+from tokenreward.http.app import build_app, refuse_websockets
 from tokenreward.http.gateway.backend import LABEL, GatewayBackend
 from tokenreward.http.gateway.scorer_routes import ScorerRoute
 from tokenreward.http.gateway.upstream import Upstreams
@@ -64,6 +64,7 @@ class Gateway:
     def __init__(self, args: dict[str, Any]) -> None:
         tune_interpreter()
         log_with_ray()
+        refuse_websockets()
         self._args = args
         self._metrics = Metrics(REQUESTS)
         self._routes = {name: ScorerRoute(**route) for name, route in args["routes"].items()}

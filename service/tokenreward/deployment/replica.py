@@ -21,7 +21,7 @@ from tokenreward.deployment.process import (
     tune_interpreter,
 )
 from tokenreward.engine.slot import Slot
-from tokenreward.http.app import build_app
+from tokenreward.http.app import build_app, refuse_websockets
 from tokenreward.http.replica import ReplicaBackend
 from tokenreward.http.scope import App
 from tokenreward.metrics import Metrics, Snapshot
@@ -45,6 +45,7 @@ class Replica:
     def __init__(self, args: dict[str, Any]) -> None:
         tune_interpreter()
         log_with_ray()
+        refuse_websockets()
         self._settings = dict(args["deployment"])
         self._limits = limits_of(args)
         self._plans = protocol_plans(args)

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import uvicorn.protocols.websockets.auto
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -127,6 +128,15 @@ def build_app(backend: Backend) -> FastAPI:
     app.add_api_route(METRICS_PATH, metrics, methods=["GET"])
     _add_model_routes(app, backend)
     return app
+
+
+def refuse_websockets() -> None:
+    """Has uvicorn answer a request for a WebSocket as any other. No route of ours speaks it, and
+    uvicorn's WebSocket protocol never answers `Upgrade: websocket` on a POST with a body.
+
+    It has an effect on HTTP servers that this process starts later.
+    """
+    uvicorn.protocols.websockets.auto.AutoWebSocketsProtocol = None
 
 
 def _add_model_routes(app: FastAPI, backend: Backend) -> None:

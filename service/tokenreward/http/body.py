@@ -15,7 +15,13 @@ from typing import ParamSpec, TypeVar
 
 from starlette.requests import ClientDisconnect
 
-from tokenreward.errors import BodyTooLarge, DeadlineExceededError, MalformedBody, Overloaded
+from tokenreward.errors import (
+    BodyTimeout,
+    BodyTooLarge,
+    DeadlineExceededError,
+    MalformedBody,
+    Overloaded,
+)
 from tokenreward.http.patience import patiently
 from tokenreward.http.scope import Receive, Scope, headers_of
 
@@ -26,7 +32,14 @@ LARGE_BODY_BYTES = 256 * 1024
 MAX_PARSED_BYTES = 64 * 2**20
 
 _RETRY_AFTER_S = 1.0
-_MAX_PAUSE_S = 30.0  # a body of which no byte arrives for so long is given up
+# A body holds its share of the memory while it arrives. It is given up when nothing of it arrives
+# for so long, or when it comes more slowly than this, as no client on purpose does.
+_MAX_PAUSE_S = 10.0
+_GRACE_S = 10.0
+_MIN_BYTES_PER_S = 2**15
+# Large bodies together leave this much of the memory to others, so that a few callers who send
+# large bodies slowly do not keep out everybody.
+_SMALL_BODIES_SHARE = 0.25
 
 
 class BodyBudget:
@@ -64,7 +77,7 @@ class BodyBudget:
         self._max_parsed_bytes = self._free_to_parse = max_parsed_bytes
         self._turn = asyncio.Lock()  # which is fair
         self._parsed = asyncio.Event()
-        self._num_extra = 0
+        self._num_extra = self._num_large = 0
         self.num_held = 0
 
     @contextlib.asynccontextmanager
@@ -83,26 +96,41 @@ class BodyBudget:
         Raises:
             BodyTooLarge: The body has more bytes than any may have, as declared or as counted.
             Overloaded: There is no room for it now.
-            DeadlineExceededError: It did not arrive in time, or stopped arriving.
+            BodyTimeout: It came too slowly, or stopped arriving.
+            DeadlineExceededError: It did not arrive before the caller's deadline.
             ClientDisconnect: The caller hung up.
         """
         share = self._declared_bytes(scope)
         began = time.monotonic()
 
         async def take() -> None:
-            if self.num_held + share > self._num_bytes:
-                raise self._full()
-            self.num_held += share
+            self._take(share)
 
         await patiently(take, give_up_at=give_up_at)
         within_s -= time.monotonic() - began
         try:
             body = await self._read(receive, share, within_s=within_s)
-            self.num_held -= share - len(body)
+            self._give_back(share)
             share = len(body)
+            self._take(share, is_there=True)
             yield body
         finally:
-            self.num_held -= share
+            self._give_back(share)
+
+    def _take(self, share: int, *, is_there: bool = False) -> None:
+        """Takes the share of a body, in any case if the body is there. Raises Overloaded."""
+        is_large = share >= LARGE_BODY_BYTES
+        room = self._num_bytes
+        if is_large and self._num_large:
+            room = int((1 - _SMALL_BODIES_SHARE) * room)
+        if not is_there and self.num_held + share > room:
+            raise self._full()
+        self.num_held += share
+        self._num_large += is_large
+
+    def _give_back(self, share: int) -> None:
+        self.num_held -= share
+        self._num_large -= share >= LARGE_BODY_BYTES
 
     @contextlib.contextmanager
     def extras(self) -> Iterator[Callable[[int], None]]:
@@ -162,16 +190,29 @@ class BodyBudget:
 
     async def _read(self, receive: Receive, max_bytes: int, *, within_s: float) -> bytes:
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + min(within_s, self._max_receive_s)
+        began = loop.time()
         chunks: list[bytes] = []
         num_bytes, more = 0, True
         while more:
-            pause_ends = loop.time() + _MAX_PAUSE_S
+            slow_s = _GRACE_S + num_bytes / _MIN_BYTES_PER_S
+            ends_at, problem = min(
+                (began + within_s, ""),
+                (
+                    began + self._max_receive_s,
+                    f"did not arrive within {self._max_receive_s:g} s (`request_timeout_s`)",
+                ),
+                (loop.time() + _MAX_PAUSE_S, f"stopped arriving for {_MAX_PAUSE_S:g} s"),
+                (began + slow_s, f"comes at less than {_MIN_BYTES_PER_S} bytes a second"),
+            )
             try:
-                async with asyncio.timeout_at(min(deadline, pause_ends)):
+                async with asyncio.timeout_at(ends_at):
                     message = await receive()
             except TimeoutError:
-                raise self._late(within_s, is_pause=pause_ends < deadline) from None
+                if problem:
+                    raise BodyTimeout(f"the body {problem}") from None
+                raise DeadlineExceededError(
+                    "the deadline passed before the body was read"
+                ) from None
             if message["type"] == "http.disconnect":
                 raise ClientDisconnect
             chunk = message.get("body", b"")
@@ -183,15 +224,6 @@ class BodyBudget:
             chunks.append(chunk)
             more = message.get("more_body", False)
         return b"".join(chunks)
-
-    def _late(self, within_s: float, *, is_pause: bool) -> DeadlineExceededError:
-        if is_pause:
-            return DeadlineExceededError(f"no more of the body arrived for {_MAX_PAUSE_S:g} s")
-        if self._max_receive_s < within_s:
-            return DeadlineExceededError(
-                f"the body did not arrive within {self._max_receive_s:g} s (`request_timeout_s`)"
-            )
-        return DeadlineExceededError("the deadline passed before the body was read")
 
     def _full(self) -> Overloaded:
         return Overloaded(

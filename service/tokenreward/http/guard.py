@@ -20,7 +20,15 @@ from collections.abc import Callable, Mapping
 from fastapi import Response
 from starlette.requests import ClientDisconnect
 
-from tokenreward.errors import InternalError, Loading, RequestError, Unauthorized, frames, quotable
+from tokenreward.errors import (
+    BodyTimeout,
+    InternalError,
+    Loading,
+    RequestError,
+    Unauthorized,
+    frames,
+    quotable,
+)
 from tokenreward.http.protocols import Protocol
 from tokenreward.http.protocols.native import Native
 from tokenreward.http.request_limits import Limits
@@ -49,6 +57,7 @@ Report = Callable[..., None]
 OPEN_ROUTES = frozenset({HEALTH_PATH, READY_PATH, OPENAPI_PATH, DOCS_PATH})
 
 _UNCOUNTED_ROUTES = OPEN_ROUTES | {METRICS_PATH}
+_GONE = 499  # the status that the metrics have for a caller who hung up before the answer
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 logger = logging.getLogger(__name__)
@@ -104,7 +113,7 @@ class Guard:
         try:
             error = await self._error_of(scope, receive, answer)
         except ClientDisconnect:  # whatever was under way for it is cancelled
-            return
+            error, status = None, _GONE
         if error is not None and status is None:  # nobody can take back an answer that has begun
             self._report("errors_total", code=error.code)
             protocol = self._protocols.get(route, Native)(headers)
@@ -154,6 +163,8 @@ def refusal(error: RequestError, protocol: Protocol) -> Response:
     headers = protocol.marks
     if status == Loading.status:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s or 0)))
+    if status == BodyTimeout.status:
+        headers["connection"] = "close"  # the rest of the body is not read
     if status == Unauthorized.status:
         headers["www-authenticate"] = "Bearer"
     return Response(body, status, headers, media_type=protocol.writes.name)

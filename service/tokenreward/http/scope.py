@@ -28,6 +28,7 @@ T = TypeVar("T")
 
 # Version, trace, parent, flags. Versions after 00 may add fields.
 _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}(-.*)?")
+_MAX_CALLER = 128  # characters
 
 
 def unknown_route(scope: Scope) -> UnknownRoute:
@@ -61,7 +62,15 @@ def caller_of(scope: Scope) -> str:
     if key is not None:
         return hashlib.sha256(key.encode()).hexdigest()
     connection = scope.get("client") or ()
-    return headers.get(CALLER_HEADER) or ":".join(str(part) for part in connection)
+    caller = headers.get(CALLER_HEADER) or ":".join(str(part) for part in connection)
+    if len(caller) > _MAX_CALLER or not is_plain(caller):
+        return hashlib.sha256(caller.encode()).hexdigest()
+    return caller
+
+
+def is_plain(value: str) -> bool:
+    """Whether a header's value is printable ASCII, which may be sent on as it is."""
+    return value.isascii() and value.isprintable()
 
 
 def trace_of(scope: Scope) -> str | None:

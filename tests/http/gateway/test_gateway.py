@@ -480,6 +480,35 @@ async def test_deployments_hear_of_the_trace(gateway: Any, deployments: Any) -> 
     assert {name: headers[name.encode()].decode() for name in trace} == trace
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["authorization", CALLER_HEADER, "x-request-id", "traceparent", "serve_multiplexed_model_id"],
+)
+@pytest.mark.parametrize("value", [b"Bearer \xff\xfe", b"a" * 5000, b"\xb2"])
+async def test_a_header_of_any_bytes_breaks_nothing(gateway: Any, name: str, value: bytes) -> None:
+    two = {"scorers": ["endogenous", "two"], "items": [ITEM]}
+    async with gateway() as client:
+        for body in ({"scorer": "endogenous", "items": [ITEM]}, two):
+            answer = await client.post("/v1/rewards", json=body, headers={name: value})
+            assert answer.status_code == 200, answer.text
+            assert answer.json()["id"] == answer.headers["x-request-id"]
+            assert len(answer.headers["x-request-id"]) <= 128
+
+
+@pytest.mark.parametrize(
+    "value", [b"\xb2", b"\xff", b"1e308", b"nan", b"-1", b"0", b"inf", b"1e-400"]
+)
+async def test_a_deadline_that_is_none_is_refused(gateway: Any, value: bytes) -> None:
+    body = {"scorer": "endogenous", "items": [ITEM]}
+    headers = {b"x-request-timeout-seconds": value}
+    async with gateway() as client:
+        answer = await client.post("/v1/rewards", json=body, headers=headers)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (422, "invalid_field")
+        headers = {b"x-request-timeout-seconds": b"0.0001"}
+        answer = await client.post("/v1/rewards", json=body, headers=headers)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline_exceeded")
+
+
 async def test_deployments_hear_whom_the_gateway_asks_for(gateway: Any, deployments: Any) -> None:
     body = {"scorer": "endogenous", "items": [ITEM]}
     async with gateway() as client:

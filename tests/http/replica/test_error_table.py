@@ -207,6 +207,17 @@ async def device_is_busy_past_the_deadline(
         )
 
 
+@case("body_timeout")
+async def body_stops_arriving(client: httpx.AsyncClient, fixture: Any) -> httpx.Response:
+    fixture("monkeypatch").setattr("tokenreward.http.body._MAX_PAUSE_S", 0.05)
+
+    async def half() -> AsyncIterator[bytes]:
+        yield b'{"scorer": "one", '
+        await asyncio.sleep(20)
+
+    return await client.post("/v1/rewards", content=half())
+
+
 def test_table_has_a_case_for_every_request_error_but_updating() -> None:
     assert set(CASES) == set(CLASSES) - {"updating"}
 

@@ -11,6 +11,7 @@ import weakref
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, ClassVar
+from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
@@ -35,6 +36,11 @@ LIMITS = Limits(max_body_bytes=10**6, max_request_items=100, request_timeout_s=2
 
 def app_of(slot: Slot) -> FastAPI:
     return build_app(ReplicaBackend("lm", slot, metrics=Metrics(), limits=LIMITS))
+
+
+def counted(text: str, line: str) -> float:
+    """The sum over the rows of `/metrics` that begin so."""
+    return sum(float(row.rsplit(" ", 1)[1]) for row in text.splitlines() if row.startswith(line))
 
 
 @pytest.fixture
@@ -242,11 +248,6 @@ async def test_unexpected_failure_tells_neither_caller_nor_log_what_was_sent(
 async def test_requests_are_counted_and_probes_are_not(
     served: Any, client: httpx.AsyncClient
 ) -> None:
-    def counted(text: str, line: str) -> float:
-        return sum(
-            float(row.rsplit(" ", 1)[1]) for row in text.splitlines() if row.startswith(line)
-        )
-
     before = (await client.get("/metrics")).text
     await client.get("/healthz")
     await client.post("/v1/rewards", json=BODY)
@@ -265,6 +266,30 @@ async def test_requests_are_counted_and_probes_are_not(
         'tokenreward_items_total{deployment="lm",replica="",scorer="endogenous"}': 3,
     }.items():
         assert counted(after, line) - counted(before, line) == grown, line
+
+
+async def test_callers_who_hang_up_are_counted_and_leave_nothing_in_the_log(
+    served: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While they send the body, and while they wait for the answer."""
+    address = urlsplit(served.url)
+    head = b"POST /v1/rewards HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n"
+    body = json.dumps(BODY).encode()
+    line = 'tokenreward_requests_total{deployment="lm",replica="",status="499"}'
+    with served.busy_device():
+        for sent in (body[:9], body):
+            _, writer = await asyncio.open_connection(address.hostname, address.port)
+            writer.write(head % len(body) + sent)
+            await writer.drain()
+            await asyncio.sleep(0.1)
+            writer.close()
+        async with httpx.AsyncClient(base_url=served.url) as client:
+            text = ""
+            while line not in text or counted(text, line) < 2:
+                text = (await client.get("/metrics")).text
+                await asyncio.sleep(0.02)
+    assert 'status="500"' not in text
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
 async def test_request_under_way_finishes_on_the_old_weights(checkpoint: Path) -> None:

@@ -30,7 +30,7 @@ from tokenreward.http.patience import patience_ends, patiently
 from tokenreward.http.plans import ProtocolPlans, log_probs_options, plan_for
 from tokenreward.http.protocols import Protocol
 from tokenreward.http.request_limits import Limits
-from tokenreward.http.scope import caller_of, headers_of, unless_gone
+from tokenreward.http.scope import caller_of, headers_of, is_plain, unless_gone
 from tokenreward.metrics import REQUESTS, Metrics, Snapshot, render
 from tokenreward.wire import RewardsRequest, served_name
 from tokenreward.wire.dependencies import dependencies, request_dependencies
@@ -165,8 +165,9 @@ class GatewayBackend(Backend):
             CALLER_HEADER: caller_of(request.scope),
         }
         for name in ("authorization", *TRACE_HEADERS):
-            if name in caller_headers:
-                headers[name] = caller_headers[name]
+            value = caller_headers.get(name)
+            if value is not None and is_plain(value):  # no key of ours has other characters
+                headers[name] = value
         limit_s = min(most_s, self.limits.time_limit_s(caller_headers))
         return UpstreamCall(
             self._upstreams, headers=headers, limit_s=limit_s, hold=hold, sends=sends, wants=wants

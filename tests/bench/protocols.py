@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -62,7 +62,7 @@ def _compared(
     cores: Cores,
     how: tuple[int, str],
 ) -> Figure:
-    """Samples per second in the protocol's shape and natively, medians of the rounds."""
+    """Samples per second in the protocol's shape and natively: medians of the rounds."""
     rounds, mode = how
     sides = {
         "protocol": (shape.path, [json.dumps(shape.body(sample)) for sample in found]),
@@ -78,22 +78,35 @@ def _compared(
         check(shape, found[:WARM_UP], *replies)
 
     server.pin(warm_up, cores)
-    functions = {name: partial(load, *side) for name, side in sides.items()}
-    loads = in_turns(functions, rounds=rounds)
-    for ours, native in zip(loads["protocol"], loads["native"], strict=True):
+    functions = {
+        name: partial(_taken, server, partial(load, *side)) for name, side in sides.items()
+    }
+    rounds_taken = in_turns(functions, rounds=rounds)
+    pairs = list(zip(rounds_taken["protocol"], rounds_taken["native"], strict=True))
+    for (ours, _), (native, _) in pairs:
         check(shape, found, ours.replies, native.replies)
-    seconds = {name: [each.seconds for each in runs] for name, runs in loads.items()}
-    ours_s, native_s = median(seconds["protocol"]), median(seconds["native"])
-    note = "; ".join(f"{name} {min(each):.3g}-{max(each):.3g} s" for name, each in seconds.items())
+    seconds = {name: [load.seconds for load, _ in runs] for name, runs in rounds_taken.items()}
+    note = "; ".join(
+        f"{name} {min(seconds[name]):.3g}-{max(seconds[name]):.3g} s, CPU "
+        f"{1000 * median(cpu_s for _, cpu_s in runs) / len(found):.3g} ms each"
+        for name, runs in rounds_taken.items()
+    )
     return Figure(
         f"{shape.name} / native, {mode} mode",
-        len(found) / ours_s,
-        len(found) / native_s,
-        native_s / ours_s,
+        len(found) / median(seconds["protocol"]),
+        len(found) / median(seconds["native"]),
+        # Of rounds, whose two runs follow each other: a busy machine is busy for both.
+        median(native.seconds / ours.seconds for (ours, _), (native, _) in pairs),
         TARGET,
         "req/s",
         note=note,
     )
+
+
+def _taken(server: Server, load: Callable[[], driver.Load]) -> tuple[driver.Load, float]:
+    """The load, and the CPU seconds that all of the service's processes took for it."""
+    began = server.cpu_seconds()
+    return load(), server.cpu_seconds() - began
 
 
 def check(

@@ -24,8 +24,9 @@ SITE = published.site()
 BUSY_S = 4.0
 TEXT = "<|bos|><|user|>2+2?<|end|><|assistant|>It is 4.<|end|>"
 MISSING = (
-    "PIL", "cachetools", "codetiming", "deepspeed", "flash_attn", "hydra", "jiter", "omegaconf",
-    "pylatexenc", "tensordict", "torchdata", "transfer_queue",
+    "PIL", "addict", "cachetools", "codetiming", "dacite", "deepspeed", "flash_attn", "hydra",
+    "jiter", "json_repair", "modelscope", "omegaconf", "oss2", "pylatexenc", "tensordict",
+    "tiktoken", "torchdata", "transfer_queue", "vllm",
 )  # fmt: skip
 
 
@@ -134,3 +135,32 @@ async def test_the_sdk_of_prime_rl_raises_at_last(always_busy: str, module: Any)
         assert sdk.max_retries == 2
         with pytest.raises(openai.InternalServerError):
             await sdk.post(f"{always_busy}/inference/v1/generate", cast_to=httpx.Response, body={})
+
+
+def ask_of_swift(module: Any, teacher: Any) -> list[Any]:
+    protocol = module("swift.infer_engine.protocol")
+    messages = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": [7, 8]}]
+    config = protocol.RequestConfig(prompt_logprobs=0, max_tokens=1, temperature=0.0)
+    request = protocol.RolloutInferRequest(messages=messages)
+    return list(teacher.infer([request], request_config=config, use_tqdm=False))
+
+
+def test_ms_swift_waits_for_a_teacher_before_the_first_request(
+    busy: str, module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = module("swift.rlhf_trainers.vllm_client")
+    monkeypatch.setattr(client, "is_vllm_available", lambda: True)
+    teacher = client.VLLMInferClient([busy], connection_timeout=60.0)
+    [answer] = ask_of_swift(module, teacher)
+    assert answer.prompt_token_ids[-2:] == [7, 8]
+
+
+def test_ms_swift_raises_at_once_afterwards(
+    url: str, always_busy: str, module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = module("swift.rlhf_trainers.vllm_client")
+    monkeypatch.setattr(client, "is_vllm_available", lambda: True)
+    teacher = client.VLLMInferClient([url], connection_timeout=10.0)
+    teacher.base_urls = [always_busy]
+    with pytest.raises(RuntimeError, match="503"):
+        ask_of_swift(module, teacher)

@@ -21,6 +21,10 @@ from tokenreward_client import AsyncClient, Client
 from tokenreward_client.trainers import TokenReward
 
 SITE = published.site()
+
+# Before vLLM is stood in for: TRL compares its version.
+from trl.generation import vllm_client as trl_client  # noqa: E402
+
 MISSING = (
     "PIL", "addict", "cachetools", "codetiming", "dacite", "deepspeed", "flash_attn", "hydra",
     "jiter", "json_repair", "modelscope", "omegaconf", "oss2", "pylatexenc", "tensordict",
@@ -98,7 +102,6 @@ def teacher_clients(url: str, module: Any, patch: pytest.MonkeyPatch) -> Iterato
         return [value for (value,) in values[-len(IDS) :]]
 
     yield "ms_swift", of_swift
-    trl_client = module("trl.generation.vllm_client")
     patch.setattr(trl_client, "is_vllm_available", lambda *args, **settings: True)
     trl = trl_client.VLLMClient(base_url=url, connection_timeout=10.0)
 

@@ -14,7 +14,7 @@ TRAINERS_STAMP := $(TRAINERS_SITE)/.unpacked
 # Tests run in as many processes as there are cores. ARGS="-n 0" runs them in one.
 PROCESSES := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help serve serve-smol test lint format wheel bench sweep trainers learning scale clean
+.PHONY: help serve serve-smol test lint format wheel bench sweep trainers pushes learning scale clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile
@@ -55,6 +55,9 @@ sweep: $(STAMP)  ## every language model and classifier of transformers, tiny, a
 trainers: $(STAMP) $(TRAINERS_STAMP)  ## the protocols and adapters against the trainers' own published code
 	@echo "==> running the trainers' own clients; SLIME_CHECKOUT, PRIME_RL_CHECKOUT and RLLM_CHECKOUT name what PyPI has not"
 	@TRAINERS_SITE=$(TRAINERS_SITE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/trainers -o filterwarnings=ignore $(ARGS)
+
+pushes: $(STAMP)  ## 200 pushes of weights under load, with replicas killed now and then; ten minutes (ARGS="--pushes 20")
+	@PYTHONPATH=tests $(BIN)/python -m pushes $(ARGS)
 
 learning: $(STAMP)  ## TRL trains the demo policy: one reward a response beside one a token (ARGS="--rewards rm logprob")
 	@PYTHONPATH=tests $(BIN)/python -m learning $(ARGS)

@@ -15,6 +15,7 @@ from typing import Any, Self, TypeVar, Unpack, cast
 
 import httpx
 
+from tokenreward.wire.weights import DeploymentWeights, PushReply
 from tokenreward_client.flow import Flow, Send, Step
 from tokenreward_client.items import ItemLike
 from tokenreward_client.listing import ScorerInfo
@@ -22,6 +23,7 @@ from tokenreward_client.options import ScoreOptions
 from tokenreward_client.rewards import Rewards
 from tokenreward_client.session import Session, build_request
 from tokenreward_client.threads import Stop, is_done_in_time, side_by_side
+from tokenreward_client.weights import PushOptions
 
 T = TypeVar("T")
 
@@ -76,8 +78,8 @@ class Client(Session):
                 ids. Ids may be lists or integer arrays of any library.
             scorer: The scorer's name; `endogenous` if neither `scorer` nor `scorers` is there.
             **options: What else is asked, each a keyword: `options`, `credit`, `scorers`,
-                `combine`, `return_tokens`, `min_version`, `on_error`, `timeout_s` and
-                `fingerprint`, as ScoreOptions describes them.
+                `combine`, `return_tokens`, `min_version`, `wait_for_version_s`, `on_error`,
+                `timeout_s` and `fingerprint`, as ScoreOptions describes them.
 
         Returns:
             One Rewards per item, in the order of the items.
@@ -107,6 +109,55 @@ class Client(Session):
             BadReply: The reply is no list of scorers.
         """
         return self._drive(self._scorers_flow(wait_for), Stop())
+
+    def update_weights(self, deployment: str, **push: Unpack[PushOptions]) -> PushReply:
+        """Have a deployment serve other weights, and return once its replicas do.
+
+            client.update_weights("rm", checkpoint="/runs/step-200", version=200, admin_key=key)
+
+        All replicas read and check the weights before one of them changes. If one cannot serve
+        them, nothing changes. The same call again changes nothing.
+
+        Args:
+            deployment: The deployment's name.
+            **push: `checkpoint`, `version` and `admin_key`; for a deployment that has them,
+                `adapter` and `reference_checkpoint`; and `timeout_s`, as PushOptions describes.
+
+        Returns:
+            The version and, in `replicas`, what each replica serves now.
+
+        Raises:
+            BadArgument: An argument cannot be sent.
+            ServerRefused: The version is not greater (`version_conflict`), the weights do not fit
+                the model, or the key is no admin key.
+            ConnectionFailed, DeadlineExceeded, BadReply: As `score`.
+        """
+        return self._drive(self._push_flow(deployment, push), Stop())
+
+    def weights(self, deployment: str, admin_key: str) -> DeploymentWeights:
+        """Show which weights were pushed to a deployment, which its settings declare, and what each
+        replica serves. Raises as `update_weights`."""
+        return self._drive(self._weights_flow(deployment, admin_key), Stop())
+
+    def wait_ready(
+        self,
+        version: int | None = None,
+        deployment: str | None = None,
+        timeout_s: float | None = None,
+    ) -> None:
+        """Return once every deployment answers.
+
+        Args:
+            version: Also wait until the weights have this version or a greater one, as the listing
+                shows it. It shows one replica of each deployment; for all of them, score with
+                `min_version` and `wait_for_version_s`.
+            deployment: The deployment that must have the version; by default all of them.
+            timeout_s: The deadline in seconds, in place of the client's.
+
+        Raises:
+            DeadlineExceeded, ServerRefused, ConnectionFailed, BadReply: As `scorers`.
+        """
+        self._drive(self._ready_flow(version, deployment, timeout_s), Stop())
 
     def close(self) -> None:
         """Close the connections. A process that was forked off leaves them to its parent."""
@@ -174,6 +225,23 @@ class AsyncClient(Session):
     async def scorers(self, *, wait_for: Iterable[str] = ()) -> list[ScorerInfo]:
         """List the scorers that the service offers, as `Client.scorers` does."""
         return await self._drive(self._scorers_flow(wait_for))
+
+    async def update_weights(self, deployment: str, **push: Unpack[PushOptions]) -> PushReply:
+        """Have a deployment serve other weights, as `Client.update_weights` does."""
+        return await self._drive(self._push_flow(deployment, push))
+
+    async def weights(self, deployment: str, admin_key: str) -> DeploymentWeights:
+        """Show the weights of a deployment, as `Client.weights` does."""
+        return await self._drive(self._weights_flow(deployment, admin_key))
+
+    async def wait_ready(
+        self,
+        version: int | None = None,
+        deployment: str | None = None,
+        timeout_s: float | None = None,
+    ) -> None:
+        """Return once every deployment answers, as `Client.wait_ready` does."""
+        await self._drive(self._ready_flow(version, deployment, timeout_s))
 
     async def close(self) -> None:
         """Close the connections. A process that was forked off leaves them to its parent."""

@@ -40,6 +40,7 @@ class Send:
         timeout_s: Seconds after which a reply is worth nothing.
         content_type: The media type of the body.
         request_id: A new id for every try, by which the reply is known to be its own.
+        authorization: The header of that name, in place of the client's.
     """
 
     path: str
@@ -47,6 +48,7 @@ class Send:
     timeout_s: float
     content_type: str = JSON_TYPE
     request_id: str = field(default_factory=lambda: OUR_ID + uuid.uuid4().hex)
+    authorization: str | None = field(default=None, repr=False)
 
     @property
     def headers(self) -> dict[str, str]:
@@ -60,6 +62,8 @@ class Send:
         }
         if self.body is not None:
             headers["content-type"] = self.content_type
+        if self.authorization is not None:
+            headers["authorization"] = self.authorization
         return headers
 
 

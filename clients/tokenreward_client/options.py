@@ -31,6 +31,8 @@ class ScoreOptions(TypedDict, total=False):
         credit: How a score becomes rewards, as on the wire; with `scorers` keyed by scorer name.
         return_tokens: Whether answers say which tokens were scored.
         min_version: The lowest version of the weights that will do.
+        wait_for_version_s: Seconds that a request waits for `min_version` at the service, before
+            its deadline, where it would be refused at once.
         on_error: "raise" (default) raises ItemFailed for the first item that failed, once all are
             done, and at once what ends a request. "return" leaves the error in the item's Rewards:
             its own, or what ended its request, with the service's code where there is one, else
@@ -49,6 +51,7 @@ class ScoreOptions(TypedDict, total=False):
     credit: Mapping[str, Any] | None
     return_tokens: bool
     min_version: int | None
+    wait_for_version_s: float | None
     on_error: Literal["raise", "return"]
     timeout_s: float | None
     fingerprint: str | None
@@ -79,7 +82,7 @@ def write_head(scorer: str | None, options: ScoreOptions, wire: WireName) -> byt
         head["scorer"] = scorer or DEFAULT_SCORER
     else:
         head["scorers"] = list(names)
-    for name in ("options", "credit", "combine", "min_version"):
+    for name in ("options", "credit", "combine", "min_version", "wait_for_version_s"):
         value = options.get(name)
         if value is not None:
             head[name] = value

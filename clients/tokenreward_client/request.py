@@ -12,7 +12,7 @@ from typing import cast
 import httpx
 
 from tokenreward.wire import JSON_TYPE
-from tokenreward.wire.paths import REWARDS_PATH, SCORERS_PATH
+from tokenreward.wire.paths import READY_PATH, REWARDS_PATH, SCORERS_PATH, is_weights_path
 from tokenreward_client.errors import ClientError, DeadlineExceeded, ServerRefused
 from tokenreward_client.flow import Flow, Send
 from tokenreward_client.response import error_of, retry_after_s
@@ -21,7 +21,7 @@ from tokenreward_client.retry import Attempts
 
 def is_lost_path(path: str, error: ClientError) -> bool:
     """Whether a deployment's path leads nowhere. The gateway may still reach what is asked for."""
-    if path in (REWARDS_PATH, SCORERS_PATH):
+    if path in (REWARDS_PATH, SCORERS_PATH, READY_PATH) or is_weights_path(path):
         return False
     return isinstance(error, ServerRefused) and error.status == 404
 
@@ -31,6 +31,7 @@ def send_until_answered(
     write_body: Callable[[], bytes] | None,
     attempts: Attempts,
     content_type: str = JSON_TYPE,
+    authorization: str | None = None,
 ) -> Flow[httpx.Response]:
     """Send a request, again and again where that may help, until a reply with status 200 comes.
 
@@ -39,13 +40,13 @@ def send_until_answered(
         write_body: Gives the body, which is made anew for each try; None for a GET.
         attempts: The tries and the time that are left.
         content_type: The media type of the body.
+        authorization: The header of that name, in place of the client's.
 
     Returns:
         The reply.
 
     Raises:
-        ServerRefused: The request was refused, and another try does not help or is not left.
-        ConnectionFailed: The same of a connection.
+        ServerRefused, ConnectionFailed: Another try does not help or is not left.
         DeadlineExceeded: No time is left.
         BadReply: The reply cannot be read, or answers another request.
     """
@@ -54,7 +55,7 @@ def send_until_answered(
         try:
             yield from attempts.wait_turn(ticket)
             body = None if write_body is None else write_body()
-            send = Send(path, body, attempts.left_s(), content_type)
+            send = Send(path, body, attempts.left_s(), content_type, authorization=authorization)
             answer = yield send
             # A GET may be answered from a cache, with the id of the request that filled it.
             error = error_of(answer, None if body is None else send.request_id)

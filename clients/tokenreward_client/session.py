@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import httpx
 
 from tokenreward.wire.paths import REWARDS_PATH
+from tokenreward.wire.weights import DeploymentWeights, PushReply
 from tokenreward_client.call import Call, score_request
 from tokenreward_client.connection import CONNECT_TIMEOUT_S, transport_options
 from tokenreward_client.errors import BadArgument
@@ -24,6 +25,7 @@ from tokenreward_client.media import WireName, check_wire
 from tokenreward_client.options import ScoreOptions
 from tokenreward_client.retry import Attempts, Retry
 from tokenreward_client.rewards import Rewards
+from tokenreward_client.weights import PushOptions, push_weights, show_weights, wait_until_ready
 from tokenreward_client.window import Window
 
 # The listing only saves a hop: a gateway that keeps silent about it should not eat the deadline.
@@ -156,9 +158,29 @@ class Session(ABC):
 
     def _scorers_flow(self, wait_for: Iterable[str]) -> Flow[list[ScorerInfo]]:
         """The flow of one `scorers` call."""
+        return self._scorers.refresh_until(list(wait_for), self._attempts(None))
+
+    def _push_flow(self, deployment: str, options: PushOptions) -> Flow[PushReply]:
+        """The flow of one `update_weights` call."""
+        return push_weights(deployment, options, self._attempts(options.get("timeout_s")))
+
+    def _weights_flow(self, deployment: str, admin_key: str) -> Flow[DeploymentWeights]:
+        """The flow of one `weights` call."""
+        return show_weights(deployment, admin_key, self._attempts(None))
+
+    def _ready_flow(
+        self, version: int | None, deployment: str | None, timeout_s: float | None
+    ) -> Flow[None]:
+        """The flow of one `wait_ready` call."""
+        attempts = self._attempts(timeout_s)
+        return wait_until_ready(self._scorers, attempts, version, deployment)
+
+    def _attempts(self, timeout_s: float | None) -> Attempts:
+        """The tries of a call that sends one request at a time."""
         self._begin_after_fork()
-        deadline = self._retry.clock() + self._timeout_s
-        return self._scorers.refresh_until(list(wait_for), Attempts(self._retry, deadline))
+        if timeout_s is None:
+            timeout_s = self._timeout_s
+        return Attempts(self._retry, self._retry.clock() + _check_timeout(timeout_s))
 
     def _http_options(self, transport: type[Any]) -> dict[str, Any]:
         limits = httpx.Limits(max_keepalive_connections=self._max_concurrency)

@@ -62,14 +62,16 @@ def demo_settings() -> Settings:
     return load_settings(DEMO_FILE)
 
 
-def read_api_keys(file: Path | str | None) -> tuple[SecretStr, ...]:
-    """The API keys that a file holds.
+def read_api_keys(file: Path | str | None, setting: str = "api_keys_file") -> tuple[SecretStr, ...]:
+    """The keys that a file holds.
 
     A key is a line without the white space around it. Blank lines are skipped, and so is a byte
     order mark, which some editors put in front.
 
     Args:
-        file: The setting `api_keys_file`; None means that the service is open.
+        file: Where the keys are; None for none.
+        setting: What messages call it: `api_keys_file`, without which the service is open, or
+            `admin_keys_file`.
 
     Returns:
         The keys in the order of the file; none without a file.
@@ -83,9 +85,9 @@ def read_api_keys(file: Path | str | None) -> tuple[SecretStr, ...]:
     try:
         lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
-        raise SettingsError(f"`api_keys_file`: cannot read {file}: {error.strerror}") from None
+        raise SettingsError(f"`{setting}`: cannot read {file}: {error.strerror}") from None
     except UnicodeError:
-        raise SettingsError(f"`api_keys_file`: {file} is not UTF-8 text") from None
+        raise SettingsError(f"`{setting}`: {file} is not UTF-8 text") from None
     keys = []
     for number, line in enumerate(lines, start=1):
         key = line.strip()
@@ -94,10 +96,10 @@ def read_api_keys(file: Path | str | None) -> tuple[SecretStr, ...]:
         if not all("!" <= character <= "~" for character in key):
             # The message does not quote the key, because messages end up in logs.
             message = "a key is printable ASCII without white space"
-            raise SettingsError(f"`api_keys_file`: {file}, line {number}: {message}")
+            raise SettingsError(f"`{setting}`: {file}, line {number}: {message}")
         keys.append(SecretStr(key))
     if not keys:
-        raise SettingsError(f"`api_keys_file`: {file} holds no key")
+        raise SettingsError(f"`{setting}`: {file} holds no key")
     return tuple(keys)
 
 
@@ -136,11 +138,12 @@ def _refuse_repeated_keys(node: yaml.MappingNode) -> None:
 
 
 def _with_absolute_paths(content: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The same content with the key file and the checkpoints that are beside the config as absolute
-    paths, so that they mean the same wherever they are read."""
-    keys_file = content.get("api_keys_file")
-    if isinstance(keys_file, str):
-        content = {**content, "api_keys_file": str(folder / keys_file)}
+    """The same content with the key files and the checkpoints beside the config as absolute paths,
+    so that they mean the same wherever they are read."""
+    for setting in ("api_keys_file", "admin_keys_file"):
+        keys_file = content.get(setting)
+        if isinstance(keys_file, str):
+            content = {**content, setting: str(folder / keys_file)}
     deployments = content.get("deployments")
     if isinstance(deployments, list):
         deployments = [_with_absolute_checkpoints(entry, folder) for entry in deployments]

@@ -10,6 +10,7 @@ The tree:
         Unauthorized             401   unauthorized
         UnknownScorer            404   unknown_scorer
         UnknownRoute             404   unknown_route
+        VersionConflict          409   version_conflict
         VersionNotReached        409   version_not_reached     retryable
         BodyTimeout              408   body_timeout            retryable
         BodyTooLarge             413   body_too_large
@@ -114,6 +115,12 @@ class UnknownRoute(RequestError):
     status, code = 404, "unknown_route"
 
 
+class VersionConflict(RequestError):
+    """Weights were pushed under a version that the deployment has passed, or has for others."""
+
+    status, code = 409, "version_conflict"
+
+
 class VersionNotReached(RequestError):
     status, code, retryable = 409, "version_not_reached", True
 
@@ -169,8 +176,7 @@ class Loading(RequestError):
 
 
 class Updating(RequestError):
-    """Reserved: old weights serve until new ones have loaded, so nothing raises it now. Clients
-    treat it as `loading`."""
+    """The weights are being changed by somebody else. Clients treat it as `loading`."""
 
     status, code, retryable = 503, "updating", True
 

@@ -143,6 +143,8 @@ def test_a_relative_key_file_is_relative_to_the_configuration(tmp_path: Path) ->
         load_settings(write(tmp_path, service(api_keys_file="keys"))).api_keys_file
         == tmp_path / "keys"
     )
+    settings = load_settings(write(tmp_path, service(admin_keys_file="admins")))
+    assert settings.admin_keys_file == tmp_path / "admins"
     absolute = str(tmp_path / "elsewhere")
     assert load_settings(write(tmp_path, service(api_keys_file=absolute))).api_keys_file == Path(
         absolute
@@ -189,6 +191,15 @@ def test_a_key_that_no_header_can_carry_is_refused_by_its_line_and_not_quoted(
     ) as caught:
         read_api_keys(file)
     assert key not in str(caught.value)
+
+
+def test_what_is_wrong_with_a_file_of_admin_keys_is_said_of_that_setting(tmp_path: Path) -> None:
+    assert parse_settings(service()).admin_keys_file is None
+    (tmp_path / "empty").touch()
+    (tmp_path / "wrong").write_text("two words")
+    for name in ("absent", "empty", "wrong"):
+        with pytest.raises(SettingsError, match=r"^`admin_keys_file`"):
+            read_api_keys(tmp_path / name, "admin_keys_file")
 
 
 @pytest.mark.parametrize("name", ["absent", "."])

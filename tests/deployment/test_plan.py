@@ -199,6 +199,17 @@ def test_keys_travel_as_a_file_name_and_never_as_keys(tmp_path: Path) -> None:
     assert "sesame" not in repr(limits)
 
 
+def test_only_the_gateway_learns_the_file_of_admin_keys(tmp_path: Path) -> None:
+    (tmp_path / "admins").write_text("sesame\n")
+    content = {**demo_settings().model_dump(), "admin_keys_file": tmp_path / "admins"}
+    config = serve_config(parse_settings(content))
+    assert "sesame" not in str(config)
+    gateway, *deployments = (limits_of(app["args"]) for app in config["applications"])
+    assert [key.get_secret_value() for key in gateway.admin_keys] == ["sesame"]
+    assert not any(limits.admin_keys for limits in deployments)
+    assert "sesame" not in repr(gateway)
+
+
 def test_limits_of_requests_travel_to_the_gateway_and_to_every_replica() -> None:
     limits = {
         "max_body_bytes": 1000,

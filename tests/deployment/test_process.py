@@ -20,6 +20,7 @@ from ray._common.formatters import JSONFormatter
 from uvicorn.protocols.websockets import auto
 
 from fakes import web
+from fakes.pushes import MemoryStore
 from tokenreward.deployment import process
 from tokenreward.deployment.replica import Replica
 from tokenreward.http.app import refuse_websockets
@@ -44,8 +45,9 @@ def this_process() -> Iterator[None]:
 
 
 @pytest.fixture
-def replica(this_process: None, language_model: Path) -> Any:
+def replica(this_process: None, language_model: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The class that Ray wraps, without Ray."""
+    monkeypatch.setattr("tokenreward.deployment.replica.RayKeyValues", MemoryStore)
     limits = {"max_body_bytes": 1000, "max_request_items": 8, "request_timeout_s": 30.0}
     deployment = {
         "name": "lm",

@@ -19,6 +19,7 @@ import pytest
 from fakes import tiny, web
 
 START_S = 240.0
+ADMIN_KEY = "the-admin-key"
 
 
 @dataclass
@@ -95,6 +96,8 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two deployments, one of them twice."""
     folder = tmp_path_factory.mktemp("e2e")
     tiny.save(folder / "lm")
+    tiny.save(folder / "lm-2", seed=2)
+    (folder / "admins").write_text(f"{ADMIN_KEY}\n")
     tiny.save(folder / "rm", task="reward_model")
     lm = [{"type": "endogenous"}, {"type": "constant", "name": "one"}]
     two = {"type": "constant", "name": "two", "options": {"value": 2.0}}
@@ -112,8 +115,14 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     file = folder / "service.yaml"
     file.write_text(
-        json.dumps({"deployments": deployments, "max_body_bytes": 1_000_000})
-    )  # JSON is YAML
+        json.dumps(  # JSON is YAML
+            {
+                "deployments": deployments,
+                "max_body_bytes": 1_000_000,
+                "admin_keys_file": str(folder / "admins"),
+            }
+        )
+    )
     return file
 
 

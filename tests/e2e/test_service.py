@@ -19,6 +19,7 @@ import pytest
 
 from fakes import monitoring
 from fakes.listeners import codes, is_loopback
+from pushes.run import run
 
 ITEM = {"prompt": "2+2?", "response": "It is 4.", "spans": [[0, 3], [3, 8]]}
 
@@ -223,6 +224,31 @@ def test_a_killed_proxy_is_back_within_seconds(service: Any, client: httpx.Clien
         with contextlib.suppress(httpx.HTTPError):
             is_back = client.post("/v1/rewards", json=body).status_code == 200
         time.sleep(0.1)
+
+
+async def test_pushed_weights_serve_on_all_replicas_and_on_those_that_come_later(
+    service: Any, config: Any
+) -> None:
+    settings = {"name": "lm", "task": "causal_lm", "scorers": [{"type": "endogenous"}]}
+
+    def kill() -> None:
+        name = "ray::ServeReplica:lm"
+        victim = next(process for process in service.tree() if process.name().startswith(name))
+        victim.send_signal(signal.SIGKILL)
+
+    outcome = await run(
+        service.url,
+        settings,
+        [str(config.parent / "lm"), str(config.parent / "lm-2")],
+        admin_key="the-admin-key",
+        num_pushes=5,
+        kill=kill,
+        kill_every=5,
+    )
+    report = outcome.lines()
+    assert (outcome.failures, outcome.mixed, outcome.wrong) == ([], [], []), report
+    assert outcome.num_kills == 1
+    assert outcome.final == [6, 6], report
 
 
 def test_ctrl_c_stops_everything_quickly_and_silently(service: Any) -> None:

@@ -15,7 +15,7 @@ from tokenreward.errors import (
     RequestError,
     UnknownField,
 )
-from tokenreward.wire.weights import MAX_VERSION, Weights, parse_weights, weights_schema
+from tokenreward.wire.weights import MAX_VERSION, Weights, parse_weights
 
 
 def push(**fields: Any) -> bytes:
@@ -94,12 +94,3 @@ def test_what_is_no_object_is_malformed(body: bytes) -> None:
 
 def test_a_large_body_is_refused_before_it_is_read() -> None:
     assert isinstance(refuse(b"[" * 70_000), BodyTooLarge)
-
-
-def test_the_schema_has_every_field_with_a_description_or_a_default() -> None:
-    schema = weights_schema()
-    fields = {"checkpoint", "version", "adapter", "reference_checkpoint"}
-    assert schema["properties"].keys() == fields
-    assert schema["required"] == ["checkpoint", "version"]
-    assert schema["additionalProperties"] is False
-    assert all(entry["description"] for entry in schema["properties"].values())

@@ -23,6 +23,7 @@ COMMANDS = {
     "serve": "serve scorers over HTTP on this machine",
     "score": "score prompts and responses from a JSONL file",
     "eval": "judge scorers of a running service on preference data",
+    "weights": "push weights to a deployment of a running service, or show which it has",
     "check": "load the checkpoints of a config, probe them, and say what would be served",
     "schema": "print the JSON schema of the settings, or Ray Serve's config",
 }

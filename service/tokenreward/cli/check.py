@@ -46,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
     """
     settings = demo_settings() if args.config is None else load_settings(args.config)
     read_api_keys(settings.api_keys_file)
+    read_api_keys(settings.admin_keys_file, "admin_keys_file")
     from tokenreward.http.plans import check_plans
 
     check_plans(settings)

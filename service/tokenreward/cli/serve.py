@@ -48,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         settings = _settings(args)
         read_api_keys(settings.api_keys_file)
+        read_api_keys(settings.admin_keys_file, "admin_keys_file")
     except SettingsError as error:
         return _fail(str(error))
     from tokenreward.deployment.instance import Instance

@@ -1,5 +1,5 @@
-"""The gateway as Ray Serve runs it, and what it needs of Ray: the metrics and the health of all
-replicas.
+"""The gateway as Ray Serve runs it, and what it needs of Ray: the metrics, the health and the
+weights of all replicas.
 
 It knows no scorers and reads no requests.
 """
@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
 from typing import Any
 
 import httpx
 from ray import serve
-from ray.exceptions import RayError
+from ray.exceptions import ActorDiedError, RayError
 from ray.serve.exceptions import RayServeException
 
 from tokenreward.deployment.plan import (
@@ -25,11 +25,14 @@ from tokenreward.deployment.plan import (
     protocol_plans,
 )
 from tokenreward.deployment.process import log_with_ray, tune_interpreter
+from tokenreward.deployment.registry import RayKeyValues
 from tokenreward.deployment.replica_counts import ray_controller, replica_counts
-from tokenreward.http.app import build_app, refuse_websockets
+from tokenreward.http.app import Endpoint, build_app, refuse_websockets
 from tokenreward.http.gateway.backend import LABEL, GatewayBackend
+from tokenreward.http.gateway.registry import Registry
 from tokenreward.http.gateway.scorer_routes import ScorerRoute
 from tokenreward.http.gateway.upstream import Upstreams
+from tokenreward.http.gateway.weights import WeightsRoute
 from tokenreward.http.scope import App
 from tokenreward.metrics import REQUESTS, Metrics, Snapshot
 
@@ -91,7 +94,20 @@ class Gateway:
             replica=serve.get_replica_context().replica_tag,
             plans=protocol_plans(self._args),
         )
-        return build_app(backend)
+        return build_app(backend, self._weights_route(backend, list(deployments)))
+
+    def _weights_route(self, backend: GatewayBackend, deployments: list[str]) -> Endpoint | None:
+        """What answers the routes of weights; None for a service without admin keys."""
+        if not backend.limits.admin_keys:
+            return None
+        route = WeightsRoute(
+            deployments,
+            partial(call_replicas, ray_handle),
+            Registry(RayKeyValues()),
+            limits=backend.limits,
+            bodies=backend.bodies,
+        )
+        return route.answer
 
     async def snapshot(self) -> tuple[str, Snapshot]:
         """This replica's id and its metrics."""
@@ -128,6 +144,22 @@ async def _gather(deployments: Iterable[str]) -> dict[tuple[str, str], Snapshot]
 async def has_ready(handle_of: HandleOf, deployment: str) -> bool:
     """Whether one of a deployment's replicas is loaded and healthy."""
     return bool(await _broadcast(handle_of, deployment, "check_health"))
+
+
+async def call_replicas(
+    handle_of: HandleOf, deployment: str, method: str, arguments: Sequence[Any], within_s: float
+) -> list[Any]:
+    """What a method of each running replica returns, or the exception of one that does not answer.
+    A replica that has died is left out: another takes its place, and starts anew."""
+    try:
+        broadcast = handle_of(deployment).broadcast(method, *arguments)
+        answers = await broadcast.results_async(timeout_s=within_s, return_exceptions=True)
+    except TimeoutError as error:
+        return [error]
+    except _GONE as error:
+        logger.info("%s: no replica answers (%s)", deployment, type(error).__name__)
+        return []
+    return [answer for answer in answers if not isinstance(answer, ActorDiedError)]
 
 
 async def _broadcast(handle_of: HandleOf, deployment: str, method: str) -> list[Any]:

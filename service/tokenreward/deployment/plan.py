@@ -83,7 +83,10 @@ def limits_of(args: dict[str, Any]) -> Limits:
     """
     # Behind Ray's proxy, which adds X-Request-ID to replies, we do not.
     return Limits(
-        **args["limits"], api_keys=read_api_keys(args["api_keys_file"]), echo_request_id=False
+        **args["limits"],
+        api_keys=read_api_keys(args["api_keys_file"]),
+        admin_keys=read_api_keys(args.get("admin_keys_file"), "admin_keys_file"),
+        echo_request_id=False,
     )
 
 
@@ -108,6 +111,9 @@ def _gateway(settings: Settings, *, is_cluster: bool) -> dict[str, Any]:
         "graceful_shutdown_timeout_s": settings.max_timeout_s,
         "ray_actor_options": {"num_cpus": settings.gateway_num_cpus},
     }
+    admin: dict[str, Any] = {}  # only the gateway has routes for admin keys
+    if settings.admin_keys_file is not None:
+        admin["admin_keys_file"] = str(settings.admin_keys_file)
     if is_cluster and settings.gateway_num_replicas > 1:
         options["max_replicas_per_node"] = 1
     return {
@@ -117,6 +123,7 @@ def _gateway(settings: Settings, *, is_cluster: bool) -> dict[str, Any]:
         "args": {
             **_http(settings),
             **_protocols(settings, routes),
+            **admin,
             "routes": routes,
             "url": internal_url(settings),
         },

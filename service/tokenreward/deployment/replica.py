@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ray import serve
 
+from tokenreward.deployment.follower import Follower, declared_weights
 from tokenreward.deployment.plan import limits_of, protocol_plans
 from tokenreward.deployment.process import (
     freeze_loaded_objects,
@@ -20,12 +22,15 @@ from tokenreward.deployment.process import (
     log_with_ray,
     tune_interpreter,
 )
+from tokenreward.deployment.registry import RayKeyValues
 from tokenreward.engine.slot import Slot
 from tokenreward.http.app import build_app, refuse_websockets
+from tokenreward.http.gateway.registry import Registry
 from tokenreward.http.replica import ReplicaBackend
 from tokenreward.http.scope import App
 from tokenreward.metrics import Metrics, Snapshot
 from tokenreward.settings import DeploymentSettings
+from tokenreward.wire.weights import Weights
 
 if TYPE_CHECKING:
     from tokenreward.engine import Engine
@@ -51,6 +56,8 @@ class Replica:
         self._plans = protocol_plans(args)
         self._metrics = Metrics()
         self.slot = Slot()
+        pushed = partial(Registry(RayKeyValues()).pushed, self._settings["name"])
+        self._follower = Follower(self.slot, pushed)
 
     def __serve_build_asgi_app__(self) -> App:
         backend = ReplicaBackend(
@@ -63,17 +70,25 @@ class Replica:
         return build_app(backend)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Loads other weights while the old ones serve, then swaps them.
+        """Loads the newest weights, if they are not those that serve, then swaps them.
 
         Args:
-            user_config: The settings that change in place: checkpoint and version.
+            user_config: The settings that change in place: checkpoint and version. If weights with
+                a greater version, or the same one, were pushed, those are loaded.
         """
         settings = DeploymentSettings.model_validate({**self._settings, **user_config})
-        engine = await asyncio.to_thread(self._load, settings)
-        # The old weights are frozen, too. Unfrozen, they are found and freed once they are dropped.
-        gc.unfreeze()
-        await self.slot.put(engine)
-        await asyncio.to_thread(freeze_loaded_objects)
+        async with self._follower.busy:
+            newest = await self._follower.newest(declared_weights(settings))
+            if self._follower.serves(newest.version):
+                return
+            engine = await asyncio.to_thread(self._load, settings.with_weights(newest))
+            # The old weights are frozen, too. Unfrozen, they are found and freed once they are
+            # dropped.
+            gc.unfreeze()
+            await self.slot.put(engine)
+            self._follower.forget()
+            await asyncio.to_thread(freeze_loaded_objects)
+        await self._follower.catch_up()  # with what was pushed meanwhile
 
     def _load(self, settings: DeploymentSettings) -> Engine:
         limit_threads(settings.num_cpus)
@@ -83,9 +98,26 @@ class Replica:
 
         return Engine.load(settings, report=self._metrics.report, say=logger.info)
 
-    def check_health(self) -> None:
+    async def check_health(self) -> None:
         """Raises what is wrong. Ray replaces a replica whose check keeps raising."""
         self.slot.engine.check_health()
+        self._follower.check()
+
+    async def prepare_weights(self, weights: dict[str, Any], within_s: float) -> dict[str, Any]:
+        """Reads weights and checks them, for a commit that comes soon."""
+        return _signed(await self._follower.prepare(Weights(**weights), within_s=within_s))
+
+    async def commit_weights(self, version: int, within_s: float) -> dict[str, Any]:
+        """Serves what was prepared for a version."""
+        return _signed(await self._follower.commit(version, within_s=within_s))
+
+    async def discard_weights(self, version: int) -> dict[str, Any]:
+        """Drops what was prepared for a version."""
+        return _signed(self._follower.discard(version))
+
+    async def weights_status(self) -> dict[str, Any]:
+        """The version that is served and the weights that are declared."""
+        return _signed(self._follower.status())
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """What this replica has to do, for the policy in `autoscaling.py`; nothing while it loads.
@@ -97,3 +129,8 @@ class Replica:
     async def snapshot(self) -> tuple[str, Snapshot]:
         """This replica's id and its metrics."""
         return serve.get_replica_context().replica_tag, self._metrics.snapshot()
+
+
+def _signed(report: dict[str, Any]) -> dict[str, Any]:
+    """A report with the name of the replica that makes it."""
+    return {"replica": serve.get_replica_context().replica_tag, **report}

@@ -31,6 +31,7 @@ class Slot:
         self._engine = engine
         self._num_leases: Counter[Engine] = Counter()
         self._returned = asyncio.Event()
+        self._next_version = asyncio.Event()  # another one for each version
 
     @property
     def engine(self) -> Engine:
@@ -58,10 +59,24 @@ class Slot:
         pending = engine.batcher.queued_tokens + engine.worker.running_tokens
         return engine.worker.load.figures(pending + engine.num_preprocess_tokens)
 
+    def announce(self) -> None:
+        """Lets those go on who wait for the version that the engine has now."""
+        self._next_version.set()
+        self._next_version = asyncio.Event()
+
+    async def wait_for_version(self, version: int, *, within_s: float) -> None:
+        """Returns once the engine has this version or a greater one, or when time is up. Raises
+        Loading."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                while self.engine.version < version:
+                    await self._next_version.wait()
+
     async def put(self, engine: Engine) -> None:
         """Serves with another engine from now on. Returns once the one before is closed, which it
         is when the last request on it has been answered."""
         previous, self._engine = self._engine, engine
+        self.announce()
         if previous is None or previous is engine:
             return
         while self._num_leases[previous] > 0:

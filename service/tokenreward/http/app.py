@@ -35,7 +35,10 @@ from tokenreward.wire.paths import (
     SCORERS_PATH,
     SEED_SESSION_PATH,
     TOKENIZE_PATH,
+    WEIGHTS_PATH,
 )
+
+Endpoint = Callable[[Request], Awaitable[Response]]
 
 _PROBE_METHODS = ["GET", "HEAD"]  # servers send no body in answer to a HEAD
 
@@ -81,25 +84,12 @@ class Backend(ABC):
         """Prometheus text."""
 
 
-def build_app(backend: Backend) -> FastAPI:
-    """The application in front of a backend."""
-    protocols = find_protocols()
-    guard = Middleware(Guard, limits=backend.limits, protocols=protocols, report=backend.report)
-    app = FastAPI(
-        title="tokenreward",
-        docs_url=None,  # its page would load scripts from elsewhere
-        redoc_url=None,
-        openapi_url=None,  # it would know nothing of bodies that we read ourselves
-        redirect_slashes=False,  # it would send callers to whatever host they named
-        middleware=[guard],
-        exception_handlers={HTTPException: _refuse_route},
-    )
-    for path, protocol in protocols.items():
-        # Not an API route, which would read the body before we do.
-        app.add_route(path, _rewards_route(backend, protocol, path), methods=["POST"])
-
-    openapi = JSON.dump(document())
-    page = docs_page(document())
+def build_app(backend: Backend, weights: Endpoint | None = None) -> FastAPI:
+    """The application in front of a backend. `weights` answers the routes that change weights;
+    without it there are none."""
+    app = _app_with_protocols(backend)
+    content = document(admin=weights is not None)
+    openapi, page = JSON.dump(content), docs_page(content)
 
     async def describe() -> Response:
         return Response(openapi, media_type=JSON.name)
@@ -126,6 +116,8 @@ def build_app(backend: Backend) -> FastAPI:
     app.add_api_route(OPENAPI_PATH, describe, methods=["GET"])
     app.add_api_route(DOCS_PATH, docs, methods=["GET"])
     app.add_api_route(METRICS_PATH, metrics, methods=["GET"])
+    if weights is not None:
+        app.add_route(WEIGHTS_PATH, weights, methods=["GET", "POST"])
     _add_model_routes(app, backend)
     return app
 
@@ -137,6 +129,25 @@ def refuse_websockets() -> None:
     It has an effect on HTTP servers that this process starts later.
     """
     uvicorn.protocols.websockets.auto.AutoWebSocketsProtocol = None
+
+
+def _app_with_protocols(backend: Backend) -> FastAPI:
+    """The application with the routes on which rewards are asked."""
+    protocols = find_protocols()
+    guard = Middleware(Guard, limits=backend.limits, protocols=protocols, report=backend.report)
+    app = FastAPI(
+        title="tokenreward",
+        docs_url=None,  # its page would load scripts from elsewhere
+        redoc_url=None,
+        openapi_url=None,  # it would know nothing of bodies that we read ourselves
+        redirect_slashes=False,  # it would send callers to whatever host they named
+        middleware=[guard],
+        exception_handlers={HTTPException: _refuse_route},
+    )
+    for path, protocol in protocols.items():
+        # Not an API route, which would read the body before we do.
+        app.add_route(path, _rewards_route(backend, protocol, path), methods=["POST"])
+    return app
 
 
 def _add_model_routes(app: FastAPI, backend: Backend) -> None:
@@ -162,9 +173,7 @@ def _add_model_routes(app: FastAPI, backend: Backend) -> None:
         app.add_api_route(path, models, methods=["GET"])
 
 
-def _rewards_route(
-    backend: Backend, kind: type[Protocol], path: str
-) -> Callable[[Request], Awaitable[Response]]:
+def _rewards_route(backend: Backend, kind: type[Protocol], path: str) -> Endpoint:
     async def rewards(request: Request) -> Response:
         protocol = kind(headers_of(request.scope))
         protocol.path = path

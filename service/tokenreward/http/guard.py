@@ -15,9 +15,10 @@ import math
 import re
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from fastapi import Response
+from pydantic import SecretStr
 from starlette.requests import ClientDisconnect
 
 from tokenreward.errors import (
@@ -49,6 +50,7 @@ from tokenreward.wire.paths import (
     OPENAPI_PATH,
     READY_PATH,
     REQUEST_ID_HEADER,
+    is_weights_path,
 )
 
 Report = Callable[..., None]
@@ -84,7 +86,8 @@ class Guard:
         report: Report,
     ) -> None:
         self._app = app
-        self._digests = [_digest(key.get_secret_value()) for key in limits.api_keys]
+        self._digests = _digests(limits.api_keys)
+        self._admin_digests = _digests(limits.admin_keys)
         self._echo_request_id = limits.echo_request_id
         self._protocols = protocols
         self._report = report
@@ -127,8 +130,7 @@ class Guard:
     async def _error_of(self, scope: Scope, receive: Receive, send: Send) -> RequestError | None:
         """Lets the application answer. Returns why it did not, as one of our errors."""
         try:
-            if not self._may_enter(route_of(scope), headers_of(scope)):
-                raise Unauthorized("a valid API key is required: `Authorization: Bearer KEY`")
+            self._check_key(route_of(scope), headers_of(scope))
             await self._app(scope, receive, send)
         except ClientDisconnect:
             raise
@@ -146,15 +148,20 @@ class Guard:
             )
         return None
 
-    def _may_enter(self, route: str, headers: Mapping[str, str]) -> bool:
-        if not self._digests or route in OPEN_ROUTES:
-            return True
+    def _check_key(self, route: str, headers: Mapping[str, str]) -> None:
+        """Raises Unauthorized if the route wants a key which the caller has not sent."""
+        digests, kind = self._digests, "API"
+        if self._admin_digests and is_weights_path(route):
+            digests, kind = self._admin_digests, "admin"
+        if not digests or route in OPEN_ROUTES:
+            return
         scheme, _, key = headers.get("authorization", "").partition(" ")
         digest = _digest(key.strip())
         # All keys are compared, each in constant time, so that timing says nothing about any of
         # them.
-        matches = [hmac.compare_digest(digest, valid) for valid in self._digests]
-        return scheme.lower() == "bearer" and any(matches)
+        matches = [hmac.compare_digest(digest, valid) for valid in digests]
+        if scheme.lower() != "bearer" or not any(matches):
+            raise Unauthorized(f"a valid {kind} key is required: `Authorization: Bearer KEY`")
 
 
 def refusal(error: RequestError, protocol: Protocol) -> Response:
@@ -183,6 +190,10 @@ def _log_trace(scope: Scope, status: int | None, *, seconds: float) -> None:
         *(trace, request_id, where, status, 1000 * seconds),
         extra={"trace_id": trace, "status": status, "seconds": round(seconds, 6)},
     )
+
+
+def _digests(keys: Iterable[SecretStr]) -> list[bytes]:
+    return [_digest(key.get_secret_value()) for key in keys]
 
 
 def _digest(key: str) -> bytes:

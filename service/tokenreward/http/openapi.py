@@ -1,6 +1,6 @@
 """The OpenAPI document of the service: every route, its bodies, its examples and its errors.
 
-    document() -> {"openapi": "3.1.0", "paths": {...}, "components": {...}}
+    document(admin=False) -> {"openapi": "3.1.0", "paths": {...}, "components": {...}}
 
 The schemas are made of the models that read requests and write replies, so that they cannot say
 anything else. It knows shapes, and nothing of what a service serves: `GET /v1/scorers` says that.
@@ -34,13 +34,22 @@ from tokenreward.wire.paths import (
     SEED_SESSION_PATH,
     TIMEOUT_HEADER,
     TOKENIZE_PATH,
+    WEIGHTS_PATH,
 )
 from tokenreward.wire.reply import ErrorDetail
+from tokenreward.wire.weights import DeploymentWeights, PushReply, Weights
 
 Document = dict[str, Any]
 
 _REF = "#/components/schemas/{model}"
 
+_INFO: Document = {
+    "title": "tokenreward",
+    "description": "Rewards per token for reinforcement learning of language models. Every route is "
+    "at `/` for all scorers, and below `/d/{deployment}` for those of one deployment.",
+    "license": {"name": "Apache License 2.0", "identifier": "Apache-2.0"},
+}
+_BEARER: Document = {"type": "http", "scheme": "bearer"}
 _EXAMPLES: dict[str, Document] = {
     "text": {
         "scorer": "endogenous",
@@ -79,22 +88,20 @@ _ERROR: Document = {
 }
 
 
-def document() -> Document:
-    """The whole document, of plain objects."""
+def document(*, admin: bool = False) -> Document:
+    """The whole document, of plain objects.
+
+    Args:
+        admin: Whether the routes that change weights are in it.
+    """
     protocols = find_protocols()
     del protocols[REWARDS_PATH]  # our own, which says more
     paths = [path for path in sorted(protocols) if not path.endswith("/")]  # the same as without
     foreign = {path: {"post": _foreign(protocols[path], path)} for path in paths}
+    schemes = {"key": _BEARER, "admin_key": _BEARER} if admin else {"key": _BEARER}
     return {
         "openapi": "3.1.0",
-        "info": {
-            "title": "tokenreward",
-            "version": tokenreward.__version__,
-            "description": "Rewards per token for reinforcement learning of language models. Every "
-            "route is at `/` for all scorers, and below `/d/{deployment}` for those of one "
-            "deployment.",
-            "license": {"name": "Apache License 2.0", "identifier": "Apache-2.0"},
-        },
+        "info": {**_INFO, "version": tokenreward.__version__},
         "paths": {
             REWARDS_PATH: {"post": _rewards()},
             **foreign,
@@ -116,20 +123,21 @@ def document() -> Document:
             METRICS_PATH: {"get": _get("metrics", "Prometheus text.", media="text/plain")},
             OPENAPI_PATH: {"get": _get("openapi", "This document.")},
             DOCS_PATH: {"get": _get("docs", "This document, as a page.", media="text/html")},
+            **({WEIGHTS_PATH: _weights()} if admin else {}),
         },
         "components": {
-            "schemas": _schemas(),
-            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+            "schemas": _schemas(*((Weights, PushReply, DeploymentWeights) if admin else ())),
+            "securitySchemes": schemes,
         },
         "security": [{}, {"key": []}],  # a service without API keys takes any caller
     }
 
 
-def _schemas() -> Document:
-    """The models of a request, of a reply and of an error, by name."""
+def _schemas(*others: type[Any]) -> Document:
+    """The models of a request, of a reply and of an error, and `others`, by name."""
     adapters: list[tuple[str, JsonSchemaMode, TypeAdapter[Any]]] = [
         (model.__name__, "validation", TypeAdapter(model))
-        for model in (RewardsRequest, Credit, Reply, ErrorDetail)
+        for model in (RewardsRequest, Credit, Reply, ErrorDetail, *others)
     ]
     _, schema = TypeAdapter.json_schemas(adapters, ref_template=_REF)
     schemas: Document = schema["$defs"]
@@ -208,6 +216,32 @@ def _tokenize() -> Document:
         },
         "responses": {"200": {"description": "The ids.", "content": answer}, **dict(_failures())},
     }
+
+
+def _weights() -> Document:
+    """The route that changes the weights of a deployment and shows them."""
+    name = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
+
+    def operation(operation_id: str, summary: str, reply: type[Any]) -> Document:
+        schema = {"schema": {"$ref": _REF.format(model=reply.__name__)}}
+        answer = {"description": summary, "content": {JSON.name: schema}}
+        return {
+            "operationId": operation_id,
+            "summary": summary,
+            "description": inspect.cleandoc(reply.__doc__ or ""),
+            "parameters": [name],
+            "security": [{"admin_key": []}],
+            "responses": {"200": answer, **dict(_failures())},
+        }
+
+    request = {
+        "schema": {"$ref": _REF.format(model=Weights.__name__)},
+        "example": {"checkpoint": "/checkpoints/step-200", "version": 200},
+    }
+    push = operation("push_weights", "Changes the weights of a deployment.", PushReply)
+    push["requestBody"] = {"required": True, "content": {JSON.name: request}}
+    show = "The weights of a deployment: pushed, declared, and what each replica serves."
+    return {"get": operation("show_weights", show, DeploymentWeights), "post": push}
 
 
 def _failures() -> Iterator[tuple[str, Document]]:

@@ -31,6 +31,7 @@ from tokenreward.wire.reply import TABLES, reply_without_work
 
 _TOKEN_BYTES = 100  # of a reply, about, for a token with its text, its span and its reward
 _NUMBER_BYTES = 20  # for a number of a table
+_MARGIN_S = 0.1
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +82,10 @@ class ReplicaBackend(Backend):
         async def attempt() -> bytes:
             if rewards_request is None:
                 return protocol.write(reply_without_work(request.state.request_id))
+            if rewards_request.wait_for_version_s is not None:
+                hold(num_bytes)
+                await self._wait_for_version(rewards_request, deadline)
+                hold(-num_bytes)
             reply = await self._score(request, rewards_request, deadline)
             return await for_size(_num_bytes(reply), protocol.write, reply)
 
@@ -93,6 +98,14 @@ class ReplicaBackend(Backend):
     async def _types(self) -> dict[str, str]:
         """The type of each scorer that is served, by name. Raises Loading."""
         return {name: scorer.type for name, scorer in self._slot.engine.scorers.items()}
+
+    async def _wait_for_version(self, request: RewardsRequest, deadline: float) -> None:
+        """Returns once the weights are as new as the request wants them, or when it waits no
+        longer."""
+        # Before the deadline, so that the caller is told the version, and not that time is up.
+        left_s = deadline - time.monotonic() - _MARGIN_S
+        within_s = max(0.0, min(request.wait_for_version_s or 0.0, left_s))
+        await self._slot.wait_for_version(request.min_version or 0, within_s=within_s)
 
     async def _score(
         self, request: Request, rewards_request: RewardsRequest, deadline: float

@@ -30,6 +30,8 @@ class Limits:
         max_timeout_s: The latest deadline that a request may name.
         max_body_memory_bytes: Bytes of bodies that the process holds at a time.
         api_keys: The keys that open the routes; none, and everybody may enter.
+        admin_keys: The keys that open the routes which change weights, and nothing else; none, and
+            there are no such routes.
         echo_request_id: Whether replies carry the request's id. Ray's proxy adds it by itself.
     """
 
@@ -39,6 +41,7 @@ class Limits:
     max_timeout_s: float = 3600.0
     max_body_memory_bytes: int = 256 * 2**20
     api_keys: tuple[SecretStr, ...] = ()
+    admin_keys: tuple[SecretStr, ...] = ()
     echo_request_id: bool = True
 
     def time_limit_s(self, headers: Mapping[str, str]) -> float:

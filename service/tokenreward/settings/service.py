@@ -44,6 +44,11 @@ class Settings(BaseModel, extra="forbid", frozen=True):
         description="File with one key per line; every route but /healthz and /readyz then wants "
         "one.",
     )
+    admin_keys_file: Path | None = Field(
+        default=None,
+        description="File with one key per line, which open the routes that change weights; "
+        "without it there are none.",
+    )
     max_body_bytes: int = Field(
         default=16 * 2**20, ge=1, description="Largest request body; past it: 413."
     )

@@ -6,6 +6,8 @@ It knows names only, and nothing of what is sent there.
 
 from __future__ import annotations
 
+import re
+
 REWARDS_PATH = "/v1/rewards"
 SCORERS_PATH = "/v1/scorers"
 HEALTH_PATH = "/healthz"
@@ -18,6 +20,8 @@ HEALTH_PATHS = ("/health", "/health/")
 MODELS_PATHS = ("/v1/models", "/v1/models/")
 TOKENIZE_PATH = "/tokenize"
 SEED_SESSION_PATH = "/seed_session"  # what NeMo-Gym's agents ask before `/verify`
+# On the gateway, for those with an admin key; of the service without one there is no such route.
+WEIGHTS_PATH = "/v1/deployments/{name}/weights"
 
 REQUEST_ID_HEADER = "x-request-id"
 CALLER_HEADER = "x-tokenreward-caller"  # whom the gateway asks for, if there are no API keys
@@ -25,6 +29,18 @@ PROTOCOL_HEADER = "x-tokenreward-protocol"  # of an answer in another program's 
 # Which distributed trace a request belongs to (W3C Trace Context). We log it and pass it on.
 TRACE_HEADERS = ("traceparent", "tracestate")
 TIMEOUT_HEADER = "x-request-timeout-seconds"
+
+_WEIGHTS_ROUTE = re.compile(r"/v1/deployments/[^/]+/weights")
+
+
+def weights_path(deployment: str) -> str:
+    """Where the weights of one deployment are pushed, and where it is told which it has."""
+    return WEIGHTS_PATH.replace("{name}", deployment)
+
+
+def is_weights_path(path: str) -> bool:
+    """Whether a path is one of `weights_path`."""
+    return _WEIGHTS_ROUTE.fullmatch(path) is not None
 
 
 def deployment_prefix(deployment: str) -> str:

@@ -99,7 +99,13 @@ class RewardsRequest(BaseModel):
     combine: Annotated[dict[str, FiniteFloat], Field(min_length=1)] | None = None
     encoding_format: Literal["float", "base64"] = "float"
     return_tokens: bool = False
-    min_version: Annotated[int, Field(ge=0)] | None = None
+    min_version: Annotated[int, Field(ge=0)] | None = Field(
+        default=None, description="The least version of the weights that will do; else 409."
+    )
+    wait_for_version_s: Annotated[FiniteFloat, Field(ge=0)] | None = Field(
+        default=None,
+        description="Seconds that the request waits for `min_version`, before its deadline.",
+    )
 
     @field_validator("scorers")
     @classmethod
@@ -118,6 +124,8 @@ class RewardsRequest(BaseModel):
             raise ValueError("give exactly one of `scorer` and `scorers`")
         if self.combine is not None and self.scorers is None:
             raise ValueError("`combine` needs `scorers`")
+        if self.wait_for_version_s is not None and self.min_version is None:
+            raise ValueError("`wait_for_version_s` needs `min_version`")
         return self
 
     @property

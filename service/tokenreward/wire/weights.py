@@ -1,19 +1,21 @@
 """The weights that a deployment is to serve: where they lie, and their version.
 
-This is the body of `POST /v1/deployments/{name}/weights`, and what the service remembers of the
-last push. It knows names and numbers: nobody has looked yet whether the files are there.
+Weights are the body of `POST /v1/deployments/{name}/weights`, and what the service remembers of the
+last push; the replies of that route are here, too. This module knows names and numbers: nobody has
+looked yet whether the files are there.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field, TypeAdapter, ValidationError
 
 from tokenreward.errors import BodyTooLarge
 from tokenreward.wire.item import STRICT
 from tokenreward.wire.parsing import refusal
+from tokenreward.wire.reply import ErrorDetail
 
 MAX_BODY_BYTES = 64 * 1024
 MAX_NAME_CHARACTERS = 4096
@@ -62,6 +64,53 @@ class Weights:
     ] = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaWeights:
+    """What one replica serves.
+
+    Attributes:
+        replica: Its name, as in the metrics.
+        version: The version of its weights; None if it did not say.
+        error: Why it does not serve the newest ones yet; None if it does, or is on its way.
+    """
+
+    replica: str
+    version: int | None
+    error: ErrorDetail | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PushReply:
+    """The answer to a push that all replicas could prepare.
+
+    Attributes:
+        version: The version that was pushed.
+        replicas: Each with the version that it serves. One that could not change yet follows within
+            seconds.
+        seconds: How long it took.
+    """
+
+    version: int
+    replicas: list[ReplicaWeights]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeploymentWeights:
+    """What a deployment is to serve, and what it serves.
+
+    Attributes:
+        pushed: The newest weights that were pushed, or None.
+        declared: Those of the settings; None if no replica says. Of the two, the greater version
+            is served.
+        replicas: Each with the version that it serves.
+    """
+
+    pushed: Weights | None
+    declared: Weights | None
+    replicas: list[ReplicaWeights]
+
+
 _ADAPTER: TypeAdapter[Weights] = TypeAdapter(Weights)
 
 
@@ -78,8 +127,3 @@ def parse_weights(body: bytes) -> Weights:
         return _ADAPTER.validate_json(body)
     except ValidationError as error:
         raise refusal(error, instead=_INSTEAD) from None
-
-
-def weights_schema() -> dict[str, Any]:
-    """The JSON schema of the body."""
-    return _ADAPTER.json_schema()

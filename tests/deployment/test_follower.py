@@ -1,0 +1,228 @@
+"""A replica follows pushes: in two calls, or by itself when it missed them."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from fakes import web
+from fakes.pushes import FakeDeployment, FakeReplica
+from tokenreward.deployment.follower import declared_weights
+from tokenreward.errors import InvalidField
+from tokenreward.settings import DeploymentSettings
+from tokenreward.wire.weights import Weights
+
+
+def pushed(version: int, checkpoint: str = "/pushed") -> Weights:
+    return Weights(checkpoint=checkpoint, version=version)
+
+
+@pytest.fixture
+def deployment() -> FakeDeployment:
+    return FakeDeployment(1)
+
+
+@pytest.fixture
+def replica(deployment: FakeDeployment) -> FakeReplica:
+    return deployment.replicas[0]
+
+
+async def caught_up(replica: FakeReplica) -> None:
+    """What Ray's health check starts, to its end."""
+    replica.follower.check()
+    await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()})
+
+
+async def test_a_prepared_version_serves_once_it_is_committed(replica: FakeReplica) -> None:
+    report = await replica.follower.prepare(pushed(2), within_s=5)
+    assert report == {"version": 1, "error": None}
+    report = await replica.follower.commit(2, within_s=5)
+    assert report == {"version": 2, "error": None}
+
+
+async def test_what_is_discarded_is_dropped(replica: FakeReplica) -> None:
+    await replica.follower.prepare(pushed(2), within_s=5)
+    replica.follower.discard(3)  # another's
+    assert replica.engine.prepared == pushed(2)
+    replica.follower.discard(2)
+    assert replica.engine.prepared is None
+    assert replica.engine.version == 1
+
+
+async def test_why_weights_cannot_be_prepared_is_in_the_report(replica: FakeReplica) -> None:
+    replica.engine.refusal = InvalidField("`lm_head.weight` has the shape [3]", param="checkpoint")
+    report = await replica.follower.prepare(pushed(2), within_s=5)
+    assert report["error"]["message"] == "`lm_head.weight` has the shape [3]"
+    assert (report["error"]["code"], report["version"]) == ("invalid_field", 1)
+
+
+async def test_a_fault_of_ours_is_an_error_that_quotes_nothing(replica: FakeReplica) -> None:
+    replica.engine.refusal = KeyError("secret")  # type: ignore[assignment]
+    report = await replica.follower.prepare(pushed(2), within_s=5)
+    assert report["error"]["code"] == "internal"
+    assert "secret" not in report["error"]["message"]
+
+
+@pytest.mark.parametrize("version", [0, 1, 4, 5])
+async def test_a_version_that_is_passed_is_not_prepared(
+    deployment: FakeDeployment, version: int
+) -> None:
+    replica = deployment.replicas[0]
+    replica.follower.declared = Weights(checkpoint="/declared", version=5)
+    report = await replica.follower.prepare(pushed(version), within_s=5)
+    assert report["error"]["code"] == "version_conflict"
+    assert replica.engine.num_prepared == 0
+
+
+async def test_a_slow_prepare_is_reported_late_and_discarded_by_the_health_check(
+    replica: FakeReplica,
+) -> None:
+    replica.engine.gate = asyncio.Event()
+    report = await replica.follower.prepare(pushed(2), within_s=0.02)
+    assert report["error"]["code"] == "deadline_exceeded"
+    replica.engine.gate.set()
+    await web.until(lambda: replica.engine.prepared is not None)
+    await asyncio.sleep(0.05)
+    replica.follower.check()
+    assert replica.engine.prepared is None
+
+
+async def test_the_health_check_leaves_what_is_yet_to_be_committed(replica: FakeReplica) -> None:
+    await replica.follower.prepare(pushed(2), within_s=60)
+    await caught_up(replica)
+    assert replica.engine.prepared == pushed(2)
+
+
+async def test_a_replica_that_missed_a_push_catches_up(
+    deployment: FakeDeployment, replica: FakeReplica
+) -> None:
+    deployment.registry.record("lm", pushed(3))
+    await caught_up(replica)
+    assert (replica.engine.version, replica.engine.num_prepared) == (3, 1)
+    await caught_up(replica)
+    assert replica.engine.num_prepared == 1
+
+
+async def test_a_commit_that_was_missed_serves_what_was_prepared(
+    deployment: FakeDeployment, replica: FakeReplica
+) -> None:
+    await replica.follower.prepare(pushed(3), within_s=5)
+    deployment.registry.record("lm", pushed(3))
+    await caught_up(replica)
+    assert (replica.engine.version, replica.engine.num_prepared) == (3, 1)
+
+
+async def test_a_commit_without_a_prepare_catches_up_first(
+    deployment: FakeDeployment, replica: FakeReplica
+) -> None:
+    deployment.registry.record("lm", pushed(3))
+    report = await replica.follower.commit(3, within_s=5)
+    assert report == {"version": 3, "error": None}
+
+
+async def test_a_catch_up_that_fails_keeps_serving_says_why_and_is_tried_again(
+    deployment: FakeDeployment, replica: FakeReplica
+) -> None:
+    deployment.registry.record("lm", pushed(3))
+    replica.engine.refusal = InvalidField("no such folder", param="checkpoint")
+    await caught_up(replica)
+    status = replica.follower.status()
+    assert (status["version"], status["error"]["message"]) == (1, "no such folder")
+    replica.engine.refusal = None
+    await caught_up(replica)
+    status = replica.follower.status()
+    assert (status["version"], status["error"]) == (3, None)
+
+
+async def test_a_failure_of_before_is_no_failure_of_the_next_push(
+    deployment: FakeDeployment, replica: FakeReplica
+) -> None:
+    deployment.store.error = OSError("GCS is gone")
+    await caught_up(replica)
+    assert (await replica.follower.prepare(pushed(2), within_s=5))["error"] is None
+    assert (await replica.follower.commit(2, within_s=5))["error"] is None
+
+
+async def test_a_commit_that_cannot_catch_up_says_why(
+    deployment: FakeDeployment, replica: FakeReplica
+) -> None:
+    deployment.registry.record("lm", pushed(3))
+    replica.engine.refusal = InvalidField("no such folder", param="checkpoint")
+    report = await replica.follower.commit(3, within_s=5)
+    assert (report["version"], report["error"]["message"]) == (1, "no such folder")
+
+
+async def test_a_registry_that_is_gone_harms_no_health_check(
+    deployment: FakeDeployment, replica: FakeReplica
+) -> None:
+    deployment.store.error = OSError("GCS is gone")
+    await caught_up(replica)
+    assert replica.engine.version == 1
+    assert replica.follower.status()["error"]["code"] == "internal"
+
+
+async def test_the_greater_of_the_pushed_and_the_declared_is_the_newest(
+    deployment: FakeDeployment, replica: FakeReplica
+) -> None:
+    deployment.registry.record("lm", pushed(5))
+    older, same, newer = (Weights(checkpoint="/declared", version=each) for each in (3, 5, 6))
+    assert await replica.follower.newest(older) == pushed(5)
+    assert await replica.follower.newest(same) == pushed(5)
+    assert await replica.follower.newest(newer) == newer
+
+
+async def test_a_registry_that_lost_a_push_takes_no_replica_back(
+    deployment: FakeDeployment, replica: FakeReplica
+) -> None:
+    deployment.registry.record("lm", pushed(5))
+    await caught_up(replica)
+    deployment.store.values.clear()
+    assert await replica.follower.newest(Weights(checkpoint="/declared", version=1)) == pushed(5)
+    deployment.registry.record("lm", pushed(6))
+    await caught_up(replica)
+    assert replica.engine.version == 6
+
+
+async def test_a_pushed_version_that_the_settings_passed_is_not_caught_up_with(
+    deployment: FakeDeployment, replica: FakeReplica
+) -> None:
+    deployment.registry.record("lm", pushed(5))
+    replica.engine.version = 6
+    replica.follower.declared = Weights(checkpoint="/declared", version=6)
+    await caught_up(replica)
+    assert (replica.engine.version, replica.engine.num_prepared) == (6, 0)
+
+
+def settings(**changes: Any) -> DeploymentSettings:
+    scorers = [{"type": "endogenous"}]
+    return DeploymentSettings.model_validate(
+        {
+            "name": "lm",
+            "checkpoint": "org/model",
+            "task": "causal_lm",
+            "scorers": scorers,
+            **changes,
+        }
+    )
+
+
+def test_settings_with_their_own_weights_are_the_same() -> None:
+    own = settings(adapter="org/lora", adapter_revision="b", revision="a", version=4)
+    assert own.with_weights(declared_weights(own)) == own
+
+
+def test_a_revision_goes_with_the_repository_that_it_was_declared_for() -> None:
+    own = settings(
+        revision="a",
+        adapter="org/lora",
+        adapter_revision="b",
+        reference_checkpoint="org/base",
+        reference_revision="c",
+    )
+    changed = own.with_weights(Weights(checkpoint="/runs/7", version=7, adapter="/runs/7/lora"))
+    assert changed.version == 7
+    assert (changed.checkpoint, changed.revision) == ("/runs/7", None)
+    assert (changed.adapter, changed.adapter_revision) == ("/runs/7/lora", None)
+    assert (changed.reference_checkpoint, changed.reference_revision) == ("org/base", "c")

@@ -1,0 +1,175 @@
+"""What pushes of weights need at their edges: a store in memory, engines that only have a version,
+and the replicas of a deployment, called without Ray."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import httpx
+
+from tokenreward.deployment.follower import Follower
+from tokenreward.engine.slot import Slot
+from tokenreward.errors import RequestError
+from tokenreward.http.app import build_app
+from tokenreward.http.gateway.backend import GatewayBackend
+from tokenreward.http.gateway.registry import Registry
+from tokenreward.http.gateway.scorer_routes import ScorerRoute
+from tokenreward.http.gateway.upstream import Upstreams
+from tokenreward.http.gateway.weights import WeightsRoute
+from tokenreward.http.request_limits import Limits
+from tokenreward.wire.weights import Weights
+
+
+class MemoryStore:
+    """A key-value store, which a test may make fail."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, bytes] = {}
+        self.error: Exception | None = None
+
+    def get(self, key: str) -> bytes | None:
+        self._fail()
+        return self.values.get(key)
+
+    def put(self, key: str, value: bytes, *, overwrite: bool) -> bool:
+        self._fail()
+        if not overwrite and key in self.values:
+            return False
+        self.values[key] = value
+        return True
+
+    def keys(self, prefix: str) -> list[str]:
+        self._fail()
+        return [key for key in self.values if key.startswith(prefix)]
+
+    def delete(self, key: str) -> None:
+        self._fail()
+        self.values.pop(key, None)
+
+    def _fail(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+
+class VersionedEngine:
+    """An engine that changes its version and computes nothing."""
+
+    def __init__(self, version: int = 1) -> None:
+        self.version = version
+        self.prepared: Weights | None = None
+        self.refusal: RequestError | None = None
+        self.gate: asyncio.Event | None = None  # `prepare` waits for it
+        self.num_prepared = 0
+
+    async def prepare(self, weights: Weights) -> None:
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.refusal is not None:
+            raise self.refusal
+        self.num_prepared += 1
+        self.prepared = weights
+
+    async def commit(self, version: int) -> None:
+        assert self.prepared is not None
+        assert self.prepared.version == version
+        self.version, self.prepared = version, None
+
+    def discard(self) -> None:
+        self.prepared = None
+
+    def check_health(self) -> None:
+        pass
+
+
+class FakeReplica:
+    """A replica of a deployment: an engine and what follows pushes with it."""
+
+    def __init__(self, name: str, registry: Registry, declared: Weights) -> None:
+        self.engine = VersionedEngine(declared.version)
+        self.slot = Slot(self.engine)  # type: ignore[arg-type]
+        self.name = name
+        self.follower = Follower(self.slot, lambda: registry.pushed("lm"))
+        self.follower.declared = declared
+        self.is_dead = False
+
+
+class FakeDeployment:
+    """The deployment `lm` with several replicas, as `broadcast` reaches them."""
+
+    def __init__(self, num_replicas: int = 2, declared: Weights | None = None) -> None:
+        self.store = MemoryStore()
+        self.registry = Registry(self.store)
+        self.declared = declared or Weights(checkpoint="/declared", version=1)
+        self.replicas = [
+            FakeReplica(f"r{number}", self.registry, self.declared)
+            for number in range(num_replicas)
+        ]
+        self.calls: list[str] = []
+        self.silent_at: set[str] = set()  # methods that the first replica does not answer
+
+    async def broadcast(
+        self, deployment: str, method: str, arguments: Sequence[Any], within_s: float
+    ) -> list[Any]:
+        assert deployment == "lm"
+        self.calls.append(method)
+        answers: list[Any] = []
+        for number, replica in enumerate(self.replicas):
+            if replica.is_dead:
+                continue
+            if number == 0 and method in self.silent_at:
+                answers.append(TimeoutError())
+                continue
+            report = await call(replica.follower, method, arguments)
+            answers.append({"replica": replica.name, **report})
+        return answers
+
+    @property
+    def versions(self) -> list[int]:
+        return [replica.engine.version for replica in self.replicas]
+
+    @property
+    def prepared(self) -> list[Weights | None]:
+        return [replica.engine.prepared for replica in self.replicas]
+
+
+async def call(follower: Follower, method: str, arguments: Sequence[Any]) -> Any:
+    """What `Replica` does with a call."""
+    match method:
+        case "prepare_weights":
+            weights, within_s = arguments
+            return await follower.prepare(Weights(**weights), within_s=within_s)
+        case "commit_weights":
+            version, within_s = arguments
+            return await follower.commit(version, within_s=within_s)
+        case "discard_weights":
+            return follower.discard(*arguments)
+        case "weights_status":
+            return follower.status()
+    raise AssertionError(method)
+
+
+def backend_of(**keys: Any) -> GatewayBackend:
+    """A gateway with these keys and no deployment to reach."""
+    limits = Limits(max_body_bytes=100_000, max_request_items=8, request_timeout_s=20, **keys)
+
+    async def nothing(*_: Any) -> Any:
+        return {}
+
+    routes = {"endogenous": ScorerRoute("lm", "endogenous")}
+    upstreams = Upstreams(httpx.AsyncClient(base_url="http://127.0.0.1:9"), nothing)
+    return GatewayBackend(routes, upstreams, gather=nothing, limits=limits)
+
+
+def app_of(deployment: FakeDeployment, **keys: Any) -> Any:
+    """The gateway of a deployment with these keys."""
+    backend = backend_of(**keys)
+    route = WeightsRoute(
+        ["lm"],
+        deployment.broadcast,
+        deployment.registry,
+        limits=backend.limits,
+        bodies=backend.bodies,
+    )
+    return build_app(backend, route.answer)

@@ -119,7 +119,7 @@ class Client(Session):
         them, nothing changes. The same call again changes nothing.
 
         Args:
-            deployment: The deployment's name.
+            deployment: Its name.
             **push: `checkpoint`, `version` and `admin_key`; for a deployment that has them,
                 `adapter` and `reference_checkpoint`; and `timeout_s`, as PushOptions describes.
 
@@ -148,14 +148,10 @@ class Client(Session):
         """Return once every deployment answers.
 
         Args:
-            version: Also wait until the weights have this version or a greater one, as the listing
-                shows it. It shows one replica of each deployment; for all of them, score with
-                `min_version` and `wait_for_version_s`.
+            version: Also wait until the listing shows weights of this version or a greater one. It
+                shows one replica of each deployment (see also `min_version`).
             deployment: The deployment that must have the version; by default all of them.
-            timeout_s: The deadline in seconds, in place of the client's.
-
-        Raises:
-            DeadlineExceeded, ServerRefused, ConnectionFailed, BadReply: As `scorers`.
+            timeout_s: The deadline in seconds, in place of the client's. Raises as `scorers`.
         """
         self._drive(self._ready_flow(version, deployment, timeout_s), Stop())
 

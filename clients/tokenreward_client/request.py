@@ -46,8 +46,7 @@ def send_until_answered(
         The reply.
 
     Raises:
-        ServerRefused, ConnectionFailed: Another try does not help or is not left.
-        DeadlineExceeded: No time is left.
+        ServerRefused, ConnectionFailed, DeadlineExceeded: Another try does not help or is not left.
         BadReply: The reply cannot be read, or answers another request.
     """
     while True:

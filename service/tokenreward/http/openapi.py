@@ -45,8 +45,8 @@ _REF = "#/components/schemas/{model}"
 
 _INFO: Document = {
     "title": "tokenreward",
-    "description": "Rewards per token for reinforcement learning of language models. Every route is "
-    "at `/` for all scorers, and below `/d/{deployment}` for those of one deployment.",
+    "description": "Rewards per token for reinforcement learning of language models. Every route "
+    "is at `/` for all scorers, and below `/d/{deployment}` for those of one deployment.",
     "license": {"name": "Apache License 2.0", "identifier": "Apache-2.0"},
 }
 _BEARER: Document = {"type": "http", "scheme": "bearer"}

@@ -33,6 +33,7 @@ LEAST_S, MOST_S = 45.0, 240.0  # of the light load under which the service shrin
 PER_S = 4.0
 TIMEOUT_S = 240.0
 SETTINGS: dict[str, Any] = {
+    "log_format": "json",
     "deployments": [
         {
             "name": "slow",
@@ -49,11 +50,13 @@ SETTINGS: dict[str, Any] = {
                 "downscale_delay_s": 15,
             },
         }
-    ]
+    ],
 }
 ITEM = {"prompt": [5] * 200, "response": [6] * (TOKENS_OF_AN_ITEM - 200)}
 BODY = json.dumps({"scorer": "reward_model", "items": [ITEM]}).encode()
 JSON = {"content-type": "application/json"}
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+TRACED = {**JSON, "traceparent": f"00-{TRACE}-00f067aa0ba902b7-01"}
 ROUTE = "/d/slow/v1/rewards"
 
 
@@ -75,6 +78,7 @@ def main(file: Path) -> None:
         watch = Watch()
         threading.Thread(target=watch.run_forever, daemon=True).start()
         outcome = asyncio.run(drive(plan.internal_url(settings), watch))
+        outcome["traced"] = traced(service.logs / "serve")
         file.write_text(json.dumps(outcome))
     except BaseException:
         traceback.print_exc()  # before Ray dies, which ends this process, too
@@ -160,6 +164,8 @@ async def drive(url: str, watch: Watch) -> dict[str, Any]:
             tasks.append(asyncio.create_task(light.post()))
             await asyncio.sleep(1 / PER_S)
         await asyncio.gather(*tasks)
+        async with client.post("/v1/rewards", data=BODY, headers=TRACED) as answer:
+            assert answer.status == 200
         metrics = await text_of(client, "/metrics")
     return {
         "makespan_s": ended - began,
@@ -172,6 +178,16 @@ async def drive(url: str, watch: Watch) -> dict[str, Any]:
             r'tokenreward_replicas_(\w+)\{deployment="slow",replica=""\} (\S+)', metrics
         ),
     }
+
+
+def traced(folder: Path) -> list[tuple[str, int, bool]]:
+    """The lines of all logs that belong to the trace: whose, their status, whether they have Ray's
+    request id. Each line of a log of ours is JSON."""
+    lines = [
+        line for file in folder.glob("replica_*.log") for line in file.read_text().splitlines()
+    ]
+    records = [record for record in map(json.loads, lines) if record.get("trace_id") == TRACE]
+    return sorted((each["deployment"], each["status"], "request_id" in each) for each in records)
 
 
 async def text_of(client: aiohttp.ClientSession, path: str) -> str:

@@ -14,10 +14,12 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaModel
 
 from fakes import oracle, tiny
+from fakes.tagged import gpus, tagged
 from tokenreward.checkpoints.checkpoint import Checkpoint, CheckpointRefused, load_checkpoint
 from tokenreward.contract import Needs, Row, RowRequest
 from tokenreward.engine import Engine
 from tokenreward.errors import UnsupportedText
+from tokenreward.forward.layout import differences
 from tokenreward.forward.packed import PackedLayout
 from tokenreward.forward.padded import PaddedLayout
 from tokenreward.forward.plain import PlainLayout
@@ -188,6 +190,27 @@ async def test_messages_are_scored_and_a_prompt_that_ends_in_another_way_is_an_e
     assert bad.error is not None
     assert bad.error.code == "unsupported_text"
     assert "send the prompt as messages" in bad.error.message
+
+
+@pytest.mark.parametrize("layout", [PlainLayout, PackedLayout])
+def test_over_two_devices_the_head_and_the_gate_are_on_the_last_and_values_are_the_same(
+    folder: Path, layout: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_DEACTIVATE_ASYNC_LOAD", "1")  # tags are a thread's own
+    whole = load_checkpoint(settings(folder))
+    ids, start = ids_of(whole, "What?", "Yes, 2+2 = 4.")
+    request = RowRequest(Row(ids, start, len(ids)), Needs(values=True, pooled=True))
+    with tagged():
+        split = load_checkpoint(settings(folder), gpus(2))
+        outputs = layout(split).run([request])
+        gate = split.value_head.gate
+        assert gate is not None
+        # The buffer and what the gate reads are one tensor, whose numbers may be updated.
+        assert gate.transform is split.model.label_transform
+        assert split.value_head.layers[0].weight.device == split.placement.last
+        layers = [next(layer.parameters()).device for layer in split.trunk.layers]
+        assert layers == list(gpus(2))
+    assert differences(outputs, layout(whole).run([request])) == {"values": 0.0}
 
 
 def test_a_response_that_writes_the_end_of_a_prompt_is_refused(folder: Path) -> None:

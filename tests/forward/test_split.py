@@ -18,6 +18,7 @@ from tokenreward.checkpoints.checkpoint import Checkpoint, CheckpointRefused, lo
 from tokenreward.checkpoints.placement import Placement
 from tokenreward.checkpoints.placement.moves import Arrivals
 from tokenreward.checkpoints.reference import with_reference
+from tokenreward.checkpoints.update import prepare_update
 from tokenreward.contract import Model, Needs, Outputs, RowRequest
 from tokenreward.forward.flash import Flash, Ragged
 from tokenreward.forward.kernels import VarlenKernel
@@ -131,6 +132,21 @@ def test_an_adapter_and_its_base(tmp_path: Path) -> None:
         for index, layer in enumerate(checkpoint.trunk.layers):
             devices = {parameter.device for parameter in layer.parameters()}
             assert devices == {checkpoint.placement.of(index)}
+
+
+def test_weights_that_are_copied_in_place_reach_both_copies_of_a_tied_weight() -> None:
+    with tagged():
+        served = load(gpus(2), "demo:sft", "causal_lm")
+        layout = PackedLayout(served)
+        settings = DeploymentSettings(
+            name="x", checkpoint="demo:dpo", task="causal_lm", scorers=[{"type": "constant"}]
+        )
+        update = prepare_update(served, settings)
+        update.copy()
+        update.close()
+        outputs = layout.run(tiny.work(LOGITS))
+    expected = PackedLayout(load(None, "demo:dpo", "causal_lm")).run(tiny.work(LOGITS))
+    assert set(differences(outputs, expected).values()) == {0.0}
 
 
 def test_each_tensor_that_all_layers_read_is_copied_once_a_pass(tmp_path: Path) -> None:

@@ -77,8 +77,10 @@ class Gate:
                 f"the gate that weighs its labels is no MLP, or its matrix {num_labels} is not of "
                 f"as many labels: {CHOICES}"
             )
-        # Of a split model, the network is on the last device.
-        transform = transform.to(layers[0][-1].weight.device)
+        device = layers[0][-1].weight.device
+        if transform.device != device:  # of a split model, the network is on the last device
+            transform = transform.to(device)
+            setattr(model, TRANSFORM, transform)
         return cls(*layers, transform, *model.gate_reads)
 
     def place(self, row: Row) -> int:

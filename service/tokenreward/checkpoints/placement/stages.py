@@ -226,8 +226,9 @@ def _move_end(
         ) from error
     for module in late:
         module.register_forward_pre_hook(arrivals, with_kwargs=True)
+    spoken_for = early | {find_layers(model)}
     for child in model.children():
-        if not early.intersection(child.modules()):
+        if not spoken_for.intersection(child.modules()):
             child.to(placement.last)
 
 

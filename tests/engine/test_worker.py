@@ -127,6 +127,26 @@ async def test_what_comes_while_a_batch_is_waited_for_goes_before_the_next_answe
     assert layout.diary == ["launch 1", "launch 2", "wait 1", "launch 3", "wait 2", "wait 3"]
 
 
+@pytest.mark.parametrize("num_ahead", [1, 3])
+async def test_a_task_waits_for_every_batch_in_flight_and_for_none_in_the_queue(
+    start: Callable[..., Any], num_ahead: int
+) -> None:
+    worker, layout, batcher = start(num_ahead=num_ahead)
+    jobs = [job(index) for index in range(num_ahead + 2)]
+    batcher.submit(jobs)
+    for _ in range(num_ahead):
+        worker.step()
+    task = asyncio.create_task(worker.between_batches(lambda: layout.diary.append("task")))
+    await asyncio.sleep(0)
+    layout.diary.clear()
+    while worker.step():
+        pass
+    await task
+    waits = [f"wait {number}" for number in range(1, num_ahead + 1)]
+    assert layout.diary[: num_ahead + 2] == [*waits, "task", f"launch {num_ahead + 1}"]
+    await asyncio.gather(*(each.future for each in jobs))
+
+
 async def test_any_other_device_answers_a_batch_in_the_step_that_launched_it(
     start: Callable[..., Any],
 ) -> None:

@@ -105,6 +105,14 @@ def test_replica_gets_back_the_settings_it_was_planned_with() -> None:
     assert options["max_ongoing_requests"] == settings.deployments[0].max_concurrent_requests
 
 
+@pytest.mark.parametrize("num_gpus", [0.25, 1, 4])
+def test_ray_reserves_a_share_of_a_gpu_or_whole_ones(num_gpus: float) -> None:
+    config = serve_config(changed(demo_settings(), num_gpus=num_gpus))
+    ServeDeploySchema.model_validate(config)
+    (options,) = config["applications"][1]["deployments"]
+    assert options["ray_actor_options"]["num_gpus"] == num_gpus
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -111,6 +111,17 @@ def test_a_wrong_value_is_named_and_nothing_else_is(content: dict[str, Any], set
     assert lines[0].startswith(f"`{setting}`: ")
 
 
+@pytest.mark.parametrize("num_gpus", [1.5, 2.25])
+def test_gpus_above_one_are_whole(num_gpus: float) -> None:
+    (line,) = refusal(service(deployment(num_gpus=num_gpus)))
+    assert line == (
+        "`deployments[0].num_gpus`: a replica has a share of one GPU, up to 1, or whole GPUs: "
+        "2, 3, ..."
+    )
+    for num in (0, 0.5, 1, 2, 8):
+        parse_settings(service(deployment(num_gpus=num)))
+
+
 def test_everything_that_is_wrong_is_told_at_once() -> None:
     lines = refusal(service(deployment(num_replicas=0, dtyp="x"), port=0))
     assert len(lines) == 3

@@ -9,12 +9,21 @@ import math
 from typing import Any
 
 from tokenreward.errors import InternalError, InvalidField, RequestError
-from tokenreward.wire import ItemResult, Reply
+from tokenreward.wire import Item, ItemResult, Reply, parse
 
 
 def as_list(value: object) -> object:
     """A text as a list of it; any other value as it is. For fields that take one or many."""
     return [value] if isinstance(value, str) else value
+
+
+def item_at(place: str, **fields: Any) -> Item:
+    """An item of these fields. Raises RequestError, at this place in the protocol's own body."""
+    try:
+        return parse(Item, fields)
+    except RequestError as error:
+        error.param = place
+        raise
 
 
 def check_items(reply: Reply, field: str | None) -> list[ItemResult]:

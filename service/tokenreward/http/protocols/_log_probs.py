@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from tokenreward.errors import InternalError, InvalidField, RequestError, UnknownScorer
 from tokenreward.http.protocols import Protocol
-from tokenreward.http.protocols._answers import param_of
+from tokenreward.http.protocols._answers import item_at, param_of
 from tokenreward.wire import Item, ItemResult, Reply, RewardsRequest, decode_rewards, decode_table
 from tokenreward.wire.media import JSON
 from tokenreward.wire.reply import INTEGER_TABLES, TABLES
@@ -108,7 +108,8 @@ class LogProbProtocol(Protocol):
             elif not sequence:
                 raise InvalidField("it has no tokens", param=f"{self.items}[{place}]")
             elif start < len(sequence):
-                items.append(Item(prompt=sequence[:start], response=sequence[start:]))
+                where = f"{self.items}[{place}]"
+                items.append(item_at(where, prompt=sequence[:start], response=sequence[start:]))
             else:  # nothing to compute
                 continue
             self._places.append(place)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from tokenreward.errors import InvalidField, RequestError
-from tokenreward.http.protocols._answers import param_of
+from tokenreward.http.protocols._answers import item_at, param_of
 from tokenreward.wire import Item, Reply, parse
 from tokenreward.wire.media import JSON
 
@@ -117,7 +117,8 @@ def whole_items(content: PoolingRequest) -> list[Item]:
         if isinstance(value, str):
             items.append(Item(prompt="", response=value, finished=False, whole="conversation"))
         else:
-            items.append(Item(prompt="", response=value, whole="sequence"))
+            where = f"input[{index}]"
+            items.append(item_at(where, prompt="", response=value, whole="sequence"))
     return items
 
 

@@ -134,7 +134,8 @@ def _text(content: Any, where: str) -> str:
         return content
     texts = []
     for part in content if isinstance(content, list) else [None]:
-        text = part.get("text") if isinstance(part, dict) and part.get("type") in _PARTS else None
+        is_text = isinstance(part, dict) and str(part.get("type")) in _PARTS
+        text = part.get("text") if is_text else None
         if not isinstance(text, str):
             raise InvalidField("must be a text, or a list of parts that are text", param=where)
         texts.append(text)

@@ -22,7 +22,7 @@ import numpy as np
 
 from tokenreward.errors import InternalError, InvalidField, RequestError
 from tokenreward.http.protocols import Protocol
-from tokenreward.http.protocols._answers import check_items, scores_of
+from tokenreward.http.protocols._answers import check_items, item_at, scores_of
 from tokenreward.http.protocols._vllm import (
     PoolingRequest,
     chat_item,
@@ -115,5 +115,6 @@ def _sequences(content: PoolingRequest) -> list[Item]:
         if not value:
             raise InvalidField("it is empty", param=f"input[{index}]")
         finished = False if isinstance(value, str) else None
-        items.append(Item(prompt="", response=value, finished=finished, whole="sequence"))
+        fields = {"prompt": "", "response": value, "finished": finished, "whole": "sequence"}
+        items.append(item_at(f"input[{index}]", **fields))
     return items

@@ -62,6 +62,8 @@ class PairScores(Protocol):
                 continue
             prompts = [prompts] if isinstance(prompts, str) else prompts
             responses = [responses] if isinstance(responses, str) else responses
+            if not responses:
+                raise InvalidField("there is no response", param=second)
             if len(prompts) not in (1, len(responses)):
                 raise InvalidField(
                     f"there are {len(prompts)} for {len(responses)} in `{second}`", param=first

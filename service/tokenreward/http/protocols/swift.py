@@ -52,7 +52,7 @@ class _Config(BaseModel):
 class _InferRequest(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
-    messages: list[dict[str, Any]] = Field(min_length=2)
+    messages: list[dict[str, Any]] = Field(min_length=1)
     tools: list[dict[str, Any]] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_eos: bool | str | None = None
@@ -139,6 +139,8 @@ def _item(request: _InferRequest, index: int) -> Item:
     place = f"{where}.messages[{len(prompt)}]"
     if last.get("role") != "assistant":
         raise InvalidField("the last message is scored, and must be the assistant's", param=place)
+    if not prompt:
+        raise InvalidField("there is no message before the scored one", param=place)
     response = last.get("content")
     if isinstance(response, dict):
         response = response.get("token_ids")

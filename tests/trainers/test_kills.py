@@ -161,4 +161,5 @@ def test_every_client_gets_its_native_numbers_from_a_service_that_lost_processes
         answers = {name: pool.submit(ask) for name, ask in clients.items()}
         numbers = {name: answer.result(PATIENCE_S) for name, answer in answers.items()}
     for name, values in expected.items():
-        assert numbers[name] == pytest.approx(values, abs=1e-6), name
+        # Other batches than before, which round their sums in another way.
+        assert numbers[name] == pytest.approx(values, abs=1e-5), name

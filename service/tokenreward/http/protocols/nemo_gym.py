@@ -134,8 +134,9 @@ def _text(content: Any, where: str) -> str:
         return content
     texts = []
     for part in content if isinstance(content, list) else [None]:
-        is_text = isinstance(part, dict) and str(part.get("type")) in _PARTS
-        text = part.get("text") if is_text else None
+        text = None
+        if isinstance(part, dict) and str(part.get("type")) in _PARTS:
+            text = part.get("text")
         if not isinstance(text, str):
             raise InvalidField("must be a text, or a list of parts that are text", param=where)
         texts.append(text)

@@ -89,7 +89,7 @@ def test_the_number_keeps_within_the_bounds() -> None:
 def test_without_a_rate_the_number_stays_until_one_is_measured_or_guessed() -> None:
     assert Asked(policy(), target=3)(0, a={"q": 10**6, "a": 10**6}) == 3
     assert Asked(policy(tokens_per_second=RATE), target=3)(0, a={"q": 300_000}) == 10
-    assert Asked(policy(tokens_per_second=RATE), target=3)(0, a={"q": 300_000, "r": 10_000}) == 1
+    assert Asked(policy(tokens_per_second=RATE), target=1)(0, a={"q": 300_000, "r": 10_000}) == 1
 
 
 def test_the_last_rate_that_was_measured_holds_while_none_is() -> None:
@@ -119,6 +119,15 @@ def test_a_policy_that_is_young_counts_arrivals_over_its_age_but_over_a_minute_a
     asked(0, a={"q": 0, "a": 0, "r": RATE})
     assert asked(1, a={"q": 0, "a": 96_000, "r": RATE}) == 2  # over 60 s
     assert asked(100, a={"q": 0, "a": 240_000, "r": RATE}) == 3  # over 100 s
+
+
+def test_a_policy_that_is_made_again_under_load_takes_no_replica_away() -> None:
+    """As after the controller's death: the counters are high, and what they were before is lost."""
+    asked = Asked(policy(), target=5)
+    numbers = [
+        asked(float(now), a={"q": 1000, "a": 10**9 + 4000 * now, "r": RATE}) for now in range(400)
+    ]
+    assert set(numbers) == {5}  # 4000 a second, of 1000 * 0.8
 
 
 def test_a_counter_that_begins_again_adds_what_it_counted_since() -> None:

@@ -145,4 +145,8 @@ class TokenPolicy:
             target_tokens=min(tokens_per_s * self._target_queue_s, self._max_target_tokens),
         )
         least, most = context.capacity_adjusted_min_replicas, context.capacity_adjusted_max_replicas
+        if now - demand.began < _MIN_WINDOW_S:
+            # After a restart of the controller, or another deployment of the settings, arrivals are
+            # not known yet. Nothing may be concluded from few of them.
+            least = max(least, context.target_num_replicas)
         return max(least, min(number, most)), state

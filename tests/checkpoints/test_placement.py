@@ -15,7 +15,13 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PreTrainedModel,
+)
 
 from fakes import tiny
 from fakes.tagged import HOST, gpus, tagged
@@ -153,6 +159,15 @@ def test_a_model_without_one_list_of_layers_is_refused_by_name() -> None:
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "bloom", "opt"])
 def test_layers_are_found_whatever_their_name(architecture: str) -> None:
     assert len(find_layers(tiny.model(architecture))) == 3
+
+
+def test_the_layers_of_a_language_model_beside_a_tower_of_as_many_layers_are_found() -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    text = LlamaConfig(vocab_size=320, num_attention_heads=4, **sizes)
+    vision = CLIPVisionConfig(num_attention_heads=4, image_size=28, patch_size=14, **sizes)
+    config = LlavaConfig(text_config=text, vision_config=vision, image_token_index=3)
+    model: Any = LlavaForConditionalGeneration(config)
+    assert find_layers(model) is model.model.language_model.layers
 
 
 def test_weights_that_do_not_fit_are_refused_with_both_sizes(

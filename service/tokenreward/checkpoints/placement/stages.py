@@ -96,13 +96,18 @@ def find_layers(model: Any) -> nn.ModuleList:
     }
     # A layer may have as many experts as the model has layers.
     prefixes = tuple(f"{name}." for name in lists)
-    outermost = [module for name, module in lists.items() if not name.startswith(prefixes)]
+    outermost = {name: lists[name] for name in lists if not name.startswith(prefixes)}
+    if len(outermost) > 1:  # a tower for images may have as many: the language model has the ids
+        embedding = model.get_input_embeddings()
+        paths = (name for name, module in trunk.named_modules() if module is embedding)
+        beside = next(paths, "").rpartition(".")[0]
+        outermost = {name: each for name, each in outermost.items() if name.startswith(beside)}
     if len(outermost) != 1:
         raise CheckpointRefused(
             f"{type(model).__name__} has no list of layers that could be split over several GPUs: "
             "set `num_gpus: 1`"
         )
-    return outermost[0]
+    return next(iter(outermost.values()))
 
 
 def choose_starts(model: Any, devices: Sequence[torch.device]) -> tuple[int, ...]:

@@ -73,8 +73,7 @@ def main(file: Path) -> None:
     instance.serve_config = slowed  # type: ignore[attr-defined]
     service = instance.Instance(settings, lambda line: print(line, flush=True))
     try:
-        service.connect()
-        service.deploy()
+        service.start()
         watch = Watch()
         threading.Thread(target=watch.run_forever, daemon=True).start()
         outcome = asyncio.run(drive(plan.internal_url(settings), watch))

@@ -7,6 +7,7 @@ import gc
 import json
 import logging
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -24,7 +25,9 @@ from fakes.pushes import MemoryStore
 from tokenreward.deployment import process
 from tokenreward.deployment.replica import Replica
 from tokenreward.http.app import refuse_websockets
+from tokenreward.http.gateway.registry import Registry
 from tokenreward.wire import RewardsRequest, parse
+from tokenreward.wire.weights import Weights
 
 
 @pytest.fixture
@@ -47,7 +50,8 @@ def this_process() -> Iterator[None]:
 @pytest.fixture
 def replica(this_process: None, language_model: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The class that Ray wraps, without Ray."""
-    monkeypatch.setattr("tokenreward.deployment.replica.RayKeyValues", MemoryStore)
+    store = MemoryStore()
+    monkeypatch.setattr("tokenreward.deployment.replica.RayKeyValues", lambda: store)
     limits = {"max_body_bytes": 1000, "max_request_items": 8, "request_timeout_s": 30.0}
     deployment = {
         "name": "lm",
@@ -58,6 +62,7 @@ def replica(this_process: None, language_model: Path, monkeypatch: pytest.Monkey
     mine = Replica.func_or_class.__mro__[1]
     replica = object.__new__(mine)
     mine.__init__(replica, {"limits": limits, "api_keys_file": None, "deployment": deployment})
+    replica.registry = Registry(store)
     return replica
 
 
@@ -145,3 +150,42 @@ def test_a_post_that_asks_for_a_websocket_is_answered_as_any_other(this_process:
             while b"http\r\n" not in answer + b"\r\n":
                 answer += connection.recv(1000)
     assert answer.startswith(b"HTTP/1.1 200 OK")
+
+
+def config(checkpoint: object, version: int) -> dict[str, Any]:
+    return {"checkpoint": str(checkpoint), "version": version}
+
+
+async def test_a_redeploy_that_cannot_be_loaded_keeps_what_serves(
+    replica: Any, language_model: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(Exception, match="absent"):  # nothing serves yet
+        await replica.reconfigure(config(tmp_path / "absent", 1))
+    await replica.reconfigure(config(language_model, 1))
+    engine = replica.slot.engine
+    await replica.reconfigure(config(tmp_path / "absent", 2))
+    assert replica.slot.engine is engine
+    assert engine.version == 1
+    follower = replica.follower
+    assert "absent" in str(follower.status()["error"])
+    shutil.copytree(language_model, tmp_path / "absent")
+    await follower.catch_up()  # as Ray's health checks have it do
+    assert (engine.version, follower.status()["error"]) == (2, None)
+    await replica.reconfigure(config(language_model, 3))
+    assert replica.slot.engine.version == 3
+
+
+async def test_pushed_weights_are_the_floor_of_what_a_redeploy_loads(
+    replica: Any, language_model: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(language_model, tmp_path / "pushed")
+    replica.registry.record("lm", Weights(checkpoint=str(tmp_path / "pushed"), version=5))
+    await replica.reconfigure(config(language_model, 1))  # as a replica that starts
+    engine = replica.slot.engine
+    assert (engine.version, engine.settings.checkpoint) == (5, str(tmp_path / "pushed"))
+    for version in (3, 5):
+        await replica.reconfigure(config(language_model, version))
+        assert replica.slot.engine is engine
+    await replica.reconfigure(config(language_model, 6))
+    engine = replica.slot.engine
+    assert (engine.version, engine.settings.checkpoint) == (6, str(language_model))

@@ -15,16 +15,18 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
+from tokenreward.checkpoints.refusal import CheckpointRefused
 from tokenreward.engine.slot import Slot
 from tokenreward.errors import (
     DeadlineExceededError,
     InternalError,
+    InvalidField,
     Loading,
     RequestError,
     VersionConflict,
     frames,
 )
-from tokenreward.settings import DeploymentSettings
+from tokenreward.settings import DeploymentSettings, SettingsError
 from tokenreward.wire.weights import Weights
 
 logger = logging.getLogger("ray.serve")
@@ -96,12 +98,18 @@ class Follower:
             self._discard()
         return self.report()
 
-    def serves(self, version: int) -> bool:
-        """Whether the engine has this version. Nothing has, before the first one is loaded."""
+    @property
+    def version(self) -> int | None:
+        """The version that is served; None before the first weights are loaded."""
         try:
-            return self._slot.engine.version == version
+            return self._slot.engine.version
         except Loading:
-            return False
+            return None
+
+    def note_failure(self, error: Exception) -> None:
+        """Notes why newer weights cannot be served, for the log and for `status`."""
+        self.error = _as_request_error(error, "the newest weights cannot be served")
+        logger.warning("version %s stays: %s", self.version, self.error)
 
     def forget(self) -> None:
         """The engine that had prepared something serves no more."""
@@ -128,22 +136,24 @@ class Follower:
             self._catching_up = asyncio.ensure_future(self.catch_up())
 
     async def catch_up(self) -> None:
-        """Serves the newest weights that were pushed. On failure `error` says why not."""
+        """Serves the newest weights: those pushed, or those declared which could not be loaded
+        before. On failure `error` says why not."""
         try:
-            pushed = await self._newest_push()
+            newest = await self._newest_push()
             async with self.busy:
-                if pushed is not None and pushed.version > self._floor():
-                    logger.info("catching up with version %d", pushed.version)
-                    if self._candidate != pushed:
+                if newest is None or newest.version < self._floor():
+                    newest = self.declared
+                if newest is not None and newest.version > self._slot.engine.version:
+                    logger.info("catching up with version %d", newest.version)
+                    if self._candidate != newest:
                         self._discard()
-                        await self._slot.engine.prepare(pushed)
+                        await self._slot.engine.prepare(newest)
                     self._candidate = None
-                    await self._slot.engine.commit(pushed.version)
+                    await self._slot.engine.commit(newest.version)
                     self._slot.announce()
                 self.error = None
         except Exception as error:
-            self.error = _as_request_error(error, "the newest weights cannot be served")
-            logger.warning("version %s stays: %s", self._slot.engine.version, self.error)
+            self.note_failure(error)
 
     async def _prepare(self, weights: Weights, *, keep_s: float) -> None:
         async with self.busy:
@@ -216,5 +226,7 @@ def declared_weights(settings: DeploymentSettings) -> Weights:
 def _as_request_error(error: Exception, sentence: str) -> RequestError:
     if isinstance(error, RequestError):
         return error
+    if isinstance(error, (CheckpointRefused, SettingsError)):  # sentences for the operator
+        return InvalidField(str(error), param="checkpoint")
     logger.error("%s: %s", sentence, frames(error))
     return InternalError(f"{sentence}: {type(error).__name__}, see the replica's log")

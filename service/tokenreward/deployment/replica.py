@@ -57,7 +57,7 @@ class Replica:
         self._metrics = Metrics()
         self.slot = Slot()
         pushed = partial(Registry(RayKeyValues()).pushed, self._settings["name"])
-        self._follower = Follower(self.slot, pushed)
+        self.follower = Follower(self.slot, pushed)
 
     def __serve_build_asgi_app__(self) -> App:
         backend = ReplicaBackend(
@@ -72,23 +72,35 @@ class Replica:
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Loads the newest weights, if they are not those that serve, then swaps them.
 
+        If that fails while others serve, those serve on: Ray would replace a replica that raises,
+        and its successor would fail, too.
+
         Args:
             user_config: The settings that change in place: checkpoint and version. If weights with
                 a greater version, or the same one, were pushed, those are loaded.
+
+        Raises:
+            Exception: The first weights cannot be loaded.
         """
         settings = DeploymentSettings.model_validate({**self._settings, **user_config})
-        async with self._follower.busy:
-            newest = await self._follower.newest(declared_weights(settings))
-            if self._follower.serves(newest.version):
+        async with self.follower.busy:
+            try:
+                newest = await self.follower.newest(declared_weights(settings))
+                if self.follower.version == newest.version:
+                    return
+                engine = await asyncio.to_thread(self._load, settings.with_weights(newest))
+            except Exception as error:
+                if self.follower.version is None:
+                    raise
+                self.follower.note_failure(error)
                 return
-            engine = await asyncio.to_thread(self._load, settings.with_weights(newest))
             # The old weights are frozen, too. Unfrozen, they are found and freed once they are
             # dropped.
             gc.unfreeze()
             await self.slot.put(engine)
-            self._follower.forget()
+            self.follower.forget()
             await asyncio.to_thread(freeze_loaded_objects)
-        await self._follower.catch_up()  # with what was pushed meanwhile
+        await self.follower.catch_up()  # with what was pushed meanwhile
 
     def _load(self, settings: DeploymentSettings) -> Engine:
         limit_threads(settings.num_cpus)
@@ -101,23 +113,23 @@ class Replica:
     async def check_health(self) -> None:
         """Raises what is wrong. Ray replaces a replica whose check keeps raising."""
         self.slot.engine.check_health()
-        self._follower.check()
+        self.follower.check()
 
     async def prepare_weights(self, weights: dict[str, Any], within_s: float) -> dict[str, Any]:
         """Reads weights and checks them, for a commit that comes soon."""
-        return _signed(await self._follower.prepare(Weights(**weights), within_s=within_s))
+        return _signed(await self.follower.prepare(Weights(**weights), within_s=within_s))
 
     async def commit_weights(self, version: int, within_s: float) -> dict[str, Any]:
         """Serves what was prepared for a version."""
-        return _signed(await self._follower.commit(version, within_s=within_s))
+        return _signed(await self.follower.commit(version, within_s=within_s))
 
     async def discard_weights(self, version: int) -> dict[str, Any]:
         """Drops what was prepared for a version."""
-        return _signed(self._follower.discard(version))
+        return _signed(self.follower.discard(version))
 
     async def weights_status(self) -> dict[str, Any]:
         """The version that is served and the weights that are declared."""
-        return _signed(self._follower.status())
+        return _signed(self.follower.status())
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """What this replica has to do, for the policy in `autoscaling.py`; nothing while it loads.

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar, Union
 
 from tokenreward.wire import JSON_TYPE
-from tokenreward.wire.paths import REQUEST_ID_HEADER, TIMEOUT_HEADER
+from tokenreward.wire.paths import HOLD_HEADER, REQUEST_ID_HEADER, TIMEOUT_HEADER
 from tokenreward_client.response import OUR_ID
 from tokenreward_client.window import Ticket
 
@@ -59,6 +59,8 @@ class Send:
         headers = {
             TIMEOUT_HEADER: f"{min(self.timeout_s, LATEST_DEADLINE_S):.3f}",
             REQUEST_ID_HEADER: self.request_id,
+            # A refusal is what the window goes by. A request that is held says nothing.
+            HOLD_HEADER: "0",
         }
         if self.body is not None:
             headers["content-type"] = self.content_type

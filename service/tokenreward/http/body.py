@@ -22,8 +22,8 @@ from tokenreward.errors import (
     MalformedBody,
     Overloaded,
 )
-from tokenreward.http.patience import patiently
-from tokenreward.http.scope import Receive, Scope, headers_of
+from tokenreward.http.patience import when_possible
+from tokenreward.http.scope import Caller, Receive, Scope, headers_of
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -82,13 +82,13 @@ class BodyBudget:
 
     @contextlib.asynccontextmanager
     async def body(
-        self, scope: Scope, receive: Receive, *, within_s: float, give_up_at: float = -math.inf
+        self, scope: Scope, caller: Caller, *, within_s: float, give_up_at: float = -math.inf
     ) -> AsyncIterator[bytes]:
         """Reads a body and holds its share until the block ends.
 
         Args:
             scope: The request's.
-            receive: The request's.
+            caller: Who sends it.
             within_s: Seconds to the caller's deadline.
             give_up_at: Until when, by time.monotonic, the body may stay with the caller if there
                 is no room.
@@ -103,13 +103,13 @@ class BodyBudget:
         share = self._declared_bytes(scope)
         began = time.monotonic()
 
-        async def take() -> None:
+        def take() -> None:
             self._take(share)
 
-        await patiently(take, give_up_at=give_up_at)
+        await when_possible(take, give_up_at=give_up_at, unless_gone=caller.unless_gone)
         within_s -= time.monotonic() - began
         try:
-            body = await self._read(receive, share, within_s=within_s)
+            body = await self._read(caller.receive, share, within_s=within_s)
             self._give_back(share)
             share = len(body)
             self._take(share, is_there=True)

@@ -17,12 +17,12 @@ from tokenreward.engine.slot import Slot
 from tokenreward.errors import DeadlineExceededError, Loading
 from tokenreward.http.app import Backend
 from tokenreward.http.body import for_size
-from tokenreward.http.patience import patience_ends, patiently
+from tokenreward.http.patience import Line, patience_ends, when_possible
 from tokenreward.http.plans import ProtocolPlans, plan_for
 from tokenreward.http.protocols import Protocol
 from tokenreward.http.protocols._tokenize import tokenize
 from tokenreward.http.request_limits import Limits
-from tokenreward.http.scope import caller_of, headers_of, unless_gone
+from tokenreward.http.scope import Caller, caller_of, headers_of
 from tokenreward.metrics import Metrics, render
 from tokenreward.wire import Reply, RewardsRequest
 from tokenreward.wire.media import JSON
@@ -60,17 +60,21 @@ class ReplicaBackend(Backend):
         self._plans = plans or {}
         self._deployment = deployment
         self._slot = slot
+        self._line = Line()
         self._metrics = metrics
 
     async def rewards(self, request: Request, protocol: Protocol) -> Response:
         """The answer to a request for rewards."""
-        deadline = time.monotonic() + self.limits.time_limit_s(headers_of(request.scope))
-        give_up_at = patience_ends(protocol.patience_s, deadline=deadline)
-        types = await patiently(self._types, give_up_at=give_up_at)
+        headers, caller = headers_of(request.scope), Caller(request.receive)
+        deadline = time.monotonic() + self.limits.time_limit_s(headers)
+        give_up_at = patience_ends(protocol.patience_s, headers, deadline=deadline)
+        types = await when_possible(
+            self._types, give_up_at=give_up_at, unless_gone=caller.unless_gone
+        )
         protocol.plan = plan_for(type(protocol), types, self._plans)
         left_s = deadline - time.monotonic()
         async with self.bodies.body(
-            request.scope, request.receive, within_s=left_s, give_up_at=give_up_at
+            request.scope, caller, within_s=left_s, give_up_at=give_up_at
         ) as body:
             num_bytes, left_s = len(body), deadline - time.monotonic()
             async with self.bodies.parsing(num_bytes, within_s=left_s):
@@ -90,12 +94,17 @@ class ReplicaBackend(Backend):
             return await for_size(_num_bytes(reply), protocol.write, reply)
 
         with self.bodies.extras() as hold:
-            work = patiently(attempt, give_up_at=give_up_at, hold=partial(hold, num_bytes))
-            content = await unless_gone(request.receive, work)
+            work = self._line.hold(
+                attempt,
+                give_up_at=give_up_at,
+                caller=caller_of(request.scope),
+                before_pause=partial(hold, num_bytes),
+            )
+            content = await caller.unless_gone(work)
         headers = {**protocol.marks, **protocol.answer_headers}
         return Response(content, headers=headers, media_type=protocol.writes.name)
 
-    async def _types(self) -> dict[str, str]:
+    def _types(self) -> dict[str, str]:
         """The type of each scorer that is served, by name. Raises Loading."""
         return {name: scorer.type for name, scorer in self._slot.engine.scorers.items()}
 
@@ -127,7 +136,7 @@ class ReplicaBackend(Backend):
         limit_s = self.limits.time_limit_s(headers_of(request.scope))
         max_tokens = engine.describe()[0]["limits"]["max_sequence_tokens"]
         async with (
-            self.bodies.body(request.scope, request.receive, within_s=limit_s) as body,
+            self.bodies.body(request.scope, Caller(request.receive), within_s=limit_s) as body,
             self.bodies.parsing(len(body), within_s=limit_s),
         ):
             content = await for_size(len(body), tokenize, body, engine.tokenizer, max_tokens)

@@ -88,26 +88,54 @@ def route_of(scope: Scope) -> str:
     return path.removeprefix(root) if root and path.startswith(root) else path
 
 
-async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, which is cancelled if the caller hangs up first.
+class Caller:
+    """The caller of one request: the body that it sends, and whether it hangs up.
 
-    Raises:
-        ClientDisconnect: The caller hung up.
+    It may be watched before its body is read: then at most one piece of the body is kept here.
+    While more of the body is to come, nobody can say whether the caller is there without reading
+    that.
+
+    Args:
+        receive: The request's.
     """
-    task = asyncio.ensure_future(work)
-    watch = asyncio.ensure_future(_hang_up(receive))
-    try:
-        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientDisconnect
-        return task.result()
-    finally:
-        watch.cancel()
-        if task.cancel():
-            with contextlib.suppress(asyncio.CancelledError, Exception):
-                await task
 
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._piece: Message | None = None
 
-async def _hang_up(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+    async def receive(self) -> Message:
+        """The next message of the request."""
+        if self._piece is None:
+            return await self._receive()
+        piece, self._piece = self._piece, None
+        return piece
+
+    async def unless_gone(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result of `work`, which is cancelled if the caller hangs up first.
+
+        Raises:
+            ClientDisconnect: The caller hung up.
+        """
+        task = asyncio.ensure_future(work)
+        watch = asyncio.ensure_future(self._hang_up())
+        try:
+            await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise ClientDisconnect
+            return task.result()
+        finally:
+            watch.cancel()
+            if task.cancel():
+                with contextlib.suppress(asyncio.CancelledError, Exception):
+                    await task
+
+    async def _hang_up(self) -> None:
+        if self._piece is None:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                return
+            self._piece = message
+        if self._piece.get("more_body", False):
+            await asyncio.Event().wait()
+        while (await self._receive())["type"] != "http.disconnect":
+            pass

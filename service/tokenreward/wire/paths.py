@@ -28,6 +28,9 @@ CALLER_HEADER = "x-tokenreward-caller"  # whom the gateway asks for, if there ar
 PROTOCOL_HEADER = "x-tokenreward-protocol"  # of an answer in another program's form
 # Which distributed trace a request belongs to (W3C Trace Context). We log it and pass it on.
 TRACE_HEADERS = ("traceparent", "tracestate")
+# For how many seconds a request may be held while the service is full or loads. 0 is for callers
+# who try again by themselves.
+HOLD_HEADER = "x-tokenreward-hold-seconds"
 TIMEOUT_HEADER = "x-request-timeout-seconds"
 
 _WEIGHTS_ROUTE = re.compile(r"/v1/deployments/[^/]+/weights")

@@ -32,7 +32,9 @@ from tokenreward.http.request_limits import Limits
 from tokenreward.metrics import Metrics
 from tokenreward.settings import DeploymentSettings
 from tokenreward.wire.media import media_of
+from tokenreward.wire.paths import HOLD_HEADER
 
+UNHELD = {HOLD_HEADER: "0"}  # tests see refusals at once; those of held requests say otherwise
 LM = {
     "name": "lm",
     "task": "causal_lm",
@@ -268,7 +270,7 @@ def opener(deployments: dict[str, Any], routes: Mapping[str, ScorerRoute]) -> Ga
             opened.backend = backend  # type: ignore[attr-defined]
             async with (
                 web.serving_here(build_app(backend)) as url,
-                httpx.AsyncClient(base_url=url, timeout=20) as client,
+                httpx.AsyncClient(base_url=url, timeout=20, headers=UNHELD) as client,
             ):
                 yield client
 

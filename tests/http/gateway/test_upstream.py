@@ -224,10 +224,10 @@ async def test_caller_who_hangs_up_is_passed_on(edge: Any, client: Any) -> None:
         await until(lambda: edge.hung_up)
 
 
-async def test_refused_connection_is_an_internal_error(gateway: Any) -> None:
+async def test_refused_connection_may_be_tried_again_as_nothing_was_sent(gateway: Any) -> None:
     async with gateway(f"http://127.0.0.1:{web.free_port()}") as opened:
         response = await opened.post("/v1/rewards", content=BODY)
-    assert (response.status_code, response.json()["error"]["code"]) == (500, "internal")
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "loading")
 
 
 async def test_ids_of_two_tokenizers_cannot_be_combined(edge: Any, client: Any) -> None:

@@ -26,8 +26,10 @@ from tokenreward.http.app import build_app
 from tokenreward.http.body import LARGE_BODY_BYTES, BodyBudget, for_size
 from tokenreward.http.replica import ReplicaBackend
 from tokenreward.http.request_limits import Limits
+from tokenreward.http.scope import Caller
 from tokenreward.metrics import Metrics
 from tokenreward.wire import Reply, RewardsRequest
+from tokenreward.wire.paths import HOLD_HEADER
 from tokenreward.wire.reply import NO_TIME, NO_USAGE
 
 MIB = 2**20
@@ -62,7 +64,7 @@ def reading(
 
     async def read() -> bytes:
         async with (
-            bodies.body(sender.scope, sender.receive, within_s=within_s) as body,
+            bodies.body(sender.scope, Caller(sender.receive), within_s=within_s) as body,
             bodies.parsing(len(body), within_s=within_s),
         ):
             if held is not None:
@@ -191,7 +193,7 @@ async def test_a_body_that_trickles_in_is_given_up(monkeypatch: pytest.MonkeyPat
         return {"type": "http.request", "body": b"a", "more_body": True}
 
     with pytest.raises(BodyTimeout, match="less than 32768 bytes a second"):
-        async with bodies.body(scope, receive, within_s=5):
+        async with bodies.body(scope, Caller(receive), within_s=5):
             pass
     assert bodies.num_held == 0
 
@@ -278,12 +280,12 @@ async def test_shares_come_back_from_readers_that_fail_or_are_cancelled() -> Non
 
     sender = Sender(b"a" * 10)
     with pytest.raises(ClientDisconnect):
-        async with bodies.body(sender.scope, gone, within_s=5):
+        async with bodies.body(sender.scope, Caller(gone), within_s=5):
             pass
     with pytest.raises(BodyTooLarge):
         await reading(bodies, Sender(b"a" * 101, declared=""))
     with pytest.raises(ZeroDivisionError):
-        async with bodies.body(sender.scope, sender.receive, within_s=5):
+        async with bodies.body(sender.scope, Caller(sender.receive), within_s=5):
             raise ZeroDivisionError
     # One is being parsed, one waits.
     tasks = [reading(bodies, Sender(b"a" * 10), held=parsed) for _ in range(2)]
@@ -362,7 +364,8 @@ async def test_forty_callers_of_16_mib_hold_no_more_than_the_budget() -> None:
     async def send(host: str, port: int) -> None:
         reader, writer = await asyncio.open_connection(host, port)
         writers.append(writer)
-        head = f"POST /v1/rewards HTTP/1.1\r\nHost: h\r\nContent-Length: {16 * MIB}\r\n\r\n"
+        head = f"POST /v1/rewards HTTP/1.1\r\nHost: h\r\nContent-Length: {16 * MIB}\r\n"
+        head += f"{HOLD_HEADER}: 0\r\n\r\n"
         writer.write(head.encode())
         try:
             for _ in range(12):
@@ -386,7 +389,7 @@ async def test_forty_callers_of_16_mib_hold_no_more_than_the_budget() -> None:
         assert peak < 96 * MIB
         answered = [status for status in statuses if status]
         assert all(b" 503 " in status for status in answered)
-        async with httpx.AsyncClient(base_url=url) as client:
+        async with httpx.AsyncClient(base_url=url, headers={HOLD_HEADER: "0"}) as client:
             refused = await client.post("/v1/rewards", content=bytes(MIB))
             assert (refused.status_code, refused.json()["error"]["code"]) == (503, "overloaded")
             assert refused.headers["retry-after"] == "1"

@@ -13,6 +13,7 @@ import pytest
 from fakes.web import until
 from tokenreward import errors
 from tokenreward.errors import RequestError
+from tokenreward.wire.paths import HOLD_HEADER
 
 SECRET = "xyzzyplugh"
 ITEM: dict[str, Any] = {"prompt": [5, 6, 7], "response": [8, 9]}
@@ -46,7 +47,9 @@ def ask(client: httpx.AsyncClient, **fields: Any) -> Awaitable[httpx.Response]:
 
 @pytest.fixture
 async def client(served: Any) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=served.url, timeout=20) as client:
+    async with httpx.AsyncClient(
+        base_url=served.url, timeout=20, headers={HOLD_HEADER: "0"}
+    ) as client:
         yield client
 
 

@@ -13,7 +13,6 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from functools import partial
 from typing import Any
 
 from fastapi import Request, Response
@@ -26,11 +25,11 @@ from tokenreward.http.gateway.scorer_routes import ScorerRoute, find_route
 from tokenreward.http.gateway.upstream import UpstreamCall, Upstreams
 from tokenreward.http.gateway.upstream_answers import UpstreamRefusal
 from tokenreward.http.guard import refusal
-from tokenreward.http.patience import patience_ends, patiently
+from tokenreward.http.patience import Line, patience_ends
 from tokenreward.http.plans import ProtocolPlans, log_probs_options, plan_for
 from tokenreward.http.protocols import Protocol
 from tokenreward.http.request_limits import Limits
-from tokenreward.http.scope import caller_of, headers_of, is_plain, unless_gone
+from tokenreward.http.scope import Caller, caller_of, headers_of, is_plain
 from tokenreward.metrics import REQUESTS, Metrics, Snapshot, render
 from tokenreward.wire import RewardsRequest, served_name
 from tokenreward.wire.dependencies import dependencies, request_dependencies
@@ -94,13 +93,14 @@ class GatewayBackend(Backend):
         with self.bodies.extras() as hold:
             call = self._call(request, sends=protocol.reads, wants=protocol.writes, hold=hold)
             deadline = time.monotonic() + call.left_s
-            give_up_at = patience_ends(protocol.patience_s, deadline=deadline)
+            headers, caller = headers_of(request.scope), Caller(request.receive)
+            call.give_up_at = patience_ends(protocol.patience_s, headers, deadline=deadline)
             async with self.bodies.body(
-                request.scope, request.receive, within_s=call.left_s, give_up_at=give_up_at
+                request.scope, caller, within_s=call.left_s, give_up_at=call.give_up_at
             ) as body:
                 async with self.bodies.parsing(len(body), within_s=call.left_s):
-                    work = await self._work(body, call, protocol, give_up_at=give_up_at)
-                return await unless_gone(request.receive, work)
+                    work = await self._work(body, call, protocol)
+                return await caller.unless_gone(work)
 
     async def tokens(self, request: Request) -> Response:
         """The ids of a text, by the first deployment that gives log-probabilities, or by the first
@@ -109,7 +109,7 @@ class GatewayBackend(Backend):
         with self.bodies.extras() as hold:
             call = self._call(request, hold=hold)
             async with self.bodies.body(
-                request.scope, request.receive, within_s=call.left_s
+                request.scope, Caller(request.receive), within_s=call.left_s
             ) as body:
                 deployment = self._routes[types[0]].deployment
                 return await call.post(deployment, body, path=TOKENIZE_PATH)
@@ -174,7 +174,7 @@ class GatewayBackend(Backend):
         )
 
     async def _work(
-        self, body: bytes, call: UpstreamCall, protocol: Protocol, *, give_up_at: float
+        self, body: bytes, call: UpstreamCall, protocol: Protocol
     ) -> Coroutine[Any, Any, Response]:
         """Reads a body, and returns the coroutine that answers it. Raises RequestError."""
         head = await for_size(len(body), protocol.head, body)
@@ -187,15 +187,13 @@ class GatewayBackend(Backend):
         if plan is not None and plan.scorer is not None:
             route = self._routes[plan.scorer]
             if not dependencies(plan.options, plan.credit, default=route.score_from):
-                # Its replicas know the same settings: they read the body and write the answer, and
-                # hold the request while they are full. Here it is held while there are none.
-                post = partial(call.post, route.deployment, body, path=protocol.path)
-                return patiently(post, give_up_at=give_up_at)
+                # Its replicas know the same settings: they read the body and write the answer.
+                return call.post(route.deployment, body, path=protocol.path)
         request = await for_size(len(body), protocol.read, body)
         if request is not None:
             self.limits.refuse_many_items(len(request.items))
         call.hold(_NUM_COPIES * len(body))
-        return self._fan_out(request, call, protocol, num_bytes=len(body), give_up_at=give_up_at)
+        return self._fan_out(request, call, protocol, num_bytes=len(body))
 
     def _only_deployment(self, head: RequestHead) -> str | None:
         """The deployment that can answer alone; None if there is none. Raises UnknownScorer,
@@ -217,7 +215,6 @@ class GatewayBackend(Backend):
         protocol: Protocol,
         *,
         num_bytes: int,
-        give_up_at: float,
     ) -> Response:
         if request is None:
             reply = reply_without_work(call.request_id)
@@ -246,7 +243,8 @@ class GatewayBackend(Backend):
                 raise
 
         try:
-            content = await patiently(attempt, give_up_at=give_up_at)
+            # Each call to a deployment is held by itself. Here it is for want of memory alone.
+            content = await Line().hold(attempt, give_up_at=call.give_up_at, max_faults=1)
         except UpstreamRefusal as error:  # not raised, as the deployment has counted it
             return refusal(error, protocol)
         return Response(content, headers=protocol.answer_headers, media_type=protocol.writes.name)

@@ -9,8 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import math
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import httpx
@@ -24,8 +28,11 @@ from tokenreward.http.gateway.upstream_answers import (
     own_answer,
     read_body,
 )
+from tokenreward.http.patience import Line
 from tokenreward.wire.media import JSON, Media
 from tokenreward.wire.paths import (
+    CALLER_HEADER,
+    HOLD_HEADER,
     REQUEST_ID_HEADER,
     REWARDS_PATH,
     SCORERS_PATH,
@@ -74,11 +81,13 @@ class Upstreams:
     Attributes:
         listings: What each deployment lists, by its scorers' names. It is kept until a reply shows
             another version of the weights, or until the deployment fails to answer.
+        lines: The requests that are held for each deployment.
     """
 
     def __init__(self, client: httpx.AsyncClient, has_ready: HasReady) -> None:
         self.client = client
         self.listings: dict[str, Mapping[str, ListedScorer]] = {}
+        self.lines = defaultdict[str, Line](Line)
         self._has_ready = has_ready
         self._readiness: dict[str, tuple[float, asyncio.Future[bool]]] = {}
         self._trusted: set[str] = set()
@@ -142,6 +151,11 @@ class UpstreamCall:
             raises Overloaded when there is no room for them.
         sends: The media of the bodies that it posts.
         wants: The media of the answers.
+
+    Attributes:
+        give_up_at: Until when, by time.monotonic, calls are held that a deployment refuses with a
+            503. Replicas are told to hold none: one of both holds, and from here a request can go
+            to any replica that has room.
     """
 
     def __init__(
@@ -157,7 +171,8 @@ class UpstreamCall:
         self._upstreams = upstreams
         self.sends = sends
         self.hold = hold
-        self._headers = {**headers, "accept": wants.name}
+        self._headers = {**headers, "accept": wants.name, HOLD_HEADER: "0"}
+        self.give_up_at = -math.inf
         self._deadline = time.monotonic() + limit_s
 
     def with_hold(self, hold: Callable[[int], None]) -> UpstreamCall:
@@ -177,13 +192,29 @@ class UpstreamCall:
         return self._deadline - time.monotonic()
 
     async def post(self, deployment: str, body: bytes, *, path: str = REWARDS_PATH) -> Response:
-        """The deployment's answer to a request for rewards; its refusals are answers too.
+        """The deployment's answer to a request for rewards; its refusals are answers too. While it
+        is full or loads, the request is held.
 
         Raises:
             Loading, DeadlineExceededError, InternalError: There is none.
             Overloaded: There is no room for it here.
         """
-        return await self._ask(deployment, "POST", path, body=body)
+
+        async def ask() -> Response:
+            answer = await self._ask(deployment, "POST", path, body=body)
+            if answer.status_code >= 500:  # another one may come in its place
+                self.hold(-len(answer.body))
+            return answer
+
+        return await self._held(deployment, ask)
+
+    async def _held(self, deployment: str, ask: Callable[[], Awaitable[Response]]) -> Response:
+        return await self._upstreams.lines[deployment].hold(
+            ask,
+            give_up_at=self.give_up_at,
+            caller=self._headers.get(CALLER_HEADER, ""),
+            status_of=attrgetter("status_code"),
+        )
 
     async def list_scorers(self, deployment: str) -> list[dict[str, Any]]:
         """The entries of its `GET /v1/scorers`, which are also kept.
@@ -191,7 +222,7 @@ class UpstreamCall:
         Raises:
             RequestError: The deployment refuses, or there is no answer (as `post`).
         """
-        answer = await self._ask(deployment, "GET", SCORERS_PATH)
+        answer = await self._held(deployment, partial(self._ask, deployment, "GET", SCORERS_PATH))
         if answer.status_code != 200:
             raise UpstreamRefusal(answer)
         try:
@@ -243,6 +274,9 @@ class UpstreamCall:
             raise DeadlineExceededError(
                 f"`{deployment}` did not answer before the deadline"
             ) from None
+        except httpx.ConnectError:  # nothing was sent: a proxy that starts again, for example
+            self._upstreams.distrust(deployment)
+            raise Loading(f"`{deployment}` cannot be reached", retry_after_s=1) from None
         except httpx.TransportError as error:
             self._upstreams.distrust(deployment)
             raise InternalError(

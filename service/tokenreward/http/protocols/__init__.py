@@ -34,8 +34,8 @@ class Protocol(ABC):
         asks_for: Which scorer answers where the settings name none: the first reward model, or the
             first one that gives log-probabilities. None for a protocol whose bodies name scorers.
         patience_s: For how long a request is held while the service is overloaded or loads, before
-            it is refused. It stays below the time limit of the protocol's clients. 0 is for
-            clients that try a 503 again by themselves.
+            it is refused. It stays below the time limit of the protocol's clients. Callers that
+            try a 503 again by themselves say so in a header.
 
     Args:
         headers: The request's, by lower-case name.

@@ -21,6 +21,7 @@ class Native(Protocol):
 
     paths = (REWARDS_PATH,)
     asks_for = None
+    patience_s = 240.0  # the client of ours says that it tries again by itself
 
     def __init__(self, headers: Mapping[str, str]) -> None:
         super().__init__(headers)

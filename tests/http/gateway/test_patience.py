@@ -1,0 +1,281 @@
+"""Requests that are held: in turns, until one moment, by the gateway or the replica and not by
+both, and no longer than their callers are there."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse, Response
+
+from fakes.scripted import reply
+from fakes.web import until
+from tokenreward.errors import InternalError, InvalidField, Loading, Overloaded
+from tokenreward.http.body import BodyBudget
+from tokenreward.http.patience import Line, patience_ends
+from tokenreward.http.scope import Caller
+from tokenreward.wire.paths import HOLD_HEADER, REWARDS_PATH
+
+ITEM = {"prompt": [5], "response": [6, 7]}
+BODY = {"scorer": "one", "items": [ITEM]}
+HELD = {HOLD_HEADER: "1000"}
+
+
+class Service:
+    """Has room for some requests at a time, each of which takes a while, and refuses the others."""
+
+    def __init__(self, room: int, work_s: float = 0.05) -> None:
+        self.room, self.work_s = room, work_s
+        self.num_tries = 0
+        self.accepted: list[Any] = []
+
+    def work(self, name: Any) -> Callable[[], Any]:
+        async def attempt() -> Any:
+            self.num_tries += 1
+            if self.room <= 0:
+                raise Overloaded("full")
+            self.room -= 1
+            self.accepted.append(name)
+            try:
+                await asyncio.sleep(self.work_s)
+            finally:
+                self.room += 1
+            return name
+
+        return attempt
+
+
+async def held(line: Line, service: Service, names: list[Any], caller: str = "") -> list[Any]:
+    tasks = []
+    for name in names:
+        until_s = time.monotonic() + 20
+        work = line.hold(service.work(name), give_up_at=until_s, caller=caller)
+        tasks.append(asyncio.ensure_future(work))
+        await asyncio.sleep(0)
+    return tasks
+
+
+async def test_held_requests_are_served_in_order_of_arrival_and_a_new_one_stands_behind() -> None:
+    line, service = Line(), Service(room=0)
+    tasks = await held(line, service, list(range(10)))
+    await asyncio.sleep(0.1)
+    service.room = 1
+    tasks += await held(line, service, ["late"])
+    assert await asyncio.gather(*tasks) == [*range(10), "late"]
+    assert service.accepted == [*range(10), "late"]
+    assert line.num_waiting == 0
+
+
+async def test_a_full_service_is_asked_by_one_of_many_at_a_time() -> None:
+    line, service = Line(), Service(room=0)
+    tasks = await held(line, service, list(range(100)))
+    await asyncio.sleep(1.5)
+    assert service.num_tries < 100 + 12  # each once, and then the first: 0.05, 0.1, 0.2 s ...
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+    assert line.num_waiting == 0
+
+
+async def test_the_next_one_follows_a_request_that_is_not_refused_before_that_is_answered() -> None:
+    line, service = Line(), Service(room=0, work_s=5)
+    tasks = await held(line, service, list(range(5)))
+    service.room = 5
+    await until(lambda: service.room == 0, seconds=3)
+    assert service.accepted == list(range(5))
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+    assert service.room == 5  # what was under way has ended, too
+
+
+async def test_a_caller_of_one_request_does_not_wait_for_all_of_anothers() -> None:
+    line, service = Line(), Service(room=0)
+    many = await held(line, service, [f"many-{number}" for number in range(20)], "many")
+    one = await held(line, service, ["one"], "one")
+    service.room = 1
+    await asyncio.gather(*many, *one)
+    assert service.accepted.index("one") <= 2
+
+
+async def test_time_ends_a_wait_with_the_last_refusal_and_an_attempt() -> None:
+    line, service = Line(), Service(room=0)
+    began = time.monotonic()
+    first = asyncio.ensure_future(line.hold(service.work("a"), give_up_at=began + 30))
+    await asyncio.sleep(0.01)
+    with pytest.raises(Overloaded):
+        await line.hold(service.work("b"), give_up_at=began + 0.5)
+    assert 0.3 < time.monotonic() - began < 2
+    service.room = 1
+    assert await first == "a"
+
+
+@pytest.mark.parametrize(
+    ("header", "patience_s"), [(None, 100.0), ("0", 0.0), ("7.5", 7.5), ("1e9", 100.0)]
+)
+def test_the_caller_may_shorten_the_patience_of_a_protocol(
+    header: str | None, patience_s: float
+) -> None:
+    headers = {} if header is None else {HOLD_HEADER: header}
+    now = time.monotonic()
+    assert patience_ends(100.0, headers, deadline=now + 1000) == pytest.approx(
+        now + patience_s, abs=0.1
+    )
+    assert patience_ends(100.0, headers, deadline=now + 1) < now + 1
+
+
+@pytest.mark.parametrize("header", ["", "soon", "-1", "nan"])
+def test_a_patience_that_is_no_number_of_seconds_is_refused(header: str) -> None:
+    with pytest.raises(InvalidField) as refused:
+        patience_ends(100.0, {HOLD_HEADER: header}, deadline=1000.0)
+    assert refused.value.param == HOLD_HEADER
+
+
+async def test_a_caller_who_hangs_up_while_its_body_waits_for_room_is_noticed() -> None:
+    bodies = BodyBudget(10, max_body_bytes=10)
+    gone = asyncio.Event()
+
+    async def receive() -> Any:
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    scope = {"type": "http", "headers": [(b"content-length", b"8")]}
+
+    async def holds(caller: Caller) -> None:
+        async with bodies.body(scope, caller, within_s=20, give_up_at=time.monotonic() + 20):
+            raise AssertionError
+
+    async def whole() -> Any:
+        return {"type": "http.request", "body": bytes(8)}
+
+    async with bodies.body(dict(scope), Caller(whole), within_s=5):
+        waiting = asyncio.ensure_future(holds(Caller(receive)))
+        await asyncio.sleep(0.1)
+        gone.set()
+        with pytest.raises(ClientDisconnect):
+            await asyncio.wait_for(waiting, 2)
+    assert bodies.num_held == 0
+
+
+async def test_a_body_whose_first_piece_came_while_it_waited_is_read_whole() -> None:
+    pieces = [
+        {"type": "http.request", "body": b"abc", "more_body": True},
+        {"type": "http.request", "body": b"def"},
+    ]
+
+    async def receive() -> Any:
+        if pieces:
+            return pieces.pop(0)
+        await asyncio.Event().wait()
+
+    bodies = BodyBudget(8, max_body_bytes=8)
+    scope = {"type": "http", "headers": [(b"content-length", b"6")]}
+
+    async def whole() -> Any:
+        return {"type": "http.request", "body": bytes(6)}
+
+    async def read() -> bytes:
+        until_s = time.monotonic() + 20
+        async with bodies.body(scope, Caller(receive), within_s=20, give_up_at=until_s) as body:
+            return body
+
+    async with bodies.body(dict(scope), Caller(whole), within_s=5):
+        waiting = asyncio.ensure_future(read())
+        await asyncio.sleep(0.1)
+    assert await asyncio.wait_for(waiting, 2) == b"abcdef"
+
+
+def refuses(edge: Any, times: int, error: Any = None) -> list[float]:
+    """The edge refuses so many times, then answers. When it was asked."""
+    asked: list[float] = []
+
+    async def answer(_: Any) -> Response:
+        asked.append(time.monotonic())
+        if len(asked) <= times:
+            refusal = error or Overloaded("full")
+            return JSONResponse({"error": refusal.detail()}, refusal.status)
+        return JSONResponse(reply([{"rewards": [1.0, 2.0]}], scorer="one"))
+
+    edge.answer = answer
+    return asked
+
+
+@pytest.mark.parametrize("error", [Overloaded("full"), Loading("loading")])
+async def test_a_plain_caller_of_the_gateway_does_not_meet_a_full_deployment(
+    edge: Any, gateway: Any, error: Any
+) -> None:
+    asked = refuses(edge, 3, error)
+    async with gateway(edge.url) as client:
+        answer = await client.post(REWARDS_PATH, json=BODY, headers=HELD)
+        assert gateway.backend.bodies.num_held == 0
+    assert answer.status_code == 200
+    assert len(asked) == 4
+    # One of both holds.
+    assert {request.headers[HOLD_HEADER] for request in edge.requests} == {"0"}
+
+
+async def test_a_caller_who_tries_again_by_itself_sees_the_refusal_at_once(
+    edge: Any, gateway: Any
+) -> None:
+    asked = refuses(edge, 3)
+    async with gateway(edge.url) as client:
+        answer = await client.post(REWARDS_PATH, json=BODY, headers={HOLD_HEADER: "0"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "overloaded")
+    assert len(asked) == 1
+
+
+async def test_each_scorer_of_a_request_is_held_by_itself(edge: Any, gateway: Any) -> None:
+    tries = {"lm": 0, "rm": 0}
+
+    async def answer(request: Any) -> Response:
+        name = "lm" if "/d/lm/" in request.url.path else "rm"
+        tries[name] += 1
+        if name == "rm" and tries[name] <= 2:
+            return JSONResponse({"error": Overloaded("full").detail()}, 503)
+        scorer = "one" if name == "lm" else "two"
+        return JSONResponse(reply([{"scorers": {scorer: {"rewards": [1.0, 2.0]}}}]))
+
+    edge.answer = answer
+    async with gateway(edge.url) as client:
+        body = {"scorers": ["one", "two"], "items": [ITEM]}
+        answered = await client.post(REWARDS_PATH, json=body, headers=HELD)
+    assert answered.status_code == 200
+    scorers = answered.json()["items"][0]["scorers"]
+    assert scorers["two"]["rewards"] == [1.0, 2.0]
+    assert tries == {"lm": 1, "rm": 3}
+
+
+async def test_the_callers_deadline_ends_the_hold_with_the_deployments_own_refusal(
+    edge: Any, gateway: Any
+) -> None:
+    refuses(edge, 1000)
+    async with gateway(edge.url) as client:
+        headers = {**HELD, "x-request-timeout-seconds": "1"}
+        answer = await client.post(REWARDS_PATH, json=BODY, headers=headers)
+    assert (answer.status_code, answer.json()["error"]["message"]) == (503, "full")
+
+
+async def test_a_caller_who_hangs_up_is_held_no_longer(edge: Any, gateway: Any) -> None:
+    asked = refuses(edge, 1000)
+    async with gateway(edge.url) as client:
+        with pytest.raises(httpx.ReadTimeout):
+            await client.post(REWARDS_PATH, json=BODY, headers=HELD, timeout=0.5)
+        await until(lambda: gateway.backend.bodies.num_held == 0)
+        num_asked = len(asked)
+        await asyncio.sleep(1.2)
+        assert len(asked) <= num_asked + 1
+
+
+async def test_a_fault_of_a_deployment_is_tried_again_twice_for_a_plain_caller(
+    edge: Any, gateway: Any
+) -> None:
+    asked = refuses(edge, 1000, InternalError("broken"))
+    async with gateway(edge.url) as client:
+        answer = await client.post(REWARDS_PATH, json=BODY, headers=HELD)
+    assert answer.status_code == 500
+    assert len(asked) == 3

@@ -1,0 +1,173 @@
+"""Kills parts of a cluster of three nodes under load, and says what callers saw.
+
+    python -m nodes                    # all faults, in namespaces of its own
+    python -m nodes node cable         # some
+
+Prints a line per fault, and ends with 1 if an answer was lost or wrong or a gap was too long.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from fakes import namespace
+from nodes.cluster import KEY, Cluster
+from nodes.load import KINDS, Callers
+
+_CALM_S = 5.0
+_WATCHED_S = 25.0
+_GCS_DOWN_S = 5.0
+_LONGEST_GAP_S = 5.0
+_LONGEST_GAP_OF_A_NODE_S = 8.0
+_INSIDE = "--inside"
+
+
+class Faults:
+    """What can happen to a cluster: each method does it, and returns how it is mended.
+
+    Callers ask at the first two nodes. What dies is elsewhere, or behind the address they ask.
+    """
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+
+    def none(self) -> Callable[[], None]:
+        return lambda: None
+
+    def node(self) -> Callable[[], None]:
+        machine = self._cluster.others[-1]
+        machine.kill()
+
+        def mend() -> None:
+            machine.boot_again()
+            self._cluster.join(machine)
+
+        return mend
+
+    def cable(self) -> Callable[[], None]:
+        machine = self._cluster.others[-1]
+        machine.pull_cable()
+
+        def mend() -> None:
+            machine.plug_cable()
+            self._cluster.stop_ray(machine)
+            self._cluster.join(machine)
+
+        return mend
+
+    def replica(self) -> Callable[[], None]:
+        return self._kill("ServeReplica:sft")
+
+    def haproxy(self) -> Callable[[], None]:
+        victims = [
+            each
+            for each in self._cluster.others[0].processes("haproxy")
+            if each.name() == "haproxy"
+        ]
+        for victim in victims:
+            victim.kill()
+        return lambda: None
+
+    def controller(self) -> Callable[[], None]:
+        return self._kill("ServeController")
+
+    def gateway(self) -> Callable[[], None]:
+        self._cluster.gateways()[0].kill()
+        return lambda: None
+
+    def gcs(self) -> Callable[[], None]:
+        """It comes back some seconds later as whatever watches it would start it: by the same
+        command. It has what it knew from its folder."""
+        (process,) = self._cluster.head.processes("gcs/gcs_server")
+        command, environment = process.cmdline(), process.environ()
+        process.kill()
+        time.sleep(_GCS_DOWN_S)
+        self._cluster.head.spawn(command, environment)
+        return lambda: None
+
+    def _kill(self, name: str) -> Callable[[], None]:
+        machines = self._cluster.machines
+        victims = [each for machine in machines for each in machine.processes(name)]
+        victims[0].kill()
+        return lambda: None
+
+
+NAMES = ["none", "replica", "gateway", "controller", "haproxy", "gcs", "node", "cable"]
+
+
+async def watch(cluster: Cluster, callers: Callers, name: str) -> bool:
+    """Lets a fault happen under load, and prints what callers saw. Returns whether it was as
+    promised."""
+    limit_s = _LONGEST_GAP_OF_A_NODE_S if name == "node" else _LONGEST_GAP_S
+    await callers.begin()
+    await asyncio.sleep(_CALM_S)
+    began = time.monotonic()
+    mend = await asyncio.to_thread(getattr(Faults(cluster), name))
+    await asyncio.sleep(_WATCHED_S - (time.monotonic() - began))
+    gaps = {kind: callers.sight.longest_gap_s(kind, began) for kind in KINDS}
+    sight = await callers.end()
+    num = sum(len(each) for each in sight.successes.values())
+    line = ", ".join(f"{kind} {gaps[kind]:.1f} / {sight.longest_s[kind]:.1f} s" for kind in KINDS)
+    load = os.getloadavg()[0]
+    print(
+        f"{name:<11}{num:>6} answers, {len(sight.lost)} lost, {sight.num_wrong} wrong; "
+        f"longest gap / call: {line}; load {load:.0f}",
+        flush=True,
+    )
+    for each in sight.lost[:5]:
+        print(f"    {each}", flush=True)
+    await asyncio.to_thread(mend)
+    await asyncio.to_thread(cluster.wait_whole)
+    return not sight.lost and not sight.num_wrong and max(gaps.values()) <= limit_s
+
+
+async def run(names: list[str]) -> int:
+    """Exit code."""
+    folder = Path(tempfile.mkdtemp(prefix="trn-"))
+    began = time.monotonic()
+    try:
+        cluster = Cluster(folder)
+        cluster.bring_up()
+        print(f"three nodes are ready after {time.monotonic() - began:.0f} s", flush=True)
+        callers = Callers(cluster.urls[:2], KEY)
+        await callers.learn()
+        results = [await watch(cluster, callers, name) for name in names]
+    finally:
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):  # its machine has ended with all of its own
+                process.kill()
+        shutil.rmtree(folder, ignore_errors=True)
+    return 0 if all(results) else 1
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="nodes")
+    parser.add_argument("names", nargs="*", metavar="FAULT", help=", ".join(NAMES))
+    parser.add_argument(_INSIDE, action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    names = args.names or NAMES
+    if set(names) - set(NAMES):
+        parser.error(f"there are {', '.join(NAMES)}")
+    for command in ("ip", "nsenter"):
+        if shutil.which(command) is None:
+            raise SystemExit(f"there is no command `{command}`")
+    if not args.inside:
+        return namespace.run([sys.executable, "-m", "nodes", _INSIDE, *names])
+    subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+    return asyncio.run(run(names))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

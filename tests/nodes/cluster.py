@@ -1,0 +1,148 @@
+"""The service on three machines, brought up by the commands of docs/cluster.md."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from fakes.pages import ROOT, code_blocks, page
+from nodes.switch import Machine, open_switch
+
+KEY = "sesame"
+NUM_SFT, NUM_RM = 3, 2
+_READY_S = 180.0
+_GCS_FOLDER = "/gcs"
+
+
+def commands() -> list[str]:
+    """The lines of the page's block."""
+    (block,) = code_blocks(page("docs/cluster.md"), "bash")
+    return [line for line in block.splitlines() if line]
+
+
+class Cluster:
+    """Three machines, on the first of which the head is.
+
+    Args:
+        folder: For all that the commands name. Its path is short, as Ray puts no sockets there.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._prepare()
+        open_switch()
+        modules = os.pathsep.join(str(ROOT / name) for name in ("service", "clients", "tests"))
+        path = os.pathsep.join(
+            [str(folder / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]]
+        )
+        environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+            "PATH": path,
+            "PYTHONPATH": modules,
+            "OMP_NUM_THREADS": "1",
+        }
+        # GCS keeps what it knows in a folder of the head. It is the operator's to say where.
+        kept = {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": str(folder / "gcs")}
+        self.machines = [
+            Machine(number, folder, environment | (kept if number == 1 else {}))
+            for number in (1, 2, 3)
+        ]
+        self.head, *self.others = self.machines
+
+    @property
+    def urls(self) -> list[str]:
+        """The addresses of all nodes."""
+        return [f"http://{machine.address}:8000" for machine in self.machines]
+
+    def bring_up(self) -> None:
+        """Takes the page's way: each line where its comment says."""
+        environment, token, head, other, schema, deploy, ready = commands()
+        self._environment, self._join = environment, other.replace("HEAD", self.head.address)
+        self.head.run(token)
+        for machine in self.others:
+            target = machine.home / ".ray"
+            target.mkdir(exist_ok=True)
+            shutil.copy(self.head.home / ".ray" / "auth_token", target)
+        self._run(self.head, head)
+        for machine in self.others:
+            self.join(machine)
+        self._run(self.head, schema)
+        self._run(self.head, deploy)
+        for machine in self.machines:
+            self._run(machine, ready.replace("NODE", machine.address), timeout_s=_READY_S + 300)
+        self.wait_whole()
+
+    def join(self, machine: Machine) -> None:
+        """Starts Ray on a machine that is not the head."""
+        self._run(machine, self._join)
+
+    def stop_ray(self, machine: Machine) -> None:
+        """Ends what is left of Ray on a machine."""
+        self._run(machine, "ray stop --force")
+
+    def wait_whole(self) -> None:
+        """Waits until every replica answers and every node is ready."""
+        until = time.monotonic() + _READY_S
+        while not self._is_whole():
+            if time.monotonic() > until:
+                raise RuntimeError("the cluster does not become whole")
+            time.sleep(0.5)
+
+    def _is_whole(self) -> bool:
+        headers = {"authorization": f"Bearer {KEY}"}
+        try:
+            for url in self.urls:
+                if httpx.get(f"{url}/readyz", timeout=10).status_code != 200:
+                    return False
+                text = httpx.get(f"{url}/metrics", headers=headers, timeout=10).text
+                counts = {
+                    name: len({line for line in text.splitlines() if version in line})
+                    for name, version in (
+                        ("sft", 'model_version{deployment="sft"'),
+                        ("rm", 'model_version{deployment="rm"'),
+                    )
+                }
+                if counts != {"sft": NUM_SFT, "rm": NUM_RM}:
+                    return False
+        except httpx.HTTPError:
+            return False
+        return len(self.gateways()) == 2
+
+    def gateways(self) -> list[Any]:
+        """The processes of the gateway's replicas."""
+        name = "ServeReplica:Gateway"
+        return [each for machine in self.machines for each in machine.processes(name)]
+
+    def _run(self, machine: Machine, line: str, *, timeout_s: float = 180.0) -> None:
+        machine.run(f"cd {self._folder}\n{self._environment}\n{line}", timeout_s=timeout_s)
+
+    def _prepare(self) -> None:
+        """All that the page's commands name."""
+        folder = self._folder
+        (folder / "deploy").symlink_to(ROOT / "deploy")
+        (folder / "keys").write_text(KEY + "\n")
+        (folder / "bin").mkdir()
+        (folder / "gcs").mkdir()
+        tokenreward = folder / "bin" / "tokenreward"
+        tokenreward.write_text(f'#!/bin/sh\nexec {sys.executable} -m tokenreward.cli "$@"\n')
+        tokenreward.chmod(0o755)
+        sft = {"name": "sft", "checkpoint": "demo:sft", "task": "causal_lm"}
+        rm = {"name": "rm", "checkpoint": "demo:rm", "task": "reward_model"}
+        deployments = [
+            {**sft, "num_replicas": NUM_SFT, "scorers": [{"type": "endogenous"}]},
+            {**rm, "num_replicas": NUM_RM, "scorers": [{"type": "reward_model"}]},
+        ]
+        service = {
+            "host": "0.0.0.0",  # noqa: S104
+            "api_keys_file": str(folder / "keys"),
+            "gateway_num_replicas": 2,
+            "deployments": [{**each, "num_cpus": 0.25} for each in deployments],
+        }
+        (folder / "rewards.yaml").write_text(json.dumps(service))  # JSON is YAML

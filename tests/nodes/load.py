@@ -1,0 +1,136 @@
+"""Callers that ask one after another until they are told to stop, and what they saw.
+
+They use the project's client, and compare every reward with the one that they had from the calm
+service. They know nothing of nodes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from tokenreward_client import AsyncClient, ClientError
+
+DIRECT, FRONT = "direct", "gateway"
+NUM_CALLERS = 8
+# A lone text is the same number to this, however it is batched.
+LARGEST_DIFFERENCE = 1e-4
+TIMEOUT_S = 120.0
+# One deployment answers the first; the gateway asks two for the second.
+KINDS: dict[str, dict[str, Any]] = {
+    DIRECT: {"scorer": "endogenous"},
+    FRONT: {"scorers": ["endogenous", "reward_model"]},
+}
+ITEMS = [
+    {
+        "prompt": f"Offer number {number}. Who is the manager?",
+        "response": f"It is manager {number}.",
+    }
+    for number in range(40)
+]
+
+
+@dataclass
+class Sight:
+    """What callers saw.
+
+    Attributes:
+        successes: By kind of request, when each answer came, by time.monotonic.
+        longest_s: By kind, the longest that a call took.
+        lost: What the client raised.
+        num_wrong: Answers that differ from the calm service's.
+    """
+
+    successes: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in KINDS})
+    longest_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(KINDS, 0.0))
+    lost: list[str] = field(default_factory=list)
+    num_wrong: int = 0
+
+    def longest_gap_s(self, kind: str, since: float) -> float:
+        """The longest time after `since` without an answer."""
+        times = [since, *(each for each in self.successes[kind] if each > since), time.monotonic()]
+        return max(after - before for before, after in itertools.pairwise(times))
+
+
+class Callers:
+    """Callers at several addresses.
+
+    Args:
+        urls: Where they ask, in turns.
+        api_key: Their key.
+    """
+
+    def __init__(self, urls: Sequence[str], api_key: str) -> None:
+        self._clients = [AsyncClient(url, api_key=api_key, timeout_s=TIMEOUT_S) for url in urls]
+        self._truth: dict[str, list[list[np.ndarray]]] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self.sight = Sight()
+
+    async def learn(self) -> None:
+        """Asks for every item of every kind once, one by one."""
+        for kind in KINDS:
+            self._truth[kind] = [await self._ask(self._clients[0], kind, item) for item in ITEMS]
+
+    async def begin(self) -> None:
+        """Lets all callers ask from now on. What was seen before is forgotten."""
+        self.sight = Sight()
+        for number in range(NUM_CALLERS):
+            client = self._clients[number % len(self._clients)]
+            kind = FRONT if number // len(self._clients) % 4 == 3 else DIRECT
+            self._tasks.append(asyncio.create_task(self._call(client, kind, number)))
+
+    async def end(self) -> Sight:
+        """Waits until all that was asked is answered or lost, and asks no more."""
+        for task in self._tasks:
+            task.cancel()
+        for task in self._tasks:
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        self._tasks.clear()
+        return self.sight
+
+    async def _call(self, client: AsyncClient, kind: str, number: int) -> None:
+        sight = self.sight
+        for place in itertools.count(7 * number):
+            index = place % len(ITEMS)
+            began = time.monotonic()
+            # An answer that is under way when the callers are told to end is waited for.
+            ask = asyncio.ensure_future(self._ask(client, kind, ITEMS[index]))
+            is_last = False
+            try:
+                await asyncio.shield(ask)
+            except asyncio.CancelledError:
+                is_last = True
+                await asyncio.wait([ask])
+            except ClientError:
+                pass
+            now = time.monotonic()
+            if (error := ask.exception()) is not None:
+                sight.lost.append(f"{kind}: {error}")
+            else:
+                sight.successes[kind].append(now)
+                sight.num_wrong += is_other(ask.result(), self._truth[kind][index])
+            sight.longest_s[kind] = max(sight.longest_s[kind], now - began)
+            if is_last:
+                return
+
+    async def _ask(self, client: AsyncClient, kind: str, item: dict[str, Any]) -> list[np.ndarray]:
+        [answer] = await client.score([item], **KINDS[kind])
+        if answer.scorers is None:
+            return [answer.rewards]
+        return [answer.scorers[name].rewards for name in KINDS[kind]["scorers"]]
+
+
+def is_other(rewards: list[np.ndarray], truth: list[np.ndarray]) -> bool:
+    """Whether any number differs."""
+    pairs = list(zip(rewards, truth, strict=True))
+    if any(one.shape != other.shape for one, other in pairs):
+        return True
+    return any(float(np.abs(one - other).max()) > LARGEST_DIFFERENCE for one, other in pairs)

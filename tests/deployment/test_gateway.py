@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from typing import Any
 
 import pytest
+from ray.serve.handle import DeploymentBroadcastResponse
 
+from tokenreward.deployment import gateway
 from tokenreward.deployment.gateway import has_ready, snapshots
+
+SILENT = object()
 
 
 class Handle:
@@ -19,11 +25,25 @@ class Handle:
         self._method = method
         return self
 
-    async def results_async(self, **_: Any) -> list[Any]:
+    async def _fetch_replica_results_async(self) -> list[Any]:
         answers = self._answers[self._method]
         if isinstance(answers, Exception):
             raise answers
-        return answers
+        return [Answer(answer) for answer in answers]
+
+
+class Answer:
+    """One replica's answer, which never comes if it is SILENT."""
+
+    def __init__(self, answer: Any) -> None:
+        self._answer = answer
+
+    async def get_async(self) -> Any:
+        if self._answer is SILENT:
+            await asyncio.Event().wait()
+        if isinstance(self._answer, Exception):
+            raise self._answer
+        return self._answer
 
 
 @pytest.mark.parametrize(
@@ -61,3 +81,18 @@ async def test_metrics_of_all_gateways_stand_beside_a_deployment_of_that_name() 
         ("gateway", "g2"): other[1],
         ("gateway", "r1"): [],
     }
+
+
+async def test_a_replica_that_keeps_silent_costs_its_own_answer_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    handle = Handle(check_health=[SILENT, None], snapshot=[SILENT, ("r1", [])])
+    began = time.monotonic()
+    assert await has_ready({"lm": handle}.__getitem__, "lm") is True
+    assert time.monotonic() - began < 1
+    monkeypatch.setattr(gateway, "_GATHER_TIMEOUT_S", 0.2)
+    assert await snapshots({"lm": handle}.__getitem__, ["lm"]) == {("lm", "r1"): []}
+
+
+def test_rays_broadcast_gives_the_answer_of_each_replica() -> None:
+    assert callable(DeploymentBroadcastResponse._fetch_replica_results_async)

@@ -7,8 +7,9 @@ It knows no scorers and reads no requests.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from functools import cache, partial
 from typing import Any
 
@@ -123,7 +124,7 @@ async def snapshots(
     Only replicas that are loaded answer. A replica that has just died is left out.
     """
     labels = {GATEWAY_APP: LABEL, **{name: name for name in deployments}}
-    all_answers = await asyncio.gather(*(_broadcast(handle_of, app, "snapshot") for app in labels))
+    all_answers = await asyncio.gather(*(_all_answers(handle_of, app) for app in labels))
     return {
         (label, replica): snapshot
         for label, answers in zip(labels.values(), all_answers, strict=True)
@@ -141,9 +142,16 @@ async def _gather(deployments: Iterable[str]) -> dict[tuple[str, str], Snapshot]
     return {**of_replicas, **of_deployments}
 
 
+async def _all_answers(handle_of: HandleOf, application: str) -> list[tuple[str, Snapshot]]:
+    return [answer async for answer in _answers(handle_of, application, "snapshot")]
+
+
 async def has_ready(handle_of: HandleOf, deployment: str) -> bool:
     """Whether one of a deployment's replicas is loaded and healthy."""
-    return bool(await _broadcast(handle_of, deployment, "check_health"))
+    async with contextlib.aclosing(_answers(handle_of, deployment, "check_health")) as answers:
+        async for _ in answers:
+            return True
+    return False
 
 
 async def call_replicas(
@@ -162,12 +170,34 @@ async def call_replicas(
     return [answer for answer in answers if not isinstance(answer, ActorDiedError)]
 
 
-async def _broadcast(handle_of: HandleOf, deployment: str, method: str) -> list[Any]:
-    """Calls a method of each running replica, and returns what did not raise."""
+async def _answers(handle_of: HandleOf, application: str, method: str) -> AsyncGenerator[Any, None]:
+    """Calls a method of each running replica, and gives what does not raise, as it comes.
+
+    Ray's own way to get the answers has all of them or none. A replica whose node dropped off the
+    network keeps silent until Ray has noticed, and here it costs its own answer alone.
+    """
     try:
-        broadcast = handle_of(deployment).broadcast(method)
-        answers = await broadcast.results_async(timeout_s=_GATHER_TIMEOUT_S, return_exceptions=True)
+        broadcast = handle_of(application).broadcast(method)
+        async with asyncio.timeout(_GATHER_TIMEOUT_S):
+            replies = await broadcast._fetch_replica_results_async()
     except _GONE as error:
-        logger.info("%s: no replica answers (%s)", deployment, type(error).__name__)
-        return []
-    return [answer for answer in answers if not isinstance(answer, BaseException)]
+        logger.info("%s: no replica answers (%s)", application, type(error).__name__)
+        return
+    tasks = [asyncio.ensure_future(_in_time(reply)) for reply in replies]
+    try:
+        for task in asyncio.as_completed(tasks):
+            try:
+                answer = await task
+            except Exception as error:  # whatever the method raises
+                logger.info("%s: a replica did not answer (%s)", application, type(error).__name__)
+                continue
+            yield answer
+    finally:
+        for unfinished in tasks:
+            unfinished.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _in_time(reply: Any) -> Any:
+    async with asyncio.timeout(_GATHER_TIMEOUT_S):
+        return await reply.get_async()

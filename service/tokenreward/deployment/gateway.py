@@ -37,7 +37,7 @@ from tokenreward.http.gateway.weights import WeightsRoute
 from tokenreward.http.scope import App
 from tokenreward.metrics import REQUESTS, Metrics, Snapshot
 
-_GATHER_TIMEOUT_S = 5.0
+GATHER_TIMEOUT_S = 5.0
 # What Ray raises for a deployment that does not answer: KeyError if it does not exist (any more).
 _GONE = (KeyError, RayServeException, RayError, TimeoutError)
 
@@ -178,12 +178,15 @@ async def _answers(handle_of: HandleOf, application: str, method: str) -> AsyncG
     """
     try:
         broadcast = handle_of(application).broadcast(method)
-        async with asyncio.timeout(_GATHER_TIMEOUT_S):
+        async with asyncio.timeout(GATHER_TIMEOUT_S):
             replies = await broadcast._fetch_replica_results_async()
     except _GONE as error:
         logger.info("%s: no replica answers (%s)", application, type(error).__name__)
         return
-    tasks = [asyncio.ensure_future(_in_time(reply)) for reply in replies]
+    tasks = [
+        asyncio.ensure_future(asyncio.wait_for(reply.get_async(), GATHER_TIMEOUT_S))
+        for reply in replies
+    ]
     try:
         for task in asyncio.as_completed(tasks):
             try:
@@ -196,8 +199,3 @@ async def _answers(handle_of: HandleOf, application: str, method: str) -> AsyncG
         for unfinished in tasks:
             unfinished.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _in_time(reply: Any) -> Any:
-    async with asyncio.timeout(_GATHER_TIMEOUT_S):
-        return await reply.get_async()

@@ -23,7 +23,7 @@ from tokenreward.errors import (
     Overloaded,
 )
 from tokenreward.http.patience import when_possible
-from tokenreward.http.scope import Caller, Receive, Scope, headers_of
+from tokenreward.http.scope import IncomingRequest, Receive, Scope, headers_of
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -82,7 +82,12 @@ class BodyBudget:
 
     @contextlib.asynccontextmanager
     async def body(
-        self, scope: Scope, caller: Caller, *, within_s: float, give_up_at: float = -math.inf
+        self,
+        scope: Scope,
+        caller: IncomingRequest,
+        *,
+        within_s: float,
+        give_up_at: float = -math.inf,
     ) -> AsyncIterator[bytes]:
         """Reads a body and holds its share until the block ends.
 

@@ -15,12 +15,13 @@ import math
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from tokenreward.errors import InternalError, InvalidField, Loading, RequestError, quotable
 from tokenreward.wire.paths import HOLD_HEADER
 
 T = TypeVar("T")
+_Place = tuple[int, int, asyncio.Event]  # turn, number, and what wakes the request
 
 _SHORTEST_PAUSE_S = 0.05
 _LONGEST_PAUSE_S = 1.0
@@ -77,11 +78,11 @@ async def when_possible(
     async def again() -> T:
         return attempt()
 
-    result: T = await unless_gone(Line().hold(again, give_up_at=give_up_at))
+    result: T = await unless_gone(HeldRequests().hold(again, give_up_at=give_up_at))
     return result
 
 
-class Line:
+class HeldRequests:
     """The requests that are held for one deployment, or for one replica.
 
     The first one tries again after pauses of 50 ms to 1 s, and at once when another request has
@@ -95,7 +96,7 @@ class Line:
 
     def __init__(self) -> None:
         self._numbers = itertools.count()
-        self._waiting: list[tuple[int, int, asyncio.Event]] = []
+        self._waiting: list[_Place] = []
         self._turn = 0  # of the last request that left the line
         self._last_turns: dict[str, int] = {}  # of each caller, while anybody waits
         self._pause_s = _SHORTEST_PAUSE_S
@@ -112,7 +113,7 @@ class Line:
         *,
         give_up_at: float,
         caller: str = "",
-        before_pause: Callable[[], None] | None = None,
+        before_pause: Callable[[], None] = lambda: None,
         status_of: Callable[[T], int] = lambda _: 200,
         max_faults: int = _MAX_FAULTS,
     ) -> T:
@@ -121,81 +122,91 @@ class Line:
 
         Args:
             work: Makes one attempt. If it fails, it must have given back what it took of budgets.
-            give_up_at: When the request is held no longer, by time.monotonic. At least one attempt
-                is made.
+            give_up_at: When the request is held no longer. At least one attempt is made.
             caller: Who asks.
-            before_pause: Called before the request is first held.
+            before_pause: Called once, before the request is held. It may raise Overloaded.
             status_of: The status of a result, which may be a refusal, too.
             max_faults: After how many failures with a 500 the last one is raised.
 
         Raises:
             RequestError: The last failure, once time or the tries are used up. An error that may
-                not be retried, at once. Overloaded, if `before_pause` finds no room for a request
-                that waits.
+                not be retried, at once.
         """
-        place: tuple[int, int, asyncio.Event] | None = None
+        place: _Place | None = None
         num_faults = 0
         if self._waiting and time.monotonic() < give_up_at:
-            if before_pause is not None:
-                before_pause()
-            before_pause, place = None, self._join(caller)
+            before_pause()
+            place = self._join(caller)
         try:
             while True:
                 if place is not None:
                     await self._wait(place, give_up_at)
                 is_last = time.monotonic() + _SHORTEST_PAUSE_S > give_up_at
-                result, failure = None, None
-                try:
-                    result = await self._try(work, place)
-                    status = status_of(result)
-                except RequestError as error:
-                    if not error.retryable:
-                        raise
-                    failure, status = error, error.status
+                outcome = await self._try(work, place)
+                status = outcome.status if isinstance(outcome, RequestError) else status_of(outcome)
                 num_faults += status == InternalError.status
-                if status not in _PASSING:
-                    self._note_answer()
-                    is_last = True
-                if is_last or num_faults >= max_faults:
-                    if failure is not None:
-                        raise failure
-                    return cast(T, result)
+                if is_last or status not in _PASSING or num_faults >= max_faults:
+                    return self._end(outcome, has_room=status not in _PASSING)
                 if place is None:
-                    if before_pause is not None:
-                        before_pause()
-                    place = self._join(caller)
-                elif place not in self._waiting:  # it was taken for accepted
-                    heapq.heappush(self._waiting, place)
-                self._pause()
+                    before_pause()
+                place = self._line_up(place, caller)
         finally:
             if place is not None:
                 self._leave(place)
 
-    async def _try(
-        self, work: Callable[[], Awaitable[T]], place: tuple[int, int, asyncio.Event] | None
-    ) -> T:
-        """One attempt. The next in line may follow once it is not refused for a moment."""
+    def _line_up(self, place: _Place | None, caller: str) -> _Place:
+        """Puts a refused request where it stood, or else behind the others; a pause is next."""
         if place is None:
-            return await work()
-        task = asyncio.ensure_future(work())
+            place = self._join(caller)
+        elif place not in self._waiting:  # it was taken for accepted
+            heapq.heappush(self._waiting, place)
+        # Other gateways hold requests for the same deployment: not all try at one time.
+        pause_s = self._pause_s * (1 - random.random() / 4)  # noqa: S311
+        self._next_try = time.monotonic() + pause_s
+        self._pause_s = min(_LONGEST_PAUSE_S, 2 * self._pause_s)
+        self._wake()
+        return place
+
+    def _end(self, outcome: T | RequestError, *, has_room: bool) -> T:
+        """Returns or raises what came of a request. If there was room, the next one tries."""
+        if has_room:
+            self._pause_s, self._next_try = _SHORTEST_PAUSE_S, -math.inf
+            self._wake()
+        if isinstance(outcome, RequestError):
+            raise outcome
+        return outcome
+
+    async def _try(
+        self, work: Callable[[], Awaitable[T]], place: _Place | None
+    ) -> T | RequestError:
+        """What came of one attempt; an error only if another attempt may end otherwise. The next in
+        line may follow once it is not refused for a moment."""
+        task: asyncio.Future[T] | None = None
         try:
+            if place is None:
+                return await work()
+            task = asyncio.ensure_future(work())
             done, _ = await asyncio.wait({task}, timeout=_ACCEPTED_S)
             if not done:
                 self._leave(place)
                 self._pause_s = _SHORTEST_PAUSE_S
             return await task
+        except RequestError as error:
+            if not error.retryable:
+                raise
+            return error
         finally:
-            if task.cancel():
+            if task is not None and task.cancel():
                 await asyncio.wait({task})
 
-    def _join(self, caller: str) -> tuple[int, int, asyncio.Event]:
+    def _join(self, caller: str) -> _Place:
         turn = max(self._turn, self._last_turns.get(caller, 0)) + 1
         self._last_turns[caller] = turn
         place = (turn, next(self._numbers), asyncio.Event())
         heapq.heappush(self._waiting, place)
         return place
 
-    def _leave(self, place: tuple[int, int, asyncio.Event]) -> None:
+    def _leave(self, place: _Place) -> None:
         if place not in self._waiting:
             return
         self._waiting.remove(place)
@@ -206,7 +217,7 @@ class Line:
             self._turn = 0
         self._wake()
 
-    async def _wait(self, place: tuple[int, int, asyncio.Event], give_up_at: float) -> None:
+    async def _wait(self, place: _Place, give_up_at: float) -> None:
         """Returns when the request may try: it is the first after its pause, or time is up."""
         event = place[2]
         while True:
@@ -222,17 +233,6 @@ class Line:
                     await event.wait()
             except TimeoutError:
                 pass
-
-    def _note_answer(self) -> None:
-        """There is room now."""
-        self._pause_s, self._next_try = _SHORTEST_PAUSE_S, -math.inf
-        self._wake()
-
-    def _pause(self) -> None:
-        # Other gateways hold requests for the same deployment: they should not try at one time.
-        self._next_try = time.monotonic() + self._pause_s * (1 - random.random() / 4)  # noqa: S311
-        self._pause_s = min(_LONGEST_PAUSE_S, 2 * self._pause_s)
-        self._wake()
 
     def _wake(self) -> None:
         if self._waiting:

@@ -17,12 +17,12 @@ from tokenreward.engine.slot import Slot
 from tokenreward.errors import DeadlineExceededError, Loading
 from tokenreward.http.app import Backend
 from tokenreward.http.body import for_size
-from tokenreward.http.patience import Line, patience_ends, when_possible
+from tokenreward.http.patience import HeldRequests, patience_ends, when_possible
 from tokenreward.http.plans import ProtocolPlans, plan_for
 from tokenreward.http.protocols import Protocol
 from tokenreward.http.protocols._tokenize import tokenize
 from tokenreward.http.request_limits import Limits
-from tokenreward.http.scope import Caller, caller_of, headers_of
+from tokenreward.http.scope import IncomingRequest, caller_of, headers_of
 from tokenreward.metrics import Metrics, render
 from tokenreward.wire import Reply, RewardsRequest
 from tokenreward.wire.media import JSON
@@ -60,12 +60,12 @@ class ReplicaBackend(Backend):
         self._plans = plans or {}
         self._deployment = deployment
         self._slot = slot
-        self._line = Line()
+        self._line = HeldRequests()
         self._metrics = metrics
 
     async def rewards(self, request: Request, protocol: Protocol) -> Response:
         """The answer to a request for rewards."""
-        headers, caller = headers_of(request.scope), Caller(request.receive)
+        headers, caller = headers_of(request.scope), IncomingRequest(request.receive)
         deadline = time.monotonic() + self.limits.time_limit_s(headers)
         give_up_at = patience_ends(protocol.patience_s, headers, deadline=deadline)
         types = await when_possible(
@@ -136,7 +136,9 @@ class ReplicaBackend(Backend):
         limit_s = self.limits.time_limit_s(headers_of(request.scope))
         max_tokens = engine.describe()[0]["limits"]["max_sequence_tokens"]
         async with (
-            self.bodies.body(request.scope, Caller(request.receive), within_s=limit_s) as body,
+            self.bodies.body(
+                request.scope, IncomingRequest(request.receive), within_s=limit_s
+            ) as body,
             self.bodies.parsing(len(body), within_s=limit_s),
         ):
             content = await for_size(len(body), tokenize, body, engine.tokenizer, max_tokens)

@@ -88,7 +88,7 @@ def route_of(scope: Scope) -> str:
     return path.removeprefix(root) if root and path.startswith(root) else path
 
 
-class Caller:
+class IncomingRequest:
     """The caller of one request: the body that it sends, and whether it hangs up.
 
     It may be watched before its body is read: then at most one piece of the body is kept here.

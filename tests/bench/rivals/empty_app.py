@@ -19,7 +19,7 @@ import numpy as np
 
 from tokenreward.deployment.instance import set_ray_environment
 from tokenreward.http.body import BodyBudget
-from tokenreward.http.scope import App, Caller, Message, Receive, Scope, Send
+from tokenreward.http.scope import App, IncomingRequest, Message, Receive, Scope, Send
 
 NAME = "empty"
 BUSY_S = 0.2
@@ -31,7 +31,7 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
     """Answers `{"timing": {"compute_s"}}` to everything, after the work if it is a POST."""
     if scope["type"] != "http":
         return
-    async with _BODIES.body(scope, Caller(receive), within_s=60):
+    async with _BODIES.body(scope, IncomingRequest(receive), within_s=60):
         busy_s = await asyncio.to_thread(_work) if scope["method"] == "POST" else 0.0
     body = json.dumps({"timing": {"compute_s": busy_s}}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]

@@ -17,8 +17,8 @@ from fakes.scripted import reply
 from fakes.web import until
 from tokenreward.errors import InternalError, InvalidField, Loading, Overloaded
 from tokenreward.http.body import BodyBudget
-from tokenreward.http.patience import Line, patience_ends
-from tokenreward.http.scope import Caller
+from tokenreward.http.patience import HeldRequests, patience_ends
+from tokenreward.http.scope import IncomingRequest
 from tokenreward.wire.paths import HOLD_HEADER, REWARDS_PATH
 
 ITEM = {"prompt": [5], "response": [6, 7]}
@@ -50,7 +50,9 @@ class Service:
         return attempt
 
 
-async def held(line: Line, service: Service, names: list[Any], caller: str = "") -> list[Any]:
+async def held(
+    line: HeldRequests, service: Service, names: list[Any], caller: str = ""
+) -> list[Any]:
     tasks = []
     for name in names:
         until_s = time.monotonic() + 20
@@ -61,7 +63,7 @@ async def held(line: Line, service: Service, names: list[Any], caller: str = "")
 
 
 async def test_held_requests_are_served_in_order_of_arrival_and_a_new_one_stands_behind() -> None:
-    line, service = Line(), Service(room=0)
+    line, service = HeldRequests(), Service(room=0)
     tasks = await held(line, service, list(range(10)))
     await asyncio.sleep(0.1)
     service.room = 1
@@ -72,7 +74,7 @@ async def test_held_requests_are_served_in_order_of_arrival_and_a_new_one_stands
 
 
 async def test_a_full_service_is_asked_by_one_of_many_at_a_time() -> None:
-    line, service = Line(), Service(room=0)
+    line, service = HeldRequests(), Service(room=0)
     tasks = await held(line, service, list(range(100)))
     await asyncio.sleep(1.5)
     assert service.num_tries < 100 + 12  # each once, and then the first: 0.05, 0.1, 0.2 s ...
@@ -83,7 +85,7 @@ async def test_a_full_service_is_asked_by_one_of_many_at_a_time() -> None:
 
 
 async def test_the_next_one_follows_a_request_that_is_not_refused_before_that_is_answered() -> None:
-    line, service = Line(), Service(room=0, work_s=5)
+    line, service = HeldRequests(), Service(room=0, work_s=5)
     tasks = await held(line, service, list(range(5)))
     service.room = 5
     await until(lambda: service.room == 0, seconds=3)
@@ -95,7 +97,7 @@ async def test_the_next_one_follows_a_request_that_is_not_refused_before_that_is
 
 
 async def test_a_caller_of_one_request_does_not_wait_for_all_of_anothers() -> None:
-    line, service = Line(), Service(room=0)
+    line, service = HeldRequests(), Service(room=0)
     many = await held(line, service, [f"many-{number}" for number in range(20)], "many")
     one = await held(line, service, ["one"], "one")
     service.room = 1
@@ -104,7 +106,7 @@ async def test_a_caller_of_one_request_does_not_wait_for_all_of_anothers() -> No
 
 
 async def test_time_ends_a_wait_with_the_last_refusal_and_an_attempt() -> None:
-    line, service = Line(), Service(room=0)
+    line, service = HeldRequests(), Service(room=0)
     began = time.monotonic()
     first = asyncio.ensure_future(line.hold(service.work("a"), give_up_at=began + 30))
     await asyncio.sleep(0.01)
@@ -146,15 +148,15 @@ async def test_a_caller_who_hangs_up_while_its_body_waits_for_room_is_noticed() 
 
     scope = {"type": "http", "headers": [(b"content-length", b"8")]}
 
-    async def holds(caller: Caller) -> None:
+    async def holds(caller: IncomingRequest) -> None:
         async with bodies.body(scope, caller, within_s=20, give_up_at=time.monotonic() + 20):
             raise AssertionError
 
     async def whole() -> Any:
         return {"type": "http.request", "body": bytes(8)}
 
-    async with bodies.body(dict(scope), Caller(whole), within_s=5):
-        waiting = asyncio.ensure_future(holds(Caller(receive)))
+    async with bodies.body(dict(scope), IncomingRequest(whole), within_s=5):
+        waiting = asyncio.ensure_future(holds(IncomingRequest(receive)))
         await asyncio.sleep(0.1)
         gone.set()
         with pytest.raises(ClientDisconnect):
@@ -181,10 +183,12 @@ async def test_a_body_whose_first_piece_came_while_it_waited_is_read_whole() -> 
 
     async def read() -> bytes:
         until_s = time.monotonic() + 20
-        async with bodies.body(scope, Caller(receive), within_s=20, give_up_at=until_s) as body:
+        async with bodies.body(
+            scope, IncomingRequest(receive), within_s=20, give_up_at=until_s
+        ) as body:
             return body
 
-    async with bodies.body(dict(scope), Caller(whole), within_s=5):
+    async with bodies.body(dict(scope), IncomingRequest(whole), within_s=5):
         waiting = asyncio.ensure_future(read())
         await asyncio.sleep(0.1)
     assert await asyncio.wait_for(waiting, 2) == b"abcdef"

@@ -19,7 +19,7 @@ from tokenreward.config import parse_settings
 from tokenreward.deployment.plan import protocol_plans, serve_config
 from tokenreward.errors import InternalError, InvalidField, Overloaded, RequestError
 from tokenreward.http.gateway.scorer_routes import ScorerRoute
-from tokenreward.http.patience import Line
+from tokenreward.http.patience import HeldRequests
 from tokenreward.http.plans import check_plans
 from tokenreward.http.request_limits import Limits
 from tokenreward.settings import ProtocolSettings, Settings, SettingsError
@@ -308,12 +308,12 @@ async def test_a_fault_is_tried_again_a_few_times_and_a_wrong_request_never() ->
 
     for kind in (InternalError, InvalidField, Overloaded):
         with pytest.raises(kind):
-            await Line().hold(failing(kind), give_up_at=time.monotonic() + 0.3)
+            await HeldRequests().hold(failing(kind), give_up_at=time.monotonic() + 0.3)
     assert tries.count(InternalError) == 3
     assert tries.count(InvalidField) == 1
     assert tries.count(Overloaded) in (3, 4)  # at about 0, 0.04, 0.12 and 0.27 s
     with pytest.raises(Overloaded):
-        await Line().hold(failing(Overloaded), give_up_at=time.monotonic())
+        await HeldRequests().hold(failing(Overloaded), give_up_at=time.monotonic())
     assert tries.count(Overloaded) in (4, 5)
 
 

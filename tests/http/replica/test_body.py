@@ -26,7 +26,7 @@ from tokenreward.http.app import build_app
 from tokenreward.http.body import LARGE_BODY_BYTES, BodyBudget, for_size
 from tokenreward.http.replica import ReplicaBackend
 from tokenreward.http.request_limits import Limits
-from tokenreward.http.scope import Caller
+from tokenreward.http.scope import IncomingRequest
 from tokenreward.metrics import Metrics
 from tokenreward.wire import Reply, RewardsRequest
 from tokenreward.wire.paths import HOLD_HEADER
@@ -64,7 +64,7 @@ def reading(
 
     async def read() -> bytes:
         async with (
-            bodies.body(sender.scope, Caller(sender.receive), within_s=within_s) as body,
+            bodies.body(sender.scope, IncomingRequest(sender.receive), within_s=within_s) as body,
             bodies.parsing(len(body), within_s=within_s),
         ):
             if held is not None:
@@ -193,7 +193,7 @@ async def test_a_body_that_trickles_in_is_given_up(monkeypatch: pytest.MonkeyPat
         return {"type": "http.request", "body": b"a", "more_body": True}
 
     with pytest.raises(BodyTimeout, match="less than 32768 bytes a second"):
-        async with bodies.body(scope, Caller(receive), within_s=5):
+        async with bodies.body(scope, IncomingRequest(receive), within_s=5):
             pass
     assert bodies.num_held == 0
 
@@ -280,12 +280,12 @@ async def test_shares_come_back_from_readers_that_fail_or_are_cancelled() -> Non
 
     sender = Sender(b"a" * 10)
     with pytest.raises(ClientDisconnect):
-        async with bodies.body(sender.scope, Caller(gone), within_s=5):
+        async with bodies.body(sender.scope, IncomingRequest(gone), within_s=5):
             pass
     with pytest.raises(BodyTooLarge):
         await reading(bodies, Sender(b"a" * 101, declared=""))
     with pytest.raises(ZeroDivisionError):
-        async with bodies.body(sender.scope, Caller(sender.receive), within_s=5):
+        async with bodies.body(sender.scope, IncomingRequest(sender.receive), within_s=5):
             raise ZeroDivisionError
     # One is being parsed, one waits.
     tasks = [reading(bodies, Sender(b"a" * 10), held=parsed) for _ in range(2)]

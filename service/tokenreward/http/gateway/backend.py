@@ -25,11 +25,11 @@ from tokenreward.http.gateway.scorer_routes import ScorerRoute, find_route
 from tokenreward.http.gateway.upstream import UpstreamCall, Upstreams
 from tokenreward.http.gateway.upstream_answers import UpstreamRefusal
 from tokenreward.http.guard import refusal
-from tokenreward.http.patience import Line, patience_ends
+from tokenreward.http.patience import HeldRequests, patience_ends
 from tokenreward.http.plans import ProtocolPlans, log_probs_options, plan_for
 from tokenreward.http.protocols import Protocol
 from tokenreward.http.request_limits import Limits
-from tokenreward.http.scope import Caller, caller_of, headers_of, is_plain
+from tokenreward.http.scope import IncomingRequest, caller_of, headers_of, is_plain
 from tokenreward.metrics import REQUESTS, Metrics, Snapshot, render
 from tokenreward.wire import RewardsRequest, served_name
 from tokenreward.wire.dependencies import dependencies, request_dependencies
@@ -93,7 +93,7 @@ class GatewayBackend(Backend):
         with self.bodies.extras() as hold:
             call = self._call(request, sends=protocol.reads, wants=protocol.writes, hold=hold)
             deadline = time.monotonic() + call.left_s
-            headers, caller = headers_of(request.scope), Caller(request.receive)
+            headers, caller = headers_of(request.scope), IncomingRequest(request.receive)
             call.give_up_at = patience_ends(protocol.patience_s, headers, deadline=deadline)
             async with self.bodies.body(
                 request.scope, caller, within_s=call.left_s, give_up_at=call.give_up_at
@@ -109,7 +109,7 @@ class GatewayBackend(Backend):
         with self.bodies.extras() as hold:
             call = self._call(request, hold=hold)
             async with self.bodies.body(
-                request.scope, Caller(request.receive), within_s=call.left_s
+                request.scope, IncomingRequest(request.receive), within_s=call.left_s
             ) as body:
                 deployment = self._routes[types[0]].deployment
                 return await call.post(deployment, body, path=TOKENIZE_PATH)
@@ -244,7 +244,7 @@ class GatewayBackend(Backend):
 
         try:
             # Each call to a deployment is held by itself. Here it is for want of memory alone.
-            content = await Line().hold(attempt, give_up_at=call.give_up_at, max_faults=1)
+            content = await HeldRequests().hold(attempt, give_up_at=call.give_up_at, max_faults=1)
         except UpstreamRefusal as error:  # not raised, as the deployment has counted it
             return refusal(error, protocol)
         return Response(content, headers=protocol.answer_headers, media_type=protocol.writes.name)

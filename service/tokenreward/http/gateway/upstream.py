@@ -28,7 +28,7 @@ from tokenreward.http.gateway.upstream_answers import (
     own_answer,
     read_body,
 )
-from tokenreward.http.patience import Line
+from tokenreward.http.patience import HeldRequests
 from tokenreward.wire.media import JSON, Media
 from tokenreward.wire.paths import (
     CALLER_HEADER,
@@ -87,7 +87,7 @@ class Upstreams:
     def __init__(self, client: httpx.AsyncClient, has_ready: HasReady) -> None:
         self.client = client
         self.listings: dict[str, Mapping[str, ListedScorer]] = {}
-        self.lines = defaultdict[str, Line](Line)
+        self.lines = defaultdict[str, HeldRequests](HeldRequests)
         self._has_ready = has_ready
         self._readiness: dict[str, tuple[float, asyncio.Future[bool]]] = {}
         self._trusted: set[str] = set()

@@ -95,4 +95,4 @@ async def test_a_replica_that_keeps_silent_costs_its_own_answer_alone(
 
 
 def test_rays_broadcast_gives_the_answer_of_each_replica() -> None:
-    assert hasattr(DeploymentBroadcastResponse, "_fetch_replica_results_async")
+    assert "_fetch_replica_results_async" in dir(DeploymentBroadcastResponse)

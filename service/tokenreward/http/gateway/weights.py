@@ -30,7 +30,7 @@ from tokenreward.http.body import BodyBudget
 from tokenreward.http.gateway.push_turn import registered, turn_of
 from tokenreward.http.gateway.registry import Registry
 from tokenreward.http.request_limits import Limits
-from tokenreward.http.scope import headers_of
+from tokenreward.http.scope import IncomingRequest, headers_of
 from tokenreward.wire.media import JSON
 from tokenreward.wire.reply import ErrorDetail
 from tokenreward.wire.weights import (
@@ -93,7 +93,9 @@ class WeightsRoute:
         if request.method != "POST":
             content = asdict(await self._weights_of(deployment, within_s=limit_s))
             return Response(JSON.dump(content), media_type=JSON.name)
-        async with self._bodies.body(request.scope, request.receive, within_s=limit_s) as body:
+        async with self._bodies.body(
+            request.scope, IncomingRequest(request.receive), within_s=limit_s
+        ) as body:
             weights = parse_weights(body)
         # A caller that hangs up does not leave a push half done.
         work = asyncio.ensure_future(self._push(deployment, weights, began + limit_s))

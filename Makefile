@@ -14,7 +14,7 @@ TRAINERS_STAMP := $(TRAINERS_SITE)/.unpacked
 # Tests run in as many processes as there are cores. ARGS="-n 0" runs them in one.
 PROCESSES := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help serve serve-smol test lint format wheel bench sweep trainers pushes learning scale clean
+.PHONY: help serve serve-smol test lint format wheel bench sweep trainers pushes learning scale nodes clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile
@@ -64,6 +64,9 @@ learning: $(STAMP)  ## TRL trains the demo policy: one reward a response beside 
 
 scale: $(STAMP)  ## autoscaling on a real Ray behind both proxies: decision, makespan, nothing lost; ten minutes (ARGS=python)
 	@PYTHONPATH=service:clients:tests $(BIN)/python -m scale $(ARGS)
+
+nodes: $(STAMP)  ## three Ray nodes in namespaces, whose parts are killed under load; needs ip, nsenter and unshare (ARGS="node cable")
+	@PYTHONPATH=service:clients:tests $(BIN)/python -m nodes $(ARGS)
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || { echo "==> creating $(VENV)"; $(PYTHON) -m venv $(VENV); }

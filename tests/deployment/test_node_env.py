@@ -93,3 +93,18 @@ def test_no_secret_and_no_switch_stands_without_a_reason() -> None:
     assert all(
         paragraph.startswith("# ") and "=" in paragraph.splitlines()[-1] for paragraph in paragraphs
     )
+
+
+def test_haproxy_closes_the_connections_to_a_replica_that_is_gone() -> None:
+    """Ray has no setting for it. It writes another setting's value into this line as it is."""
+    code = (
+        "from ray.serve._private.haproxy import BackendConfig, HAProxyConfig;"
+        "backend = BackendConfig(name='b', path_prefix='/', app_name='a', servers=[]);"
+        "print(backend.build_health_check_config(HAProxyConfig())['default_server_directive'])"
+    )
+    how = {"env": {**os.environ, **ENVIRONMENT}, "capture_output": True, "text": True}
+    done = subprocess.run([sys.executable, "-c", code], check=True, **how)  # type: ignore[call-overload]
+    line = done.stdout.strip()
+    assert "downinter 250ms on-marked-down shutdown-sessions" in line
+    assert "fall 3" in line
+    assert "inter 1s" in line

@@ -187,3 +187,9 @@ def test_the_readme_is_short_and_links_every_page() -> None:
     assert len(readme.splitlines()) < 400
     for path in user_pages():
         assert path == "README.md" or f"]({path})" in readme
+
+
+@pytest.mark.parametrize("name", sorted(file.name for file in (ROOT / "docs/trainers").iterdir()))
+def test_each_trainers_page_says_which_estimator_uses_the_rewards(name: str) -> None:
+    text = (ROOT / "docs/trainers" / name).read_text()
+    assert re.search(r"\b([Ee]stimator|GAE|GRPO|gae)", text) is not None

@@ -13,9 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaModel
 
-from fakes import oracle, tiny
+from fakes import oracle, tiny, trained
 from fakes.tagged import gpus, tagged
 from tokenreward.checkpoints.checkpoint import Checkpoint, CheckpointRefused, load_checkpoint
+from tokenreward.checkpoints.update import prepare_update
 from tokenreward.contract import Needs, Row, RowRequest
 from tokenreward.engine import Engine
 from tokenreward.errors import UnsupportedText
@@ -242,3 +243,18 @@ def test_a_gate_that_lacks_a_part_or_whose_prompts_end_is_unknown_is_refused(
 def test_a_label_of_the_operators_choice_is_served_without_the_gate(folder: Path) -> None:
     checkpoint = load_checkpoint(settings(folder, head={"label": 2}))
     assert checkpoint.value_head.gate is None
+
+
+def test_further_training_of_a_gate_is_taken_in_place(folder: Path, tmp_path: Path) -> None:
+    new = trained.further(folder, tmp_path / "new")
+    served, fresh = load_checkpoint(settings(folder)), load_checkpoint(settings(new))
+    layout = PackedLayout(served)
+    ids, start = ids_of(served, "What is it?", "It is 4.")
+    request = RowRequest(Row(ids, start, len(ids)), Needs(values=True))
+    (before,) = layout.run([request])
+    update = prepare_update(served, settings(new))
+    update.copy()
+    update.close()
+    (after,), (truth_of_fresh,) = layout.run([request]), PackedLayout(fresh).run([request])
+    assert not np.array_equal(after.values, before.values)
+    np.testing.assert_array_equal(after.values, truth_of_fresh.values)

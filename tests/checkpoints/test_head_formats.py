@@ -14,11 +14,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fakes import oracle, tiny
+from fakes import oracle, tiny, trained
 from fakes.pages import page
 from fakes.tiny import tokenizer_of
 from tokenreward.checkpoints.checkpoint import Checkpoint, CheckpointRefused, load_checkpoint
 from tokenreward.checkpoints.heads.head_formats import FORMATS
+from tokenreward.checkpoints.update import prepare_update
 from tokenreward.contract import Needs, Row, RowRequest
 from tokenreward.forward.own_call import compare_with_own_call, skipped_token
 from tokenreward.forward.packed import PackedLayout
@@ -173,16 +174,18 @@ def write(
     return folder
 
 
-def load(folder: Path, **more: Any) -> Checkpoint:
-    return load_checkpoint(
-        DeploymentSettings(
-            name="x",
-            checkpoint=str(folder),
-            task="reward_model",
-            scorers=[{"type": "reward_model"}],
-            **more,
-        )
+def settings_of(folder: Path, **more: Any) -> DeploymentSettings:
+    return DeploymentSettings(
+        name="x",
+        checkpoint=str(folder),
+        task="reward_model",
+        scorers=[{"type": "reward_model"}],
+        **more,
     )
+
+
+def load(folder: Path, **more: Any) -> Checkpoint:
+    return load_checkpoint(settings_of(folder, **more))
 
 
 def truth(
@@ -745,3 +748,41 @@ def test_the_page_of_models_has_every_form() -> None:
     models = page("docs/models.md")
     for head_format in FORMATS:
         assert f"| `{head_format}` |" in models
+
+
+@pytest.mark.parametrize(
+    "case", ["score", "score of a token classifier", "score.mlp, RM", "v_head.summary, wrapped"]
+)
+def test_further_training_of_a_head_in_any_form_is_taken_in_place(
+    case: str, tmp_path: Path
+) -> None:
+    trunk, head, config = CASES[case]
+    folder = write(tmp_path / "old", "llama", trunk(tiny.model("llama")) | head, config)
+    assert_updated(folder, trained.further(folder, tmp_path / "new"))
+
+
+@pytest.mark.parametrize("writer", [openrlhf, lambda folder, **of: safe_rlhf(folder, **of)[0]])
+def test_the_affine_of_a_head_changes_with_its_weights(
+    writer: Callable[..., Path], tmp_path: Path
+) -> None:
+    config = {"normalize_reward": True, "mean": 1.5, "std": 2.0}
+    folder = writer(tmp_path / "old", **config)
+    new = trained.further(folder, tmp_path / "new")
+    file = new / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"mean": -0.5, "std": 3.0}))
+    assert_updated(folder, new)
+
+
+def assert_updated(folder: Path, new: Path) -> None:
+    """The layout of a model gives what that of a fresh load gives once the model is updated."""
+    served, fresh = load(folder), load(new)
+    layout = PackedLayout(served)
+    ids = np.random.default_rng(0).integers(3, tiny.VOCAB_SIZE, size=40)
+    requests = [RowRequest(Row(ids, 1, len(ids)), Needs(values=True))]
+    (before,) = layout.run(requests)
+    update = prepare_update(served, settings_of(new))
+    update.copy()
+    update.close()
+    (after,), (expected,) = layout.run(requests), PackedLayout(fresh).run(requests)
+    assert not np.array_equal(after.values, before.values)
+    np.testing.assert_array_equal(after.values, expected.values)

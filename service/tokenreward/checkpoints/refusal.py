@@ -35,8 +35,7 @@ def refuse_incomplete(info: dict[str, Any]) -> None:
         ("missing_keys", "does not hold"),
         ("mismatched_keys", "holds in another shape"),
     ):
-        # A mismatched key comes with its two shapes.
-        keys = [key if isinstance(key, str) else key[0] for key in info.get(kind) or ()]
+        keys = [_with_shapes(key) for key in info.get(kind) or ()]
         if keys and packed:
             raise CheckpointRefused(
                 f"its weights are quantised ({few(packed)}), and config.json does not say how (it "
@@ -47,6 +46,15 @@ def refuse_incomplete(info: dict[str, Any]) -> None:
                 f"it {fault} {few(sorted(keys))}: these weights would be random.{others} "
                 "Check `task` and the files of the checkpoint."
             )
+
+
+def _with_shapes(key: str | tuple[str, Any, Any]) -> str:
+    """The name of a tensor. A mismatched one comes with its shapes, in the file and in the
+    model."""
+    if isinstance(key, str):
+        return key
+    name, stored, wanted = key
+    return f"{name} ({list(stored)} in place of {list(wanted)})"
 
 
 def one_line(error: Exception) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from transformers.utils.logging import disable_progress_bar
 
-from bench import codec, curves, engine, latency, protocols, record, service
+from bench import codec, curves, engine, latency, protocols, record, service, weights
 from bench.figure import HEADER, Point, Result, Skipped, exit_code
 from bench.plot import svg
 from bench.timing import single_threaded
@@ -36,6 +36,7 @@ ENGINE: dict[str, Suite] = {
     "throughput": curves.throughput,
     "memory": curves.memory,
     "codec": codec.codec,
+    "weights": weights.pushes,
 }
 SERVICE: dict[str, Suite] = {
     "service": service.over_offline,

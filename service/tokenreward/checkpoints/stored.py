@@ -140,8 +140,12 @@ class StoredTensor:
     offset: int = 0
 
     def copy_to(self, target: Tensor) -> None:
-        """Copies the numbers into a tensor of this shape and dtype, on any device. Beside it, it
-        needs `PIECE_BYTES`, or the tensor once more if its numbers do not lie end to end."""
+        """Copies the numbers into a tensor of this shape and dtype, on any device.
+
+        On a CPU a file is read right into the tensor: through a buffer it would take twice as long.
+        For another device it needs `PIECE_BYTES`, and the tensor once more if its numbers do not
+        lie end to end.
+        """
         if self.memory is not None:
             target.copy_(self.memory)
             return
@@ -150,7 +154,10 @@ class StoredTensor:
             self.copy_to(whole)
             target.copy_(whole)
             return
-        flat = target.view(-1)
+        flat = target.detach().view(-1)
+        if self.file is not None and target.device.type == "cpu":
+            self.file.read(flat.view(torch.uint8), self.offset)
+            return
         for start, piece in self._pieces(pinned=target.device.type == "cuda"):
             flat[start : start + len(piece)].copy_(piece)
 

@@ -53,8 +53,8 @@ def _with_shapes(key: str | tuple[str, Any, Any]) -> str:
     model."""
     if isinstance(key, str):
         return key
-    name, stored, wanted = key
-    return f"{name} ({list(stored)} in place of {list(wanted)})"
+    name, stored, expected = key
+    return f"{name} ({list(stored)} in place of {list(expected)})"
 
 
 def one_line(error: Exception) -> str:

@@ -76,6 +76,12 @@ TABLE = (
     ),
     MetricSpec("queued_items", "gauge", "Items waiting for the device."),
     MetricSpec("queued_tokens", "gauge", "Tokens waiting for the device."),
+    MetricSpec(
+        "lent_items_total",
+        "counter",
+        "Items lent to an idle replica: `computed` there, or `returned` to be computed here.",
+        ("outcome",),
+    ),
     MetricSpec("model_version", "gauge", "Version of the weights being served."),
     MetricSpec(
         "replicas_desired",

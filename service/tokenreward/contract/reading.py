@@ -164,3 +164,26 @@ class Outputs:
         lse = self.lse[temperature][:-1].astype(np.float64)
         lse = lse.reshape(-1, *(1,) * (logits.ndim - 1))
         return np.asarray(logits.astype(np.float64) / temperature - lse)
+
+    def answers(self, request: RowRequest) -> bool:
+        """Whether these are the outputs that a row needs, by kind and length."""
+        row, needs = request
+        num_tokens = row.stop - row.start
+        lengths: list[tuple[np.ndarray | None, int]]
+        lengths = [(self.lse.get(key), num_tokens + 1) for key in needs.temperatures]
+        lengths += [(self.entropy.get(key), num_tokens + 1) for key in needs.entropies]
+        lengths += [(self.logits.get(key), num_tokens + 1) for key in needs.labels]
+        if needs.temperatures:
+            lengths.append((self.chosen, num_tokens))
+        if needs.top_k is not None:
+            lengths.append((self.ranks, num_tokens))
+        if needs.top_k:
+            lengths += [(self.top_logits, num_tokens), (self.top_ids, num_tokens)]
+        if needs.values:
+            lengths.append((self.values, num_tokens + 1))
+        for reading in needs.attention:
+            num_places = num_tokens if reading == "mean_step" else len(row.ids)
+            lengths.append((self.attention.get(reading), num_places))
+        if needs.pooled and self.pooled is None:
+            return False
+        return all(array is not None and len(array) == length for array, length in lengths)

@@ -12,9 +12,12 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import ray
 from ray import serve
 
 from tokenreward.deployment.follower import Follower, declared_weights
+from tokenreward.deployment.lending import Lender
+from tokenreward.deployment.peers import RayPeers, answer_calls
 from tokenreward.deployment.plan import limits_of, protocol_plans
 from tokenreward.deployment.process import (
     freeze_loaded_objects,
@@ -58,6 +61,7 @@ class Replica:
         self.slot = Slot()
         pushed = partial(Registry(RayKeyValues()).pushed, self._settings["name"])
         self.follower = Follower(self.slot, pushed)
+        self._lending: asyncio.Task[None] | None = None
 
     def __serve_build_asgi_app__(self) -> App:
         backend = ReplicaBackend(
@@ -101,6 +105,8 @@ class Replica:
             self.follower.forget()
             await asyncio.to_thread(freeze_loaded_objects)
         await self.follower.catch_up()  # with what was pushed meanwhile
+        if self._lending is None:
+            self._lending = asyncio.create_task(self.lend_forever())
 
     def _load(self, settings: DeploymentSettings) -> Engine:
         limit_threads(settings.num_cpus)
@@ -109,6 +115,19 @@ class Replica:
         from tokenreward.engine import Engine
 
         return Engine.load(settings, report=self._metrics.report, say=logger.info)
+
+    async def lend_forever(self) -> None:
+        """Lends waiting jobs to other replicas, and computes theirs."""
+        lender = Lender(self.slot, RayPeers(self._settings["name"]), self._metrics.report)
+        answer_calls(
+            at_once={"status": lender.status},
+            later={"accept": lender.accept, "repay": lender.repay},
+        )
+        await lender.run_forever()
+
+    async def address(self) -> str:
+        """Where other replicas reach this one (`RayPeers`)."""
+        return str(ray.get_runtime_context().get_actor_name())
 
     async def check_health(self) -> None:
         """Raises what is wrong. Ray replaces a replica whose check keeps raising."""

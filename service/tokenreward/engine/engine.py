@@ -239,7 +239,7 @@ class Engine(UpdatableEngine):
             job.wait(asyncio.get_running_loop().create_future(), deadline, caller=caller)
         with self.outputs.hold(sum(job.num_numbers for job in queued)):
             try:
-                await compute_by_one_version(queued, self._queue)
+                await compute_by_one_version(queued, self.queue)
             finally:
                 for job in queued:
                     job.future.cancel()
@@ -261,15 +261,17 @@ class Engine(UpdatableEngine):
             timing=timing_of(queued, tokenize_s),
         )
 
-    def _queue(self, jobs: Sequence[Job], *, again: bool) -> None:
-        """Queues jobs, all or none. Raises Overloaded, LargerThanQueue."""
+    def queue(self, jobs: Sequence[Job], *, is_admitted: bool = False) -> None:
+        """Queues jobs, all or none. Jobs that are admitted, here or at another replica, have not
+        arrived now and may pass the limits. Raises Overloaded, LargerThanQueue, InternalError."""
         if self._is_closed:  # it may have closed while the jobs were made
             raise closing()
         if not self.runner.layout.shares:
             for job in jobs:
                 job.prompts = ()
-        self.batcher.submit(jobs, is_admitted=again)
-        self.worker.load.note_arrival(jobs)
+        self.batcher.submit(jobs, is_admitted=is_admitted)
+        if not is_admitted:
+            self.worker.load.note_arrival(jobs)
         self._report("queued_items", self.batcher.queued_items)
         self._report("queued_tokens", self.batcher.waiting_tokens)
         if self._work is None or self._work.done():

@@ -56,7 +56,7 @@ class Slot:
         engine = self._engine
         if engine is None:
             return {}
-        pending = engine.batcher.queued_tokens + engine.worker.running_tokens
+        pending = engine.batcher.waiting_tokens + engine.worker.running_tokens
         return engine.worker.load.figures(pending + engine.num_preprocess_tokens)
 
     def announce(self) -> None:

@@ -194,18 +194,18 @@ async def compute_by_one_version(jobs: Sequence[Job], queue: Callable[..., None]
 
     Args:
         jobs: The jobs of a request, which wait.
-        queue: Queues jobs, all or none. With `again`, also past the limit of the queue.
+        queue: Queues jobs, all or none. With `is_admitted`, also past the limits.
 
     Raises:
         What `queue` raises, and the error of a job.
     """
-    older, again = jobs, False
+    older, is_admitted = jobs, False
     while older:
-        queue(older, again=again)
+        queue(older, is_admitted=is_admitted)
         await asyncio.gather(*(job.future for job in older))
         newest = max((job.version or 0 for job in jobs), default=0)
         older = [job for job in jobs if job.version is not None and job.version < newest]
-        again = True
+        is_admitted = True
         for job in older:
             future = asyncio.get_running_loop().create_future()
             job.wait(future, job.deadline, caller=job.caller)

@@ -62,8 +62,9 @@ pushes: $(STAMP)  ## 200 pushes of weights under load, with replicas killed now 
 learning: $(STAMP)  ## TRL trains the demo policy: one reward a response beside one a token (ARGS="--rewards rm logprob")
 	@PYTHONPATH=tests $(BIN)/python -m learning $(ARGS)
 
-scale: $(STAMP)  ## autoscaling on a real Ray behind both proxies: decision, makespan, nothing lost; ten minutes (ARGS=python)
+scale: $(STAMP)  ## autoscaling and lending on a real Ray behind both proxies: decision, makespan, nothing lost; ten minutes (ARGS=python)
 	@PYTHONPATH=service:clients:tests $(BIN)/python -m scale $(ARGS)
+	@PYTHONPATH=service:clients:tests $(BIN)/python -m scale.loans $(ARGS)
 
 nodes: $(STAMP)  ## three Ray nodes in namespaces, whose parts are killed under load; needs ip, nsenter and unshare (ARGS="node cable")
 	@PYTHONPATH=service:clients:tests $(BIN)/python -m nodes $(ARGS)

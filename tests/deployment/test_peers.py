@@ -1,0 +1,35 @@
+"""A call of another replica runs in this process: at once, or later on the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+
+from tokenreward.deployment import peers
+
+
+async def test_a_call_is_answered_at_once_or_handed_to_the_event_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(peers, "_here", None)
+    with pytest.raises(RuntimeError, match="still loading"):
+        peers.call_here(None, "status")
+    threads: list[int] = []
+    peers.answer_calls(
+        at_once={"status": lambda: threading.get_ident()},
+        later={"accept": lambda one, two: threads.append(threading.get_ident() + one - two)},
+    )
+    other = await asyncio.to_thread(peers.call_here, None, "status")
+    assert other != threading.get_ident()
+    assert await asyncio.to_thread(peers.call_here, None, "accept", 5, 5) is None
+    await asyncio.sleep(0)
+    assert threads == [threading.get_ident()]
+
+
+async def test_only_what_is_answered_can_be_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "_here", None)
+    peers.answer_calls(at_once={}, later={})
+    with pytest.raises(KeyError):
+        peers.call_here(None, "close")

@@ -110,6 +110,16 @@ async def test_a_caller_whose_entries_are_on_loan_is_served_by_its_turn_afterwar
     assert works(queue.waiting) == "fs" + "f" * 7 + "g"
 
 
+async def test_what_a_caller_sends_next_is_behind_all_that_came_back(
+    entry: MakeEntry, batcher: MakeBatcher
+) -> None:
+    queue = batcher(tokens=10)
+    queue.submit([entry("f", 10, caller="f") for _ in range(4)])
+    queue.take_back(queue.lend(100, lends_all=True))
+    queue.submit([entry("g", 10, caller="f")])
+    assert works(queue.waiting) == "ffffg"
+
+
 async def test_a_caller_who_has_gone_is_not_lent_and_does_not_come_back(
     entry: MakeEntry, batcher: MakeBatcher
 ) -> None:

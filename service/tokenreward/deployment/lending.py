@@ -201,7 +201,8 @@ class Lender:
         try:
             peer.version, peer.is_idle = await self.peers.call(address, "status")
             peer.heard_at = time.monotonic()
-        except ConnectionError:
+        except ConnectionError as error:
+            logger.warning("nothing is lent for a while: %s", error)
             self._shun(peer)
 
     def _idle(self, lending: Lending) -> list[str]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError
+from ray.serve._private.constants import SERVE_NAMESPACE
 
 from tokenreward.deployment.gateway import call_replicas, ray_handle
 
@@ -39,9 +40,7 @@ class RayPeers:
 
     def __init__(self, deployment: str) -> None:
         self._deployment = deployment
-        context = ray.get_runtime_context()
-        self.address = str(context.get_actor_name())
-        self._namespace = context.namespace
+        self.address = str(ray.get_runtime_context().get_actor_name())
         self._actors: dict[str, Any] = {}
 
     async def addresses(self) -> list[str]:
@@ -63,7 +62,7 @@ class RayPeers:
             async with asyncio.timeout(_CALL_S):
                 if address not in self._actors:
                     self._actors[address] = await asyncio.to_thread(
-                        ray.get_actor, address, namespace=self._namespace
+                        ray.get_actor, address, namespace=SERVE_NAMESPACE
                     )
                 return await self._actors[address].__ray_call__.remote(call_here, method, *args)
         except (RayError, TimeoutError, ValueError) as error:  # ValueError: no actor has this name

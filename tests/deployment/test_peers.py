@@ -13,7 +13,7 @@ from tokenreward.deployment import peers
 async def test_a_call_is_answered_at_once_or_handed_to_the_event_loop(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(peers, "_here", None)
+    monkeypatch.setattr(peers, "here", None)
     with pytest.raises(RuntimeError, match="still loading"):
         peers.call_here(None, "status")
     threads: list[int] = []
@@ -29,7 +29,7 @@ async def test_a_call_is_answered_at_once_or_handed_to_the_event_loop(
 
 
 async def test_only_what_is_answered_can_be_called(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peers, "_here", None)
+    monkeypatch.setattr(peers, "here", None)
     peers.answer_calls(at_once={}, later={})
     with pytest.raises(KeyError):
         peers.call_here(None, "close")

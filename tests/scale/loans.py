@@ -13,6 +13,7 @@ import asyncio
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -117,7 +118,7 @@ def inside(file: Path) -> None:
         raise
     finally:
         service.stop()
-        os._exit(not file.exists())
+        os.kill(os.getpid(), signal.SIGKILL)  # Ray's threads do not outlive Ray
 
 
 async def drive(url: str) -> dict[str, Any]:

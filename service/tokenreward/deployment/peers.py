@@ -25,7 +25,7 @@ Method = Callable[..., Any]
 
 # What the replica of this process answers to others at once, what it does later for them, and its
 # event loop. Their calls find it here.
-_here: tuple[dict[str, Method], dict[str, Method], asyncio.AbstractEventLoop] | None = None
+here: tuple[dict[str, Method], dict[str, Method], asyncio.AbstractEventLoop] | None = None
 
 
 class RayPeers:
@@ -77,8 +77,8 @@ def answer_calls(*, at_once: dict[str, Method], later: dict[str, Method]) -> Non
         at_once: Methods that any thread may call, and that do not wait.
         later: Methods that are called on the event loop that runs now. They return nothing.
     """
-    global _here
-    _here = at_once, later, asyncio.get_running_loop()
+    global here
+    here = at_once, later, asyncio.get_running_loop()
 
 
 def call_here(_: object, method: str, *args: Any) -> Any:
@@ -91,9 +91,9 @@ def call_here(_: object, method: str, *args: Any) -> Any:
     Raises:
         RuntimeError: The replica is still loading.
     """
-    if _here is None:
+    if here is None:
         raise RuntimeError("the replica is still loading")
-    at_once, later, event_loop = _here
+    at_once, later, event_loop = here
     if method in at_once:
         return at_once[method](*args)
     event_loop.call_soon_threadsafe(later[method], *args)

@@ -90,30 +90,28 @@ class Cluster:
     def wait_whole(self) -> None:
         """Waits until every replica answers and every node is ready."""
         until = time.monotonic() + _READY_S
-        while not self._is_whole():
+        while missing := self._missing():
             if time.monotonic() > until:
-                raise RuntimeError("the cluster does not become whole")
+                raise RuntimeError(f"the cluster does not become whole: {missing}")
             time.sleep(0.5)
 
-    def _is_whole(self) -> bool:
+    def _missing(self) -> str:
+        """What is not there yet; "" if all is."""
         headers = {"authorization": f"Bearer {KEY}"}
-        try:
-            for url in self.urls:
-                if httpx.get(f"{url}/readyz", timeout=10).status_code != 200:
-                    return False
+        for url in self.urls:
+            try:
+                status = httpx.get(f"{url}/readyz", timeout=10).status_code
                 text = httpx.get(f"{url}/metrics", headers=headers, timeout=10).text
-                counts = {
-                    name: len({line for line in text.splitlines() if version in line})
-                    for name, version in (
-                        ("sft", 'model_version{deployment="sft"'),
-                        ("rm", 'model_version{deployment="rm"'),
-                    )
-                }
-                if counts != {"sft": NUM_SFT, "rm": NUM_RM}:
-                    return False
-        except httpx.HTTPError:
-            return False
-        return len(self.gateways()) == 2
+            except httpx.HTTPError as error:
+                return f"{url}: {type(error).__name__}"
+            lines = set(text.splitlines())
+            for name, num_replicas in (("sft", NUM_SFT), ("rm", NUM_RM)):
+                label = f'model_version{{deployment="{name}"'
+                count = sum(label in line for line in lines)
+                if (status, count) != (200, num_replicas):
+                    return f"{url}: /readyz says {status}, {name} has {count} replicas"
+        num_gateways = len(self.gateways())
+        return "" if num_gateways == 2 else f"{num_gateways} gateways"
 
     def gateways(self) -> list[Any]:
         """The processes of the gateway's replicas."""

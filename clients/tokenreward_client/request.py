@@ -13,7 +13,12 @@ import httpx
 
 from tokenreward.wire import JSON_TYPE
 from tokenreward.wire.paths import READY_PATH, REWARDS_PATH, SCORERS_PATH, is_weights_path
-from tokenreward_client.errors import ClientError, DeadlineExceeded, ServerRefused
+from tokenreward_client.errors import (
+    ClientError,
+    ConnectionFailed,
+    DeadlineExceeded,
+    ServerRefused,
+)
 from tokenreward_client.flow import Flow, Send
 from tokenreward_client.response import error_of, retry_after_s
 from tokenreward_client.retry import Attempts
@@ -63,6 +68,9 @@ def send_until_answered(
             if is_lost_path(path, error):
                 raise error
             codes = {error.code} if error.code and error.retryable else set[str]()
+            if error.retryable and isinstance(error, ServerRefused) and error.status == 404:
+                # A proxy that has only begun knows no routes yet: there is no way to the service.
+                codes = {ConnectionFailed.code}
             # While the ticket is still held: the window counts this request as one in flight.
             pause_s = attempts.next_pause_s(
                 codes,

@@ -262,10 +262,12 @@ def test_broken_connection_is_retried(error: type[httpx.TransportError]) -> None
     assert walk.pauses == [0.5]
 
 
-def test_a_connection_is_tried_each_second_and_given_up_after_the_same_time() -> None:
-    errors = [httpx.ConnectError("refused") for _ in range(100)]
-    walk = Walk(*errors, max_retries=5)
-    with pytest.raises(ConnectionFailed):
+@pytest.mark.parametrize(
+    "answer", [httpx.ConnectError("refused"), httpx.Response(404, text="a proxy without routes")]
+)
+def test_a_connection_is_tried_each_second_and_given_up_after_the_same_time(answer: Any) -> None:
+    walk = Walk(*[answer] * 100, max_retries=5)
+    with pytest.raises((ConnectionFailed, ServerRefused)):
         walk.run()
     assert max(walk.pauses) == 1
     assert sum(walk.pauses) == pytest.approx(0.5 + 1 + 2 + 4 + 8)

@@ -42,21 +42,25 @@ class Sight:
     """What callers saw.
 
     Attributes:
-        successes: By kind of request, when each answer came, by time.monotonic.
+        successes: By kind of request and address, when each answer came, by time.monotonic.
         longest_s: By kind, the longest that a call took.
         lost: What the client raised.
         num_wrong: Answers that differ from the calm service's.
     """
 
-    successes: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in KINDS})
+    successes: dict[tuple[str, str], list[float]] = field(default_factory=dict)
     longest_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(KINDS, 0.0))
     lost: list[str] = field(default_factory=list)
     num_wrong: int = 0
 
     def longest_gap_s(self, kind: str, since: float) -> float:
-        """The longest time after `since` without an answer."""
-        times = [since, *(each for each in self.successes[kind] if each > since), time.monotonic()]
-        return max(after - before for before, after in itertools.pairwise(times))
+        """The longest time after `since` without an answer at one of the addresses."""
+        gaps = []
+        for (name, _), answers in self.successes.items():
+            if name == kind:
+                times = [since, *(each for each in answers if each > since), time.monotonic()]
+                gaps += [after - before for before, after in itertools.pairwise(times)]
+        return max(gaps)
 
 
 class Callers:
@@ -115,7 +119,7 @@ class Callers:
             if (error := ask.exception()) is not None:
                 sight.lost.append(f"{kind}: {error}")
             else:
-                sight.successes[kind].append(now)
+                sight.successes.setdefault((kind, repr(client)), []).append(now)
                 sight.num_wrong += is_other(ask.result(), self._truth[kind][index])
             sight.longest_s[kind] = max(sight.longest_s[kind], now - began)
             if is_last:

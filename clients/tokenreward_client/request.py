@@ -31,6 +31,19 @@ def is_lost_path(path: str, error: ClientError) -> bool:
     return isinstance(error, ServerRefused) and error.status == 404
 
 
+def passing_codes(error: ClientError) -> set[str]:
+    """The codes that say why a request failed, as far as another try may cure it.
+
+    A 404 that may be tried again is of a proxy that has only begun and knows no routes yet: there
+    is no way to the service, as without a connection.
+    """
+    if not error.retryable or (error.code is None and not isinstance(error, ServerRefused)):
+        return set()
+    if isinstance(error, ServerRefused) and error.status == 404:
+        return {ConnectionFailed.code}
+    return {error.code} if error.code else set()
+
+
 def send_until_answered(
     path: str,
     write_body: Callable[[], bytes] | None,
@@ -67,10 +80,7 @@ def send_until_answered(
                 return cast(httpx.Response, answer)
             if is_lost_path(path, error):
                 raise error
-            codes = {error.code} if error.code and error.retryable else set[str]()
-            if error.retryable and isinstance(error, ServerRefused) and error.status == 404:
-                # A proxy that has only begun knows no routes yet: there is no way to the service.
-                codes = {ConnectionFailed.code}
+            codes = passing_codes(error)
             # While the ticket is still held: the window counts this request as one in flight.
             pause_s = attempts.next_pause_s(
                 codes,

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from fakes import prm
-from tokenreward.contract import RequestBudget
+from tokenreward.contract import MAX_OPTION_CHARACTERS, RequestBudget
 from tokenreward.contract.sample import MAX_REQUEST_CHARACTERS
-from tokenreward.errors import SequenceTooLong
-from tokenreward.scorers._prompts.template import MAX_RENDERED_CHARACTERS, MAX_TEMPLATE_CHARACTERS
+from tokenreward.errors import InvalidField, SequenceTooLong
+from tokenreward.scorers._prompts.template import MAX_RENDERED_CHARACTERS
 from tokenreward.wire import ItemResult, RewardsRequest, parse
 
 GENERATIVE = {"type": "generative", "options": {"yes": ["Y"], "no": ["N"]}}
@@ -82,7 +82,7 @@ async def test_items_past_the_budget_cost_neither_time_nor_memory(
     long_item = {"prompt": "2+2?", "response": "4 " * 200, "finished": False}
     small = {"prompt": "2+2?", "response": RESPONSE}
     template = "{{ response }}" * 1400
-    assert len(template) < MAX_TEMPLATE_CHARACTERS
+    assert len(template) < MAX_OPTION_CHARACTERS
     assert MAX_RENDERED_CHARACTERS > 400 * 1400
     small_budget(700_000)
     began = time.monotonic()
@@ -124,15 +124,53 @@ async def test_the_system_message_of_process_counts_for_every_item(
 
 
 async def test_a_long_step_tag_behind_many_steps_is_refused_before_it_is_written(
-    make_engine: Callable[..., Any], tmp_path: Path
+    make_engine: Callable[..., Any], small_budget: Callable[[int], None], tmp_path: Path
 ) -> None:
-    """200 tags of a megabyte."""
+    small_budget(1_000_000)
     folder = prm.save(tmp_path, prm.with_tag(), "causal_lm")
     deployed = {"type": "process", "options": {"layout": "math_shepherd"}}
     engine = make_engine("causal_lm", [deployed], checkpoint=folder)
     item = {"prompt": prm.QUESTION, "response": "4\n" * 200}
     began = time.monotonic()
-    (result,) = await score(engine, "process", [item], step_tag="#" * 1_000_000)
+    (result,) = await score(engine, "process", [item], step_tag="#" * 10_000)
     assert result.error.code == "sequence_too_long"
     assert "send fewer items" in result.error.message
     assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize(
+    ("scorer", "options"),
+    [
+        ("treg", {"better": "a" * 20_001}),
+        ("treg", {"better": "a" * 10_001, "worse": "b" * 10_000}),
+        ("generative", {"template": "{{ response }}" + "a" * 20_000}),
+        ("generative", {"system": "a" * 20_001}),
+        ("generative", {"yes": ["y" * 250] * 81}),
+        ("generative", {"chat_template_kwargs": {"a": [{"b" * 20_001: 1}]}}),
+    ],
+)
+async def test_long_options_are_refused_with_the_limit_that_is_listed(
+    make_engine: Callable[..., Any], scorer: str, options: dict[str, Any]
+) -> None:
+    engine = make_engine("causal_lm", [GENERATIVE, "treg"])
+    items = [{"prompt": "2+2?", "response": RESPONSE}]
+    with pytest.raises(InvalidField, match=r"limit is 20000 \(`max_option_characters`\)") as caught:
+        await score(engine, scorer, items, **options)
+    assert caught.value.param == "options"
+    assert engine.describe()[0]["limits"]["max_option_characters"] == MAX_OPTION_CHARACTERS
+
+
+async def test_prompts_under_an_instruction_are_tokenised_once_for_a_group_of_responses(
+    make_engine: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine("causal_lm", ["treg"])
+    texts: list[str] = []
+    encoder = engine.tokenizer.encoder
+    read = encoder.read
+    monkeypatch.setattr(encoder, "read", lambda text: texts.append(text) or read(text))
+    for prompt in ("2+2?", [{"role": "user", "content": "2+2?"}]):
+        texts.clear()
+        items = [{"prompt": prompt, "response": RESPONSE}] * 8
+        results = await score(engine, "treg", items, better="Be good.")
+        assert codes(results) == [None] * 8
+        assert len([text for text in texts if "Be good." in text]) == 1

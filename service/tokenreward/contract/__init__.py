@@ -17,7 +17,12 @@ it. It imports no torch.
 """
 
 from tokenreward.contract.reading import Model, Needs, Outputs, Reading, Row, RowRequest, Task
-from tokenreward.contract.sample import RequestBudget, Sample, TokenizerView
+from tokenreward.contract.sample import (
+    MAX_OPTION_CHARACTERS,
+    RequestBudget,
+    Sample,
+    TokenizerView,
+)
 from tokenreward.contract.scorer import (
     WITHOUT_EFFECT,
     Gives,
@@ -30,6 +35,7 @@ from tokenreward.contract.scorer import (
 from tokenreward.wire.reply import Table
 
 __all__ = [
+    "MAX_OPTION_CHARACTERS",
     "WITHOUT_EFFECT",
     "Gives",
     "Model",

@@ -6,9 +6,9 @@ A sample knows nothing of the scorer that reads it.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64
@@ -16,10 +16,16 @@ from jaxtyping import Bool, Float, Float64, Int64
 from tokenreward.errors import SequenceTooLong
 from tokenreward.wire import Item
 
+# Of the texts among the options of one request, for all its scorers together. They are sent once,
+# and written for every item.
+MAX_OPTION_CHARACTERS = 20_000
 # Of all items of one request. A tokenizer reads so much in some 20 s.
 MAX_REQUEST_CHARACTERS = 64_000_000
 # Of all items of one request, beside their rewards: 16 MiB of float32, some 80 MB as JSON.
 MAX_REQUEST_NUMBERS = 2**22
+
+
+T = TypeVar("T")
 
 
 @runtime_checkable
@@ -105,6 +111,19 @@ class RequestBudget:
 
     num_characters: int = MAX_REQUEST_CHARACTERS
     num_numbers: int = MAX_REQUEST_NUMBERS
+    memo: dict[Hashable, Any] = field(default_factory=dict)
+
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What `make` makes, made once for all items of the request.
+
+        Args:
+            key: Of the scorer's own. It tells apart all that `make` depends on.
+            make: Called unless its result is there. What it raises is not kept.
+        """
+        if key not in self.memo:
+            self.memo[key] = make()
+        value: T = self.memo[key]
+        return value
 
     def spend(self, num_characters: int) -> None:
         """Takes characters out of the budget, before they are written.

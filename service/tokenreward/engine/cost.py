@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from tokenreward.contract import MAX_OPTION_CHARACTERS
 from tokenreward.engine.plan import Plan
+from tokenreward.errors import InvalidField
 from tokenreward.wire import Message, RewardsRequest
 
 # Costs are in characters. The tokenizer reads 1000 of them in about 0.3 ms. Each item adds a fixed
@@ -28,6 +30,27 @@ _MESSAGE_BYTES = 32  # of its role, and of what a template writes around it
 # model's head at a temperature of its own. With 255 more labels, each at another temperature, 8
 # items of the demo took 18 times as long and 64 items 6 times; with equal options 3 times.
 _SCORERS_OF_A_PASS = 16
+
+
+def refuse_long_options(request: RewardsRequest) -> None:
+    """Raises InvalidField if the texts of a request's options are too long together: they are sent
+    once, and written for every item."""
+    num_characters = 0
+    values: list[Any] = [request.options]
+    while values:
+        value = values.pop()
+        if isinstance(value, str):
+            num_characters += len(value)
+        elif isinstance(value, dict):
+            values += [*value, *value.values()]
+        elif isinstance(value, list):
+            values += value
+    if num_characters > MAX_OPTION_CHARACTERS:
+        raise InvalidField(
+            f"the texts of the options have {num_characters} characters together, the limit is "
+            f"{MAX_OPTION_CHARACTERS} (`max_option_characters`)",
+            param="options",
+        )
 
 
 def has_short_options(request: RewardsRequest) -> bool:

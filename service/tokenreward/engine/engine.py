@@ -20,6 +20,7 @@ from typing import Any
 from tokenreward.batching import Batcher
 from tokenreward.checkpoints.checkpoint import Checkpoint
 from tokenreward.combine import combine, refuse_unequal_units
+from tokenreward.contract import MAX_OPTION_CHARACTERS
 from tokenreward.engine.job import Job
 from tokenreward.engine.loading import load_checkpoint_of, load_layout
 from tokenreward.engine.outputs import OutputBudget
@@ -196,6 +197,7 @@ class Engine(UpdatableEngine):
                 "max_sequence_tokens": self._preprocessor.max_sequence_tokens,
                 "max_batch_tokens": self._max_batch_tokens,
                 "max_queued_tokens": settings.max_queued_tokens,
+                "max_option_characters": MAX_OPTION_CHARACTERS,
             },
         }
         return [{**served.listing, **shared} for served in self.scorers.values()]

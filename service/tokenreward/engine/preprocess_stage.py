@@ -21,6 +21,7 @@ from tokenreward.engine.cost import (
     is_light,
     least_num_tokens,
     most_num_tokens,
+    refuse_long_options,
 )
 from tokenreward.engine.job import Job
 from tokenreward.engine.plan import Plan, ServedScorer, plans_of
@@ -178,6 +179,7 @@ class PreprocessStage:
                 tokens than the queue takes.
         """
         threads = self.threads
+        refuse_long_options(request)
         with self._counted(request) as is_abandoned:
             if has_short_options(request):
                 plans = plans_of(self._scorers, request)

@@ -13,6 +13,7 @@ reward is the sum of its tokens' rewards. No training is needed, and the two row
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -88,17 +89,22 @@ def _prompt(sample: Sample, instruction: str) -> Int64[np.ndarray, " p"]:
     item, tokenizer = sample.item, sample.tokenizer
     sample.budget.spend(len(instruction))
     if isinstance(item.prompt, str):
-        return tokenizer.prompt_from_text(f"{instruction}\n\n{item.prompt}", param="prompt")
-    messages = item.messages
-    if messages is None:
+        text = f"{instruction}\n\n{item.prompt}"
+        return sample.budget.once(
+            ("treg", text), lambda: tokenizer.prompt_from_text(text, param="prompt")
+        )
+    if item.messages is None:
         raise UnsupportedText(
             "an instruction goes into this prompt, and ids have no place for it; send messages or "
             "text",
             param="prompt",
         )
-    messages = _with_instruction(messages, instruction)
-    return tokenizer.prompt_from_messages(
-        messages, item.tools, item.chat_template_kwargs, param="prompt"
+    messages = _with_instruction(item.messages, instruction)
+    return sample.budget.once(
+        ("treg", json.dumps([messages, item.tools, item.chat_template_kwargs])),
+        lambda: tokenizer.prompt_from_messages(
+            messages, item.tools, item.chat_template_kwargs, param="prompt"
+        ),
     )
 
 

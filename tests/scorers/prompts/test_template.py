@@ -7,10 +7,10 @@ import time
 
 import pytest
 
-from tokenreward.contract import RequestBudget
+from tokenreward.contract import MAX_OPTION_CHARACTERS, RequestBudget
 from tokenreward.errors import SequenceTooLong, UnsupportedText
 from tokenreward.scorers._prompts import template as templates
-from tokenreward.scorers._prompts.template import MAX_TEMPLATE_CHARACTERS, template
+from tokenreward.scorers._prompts.template import template
 
 MESSAGES = [{"role": "user", "content": " 2+2? "}, {"role": "assistant", "content": "4"}]
 
@@ -84,7 +84,7 @@ def test_a_template_shows_what_it_says(text: str, expected: str | None) -> None:
         ("{{ " + "(" * 9000 + "1" + ")" * 9000 + " }}", "nested too deep"),
         ("{% if prompt %}", "is not Jinja: line 1"),
         ("first\n{{ }", "is not Jinja: line 2"),
-        ("x" * (MAX_TEMPLATE_CHARACTERS + 1), f"the limit is {MAX_TEMPLATE_CHARACTERS}"),
+        ("x" * (MAX_OPTION_CHARACTERS + 1), f"the limit is {MAX_OPTION_CHARACTERS}"),
     ],
 )
 def test_what_could_run_long_or_grow_large_is_refused_before_it_runs(text: str, why: str) -> None:

@@ -31,6 +31,7 @@ scores.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -198,7 +199,8 @@ def _joined(
     sample: Sample, prompt: Int64[np.ndarray, " p"], texts: Sequence[str], layout: StepLayout
 ) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " k"]]:
     """The prompt, then each text tokenised alone with the tag behind it; and where the tags are."""
-    parts, tag = [prompt], tag_of(layout, sample.tokenizer)
+    tag = sample.budget.once(("tag", layout), lambda: tag_of(layout, sample.tokenizer))
+    parts = [prompt]
     for place, text in enumerate(texts):
         if place:
             text = layout.joiner + text
@@ -272,8 +274,11 @@ def _chat(sample: Sample, layout: StepLayout) -> Int64[np.ndarray, " p"]:
     if item.messages is None or item.messages[0]["role"] == "system" or layout.system is None:
         return sample.prompt_ids
     messages = [{"role": "system", "content": layout.system}, *item.messages]
-    return sample.tokenizer.prompt_from_messages(
-        messages, item.tools, item.chat_template_kwargs, param="prompt"
+    return sample.budget.once(
+        ("process", json.dumps([messages, item.tools, item.chat_template_kwargs])),
+        lambda: sample.tokenizer.prompt_from_messages(
+            messages, item.tools, item.chat_template_kwargs, param="prompt"
+        ),
     )
 
 

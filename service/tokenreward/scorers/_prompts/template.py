@@ -16,10 +16,9 @@ from typing import Any
 from jinja2 import StrictUndefined, TemplateSyntaxError, meta, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from tokenreward.contract import RequestBudget
+from tokenreward.contract import MAX_OPTION_CHARACTERS, RequestBudget
 from tokenreward.errors import ItemError, UnsupportedText
 
-MAX_TEMPLATE_CHARACTERS = 20_000
 MAX_RENDERED_CHARACTERS = 4_000_000  # of one item
 
 _MAX_DEPTH = 20
@@ -45,9 +44,9 @@ class Template:
     """
 
     def __init__(self, text: str) -> None:
-        if len(text) > MAX_TEMPLATE_CHARACTERS:
+        if len(text) > MAX_OPTION_CHARACTERS:
             raise UnsupportedText(
-                f"has {len(text)} characters, the limit is {MAX_TEMPLATE_CHARACTERS}"
+                f"has {len(text)} characters, the limit is {MAX_OPTION_CHARACTERS}"
             )
         try:
             tree = _ENVIRONMENT.parse(text)

@@ -14,7 +14,7 @@ TRAINERS_STAMP := $(TRAINERS_SITE)/.unpacked
 # Tests run in as many processes as there are cores. ARGS="-n 0" runs them in one.
 PROCESSES := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help serve serve-smol test lint format wheel bench sweep trainers pushes learning scale nodes clean
+.PHONY: help serve serve-smol test lint format wheel bench sweep fuzz trainers pushes learning scale nodes clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile
@@ -51,6 +51,9 @@ bench: $(BENCH_STAMP)  ## measure against the rivals (ARGS="service latency" nam
 
 sweep: $(STAMP)  ## every language model and classifier of transformers, tiny, against its own forward; an hour (ARGS="--task causal_lm llama")
 	@PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m sweep $(ARGS)
+
+fuzz: $(STAMP)  ## requests that are nearly right against replicas and gateway, none of which may have a 500 (ARGS="--requests 100000 --seed 1")
+	@PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m fuzz $(ARGS)
 
 trainers: $(STAMP) $(TRAINERS_STAMP)  ## the protocols and adapters against the trainers' own published code
 	@echo "==> running the trainers' own clients; SLIME_CHECKOUT, PRIME_RL_CHECKOUT and RLLM_CHECKOUT name what PyPI has not"

@@ -78,7 +78,7 @@ class ReplicaBackend(Backend):
         ) as body:
             num_bytes, left_s = len(body), deadline - time.monotonic()
             async with self.bodies.parsing(num_bytes, within_s=left_s):
-                rewards_request = await for_size(num_bytes, protocol.read, body)
+                rewards_request = await for_size(num_bytes, protocol.parse, body)
             del body  # scoring takes a while
         if rewards_request is not None:
             self.limits.refuse_many_items(len(rewards_request.items))

@@ -189,7 +189,7 @@ class GatewayBackend(Backend):
             if not dependencies(plan.options, plan.credit, default=route.score_from):
                 # Its replicas know the same settings: they read the body and write the answer.
                 return call.post(route.deployment, body, path=protocol.path)
-        request = await for_size(len(body), protocol.read, body)
+        request = await for_size(len(body), protocol.parse, body)
         if request is not None:
             self.limits.refuse_many_items(len(request.items))
         call.hold(_NUM_COPIES * len(body))

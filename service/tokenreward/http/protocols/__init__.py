@@ -16,9 +16,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
+from pydantic import ValidationError
+
 from tokenreward.errors import RequestError, UnknownScorer
 from tokenreward.settings import ProtocolSettings
-from tokenreward.wire import Item, Reply, RewardsRequest
+from tokenreward.wire import Item, Reply, RewardsRequest, refusal
 from tokenreward.wire.head import RequestHead
 from tokenreward.wire.media import JSON, Media
 from tokenreward.wire.paths import PROTOCOL_HEADER
@@ -97,6 +99,18 @@ class Protocol(ABC):
         Raises:
             RequestError: The body is wrong.
         """
+
+    def parse(self, body: bytes) -> RewardsRequest | None:
+        """What `read` makes of a body.
+
+        Raises:
+            RequestError: The body is wrong, also where `read` found it right, and no item can be
+                made of it: of ids past 32 bits, for example.
+        """
+        try:
+            return self.read(body)
+        except ValidationError as error:
+            raise refusal(error) from None
 
     @abstractmethod
     def write(self, reply: Reply) -> bytes:

@@ -33,7 +33,7 @@ from tokenreward.wire import Item, Reply, RewardsRequest, parse
 from tokenreward.wire.media import JSON
 
 _PROMPT, _OUTPUT = "responses_create_params.input", "response.output"
-_PARTS = frozenset({"input_text", "output_text", "text"})
+_PARTS = ("input_text", "output_text", "text")  # a tuple: a caller may send what has no hash
 
 _Turns = Annotated[
     list[dict[str, Any]],

@@ -68,7 +68,7 @@ class PairScores(Protocol):
                 raise InvalidField(
                     f"there are {len(prompts)} for {len(responses)} in `{second}`", param=first
                 )
-            if len(prompts) < len(responses):
+            if len(prompts) == 1:
                 prompts = prompts * len(responses)
             pairs = zip(prompts, responses, strict=True)
             return self.request([Item(prompt=one, response=other) for one, other in pairs])

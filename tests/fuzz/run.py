@@ -1,0 +1,117 @@
+"""Sends mutated requests and counts the answers."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+import psutil
+
+from fuzz.caller import RawCaller
+from fuzz.mutations import as_json, mangled, mutated, odd_headers
+from fuzz.service import PREFIXES, valid_bodies
+
+_METHODS = ["GET", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH"]
+_OTHER_PATHS = [
+    "/healthz",
+    "/v1/scorers",
+    "/metrics",
+    "/v1/models",
+    "/health",
+    "/d/x",
+    "/%00",
+    "//",
+]
+_HEALTH_PAUSE_S = 0.2
+
+
+@dataclass
+class FuzzReport:
+    """What came of a run.
+
+    Attributes:
+        statuses: How often each status came; 0 for no answer.
+        failures: The number of each request that had a 5xx other than 503 and 504, or no answer;
+            the request; and the answer.
+        health_s: How long each `/healthz` took.
+        memory: Resident bytes of the process after each tenth of the requests.
+    """
+
+    statuses: Counter[int] = field(default_factory=Counter)
+    failures: list[tuple[int, str, bytes]] = field(default_factory=list)
+    health_s: list[float] = field(default_factory=list)
+    memory: list[int] = field(default_factory=list)
+
+
+def request_of(
+    number: int, seed: int, bodies: list[tuple[str, Any]]
+) -> tuple[str, str, list[tuple[bytes, bytes]], bytes]:
+    """Method, path, headers and body of one request. Its number and the seed decide all of it."""
+    random = Random(f"{seed}:{number}")
+    path, body = random.choice(bodies)
+    path = random.choice(PREFIXES) + path
+    headers = [(b"content-type", b"application/json")]
+    if random.random() < 0.92:
+        body = mutated(body, random)
+    if random.random() < 0.35:
+        headers = [(b"content-type", b"application/msgpack")]
+        if random.random() < 0.5:
+            headers.append((b"accept", b"application/msgpack"))
+        try:
+            content = msgspec.msgpack.encode(body)
+        except (UnicodeError, OverflowError, RecursionError, ValueError):
+            content = as_json(body, random)
+    else:
+        content = as_json(body, random)
+    if random.random() < 0.1:
+        content = mangled(content, random)
+    method = "POST"
+    if random.random() < 0.02:
+        method, path = random.choice(_METHODS), random.choice([path, *_OTHER_PATHS])
+    return method, path, [*headers, *odd_headers(random)], content
+
+
+async def fuzz(
+    url: str, num_requests: int, seed: int, *, num_callers: int = 8, first: int = 0
+) -> FuzzReport:
+    """Sends the requests of these numbers from several connections, and asks `/healthz` beside
+    them."""
+    report, bodies = FuzzReport(), valid_bodies()
+    address = urlsplit(url)
+    numbers = iter(range(first, first + num_requests))
+    process, tenth = psutil.Process(), max(1, num_requests // 10)
+
+    async def call() -> None:
+        caller = RawCaller(str(address.hostname), int(address.port or 0))
+        for number in numbers:
+            method, path, headers, content = request_of(number, seed, bodies)
+            if method == "HEAD":
+                method = "GET"
+            status, answer = await caller.ask(method, path, headers, content)
+            report.statuses[status] += 1
+            if status == 0 or (status >= 500 and status not in (503, 504)):
+                text = f"{method} {path} {headers} {content[:2000]!r}"
+                report.failures.append((number, text, answer[:500]))
+            if (number - first) % tenth == tenth - 1:
+                report.memory.append(process.memory_info().rss)
+        await caller.close()
+
+    async def watch_health() -> None:
+        caller = RawCaller(str(address.hostname), int(address.port or 0))
+        while True:
+            began = time.monotonic()
+            status, _ = await caller.ask("GET", "/healthz", [], b"")
+            assert status == 200
+            report.health_s.append(time.monotonic() - began)
+            await asyncio.sleep(_HEALTH_PAUSE_S)
+
+    health = asyncio.create_task(watch_health())
+    await asyncio.gather(*(call() for _ in range(num_callers)))
+    health.cancel()
+    return report

@@ -104,14 +104,17 @@ async def fuzz(
 
     async def watch_health() -> None:
         caller = RawCaller(str(address.hostname), int(address.port or 0))
-        while True:
+        while not is_done.is_set():
             began = time.monotonic()
             status, _ = await caller.ask("GET", "/healthz", [], b"")
             assert status == 200
             report.health_s.append(time.monotonic() - began)
             await asyncio.sleep(_HEALTH_PAUSE_S)
+        await caller.close()
 
+    is_done = asyncio.Event()
     health = asyncio.create_task(watch_health())
     await asyncio.gather(*(call() for _ in range(num_callers)))
-    health.cancel()
+    is_done.set()
+    await health
     return report

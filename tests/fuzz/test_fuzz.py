@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -53,31 +54,26 @@ async def test_a_500_and_a_missing_answer_are_found() -> None:
     assert len(report.failures) == report.statuses[500] >= 19
 
 
+ODD_PART = {"type": ["output_text"], "text": "It is 4."}  # a type that has no hash
+ODD = {"role": "user", "content": [ODD_PART]}
+ANSWER = {"type": "message", "role": "assistant", "content": "It is 4."}
+VERIFY: dict[str, Any] = {
+    "responses_create_params": {"input": [{"role": "user", "content": "2+2?"}]},
+    "response": {"output": [ANSWER]},
+}
 # Each had a 500, as a run of many requests found.
 FOUND: list[tuple[str, Any]] = [
+    ("/verify", {**VERIFY, "a": json.loads("[" * 280 + "]" * 280)}),
+    ("/v1/rewards", {"scorer": "constant", "items": [{"prompt": [ODD], "response": [ODD]}]}),
     ("/v1/completions", {"model": "m", "prompt": [[0, 2**31]], "max_tokens": 1}),
     ("/generate", {"input_ids": [0, 2**64], "return_logprob": True, "logprob_start_len": 0}),
     ("/v1/embeddings", {"model": "rm", "input": [255, 10**40]}),
     ("/score", {"model": "rm", "text_1": "2+2?", "text_2": []}),
-    (
-        "/verify",
-        {
-            "responses_create_params": {"input": [{"role": "user", "content": "2+2?"}]},
-            "response": {
-                "output": [
-                    {
-                        "type": "message",
-                        "role": "assistant",
-                        "content": [{"type": ["output_text"], "text": "It is 4."}],
-                    }
-                ]
-            },
-        },
-    ),
+    ("/verify", {**VERIFY, "response": {"output": [{**ANSWER, "content": [ODD_PART]}]}}),
 ]
 
 
-@pytest.mark.parametrize(("path", "body"), FOUND, ids=[path for path, _ in FOUND])
+@pytest.mark.parametrize(("path", "body"), FOUND, ids=range(len(FOUND)))
 async def test_what_had_a_500_once_has_none(service: str, path: str, body: Any) -> None:
     async with httpx.AsyncClient(base_url=service) as client:
         for prefix in PREFIXES:

@@ -14,7 +14,8 @@ from tokenreward.errors import quotable
 RESPONSE_FORMS = 'must be a string, an assistant message, a list of token ids or {"ids_b64": "..."}'
 # Keys of an assistant's message that hold nothing the policy wrote.
 _KEYS_WITHOUT_TEXT = frozenset({"role", "content", "name", "id", "type", "status"})
-_TEXT_PARTS = frozenset({"text", "input_text", "output_text"})  # the last two of OpenAI's Responses
+# A tuple, because a caller may send what has no hash. The last two are of OpenAI's Responses.
+_TEXT_PARTS = ("text", "input_text", "output_text")
 
 
 class Message(BaseModel):

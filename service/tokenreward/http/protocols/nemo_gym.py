@@ -26,7 +26,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
-from tokenreward.errors import InvalidField, RequestError
+from tokenreward.errors import InvalidField, MalformedBody, RequestError
 from tokenreward.http.protocols import Protocol
 from tokenreward.http.protocols._answers import own_param, scores_of
 from tokenreward.wire import Item, Reply, RewardsRequest, parse
@@ -92,6 +92,10 @@ class NemoGym(Protocol):
             turns.insert(0, {"role": "system", "content": params.instructions})
         fields = {"prompt": turns[:-1], "response": turns[-1], "tools": _tools(params.tools)}
         self._body: dict[str, Any] = JSON.load(body)
+        try:
+            JSON.dump(self._body)  # the answer repeats it
+        except TypeError:
+            raise MalformedBody("the body is nested too deep to be sent back") from None
         return self.request([parse(Item, fields)])
 
     def write(self, reply: Reply) -> bytes:

@@ -77,7 +77,9 @@ def serving(folder: Path) -> Iterator[str]:
         async def gather() -> dict[str, Any]:
             return {}
 
-        client = httpx.AsyncClient(base_url=url, timeout=None, trust_env=False)  # noqa: S113
+        # Kept connections would outlive the server's loop.
+        limits = httpx.Limits(max_keepalive_connections=0)
+        client = httpx.AsyncClient(base_url=url, timeout=None, trust_env=False, limits=limits)  # noqa: S113
         gateway = GatewayBackend(
             routes, Upstreams(client, has_ready), gather=gather, limits=_LIMITS
         )

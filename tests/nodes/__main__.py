@@ -17,7 +17,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -35,7 +34,7 @@ _INSIDE = "--inside"
 
 
 class Faults:
-    """What can happen to a cluster: each method does it, and returns how it is mended.
+    """What can happen to a cluster: each method does it.
 
     Callers ask at the first two nodes. What dies is elsewhere, or behind the address they ask.
     """
@@ -43,51 +42,36 @@ class Faults:
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
 
-    def none(self) -> Callable[[], None]:
-        return lambda: None
+    def none(self) -> None:
+        """Nothing happens."""
 
-    def node(self) -> Callable[[], None]:
-        machine = self._cluster.others[-1]
-        machine.kill()
+    def node(self) -> None:
+        """A machine that no caller asks loses its power."""
+        self._cluster.others[-1].kill()
 
-        def mend() -> None:
-            machine.boot_again()
-            self._cluster.join(machine)
+    def cable(self) -> None:
+        """The same machine drops off the network."""
+        self._cluster.others[-1].pull_cable()
 
-        return mend
+    def replica(self) -> None:
+        """One of the language model's."""
+        self._kill("ServeReplica:sft")
 
-    def cable(self) -> Callable[[], None]:
-        machine = self._cluster.others[-1]
-        machine.pull_cable()
+    def haproxy(self) -> None:
+        """That of a node which callers ask."""
+        for process in self._cluster.others[0].processes("haproxy"):
+            if process.name() == "haproxy":
+                process.kill()
 
-        def mend() -> None:
-            machine.plug_cable()
-            self._cluster.stop_ray(machine)
-            self._cluster.join(machine)
+    def controller(self) -> None:
+        """Ray Serve's own."""
+        self._kill("ServeController")
 
-        return mend
-
-    def replica(self) -> Callable[[], None]:
-        return self._kill("ServeReplica:sft")
-
-    def haproxy(self) -> Callable[[], None]:
-        victims = [
-            each
-            for each in self._cluster.others[0].processes("haproxy")
-            if each.name() == "haproxy"
-        ]
-        for victim in victims:
-            victim.kill()
-        return lambda: None
-
-    def controller(self) -> Callable[[], None]:
-        return self._kill("ServeController")
-
-    def gateway(self) -> Callable[[], None]:
+    def gateway(self) -> None:
+        """One of two."""
         self._cluster.gateways()[0].kill()
-        return lambda: None
 
-    def gcs(self) -> Callable[[], None]:
+    def gcs(self) -> None:
         """It comes back some seconds later as whatever watches it would start it: by the same
         command. It has what it knew from its folder."""
         (process,) = self._cluster.head.processes("gcs/gcs_server")
@@ -95,16 +79,27 @@ class Faults:
         process.kill()
         time.sleep(_GCS_DOWN_S)
         self._cluster.head.spawn(command, environment)
-        return lambda: None
 
-    def _kill(self, name: str) -> Callable[[], None]:
+    def _kill(self, name: str) -> None:
         machines = self._cluster.machines
         victims = [each for machine in machines for each in machine.processes(name)]
         victims[0].kill()
-        return lambda: None
 
 
 NAMES = ["none", "replica", "gateway", "controller", "haproxy", "gcs", "node", "cable"]
+
+
+_LASTING = {"node", "cable"}  # a cluster that lost a node is not asked to be whole again
+
+
+def rounds(names: list[str]) -> list[list[str]]:
+    """The faults by cluster: one that takes a node away is the last of its cluster."""
+    found: list[list[str]] = [[]]
+    for name in names:
+        found[-1].append(name)
+        if name in _LASTING:
+            found.append([])
+    return [each for each in found if each]
 
 
 async def watch(cluster: Cluster, callers: Callers, name: str) -> bool:
@@ -114,7 +109,7 @@ async def watch(cluster: Cluster, callers: Callers, name: str) -> bool:
     await callers.begin()
     await asyncio.sleep(_CALM_S)
     began = time.monotonic()
-    mend = await asyncio.to_thread(getattr(Faults(cluster), name))
+    await asyncio.to_thread(getattr(Faults(cluster), name))
     await asyncio.sleep(_WATCHED_S - (time.monotonic() - began))
     gaps = {kind: callers.sight.longest_gap_s(kind, began) for kind in KINDS}
     sight = await callers.end()
@@ -128,8 +123,8 @@ async def watch(cluster: Cluster, callers: Callers, name: str) -> bool:
     )
     for each in sight.lost[:5]:
         print(f"    {each}", flush=True)
-    await asyncio.to_thread(mend)
-    await asyncio.to_thread(cluster.wait_whole)
+    if name not in _LASTING:
+        await asyncio.to_thread(cluster.wait_whole)
     return not sight.lost and not sight.num_wrong and max(gaps.values()) <= limit_s
 
 
@@ -164,7 +159,8 @@ def main() -> int:
         if shutil.which(command) is None:
             raise SystemExit(f"there is no command `{command}`")
     if not args.inside:
-        return namespace.run([sys.executable, "-m", "nodes", _INSIDE, *names])
+        command = [sys.executable, "-m", "nodes", _INSIDE]
+        return max([namespace.run([*command, *each]) for each in rounds(names)])
     subprocess.run(["mount", "--make-rprivate", "/"], check=True)
     return asyncio.run(run(names))
 

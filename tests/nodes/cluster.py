@@ -64,7 +64,7 @@ class Cluster:
     def bring_up(self) -> None:
         """Takes the page's way: each line where its comment says."""
         environment, token, head, other, schema, deploy, ready = commands()
-        self._environment, self._join = environment, other.replace("HEAD", self.head.address)
+        self._environment = environment
         self.head.run(token)
         for machine in self.others:
             target = machine.home / ".ray"
@@ -72,20 +72,12 @@ class Cluster:
             shutil.copy(self.head.home / ".ray" / "auth_token", target)
         self._run(self.head, head)
         for machine in self.others:
-            self.join(machine)
+            self._run(machine, other.replace("HEAD", self.head.address))
         self._run(self.head, schema)
         self._run(self.head, deploy)
         for machine in self.machines:
             self._run(machine, ready.replace("NODE", machine.address), timeout_s=_READY_S + 300)
         self.wait_whole()
-
-    def join(self, machine: Machine) -> None:
-        """Starts Ray on a machine that is not the head."""
-        self._run(machine, self._join)
-
-    def stop_ray(self, machine: Machine) -> None:
-        """Ends what is left of Ray on a machine."""
-        self._run(machine, "ray stop --force")
 
     def wait_whole(self) -> None:
         """Waits until every replica answers and every node is ready."""

@@ -102,17 +102,9 @@ class Machine:
         self._unshare.wait()
         subprocess.run(["ip", "link", "del", self._port], check=False, capture_output=True)
 
-    def boot_again(self) -> None:
-        """The machine after its death, with the same address and home, and nothing else."""
-        self._boot()
-
     def pull_cable(self) -> None:
         """From now on nothing reaches it, and nothing comes from it."""
         _ip("link", "set", self._port, "down")
-
-    def plug_cable(self) -> None:
-        """It is on the network again."""
-        _ip("link", "set", self._port, "up")
 
     def _boot(self) -> None:
         mark = self.home / "booted"

@@ -382,6 +382,7 @@ async def test_a_replica_is_idle_while_only_borrowed_jobs_wait(
         computing = asyncio.create_task(thief.lending.compute(loan))
         await until(lambda: thief.engine.batcher.queued_items == len(loan.jobs))
         assert thief.lending.is_idle
+        assert thief.lending.lend(1, 10_000) is None  # a loan is not lent on
         own = asyncio.create_task(thief.engine.score(body()))
         await until(lambda: thief.engine.batcher.queued_items == len(loan.jobs) + NUM_ITEMS)
         assert not thief.lending.is_idle

@@ -190,6 +190,7 @@ class Lending:
             deadline = None if left_s is None else now + left_s
             job.wait(event_loop.create_future(), deadline, caller=_CALLER)
             job.queued_at = now - waited_s
+            job.stays = True  # it is not lent on
             jobs.append(job)
         self._num_borrowed += len(jobs)
         try:

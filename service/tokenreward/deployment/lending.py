@@ -1,7 +1,7 @@
 """Lends what waits in this replica to idle replicas of the same deployment, over Ray.
 
 A burst stays where it was accepted: Ray and HAProxy choose a replica for a request once. So a
-replica with more to do than its device takes soon asks its peers which of them are idle, and sends
+replica with more than 0.1 s of work in its queue asks its peers which of them are idle, and sends
 them jobs, two loans at a time, so that the next one waits there when the first is done. A replica
 that has nothing to give away sends nothing. When the deployment has one replica, or no peer is
 idle, the replica asks more and more rarely.
@@ -31,8 +31,8 @@ _MAX_LOANS = 2  # at a peer: one that it computes, and one that waits there
 _FIRST_PAUSE_S = 0.05
 _MAX_PAUSE_S = 0.5
 _PEERS_S = 2.0  # how long a list of peers is good
-_STATUS_S = 0.5  # how long a peer's word is good, while it has loans
-_SHUN_S = 10.0  # how long a peer that was gone or late gets nothing
+_STATUS_S = 0.5  # how long a peer's status is valid, while it has loans
+_EXCLUDE_S = 10.0  # how long a peer that was gone or late gets nothing
 _ENGINE_S = 2.0  # how long a change of the engine may go unnoticed while nothing waits
 
 logger = logging.getLogger("ray.serve")
@@ -46,14 +46,14 @@ class Peer:
         version: The version that it serves; None if it cannot compute.
         is_idle: Whether it said so last.
         heard_at: When it said so.
-        shunned_until: Until when it gets nothing.
+        excluded_until: Until when it gets nothing.
         loans: The loans that it has: for each number, its tokens, who lent it, and when it is late.
     """
 
     version: int | None = None
     is_idle: bool = False
     heard_at: float = float("-inf")
-    shunned_until: float = float("-inf")
+    excluded_until: float = float("-inf")
     loans: dict[int, tuple[int, Lending, float]] = field(default_factory=dict)
 
 
@@ -87,11 +87,11 @@ class Lender:
         while True:
             self._wake.clear()
             try:
-                is_busy = await self.lend_once() or await self._was_idle()
+                starts_over = await self.lend_once() or await self._wait_for_jobs()
             except Exception as error:
                 logger.error("lending failed: %s", frames(error))
-                is_busy = False
-            pause_s = _FIRST_PAUSE_S if is_busy else min(2 * pause_s, _MAX_PAUSE_S)
+                starts_over = False
+            pause_s = _FIRST_PAUSE_S if starts_over else min(2 * pause_s, _MAX_PAUSE_S)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
                     await self._wake.wait()
@@ -105,7 +105,7 @@ class Lender:
         now = time.monotonic()
         for peer in self._peers.values():
             if any(late_at <= now for _, _, late_at in peer.loans.values()):
-                self._shun(peer)
+                self._exclude(peer)
         lending = self._current()
         if lending is None or not (lending.surplus_tokens() or self.has_loans):
             return False
@@ -192,7 +192,7 @@ class Lender:
         return [
             address
             for address, peer in self._peers.items()
-            if peer.shunned_until <= now
+            if peer.excluded_until <= now
             if not peer.is_idle or now - peer.heard_at >= _STATUS_S
         ]
 
@@ -203,7 +203,7 @@ class Lender:
             peer.heard_at = time.monotonic()
         except ConnectionError as error:
             logger.warning("nothing is lent for a while: %s", error)
-            self._shun(peer)
+            self._exclude(peer)
 
     def _idle(self, lending: Lending) -> list[str]:
         """The peers that get a loan now, those with the fewest loans first."""
@@ -211,7 +211,7 @@ class Lender:
         idle = []
         for address in self._addresses:
             peer = self._peers[address]
-            if not peer.is_idle or peer.version != lending.version or peer.shunned_until > now:
+            if not peer.is_idle or peer.version != lending.version or peer.excluded_until > now:
                 continue
             if len(peer.loans) < _MAX_LOANS:
                 idle.append(address)
@@ -228,22 +228,22 @@ class Lender:
         try:
             await self.peers.call(address, "accept", loan, self.peers.address)
         except ConnectionError:
-            self._shun(peer)
+            self._exclude(peer)
             return False
         return True
 
-    def _shun(self, peer: Peer) -> None:
+    def _exclude(self, peer: Peer) -> None:
         """Takes back what a peer has that is gone or late, and gives it nothing for a while."""
         for number, (_, lending, _) in peer.loans.items():
             lending.take_back(number)
         peer.loans.clear()
-        peer.shunned_until = time.monotonic() + _SHUN_S
+        peer.excluded_until = time.monotonic() + _EXCLUDE_S
 
-    async def _was_idle(self) -> bool:
-        """Waits while there is nothing to do, which costs nothing.
+    async def _wait_for_jobs(self) -> bool:
+        """Waits for a job while nothing waits here, for 2 s at most, which costs nothing.
 
         Returns:
-            Whether there was nothing.
+            Whether it waited.
         """
         lending = self._current()
         if lending is None or self.has_loans or not lending.is_empty:

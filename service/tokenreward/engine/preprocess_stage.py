@@ -1,6 +1,6 @@
 """Before the queue: requests become jobs on a few threads, which callers use in turns.
 
-A request that takes a thread for seconds gives it up every few milliseconds, so that a light
+A request that takes a thread for seconds gives it up every 20 ms, so that a light
 request waits for slices of others and not for whole requests. What a closing engine drops gets an
 error. This module knows no device.
 """

@@ -27,16 +27,16 @@ _SHORTEST_PAUSE_S = 0.05
 _LONGEST_PAUSE_S = 1.0
 # Before the deadline, so that the caller is told the failure, and not that time is up.
 _MARGIN_S = 0.25
-_PASSING = (Loading.status, InternalError.status)
+_RETRYABLE_STATUSES = (Loading.status, InternalError.status)
 _MAX_FAULTS = 3  # tries that end in a 500: it may be the request that breaks replicas
 # A full service refuses sooner than this. A request that it still has by then is in its queue.
-_ACCEPTED_S = 0.1
+_REFUSAL_S = 0.1
 
 
 def patience_ends(patience_s: float, headers: Mapping[str, str], *, deadline: float) -> float:
-    """When a request that begins now is held no longer, by time.monotonic: once its protocol's
-    patience is used up, or what its caller says, or shortly before its deadline. Each request has
-    one such moment.
+    """Until when a request that begins now is held, by time.monotonic: the shorter of its
+    protocol's patience and the caller's header, and never later than shortly before its deadline.
+    It is computed once for each request.
 
     Raises:
         InvalidField: The caller's header is no number of seconds.
@@ -85,10 +85,10 @@ async def when_possible(
 class HeldRequests:
     """The requests that are held for one deployment, or for one replica.
 
-    The first one tries again after pauses of 50 ms to 1 s, and at once when another request has
-    been answered. The others follow it one by one: each tries when the one before it is answered or
-    was not refused for a moment. So they are served in turn, and a full service is asked by one of
-    them at a time. A new request stands behind those that wait.
+    The first request tries again after pauses of 50 ms to 1 s, and at once when another one was
+    answered. The next request tries once the first is answered, or has gone 0.1 s without a
+    refusal. So requests are served in turn, and one of them at a time asks a full service. A new
+    request goes to the end of the line.
 
     Callers take turns, as in the queue of a replica: the next request of a caller who has many
     stands behind the first one of every other caller.
@@ -117,8 +117,8 @@ class HeldRequests:
         status_of: Callable[[T], int] = lambda _: 200,
         max_faults: int = _MAX_FAULTS,
     ) -> T:
-        """The result of `work`. It is tried again while it fails for want of capacity (status 503),
-        and at most twice after a retryable 500: a replica that died, for example.
+        """The result of `work`. It is tried again after a 503 (no capacity) until time is up, and
+        after a retryable 500 (a replica that died, for example) until `max_faults` of them.
 
         Args:
             work: Makes one attempt. If it fails, it must have given back what it took of budgets.
@@ -145,8 +145,8 @@ class HeldRequests:
                 outcome = await self._try(work, place)
                 status = outcome.status if isinstance(outcome, RequestError) else status_of(outcome)
                 num_faults += status == InternalError.status
-                if is_last or status not in _PASSING or num_faults >= max_faults:
-                    return self._end(outcome, has_room=status not in _PASSING)
+                if is_last or status not in _RETRYABLE_STATUSES or num_faults >= max_faults:
+                    return self._end(outcome, has_room=status not in _RETRYABLE_STATUSES)
                 if place is None:
                     before_pause()
                 place = self._line_up(place, caller)
@@ -186,7 +186,7 @@ class HeldRequests:
             if place is None:
                 return await work()
             task = asyncio.ensure_future(work())
-            done, _ = await asyncio.wait({task}, timeout=_ACCEPTED_S)
+            done, _ = await asyncio.wait({task}, timeout=_REFUSAL_S)
             if not done:
                 self._leave(place)
                 self._pause_s = _SHORTEST_PAUSE_S

@@ -69,14 +69,15 @@ ON_CPU = Placement()
 def choose_devices(settings: DeploymentSettings) -> tuple[torch.device, ...]:
     """The devices that a deployment's model is placed on: the GPUs that Ray granted, or the CPU.
 
-    `auto` is a GPU if one is visible and the deployment reserves one.
+    `auto` is a GPU if one is visible and the deployment reserves one, and the CPU otherwise.
 
     Raises:
-        CheckpointRefused: There are fewer GPUs than the settings want.
+        CheckpointRefused: Some GPUs are visible, and fewer than the settings want; or none is
+            visible, and `device` is `cuda`.
     """
     if settings.device == "cpu" or (settings.device == "auto" and not settings.num_gpus):
         return (torch.device("cpu"),)
-    # A share of a GPU is one GPU, and so is no reservation where the settings insist on `cuda`.
+    # At least one GPU: for a share of one, and for device `cuda` without a reservation.
     num_wanted = max(1, int(settings.num_gpus))
     num_visible = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if num_visible >= num_wanted:

@@ -24,9 +24,9 @@ import time
 from collections.abc import Callable, Hashable, Sequence
 from typing import Generic
 
-from tokenreward.entry import loan_of, prompts_together
+from tokenreward.entry import EntryT, loan_of, prompts_together
 from tokenreward.errors import LargerThanQueue, Overloaded
-from tokenreward.fair_queue import EntryT, FairQueue, Place
+from tokenreward.fair_queue import FairQueue, Place
 
 _MAX_RETRY_AFTER_S = 60.0
 _RATE_MEMORY = 0.8  # the share of the earlier rate in a new one
@@ -58,7 +58,7 @@ class Batcher(Generic[EntryT]):
         self.max_batch_tokens = max_batch_tokens
         self.max_batch_requests = max_batch_requests
         self._max_queued_tokens = max_queued_tokens
-        self._queue: FairQueue[EntryT] = FairQueue()
+        self._queue: FairQueue[EntryT] = FairQueue(max_batch_tokens)
         self._loans: dict[EntryT, Place[EntryT]] = {}
         self._loan_tokens = 0
         self._arrived = asyncio.Event()
@@ -69,7 +69,8 @@ class Batcher(Generic[EntryT]):
     @property
     def queued_items(self) -> int:
         """Entries that wait, including entries whose caller has gone unnoticed so far."""
-        return len(self._queue)
+        with self._lock:  # a thread that takes a batch has entries in its hands for a moment
+            return len(self._queue)
 
     @property
     def waiting(self) -> list[EntryT]:
@@ -84,7 +85,8 @@ class Batcher(Generic[EntryT]):
     @property
     def waiting_tokens(self) -> int:
         """What the entries that wait here count for, in tokens. Loans wait elsewhere."""
-        return self._queue.num_tokens
+        with self._lock:
+            return self._queue.num_tokens
 
     @property
     def tokens_per_s(self) -> float | None:
@@ -157,7 +159,7 @@ class Batcher(Generic[EntryT]):
 
     async def wait(self) -> None:
         """Waits until there may be an entry to take. On the event loop."""
-        while not self._queue:
+        while not self.queued_items:
             self._arrived.clear()
             await self._arrived.wait()
 
@@ -198,9 +200,9 @@ class Batcher(Generic[EntryT]):
                 max_queued_tokens=num_queued if lends_all else num_queued // 2,
                 max_batch_tokens=max_tokens,
                 max_batch_requests=self.max_batch_requests,
+                accepts=accepts,
             )
-            leaving = {index for index in indices if accepts(window[index])}
-            loan = self._queue.lend(places, leaving)
+            loan = self._queue.lend(places, set(indices))
             self._loans.update((place[2], place) for place in loan)
             entries = [entry for _, _, entry in loan]
             self._loan_tokens += sum(entry.queued_tokens for entry in entries)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from tokenreward.errors import DeadlineExceededError
 
@@ -97,12 +97,16 @@ def prompts_together(window: Sequence[Entry]) -> Iterator[int]:
         yield from places
 
 
+EntryT = TypeVar("EntryT", bound=Entry)
+
+
 def loan_of(
-    entries: Sequence[Entry],
+    entries: Sequence[EntryT],
     *,
     max_queued_tokens: int,
     max_batch_tokens: int,
     max_batch_requests: int,
+    accepts: Callable[[EntryT], bool],
 ) -> list[int]:
     """The indices of entries that another replica may compute in one batch: the first ones.
 
@@ -115,6 +119,7 @@ def loan_of(
         max_batch_tokens: The most tokens of the batch, a shared prompt counted once. An entry that
             is larger goes alone.
         max_batch_requests: The most entries.
+        accepts: Whether an entry can travel. One that cannot stays, and those behind it may go.
     """
     indices: list[int] = []
     prompts: set[Hashable] = set()
@@ -129,6 +134,8 @@ def loan_of(
         if is_full or num_queued + entry.queued_tokens > max_queued_tokens:
             key = _prompt(entry) or index
             return [each for each in indices if _prompt(entries[each]) != key] or indices
+        if not accepts(entry):
+            continue
         indices.append(index)
         prompts = prompts_with_entry
         num_queued += entry.queued_tokens

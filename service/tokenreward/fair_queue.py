@@ -14,13 +14,12 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 from collections import Counter
 from collections.abc import Container, Hashable, Sequence
-from typing import Generic, TypeVar
+from typing import Generic
 
-from tokenreward.entry import Entry
-
-EntryT = TypeVar("EntryT", bound=Entry)
+from tokenreward.entry import EntryT
 
 # An entry with its turn. The second number is unique, so that entries are never compared.
 Place = tuple[float, int, EntryT]
@@ -29,11 +28,16 @@ Place = tuple[float, int, EntryT]
 class FairQueue(Generic[EntryT]):
     """Entries in the order of their turns.
 
+    Args:
+        max_turn_tokens: The most tokens that the model reads for entries with one turn, a shared
+            prompt counted once.
+
     Attributes:
         num_tokens: What the entries count for, in tokens.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_turn_tokens: float = math.inf) -> None:
+        self._max_turn_tokens = max_turn_tokens
         self._places: list[Place[EntryT]] = []  # a heap
         self._numbers = itertools.count()
         self._clock = 0.0  # in tokens
@@ -51,14 +55,19 @@ class FairQueue(Generic[EntryT]):
 
     def push(self, entries: Sequence[EntryT]) -> None:
         """Gives each entry its turn. Neighbours that share a prompt have one turn, so that the
-        entries of others do not come between them."""
+        entries of others do not come between them. More of them than `max_turn_tokens` have several
+        turns, or others would wait until all of them are computed."""
         prompt_before: Hashable = None
-        turn = 0.0
+        prompts: set[Hashable] = set()
+        turn, num_tokens = 0.0, 0
         for entry in entries:
             start = max(self._clock, self._ends.get(entry.caller, 0))
             prompt = entry.prompts[0][0] if entry.prompts else None
-            if prompt is None or prompt != prompt_before:
-                turn = start
+            num_tokens += entry.cost(prompts)
+            is_first = prompt is None or prompt != prompt_before
+            if is_first or num_tokens > self._max_turn_tokens:
+                turn, prompts = start, set()
+                num_tokens = entry.cost(prompts)
             prompt_before = prompt
             self._ends[entry.caller] = start + entry.queued_tokens
             self._num_entries[entry.caller] += 1

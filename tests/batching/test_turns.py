@@ -57,6 +57,18 @@ async def test_neighbours_that_share_a_prompt_stay_together(
     assert [works(queue), works(queue)] == ["aaaa", "bbbb"]
 
 
+async def test_a_flood_of_one_prompt_is_no_single_turn(
+    entry: MakeEntry, batcher: MakeBatcher
+) -> None:
+    queue = batcher(tokens=8)  # a prompt of 4, and four entries of one token each
+    queue.submit([entry("f", 5, prompt="p", shared=4, caller="f") for _ in range(100)])
+    assert works(queue) == "ffff"
+    queue.submit(flood(entry, "s", 4))
+    batches = [works(queue) for _ in range(3)]
+    assert "s" in "".join(batches)
+    assert batches[0] in ("s", "ffff")  # the group of one prompt is not cut
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(
     sizes=st.dictionaries(

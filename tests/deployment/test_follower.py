@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import pytest
@@ -38,7 +39,7 @@ async def caught_up(replica: FakeReplica) -> None:
 async def test_a_prepared_version_serves_once_it_is_committed(replica: FakeReplica) -> None:
     report = await replica.follower.prepare(pushed(2), within_s=5)
     assert report == {"version": 1, "error": None}
-    report = await replica.follower.commit(2, within_s=5)
+    report = await replica.follower.commit(pushed(2), within_s=5)
     assert report == {"version": 2, "error": None}
 
 
@@ -118,12 +119,12 @@ async def test_a_commit_without_a_prepare_catches_up_first(
     deployment: FakeDeployment, replica: FakeReplica
 ) -> None:
     deployment.registry.record("lm", pushed(3))
-    report = await replica.follower.commit(3, within_s=5)
+    report = await replica.follower.commit(pushed(3), within_s=5)
     assert report == {"version": 3, "error": None}
 
 
 async def test_a_catch_up_that_fails_keeps_serving_says_why_and_is_tried_again(
-    deployment: FakeDeployment, replica: FakeReplica
+    deployment: FakeDeployment, replica: FakeReplica, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deployment.registry.record("lm", pushed(3))
     replica.engine.refusal = InvalidField("no such folder", param="checkpoint")
@@ -132,8 +133,28 @@ async def test_a_catch_up_that_fails_keeps_serving_says_why_and_is_tried_again(
     assert (status["version"], status["error"]["message"]) == (1, "no such folder")
     replica.engine.refusal = None
     await caught_up(replica)
+    assert replica.follower.status()["error"] is not None  # an attempt may cost a whole load
+    now = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: now() + 8)
+    await caught_up(replica)
     status = replica.follower.status()
     assert (status["version"], status["error"]) == (3, None)
+
+
+async def test_a_commit_serves_no_other_weights_of_its_version(
+    deployment: FakeDeployment, replica: FakeReplica
+) -> None:
+    await replica.follower.prepare(pushed(2, "/of-a-gateway-that-was-stuck"), within_s=5)
+    deployment.registry.record("lm", pushed(2))
+    assert (await replica.follower.commit(pushed(2), within_s=5))["error"] is None
+    assert replica.engine.served == pushed(2)
+
+
+async def test_what_is_still_being_prepared_is_discarded(replica: FakeReplica) -> None:
+    replica.engine.gate = asyncio.Event()
+    await replica.follower.prepare(pushed(2), within_s=0.02)
+    replica.follower.discard(2)
+    assert replica.engine.num_discarded > 1
 
 
 async def test_a_failure_of_before_is_no_failure_of_the_next_push(
@@ -142,7 +163,7 @@ async def test_a_failure_of_before_is_no_failure_of_the_next_push(
     deployment.store.error = OSError("GCS is gone")
     await caught_up(replica)
     assert (await replica.follower.prepare(pushed(2), within_s=5))["error"] is None
-    assert (await replica.follower.commit(2, within_s=5))["error"] is None
+    assert (await replica.follower.commit(pushed(2), within_s=5))["error"] is None
 
 
 async def test_a_commit_that_cannot_catch_up_says_why(
@@ -150,7 +171,7 @@ async def test_a_commit_that_cannot_catch_up_says_why(
 ) -> None:
     deployment.registry.record("lm", pushed(3))
     replica.engine.refusal = InvalidField("no such folder", param="checkpoint")
-    report = await replica.follower.commit(3, within_s=5)
+    report = await replica.follower.commit(pushed(3), within_s=5)
     assert (report["version"], report["error"]["message"]) == (1, "no such folder")
 
 

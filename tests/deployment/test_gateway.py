@@ -10,7 +10,7 @@ import pytest
 from ray.serve.handle import DeploymentBroadcastResponse
 
 from tokenreward.deployment import gateway
-from tokenreward.deployment.gateway import has_ready, snapshots
+from tokenreward.deployment.gateway import call_replicas, has_ready, snapshots
 
 SILENT = object()
 
@@ -21,7 +21,7 @@ class Handle:
     def __init__(self, **answers: list[Any] | Exception) -> None:
         self._answers = answers
 
-    def broadcast(self, method: str) -> Any:
+    def broadcast(self, method: str, *arguments: Any) -> Any:
         self._method = method
         return self
 
@@ -44,6 +44,13 @@ class Answer:
         if isinstance(self._answer, Exception):
             raise self._answer
         return self._answer
+
+
+async def test_a_silent_replica_costs_a_push_its_own_answer_alone() -> None:
+    handle = Handle(commit_weights=[{"version": 2}, SILENT, RuntimeError("no memory")])
+    arguments = ({"checkpoint": "/new", "version": 2}, 1.0)
+    answers = await call_replicas(lambda _: handle, "lm", "commit_weights", arguments, 0.05)
+    assert [type(answer) for answer in answers] == [dict, TimeoutError, RuntimeError]
 
 
 @pytest.mark.parametrize(

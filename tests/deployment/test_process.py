@@ -47,11 +47,24 @@ def this_process() -> Iterator[None]:
     os.environ.update(environment)
 
 
+class Alone:
+    """The peers of a replica that has none."""
+
+    address = "this"
+
+    def __init__(self, deployment: str) -> None:
+        pass
+
+    async def addresses(self) -> list[str]:
+        return [self.address]
+
+
 @pytest.fixture
 def replica(this_process: None, language_model: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The class that Ray wraps, without Ray."""
     store = MemoryStore()
     monkeypatch.setattr("tokenreward.deployment.replica.RayKeyValues", lambda: store)
+    monkeypatch.setattr("tokenreward.deployment.replica.RayPeers", Alone)
     limits = {"max_body_bytes": 1000, "max_request_items": 8, "request_timeout_s": 30.0}
     deployment = {
         "name": "lm",
@@ -173,6 +186,18 @@ async def test_a_redeploy_that_cannot_be_loaded_keeps_what_serves(
     assert (engine.version, follower.status()["error"]) == (2, None)
     await replica.reconfigure(config(language_model, 3))
     assert replica.slot.engine.version == 3
+
+
+async def test_a_redeploy_of_the_version_that_serves_loads_other_weights(
+    replica: Any, language_model: Path, tmp_path: Path
+) -> None:
+    await replica.reconfigure(config(language_model, 1))
+    engine = replica.slot.engine
+    await replica.reconfigure(config(language_model, 1))
+    assert replica.slot.engine is engine
+    shutil.copytree(language_model, tmp_path / "other")
+    await replica.reconfigure(config(tmp_path / "other", 1))
+    assert replica.slot.engine.settings.checkpoint == str(tmp_path / "other")
 
 
 async def test_pushed_weights_are_the_floor_of_what_a_redeploy_loads(

@@ -176,3 +176,16 @@ async def test_an_updated_engine_is_to_the_bit_a_fresh_one(
     assert_equal(await replies(engine), before)
     await engine.close()
     await fresh.close()
+
+
+async def test_a_revision_comes_back_with_the_repository_that_it_was_declared_for(
+    tmp_path: Path,
+) -> None:
+    served = tiny.save(tmp_path / "served")
+    new = trained.further(served, tmp_path / "new", seed=7)
+    engine = load({"checkpoint": served}, revision="a")
+    for version, checkpoint, revision in [(2, new, None), (3, served, "a")]:
+        await engine.prepare(Weights(checkpoint=str(checkpoint), version=version))
+        await engine.commit(version)
+        assert engine.settings.revision == revision
+    await engine.close()

@@ -62,6 +62,8 @@ class VersionedEngine:
         self.refusal: RequestError | None = None
         self.gate: asyncio.Event | None = None  # `prepare` waits for it
         self.num_prepared = 0
+        self.num_discarded = 0
+        self.served: Weights | None = None
 
     async def prepare(self, weights: Weights) -> None:
         if self.gate is not None:
@@ -74,10 +76,11 @@ class VersionedEngine:
     async def commit(self, version: int) -> None:
         assert self.prepared is not None
         assert self.prepared.version == version
-        self.version, self.prepared = version, None
+        self.version, self.served, self.prepared = version, self.prepared, None
 
     def discard(self) -> None:
         self.prepared = None
+        self.num_discarded += 1
 
     def check_health(self) -> None:
         pass
@@ -141,8 +144,8 @@ async def call(follower: Follower, method: str, arguments: Sequence[Any]) -> Any
             weights, within_s = arguments
             return await follower.prepare(Weights(**weights), within_s=within_s)
         case "commit_weights":
-            version, within_s = arguments
-            return await follower.commit(version, within_s=within_s)
+            weights, within_s = arguments
+            return await follower.commit(Weights(**weights), within_s=within_s)
         case "discard_weights":
             return follower.discard(*arguments)
         case "weights_status":

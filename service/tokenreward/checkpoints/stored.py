@@ -120,6 +120,8 @@ class HeldFile:
             os.close(self._descriptor)
         self._descriptor = -1
 
+    __del__ = close  # weights that were prepared may be dropped with the engine
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StoredTensor:

@@ -31,6 +31,10 @@ from tokenreward.wire.weights import Weights
 
 logger = logging.getLogger("ray.serve")
 
+# After a failure to catch up. Each attempt may load a whole checkpoint.
+_FIRST_PAUSE_S = 8.0
+_MAX_PAUSE_S = 60.0
+
 Report = dict[str, Any]  # the fields of a `ReplicaWeights` without the replica's name
 
 
@@ -54,17 +58,20 @@ class Follower:
         self.declared: Weights | None = None
         self.error: RequestError | None = None
         self._candidate: Weights | None = None
+        self._in_preparation: Weights | None = None
         self._last_push: Weights | None = None
         self._discard_at = 0.0
         self.busy = asyncio.Lock()
         self._catching_up: asyncio.Task[None] | None = None
+        self._pause_s = _FIRST_PAUSE_S
+        self._next_attempt = 0.0  # by time.monotonic
 
     async def newest(self, declared: Weights) -> Weights:
         """The weights to serve, given what the settings declare now.
 
         Raises what the registry raises: without its answer a replica could go back to old weights.
         """
-        self.declared = declared
+        self.declared, self._next_attempt = declared, 0.0
         pushed = await self._newest_push()
         if pushed is None or pushed.version < declared.version:
             return declared
@@ -87,14 +94,15 @@ class Follower:
         work = asyncio.ensure_future(self._prepare(weights, keep_s=within_s))
         return await self._within(work, within_s)
 
-    async def commit(self, version: int, *, within_s: float) -> Report:
-        """Serves what was prepared for this version. If that is gone, the replica catches up."""
-        work = asyncio.ensure_future(self._commit(version))
+    async def commit(self, weights: Weights, *, within_s: float) -> Report:
+        """Serves these weights, if they are prepared. Otherwise the replica catches up."""
+        work = asyncio.ensure_future(self._commit(weights))
         return await self._within(work, within_s)
 
     def discard(self, version: int) -> Report:
-        """Drops what was prepared for this version."""
-        if self._candidate is not None and self._candidate.version == version:
+        """Drops what was prepared, or is being prepared, for this version."""
+        candidates = self._candidate, self._in_preparation
+        if any(each is not None and each.version == version for each in candidates):
             self._discard()
         return self.report()
 
@@ -105,6 +113,10 @@ class Follower:
             return self._slot.engine.version
         except Loading:
             return None
+
+    def serves(self, weights: Weights) -> bool:
+        """Whether these weights are those that are served: their version may have others."""
+        return self.version is not None and weights == declared_weights(self._slot.engine.settings)
 
     def note_failure(self, error: Exception) -> None:
         """Notes why newer weights cannot be served, for the log and for `status`."""
@@ -132,6 +144,8 @@ class Follower:
         and is not going to be committed. It returns at once; Ray calls it every few seconds."""
         if self._candidate is not None and time.monotonic() > self._discard_at:
             self._discard()
+        if time.monotonic() < self._next_attempt:
+            return
         if self._catching_up is None or self._catching_up.done():
             self._catching_up = asyncio.ensure_future(self.catch_up())
 
@@ -151,28 +165,40 @@ class Follower:
                     self._candidate = None
                     await self._slot.engine.commit(newest.version)
                     self._slot.announce()
-                self.error = None
+                if newest is None or newest.version == self._slot.engine.version:
+                    self.error = None  # a redeploy of lower weights may have failed
+            self._pause_s, self._next_attempt = _FIRST_PAUSE_S, 0.0
         except Exception as error:
+            self._next_attempt = time.monotonic() + self._pause_s
+            self._pause_s = min(2 * self._pause_s, _MAX_PAUSE_S)
             self.note_failure(error)
 
     async def _prepare(self, weights: Weights, *, keep_s: float) -> None:
+        ends_at = time.monotonic() + keep_s
         async with self.busy:
+            if time.monotonic() >= ends_at:  # nobody waits for it any more
+                raise DeadlineExceededError("other weights were being changed all the time")
             if weights.version <= self._floor():
                 raise VersionConflict(
                     f"version {weights.version} is not greater than {self._floor()}",
                     param="version",
                 )
             self._discard()
-            await self._slot.engine.prepare(weights)
+            self._in_preparation = weights
+            try:
+                await self._slot.engine.prepare(weights)
+            finally:
+                self._in_preparation = None
             self._candidate, self._discard_at = weights, time.monotonic() + keep_s
 
-    async def _commit(self, version: int) -> None:
+    async def _commit(self, weights: Weights) -> None:
         async with self.busy:
-            if self._slot.engine.version == version:
+            if self._slot.engine.version == weights.version:
                 return
-            if self._candidate is not None and self._candidate.version == version:
+            # Another gateway may have prepared others under the same version meanwhile.
+            if self._candidate == weights:
                 self._candidate = None
-                await self._slot.engine.commit(version)
+                await self._slot.engine.commit(weights.version)
                 self._slot.announce()
                 self.error = None
                 return

@@ -160,33 +160,40 @@ async def call_replicas(
     """What a method of each running replica returns, or the exception of one that does not answer.
     A replica that has died is left out: another takes its place, and starts anew."""
     try:
-        broadcast = handle_of(deployment).broadcast(method, *arguments)
-        answers = await broadcast.results_async(timeout_s=within_s, return_exceptions=True)
+        replies = await _replies(handle_of, deployment, method, *arguments, within_s=within_s)
     except TimeoutError as error:
         return [error]
     except _GONE as error:
         logger.info("%s: no replica answers (%s)", deployment, type(error).__name__)
         return []
+    answers = await asyncio.gather(*replies, return_exceptions=True)
     return [answer for answer in answers if not isinstance(answer, ActorDiedError)]
 
 
-async def _answers(handle_of: HandleOf, application: str, method: str) -> AsyncGenerator[Any, None]:
-    """Calls a method of each running replica, and gives what does not raise, as it comes.
+async def _replies(
+    handle_of: HandleOf, application: str, method: str, *arguments: Any, within_s: float
+) -> list[asyncio.Future[Any]]:
+    """Calls a method of each running replica: one future for each, with a TimeoutError of its own.
 
     Ray's own way to get the answers has all of them or none. A replica whose node dropped off the
     network keeps silent until Ray has noticed, and here it costs its own answer alone.
+
+    Raises:
+        What is in `_GONE`, if no replica could be called.
     """
+    broadcast = handle_of(application).broadcast(method, *arguments)
+    async with asyncio.timeout(within_s):
+        replies = await broadcast._fetch_replica_results_async()
+    return [asyncio.ensure_future(asyncio.wait_for(each.get_async(), within_s)) for each in replies]
+
+
+async def _answers(handle_of: HandleOf, application: str, method: str) -> AsyncGenerator[Any, None]:
+    """Calls a method of each running replica, and gives what does not raise, as it comes."""
     try:
-        broadcast = handle_of(application).broadcast(method)
-        async with asyncio.timeout(GATHER_TIMEOUT_S):
-            replies = await broadcast._fetch_replica_results_async()
+        tasks = await _replies(handle_of, application, method, within_s=GATHER_TIMEOUT_S)
     except _GONE as error:
         logger.info("%s: no replica answers (%s)", application, type(error).__name__)
         return
-    tasks = [
-        asyncio.ensure_future(asyncio.wait_for(reply.get_async(), GATHER_TIMEOUT_S))
-        for reply in replies
-    ]
     try:
         for task in asyncio.as_completed(tasks):
             try:

@@ -117,6 +117,11 @@ class Lender:
         is_sent = await asyncio.gather(*(self._lend(each, lending, share) for each in idle))
         return any(is_sent)
 
+    def forget(self) -> None:
+        """Lets go of an engine that serves no more: all its requests have been answered."""
+        self._lending = None
+        self._peers.clear()
+
     def status(self) -> tuple[int | None, bool]:
         """The version that serves here, and whether the replica is idle. From any thread."""
         if self._lending is None:

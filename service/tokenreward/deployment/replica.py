@@ -62,6 +62,7 @@ class Replica:
         pushed = partial(Registry(RayKeyValues()).pushed, self._settings["name"])
         self.follower = Follower(self.slot, pushed)
         self._lending: asyncio.Task[None] | None = None
+        self._lender: Lender | None = None
 
     def __serve_build_asgi_app__(self) -> App:
         backend = ReplicaBackend(
@@ -90,9 +91,10 @@ class Replica:
         async with self.follower.busy:
             try:
                 newest = await self.follower.newest(declared_weights(settings))
-                if self.follower.version == newest.version:
+                if self.follower.serves(newest):
                     return
                 engine = await asyncio.to_thread(self._load, settings.with_weights(newest))
+                engine.declared = settings
             except Exception as error:
                 if self.follower.version is None:
                     raise
@@ -102,6 +104,7 @@ class Replica:
             # dropped.
             gc.unfreeze()
             await self.slot.put(engine)
+            await self._stop_lending()  # it refers to the engine before
             self.follower.forget()
             await asyncio.to_thread(freeze_loaded_objects)
         await self.follower.catch_up()  # with what was pushed meanwhile
@@ -119,11 +122,21 @@ class Replica:
     async def lend_forever(self) -> None:
         """Lends waiting jobs to other replicas, and computes theirs."""
         lender = Lender(self.slot, RayPeers(self._settings["name"]), self._metrics.report)
+        self._lender = lender
         answer_calls(
             at_once={"status": lender.status},
             later={"accept": lender.accept, "repay": lender.repay},
         )
         await lender.run_forever()
+
+    async def _stop_lending(self) -> None:
+        if self._lending is None:
+            return
+        self._lending.cancel()
+        await asyncio.wait([self._lending])
+        self._lending = None
+        if self._lender is not None:
+            self._lender.forget()
 
     async def address(self) -> str:
         """Where other replicas reach this one (`RayPeers`)."""
@@ -138,9 +151,9 @@ class Replica:
         """Reads weights and checks them, for a commit that comes soon."""
         return _signed(await self.follower.prepare(Weights(**weights), within_s=within_s))
 
-    async def commit_weights(self, version: int, within_s: float) -> dict[str, Any]:
-        """Serves what was prepared for a version."""
-        return _signed(await self.follower.commit(version, within_s=within_s))
+    async def commit_weights(self, weights: dict[str, Any], within_s: float) -> dict[str, Any]:
+        """Serves weights that were prepared."""
+        return _signed(await self.follower.commit(Weights(**weights), within_s=within_s))
 
     async def discard_weights(self, version: int) -> dict[str, Any]:
         """Drops what was prepared for a version."""

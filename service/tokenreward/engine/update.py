@@ -37,12 +37,15 @@ class UpdatableEngine:
 
     Attributes:
         settings: The deployment's settings, with the weights that serve.
+        declared: The settings as the operator wrote them. Revisions belong to the repositories that
+            stand there.
         checkpoint: The model.
         runner: Runs the batches.
         worker: Takes the batches, and marks them with their version.
     """
 
     settings: DeploymentSettings
+    declared: DeploymentSettings
     checkpoint: Checkpoint
     runner: Runner
     worker: Worker
@@ -57,7 +60,7 @@ class UpdatableEngine:
 
     def note_version(self) -> None:
         """Notes that the weights of `settings` serve from now on."""
-        self.worker.version = self.settings.version
+        self.worker.version, self.declared = self.settings.version, self.settings
         self._names = {self.settings.version: self.settings.model}
         self._report("model_version", self.version)
 
@@ -82,7 +85,7 @@ class UpdatableEngine:
         if (weights.version, weights.checkpoint) == (self.version, self.settings.checkpoint):
             return
         self._refuse_unfit(weights)
-        settings = self.settings.with_weights(weights)
+        settings = self.declared.with_weights(weights)
         updates = await asyncio.to_thread(self._load_updates, settings)
         if number != self._num_preparations:
             _close(updates)

@@ -105,15 +105,18 @@ class BodyBudget:
             DeadlineExceededError: It did not arrive before the caller's deadline.
             ClientDisconnect: The caller hung up.
         """
-        share = self._declared_bytes(scope)
+        share = 0  # what is taken
         began = time.monotonic()
 
         def take() -> None:
-            self._take(share)
+            nonlocal share
+            declared = self._declared_bytes(scope)
+            self._take(declared)
+            share = declared
 
-        await when_possible(take, give_up_at=give_up_at, unless_gone=caller.unless_gone)
-        within_s -= time.monotonic() - began
-        try:
+        try:  # the caller may hang up just after the share was taken
+            await when_possible(take, give_up_at=give_up_at, unless_gone=caller.unless_gone)
+            within_s -= time.monotonic() - began
             body = await self._read(caller.receive, share, within_s=within_s)
             self._give_back(share)
             share = len(body)

@@ -4,9 +4,11 @@ test scripts."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import json
 import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -17,8 +19,9 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from fakes import web
 from fakes.scripted import LOG_PROBS, answers, reply
 from fakes.web import until
-from tokenreward.errors import DeadlineExceededError, Loading, Overloaded
+from tokenreward.errors import DeadlineExceededError, Loading, Overloaded, RequestError
 from tokenreward.http.gateway.upstream import UpstreamCall, Upstreams
+from tokenreward.wire.paths import REQUEST_ID_HEADER
 
 BODY = b'{"scorer" : "one",\n "items": [{"prompt": "a", "response": "b"}], "unknown": 1e400}'
 FOREIGN = [
@@ -508,3 +511,48 @@ async def test_caller_who_hangs_up_is_passed_on_to_the_reference(edge: Any, clie
         asking.cancel()
         await until(lambda: edge.hung_up)
     assert len(edge.requests) == 1
+
+
+class Breaking(httpx.AsyncByteStream):
+    """An answer whose connection breaks on the way."""
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield bytes(1000)
+        raise httpx.ReadError("reset")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        httpx.Response(200, stream=Breaking()),
+        httpx.Response(500, content=bytes(1000)),
+        httpx.Response(503, json={"error": Overloaded("full").detail()}),
+        None,  # there is no room for it
+    ],
+    ids=["broken", "of a proxy", "overloaded", "too large"],
+)
+async def test_an_attempt_that_fails_gives_back_the_bytes_that_it_held(
+    answer: httpx.Response | None,
+) -> None:
+    holds = [0]
+
+    def hold(num_bytes: int) -> None:
+        if num_bytes > 5000:
+            raise Overloaded("full")
+        holds.append(holds[-1] + num_bytes)
+
+    async def is_ready(deployment: str) -> bool:
+        return True
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, content=bytes(6000)) if answer is None else answer
+
+    transport = httpx.MockTransport(handle)
+    async with httpx.AsyncClient(transport=transport, base_url="http://deployments") as opened:
+        call = UpstreamCall(
+            Upstreams(opened, is_ready), headers={REQUEST_ID_HEADER: "a"}, limit_s=5, hold=hold
+        )
+        with contextlib.suppress(RequestError):
+            await call.post("lm", BODY)
+    assert holds[-1] == 0
+    assert answer is None or max(holds) > 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from typing import Any, ClassVar
@@ -325,7 +326,7 @@ async def test_a_replica_parses_no_more_bytes_at_a_time_than_it_may(
 
     async def slowly(_: int, work: Callable[..., Any], *arguments: Any) -> Any:
         nonlocal num_parsing, most
-        if work.__name__ != "read":
+        if work.__name__ != "parse":
             return work(*arguments)
         num_parsing += 1
         most = max(most, num_parsing)
@@ -399,3 +400,30 @@ async def test_forty_callers_of_16_mib_hold_no_more_than_the_budget() -> None:
                 writer.close()
             await until(lambda: backend.bodies.num_held == 0)
             assert (await client.post("/v1/rewards", content=CONTENT)).status_code == 200
+
+
+async def test_a_caller_who_hangs_up_as_its_share_is_taken_takes_nothing_with_it() -> None:
+    bodies = budget(100)
+
+    class Leaving(IncomingRequest):
+        async def unless_gone(self, work: Any) -> Any:
+            await work
+            raise ClientDisconnect
+
+    holder = Sender(bytes(80), at_once=False)
+    first = reading(bodies, holder)
+    await until(lambda: bodies.num_held == 80)
+    leaving = Leaving(Sender(bytes(80)).receive)
+    scope = {"headers": [(b"content-length", b"80")]}
+
+    async def read() -> None:
+        async with bodies.body(scope, leaving, within_s=5, give_up_at=time.monotonic() + 5):
+            pass
+
+    waiting = asyncio.create_task(read())
+    await asyncio.sleep(0.1)
+    holder.may_send.set()
+    await first
+    with pytest.raises(ClientDisconnect):
+        await waiting
+    assert bodies.num_held == 0

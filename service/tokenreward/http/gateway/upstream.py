@@ -200,13 +200,7 @@ class UpstreamCall:
             Overloaded: There is no room for it here.
         """
 
-        async def ask() -> Response:
-            answer = await self._ask(deployment, "POST", path, body=body)
-            if answer.status_code >= 500:  # another one may come in its place
-                self.hold(-len(answer.body))
-            return answer
-
-        return await self._held(deployment, ask)
+        return await self._held(deployment, partial(self._ask, deployment, "POST", path, body))
 
     async def _held(self, deployment: str, ask: Callable[[], Awaitable[Response]]) -> Response:
         return await self._upstreams.lines[deployment].hold(
@@ -248,8 +242,23 @@ class UpstreamCall:
             del self._upstreams.listings[deployment]
 
     async def _ask(
-        self, deployment: str, method: str, path: str, *, body: bytes | None = None
+        self, deployment: str, method: str, path: str, body: bytes | None = None
     ) -> Response:
+        """One attempt. If it fails, what it held is given back: another one may follow."""
+        chunks: list[bytes] = []
+        is_failed = True
+        try:
+            answer = await self._send(deployment, method, path, body, chunks)
+            is_failed = answer.status_code >= 500
+            return answer
+        finally:
+            if is_failed:
+                self.hold(-sum(map(len, chunks)))
+
+    async def _send(
+        self, deployment: str, method: str, path: str, body: bytes | None, chunks: list[bytes]
+    ) -> Response:
+        """Sends a request. The pieces of its answer that are held are put into `chunks`."""
         left_s = self.left_s
         if left_s <= 0:
             raise DeadlineExceededError("the deadline passed before the request could be forwarded")
@@ -261,7 +270,6 @@ class UpstreamCall:
                     "content-type": self.sends.name,
                     TIMEOUT_HEADER: f"{self.left_s:.6f}",
                 }
-                chunks = []
                 url = deployment_prefix(deployment) + path
                 async with self._upstreams.client.stream(
                     method, url, content=body, headers=headers

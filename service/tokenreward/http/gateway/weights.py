@@ -137,7 +137,7 @@ class WeightsRoute:
                     )
                     raise
                 now = replace(now, replicas=replicas)
-            arguments = (weights.version, _REPLICA_SHARE * _COMMIT_S)
+            arguments = (asdict(weights), _REPLICA_SHARE * _COMMIT_S)
             answers = await self._broadcast(deployment, "commit_weights", arguments, _COMMIT_S)
         return PushReply(
             version=weights.version,

@@ -127,9 +127,8 @@ class Upstreams:
     def doubt(self, deployment: str) -> None:
         """It did not answer before a caller's deadline.
 
-        The deadline may have been too short, which says nothing about the deployment. So other
-        requests are sent there as before, and meanwhile we ask whether it is still ready. Without
-        this question Ray's proxy would hold all requests for a deployment whose last replica died.
+        The deadline may have been too short. So other requests are sent there, and meanwhile we ask
+        whether it is ready: Ray's proxy would hold all of them if its last replica died.
         """
         check = self._checks.get(deployment)
         if check is None or check.done():
@@ -154,8 +153,7 @@ class UpstreamCall:
 
     Attributes:
         give_up_at: Until when, by time.monotonic, calls are held that a deployment refuses with a
-            503. Replicas are told to hold none: one of both holds, and from here a request can go
-            to any replica that has room.
+            503. Replicas are told to hold none: from here a request can go to any of them.
     """
 
     def __init__(
@@ -246,13 +244,12 @@ class UpstreamCall:
     ) -> Response:
         """One attempt. If it fails, what it held is given back: another one may follow."""
         chunks: list[bytes] = []
-        is_failed = True
+        answer: Response | None = None
         try:
             answer = await self._send(deployment, method, path, body, chunks)
-            is_failed = answer.status_code >= 500
             return answer
         finally:
-            if is_failed:
+            if answer is None or answer.status_code >= 500:
                 self.hold(-sum(map(len, chunks)))
 
     async def _send(
@@ -287,9 +284,8 @@ class UpstreamCall:
             raise Loading(f"`{deployment}` cannot be reached", retry_after_s=1) from None
         except httpx.TransportError as error:
             self._upstreams.distrust(deployment)
-            raise InternalError(
-                f"the connection to `{deployment}` broke ({type(error).__name__})"
-            ) from None
+            reason = type(error).__name__
+            raise InternalError(f"the connection to `{deployment}` broke ({reason})") from None
         # The stream that the response was read from holds the response, and with it both bodies.
         # Without this cycle they go with the answer, and not with the next search for garbage.
         response.stream = httpx.ByteStream(b"")

@@ -4,6 +4,7 @@ real service whose cable is pulled."""
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -29,7 +30,8 @@ def outcomes() -> dict[str, Any]:
         inside = namespace.command([sys.executable, str(RUN)])
     except namespace.NotPermitted as reason:
         pytest.skip(f"no namespace here: {reason}")
-    done = subprocess.run(inside, capture_output=True, text=True, check=False, timeout=150)
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(inside, env=env, capture_output=True, text=True, check=False, timeout=150)
     assert done.returncode == 0, done.stderr
     return dict(json.loads(done.stdout))
 

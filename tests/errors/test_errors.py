@@ -18,6 +18,7 @@ CONTRACT = {
     (404, False): "unknown_scorer unknown_route",
     (408, True): "body_timeout",
     (409, True): "version_not_reached",
+    (409, False): "version_conflict",
     (413, False): "body_too_large too_many_items larger_than_queue",
     (422, False): "unknown_field invalid_field unknown_option credit_not_supported units_differ",
     (503, True): "overloaded loading updating",

@@ -65,7 +65,7 @@ def test_a_text_of_megabytes_is_refused_after_one_piece_of_it(
             SequenceTooLong, match=r"has 8100.* `max_sequence_tokens`, which is 200"
         ):
             ask()
-        assert 0 < read.num_characters < 20_000
+        assert 0 < read.num_characters < 40_000
 
 
 def test_a_template_that_repeats_what_it_shows_is_refused_as_well(
@@ -80,7 +80,7 @@ def test_a_template_that_repeats_what_it_shows_is_refused_as_well(
         tokenizer.prompt_from_messages(
             [{"role": "user", "content": "It is 4. " * 20}], None, {}, param="prompt"
         )
-    assert read.num_characters < 20_000
+    assert read.num_characters < 40_000
 
 
 @pytest.mark.parametrize("kind", vocabularies.KINDS)

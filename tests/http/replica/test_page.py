@@ -14,6 +14,7 @@ from tokenreward.http.app import build_app
 from tokenreward.http.replica import ReplicaBackend
 from tokenreward.http.request_limits import Limits
 from tokenreward.metrics import Metrics
+from tokenreward.wire.paths import WEIGHTS_PATH
 
 PAGE = page("docs/http.md")
 
@@ -29,6 +30,7 @@ def test_every_route_is_on_the_page() -> None:
     guard = build_app(ReplicaBackend("lm", Slot(), metrics=Metrics(), limits=limits))
     routes = [route for route in guard.routes if isinstance(route, Route)]
     methods = {(route.path.rstrip("/") or "/", "POST" in (route.methods or ())) for route in routes}
+    methods |= {(WEIGHTS_PATH, False), (WEIGHTS_PATH, True)}  # of a gateway with admin keys
     assert names_in("| route | what it gives |") == {
         f"{'POST' if posts else 'GET'} {path}" for path, posts in methods
     }

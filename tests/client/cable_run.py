@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -59,12 +60,11 @@ def main() -> None:
 
 
 def pull(pid: int) -> dict[str, Any]:
-    while True:  # until it has a namespace that differs from ours, and answers
-        try:
-            ip("link", "add", "cable", "type", "veth", "peer", "name", "eth0", "netns", str(pid))
-            break
-        except subprocess.CalledProcessError:
-            time.sleep(0.2)
+    # Before the process has a namespace of its own, both ends of the cable would be in ours.
+    own = Path("/proc/self/ns/net").stat().st_ino
+    while Path(f"/proc/{pid}/ns/net").stat().st_ino == own:
+        time.sleep(0.05)
+    ip("link", "add", "cable", "type", "veth", "peer", "name", "eth0", "netns", str(pid))
     # The other pair keeps the switch up. Else our own side would know that nobody is there.
     ip("link", "add", "other", "type", "veth", "peer", "name", "end")
     ip("link", "add", "switch", "address", "02:00:00:00:00:01", "type", "bridge")

@@ -35,6 +35,13 @@ class Run:
     arrived: list[float] = field(default_factory=list)
     computed: list[float] = field(default_factory=list)
 
+    def note(self, fleet: Fleet) -> None:
+        """Notes how things stand after a step."""
+        self.targets.append(fleet.target)
+        self.running.append(fleet.num_running)
+        self.arrived.append(fleet.arrived)
+        self.computed.append(fleet.computed)
+
     @property
     def reversals(self) -> int:
         """How many times the number changed the other way than the change before it."""
@@ -56,6 +63,52 @@ class Run:
         return np.maximum(0.0, began - arrived)
 
 
+class Fleet:
+    """The replicas of a deployment and their queue, moved on step by step.
+
+    Args:
+        num_replicas: How many run at first.
+        tokens_per_s: The rate that replicas report; None before one has measured it.
+    """
+
+    def __init__(self, num_replicas: int, tokens_per_s: float | None) -> None:
+        self.target = self.num_running = num_replicas
+        self._tokens_per_s = tokens_per_s
+        self._starting: list[float] = []  # when each further replica is there
+        self._figures = deque[dict[str, Any]]()
+        self.waiting = self.arrived = self.computed = 0.0
+
+    def compute(self, now: float, coming: float) -> None:
+        """One step: tokens arrive, and replicas compute or come up."""
+        self.arrived += coming
+        self.waiting += coming
+        done = min(self.waiting, self.num_running * TOKENS_PER_S * STEP_S)
+        self.waiting -= done
+        self.computed += done
+        while self._starting and self._starting[0] <= now:
+            self._starting.pop(0)
+            self.num_running += 1
+
+    def figures(self) -> dict[str, Any]:
+        """What the replicas reported `FIGURES_AGE_S` ago."""
+        figures = {"pending_tokens": {"r0": self.waiting}, "arrived_tokens": {"r0": self.arrived}}
+        if self._tokens_per_s is not None:
+            figures["tokens_per_second"] = {"r0": self._tokens_per_s}
+        self._figures.append(figures)
+        return self._figures.popleft() if len(self._figures) * STEP_S > FIGURES_AGE_S else {}
+
+    def follow(self, now: float, target: int) -> None:
+        """Starts and stops replicas."""
+        self.target = target
+        while self.num_running + len(self._starting) < target:
+            self._starting.append(now + COLD_START_S)
+        while self.num_running + len(self._starting) > target:
+            if self._starting:
+                self._starting.pop()
+            else:
+                self.num_running -= 1
+
+
 def run(
     policy: Any,
     arrivals: Arrivals,
@@ -64,9 +117,8 @@ def run(
     monkeypatch: pytest.MonkeyPatch,
     min_replicas: int = 1,
     max_replicas: int = 8,
-    upscale_delay_s: float = 5,
-    downscale_delay_s: float = 600,
     tokens_per_s: float | None = TOKENS_PER_S,
+    **delays: float,
 ) -> Run:
     """Runs a deployment for some time.
 
@@ -75,50 +127,29 @@ def run(
         arrivals: The load.
         seconds: How long.
         monkeypatch: Sets the clock that Ray's delays read.
-        min_replicas: As in the settings, and so on.
-        max_replicas: See above.
-        upscale_delay_s: See above.
-        downscale_delay_s: See above.
+        min_replicas: As in the settings.
+        max_replicas: As in the settings.
         tokens_per_s: The rate that replicas report.
+        delays: `upscale_delay_s` and `downscale_delay_s`; by default as in the settings.
     """
     config = SimpleNamespace(
-        upscale_delay_s=upscale_delay_s,
-        downscale_delay_s=downscale_delay_s,
+        **{"upscale_delay_s": 5.0, "downscale_delay_s": 600.0, **delays},
         downscale_to_zero_delay_s=None,
         get_upscaling_factor=lambda: 1.0,
         get_downscaling_factor=lambda: 1.0,
     )
     assert set(vars(config)) <= set(dir(AutoscalingConfig)) | set(AutoscalingConfig.model_fields)
     decide = autoscaling_policy._apply_autoscaling_config(policy)
-    outcome, state, figures = Run(), {}, deque[dict[str, Any]]()
-    starting: list[float] = []  # when each further replica is there
-    target = num_running = min_replicas
-    num_waiting, num_arrived, num_computed = 0.0, 0.0, 0.0
+    outcome, state, fleet = Run(), {}, Fleet(min_replicas, tokens_per_s)
     for step in range(int(seconds / STEP_S)):
         now = step * STEP_S
-        coming = arrivals(now, num_waiting)
-        num_arrived += coming
-        num_waiting += coming
-        done = min(num_waiting, num_running * TOKENS_PER_S * STEP_S)
-        num_waiting -= done
-        num_computed += done
-        while starting and starting[0] <= now:
-            starting.pop(0)
-            num_running += 1
-        figures.append(
-            {
-                "pending_tokens": {"r0": num_waiting},
-                "arrived_tokens": {"r0": num_arrived},
-                **({} if tokens_per_s is None else {"tokens_per_second": {"r0": tokens_per_s}}),
-            }
-        )
-        old = figures.popleft() if len(figures) * STEP_S > FIGURES_AGE_S else {}
+        fleet.compute(now, arrivals(now, fleet.waiting))
         context = SimpleNamespace(
-            aggregated_metrics=old,
+            aggregated_metrics=fleet.figures(),
             policy_state=state,
             current_time=now,
-            current_num_replicas=num_running,
-            target_num_replicas=target,
+            current_num_replicas=fleet.num_running,
+            target_num_replicas=fleet.target,
             capacity_adjusted_min_replicas=min_replicas,
             capacity_adjusted_max_replicas=max_replicas,
             total_num_requests=1,
@@ -126,18 +157,8 @@ def run(
         )
         monkeypatch.setattr(autoscaling_policy, "time", SimpleNamespace(time=lambda now=now: now))
         number, state = decide(context)
-        target = max(min_replicas, min(number, max_replicas))
-        while num_running + len(starting) < target:
-            starting.append(now + COLD_START_S)
-        while num_running + len(starting) > target:
-            if starting:
-                starting.pop()
-            else:
-                num_running -= 1
-        outcome.targets.append(target)
-        outcome.running.append(num_running)
-        outcome.arrived.append(num_arrived)
-        outcome.computed.append(num_computed)
+        fleet.follow(now, max(min_replicas, min(number, max_replicas)))
+        outcome.note(fleet)
     return outcome
 
 

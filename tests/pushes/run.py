@@ -113,22 +113,13 @@ async def run(
     truth = await truths(settings, checkpoints)
     gaps = [np.abs(a - b).max() for a, b in zip(*truth, strict=True)]
     assert min(gaps) > 100 * _tolerance(truth), f"the two checkpoints differ by {gaps} only"
-    outcome, done = Outcome(), asyncio.Event()
+    outcome, is_done = Outcome(), asyncio.Event()
     name, scorer = settings["name"], settings["scorers"][0]["type"]
     async with AsyncClient(url, timeout_s=300, max_concurrency=NUM_CALLERS + 1) as client:
-
-        async def call_forever() -> None:
-            while not done.is_set():
-                began = time.monotonic()
-                try:
-                    answers = await client.score(ITEMS, scorer, timeout_s=120)
-                except ClientError as error:
-                    outcome.failures.append(f"{type(error).__name__}: {error}")
-                    continue
-                outcome.latencies_s.append(time.monotonic() - began)
-                _judge(outcome, answers, truth)
-
-        callers = [asyncio.ensure_future(call_forever()) for _ in range(NUM_CALLERS)]
+        callers = [
+            asyncio.ensure_future(_call(client, scorer, outcome, truth, until=is_done))
+            for _ in range(NUM_CALLERS)
+        ]
         first = (await client.weights(name, admin_key)).replicas[0].version or 0
         try:
             for version in range(first + 1, first + 1 + num_pushes):
@@ -146,9 +137,29 @@ async def run(
                     kill()
             outcome.final = await _final(client, name, admin_key, first + num_pushes)
         finally:
-            done.set()
+            is_done.set()
             await asyncio.gather(*callers)
     return outcome
+
+
+async def _call(
+    client: AsyncClient,
+    scorer: str,
+    outcome: Outcome,
+    truth: Sequence[Sequence[Vector]],
+    *,
+    until: asyncio.Event,
+) -> None:
+    """One caller, who asks again and again."""
+    while not until.is_set():
+        began = time.monotonic()
+        try:
+            answers = await client.score(ITEMS, scorer, timeout_s=120)
+        except ClientError as error:
+            outcome.failures.append(f"{type(error).__name__}: {error}")
+            continue
+        outcome.latencies_s.append(time.monotonic() - began)
+        _judge(outcome, answers, truth)
 
 
 def _judge(outcome: Outcome, answers: Sequence[Any], truth: Sequence[Sequence[Vector]]) -> None:

@@ -9,46 +9,25 @@ that is possible given when replicas ran, and whether anything is lost.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
-import tempfile
-from pathlib import Path
 from typing import Any
 
-from fakes import namespace, nodes
 from scale import TOKENS_PER_S, burst
+from scale.service import PROXIES, outcome_behind
 
-ROOT = Path(__file__).resolve().parents[2]
 MOST_DECISION_S = 4.0
 LEAST_SHARE = 0.9
-PROXIES = ("python", "haproxy")
 
 
 def main() -> int:
     failures = []
     for proxy in sys.argv[1:] or PROXIES:
-        outcome = run(proxy)
+        outcome = outcome_behind(proxy, [burst.__file__])
         print(f"{proxy}: {json.dumps(outcome, indent=None)}")
         failures += [f"{proxy}: {line}" for line in judge(outcome, proxy)]
         print(f"{proxy}: decision {decision_s(outcome):.1f} s, {share(outcome):.0%} of the ideal")
     print("\n".join(failures) or "all as promised")
     return bool(failures)
-
-
-def run(proxy: str) -> dict[str, Any]:
-    """What `burst.py` saw behind a proxy."""
-    with tempfile.TemporaryDirectory(prefix="scale-") as folder:
-        file = Path(folder) / "outcome.json"
-        modules = os.pathsep.join(str(ROOT / name) for name in ("service", "clients", "tests"))
-        environment = {**os.environ, "PYTHONPATH": modules, "OMP_NUM_THREADS": "1"}
-        if proxy == "haproxy":
-            environment |= nodes.environment()
-        command = [sys.executable, str(ROOT / "tests" / "scale" / "burst.py"), str(file)]
-        subprocess.run(namespace.command(command), env=environment, check=False)
-        if not file.exists():
-            raise SystemExit(f"{proxy}: the run ended early")
-        return dict(json.loads(file.read_text()))
 
 
 def judge(outcome: dict[str, Any], proxy: str) -> list[str]:

@@ -15,16 +15,14 @@ import re
 import sys
 import threading
 import time
-import traceback
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 
-from scale import BUILD
-from tokenreward.config import parse_settings
-from tokenreward.deployment import instance, plan
+from scale.service import slow_service
+from tokenreward.deployment import plan
 
 NUM_ITEMS, TOKENS_OF_AN_ITEM = 1000, 400
 MOST = 4
@@ -61,28 +59,12 @@ ROUTE = "/d/slow/v1/rewards"
 
 
 def main(file: Path) -> None:
-    settings = parse_settings(SETTINGS)
-    real = plan.serve_config
-
-    def slowed(settings: Any, **options: Any) -> dict[str, Any]:
-        config = real(settings, **options)
-        for application in config["applications"][1:]:
-            application["import_path"] = BUILD
-        return config
-
-    instance.serve_config = slowed  # type: ignore[attr-defined]
-    service = instance.Instance(settings, lambda line: print(line, flush=True))
-    try:
-        service.start()
+    with slow_service(SETTINGS, keep_logs="--logs" in sys.argv) as (service, url):
         watch = Watch()
         threading.Thread(target=watch.run_forever, daemon=True).start()
-        outcome = asyncio.run(drive(plan.internal_url(settings), watch))
+        outcome = asyncio.run(drive(url, watch))
         outcome["traced"] = traced(service.logs / "serve")
         file.write_text(json.dumps(outcome))
-    except BaseException:
-        traceback.print_exc()  # before Ray dies, which ends this process, too
-    finally:
-        service.stop(keep_logs="--logs" in sys.argv)
 
 
 class Watch:

@@ -14,11 +14,8 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
-import tempfile
 import time
-import traceback
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -26,8 +23,7 @@ from typing import Any
 import aiohttp
 import psutil
 
-from fakes import namespace, nodes
-from scale import BUILD, TOKENS_PER_S
+from scale import TOKENS_PER_S
 from scale.burst import (
     ITEM,
     NUM_ITEMS,
@@ -38,11 +34,9 @@ from scale.burst import (
     text_of,
     vars_of,
 )
-from tokenreward.config import parse_settings
-from tokenreward.deployment import instance, plan
+from scale.service import PROXIES, outcome_behind, slow_service
+from tokenreward.deployment import plan
 
-ROOT = Path(__file__).resolve().parents[2]
-PROXIES = ("python", "haproxy")
 NUM_REPLICAS = 4
 IDEAL_S = NUM_ITEMS * TOKENS_OF_AN_ITEM / TOKENS_PER_S / NUM_REPLICAS
 LEAST_SHARE = 0.9
@@ -55,28 +49,13 @@ SETTLE_S, IDLE_S = 5.0, 10.0
 def judged() -> int:
     failures = []
     for proxy in sys.argv[1:] or PROXIES:
-        outcome = run(proxy)
+        outcome = outcome_behind(proxy, ["-m", "scale.loans", "--inside"])
         print(f"{proxy}: {json.dumps(outcome)}")
         failures += [f"{proxy}: {line}" for line in judge(outcome)]
         shares = [IDEAL_S / outcome[name]["makespan_s"] for name in ("many", "one")]
         print(f"{proxy}: {shares[0]:.0%} and {shares[1]:.0%} of the ideal")
     print("\n".join(failures) or "all as promised")
     return bool(failures)
-
-
-def run(proxy: str) -> dict[str, Any]:
-    """What `drive` saw behind a proxy."""
-    with tempfile.TemporaryDirectory(prefix="loans-") as folder:
-        file = Path(folder) / "outcome.json"
-        modules = os.pathsep.join(str(ROOT / name) for name in ("service", "clients", "tests"))
-        environment = {**os.environ, "PYTHONPATH": modules, "OMP_NUM_THREADS": "1"}
-        if proxy == "haproxy":
-            environment |= nodes.environment()
-        command = [sys.executable, "-m", "scale.loans", "--inside", str(file)]
-        subprocess.run(namespace.command(command), env=environment, check=False)
-        if not file.exists():
-            raise SystemExit(f"{proxy}: the run ended early")
-        return dict(json.loads(file.read_text()))
 
 
 def judge(outcome: dict[str, Any]) -> list[str]:
@@ -99,25 +78,10 @@ def inside(file: Path) -> None:
     """Runs the service in this namespace, and writes what came of it to a file."""
     deployment = {**SETTINGS["deployments"][0], "num_replicas": NUM_REPLICAS, "num_cpus": 0.5}
     del deployment["autoscaling"]
-    settings = parse_settings({**SETTINGS, "deployments": [deployment]})
-    real = plan.serve_config
-
-    def slowed(settings: Any, **options: Any) -> dict[str, Any]:
-        config = real(settings, **options)
-        for application in config["applications"][1:]:
-            application["import_path"] = BUILD
-        return config
-
-    instance.serve_config = slowed  # type: ignore[attr-defined]
-    service = instance.Instance(settings, lambda line: print(line, flush=True))
     try:
-        service.start()
-        file.write_text(json.dumps(asyncio.run(drive(plan.internal_url(settings)))))
-    except BaseException:
-        traceback.print_exc()  # before Ray dies, which ends this process, too
-        raise
+        with slow_service({**SETTINGS, "deployments": [deployment]}) as (_, url):
+            file.write_text(json.dumps(asyncio.run(drive(url))))
     finally:
-        service.stop()
         os.kill(os.getpid(), signal.SIGKILL)  # Ray's threads do not outlive Ray
 
 

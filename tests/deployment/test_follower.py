@@ -150,6 +150,27 @@ async def test_a_commit_serves_no_other_weights_of_its_version(
     assert replica.engine.served == pushed(2)
 
 
+async def test_a_prepare_whose_turn_comes_too_late_reads_nothing(replica: FakeReplica) -> None:
+    async with replica.follower.busy:  # a redeploy, for example
+        report = await replica.follower.prepare(pushed(2), within_s=0.02)
+        assert report["error"]["code"] == "deadline_exceeded"
+    await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()}, return_exceptions=True)
+    assert replica.engine.num_prepared == 0
+
+
+async def test_why_a_redeploy_of_lower_weights_failed_stays_until_others_are_declared(
+    replica: FakeReplica,
+) -> None:
+    replica.engine.version = 5
+    await replica.follower.newest(Weights(checkpoint="/absent", version=3))
+    replica.follower.note_failure(InvalidField("no such folder", param="checkpoint"))
+    await caught_up(replica)
+    assert replica.follower.status()["error"]["message"] == "no such folder"
+    await replica.follower.newest(Weights(checkpoint="/declared", version=5))
+    await caught_up(replica)
+    assert replica.follower.status()["error"] is None
+
+
 async def test_what_is_still_being_prepared_is_discarded(replica: FakeReplica) -> None:
     replica.engine.gate = asyncio.Event()
     await replica.follower.prepare(pushed(2), within_s=0.02)

@@ -18,6 +18,7 @@ from tokenreward.config import demo_settings, parse_settings
 from tokenreward.deployment.autoscaling import TokenPolicy
 from tokenreward.deployment.plan import internal_url, limits_of, needed_cpus, serve_config
 from tokenreward.http.gateway.scorer_routes import ScorerRoute
+from tokenreward.http.patience import MAX_HELD
 from tokenreward.settings import DeploymentSettings, Settings
 
 
@@ -185,7 +186,8 @@ def test_limits_and_resources_count_the_most_replicas() -> None:
     )
     gateway = serve_config(settings)["applications"][0]["deployments"][0]
     others = sum(d.max_concurrent_requests for d in settings.deployments[1:])
-    assert gateway["max_ongoing_requests"] == 5 * 10 + others
+    held = MAX_HELD * len(settings.deployments)
+    assert gateway["max_ongoing_requests"] == 5 * 10 + others + held
     assert needed_cpus(settings) == 5 * 2 + len(settings.deployments[1:]) + 1  # the gateway's 0.1
 
 
@@ -256,7 +258,7 @@ def test_replicas_of_the_gateway_are_on_different_nodes_of_a_cluster(
     (options,) = config["applications"][0]["deployments"]
     assert options["num_replicas"] == num_replicas
     assert options.get("max_replicas_per_node") == per_node
-    assert options["max_ongoing_requests"] == 3 * 1024
+    assert options["max_ongoing_requests"] == 3 * (1024 + MAX_HELD)
 
 
 @pytest.mark.parametrize(

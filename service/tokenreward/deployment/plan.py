@@ -13,6 +13,7 @@ from collections.abc import Container
 from typing import Any
 
 from tokenreward.config import read_api_keys
+from tokenreward.http.patience import MAX_HELD
 from tokenreward.http.plans import check_plans
 from tokenreward.http.request_limits import Limits
 from tokenreward.settings import DeploymentSettings, ProtocolSettings, Settings
@@ -104,9 +105,9 @@ def _gateway(settings: Settings, *, is_cluster: bool) -> dict[str, Any]:
     options: dict[str, Any] = {
         "name": GATEWAY,
         "num_replicas": settings.gateway_num_replicas,
-        # Each one may carry all requests: the others may be gone.
+        # Each one may carry all requests, as the others may be gone, and those that it holds.
         "max_ongoing_requests": sum(
-            d.max_concurrent_requests * d.max_replicas for d in settings.deployments
+            d.max_concurrent_requests * d.max_replicas + MAX_HELD for d in settings.deployments
         ),
         "graceful_shutdown_timeout_s": settings.max_timeout_s,
         "ray_actor_options": {"num_cpus": settings.gateway_num_cpus},

@@ -17,7 +17,14 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
-from tokenreward.errors import InternalError, InvalidField, Loading, RequestError, quotable
+from tokenreward.errors import (
+    InternalError,
+    InvalidField,
+    Loading,
+    Overloaded,
+    RequestError,
+    quotable,
+)
 from tokenreward.wire.paths import HOLD_HEADER
 
 T = TypeVar("T")
@@ -28,6 +35,9 @@ _LONGEST_PAUSE_S = 1.0
 # Before the deadline, so that the caller is told the failure, and not that time is up.
 _MARGIN_S = 0.25
 _RETRYABLE_STATUSES = (Loading.status, InternalError.status)
+# Requests held at a time for one deployment. Without a limit those of a dead deployment would fill
+# a gateway, and callers of the others would find no room there.
+MAX_HELD = 256
 _MAX_FAULTS = 3  # tries that end in a 500: it may be the request that breaks replicas
 # A full service refuses sooner than this. A request that it still has by then is in its queue.
 _REFUSAL_S = 0.1
@@ -91,7 +101,8 @@ class HeldRequests:
     request goes to the end of the line.
 
     Callers take turns, as in the queue of a replica: the next request of a caller who has many
-    stands behind the first one of every other caller.
+    stands behind the first one of every other caller. A request that finds `MAX_HELD` in the line
+    is refused at once.
     """
 
     def __init__(self) -> None:
@@ -130,7 +141,7 @@ class HeldRequests:
 
         Raises:
             RequestError: The last failure, once time or the tries are used up. An error that may
-                not be retried, at once.
+                not be retried, at once. Overloaded, if the line is full.
         """
         place: _Place | None = None
         num_faults = 0
@@ -200,6 +211,8 @@ class HeldRequests:
                 await asyncio.wait({task})
 
     def _join(self, caller: str) -> _Place:
+        if len(self._waiting) >= MAX_HELD:
+            raise Overloaded(f"{MAX_HELD} requests wait for room already", retry_after_s=1)
         turn = max(self._turn, self._last_turns.get(caller, 0)) + 1
         self._last_turns[caller] = turn
         place = (turn, next(self._numbers), asyncio.Event())

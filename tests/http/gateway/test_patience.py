@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse, Response
 from fakes.scripted import reply
 from fakes.web import until
 from tokenreward.errors import InternalError, InvalidField, Loading, Overloaded
+from tokenreward.http import patience
 from tokenreward.http.body import BodyBudget
 from tokenreward.http.patience import HeldRequests, patience_ends
 from tokenreward.http.scope import IncomingRequest
@@ -60,6 +61,20 @@ async def held(
         tasks.append(asyncio.ensure_future(work))
         await asyncio.sleep(0)
     return tasks
+
+
+async def test_a_full_line_refuses_at_once_and_loses_nobody_in_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(patience, "MAX_HELD", 3)
+    line, service = HeldRequests(), Service(room=0)
+    tasks = await held(line, service, list(range(3)))
+    await asyncio.sleep(0.1)
+    (late,) = await held(line, service, ["late"])
+    with pytest.raises(Overloaded, match="3 requests wait"):
+        await asyncio.wait_for(late, 1)
+    service.room = 1
+    assert await asyncio.gather(*tasks) == [0, 1, 2]
 
 
 async def test_held_requests_are_served_in_order_of_arrival_and_a_new_one_stands_behind() -> None:

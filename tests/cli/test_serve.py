@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import pytest
 
 from fakes import web
 from fakes.configs import deployment, service
-from tokenreward.cli.serve import example_command
+from tokenreward.cli.serve import effective_settings, example_command
 from tokenreward.config import parse_settings, read_api_keys
 
 MARK = b"\xef\xbb\xbf"  # a byte order mark
@@ -123,3 +124,16 @@ def test_without_keys_the_command_is_curl_alone(echo: str, tmp_path: Path, check
     (item,) = request["body"]["items"]
     assert item["prompt"]
     assert item["response"]
+
+
+@pytest.mark.parametrize("port", [None, 9000])
+def test_options_change_nothing_else_of_the_config(tmp_path: Path, port: int | None) -> None:
+    content = service(deployment(autoscaling={"max_replicas": 3}), port=8123)
+    file = tmp_path / "service.yaml"
+    file.write_text(json.dumps(content))
+    settings = effective_settings(argparse.Namespace(config=file, host=None, port=port))
+    expected = parse_settings({**content, "port": port or 8123}).deployments[0]
+    assert settings.port == (port or 8123)
+    (loaded,) = settings.deployments
+    assert loaded.autoscaling == expected.autoscaling
+    assert loaded.max_replicas == 3

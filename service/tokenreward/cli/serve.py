@@ -46,7 +46,7 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Serve until a signal stops it; 1 if it could not start or died."""
     try:
-        settings = _settings(args)
+        settings = effective_settings(args)
         read_api_keys(settings.api_keys_file)
         read_api_keys(settings.admin_keys_file, "admin_keys_file")
     except SettingsError as error:
@@ -126,12 +126,12 @@ def claim_signals() -> None:
         signal.signal(number, lambda *_: None)
 
 
-def _settings(args: argparse.Namespace) -> Settings:
+def effective_settings(args: argparse.Namespace) -> Settings:
     """The settings of the config, or of the demo; `--host` and `--port` override them."""
     settings = demo_settings() if args.config is None else load_settings(args.config)
     overrides = {"host": args.host, "port": args.port}
     overrides = {name: value for name, value in overrides.items() if value is not None}
-    return parse_settings({**settings.model_dump(), **overrides})
+    return parse_settings({**settings.model_dump(exclude_unset=True), **overrides})
 
 
 def _example(settings: Settings) -> dict[str, Any]:

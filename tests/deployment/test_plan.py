@@ -18,7 +18,7 @@ from tokenreward.config import demo_settings, parse_settings
 from tokenreward.deployment.autoscaling import TokenPolicy
 from tokenreward.deployment.plan import internal_url, limits_of, needed_cpus, serve_config
 from tokenreward.http.gateway.scorer_routes import ScorerRoute
-from tokenreward.http.patience import MAX_HELD
+from tokenreward.http.held_requests import MAX_HELD
 from tokenreward.settings import DeploymentSettings, Settings
 
 

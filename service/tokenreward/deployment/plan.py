@@ -13,7 +13,7 @@ from collections.abc import Container
 from typing import Any
 
 from tokenreward.config import read_api_keys
-from tokenreward.http.patience import MAX_HELD
+from tokenreward.http.held_requests import MAX_HELD
 from tokenreward.http.plans import check_plans
 from tokenreward.http.request_limits import Limits
 from tokenreward.settings import DeploymentSettings, ProtocolSettings, Settings

@@ -17,7 +17,8 @@ from tokenreward.engine.slot import Slot
 from tokenreward.errors import DeadlineExceededError, Loading
 from tokenreward.http.app import Backend
 from tokenreward.http.body import for_size
-from tokenreward.http.patience import HeldRequests, patience_ends, when_possible
+from tokenreward.http.held_requests import HeldRequests
+from tokenreward.http.patience import patience_ends, when_possible
 from tokenreward.http.plans import ProtocolPlans, plan_for
 from tokenreward.http.protocols import Protocol
 from tokenreward.http.protocols._tokenize import tokenize
@@ -98,6 +99,7 @@ class ReplicaBackend(Backend):
                 attempt,
                 give_up_at=give_up_at,
                 caller=caller_of(request.scope),
+                size=num_bytes,
                 before_pause=partial(hold, num_bytes),
             )
             content = await caller.unless_gone(work)

@@ -16,9 +16,10 @@ from starlette.responses import JSONResponse, Response
 from fakes.scripted import reply
 from fakes.web import until
 from tokenreward.errors import InternalError, InvalidField, Loading, Overloaded
-from tokenreward.http import patience
+from tokenreward.http import held_requests
 from tokenreward.http.body import BodyBudget
-from tokenreward.http.patience import HeldRequests, patience_ends
+from tokenreward.http.held_requests import HeldRequests
+from tokenreward.http.patience import patience_ends
 from tokenreward.http.scope import IncomingRequest
 from tokenreward.wire.paths import HOLD_HEADER, REWARDS_PATH
 
@@ -28,45 +29,52 @@ HELD = {HOLD_HEADER: "1000"}
 
 
 class Service:
-    """Has room for some requests at a time, each of which takes a while, and refuses the others."""
+    """Has room for requests of some size together, each of which takes a while, and refuses the
+    others."""
 
     def __init__(self, room: int, work_s: float = 0.05) -> None:
         self.room, self.work_s = room, work_s
         self.num_tries = 0
         self.accepted: list[Any] = []
 
-    def work(self, name: Any) -> Callable[[], Any]:
+    def work(self, name: Any, size: int = 1) -> Callable[[], Any]:
         async def attempt() -> Any:
             self.num_tries += 1
-            if self.room <= 0:
+            if self.room < size:
                 raise Overloaded("full")
-            self.room -= 1
+            self.room -= size
             self.accepted.append(name)
             try:
                 await asyncio.sleep(self.work_s)
             finally:
-                self.room += 1
+                self.room += size
             return name
 
         return attempt
 
 
 async def held(
-    line: HeldRequests, service: Service, names: list[Any], caller: str = ""
+    line: HeldRequests, service: Service, names: list[Any], caller: str = "", size: int = 1
 ) -> list[Any]:
     tasks = []
     for name in names:
         until_s = time.monotonic() + 20
-        work = line.hold(service.work(name), give_up_at=until_s, caller=caller)
+        work = line.hold(service.work(name, size), give_up_at=until_s, caller=caller, size=size)
         tasks.append(asyncio.ensure_future(work))
         await asyncio.sleep(0)
     return tasks
 
 
+async def dropped(tasks: list[Any]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+
+
 async def test_a_full_line_refuses_at_once_and_loses_nobody_in_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(patience, "MAX_HELD", 3)
+    monkeypatch.setattr(held_requests, "MAX_HELD", 3)
     line, service = HeldRequests(), Service(room=0)
     tasks = await held(line, service, list(range(3)))
     await asyncio.sleep(0.1)
@@ -118,6 +126,81 @@ async def test_a_caller_of_one_request_does_not_wait_for_all_of_anothers() -> No
     service.room = 1
     await asyncio.gather(*many, *one)
     assert service.accepted.index("one") <= 2
+
+
+async def test_small_requests_that_fit_pass_a_large_one() -> None:
+    line, service = HeldRequests(), Service(room=0)
+    large = await held(line, service, ["large"], size=10)
+    small = await held(line, service, list(range(5)))
+    service.room = 5
+    assert await asyncio.wait_for(asyncio.gather(*small), 3) == list(range(5))
+    assert service.accepted == list(range(5))
+    service.room = 10
+    assert await asyncio.wait_for(asyncio.gather(*large), 3) == ["large"]
+
+
+async def test_what_passes_a_large_request_is_together_no_larger_than_itself() -> None:
+    line, service = HeldRequests(), Service(room=0, work_s=0.01)
+    large = await held(line, service, ["large"], size=10)
+    small = await held(line, service, list(range(40)))
+    service.room = 9  # never enough for the large one
+    await until(lambda: len(service.accepted) == 10)
+    await asyncio.sleep(0.3)
+    assert service.accepted == list(range(10))
+    service.room += 1
+    assert await asyncio.wait_for(asyncio.gather(*large, *small), 5) == ["large", *range(40)]
+    assert service.accepted[10] == "large"
+
+
+async def test_a_large_request_among_a_stream_of_small_ones_is_served() -> None:
+    line, service = HeldRequests(), Service(room=10, work_s=0.05)
+    small: list[Any] = []
+
+    async def stream() -> None:
+        while True:
+            small.extend(await held(line, service, ["small"], caller=f"caller {len(small)}"))
+            await asyncio.sleep(0.004)  # more than there is room for
+
+    streaming = asyncio.create_task(stream())
+    await until(lambda: line.num_waiting > 5)
+    (large,) = await held(line, service, ["large"], caller="one more", size=10)
+    assert await asyncio.wait_for(large, 10) == "large"
+    streaming.cancel()
+    await dropped(small)
+    assert line.num_waiting == 0
+
+
+async def test_of_many_that_do_not_fit_a_few_are_tried_during_a_pause_and_the_smallest() -> None:
+    line, service = HeldRequests(), Service(room=1)
+    tasks = []
+    for size in range(100, 1, -1):
+        tasks += await held(line, service, [size], size=size)
+    await asyncio.sleep(0.02)
+    num_first = service.num_tries
+    await asyncio.sleep(1.5)  # pauses of 0.05, 0.1, 0.2, 0.4 and 0.8 s
+    assert service.num_tries - num_first < 7 * (1 + 8)
+    (small,) = await held(line, service, ["small"])
+    assert await asyncio.wait_for(small, 3) == "small"
+    await dropped(tasks)
+
+
+async def test_one_that_hangs_up_while_it_tries_to_pass_holds_up_nobody() -> None:
+    line, service = HeldRequests(), Service(room=0)
+    large = await held(line, service, ["large"], size=10)
+    tried = asyncio.Event()
+
+    async def stuck() -> Any:
+        tried.set()
+        await asyncio.sleep(30)
+
+    work = line.hold(stuck, give_up_at=time.monotonic() + 20, size=1)
+    passing = asyncio.create_task(work)
+    small = await held(line, service, ["small"], size=1)
+    await asyncio.wait_for(tried.wait(), 3)
+    await dropped([passing])
+    service.room = 1
+    assert await asyncio.wait_for(small[0], 3) == "small"
+    await dropped(large)
 
 
 async def test_time_ends_a_wait_with_the_last_refusal_and_an_attempt() -> None:
@@ -236,6 +319,28 @@ async def test_a_plain_caller_of_the_gateway_does_not_meet_a_full_deployment(
     assert len(asked) == 4
     # One of both holds.
     assert {request.headers[HOLD_HEADER] for request in edge.requests} == {"0"}
+
+
+async def test_a_small_request_passes_a_large_one_that_its_deployment_refuses(
+    edge: Any, gateway: Any
+) -> None:
+    is_full = True
+
+    async def answer(request: Any) -> Response:
+        if is_full and len(await request.body()) > 1000:
+            return JSONResponse({"error": Overloaded("full").detail()}, 503)
+        return JSONResponse(reply([{"rewards": [1.0, 2.0]}], scorer="one"))
+
+    edge.answer = answer
+    async with gateway(edge.url) as client:
+        body = {"scorer": "one", "items": [{**ITEM, "prompt": [5] * 1000}]}
+        large = asyncio.create_task(client.post(REWARDS_PATH, json=body, headers=HELD))
+        await until(lambda: len(edge.requests) >= 2)
+        small = await asyncio.wait_for(client.post(REWARDS_PATH, json=BODY, headers=HELD), 3)
+        assert small.status_code == 200
+        assert not large.done()
+        is_full = False
+        assert (await asyncio.wait_for(large, 5)).status_code == 200
 
 
 async def test_a_caller_who_tries_again_by_itself_sees_the_refusal_at_once(

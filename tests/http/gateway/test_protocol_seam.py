@@ -19,7 +19,7 @@ from tokenreward.config import parse_settings
 from tokenreward.deployment.plan import protocol_plans, serve_config
 from tokenreward.errors import InternalError, InvalidField, Overloaded, RequestError
 from tokenreward.http.gateway.scorer_routes import ScorerRoute
-from tokenreward.http.patience import HeldRequests
+from tokenreward.http.held_requests import HeldRequests
 from tokenreward.http.plans import check_plans
 from tokenreward.http.request_limits import Limits
 from tokenreward.settings import ProtocolSettings, Settings, SettingsError

@@ -25,7 +25,8 @@ from tokenreward.http.gateway.scorer_routes import ScorerRoute, find_route
 from tokenreward.http.gateway.upstream import UpstreamCall, Upstreams
 from tokenreward.http.gateway.upstream_answers import UpstreamRefusal
 from tokenreward.http.guard import refusal
-from tokenreward.http.patience import HeldRequests, patience_ends
+from tokenreward.http.held_requests import HeldRequests
+from tokenreward.http.patience import patience_ends
 from tokenreward.http.plans import ProtocolPlans, log_probs_options, plan_for
 from tokenreward.http.protocols import Protocol
 from tokenreward.http.request_limits import Limits

@@ -12,7 +12,7 @@ import copy
 import math
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from operator import attrgetter
 from typing import Any
@@ -28,7 +28,7 @@ from tokenreward.http.gateway.upstream_answers import (
     own_answer,
     read_body,
 )
-from tokenreward.http.patience import HeldRequests
+from tokenreward.http.held_requests import HeldRequests
 from tokenreward.wire.media import JSON, Media
 from tokenreward.wire.paths import (
     CALLER_HEADER,
@@ -191,20 +191,18 @@ class UpstreamCall:
 
     async def post(self, deployment: str, body: bytes, *, path: str = REWARDS_PATH) -> Response:
         """The deployment's answer to a request for rewards; its refusals are answers too. While it
-        is full or loads, the request is held.
+        is full or loads, the request is held. Raises Loading, DeadlineExceededError and
+        InternalError if there is no answer, and Overloaded if there is no room for it here."""
+        return await self._held(deployment, "POST", path, body)
 
-        Raises:
-            Loading, DeadlineExceededError, InternalError: There is none.
-            Overloaded: There is no room for it here.
-        """
-
-        return await self._held(deployment, partial(self._ask, deployment, "POST", path, body))
-
-    async def _held(self, deployment: str, ask: Callable[[], Awaitable[Response]]) -> Response:
+    async def _held(
+        self, deployment: str, method: str, path: str, body: bytes | None = None
+    ) -> Response:
         return await self._upstreams.lines[deployment].hold(
-            ask,
+            partial(self._ask, deployment, method, path, body),
             give_up_at=self.give_up_at,
             caller=self._headers.get(CALLER_HEADER, ""),
+            size=len(body or b""),
             status_of=attrgetter("status_code"),
         )
 
@@ -214,7 +212,7 @@ class UpstreamCall:
         Raises:
             RequestError: The deployment refuses, or there is no answer (as `post`).
         """
-        answer = await self._held(deployment, partial(self._ask, deployment, "GET", SCORERS_PATH))
+        answer = await self._held(deployment, "GET", SCORERS_PATH)
         if answer.status_code != 200:
             raise UpstreamRefusal(answer)
         try:

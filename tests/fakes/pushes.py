@@ -4,6 +4,7 @@ and the replicas of a deployment, called without Ray."""
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,32 +24,34 @@ from tokenreward.wire.weights import Weights
 
 
 class MemoryStore:
-    """A key-value store, which a test may make fail."""
+    """A key-value store, which a test may make fail, or slow."""
 
     def __init__(self) -> None:
         self.values: dict[str, bytes] = {}
         self.error: Exception | None = None
+        self.delays_s: dict[str, float] = {}  # by method
 
     def get(self, key: str) -> bytes | None:
-        self._fail()
+        self._visit("get")
         return self.values.get(key)
 
     def put(self, key: str, value: bytes, *, overwrite: bool) -> bool:
-        self._fail()
+        self._visit("put")
         if not overwrite and key in self.values:
             return False
         self.values[key] = value
         return True
 
     def keys(self, prefix: str) -> list[str]:
-        self._fail()
+        self._visit("keys")
         return [key for key in self.values if key.startswith(prefix)]
 
     def delete(self, key: str) -> None:
-        self._fail()
+        self._visit("delete")
         self.values.pop(key, None)
 
-    def _fail(self) -> None:
+    def _visit(self, method: str) -> None:
+        time.sleep(self.delays_s.get(method, 0.0))
         if self.error is not None:
             raise self.error
 
@@ -111,12 +114,14 @@ class FakeDeployment:
         ]
         self.calls: list[str] = []
         self.silent_at: set[str] = set()  # methods that the first replica does not answer
+        self.delays_s: dict[str, float] = {}  # of the answers to a method
 
     async def broadcast(
         self, deployment: str, method: str, arguments: Sequence[Any], within_s: float
     ) -> list[Any]:
         assert deployment == "lm"
         self.calls.append(method)
+        await asyncio.sleep(self.delays_s.get(method, 0.0))
         answers: list[Any] = []
         for number, replica in enumerate(self.replicas):
             if replica.is_dead:

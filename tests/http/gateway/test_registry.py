@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import random
+import threading
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
 from fakes.pushes import MemoryStore
@@ -111,7 +116,8 @@ def test_of_two_who_see_the_same_expired_turn_one_gets_it(store: MemoryStore, cl
         """Looks at the keys, and is overtaken before it puts its own."""
 
         def __init__(self) -> None:
-            self.values, self.error = store.values, None
+            super().__init__()
+            self.values = store.values
             self.is_first = True
 
         def keys(self, prefix: str) -> list[str]:
@@ -132,3 +138,96 @@ def test_of_two_who_see_the_same_expired_turn_one_gets_it(store: MemoryStore, cl
     assert Registry(late, clock).take_turn("lm") is None
     assert late.winner is not None
     assert Registry(store, clock).renew_turn("lm", late.winner)
+
+
+class Interleaved:
+    """Runs calls on threads of their own, of which one at a time does one call of the store."""
+
+    def __init__(self, store: MemoryStore, seed: int) -> None:
+        self._store = store
+        self._random = random.Random(seed)
+        self._gates: dict[int, threading.Semaphore] = {}
+        self._arrived = threading.Semaphore(0)
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*args: Any, **options: Any) -> Any:
+            self._arrived.release()
+            self._gates[threading.get_ident()].acquire()
+            return getattr(self._store, name)(*args, **options)
+
+        return call
+
+    def run(self, calls: list[Callable[[], Any]]) -> list[Any]:
+        results: list[Any] = [None] * len(calls)
+        running: list[threading.Thread] = []
+
+        def begin(index: int) -> None:
+            self._gates[threading.get_ident()] = threading.Semaphore(0)
+            results[index] = calls[index]()
+            running.remove(threading.current_thread())
+            self._arrived.release()
+
+        for index in range(len(calls)):
+            thread = threading.Thread(target=begin, args=(index,), daemon=True)
+            running.append(thread)
+            thread.start()
+            assert self._arrived.acquire(timeout=10)
+        while running:
+            chosen = self._random.choice(running).ident
+            assert chosen is not None
+            self._gates[chosen].release()
+            assert self._arrived.acquire(timeout=10)
+        return results
+
+
+@pytest.mark.parametrize("num_takers", [1, 2])
+def test_however_calls_fall_together_one_has_the_turn(num_takers: int) -> None:
+    num_kept = num_taken = 0
+    for seed in range(300):
+        store, clock = MemoryStore(), Clock()
+        first = Registry(store, clock).take_turn("lm")
+        assert first is not None
+        clock.now += TURN_S + 1
+        together = Interleaved(store, seed)
+        others = Registry(together, clock)
+        renewed, *taken = together.run(
+            [lambda: others.renew_turn("lm", first)]  # noqa: B023 - it is called in this turn
+            + [lambda: others.take_turn("lm")] * num_takers  # noqa: B023
+        )
+        holders = [turn for turn in taken if turn is not None]
+        assert len(holders) + renewed <= 1, seed
+        num_kept += renewed
+        num_taken += len(holders)
+        for turn in holders:
+            assert Registry(store, clock).renew_turn("lm", turn)
+    assert num_kept > 10
+    assert num_taken > 10
+
+
+def test_a_put_whose_answer_was_lost_and_that_is_repeated_takes_the_turn(clock: Clock) -> None:
+    class Repeating(MemoryStore):
+        def put(self, key: str, value: bytes, *, overwrite: bool) -> bool:
+            super().put(key, value, overwrite=overwrite)
+            return super().put(key, value, overwrite=overwrite)
+
+    assert Registry(Repeating(), clock).take_turn("lm") is not None
+
+
+def test_a_turn_that_was_lost_leaves_nothing_behind(
+    registry: Registry, store: MemoryStore, clock: Clock
+) -> None:
+    first = registry.take_turn("lm")
+    assert first is not None
+    clock.now += TURN_S + 1
+    assert registry.take_turn("lm") is not None
+    assert not registry.renew_turn("lm", first)
+    assert len(store.values) == 1
+
+
+def test_a_version_that_is_recorded_late_does_not_bring_back_older_weights(
+    registry: Registry,
+) -> None:
+    registry.record("lm", weights(6))
+    with pytest.raises(VersionConflict, match="greater"):
+        registry.record("lm", weights(5))
+    assert registry.pushed("lm") == weights(6)

@@ -4,6 +4,7 @@ all replicas or none."""
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -17,6 +18,7 @@ from fakes import web
 from fakes.pushes import FakeDeployment, app_of, backend_of
 from tokenreward.errors import InvalidField, Loading
 from tokenreward.http.app import build_app
+from tokenreward.http.gateway.push_turn import registered
 from tokenreward.http.openapi import document
 from tokenreward.wire.weights import Weights
 
@@ -352,3 +354,50 @@ async def test_a_push_that_lost_its_turn_changes_nothing(
     assert (answer.status_code, code_of(answer)) == (503, "updating")
     assert (deployment.versions, deployment.prepared) == ([1, 1], [None, None])
     assert deployment.registry.pushed("lm") is None
+
+
+async def test_a_turn_that_came_after_the_deadline_is_given_up_at_once(
+    client: httpx.AsyncClient, deployment: FakeDeployment
+) -> None:
+    deployment.store.delays_s = {"put": 0.5}
+    answer = await client.post(PATH, json=push(5), headers={"x-request-timeout-seconds": "0.3"})
+    assert (answer.status_code, code_of(answer)) == (503, "loading")
+    deployment.store.delays_s = {}
+    await web.until(lambda: list(deployment.store.values.values()) == [b"0"])  # and ended
+    assert (await client.post(PATH, json=push(5))).status_code == 200
+
+
+async def test_a_push_whose_deadline_passed_is_not_recorded_and_the_answer_says_why(
+    client: httpx.AsyncClient, deployment: FakeDeployment
+) -> None:
+    gate = deployment.replicas[0].engine.gate = asyncio.Event()
+    headers = {"x-request-timeout-seconds": "1.5"}
+    began = asyncio.create_task(client.post(PATH, json=push(5), headers=headers))
+    await web.until(lambda: "prepare_weights" in deployment.calls)
+    deployment.store.delays_s = {"put": 1.5}  # the turn is renewed before anything is recorded
+    gate.set()
+    answer = await began
+    assert (answer.status_code, code_of(answer)) == (504, "deadline_exceeded")
+    assert deployment.registry.pushed("lm") is None
+    assert (deployment.versions, deployment.prepared) == ([1, 1], [None, None])
+
+
+async def test_replicas_that_had_no_time_to_answer_are_not_said_to_be_missing(
+    client: httpx.AsyncClient, deployment: FakeDeployment
+) -> None:
+    deployment.delays_s = {"weights_status": 0.6}
+    answer = await client.post(PATH, json=push(5), headers={"x-request-timeout-seconds": "0.5"})
+    assert (answer.status_code, code_of(answer)) == (504, "deadline_exceeded")
+    assert deployment.versions == [1, 1]
+
+
+async def test_calls_of_a_registry_that_hangs_keep_no_thread_from_others() -> None:
+    gate = threading.Event()
+    calls = [registered(gate.wait, within_s=0.05) for _ in range(60)]
+    try:
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        assert {type(outcome) for outcome in outcomes} == {Loading}
+        assert await asyncio.wait_for(asyncio.to_thread(lambda: "read"), 2) == "read"
+    finally:
+        gate.set()
+    assert await registered(lambda: "there", within_s=5) == "there"

@@ -1,15 +1,23 @@
 """What has been pushed to each deployment, and whose turn it is to push: entries of a key-value
 store that every process of the service reaches and that outlives all of them.
 
-Entries are JSON. The store knows no compare-and-swap, but it puts a key only if the key is absent.
-So nothing is ever replaced by a competitor: each version has a key of its own, and so has each
-turn. This module knows neither what reads the entries nor whether a checkpoint is there.
+The store does one call after the other, and puts a key only if the key is absent. It knows no
+compare-and-swap. So nothing is ever replaced by a competitor: each version has a key of its own,
+and so has each turn, whose number is the next one after all before.
+
+A turn is not a lock. Somebody who was stuck for longer than a turn lasts, just after looking at it,
+acts once more while another has the next turn, and so does somebody whose clock is wrong by as
+much. What makes replicas serve the same even then are the versions: each is recorded once, for
+one checkpoint, and every replica goes to the greatest one that is recorded, and never back.
+
+This module knows neither what reads the entries nor whether a checkpoint is there.
 """
 
 from __future__ import annotations
 
 import json
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Protocol
@@ -85,25 +93,34 @@ class Registry:
         """
         prefix = f"turn/{deployment}/"
         last = max(self._store.keys(prefix), default=f"{prefix}{0:020d}")
-        value = self._store.get(last)
-        if value is not None and float(value) > self._clock():
+        if not self._is_over(last):
             return None
         turn = int(last.removeprefix(prefix)) + 1
-        is_ours = self._store.put(_turn_key(deployment, turn), self._expiry(), overwrite=False)
-        # Somebody who looked long ago may put a number that others have passed and deleted.
-        if not is_ours or not self._is_last(deployment, turn):
+        key, value = _turn_key(deployment, turn), self._turn_value()
+        self._store.put(key, value, overwrite=False)
+        # A put whose answer was lost is repeated, and then finds its own entry: so whose an entry
+        # is stands in it. Somebody who looked long ago may put a number that others have passed
+        # and deleted.
+        if self._store.get(key) != value or not self._is_last(deployment, turn):
+            return None
+        if not self._is_over(last):  # its holder renewed it after we looked, and may go on
+            self.end_turn(deployment, turn)
             return None
         for older in self._store.keys(prefix):
-            if older < _turn_key(deployment, turn):
+            if older < key:
                 self._store.delete(older)
         return turn
 
     def renew_turn(self, deployment: str, turn: int) -> bool:
         """Keeps the turn for another `TURN_S` seconds. Returns False if it was lost."""
-        if not self._is_last(deployment, turn):
-            return False
-        self._store.put(_turn_key(deployment, turn), self._expiry(), overwrite=True)
-        return True
+        key = _turn_key(deployment, turn)
+        # First renewed and then looked at: whoever takes the next turn does the two the other way
+        # round, so that one of both sees what the other did.
+        self._store.put(key, self._turn_value(), overwrite=True)
+        is_ours = self._is_last(deployment, turn)
+        if not is_ours:
+            self._store.delete(key)
+        return is_ours
 
     def end_turn(self, deployment: str, turn: int) -> None:
         """Gives the turn to whoever wants it next. Its number is not used again."""
@@ -114,8 +131,14 @@ class Registry:
         keys = self._store.keys(f"turn/{deployment}/")
         return max(keys, default="") == _turn_key(deployment, turn)
 
-    def _expiry(self) -> bytes:
-        return repr(self._clock() + TURN_S).encode()
+    def _is_over(self, key: str) -> bool:
+        """Whether a turn was ended, or not renewed for too long. One without an entry is over."""
+        value = self._store.get(key)
+        return value is None or float(value.split()[0]) <= self._clock()
+
+    def _turn_value(self) -> bytes:
+        """When a turn is over, and a word that nobody else writes."""
+        return f"{self._clock() + TURN_S!r} {uuid.uuid4().hex}".encode()
 
 
 def _turn_key(deployment: str, turn: int) -> str:

@@ -19,6 +19,7 @@ from typing import Any
 from fastapi import Request, Response
 
 from tokenreward.errors import (
+    DeadlineExceededError,
     InternalError,
     Loading,
     RequestError,
@@ -43,7 +44,7 @@ from tokenreward.wire.weights import (
 
 _STATUS_S = 5.0
 _COMMIT_S = 30.0  # a replica that is in a longer batch has changed its weights at the end of it
-_LEAST_S = 0.1
+_RECORD_S = 2.0  # it takes some milliseconds, and nobody likes to be left in doubt
 _RETRY_AFTER_S = 1.0
 _REPLICA_SHARE = 0.95
 
@@ -101,6 +102,7 @@ class WeightsRoute:
         work = asyncio.ensure_future(self._push(deployment, weights, began + limit_s))
         self._pushes.add(work)
         work.add_done_callback(self._pushes.discard)
+        work.add_done_callback(lambda done: done.cancelled() or done.exception())
         reply = await asyncio.shield(work)
         return Response(JSON.dump(asdict(reply)), media_type=JSON.name)
 
@@ -119,17 +121,17 @@ class WeightsRoute:
     async def _push(self, deployment: str, weights: Weights, deadline: float) -> PushReply:
         """Changes the weights of all replicas or of none. Raises RequestError."""
         began = time.monotonic()
-        turn = turn_of(self._registry, deployment, within_s=deadline - began)
-        async with turn as check_turn:
-            now = await self._weights_of(deployment, within_s=deadline - time.monotonic())
+        async with turn_of(self._registry, deployment, within_s=_left_s(deadline)) as check_turn:
+            now = await self._weights_of(deployment, within_s=_left_s(deadline))
+            _left_s(deadline)  # replicas that had no time to answer are not missing
             if now.declared is None:
                 raise _no_replica(deployment)
             if _is_new(weights, now):
                 try:
                     replicas = await self._prepare(deployment, weights, deadline)
                     await check_turn()
-                    left_s = deadline - time.monotonic()
-                    await registered(self._registry.record, deployment, weights, within_s=left_s)
+                    within_s = max(_RECORD_S, _left_s(deadline))
+                    await registered(self._registry.record, deployment, weights, within_s=within_s)
                 except BaseException:
                     # If it was recorded all the same, replicas catch up with it.
                     await self._broadcast(
@@ -149,7 +151,7 @@ class WeightsRoute:
         self, deployment: str, weights: Weights, deadline: float
     ) -> list[ReplicaWeights]:
         """Has all replicas prepare. Raises the error of one that cannot."""
-        within_s = max(_LEAST_S, deadline - time.monotonic())
+        within_s = _left_s(deadline)
         # Replicas say that they are late, and which one is, before nobody waits for them.
         arguments = (asdict(weights), _REPLICA_SHARE * within_s)
         answers = await self._broadcast(deployment, "prepare_weights", arguments, within_s)
@@ -164,6 +166,14 @@ class WeightsRoute:
         kinds = {kind.code: kind for kind in RequestError.__subclasses__()}
         kind = kinds.get(detail.code, InternalError)
         raise kind(detail.message, param=detail.param, retry_after_s=_RETRY_AFTER_S)
+
+
+def _left_s(deadline: float) -> float:
+    """Seconds to the caller's deadline. Raises DeadlineExceededError."""
+    left_s = deadline - time.monotonic()
+    if left_s <= 0:
+        raise DeadlineExceededError("the deadline passed before the push; nothing has changed")
+    return left_s
 
 
 def _no_replica(deployment: str) -> Loading:

@@ -12,7 +12,7 @@ import importlib.util
 import os
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -35,11 +35,21 @@ def site() -> Path:
 
 def checkout(trainer: str) -> Path:
     """The checkout of a trainer that PyPI has not; without one, the test is skipped."""
-    variable = trainer.upper().replace("-", "_") + "_CHECKOUT"
-    if variable not in os.environ:
-        reason = f"{trainer} is not on PyPI, and {variable} names no checkout of it"
+    named = named_checkouts([trainer])
+    if not named:
+        reason = f"{trainer} is not on PyPI, and {_variable(trainer)} names no checkout of it"
         pytest.skip(reason, allow_module_level=True)
-    return Path(os.environ[variable]).resolve()
+    return named[trainer]
+
+
+def named_checkouts(trainers: Iterable[str]) -> dict[str, Path]:
+    """The checkouts of those of these trainers for which there are some."""
+    variables = {trainer: os.environ.get(_variable(trainer)) for trainer in trainers}
+    return {trainer: Path(folder).resolve() for trainer, folder in variables.items() if folder}
+
+
+def _variable(trainer: str) -> str:
+    return trainer.upper().replace("-", "_") + "_CHECKOUT"
 
 
 class StandIn(types.ModuleType):

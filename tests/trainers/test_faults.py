@@ -1,5 +1,6 @@
 """What trainers' own clients make of a proxy that answers 503 for some seconds: those that wait get
-the native number, and the others raise. None makes a number up."""
+the native number, and the others raise. None makes a number up. Trainers that PyPI has not take
+part where checkouts are named."""
 
 from __future__ import annotations
 
@@ -11,7 +12,9 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import aiohttp
 import httpx
+import numpy as np
 import pytest
 import requests
 import torch
@@ -19,6 +22,7 @@ import torch
 from fakes import published, web
 from tokenreward_client import AsyncClient, Client
 from tokenreward_client.trainers import TokenReward
+from trainers import checkouts
 
 SITE = published.site()
 BUSY_S = 4.0
@@ -72,7 +76,8 @@ def always_busy(url: str) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def module() -> Iterator[Any]:
-    with published.importable(SITE, missing=MISSING):
+    missing = tuple({*MISSING, *checkouts.MISSING})
+    with published.importable(SITE, *checkouts.folders(), missing=missing):
         yield importlib.import_module
 
 
@@ -164,3 +169,33 @@ def test_ms_swift_raises_at_once_afterwards(
     teacher.base_urls = [always_busy]
     with pytest.raises(RuntimeError, match="503"):
         ask_of_swift(module, teacher)
+
+
+def ask_of_checkout(trainer: str, client: str, url: str) -> list[float]:
+    published.checkout(trainer)
+    return dict(checkouts.clients(url))[client]()
+
+
+@pytest.mark.usefixtures("module")
+def test_slime_tries_again(busy: str, native: float) -> None:
+    assert ask_of_checkout("slime", "slime", busy) == pytest.approx([native], abs=1e-6)
+
+
+@pytest.mark.usefixtures("module")
+def test_slimes_distillation_raises_at_once(always_busy: str) -> None:
+    with pytest.raises(aiohttp.ClientResponseError, match="503"):
+        ask_of_checkout("slime", "slime OPD", always_busy)
+
+
+def test_prime_rl_raises_at_last(always_busy: str, module: Any) -> None:
+    with pytest.raises(module("openai").InternalServerError):
+        ask_of_checkout("prime-rl", "prime-rl", always_busy)
+
+
+@pytest.mark.usefixtures("module")
+def test_rllms_workflow_waits(busy: str, client: Client) -> None:
+    advantages = ask_of_checkout("rllm", "rllm", busy)
+    ids = checkouts.IDS
+    [answer] = client.score([(ids[:1], ids[1:])], "attention_dense")
+    returns = np.cumsum(answer.rewards[::-1])[::-1]
+    assert advantages == pytest.approx(returns.tolist(), abs=1e-5)

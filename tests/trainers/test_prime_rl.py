@@ -7,7 +7,6 @@ It runs from the checkout that `PRIME_RL_CHECKOUT` names; verifiers is unpacked 
 from __future__ import annotations
 
 import importlib
-import json
 import sys
 import types
 from collections.abc import AsyncIterator, Iterator
@@ -23,6 +22,7 @@ from tokenreward_client import AsyncClient, Client
 from tokenreward_client.trainers import TokenReward
 from tokenreward_client.trainers._advantages import dense_advantages
 from tokenreward_client.trainers.prime_rl import DenseAlgorithm
+from trainers import checkouts
 
 SITE, SOURCE = published.site(), published.checkout("prime-rl") / "src"
 MISSING = (
@@ -173,22 +173,14 @@ async def test_the_algorithms_own_advantages_are_added_with_their_weight(
 async def test_prefill_logprobs_gets_log_pi_of_every_id(
     graph: Any, url: str, client: Client
 ) -> None:
-    """With the OpenAI SDK, as prime-rl makes its client. vLLM's reply is read as JSON: the class of
-    it that prime-rl imports wants vLLM."""
+    """With the OpenAI SDK, as prime-rl makes its client."""
     from openai import AsyncOpenAI
-
-    class GenerateResponse:
-        @staticmethod
-        def model_validate_json(content: bytes) -> Any:
-            body = json.loads(content)
-            assert body["choices"][0].keys() >= {"index", "token_ids"}
-            return SimpleNamespace(prompt_logprobs=body["prompt_logprobs"])
 
     name = "vllm.entrypoints.scale_out.token_in_token_out.protocol"
     parts = name.split(".")
     names = [".".join(parts[: end + 1]) for end in range(len(parts))]
     sys.modules.update({each: types.ModuleType(each) for each in names[:-1]})
-    sys.modules[name] = published.stand_in(name, GenerateResponse=GenerateResponse)
+    sys.modules[name] = published.stand_in(name, GenerateResponse=checkouts.GenerateResponse)
     try:
         prefill = published.definition(
             SOURCE / "prime_rl/utils/client.py", "prefill_logprobs", httpx=httpx

@@ -1,9 +1,7 @@
 """Refuses rewards that a sum over tokens would count more than once.
 
-Estimators that add rewards up (returns, GAE, group means of sums) want increments. A value head at
-every token gives levels: each is the judgement of the whole prefix, and their sum is the score
-times the length. `reward_model` with the credit `values` gives these, unless `red` is set. The
-credit `discount` gives returns, which are such sums already.
+`tokenreward.wire.increments` says which these are. This module finds out what a call asks for, from
+its keywords and the operator's defaults.
 """
 
 from __future__ import annotations
@@ -12,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tokenreward.wire import served_name
+from tokenreward.wire.increments import why_not_added_up
 from tokenreward_client.errors import BadArgument
 from tokenreward_client.listing import ScorerInfo
 from tokenreward_client.options import DEFAULT_SCORER
@@ -50,15 +49,7 @@ def require_increments(
             )
         extra = entry.model_extra or {}
         rule = credit.get("name") or extra.get("default_credit")
-        if rule == "discount":
-            raise BadArgument(
-                f"`{name}` under the credit `discount` gives returns, which must not be added up "
-                "over tokens: ask for another credit, and set the advantages' own `gamma`"
-            )
         is_red = options.get("red", extra.get("options", {}).get("red", {}).get("default"))
-        if entry.type == "reward_model" and rule == "values" and not is_red:
-            raise BadArgument(
-                f"`{name}` under the credit `values` gives levels, whose sum grows with the "
-                "length: ask for its increments with the option `red`, or for another credit "
-                "(`last`, `uniform`)"
-            )
+        reason = why_not_added_up(name, type_=entry.type, credit=rule, is_red=bool(is_red))
+        if reason is not None:
+            raise BadArgument(reason)

@@ -14,12 +14,13 @@ from pydantic import ValidationError
 
 from tokenreward import credit as credits
 from tokenreward.contract import merged_options
-from tokenreward.errors import RequestError, UnknownOption
+from tokenreward.errors import InvalidField, RequestError, UnknownOption
 from tokenreward.http.protocols import Protocol, find_protocols
 from tokenreward.scorers import resolve
 from tokenreward.settings import ProtocolSettings, Settings, SettingsError
 from tokenreward.wire import Credit, parse, refusal
 from tokenreward.wire.dependencies import dependencies
+from tokenreward.wire.increments import why_not_added_up
 
 REWARD_TYPE = "reward_model"
 
@@ -99,7 +100,7 @@ def check_plans(settings: Settings) -> None:
                 "no log-probabilities"
             )
         try:
-            _check(plan, types[plan.scorer], defaults=scorers[plan.scorer].options)
+            _check(protocols[name], plan, types[plan.scorer], defaults=scorers[plan.scorer].options)
             sources = dependencies(plan.options, plan.credit)
         except RequestError as error:
             raise SettingsError(f"`{where}`: {error}") from None
@@ -108,15 +109,23 @@ def check_plans(settings: Settings) -> None:
                 raise SettingsError(f"`{where}.{source.param}`: no scorer `{source.name}`")
 
 
-def _check(plan: ProtocolSettings, type_: str, *, defaults: Mapping[str, Any]) -> None:
-    """Raises RequestError for options or a credit that the scorer does not take."""
+def _check(
+    protocol: type[Protocol], plan: ProtocolSettings, type_: str, *, defaults: Mapping[str, Any]
+) -> None:
+    """Raises RequestError for options or a credit that the scorer does not take, or whose rewards
+    the protocol's programs must not have."""
     try:
         scorer = resolve(type_)
     except LookupError:  # of another package, which the replica has
         return
     try:
-        merged_options(scorer, defaults, plan.options)
+        options = merged_options(scorer, defaults, plan.options)
     except ValidationError as error:
         raise refusal(error, prefix=("options",), unknown=UnknownOption) from None
     credit = parse(Credit, plan.credit, prefix=("credit",))
-    credits.check(credit, default=scorer.default_credit, gives=scorer.gives, param="credit")
+    rule = credits.check(credit, default=scorer.default_credit, gives=scorer.gives, param="credit")
+    if protocol.gives_token_rewards:
+        is_red = getattr(options, "red", False)
+        reason = why_not_added_up(plan.scorer or "", type_=type_, credit=rule, is_red=is_red)
+        if reason is not None:
+            raise InvalidField(reason, param="credit.name")

@@ -46,6 +46,9 @@ def refusal(**plans: Any) -> str:
 def test_settings_of_a_protocol_name_a_scorer_with_options_and_credit_that_it_takes() -> None:
     check_plans(settings(openrlhf={"scorer": "two", "options": {"value": 3.0}}))
     check_plans(settings(openrlhf={"options": {"red": True}, "credit": {"name": "values"}}))
+    check_plans(settings(slime={"options": {"red": True}, "credit": {"name": "values"}}))
+    check_plans(settings(slime={"scorer": "two"}))  # whose credit is `values`, of increments
+    check_plans(settings(pooling={"credit": {"name": "values"}}))  # levels are what vLLM gives
 
 
 @pytest.mark.parametrize(
@@ -59,6 +62,11 @@ def test_settings_of_a_protocol_name_a_scorer_with_options_and_credit_that_it_ta
         ({"openrlhf": {"credit": {"name": "attention"}}}, "needs weights"),
         ({"openrlhf": {"credit": {"gamma": 2}}}, "`credit.gamma`"),
         ({"openrlhf": {"credit": {"kl": {"coef": 1, "reference": "me"}}}}, "no scorer `me`"),
+        (
+            {"slime": {"credit": {"name": "values"}}},
+            "gives levels, whose sum grows with the length",
+        ),
+        ({"slime": {"credit": {"name": "discount"}}}, "gives returns, which must not be added up"),
     ],
 )
 def test_settings_that_no_request_could_be_answered_with_are_refused_at_start(

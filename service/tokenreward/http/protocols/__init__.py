@@ -35,6 +35,8 @@ class Protocol(ABC):
         example: A body, for those who read the OpenAPI document.
         asks_for: Which scorer answers where the settings name none: the first reward model, or the
             first one that gives log-probabilities. None for a protocol whose bodies name scorers.
+        gives_token_rewards: Whether its programs get rewards of tokens, which they add up. Settings
+            under which these are levels or returns are then refused.
         patience_s: For how long a request is held while the service is overloaded or loads, before
             it is refused. It stays below the time limit of the protocol's clients. Callers that
             try a 503 again by themselves say so in a header.
@@ -55,6 +57,7 @@ class Protocol(ABC):
     paths: ClassVar[tuple[str, ...]]
     example: ClassVar[str] = ""
     asks_for: ClassVar[Literal["reward", "log_probs"] | None] = "reward"
+    gives_token_rewards: ClassVar[bool] = False
     patience_s: ClassVar[float] = 0.0
 
     def __init_subclass__(cls) -> None:

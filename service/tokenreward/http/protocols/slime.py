@@ -45,6 +45,7 @@ class Slime(Protocol):
     example = (
         '{"prompt": [{"role": "user", "content": "2+2?"}], "response": "It is 4.", "label": "4"}'
     )
+    gives_token_rewards = True
     patience_s = 90.0
 
     @property

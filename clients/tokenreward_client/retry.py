@@ -4,7 +4,7 @@ A reply with `overloaded`, `loading` or `updating` is no failure: the service sa
 no try, only time, and the deadline alone ends the waiting. When the service is overloaded, the
 client's `Window`, through which every request goes, admits fewer. A connection that cannot be made
 is a failure: nothing says that there will ever be one. But to try one costs little, so it is tried
-each second, and the tries of one backoff count as one.
+every half second, and the tries of one backoff count as one.
 
 The first answer to any request ends the pauses of all those that were told "later" or had no
 connection. Other failures may be of one deployment alone: their pauses are kept.
@@ -33,7 +33,7 @@ TOO_LATE = "the deadline passed before the request could be sent"
 # While the window is closed, the answer to another request may open it.
 _LOOK_AGAIN_S = 0.1
 _NO_CONNECTION = frozenset({ConnectionFailed.code})
-_LONGEST_UNCONNECTED_S = 1.0
+_LONGEST_UNCONNECTED_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,83 +23,15 @@ import psutil
 
 from fakes import namespace
 from nodes.cluster import KEY, Cluster
+from nodes.faults import LASTING, NAMES, Faults
 from nodes.load import KINDS, Callers
+from nodes.push import push
 
 _CALM_S = 5.0
 _WATCHED_S = 25.0
-_GCS_DOWN_S = 5.0
 _LONGEST_GAP_S = 5.0
 _LONGEST_GAP_OF_A_NODE_S = 8.0
 _INSIDE = "--inside"
-
-
-class Faults:
-    """What can happen to a cluster: each method does it.
-
-    Callers ask at the first two nodes. What dies is elsewhere, or behind the address they ask.
-    """
-
-    def __init__(self, cluster: Cluster) -> None:
-        self._cluster = cluster
-
-    def none(self) -> None:
-        """Nothing happens."""
-
-    def node(self) -> None:
-        """A machine that no caller asks loses its power."""
-        self._cluster.others[-1].kill()
-
-    def cable(self) -> None:
-        """The same machine drops off the network."""
-        self._cluster.others[-1].pull_cable()
-
-    def replica(self) -> None:
-        """One of the language model's."""
-        self._kill("ServeReplica:sft")
-
-    def haproxy(self) -> None:
-        """That of a node which callers ask."""
-        for process in self._cluster.others[0].processes("haproxy"):
-            if process.name() == "haproxy":
-                process.kill()
-
-    def controller(self) -> None:
-        """Ray Serve's own."""
-        self._kill("ServeController")
-
-    def gateway(self) -> None:
-        """One of two."""
-        self._cluster.gateways()[0].kill()
-
-    def gcs(self) -> None:
-        """It comes back some seconds later as whatever watches it would start it: by the same
-        command. It has what it knew from its folder."""
-        (process,) = self._cluster.head.processes("gcs/gcs_server")
-        command, environment = process.cmdline(), process.environ()
-        process.kill()
-        time.sleep(_GCS_DOWN_S)
-        self._cluster.head.spawn(command, environment)
-
-    def _kill(self, name: str) -> None:
-        machines = self._cluster.machines
-        victims = [each for machine in machines for each in machine.processes(name)]
-        victims[0].kill()
-
-
-NAMES = ["none", "replica", "gateway", "controller", "haproxy", "gcs", "node", "cable"]
-
-
-_LASTING = {"node", "cable"}  # a cluster that lost a node is not asked to be whole again
-
-
-def rounds(names: list[str]) -> list[list[str]]:
-    """The faults by cluster: one that takes a node away is the last of its cluster."""
-    found: list[list[str]] = [[]]
-    for name in names:
-        found[-1].append(name)
-        if name in _LASTING:
-            found.append([])
-    return [each for each in found if each]
 
 
 async def watch(cluster: Cluster, callers: Callers, name: str) -> bool:
@@ -109,7 +41,7 @@ async def watch(cluster: Cluster, callers: Callers, name: str) -> bool:
     await callers.begin()
     await asyncio.sleep(_CALM_S)
     began = time.monotonic()
-    await asyncio.to_thread(getattr(Faults(cluster), name))
+    problems = await asyncio.to_thread(getattr(Faults(cluster), name))
     await asyncio.sleep(_WATCHED_S - (time.monotonic() - began))
     gaps = {kind: callers.sight.longest_gap_s(kind, began) for kind in KINDS}
     sight = await callers.end()
@@ -117,15 +49,19 @@ async def watch(cluster: Cluster, callers: Callers, name: str) -> bool:
     line = ", ".join(f"{kind} {gaps[kind]:.1f} / {sight.longest_s[kind]:.1f} s" for kind in KINDS)
     load = os.getloadavg()[0]
     print(
-        f"{name:<11}{num:>6} answers, {len(sight.lost)} lost, {sight.num_wrong} wrong; "
+        f"{name:<16}{num:>6} answers, {len(sight.lost)} lost, {sight.num_wrong} wrong; "
         f"longest gap / call: {line}; load {load:.0f}",
         flush=True,
     )
-    for each in sight.lost[:5]:
+    for each in [*problems, *sight.lost[:5]]:
         print(f"    {each}", flush=True)
-    if name not in _LASTING:
-        await asyncio.to_thread(cluster.wait_whole)
-    return not sight.lost and not sight.num_wrong and max(gaps.values()) <= limit_s
+    began = time.monotonic()
+    if name in LASTING:
+        await asyncio.to_thread(cluster.bring_back, cluster.others[-1])
+    await asyncio.to_thread(cluster.wait_whole)
+    print(f"    whole again after {time.monotonic() - began:.0f} s", flush=True)
+    failures = [*problems, *sight.lost]
+    return not failures and not sight.num_wrong and max(gaps.values()) <= limit_s
 
 
 async def run(names: list[str]) -> int:
@@ -137,6 +73,9 @@ async def run(names: list[str]) -> int:
         cluster.bring_up()
         print(f"three nodes are ready after {time.monotonic() - began:.0f} s", flush=True)
         callers = Callers(cluster.urls[:2], KEY)
+        await callers.learn()
+        if error := push(cluster.urls[0], 2):
+            raise RuntimeError(f"nothing can be pushed: {error}")
         await callers.learn()
         results = [await watch(cluster, callers, name) for name in names]
     finally:
@@ -160,7 +99,7 @@ def main() -> int:
             raise SystemExit(f"there is no command `{command}`")
     if not args.inside:
         command = [sys.executable, "-m", "nodes", _INSIDE]
-        return max([namespace.run([*command, *each]) for each in rounds(names)])
+        return namespace.run([*command, *names])
     subprocess.run(["mount", "--make-rprivate", "/"], check=True)
     return asyncio.run(run(names))
 

@@ -16,6 +16,7 @@ from fakes.pages import ROOT, code_blocks, page
 from nodes.switch import Machine, open_switch
 
 KEY = "sesame"
+ADMIN_KEY = "barley"
 NUM_SFT, NUM_RM = 3, 2
 _READY_S = 180.0
 _GCS_FOLDER = "/gcs"
@@ -71,13 +72,22 @@ class Cluster:
             target.mkdir(exist_ok=True)
             shutil.copy(self.head.home / ".ray" / "auth_token", target)
         self._run(self.head, head)
+        self._join = other.replace("HEAD", self.head.address)
         for machine in self.others:
-            self._run(machine, other.replace("HEAD", self.head.address))
+            self._run(machine, self._join)
         self._run(self.head, schema)
         self._run(self.head, deploy)
         for machine in self.machines:
             self._run(machine, ready.replace("NODE", machine.address), timeout_s=_READY_S + 300)
         self.wait_whole()
+
+    def bring_back(self, machine: Machine) -> None:
+        """Starts a machine again, or plugs it in again, and has it join the cluster: by the line by
+        which it joined before."""
+        if not machine.is_up:
+            machine.boot()
+        machine.plug_cable()
+        self._run(machine, self._join)
 
     def wait_whole(self) -> None:
         """Waits until every replica answers and every node is ready."""
@@ -118,6 +128,7 @@ class Cluster:
         folder = self._folder
         (folder / "deploy").symlink_to(ROOT / "deploy")
         (folder / "keys").write_text(KEY + "\n")
+        (folder / "admins").write_text(ADMIN_KEY + "\n")
         (folder / "bin").mkdir()
         (folder / "gcs").mkdir()
         tokenreward = folder / "bin" / "tokenreward"
@@ -132,6 +143,7 @@ class Cluster:
         service = {
             "host": "0.0.0.0",  # noqa: S104
             "api_keys_file": str(folder / "keys"),
+            "admin_keys_file": str(folder / "admins"),
             "gateway_num_replicas": 2,
             "deployments": [{**each, "num_cpus": 0.25} for each in deployments],
         }

@@ -1,7 +1,7 @@
 """Callers that ask one after another until they are told to stop, and what they saw.
 
 They use the project's client, and compare every reward with the one that they had from the calm
-service. They know nothing of nodes.
+service under a version of the same checkpoint. They know nothing of nodes.
 """
 
 from __future__ import annotations
@@ -73,14 +73,16 @@ class Callers:
 
     def __init__(self, urls: Sequence[str], api_key: str) -> None:
         self._clients = [AsyncClient(url, api_key=api_key, timeout_s=TIMEOUT_S) for url in urls]
-        self._truth: dict[str, list[list[np.ndarray]]] = {}
+        self._truth: dict[tuple[str, int], list[list[np.ndarray]]] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self.sight = Sight()
 
     async def learn(self) -> None:
-        """Asks for every item of every kind once, one by one."""
+        """Asks for every item of every kind once, one by one. All replicas have one version."""
         for kind in KINDS:
-            self._truth[kind] = [await self._ask(self._clients[0], kind, item) for item in ITEMS]
+            answers = [await self._ask(self._clients[0], kind, item) for item in ITEMS]
+            (parity,) = {version % 2 for version, _ in answers}
+            self._truth[kind, parity] = [rewards for _, rewards in answers]
 
     async def begin(self) -> None:
         """Lets all callers ask from now on. What was seen before is forgotten."""
@@ -120,16 +122,21 @@ class Callers:
                 sight.lost.append(f"{kind}: {error}")
             else:
                 sight.successes.setdefault((kind, repr(client)), []).append(now)
-                sight.num_wrong += is_other(ask.result(), self._truth[kind][index])
+                version, rewards = ask.result()
+                sight.num_wrong += is_other(rewards, self._truth[kind, version % 2][index])
             sight.longest_s[kind] = max(sight.longest_s[kind], now - began)
             if is_last:
                 return
 
-    async def _ask(self, client: AsyncClient, kind: str, item: dict[str, Any]) -> list[np.ndarray]:
+    async def _ask(
+        self, client: AsyncClient, kind: str, item: dict[str, Any]
+    ) -> tuple[int, list[np.ndarray]]:
+        """The version of the language model's weights, and the rewards."""
         [answer] = await client.score([item], **KINDS[kind])
         if answer.scorers is None:
-            return [answer.rewards]
-        return [answer.scorers[name].rewards for name in KINDS[kind]["scorers"]]
+            return answer.version, [answer.rewards]
+        results = [answer.scorers[name] for name in KINDS[kind]["scorers"]]
+        return results[0].version, [result.rewards for result in results]
 
 
 def is_other(rewards: list[np.ndarray], truth: list[np.ndarray]) -> bool:

@@ -61,7 +61,12 @@ class Machine:
         self.home.mkdir(exist_ok=True)
         self._port = f"port{number}"
         self._environment = {**environment, "HOME": str(self.home)}
-        self._boot()
+        self.boot()
+
+    @property
+    def is_up(self) -> bool:
+        """Whether it has power."""
+        return self._init.is_running() and self._init.status() != psutil.STATUS_ZOMBIE
 
     def spawn(self, command: list[str], environment: Mapping[str, str]) -> None:
         """Starts a process on it that stays."""
@@ -106,7 +111,12 @@ class Machine:
         """From now on nothing reaches it, and nothing comes from it."""
         _ip("link", "set", self._port, "down")
 
-    def _boot(self) -> None:
+    def plug_cable(self) -> None:
+        """It is on the network again."""
+        _ip("link", "set", self._port, "up")
+
+    def boot(self) -> None:
+        """Gives it power. Its home is as it was; it has no processes yet."""
         mark = self.home / "booted"
         mark.unlink(missing_ok=True)
         script = _BOOT.format(name=self.name, address=self.address, gateway=OWN_ADDRESS, mark=mark)

@@ -61,7 +61,7 @@ def test_the_modes_that_the_file_is_for_are_on() -> None:
         "assert ray.RAY_SERVE_ENABLE_HA_PROXY and ray.RAY_SERVE_THROUGHPUT_OPTIMIZED;"
         "assert ray.RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD and "
         "ray.RAY_SERVE_ENABLE_DIRECT_INGRESS;"
-        "assert (ray.PROXY_HEALTH_CHECK_PERIOD_S, ray.PROXY_HEALTH_CHECK_TIMEOUT_S) == (0.5, 5.0)"
+        "assert (ray.PROXY_HEALTH_CHECK_PERIOD_S, ray.PROXY_HEALTH_CHECK_TIMEOUT_S) == (0.25, 5.0)"
     )
     subprocess.run([sys.executable, "-c", code], env={**ENVIRONMENT, "PATH": ""}, check=True)
 

@@ -19,7 +19,8 @@ KEY = "sesame"
 ADMIN_KEY = "barley"
 NUM_SFT, NUM_RM = 3, 2
 _READY_S = 180.0
-_GCS_FOLDER = "/gcs"
+_REPLICA = "ServeReplica"
+_MOST_MOVES = 12
 
 
 def commands() -> list[str]:
@@ -82,15 +83,25 @@ class Cluster:
         self.wait_whole()
 
     def bring_back(self, machine: Machine) -> None:
-        """Starts a machine again, or plugs it in again, and has it join the cluster: by the line by
-        which it joined before."""
+        """Starts a machine again, or plugs it in again, has it join the cluster by the line by
+        which it joined before, and waits until it serves.
+
+        Its replicas have long been started elsewhere. Ray runs no proxy on a node without any, so
+        replicas are ended one by one until one of those that take their places is there.
+        """
         if not machine.is_up:
             machine.boot()
         machine.plug_cable()
         self._run(machine, self._join)
+        for _ in range(_MOST_MOVES):
+            self.wait_whole()
+            if machine.processes(_REPLICA):
+                return
+            self.replicas("sft")[0].kill()
+        raise RuntimeError(f"{machine.name} gets no replica")
 
     def wait_whole(self) -> None:
-        """Waits until every replica answers and every node is ready."""
+        """Waits until every replica answers, and every node that has one is ready."""
         until = time.monotonic() + _READY_S
         while missing := self._missing():
             if time.monotonic() > until:
@@ -100,7 +111,9 @@ class Cluster:
     def _missing(self) -> str:
         """What is not there yet; "" if all is."""
         headers = {"authorization": f"Bearer {KEY}"}
-        for url in self.urls:
+        for machine, url in zip(self.machines, self.urls, strict=True):
+            if not machine.processes(_REPLICA):
+                continue
             try:
                 status = httpx.get(f"{url}/readyz", timeout=10).status_code
                 text = httpx.get(f"{url}/metrics", headers=headers, timeout=10).text
@@ -112,12 +125,12 @@ class Cluster:
                 count = sum(label in line for line in lines)
                 if (status, count) != (200, num_replicas):
                     return f"{url}: /readyz says {status}, {name} has {count} replicas"
-        num_gateways = len(self.gateways())
+        num_gateways = len(self.replicas("Gateway"))
         return "" if num_gateways == 2 else f"{num_gateways} gateways"
 
-    def gateways(self) -> list[Any]:
-        """The processes of the gateway's replicas."""
-        name = "ServeReplica:Gateway"
+    def replicas(self, deployment: str) -> list[Any]:
+        """The processes of a deployment's replicas, or of the gateway's."""
+        name = f"{_REPLICA}:{deployment}"
         return [each for machine in self.machines for each in machine.processes(name)]
 
     def _run(self, machine: Machine, line: str, *, timeout_s: float = 180.0) -> None:

@@ -50,7 +50,7 @@ class Faults:
 
     def replica(self) -> list[str]:
         """One of the language model's."""
-        self._kill("ServeReplica:sft")
+        self._cluster.replicas("sft")[0].kill()
         return []
 
     def haproxy(self) -> list[str]:
@@ -62,12 +62,12 @@ class Faults:
 
     def controller(self) -> list[str]:
         """Ray Serve's own."""
-        self._kill("ServeController")
+        self._kill_controller()
         return []
 
     def gateway(self) -> list[str]:
         """One of two."""
-        self._cluster.gateways()[0].kill()
+        self._cluster.replicas("Gateway")[0].kill()
         return []
 
     def gcs(self) -> list[str]:
@@ -79,7 +79,7 @@ class Faults:
     def push_controller(self) -> list[str]:
         """Weights are pushed as soon as the controller is dead."""
         version = newest(self._urls[0]) + 1
-        self._kill("ServeController")
+        self._kill_controller()
         return _said(push(self._urls[0], version)) + half_states(self._urls, [version])
 
     def push_gcs(self) -> list[str]:
@@ -113,17 +113,17 @@ class Faults:
     def _kill_gcs(self) -> threading.Timer:
         """Kills it now. Returns the timer by which it comes back."""
         head = self._cluster.head
-        (process,) = head.processes("gcs/gcs_server")
+        # One that was started again also is in the command line of what brought it there.
+        (process,) = [each for each in head.processes("gcs_server") if each.name() == "gcs_server"]
         command, environment = process.cmdline(), process.environ()
         process.kill()
         timer = threading.Timer(_GCS_DOWN_S, head.spawn, (command, environment))
         timer.start()
         return timer
 
-    def _kill(self, name: str) -> None:
-        machines = self._cluster.machines
-        victims = [each for machine in machines for each in machine.processes(name)]
-        victims[0].kill()
+    def _kill_controller(self) -> None:
+        (process,) = self._cluster.head.processes("ServeController")
+        process.kill()
 
 
 def _said(error: str) -> list[str]:

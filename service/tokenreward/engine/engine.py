@@ -193,6 +193,7 @@ class Engine(UpdatableEngine):
             "layout": layout.name,
             "layout_reason": layout.reason,
             "probe_difference": layout.gap and layout.gap.difference,
+            "probe_note": self.probe_note,
             "limits": {
                 "max_sequence_tokens": self._preprocessor.max_sequence_tokens,
                 "max_batch_tokens": self._max_batch_tokens,
@@ -219,6 +220,7 @@ class Engine(UpdatableEngine):
         """Ends the work. A request that still waits, for a thread, in the queue or in a batch, is
         answered with an error."""
         self._is_closed = True
+        self.stop_probe()
         self.device_thread.shutdown(wait=False, cancel_futures=True)
         self.preprocess.threads.close()
         self.postprocess_threads.close()

@@ -2,6 +2,7 @@
 
     prepare   a thread beside the device's loads and checks the new weights; nothing changes
     commit    the device's thread copies them into the model when no batch is in flight
+    probe     the device's thread measures the layout with them, a part of it between two batches
 
 A job says which version computed it. Where the items of a request were computed by two versions,
 the older ones are computed again, so that a reply has one. It knows no HTTP, and not who pushes.
@@ -12,18 +13,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from tokenreward.checkpoints.checkpoint import Checkpoint
 from tokenreward.checkpoints.reference import reference_settings
-from tokenreward.checkpoints.refusal import CheckpointRefused
+from tokenreward.checkpoints.refusal import CheckpointRefused, one_line
 from tokenreward.checkpoints.update import Update, prepare_update
 from tokenreward.engine.job import Job
 from tokenreward.engine.runner import Runner
 from tokenreward.engine.usage import Report
 from tokenreward.engine.worker import Worker
 from tokenreward.errors import InternalError, InvalidField, Updating
+from tokenreward.forward.layout import Gap
 from tokenreward.settings import DeploymentSettings
 from tokenreward.wire.weights import Weights
 
@@ -42,6 +44,8 @@ class UpdatableEngine:
         checkpoint: The model.
         runner: Runs the batches.
         worker: Takes the batches, and marks them with their version.
+        probe_note: Why the layout's gap is not known, or that it is more than rounding explains;
+            None if all is well.
     """
 
     settings: DeploymentSettings
@@ -49,9 +53,11 @@ class UpdatableEngine:
     checkpoint: Checkpoint
     runner: Runner
     worker: Worker
+    probe_note: str | None = None
     _report: Report
     _next: tuple[DeploymentSettings, list[Update]] | None = None
     _num_preparations = 0
+    _probing: asyncio.Task[None] | None = None
 
     @property
     def version(self) -> int:
@@ -94,7 +100,7 @@ class UpdatableEngine:
 
     async def commit(self, version: int) -> None:
         """Serves what was prepared for this version. The engine serves on, but for a pause between
-        two batches.
+        two batches. Then the layout is probed again, in the background.
 
         Raises:
             Updating: Nothing is prepared for this version, or its files have been overwritten.
@@ -107,8 +113,13 @@ class UpdatableEngine:
         ready, self._next = self._next, None
         if ready is None or ready[0].version != version:
             raise Updating(f"no weights are prepared for version {version}")
-        await self.worker.between_batches(partial(self._copy, *ready))
-        self._report("model_version", self.version)
+        loop = asyncio.get_running_loop()
+
+        def copy() -> None:
+            self._copy(*ready)
+            loop.call_soon_threadsafe(self._start_probe)  # also if nobody waits for the commit
+
+        await self.worker.between_batches(copy)
 
     def discard(self) -> None:
         """Drops what was prepared, or is being prepared."""
@@ -175,8 +186,8 @@ class UpdatableEngine:
             raise self.runner.lost from error
         finally:
             _close(updates)
-        layout = self.runner.layout
-        layout.gap = None  # it was measured with the weights before
+        self.runner.layout.gap = None  # it was measured with the weights before
+        self.probe_note = f"version {settings.version} has not been probed yet"
         names = [*self._names.items(), (settings.version, settings.model)]
         self.settings, self._names = settings, dict(names[-_MOST_VERSIONS:])
         self.worker.version = settings.version
@@ -187,6 +198,62 @@ class UpdatableEngine:
             num_bytes / 1e6,
             time.monotonic() - began,
         )
+
+    def _start_probe(self) -> None:
+        """Notes that other weights serve, and measures the layout with them. On the event loop."""
+        self._report("model_version", self.version)
+        self.stop_probe()
+        self._probing = asyncio.create_task(self._probe(self.version))
+
+    def stop_probe(self) -> None:
+        """Drops a measurement of the layout that has not ended."""
+        if self._probing is not None:
+            self._probing.cancel()
+
+    async def _probe(self, version: int) -> None:
+        """Measures how far the layout is from the model's own forward, with these weights.
+
+        Each part of the work takes the device between two batches, and batches run between the
+        parts. Weights that come meanwhile end it: what was measured until then is dropped.
+        """
+        measure = self.runner.layout.measure
+        try:
+            if measure is None:
+                raise RuntimeError("the model could not be copied when it was loaded")
+            parts, began = measure(), time.monotonic()
+            while version == self.version and self.runner.layout.gap is None:
+                await self.worker.between_batches(partial(self._probe_part, parts, version))
+        except Exception as error:  # the model's own code raises errors of all kinds
+            if version == self.version:
+                self.probe_note = f"version {version} could not be probed: {one_line(error)}"
+                logger.error("%s", self.probe_note)
+            return
+        gap = self.runner.layout.gap
+        if version != self.version or gap is None:
+            return
+        logger.log(
+            logging.INFO if gap.is_within else logging.ERROR,
+            "version %d is probed in %.1f s: the %s layout differs from its own forward in %s%s",
+            version,
+            time.monotonic() - began,
+            self.runner.layout.name,
+            gap,
+            "" if gap.is_within else ": more than rounding explains",
+        )
+
+    def _probe_part(self, parts: Iterator[Gap | None], version: int) -> None:
+        """Does a part of a measurement, unless other weights serve by now. On the device's thread,
+        with no batch in flight."""
+        if version != self.version:
+            return
+        if self.runner.lost is not None:
+            raise self.runner.lost
+        gap = next(parts)
+        if gap is None:
+            return
+        self.runner.layout.gap, self.probe_note = gap, None
+        if not gap.is_within:
+            self.probe_note = f"more than rounding explains: {gap}"
 
 
 async def compute_by_one_version(jobs: Sequence[Job], queue: Callable[..., None]) -> None:

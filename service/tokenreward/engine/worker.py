@@ -125,8 +125,10 @@ class Worker:
             self._thread.submit(self._run_tasks)
         except RuntimeError:  # the pool takes nothing after its shutdown
             self.fail_unanswered(closing())
-        # The task is done even if nobody waits for it any more.
-        await asyncio.shield(asyncio.wrap_future(future))
+        # The task is done even if nobody waits for it any more. Then asyncio need not log its error.
+        done = asyncio.wrap_future(future)
+        done.add_done_callback(lambda done: done.cancelled() or done.exception())
+        await asyncio.shield(done)
 
     def fail_unanswered(self, error: InternalError) -> None:
         """Answers the jobs on the device, and the tasks that wait, with an error. On the event

@@ -8,7 +8,7 @@ run one model, `pair` runs two, and `probe` chooses between them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -43,6 +43,10 @@ class Gap:
         return f"{self.kind} by {self.difference:.1e} (bound {self.bound:.1e})"
 
 
+# Its argument `view`, if there is one, gives a context within which the layout may run.
+Measure = Callable[..., Iterator[Gap | None]]
+
+
 @runtime_checkable
 class Layout(Protocol):
     """A way to run rows.
@@ -50,10 +54,13 @@ class Layout(Protocol):
     Attributes:
         gap: How far it is from the model's own forward, as the probe measured it, in the kind of
             number that is nearest to its bound; None before the probe.
+        measure: Measures the gap again, after the weights have changed, in parts: it yields None
+            after each of them, then the gap. None if that cannot be done.
         reason: Why it is not the packed layout; None if it is.
     """
 
     gap: Gap | None
+    measure: Measure | None
     reason: str | None
 
     @property

@@ -25,7 +25,7 @@ from tokenreward.forward.attention import (
 )
 from tokenreward.forward.kernels import VarlenKernel, attend_alone
 from tokenreward.forward.language_head import states_before_head
-from tokenreward.forward.layout import Gap, in_order
+from tokenreward.forward.layout import Gap, Measure, in_order
 from tokenreward.forward.packing import Packing, behind_padding, num_packed, pack, sides
 from tokenreward.forward.patches import (
     prunable_last_layer,
@@ -64,6 +64,7 @@ class PackedLayout(BatchedLayout):
         super().__init__(checkpoint)
         self._rope_switch = rope_switch(checkpoint.text_config)
         self.gap: Gap | None = None
+        self.measure: Measure | None = None
         self._through_model, self._with_bounds = through_model, with_bounds
         self.last_layer: Any = None
         self._wants_window = _wants_window(checkpoint)

@@ -19,7 +19,7 @@ import torch
 from tokenreward.checkpoints.checkpoint import Checkpoint
 from tokenreward.contract import Needs, Outputs, Reading, Row, RowRequest
 from tokenreward.forward.language_head import states_before_head
-from tokenreward.forward.layout import Gap, in_order
+from tokenreward.forward.layout import Gap, Measure, in_order
 from tokenreward.forward.packing import sides
 from tokenreward.forward.plain import PlainLayout, rope_switch
 from tokenreward.forward.readout import BatchedLayout, Readout, read_places
@@ -51,6 +51,7 @@ class PaddedLayout(BatchedLayout):
     def __init__(self, checkpoint: Checkpoint, *, through_model: bool = False) -> None:
         super().__init__(checkpoint)
         self.gap: Gap | None = None
+        self.measure: Measure | None = None
         self.reason: str | None = None
         self.runs_ahead = True
         self._through_model = through_model

@@ -16,7 +16,7 @@ from typing import Any
 from tokenreward.checkpoints.adapter import lora_layers, without_adapter
 from tokenreward.checkpoints.checkpoint import Checkpoint
 from tokenreward.contract import Model, Needs, Outputs, Row, RowRequest
-from tokenreward.forward.layout import Layout, in_order
+from tokenreward.forward.layout import Gap, Layout, Measure, in_order
 from tokenreward.forward.packed import PackedLayout
 from tokenreward.forward.padded import PaddedLayout
 from tokenreward.forward.patches import Linear, onednn_agrees
@@ -42,8 +42,10 @@ class Pair:
     ) -> None:
         self.layouts: dict[Model, Layout] = {"policy": policy, "reference": reference}
         # The gap of the two that is nearer to its bound, and the reasons of both.
-        gaps = [layout.gap for layout in self.layouts.values() if layout.gap is not None]
-        self.gap = max(gaps, key=lambda gap: gap.difference / gap.bound, default=None)
+        self.gap = _nearest([layout.gap for layout in self.layouts.values()])
+        self.measure: Measure | None = None
+        if all(layout.measure is not None for layout in self.layouts.values()):
+            self.measure = self._measure
         reasons = [
             f"{model}: {layout.reason}" for model, layout in self.layouts.items() if layout.reason
         ]
@@ -76,6 +78,21 @@ class Pair:
     def run(self, requests: Sequence[RowRequest]) -> list[Outputs]:
         """Outputs of each row, in order."""
         return self.launch(requests).result()
+
+    def _measure(self) -> Iterator[Gap | None]:
+        """Measures both layouts, one after the other."""
+        for model, layout in self.layouts.items():
+            assert layout.measure is not None
+            for gap in layout.measure(view=self._views.get(model, nullcontext)):
+                layout.gap = gap
+                yield None
+        yield _nearest([layout.gap for layout in self.layouts.values()])
+
+
+def _nearest(gaps: Sequence[Gap | None]) -> Gap | None:
+    """The gap that is nearest to its bound."""
+    present = [gap for gap in gaps if gap is not None]
+    return max(present, key=lambda gap: gap.difference / gap.bound, default=None)
 
 
 @contextmanager

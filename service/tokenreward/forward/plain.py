@@ -22,7 +22,7 @@ from tokenreward.checkpoints.heads.value_head import ValueHead
 from tokenreward.checkpoints.refusal import CheckpointRefused
 from tokenreward.contract import Needs, Outputs, Reading, Row, RowRequest
 from tokenreward.forward.language_head import best, ranks_of
-from tokenreward.forward.layout import Gap
+from tokenreward.forward.layout import Gap, Measure
 from tokenreward.forward.transfer import Pending
 
 _CHUNK_ROWS = 256
@@ -38,6 +38,7 @@ class PlainLayout:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.gap: Gap | None = None
+        self.measure: Measure | None = None
         self.reason: str | None = None
         self._checkpoint = checkpoint
         self._model: Any = checkpoint.model

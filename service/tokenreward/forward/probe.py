@@ -19,7 +19,8 @@ import torch
 from tokenreward.checkpoints.checkpoint import Checkpoint
 from tokenreward.checkpoints.refusal import one_line
 from tokenreward.contract import Needs, Outputs, Reading, RowRequest
-from tokenreward.forward.layout import Layout, differences, float32_bounds
+from tokenreward.forward.layout import Layout
+from tokenreward.forward.own_forward import OwnForward
 from tokenreward.forward.packed import PackedLayout
 from tokenreward.forward.padded import PaddedLayout
 from tokenreward.forward.patches import MLP_PIECES, onednn_gain, onednn_linear
@@ -28,9 +29,11 @@ from tokenreward.forward.soundness import refuse_unsound
 from tokenreward.forward.trial import (
     Trial,
     coarse_bounds,
+    exact_trial,
     float32_copy,
     own_numbers,
     random_rows,
+    trial_in_dtype,
 )
 
 _PROBED_PIECE = 7  # tokens: several pieces of a row, of which one is smaller
@@ -74,10 +77,15 @@ def choose_layout(
     requests = _requests(checkpoint, needs)
     plain = PlainLayout(checkpoint)
     naive = own_numbers(checkpoint, plain, requests)
+    own = _own_forward(checkpoint, requests, say=say)
     trials = _trials(checkpoint, requests, naive)
     refuse_unsound(trials[0][0], requests)
     trial = trials[-1][1]
     layout = _first_exact(checkpoint, trials, plain)
+    if own is not None:
+        is_float32 = checkpoint.model.dtype == torch.float32
+        own.is_exact = is_float32 or len(trials) > 1
+        layout.measure = partial(own.gaps, layout)
     del trials  # the float32 copy of the model, too
     if isinstance(layout, PlainLayout):
         layout.gap = trial.gap_of(naive)
@@ -108,6 +116,20 @@ def _requests(checkpoint: Checkpoint, needs: Needs) -> list[RowRequest]:
     return [RowRequest(row, needs) for row in random_rows(checkpoint)]
 
 
+def _own_forward(
+    checkpoint: Checkpoint, requests: Sequence[RowRequest], *, say: Callable[[str], None]
+) -> OwnForward | None:
+    """The model's own forward for later, before a layout changes the model. None if it will not be
+    wanted, because quantised weights cannot be changed, or if the model cannot be copied."""
+    if getattr(checkpoint.model, "hf_quantizer", None) is not None:
+        return None
+    try:
+        return OwnForward(checkpoint, requests)
+    except Exception as error:  # the model's own code may have parts of all kinds
+        say(f"it will not be probed again after a push of weights: {one_line(error)}")
+        return None
+
+
 def _trials(
     checkpoint: Checkpoint, requests: Sequence[RowRequest], naive: Sequence[Outputs]
 ) -> list[tuple[Checkpoint, Trial]]:
@@ -123,18 +145,14 @@ def _trials(
         for one, and a trial of the model itself.
     """
     if checkpoint.model.dtype == torch.float32:
-        return [(checkpoint, Trial(requests, naive, float32_bounds(naive)))]
+        return [(checkpoint, exact_trial(requests, naive))]
     exact = float32_copy(checkpoint)
     if exact is None:
         return [(checkpoint, Trial(requests, naive, coarse_bounds(checkpoint, naive)))]
     truth = PlainLayout(exact).run(requests)
-    bounds = float32_bounds(truth)
-    # In the model's dtype, the layout may be twice as far off as the model's own forward is.
-    noise = differences(naive, truth)
-    in_dtype = {kind: 2 * noise[kind] + bound for kind, bound in bounds.items()}
     return [
-        (exact, Trial(requests, truth, bounds)),
-        (checkpoint, Trial(requests, truth, in_dtype)),
+        (exact, exact_trial(requests, truth)),
+        (checkpoint, trial_in_dtype(requests, naive, truth)),
     ]
 
 

@@ -19,7 +19,16 @@ import torch
 from tokenreward.checkpoints.checkpoint import Checkpoint
 from tokenreward.checkpoints.refusal import CheckpointRefused, one_line
 from tokenreward.contract import Outputs, Row, RowRequest
-from tokenreward.forward.layout import ByKind, Gap, Layout, differences, gap, largest, numbers
+from tokenreward.forward.layout import (
+    ByKind,
+    Gap,
+    Layout,
+    differences,
+    float32_bounds,
+    gap,
+    largest,
+    numbers,
+)
 from tokenreward.forward.plain import PlainLayout, rope_switch
 
 _LENGTHS = (9, 61, 2, 23)
@@ -134,6 +143,27 @@ def _free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def exact_trial(requests: Sequence[RowRequest], truth: Sequence[Outputs]) -> Trial:
+    """The trial of a layout in float32, by what the model's own forward gives in float32."""
+    return Trial(requests, truth, float32_bounds(truth))
+
+
+def trial_in_dtype(
+    requests: Sequence[RowRequest], naive: Sequence[Outputs], truth: Sequence[Outputs]
+) -> Trial:
+    """The trial of a layout in a dtype that is not float32: it may be twice as far from the truth
+    as the model's own forward is in this dtype.
+
+    Args:
+        requests: The rows.
+        naive: What the model's own forward gives of them in the dtype.
+        truth: What it gives in float32.
+    """
+    noise = differences(naive, truth)
+    bounds = {kind: 2 * noise[kind] + bound for kind, bound in float32_bounds(truth).items()}
+    return Trial(requests, truth, bounds)
 
 
 def coarse_bounds(checkpoint: Checkpoint, outputs: Sequence[Outputs]) -> ByKind:

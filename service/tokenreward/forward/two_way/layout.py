@@ -21,7 +21,7 @@ from tokenreward.checkpoints.heads.value_head import label_names, label_weights
 from tokenreward.checkpoints.refusal import CheckpointRefused
 from tokenreward.contract import Outputs, Reading, Row, RowRequest
 from tokenreward.errors import UnsupportedText
-from tokenreward.forward.layout import Gap
+from tokenreward.forward.layout import Gap, Measure
 from tokenreward.forward.padded import CALL_TOKENS, calls_of
 from tokenreward.forward.transfer import Pending
 
@@ -42,6 +42,7 @@ class TwoWayLayout:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.name = "padded"
         self.gap: Gap | None = None
+        self.measure: Measure | None = None
         self.reason: str | None = TWO_WAY
         self.call_tokens = CALL_TOKENS.get(checkpoint.placement.first.type, CALL_TOKENS["cuda"])
         self._checkpoint = checkpoint

@@ -6,8 +6,9 @@ It runs random rows, and one question with its answer. It knows no architecture.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,8 +16,8 @@ import torch
 from tokenreward.checkpoints.checkpoint import Checkpoint
 from tokenreward.checkpoints.refusal import CheckpointRefused, one_line
 from tokenreward.contract import Needs, Outputs, Reading, Row, RowRequest
-from tokenreward.forward.layout import differences, float32_bounds, gap
-from tokenreward.forward.trial import coarse_bounds, random_rows
+from tokenreward.forward.layout import Gap
+from tokenreward.forward.trial import Trial, coarse_bounds, exact_trial, random_rows
 from tokenreward.forward.two_way.layout import TWO_WAY, TwoWayLayout
 from tokenreward.text.tokenizer import Tokenizer
 
@@ -45,25 +46,54 @@ def choose_two_way_layout(
         for row in random_rows(checkpoint)
     ]
     truth = _own_outputs(checkpoint, layout, requests)
-    if checkpoint.model.dtype == torch.float32:
-        bounds = float32_bounds(truth)
-    else:
-        bounds = coarse_bounds(checkpoint, truth)
+    trial = _trial(checkpoint, requests, truth)
     if layout.name == "padded":
-        call_tokens, layout.call_tokens = layout.call_tokens, _ONE_CALL
         try:
-            layout.gap = gap(differences(layout.run(requests[::-1])[::-1], truth), bounds)
+            layout.gap = _gap(layout, trial)
             fault = None if layout.gap.is_within else f"differ in {layout.gap}"
         except Exception as error:  # the model takes no mask, or no rows of several lengths
             fault = f"raise {type(error).__name__}"
-        layout.call_tokens = call_tokens
         if fault is not None:
             say(f"plain layout, one row at a time: padded rows {fault}")
             layout.name = "plain"
     if layout.name == "plain":
-        layout.gap = gap(differences(truth, truth), bounds)
+        layout.gap = _gap(layout, trial)
+    layout.measure = partial(_measure, checkpoint, layout, requests)
     say(f"{layout.name} layout: differs from the model's own forward in {layout.gap}; {TWO_WAY}")
     return layout
+
+
+def _measure(
+    checkpoint: Checkpoint, layout: TwoWayLayout, requests: Sequence[RowRequest]
+) -> Iterator[Gap | None]:
+    """Measures the gap again (see `Layout.measure`). The layout calls the model's own class, so the
+    served model itself gives the truth."""
+    truth: list[Outputs] = []
+    for request in requests:
+        truth += _own_outputs(checkpoint, layout, [request])
+        yield None
+    yield _gap(layout, _trial(checkpoint, requests, truth))
+
+
+def _trial(
+    checkpoint: Checkpoint, requests: Sequence[RowRequest], truth: Sequence[Outputs]
+) -> Trial:
+    """What padded rows must give: the numbers of each row alone, within rounding."""
+    if checkpoint.model.dtype == torch.float32:
+        return exact_trial(requests, truth)
+    return Trial(requests, truth, coarse_bounds(checkpoint, truth))
+
+
+def _gap(layout: TwoWayLayout, trial: Trial) -> Gap:
+    """How far rows of one call, in another order, are from those of a call each. Raises what the
+    model raises."""
+    if layout.name == "plain":
+        return trial.gap_of(trial.truth)
+    call_tokens, layout.call_tokens = layout.call_tokens, _ONE_CALL
+    try:
+        return trial.gap_of(layout.run(trial.requests[::-1])[::-1])
+    finally:
+        layout.call_tokens = call_tokens
 
 
 def _own_outputs(

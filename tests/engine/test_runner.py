@@ -97,7 +97,7 @@ def failing(message: str) -> Runner:
         raise RuntimeError(message)
 
     layout: Any = SimpleNamespace(
-        name="failing", shares=False, runs_ahead=False, gap=None, reason=None, run=run
+        name="failing", shares=False, runs_ahead=False, gap=None, measure=None, reason=None, run=run
     )
     layout.launch = layout.num_computed = run
     return Runner(layout)

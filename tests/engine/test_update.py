@@ -62,6 +62,7 @@ KINDS: dict[str, Kind] = {
     "plain": ({"checkpoint": base("llama_dynamic")}, CHECKPOINT, {}),
     "experts": ({"checkpoint": base("gpt_oss")}, CHECKPOINT, {}),
     "reward model": ({"checkpoint": base(task=RM)}, CHECKPOINT, {"task": RM}),
+    "classifier": ({"checkpoint": base("roberta", RM)}, CHECKPOINT, {"task": RM}),
     "adapter": (
         {"checkpoint": base(), "adapter": adapter(target_modules=["q_proj", "lm_head"])},
         ("adapter",),

@@ -27,7 +27,7 @@ class Recorded:
     for."""
 
     name, shares, runs_ahead = "recorded", False, True
-    gap, reason = None, None
+    gap, measure, reason = None, None, None
 
     def __init__(self) -> None:
         self.diary: list[str] = []

@@ -222,7 +222,8 @@ class UpdatableEngine:
                 raise RuntimeError("the model could not be copied when it was loaded")
             parts, began = measure(), time.monotonic()
             while version == self.version and self.runner.layout.gap is None:
-                await self.worker.between_batches(partial(self._probe_part, parts, version))
+                part = partial(self._probe_part, parts, version)
+                await self.worker.between_batches(part, is_part=True)
         except Exception as error:  # the model's own code raises errors of all kinds
             if version == self.version:
                 self.probe_note = f"version {version} could not be probed: {one_line(error)}"

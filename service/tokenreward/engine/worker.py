@@ -38,6 +38,8 @@ _MAX_PAUSE_S = 1.0
 
 # Jobs whose rows are read in one pass, and the pass, or why it could not be launched.
 Launched = tuple[Sequence[Job], Pending[Sequence[Result]] | InternalError]
+# What is to be done on the device's thread, and who waits for it.
+Task = tuple[Callable[[], None], Future[None]]
 
 
 class Worker:
@@ -70,8 +72,11 @@ class Worker:
         self._report = report
         self.loop: asyncio.AbstractEventLoop | None = None
         self.version = 0
-        # What is to be done on the device's thread when no batch is in flight.
-        self._tasks: deque[tuple[Callable[[], None], Future[None]]] = deque()
+        # What is to be done on the device's thread when no batch is in flight: before the next
+        # batch, or in turns with batches.
+        self._tasks: deque[Task] = deque()
+        self._parts: deque[Task] = deque()
+        self._is_turn_of_batch = False  # a part was the last thing that ran
         self._launched: deque[Launched] = deque()  # the oldest first
         # Jobs of the last batches, as many as may be unanswered at a time. The event loop reads the
         # tuple while the thread works, so it is replaced and never changed.
@@ -112,20 +117,24 @@ class Worker:
         jobs = [job for batch in self._latest for job in batch]
         return sum(job.queued_tokens for job in jobs if not job.future.done())
 
-    async def between_batches(self, task: Callable[[], None]) -> None:
+    async def between_batches(self, task: Callable[[], None], *, is_part: bool = False) -> None:
         """Runs a task on the device's thread, as soon as no batch is in flight.
 
         It does not wait for its turn behind what is queued: under standing load that would be
         never. Raises what the task raises, and InternalError if a step fails first.
+
+        Args:
+            task: The task.
+            is_part: It is a part of longer work. After such a part a batch runs, if one waits.
         """
         future: Future[None] = Future()
-        self._tasks.append((task, future))
+        (self._parts if is_part else self._tasks).append((task, future))
         try:
             # For a thread that is idle. A thread at work looks for tasks between two steps.
             self._thread.submit(self._run_tasks)
         except RuntimeError:  # the pool takes nothing after its shutdown
             self.fail_unanswered(closing())
-        # The task is done even if nobody waits for it any more. Then asyncio need not log its error.
+        # The task is done even if nobody waits for it any more. Then asyncio logs no error of it.
         done = asyncio.wrap_future(future)
         done.add_done_callback(lambda done: done.cancelled() or done.exception())
         await asyncio.shield(done)
@@ -135,10 +144,11 @@ class Worker:
         loop."""
         for jobs in self._latest:
             _fail(jobs, error)
-        with contextlib.suppress(IndexError):
-            while True:
-                _, future = self._tasks.popleft()
-                future.set_exception(error)
+        for tasks in (self._tasks, self._parts):
+            with contextlib.suppress(IndexError):
+                while True:
+                    _, future = tasks.popleft()
+                    future.set_exception(error)
 
     def _drain(self) -> None:
         """Steps until there is nothing to do. On the device's thread."""
@@ -157,23 +167,25 @@ class Worker:
         """
         self._run_tasks()
         # While a task waits, no further batch is launched, so that those in flight come to an end.
-        jobs = [] if self._tasks else self._batcher.take()
+        jobs = [] if self._due_tasks() else self._batcher.take()
         if jobs:
             self._launched.append((jobs, self._launch(jobs)))
             if len(self._launched) <= self._runner.num_ahead:
                 return True
         if not self._launched:
+            self._run_tasks()  # a part has waited for entries that nobody waits for any more
             return False
         self._answer(*self._launched.popleft())
         return True
 
     def _run_tasks(self) -> None:
         """Runs the tasks that wait, if no batch is in flight. On the device's thread."""
-        while self._tasks and not self._launched:
+        while not self._launched and (tasks := self._due_tasks()):
             try:
-                task, future = self._tasks.popleft()
+                task, future = tasks.popleft()
             except IndexError:  # the event loop has answered it
                 return
+            self._is_turn_of_batch = tasks is self._parts
             self.busy_since = time.monotonic()
             try:
                 task()
@@ -183,10 +195,19 @@ class Worker:
                 future.set_result(None)
             self.busy_since = None
 
+    def _due_tasks(self) -> deque[Task] | None:
+        """The tasks of which one goes before the next batch, if there are any."""
+        if self._tasks:
+            return self._tasks
+        if self._parts and not (self._is_turn_of_batch and self._batcher.queued_items):
+            return self._parts
+        return None
+
     def _launch(self, jobs: Sequence[Job]) -> Pending[Sequence[Result]] | InternalError:
         num_unanswered = 1 + self._runner.num_ahead
         self._latest = (*self._latest, jobs)[-num_unanswered:]
         self._num_batches += 1
+        self._is_turn_of_batch = False
         launched_at = time.monotonic()
         for job in jobs:
             job.batch_number, job.launched_at = self._num_batches, launched_at

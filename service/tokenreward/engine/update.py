@@ -115,9 +115,14 @@ class UpdatableEngine:
             raise Updating(f"no weights are prepared for version {version}")
         loop = asyncio.get_running_loop()
 
+        def start_probe() -> None:
+            self._report("model_version", self.version)
+            self.stop_probe()
+            self._probing = asyncio.create_task(self._probe(self.version))
+
         def copy() -> None:
             self._copy(*ready)
-            loop.call_soon_threadsafe(self._start_probe)  # also if nobody waits for the commit
+            loop.call_soon_threadsafe(start_probe)  # also if nobody waits for the commit
 
         await self.worker.between_batches(copy)
 
@@ -198,12 +203,6 @@ class UpdatableEngine:
             num_bytes / 1e6,
             time.monotonic() - began,
         )
-
-    def _start_probe(self) -> None:
-        """Notes that other weights serve, and measures the layout with them. On the event loop."""
-        self._report("model_version", self.version)
-        self.stop_probe()
-        self._probing = asyncio.create_task(self._probe(self.version))
 
     def stop_probe(self) -> None:
         """Drops a measurement of the layout that has not ended."""

@@ -93,8 +93,8 @@ class OwnForward:
             yield trial.gap_of(naive)
         else:
             with view():
-                found = trial.gap(layout)
-            yield found
+                gap = trial.gap(layout)
+            yield gap
 
 
 def second_tree(model: Any) -> Any:
@@ -163,6 +163,7 @@ class _Wide:
         self._narrow: list[tuple[dict[str, Any], str, Tensor]] = []
 
     def enter(self, *_: object) -> None:
+        """Puts float32 copies in the places of the tensors that have another dtype."""
         copies: dict[int, Tensor] = {}
         for module in self._modules:
             places: list[dict[str, Any]] = [module._parameters, module._buffers]
@@ -174,17 +175,14 @@ class _Wide:
                         self._narrow.append((tensors, name, tensor))
         for tensors, name, tensor in self._narrow:
             if id(tensor) not in copies:  # tied tensors stay one
-                copies[id(tensor)] = _float32_copy(tensor)
+                wide = tensor.detach().float()
+                if isinstance(tensor, nn.Parameter):
+                    wide = nn.Parameter(wide, requires_grad=False)
+                copies[id(tensor)] = wide
             tensors[name] = copies[id(tensor)]
 
     def leave(self, *_: object) -> None:
+        """Puts the tensors back."""
         for tensors, name, tensor in self._narrow:
             tensors[name] = tensor
         self._narrow.clear()
-
-
-def _float32_copy(tensor: Tensor) -> Tensor:
-    wide = tensor.detach().float()
-    if isinstance(tensor, nn.Parameter):
-        return nn.Parameter(wide, requires_grad=False)
-    return wide

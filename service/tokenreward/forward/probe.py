@@ -67,8 +67,7 @@ def choose_layout(
         checkpoint: The model. It is left under the attention of the layout that is chosen.
         needs: What scorers will ask of its rows.
         say: Is told each decision, in one line.
-        through_onednn: Whether float32 linears may be computed through oneDNN; None: if they are
-            faster there.
+        through_onednn: Whether float32 linears go through oneDNN; None: if they are faster there.
 
     Raises:
         CheckpointRefused: The model's own forward fails, or gives numbers that no layout makes
@@ -83,8 +82,7 @@ def choose_layout(
     trial = trials[-1][1]
     layout = _first_exact(checkpoint, trials, plain)
     if own is not None:
-        is_float32 = checkpoint.model.dtype == torch.float32
-        own.is_exact = is_float32 or len(trials) > 1
+        own.is_exact = trials[0][0].model.dtype == torch.float32
         layout.measure = partial(own.gaps, layout)
     del trials  # the float32 copy of the model, too
     if isinstance(layout, PlainLayout):
@@ -99,9 +97,7 @@ def choose_layout(
         layout.runs_ahead = not needs.attention
     layout.gap = trial.gap(layout)
     line = f"{layout.name} layout: differs from the model's own forward in {layout.gap}"
-    if layout.reason:
-        line += f"; {layout.reason}"
-    say(line)
+    say("; ".join(filter(None, [line, layout.reason])))
     return layout
 
 

@@ -8,6 +8,7 @@ teacher need none of this: `--teacher_model_server` asks the service by URL.
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -57,7 +58,9 @@ class DenseSwift(Trainer):  # type: ignore[misc]  # swift is not there when type
         with gathering.raised_together(self.accelerator, like):
             items = [self._item(sample) for sample in samples]
             masks = [item.get("mask", [1] * len(item["response"])) for item in items]
-            self._loop = self._loop or asyncio.new_event_loop()
+            if self._loop is None:  # one for all steps, because the client's connections stay
+                self._loop = asyncio.new_event_loop()
+                weakref.finalize(self, self._loop.close)
             self.reward.tokenizer = self.reward.tokenizer or self.template.tokenizer
             rewards = self._loop.run_until_complete(self.reward(items))
         matrix, mask = padded(rewards, masks)

@@ -33,6 +33,9 @@ class Processes:
 class Trainer:
     """Has written its advantages already."""
 
+    def after_rollout(self, samples: Any, batch_encoded_inputs: Any) -> None:
+        self._postprocess_batch(samples, batch_encoded_inputs)
+
     def _postprocess_batch(self, samples: Any, batch_encoded_inputs: Any) -> None:
         for inputs in batch_encoded_inputs:
             mask = inputs["grpo_batch"].completion_mask
@@ -71,7 +74,7 @@ def test_each_counted_token_gets_its_advantage_in_the_frame_of_its_micro_batch(
     own = trainer(Processes(), 2, outcome_weight=2.0)
     samples = [sample([1], [5, 6, 7], [1, 0, 1]), sample([2], [5, 6], [1, 1])]
     inputs = [batch([0, 1, 0, 1, 0]), batch([1, 1, 0])]
-    own._postprocess_batch(samples, inputs)
+    own.after_rollout(samples, inputs)
     (items, _, _) = service.calls[0]
     assert items[0] == {"prompt": [1], "response": [5, 6, 7], "mask": [1, 0, 1]}
     assert items[1] == {"prompt": [2], "response": [5, 6]}  # not the line break behind
@@ -86,7 +89,7 @@ def test_a_group_may_be_spread_over_processes(service: TokenService) -> None:
     own = trainer(Processes(others, [[1.0, 0.0, 0.0]]), 2)
     own.accelerator.process_index = 1
     inputs = [batch([1, 1])]
-    own._postprocess_batch([sample([2], [5, 6], [1, 1])], inputs)
+    own.after_rollout([sample([2], [5, 6], [1, 1])], inputs)
     mean = (8 + 41) / 2
     assert inputs[0]["grpo_batch"].advantages.tolist() == [[41 - mean, 21 - mean]]
 
@@ -94,7 +97,7 @@ def test_a_group_may_be_spread_over_processes(service: TokenService) -> None:
 def test_a_batch_whose_tokens_are_others_is_refused(service: TokenService) -> None:
     own = trainer(Processes(), 1)
     with pytest.raises(BadArgument, match="2 advantages for 3 tokens"):
-        own._postprocess_batch([sample([2], [5, 6], [1, 1])], [batch([1, 1, 1])])
+        own.after_rollout([sample([2], [5, 6], [1, 1])], [batch([1, 1, 1])])
 
 
 def test_a_process_raises_where_another_one_failed(service: TokenService) -> None:
@@ -102,4 +105,4 @@ def test_a_process_raises_where_another_one_failed(service: TokenService) -> Non
     processes.gather = lambda tensor: torch.tensor([1.0, 0.0])  # type: ignore[method-assign]
     own = trainer(processes, 1)
     with pytest.raises(ClientError, match="failed in process 0"):
-        own._postprocess_batch([sample([2], [5, 6], [1, 1])], [batch([1, 1])])
+        own.after_rollout([sample([2], [5, 6], [1, 1])], [batch([1, 1])])

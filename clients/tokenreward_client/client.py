@@ -43,7 +43,7 @@ class Client(Session):
     passed: a reply that comes in drips may outlast it.
 
     Args:
-        base_url: The address of the gateway.
+        base_url: The service's address, or a list of some: if one cannot be reached, the next is.
         api_key: Sent as `Authorization: Bearer`, and never shown.
         timeout_s: The deadline of one call in seconds, retries and pauses included.
         max_retries: Tries of one request after the first one failed. A connection that is refused

@@ -11,10 +11,13 @@ for five seconds. A live peer's kernel answers by itself, however long the servi
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
 from typing import Any
 from urllib.request import getproxies, proxy_bypass
 
 import httpx
+
+from tokenreward_client.addresses import AnyAddress
 
 CONNECT_TIMEOUT_S = 4.0
 """A lost first packet is sent again after 1 s and after 3 s."""
@@ -44,19 +47,25 @@ def socket_options() -> list[tuple[int, int, int]]:
     return options
 
 
-def transport_options(url: httpx.URL, kind: type[Any], limits: httpx.Limits) -> dict[str, Any]:
+def transport_options(
+    urls: Sequence[httpx.URL], kind: type[Any], limits: httpx.Limits
+) -> dict[str, Any]:
     """The arguments that make an httpx client's connections watched ones.
 
     A client with a transport of its own ignores the proxies that the environment names. Where there
-    is one for this address, httpx makes the connections, to the proxy, as it always does.
+    is one for a lone address, httpx makes the connections, to the proxy, as it always does. Several
+    addresses are of machines nearby, and asked without a proxy.
 
     Args:
-        url: The address of the service.
+        urls: The addresses of the service.
         kind: httpx.HTTPTransport or httpx.AsyncHTTPTransport.
         limits: Of the connections.
     """
     proxies = getproxies()
-    has_proxy = url.scheme in proxies or "all" in proxies
-    if has_proxy and not proxy_bypass(url.host):
+    has_proxy = urls[0].scheme in proxies or "all" in proxies
+    if len(urls) == 1 and has_proxy and not proxy_bypass(urls[0].host):
         return {"limits": limits}
-    return {"transport": kind(limits=limits, socket_options=socket_options())}
+    connections = kind(limits=limits, socket_options=socket_options())
+    if len(urls) == 1:
+        return {"transport": connections}
+    return {"transport": AnyAddress(urls, connections)}

@@ -7,7 +7,7 @@ import math
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -15,6 +15,7 @@ import httpx
 
 from tokenreward.wire.paths import REWARDS_PATH
 from tokenreward.wire.weights import DeploymentWeights, PushReply
+from tokenreward_client.addresses import check_urls
 from tokenreward_client.call import Call, score_request
 from tokenreward_client.connection import CONNECT_TIMEOUT_S, transport_options
 from tokenreward_client.errors import BadArgument
@@ -49,7 +50,7 @@ class Session(ABC):
 
     def __init__(
         self,
-        base_url: str = "http://127.0.0.1:8000",
+        base_url: str | Sequence[str] = "http://127.0.0.1:8000",
         *,
         api_key: str | None = None,
         timeout_s: float = 300.0,
@@ -57,7 +58,7 @@ class Session(ABC):
         max_concurrency: int = 16,
         wire: WireName = "json",
     ) -> None:
-        self._base_url = _check_url(base_url)
+        self._urls = check_urls(base_url)
         self._headers = httpx.Headers()  # which hide the key when they are printed
         if api_key is not None:
             # The message never quotes the key: it may end up in a log.
@@ -107,7 +108,7 @@ class Session(ABC):
     def __reduce__(self) -> tuple[Any, ...]:
         _, _, api_key = self._headers.get("authorization", "").partition(" ")
         settings: dict[str, Any] = {
-            "base_url": str(self._base_url),
+            "base_url": [str(url) for url in self._urls],
             "api_key": api_key or None,
             "timeout_s": self._timeout_s,
             "max_retries": self._retry.max_retries,
@@ -119,7 +120,8 @@ class Session(ABC):
     def __repr__(self) -> str:
         key = ", api_key=<set>" if self._headers else ""
         # The user part of a URL may hold a password.
-        return f"{type(self).__name__}({str(self._base_url.copy_with(userinfo=b''))!r}{key})"
+        urls = ", ".join(repr(str(url.copy_with(userinfo=b""))) for url in self._urls)
+        return f"{type(self).__name__}({urls}{key})"
 
     def _score_flow(
         self, items: Iterable[ItemLike], scorer: str | None, options: ScoreOptions
@@ -184,8 +186,8 @@ class Session(ABC):
 
     def _http_options(self, transport: type[Any]) -> dict[str, Any]:
         limits = httpx.Limits(max_keepalive_connections=self._max_concurrency)
-        connections = transport_options(self._base_url, transport, limits)
-        return {"base_url": self._base_url, "headers": self._headers, **connections}
+        connections = transport_options(self._urls, transport, limits)
+        return {"base_url": self._urls[0], "headers": self._headers, **connections}
 
 
 def build_request(http: httpx.Client | httpx.AsyncClient, step: Send) -> httpx.Request:
@@ -195,16 +197,6 @@ def build_request(http: httpx.Client | httpx.AsyncClient, step: Send) -> httpx.R
     return http.build_request(
         method, step.path, content=step.body, headers=step.headers, timeout=timeout
     )
-
-
-def _check_url(base_url: str) -> httpx.URL:
-    try:
-        url = httpx.URL(base_url)
-    except (httpx.InvalidURL, TypeError):
-        raise BadArgument("this is not a URL", param="base_url") from None
-    if url.scheme not in ("http", "https") or not url.host or url.query or url.fragment:
-        raise BadArgument("must look like http://host:port, without a query", param="base_url")
-    return url
 
 
 def _check_timeout(timeout_s: float) -> float:

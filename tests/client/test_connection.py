@@ -74,10 +74,10 @@ def test_a_proxy_of_the_environment_is_still_used(
         monkeypatch.delenv(name.upper(), raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    options = transport_options(
-        httpx.URL("http://service:8000"), httpx.HTTPTransport, httpx.Limits()
-    )
-    assert ("transport" in options) is is_own
+    url, other_url = httpx.URL("http://service:8000"), httpx.URL("http://other:8000")
+    kind, limits = httpx.HTTPTransport, httpx.Limits()
+    assert ("transport" in transport_options([url], kind, limits)) is is_own
+    assert "transport" in transport_options([url, other_url], kind, limits)
 
 
 def test_both_kinds_of_client_watch_their_connections(monkeypatch: pytest.MonkeyPatch) -> None:

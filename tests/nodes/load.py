@@ -67,12 +67,13 @@ class Callers:
     """Callers at several addresses.
 
     Args:
-        urls: Where they ask, in turns.
+        urls: Where they ask: each address is the first of some callers, who know the others, too.
         api_key: Their key.
     """
 
     def __init__(self, urls: Sequence[str], api_key: str) -> None:
-        self._clients = [AsyncClient(url, api_key=api_key, timeout_s=TIMEOUT_S) for url in urls]
+        orders = [[*urls[place:], *urls[:place]] for place in range(len(urls))]
+        self._clients = [AsyncClient(each, api_key=api_key, timeout_s=TIMEOUT_S) for each in orders]
         self._truth: dict[tuple[str, int], list[list[np.ndarray]]] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self.sight = Sight()

@@ -1,0 +1,94 @@
+"""Several addresses of one service, such as the nodes of a cluster: a request goes to the next one
+if no connection can be made. It knows no requests, and decides on no retry but this.
+
+A request is sent again only where none of it was sent. A connection that breaks later is the
+caller's to judge; the next request goes to another address then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import httpx
+
+from tokenreward_client.errors import BadArgument
+
+_NOTHING_SENT = (httpx.ConnectError, httpx.ConnectTimeout)
+
+
+class AnyAddress(httpx.BaseTransport, httpx.AsyncBaseTransport):
+    """Sends requests to the address that answered last, until it does not.
+
+    Args:
+        urls: The addresses. Requests come with the first.
+        connections: An httpx.HTTPTransport or httpx.AsyncHTTPTransport, which makes connections.
+    """
+
+    def __init__(self, urls: Sequence[httpx.URL], connections: object) -> None:
+        self._urls = urls
+        # httpx calls either the methods that block or the others, never both.
+        self._connections: httpx.HTTPTransport = connections  # type: ignore[assignment]
+        self._async_connections: httpx.AsyncHTTPTransport = connections  # type: ignore[assignment]
+        self._place = 0
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        """The response of the first address that can be reached. Raises httpx.TransportError."""
+        for is_last in self._tries(request):
+            try:
+                return self._connections.handle_request(request)
+            except httpx.TransportError as error:
+                self._leave(request)
+                if is_last or not isinstance(error, _NOTHING_SENT):
+                    raise
+        raise AssertionError("there is an address")
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """As `handle_request`."""
+        for is_last in self._tries(request):
+            try:
+                return await self._async_connections.handle_async_request(request)
+            except httpx.TransportError as error:
+                self._leave(request)
+                if is_last or not isinstance(error, _NOTHING_SENT):
+                    raise
+        raise AssertionError("there is an address")
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._connections.close()
+
+    async def aclose(self) -> None:
+        """Closes the connections."""
+        await self._async_connections.aclose()
+
+    def _tries(self, request: httpx.Request) -> Iterator[bool]:
+        """Gives the request one address after the other, and says whether it is the last one."""
+        first = self._place
+        for number in range(len(self._urls)):
+            url = self._urls[(first + number) % len(self._urls)]
+            request.url = request.url.copy_with(host=url.host, port=url.port)
+            request.headers["host"] = url.netloc.decode("ascii")
+            yield number == len(self._urls) - 1
+
+    def _leave(self, request: httpx.Request) -> None:
+        """Other requests go elsewhere, unless one that failed before has seen to it."""
+        url = self._urls[self._place]
+        if (url.host, url.port) == (request.url.host, request.url.port):
+            self._place = (self._place + 1) % len(self._urls)
+
+
+def check_urls(base_url: str | Sequence[str]) -> list[httpx.URL]:
+    """The addresses that a caller named, as URLs. Raises BadArgument."""
+    texts = [base_url] if isinstance(base_url, str) else base_url
+    try:
+        urls = [httpx.URL(text) for text in texts]
+    except (httpx.InvalidURL, TypeError):
+        raise BadArgument("this is not a URL", param="base_url") from None
+    if not urls:
+        raise BadArgument("there must be an address", param="base_url")
+    for url in urls:
+        if url.scheme not in ("http", "https") or not url.host or url.query or url.fragment:
+            raise BadArgument("must look like http://host:port, without a query", param="base_url")
+        if url.copy_with(host=urls[0].host, port=urls[0].port) != urls[0]:
+            raise BadArgument("addresses may differ in host and port alone", param="base_url")
+    return urls

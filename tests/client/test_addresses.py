@@ -1,0 +1,108 @@
+"""A client that has several addresses of a service."""
+
+from __future__ import annotations
+
+import pickle
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from tokenreward_client import BadArgument, Client, ConnectionFailed
+
+
+def closed_url() -> str:
+    """An address at which nobody listens."""
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{closed.getsockname()[1]}"
+
+
+@contextmanager
+def hanging_up() -> Iterator[tuple[str, list[bytes]]]:
+    """An address that reads a request and breaks the connection, and the methods of requests."""
+    methods: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def hang_up() -> None:
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                except OSError:
+                    return
+                methods.append(connection.recv(1000)[:4])
+                connection.close()
+
+        threading.Thread(target=hang_up, daemon=True).start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}", methods
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+def at(edge: Any, monkeypatch: pytest.MonkeyPatch, *others: str) -> None:
+    """From now on clients have other addresses before that of the service."""
+    monkeypatch.setattr(edge, "url", [*others, edge.url])
+
+
+def test_where_nobody_listens_costs_no_try_and_no_pause(
+    edge: Any, score: Any, items: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = edge.url.removeprefix("http://")
+    at(edge, monkeypatch, closed_url(), closed_url())
+    answers = score(items(3), settings={"max_retries": 0})
+    assert [answer.score for answer in answers] == [0, 1, 2]
+    assert edge.seen[0][1]["host"] == host
+
+
+def test_a_connection_that_breaks_sends_the_next_try_elsewhere(
+    edge: Any, score: Any, items: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with hanging_up() as (url, methods):
+        edge.listing = None
+        at(edge, monkeypatch, url)
+        [answer] = score(items(1), settings={"max_retries": 1})
+    assert answer.score == 0
+    assert methods == [b"GET "]  # the listing went there, and nothing else did
+
+
+def test_the_address_that_answers_is_kept(edge: Any, items: Any) -> None:
+    with hanging_up() as (url, methods), Client([url, edge.url]) as client:
+        for _ in range(3):
+            client.score(items(1))
+    assert len(methods) == 1
+
+
+def test_all_addresses_that_nobody_answers_are_a_failed_connection(
+    edge: Any, score: Any, items: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last = closed_url()
+    monkeypatch.setattr(edge, "url", [closed_url(), last])
+    with pytest.raises(ConnectionFailed, match=f"no answer from {last}"):
+        score(items(1), settings={"max_retries": 0})
+
+
+def test_addresses_are_pickled_and_shown_without_passwords(edge: Any, items: Any) -> None:
+    with Client([closed_url(), edge.url], max_retries=0) as client:
+        copy = pickle.dumps(client)
+    with pickle.loads(copy) as client:  # noqa: S301 - our own
+        assert [answer.score for answer in client.score(items(1))] == [0]
+    with Client(["http://me:hush@a:1", "http://me:hush@b:2"]) as client:
+        assert repr(client) == "Client('http://a:1', 'http://b:2')"
+
+
+@pytest.mark.parametrize(
+    ("urls", "message"),
+    [
+        ([], "there must be an address"),
+        (["http://a", "https://a"], "host and port alone"),
+        (["http://a/x", "http://b/y"], "host and port alone"),
+        (["http://a", "http://u:p@b"], "host and port alone"),
+        (["http://a", "b:1"], "must look like"),
+        (["http://a", 3], "not a URL"),
+    ],
+)
+def test_addresses_of_one_service_look_alike(urls: Any, message: str) -> None:
+    with pytest.raises(BadArgument, match=message):
+        Client(urls)

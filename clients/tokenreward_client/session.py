@@ -107,8 +107,9 @@ class Session(ABC):
 
     def __reduce__(self) -> tuple[Any, ...]:
         _, _, api_key = self._headers.get("authorization", "").partition(" ")
+        urls = [str(url) for url in self._urls]
         settings: dict[str, Any] = {
-            "base_url": [str(url) for url in self._urls],
+            "base_url": urls if len(urls) > 1 else urls[0],
             "api_key": api_key or None,
             "timeout_s": self._timeout_s,
             "max_retries": self._retry.max_retries,

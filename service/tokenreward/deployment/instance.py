@@ -243,7 +243,7 @@ def set_ray_environment() -> None:
         # How soon Ray notices that its HTTP proxy is dead: after three checks, which fail at once.
         # By default they are 10 s apart. A proxy that takes long to start on a busy machine is not
         # dead: it has more than the default of 5 s.
-        RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S="0.5",
+        RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S="0.25",
         RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S="30",
         RAY_USAGE_STATS_ENABLED="0",
         RAY_worker_niceness="0",

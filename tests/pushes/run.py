@@ -1,4 +1,7 @@
-"""Callers in a closed loop, pushes one after the other, kills among them; and what came of it.
+"""Callers in a closed loop, pushes, kills among them; and what came of it.
+
+Pushes come one after the other, and some of them two at the same moment, on connections of their
+own: the same push twice, or two versions, of which the greater one must be served.
 
 Two checkpoints take turns: odd versions are the first, even ones the second. So the rewards of
 every version are known beforehand, from engines of their own.
@@ -7,18 +10,21 @@ every version are known beforehand, from engines of their own.
 from __future__ import annotations
 
 import asyncio
+import random
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import httpx
 import numpy as np
 import numpy.typing as npt
 
 from tokenreward.engine import Engine
 from tokenreward.settings import DeploymentSettings
 from tokenreward.wire import RewardsRequest, parse
-from tokenreward_client import AsyncClient, ClientError
+from tokenreward_client import AsyncClient, ClientError, ServerRefused
 
 TOLERANCE = 1e-5  # times the largest reward; the two checkpoints differ by far more
 NUM_CALLERS = 6
@@ -47,6 +53,9 @@ class Outcome:
         push_s: Seconds of each push.
         latencies_s: Seconds of each call.
         missed: Pushes whose reply named a replica that had not changed.
+        num_together: Pushes that were sent at the moment of another one.
+        num_refused: Those of them that were refused, since the other's version is greater.
+        gateways: How many requests each replica of the gateway answered.
         final: The version of each replica at the end.
     """
 
@@ -58,6 +67,9 @@ class Outcome:
     push_s: list[float] = field(default_factory=list)
     latencies_s: list[float] = field(default_factory=list)
     missed: int = 0
+    num_together: int = 0
+    num_refused: int = 0
+    gateways: list[int] = field(default_factory=list)
     num_kills: int = 0
     final: list[int | None] = field(default_factory=list)
 
@@ -70,6 +82,9 @@ class Outcome:
             f"{len(self.failures)} failed, {len(self.mixed)} mixed, {len(self.wrong)} wrong",
             f"push: median {np.median(pushes):.2f} s, longest {pushes.max():.2f} s; "
             f"{self.missed} were missed by a replica at first",
+            f"{self.num_together} were sent at the moment of another one; {self.num_refused} of "
+            "them were refused, as the other version was greater",
+            f"requests by gateway: {self.gateways}",
             f"call: median {np.median(calls):.3f} s, 99 % {np.quantile(calls, 0.99):.3f} s, "
             f"longest {calls.max():.2f} s",
             f"replicas at the end: versions {self.final}",
@@ -98,6 +113,8 @@ async def run(
     num_pushes: int,
     kill: Callable[[], None],
     kill_every: int,
+    together: float = 0.0,
+    seed: int = 0,
 ) -> Outcome:
     """Pushes under load.
 
@@ -109,11 +126,13 @@ async def run(
         num_pushes: How often it pushes.
         kill: Ends a replica.
         kill_every: How many pushes are between two kills.
+        together: The share of the pushes that have company.
+        seed: Of which pushes are sent together.
     """
     truth = await truths(settings, checkpoints)
     gaps = [np.abs(a - b).max() for a, b in zip(*truth, strict=True)]
     assert min(gaps) > 100 * _tolerance(truth), f"the two checkpoints differ by {gaps} only"
-    outcome, is_done = Outcome(), asyncio.Event()
+    outcome, is_done, chance = Outcome(), asyncio.Event(), random.Random(seed)
     name, scorer = settings["name"], settings["scorers"][0]["type"]
     async with AsyncClient(url, timeout_s=300, max_concurrency=NUM_CALLERS + 1) as client:
         callers = [
@@ -121,21 +140,42 @@ async def run(
             for _ in range(NUM_CALLERS)
         ]
         first = (await client.weights(name, admin_key)).replicas[0].version or 0
+        version = first
+
+        async def push(version: int, client: AsyncClient = client) -> Any:
+            return await client.update_weights(
+                name,
+                checkpoint=checkpoints[(version + 1) % 2],
+                version=version,
+                admin_key=admin_key,
+            )
+
+        async def push_beside(version: int) -> None:
+            """Another push at the same moment, on a connection of its own."""
+            outcome.num_together += 1
+            try:
+                async with AsyncClient(url, timeout_s=300) as other:
+                    await push(version, other)
+            except ServerRefused as error:
+                if error.code != "version_conflict":
+                    raise
+                outcome.num_refused += 1
+
         try:
-            for version in range(first + 1, first + 1 + num_pushes):
-                began = time.monotonic()
-                reply = await client.update_weights(
-                    name,
-                    checkpoint=checkpoints[(version + 1) % 2],
-                    version=version,
-                    admin_key=admin_key,
-                )
+            for number in range(1, num_pushes + 1):
+                began, version = time.monotonic(), version + 1
+                if chance.random() < together:
+                    lower, version = version, version + chance.randrange(2)
+                    reply, _ = await asyncio.gather(push(version), push_beside(lower))
+                else:
+                    reply = await push(version)
                 outcome.push_s.append(time.monotonic() - began)
                 outcome.missed += any(each.version != version for each in reply.replicas)
-                if (version - first) % kill_every == kill_every // 2:
+                if number % kill_every == kill_every // 2:
                     outcome.num_kills += 1
                     kill()
-            outcome.final = await _final(client, name, admin_key, first + num_pushes)
+            outcome.final = await _final(client, name, admin_key, version)
+            outcome.gateways = await _gateways(url)
         finally:
             is_done.set()
             await asyncio.gather(*callers)
@@ -190,3 +230,14 @@ async def _final(client: AsyncClient, name: str, key: str, version: int) -> list
             break
         await asyncio.sleep(0.5)
     return versions
+
+
+async def _gateways(url: str) -> list[int]:
+    """How many requests each replica of the gateway answered."""
+    async with httpx.AsyncClient(base_url=url) as client:
+        text = (await client.get("/metrics")).text
+    pattern = r'tokenreward_requests_total\{deployment="gateway",replica="(\S+?)",\S+\} (\S+)'
+    counts: dict[str, int] = {}
+    for replica, number in re.findall(pattern, text):
+        counts[replica] = counts.get(replica, 0) + int(float(number))
+    return sorted(counts.values())

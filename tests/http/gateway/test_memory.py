@@ -5,15 +5,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from fakes.scripted import answers, reply
 from fakes.web import until
-from tokenreward.errors import Overloaded
+from tokenreward.errors import InvalidField, Overloaded
 from tokenreward.http.request_limits import Limits
 
 ITEM = {"prompt": "a", "response": "b" * 200}
@@ -73,3 +74,42 @@ async def test_a_reply_that_does_not_fit_beside_others_is_refused_and_one_alone_
         alone = await opened.post("/v1/rewards", json={"scorer": "one", "items": [ITEM]})
         assert alone.status_code == 200
     assert (refused.json()["error"]["code"], refused.headers["retry-after"]) == ("overloaded", "1")
+
+
+async def test_a_call_that_nobody_waits_for_any_more_gives_back_what_it_held(
+    edge: Any, gateway: Any
+) -> None:
+    """Of two scorers that are asked first, one refuses while the reply of the other arrives."""
+    has_ended = False
+
+    async def lm(request: Request) -> Response:
+        async def pieces() -> AsyncIterator[bytes]:
+            nonlocal has_ended
+            yield b'{"items": ['
+            yield b" " * 50_000
+            try:
+                await asyncio.sleep(20)
+            finally:
+                has_ended = True
+
+        return StreamingResponse(pieces(), media_type="application/json")
+
+    async def rm(_: Request) -> Response:
+        await until(lambda: gateway.backend.bodies.num_held > 50_000)
+        return JSONResponse({"error": InvalidField("no", param="items").detail()}, 422)
+
+    edge.answer = answers(lm=lm, rm=rm)
+    body = {
+        "scorer": "one",
+        "items": [{"prompt": [5], "response": [6, 7], "policy_logprobs": [-1.0, -1.0]}],
+        "options": {"score_from": "two"},
+        "credit": {"name": "last", "kl": {"coef": 0.1, "reference": "endogenous"}},
+    }
+    async with gateway(edge.url) as opened:
+        bodies = gateway.backend.bodies
+        answer = await opened.post("/v1/rewards", json=body)
+        assert answer.status_code == 422
+        assert bodies.num_held == 0
+        await until(lambda: has_ended)
+        await asyncio.sleep(0.05)
+        assert bodies.num_held == 0

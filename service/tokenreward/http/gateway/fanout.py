@@ -87,13 +87,18 @@ class Fanout:
         self._content = await for_size(
             self._num_bytes, self._request.model_dump, exclude_unset=True
         )
+        tasks: list[asyncio.Future[Reply | RequestError]] = []
         try:
             await self._refuse_unequal_units()
-            outcomes = await asyncio.gather(*(self._outcome(each) for each in subrequests))
+            tasks += [asyncio.ensure_future(self._outcome(each)) for each in subrequests]
+            outcomes = await asyncio.gather(*tasks)
             await self._refuse_unequal_units()  # again: other weights may have answered
         finally:
-            for future in self._shared.values():
+            # They have ended before anybody counts what the request holds: each gives back its own.
+            futures = [*tasks, *self._shared.values()]
+            for future in futures:
                 future.cancel()
+            await asyncio.gather(*futures, return_exceptions=True)
         for outcome in outcomes:
             is_alone = self._request.scorer is not None
             if isinstance(outcome, RequestError) and (is_alone or outcome.status < 500):

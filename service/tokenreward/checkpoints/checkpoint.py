@@ -16,6 +16,7 @@ import torch
 
 from tokenreward.checkpoints.adapter import Adapter
 from tokenreward.checkpoints.adapter_config import refuse_adapter_in_checkpoint
+from tokenreward.checkpoints.default_dtype import loading
 from tokenreward.checkpoints.gguf import find_gguf
 from tokenreward.checkpoints.heads.value_head import ValueHead
 from tokenreward.checkpoints.load_failure import (
@@ -205,10 +206,11 @@ def load_checkpoint(
         if gguf is not None:
             source = str(gguf.parent)
         refuse_adapter_in_checkpoint(source, settings, gguf)
-        if stays_mapped:
-            checkpoint, _ = _read(source, gguf, settings, ON_CPU.devices)
-        else:
-            checkpoint = _load(source, gguf, settings, devices)
+        with loading():
+            if stays_mapped:
+                checkpoint, _ = _read(source, gguf, settings, ON_CPU.devices)
+            else:
+                checkpoint = _load(source, gguf, settings, devices)
     except CheckpointRefused as error:
         raise CheckpointRefused(
             f"`{settings.checkpoint}` cannot be served as {settings.task}: {error}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 
 from tokenreward.checkpoints.refusal import CheckpointRefused
@@ -59,7 +60,8 @@ def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
         raise CheckpointRefused(
             f"the value head's tensors {shapes} are no weight and bias of a Linear"
         )
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+    rows, columns = weight.shape
+    layer = nn.Linear(columns, rows, bias=bias is not None, dtype=torch.float32)
     layer.load_state_dict(state)
     return layer.requires_grad_(False)
 

@@ -13,6 +13,7 @@ from itertools import islice
 
 import torch
 
+from tokenreward.checkpoints.default_dtype import computing
 from tokenreward.contract import Outputs, RowRequest
 from tokenreward.errors import InternalError, ItemError, OutOfMemory, ScorerFailed, frames
 from tokenreward.forward.layout import Layout
@@ -131,9 +132,10 @@ class Runner:
             return self.lost
         requests = [request for item in batch for request in item]
         try:
-            if self.num_ahead:
-                return self.layout.launch(requests)
-            outputs = self.layout.run(requests)
+            with computing():
+                if self.num_ahead:
+                    return self.layout.launch(requests)
+                outputs = self.layout.run(requests)
             return Pending(lambda: outputs)
         except Exception as error:
             return self._error_of(error, failures)

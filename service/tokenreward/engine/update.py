@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from tokenreward.checkpoints.checkpoint import Checkpoint
+from tokenreward.checkpoints.default_dtype import computing
 from tokenreward.checkpoints.reference import reference_settings
 from tokenreward.checkpoints.refusal import CheckpointRefused, one_line
 from tokenreward.checkpoints.update import Update, prepare_update
@@ -248,7 +249,8 @@ class UpdatableEngine:
             return
         if self.runner.lost is not None:
             raise self.runner.lost
-        gap = next(parts)
+        with computing():
+            gap = next(parts)
         if gap is None:
             return
         self.runner.layout.gap, self.probe_note = gap, None

@@ -118,7 +118,8 @@ def _trial(model: nn.Module) -> tuple[Tensor, Tensor]:
     """
     weight = max((layer.weight for layer in _float32_linears(model)), key=lambda w: w.numel())
     generator = torch.Generator().manual_seed(0)
-    rows = torch.randn(_NUM_ROWS, weight.shape[1], generator=generator)
+    shape = _NUM_ROWS, weight.shape[1]
+    rows = torch.randn(shape, generator=generator, dtype=torch.float32)
     return rows.to(weight.device), weight
 
 

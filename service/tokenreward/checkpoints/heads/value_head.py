@@ -101,7 +101,8 @@ class ValueHead:
         if weights is not None:
             labels = [f"{w:g} {name}" for w, name in zip(weights, names, strict=True) if w]
             note = f"{note}, {' + '.join(labels)}{affine_note}"
-            on_device = torch.tensor(weights, device=linears[-1].weight.device)
+            device = linears[-1].weight.device
+            on_device = torch.tensor(weights, dtype=torch.float32, device=device)
             return cls(linears, activation, mean, std, note, on_device, names)
         if num_labels == 2:
             note += ", logit[1] - logit[0]"

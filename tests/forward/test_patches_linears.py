@@ -4,11 +4,13 @@ for good."""
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fakes import oracle, tiny
 from tokenreward.contract import Needs
@@ -106,3 +108,35 @@ def test_the_probe_gives_up_onednn_if_the_whole_model_differs(
     assert layout.name == "packed"
     assert swapped(model) == 0
     assert any("stay torch's own" in line for line in lines)
+
+
+class SeenRows(TorchDispatchMode):
+    """Notes how many rows oneDNN's operator is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "_linear_pointwise" in str(func):
+            self.rows.add(args[0].shape[:-1].numel())
+        return func(*args, **(kwargs or {}))
+
+
+def test_onednn_compiles_for_few_numbers_of_rows() -> None:
+    weight, bias = torch.randn(3, 4), torch.randn(3)
+    with torch.inference_mode(), SeenRows() as seen:
+        for num_rows in range(1, 4097):
+            patches.onednn_linear(torch.ones(num_rows, 4), weight, bias)
+    assert len(seen.rows) == 56
+    assert seen.rows == {patches.padded_rows(number) for number in range(1, 4097)}
+    assert all(0 <= patches.padded_rows(n) - n < max(8, n / 3) for n in range(1, 4097))
+
+
+@pytest.mark.parametrize("shape", [(0, 16), (16,), (7, 16), (1, 130, 16), (3, 5, 16), (600, 16)])
+def test_rows_that_are_added_are_left_out(shape: tuple[int, ...]) -> None:
+    x, weight, bias = torch.randn(shape), torch.randn(9, 16), torch.randn(9)
+    for b in (bias, None):
+        ours, theirs = (f(x, weight, b) for f in (patches.onednn_linear, patches.torch_linear))
+        assert ours.is_contiguous()
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)

@@ -31,6 +31,8 @@ def main() -> int:
     print(f"seed {arguments.seed}: {dict(sorted(report.statuses.items()))}")
     if report.health_s:
         print(f"/healthz: {len(report.health_s)} times, at most {max(report.health_s):.2f} s")
+    for seconds, cpu_s, numbers in sorted(report.slow, reverse=True)[:10]:
+        print(f"  {seconds:.2f} s, {cpu_s:.2f} s of them computed, beside", *numbers)
     print("MiB after each tenth:", *(num_bytes // _MIB for num_bytes in report.memory))
     for number, request, answer in report.failures[:50]:
         print(f"--only {number}\n  {request}\n  {answer!r}")

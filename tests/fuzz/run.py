@@ -29,6 +29,7 @@ _OTHER_PATHS = [
     "//",
 ]
 _HEALTH_PAUSE_S = 0.2
+_SLOW_S = 1.0
 
 
 @dataclass
@@ -40,12 +41,16 @@ class FuzzReport:
         failures: The number of each request that had a 5xx other than 503 and 504, or no answer;
             the request; and the answer.
         health_s: How long each `/healthz` took.
+        slow: Of each `/healthz` that took longer than a second: how long it took; how much
+            processor time the process used meanwhile, which is little if others had the machine;
+            and the numbers of the requests that were under way at its end.
         memory: Resident bytes of the process after each tenth of the requests.
     """
 
     statuses: Counter[int] = field(default_factory=Counter)
     failures: list[tuple[int, str, bytes]] = field(default_factory=list)
     health_s: list[float] = field(default_factory=list)
+    slow: list[tuple[float, float, list[int]]] = field(default_factory=list)
     memory: list[int] = field(default_factory=list)
 
 
@@ -86,6 +91,7 @@ async def fuzz(
     address = urlsplit(url)
     numbers = iter(range(first, first + num_requests))
     process, tenth = psutil.Process(), max(1, num_requests // 10)
+    under_way: set[int] = set()
 
     async def call() -> None:
         caller = RawCaller(str(address.hostname), int(address.port or 0))
@@ -93,7 +99,9 @@ async def fuzz(
             method, path, headers, content = request_of(number, seed, bodies)
             if method == "HEAD":
                 method = "GET"
+            under_way.add(number)
             status, answer = await caller.ask(method, path, headers, content)
+            under_way.remove(number)
             report.statuses[status] += 1
             if status == 0 or (status >= 500 and status not in (503, 504)):
                 text = f"{method} {path} {headers} {content[:2000]!r}"
@@ -105,10 +113,14 @@ async def fuzz(
     async def watch_health() -> None:
         caller = RawCaller(str(address.hostname), int(address.port or 0))
         while not is_done.is_set():
-            began = time.monotonic()
+            began, cpu_began = time.monotonic(), time.process_time()
             status, _ = await caller.ask("GET", "/healthz", [], b"")
             assert status == 200
-            report.health_s.append(time.monotonic() - began)
+            seconds = time.monotonic() - began
+            report.health_s.append(seconds)
+            if seconds > _SLOW_S:
+                cpu_s = time.process_time() - cpu_began
+                report.slow.append((seconds, cpu_s, sorted(under_way)))
             await asyncio.sleep(_HEALTH_PAUSE_S)
         await caller.close()
 

@@ -69,7 +69,7 @@ def is_light(request: RewardsRequest, plans: Sequence[Plan]) -> bool:
     again for each item, or show the item many times.
     """
     items = request.items
-    if request.return_tokens or any(item.messages is not None for item in items):
+    if request.return_tokens or any(item.has_messages for item in items):
         return False
     num_characters = 0
     for plan in plans:

@@ -29,7 +29,10 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 LARGE_BODY_BYTES = 256 * 1024
-MAX_PARSED_BYTES = 64 * 2**20
+# Python's lock lets one body be parsed at a time in any case. More of them would take memory, and
+# the lock from all others for longer.
+MAX_PARSED_BYTES = 16 * 2**20
+_SMALL_BODIES = 64  # of which one, or so many, are parsed at a time: below LARGE_BODY_BYTES
 
 _RETRY_AFTER_S = 1.0
 # A body holds its share of the memory while it arrives. It is given up when nothing of it arrives
@@ -49,9 +52,9 @@ class BodyBudget:
     back when the body is dropped. A share that does not fit is refused at once and not waited for:
     a caller who sends slowly takes its own share from others and nothing else.
 
-    Bodies that are there are parsed in turn, first come first served, because the objects of a
-    parsed body take many times its size. A body larger than what may be parsed at a time is parsed
-    alone.
+    Large bodies that are there are parsed in turn, first come first served, because the objects of
+    a parsed body take many times its size. A body larger than what may be parsed at a time is
+    parsed alone.
 
     What a process keeps of a request besides its body counts as well (`extras`).
 
@@ -169,7 +172,14 @@ class BodyBudget:
 
     @contextlib.asynccontextmanager
     async def parsing(self, num_bytes: int, *, within_s: float) -> AsyncIterator[None]:
-        """Waits until a body of so many bytes may be parsed. Raises DeadlineExceededError."""
+        """Waits until a body of so many bytes may be parsed. Raises DeadlineExceededError.
+
+        A small body does not wait: it is parsed at once, and must not stand behind large bodies
+        that wait for each other.
+        """
+        if num_bytes < self._max_parsed_bytes // _SMALL_BODIES:
+            yield
+            return
         num_bytes = min(num_bytes, self._max_parsed_bytes)
         try:
             async with asyncio.timeout(within_s), self._turn:

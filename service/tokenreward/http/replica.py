@@ -6,6 +6,7 @@ application at `/d/{deployment}`.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from functools import partial
@@ -143,7 +144,14 @@ class ReplicaBackend(Backend):
             ) as body,
             self.bodies.parsing(len(body), within_s=limit_s),
         ):
-            content = await for_size(len(body), tokenize, body, engine.tokenizer, max_tokens)
+            threads, caller = engine.preprocess.threads, caller_of(request.scope)
+            try:
+                async with asyncio.timeout(limit_s):
+                    content = await threads.run(
+                        tokenize, body, engine.tokenizer, max_tokens, caller=caller
+                    )
+            except TimeoutError:
+                raise DeadlineExceededError(f"not tokenised within {limit_s:g} s") from None
         return Response(content, media_type=JSON.name)
 
     async def scorers(self, request: Request) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from tokenreward.errors import UnsupportedText
+from tokenreward.errors import SequenceTooLong, UnsupportedText
 from tokenreward.text.messages import (
     calls_in_form,
     cause,
@@ -26,7 +26,7 @@ from tokenreward.text.skeleton import refuse_hidden, skeleton_of
 from tokenreward.text.template_forms import call_forms, content_forms, tool_forms
 from tokenreward.text.trial_turns import MARK
 
-_MAX_ROLES = 64
+_MAX_ROLES, _MAX_ROLE_CHARACTERS = 64, 256
 # Most conversations of a run have the same few skeletons.
 _MAX_SKELETONS, _MAX_KEY = 256, 4096  # the second in characters
 _ROLES_WITH_CONTENT = frozenset({"system", "developer", "user", "tool"})
@@ -38,13 +38,23 @@ class ChatTemplate:
     Args:
         tokenizer: A transformers tokenizer.
         variables: The deployment's `chat_template_kwargs`. An item's own stand over them.
+        max_tokens: The most tokens that a conversation may have; None for no limit.
+        limit: The setting that says so, for errors.
 
     Attributes:
         variables: The same.
     """
 
-    def __init__(self, tokenizer: Any, variables: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        variables: Mapping[str, Any] | None = None,
+        *,
+        max_tokens: int | None = None,
+        limit: str = "max_sequence_tokens",
+    ) -> None:
         self._tokenizer = tokenizer
+        self._max_tokens, self._limit = max_tokens, limit
         self.variables = dict(variables or {})
         self._skeleton_text = lru_cache(_MAX_SKELETONS)(self._find_skeleton_text)
         self._content_forms = lru_cache(_MAX_ROLES)(partial(content_forms, self._try))
@@ -78,11 +88,14 @@ class ChatTemplate:
             UnsupportedText: There is no template, it refuses or fails on these messages, it would
                 not show all of them or all tools, or `variables` names an argument of the rendering
                 call.
+            SequenceTooLong: There are more messages and parts of them than tokens may be.
         """
+        self._refuse_many(messages, tools, param=param)
         # Variables reach the template, arguments of the call must not be set: one of them,
         # `chat_template`, is a whole template to run.
+        arguments = inspect.signature(self._tokenizer.apply_chat_template).parameters
         for name in variables or ():
-            if name in inspect.signature(self._tokenizer.apply_chat_template).parameters:
+            if name in arguments:
                 raise UnsupportedText(f"`chat_template_kwargs` may not set `{name}`", param=param)
         if not self.source:
             raise UnsupportedText("this tokenizer has no chat template; send raw text", param=param)
@@ -106,6 +119,47 @@ class ChatTemplate:
         if marked is not None:
             refuse_hidden(marked, turns, marked_tools, param=param)
         return text
+
+    def _refuse_many(
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None,
+        *,
+        param: str | None,
+    ) -> None:
+        """Refuses more messages, parts of content, tool calls and tools than the conversation may
+        have tokens, before any of them is rendered: a template may look at all messages for each.
+
+        Raises:
+            SequenceTooLong: There are more.
+            UnsupportedText: The messages have more different roles than any template knows, or a
+                role of many characters. How a template shows a role is found out by rendering, and
+                kept.
+        """
+        num_parts = len(messages) + len(tools or ())
+        for message in messages:
+            for name in ("content", "tool_calls"):
+                if isinstance(message.get(name), list):
+                    num_parts += len(message[name])
+        if self._max_tokens is not None and num_parts > self._max_tokens:
+            raise SequenceTooLong(
+                f"the conversation has {len(messages)} messages, and {num_parts} with their parts "
+                f"and tools, `{self._limit}` is {self._max_tokens}",
+                param=param,
+            )
+        roles = {str(message["role"]) for message in messages}
+        if len(roles) > _MAX_ROLES:
+            raise UnsupportedText(
+                f"the messages have {len(roles)} different roles, the limit is {_MAX_ROLES}",
+                param=param,
+            )
+        longest = max(map(len, roles), default=0)
+        if longest > _MAX_ROLE_CHARACTERS:
+            raise UnsupportedText(
+                f"a message has a role of {longest} characters, the limit is "
+                f"{_MAX_ROLE_CHARACTERS}",
+                param=param,
+            )
 
     def _find_skeleton_text(self, key: str) -> str | None:
         """The text of a conversation's skeleton; None if the template refuses it, or fails."""

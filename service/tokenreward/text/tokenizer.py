@@ -52,7 +52,7 @@ class Tokenizer:
     ) -> None:
         self._reads_pairs = reads_pairs
         self.encoder = TextEncoder(tokenizer, max_tokens, limit)
-        self.template = ChatTemplate(tokenizer, template_kwargs)
+        self.template = ChatTemplate(tokenizer, template_kwargs, max_tokens=max_tokens, limit=limit)
         self._tokenizer = tokenizer
         self._eos_ids = eos_ids
         self._cached_single = lru_cache(_MAX_CACHED_TEXTS)(self._find_single)

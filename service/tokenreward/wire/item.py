@@ -27,6 +27,8 @@ from tokenreward.wire.vectors import Flags, Ids, Numbers, Spans
 # Of all parts of a request: unknown fields are errors, and nothing is coerced.
 STRICT = ConfigDict(extra="forbid", frozen=True, strict=True)
 
+MAX_MESSAGES = 2**14  # of a prompt. A model that reads so many tokens reads fewer messages.
+
 # Token ids as base64 of little-endian int32: {"ids_b64": "..."}.
 PackedIds = dict[Literal["ids_b64"], str]
 
@@ -43,7 +45,7 @@ def _form(value: object) -> str | None:
 
 Prompt = Annotated[
     Annotated[str, Tag("text")]
-    | Annotated[list[Message], Field(fail_fast=True), Tag("messages")]
+    | Annotated[list[Message], Field(fail_fast=True, max_length=MAX_MESSAGES), Tag("messages")]
     | Annotated[Ids, Tag("ids")]
     | Annotated[PackedIds, Tag("packed_ids")],
     Discriminator(
@@ -153,7 +155,7 @@ class Item(BaseModel):
     @model_validator(mode="after")
     def _template_fields_need_messages(self) -> Item:
         for name in ("chat_template_kwargs", "tools"):
-            if getattr(self, name) and self.messages is None:
+            if getattr(self, name) and not self.has_messages:
                 raise ValueError(f"`{name}` goes with messages; this prompt meets no chat template")
         return self
 
@@ -171,12 +173,17 @@ class Item(BaseModel):
                 raise ValueError("with `whole: conversation` the prompt must be an empty text")
         return self
 
+    @property
+    def has_messages(self) -> bool:
+        """Whether the prompt is chat messages."""
+        prompt = self.prompt
+        return isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], Message)
+
     @cached_property
     def messages(self) -> list[dict[str, Any]] | None:
         """The prompt's chat messages, with the keys that the caller wrote; None if the prompt is
         text or ids."""
-        prompt = self.prompt
-        if not (isinstance(prompt, list) and prompt and isinstance(prompt[0], Message)):
+        if not self.has_messages:
             return None
-        messages = [message for message in prompt if isinstance(message, Message)]
+        messages = [message for message in self.prompt if isinstance(message, Message)]
         return [message.model_dump(exclude_unset=True) for message in messages]

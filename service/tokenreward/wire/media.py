@@ -16,9 +16,10 @@ from pydantic_core import from_json
 
 from tokenreward.errors import MalformedBody, quotable
 from tokenreward.wire.encoding import JSON_TYPE, MSGPACK_TYPE
-from tokenreward.wire.limits import refuse_many_containers
+from tokenreward.wire.limits import refuse_large_foreign_json, refuse_large_json
 from tokenreward.wire.msgpack import pack, parse_msgpack, refuse_large_msgpack, unpack
 from tokenreward.wire.parsing import parse_json
+from tokenreward.wire.request import RewardsRequest
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
@@ -31,8 +32,8 @@ class Media:
         name: The content type.
         parse: A request from bytes. Raises MalformedJson, MalformedBody, BodyTooLarge,
             UnknownField, InvalidField.
-        refuse_large: Raises BodyTooLarge if the body would take too much memory as objects;
-            MalformedBody or InvalidField if counting finds that it is no request.
+        refuse_large: Raises BodyTooLarge if the request holds too much; MalformedBody,
+            MalformedJson or InvalidField if counting finds that it is no request.
         load: Plain objects from bytes. Raises ValueError.
         dump: Plain objects and float32 arrays as bytes.
         dump_items: The same, of a body whose `items` may be many.
@@ -47,8 +48,11 @@ class Media:
 
 
 def parse_bounded_json(model: type[ModelT], body: bytes) -> ModelT:
-    """A request from JSON, unless it would take too much memory. Raises as `Media.parse`."""
-    refuse_many_containers(body)
+    """A request from JSON, unless it holds too much. Raises as `Media.parse`."""
+    if model is RewardsRequest:
+        refuse_large_json(body)
+    else:
+        refuse_large_foreign_json(body)
     return parse_json(model, body)
 
 
@@ -67,7 +71,7 @@ def dump_json_items(content: Mapping[str, Any]) -> bytes:
 JSON = Media(
     name=JSON_TYPE,
     parse=parse_bounded_json,
-    refuse_large=refuse_many_containers,
+    refuse_large=refuse_large_json,
     load=from_json,
     dump=dump_json,
     dump_items=dump_json_items,

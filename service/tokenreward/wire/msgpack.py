@@ -15,7 +15,12 @@ import numpy as np
 from pydantic import BaseModel
 
 from tokenreward.errors import InvalidField, MalformedBody
-from tokenreward.wire.limits import refuse_many_plain_bytes
+from tokenreward.wire.limits import (
+    MAX_OTHER_VALUES,
+    limit_of,
+    refuse_many_plain_bytes,
+    refuse_many_values,
+)
 from tokenreward.wire.parsing import parse, path
 
 _INT32: np.dtype[Any] = np.dtype("<i4")
@@ -115,17 +120,23 @@ def with_arrays(content: Mapping[Any, Any]) -> dict[str, Any]:
 
     Raises:
         MalformedBody, InvalidField: They hold what JSON could not, or `bin` elsewhere.
+        BodyTooLarge: They have too many values in one place.
     """
     items = content.get("items")
-    _check({key: value for key, value in content.items() if key != "items"}, ())
+    others = {key: value for key, value in content.items() if key != "items"}
+    refuse_many_values(others, MAX_OTHER_VALUES)
+    _check(others, ())
     if type(items) is not list:
+        refuse_many_values(items, MAX_OTHER_VALUES)
         _check(items, ("items",))
         return dict(content)
     for index, item in enumerate(items):
         where = ("items", index)
         if type(item) is not dict:
+            refuse_many_values(item, MAX_OTHER_VALUES)
             _check(item, where)
             continue
+        refuse_many_values([*item], MAX_OTHER_VALUES)
         for key, value in item.items():
             item[key] = _field(key, value, where)
     return dict(content)
@@ -136,6 +147,8 @@ def _field(key: object, value: object, where: Path) -> object:
     if dtype is not None and type(value) is bytes:
         assert isinstance(key, str)
         return _array(key, value, dtype, (*where, key))
+    if type(value) is list or type(value) is dict:
+        refuse_many_values(value, limit_of(str(key), value), (str(key)[:64], int(where[1])))
     is_ids = type(value) is list and bool(value) and type(value[0]) is int
     if dtype is None or (key == "prompt" and not is_ids):
         _check({key: value}, where)

@@ -20,6 +20,9 @@ from pydantic import (
 )
 from pydantic_core import core_schema
 
+# Of one list. Longer ones may come as base64 or as `bin`.
+MAX_IDS = 2**19
+
 _INT32_LIMIT = 2**31
 
 IntArray = npt.NDArray[np.int32]
@@ -80,7 +83,7 @@ Span = Annotated[list[Int32], Field(min_length=2, max_length=2)]
 Flag = Annotated[int, Field(ge=0, le=1)]
 
 # Reading stops at the first wrong entry: a report on each of millions would take gigabytes.
-_Ids = Annotated[list[Int32], Field(fail_fast=True)]
+_Ids = Annotated[list[Int32], Field(fail_fast=True, max_length=MAX_IDS)]
 _Spans = Annotated[list[Span], Field(fail_fast=True)]
 _Flags = Annotated[list[Flag], Field(fail_fast=True), BeforeValidator(_numbers_of_flags)]
 _Numbers = Annotated[list[FiniteFloat], Field(fail_fast=True)]

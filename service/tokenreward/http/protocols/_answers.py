@@ -1,4 +1,4 @@
-"""What several protocols say of a reply and of an error, and how they read one or many.
+"""What several protocols say of a reply and of an error, and how they read one or many inputs.
 
 It knows replies, and no program's bodies.
 """
@@ -6,15 +6,36 @@ It knows replies, and no program's bodies.
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Annotated, Any, TypeVar
 
-from tokenreward.errors import InternalError, InvalidField, RequestError
+from pydantic import Field
+
+from tokenreward.errors import InternalError, InvalidField, RequestError, TooManyItems
 from tokenreward.wire import Item, ItemResult, Reply, parse
+from tokenreward.wire.limits import MAX_ITEMS
+
+T = TypeVar("T")
+
+# A list of a body. Reading it stops at the first wrong entry: a body of megabytes has millions, and
+# where a field takes several kinds of lists, all of its entries are wrong for each kind but one.
+Listed = Annotated[list[T], Field(fail_fast=True)]
 
 
 def as_list(value: object) -> object:
     """A text as a list of it; any other value as it is. For fields that take one or many."""
     return [value] if isinstance(value, str) else value
+
+
+def refuse_many(inputs: Sequence[Any], param: str) -> None:
+    """Refuses a list before an item is made of each entry.
+
+    Raises:
+        TooManyItems: It has more entries than any service takes. The service's own limit may be
+            lower, and is for whoever gets the items.
+    """
+    if len(inputs) > MAX_ITEMS:
+        raise TooManyItems(f"there are {len(inputs)}, the limit is {MAX_ITEMS}", param=param)
 
 
 def item_at(place: str, **fields: Any) -> Item:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from tokenreward.errors import InvalidField, RequestError
-from tokenreward.http.protocols._answers import item_at, param_of
+from tokenreward.http.protocols._answers import Listed, item_at, param_of, refuse_many
 from tokenreward.wire import Item, Reply, parse
 from tokenreward.wire.media import JSON
 
@@ -26,8 +26,8 @@ class PoolingRequest(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
     model: str | None = None
-    input: str | list[str] | list[int] | list[list[int]] | None = None
-    messages: list[dict[str, Any]] | None = Field(default=None, min_length=1)
+    input: str | Listed[str] | Listed[int] | Listed[Listed[int]] | None = None
+    messages: Listed[dict[str, Any]] | None = Field(default=None, min_length=1)
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     continue_final_message: bool = False
@@ -72,6 +72,7 @@ def parse_body(body: bytes) -> PoolingRequest:
         raise InvalidField("give exactly one of `input` and `messages`", param="input")
     if content.input is not None and not content.input:
         raise InvalidField("there is no input", param="input")
+    refuse_many(content.inputs, "input")
     return content
 
 

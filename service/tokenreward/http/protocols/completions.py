@@ -25,6 +25,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from tokenreward.errors import InvalidField
+from tokenreward.http.protocols._answers import Listed, refuse_many
 from tokenreward.http.protocols._log_probs import (
     GENERATES_NOTHING,
     LogProbProtocol,
@@ -41,7 +42,7 @@ class _Body(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
     model: str | None = None
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: str | Listed[str] | Listed[int] | Listed[Listed[int]]
     max_tokens: int | None = None
     prompt_logprobs: Annotated[int, Field(ge=0)] | None = None
     temperature: FiniteFloat | None = None
@@ -123,4 +124,5 @@ def _sequences(prompt: str | list[str] | list[int] | list[list[int]]) -> list[li
         prompts = [prompts]
     if not prompts:
         raise InvalidField("there is no prompt", param="prompt")
+    refuse_many(prompts, "prompt")
     return [text_item(each) if isinstance(each, str) else each for each in prompts]

@@ -25,11 +25,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from tokenreward.errors import InvalidField, RequestError
 from tokenreward.http.protocols import Protocol
-from tokenreward.http.protocols._answers import as_list, detail_of, scores_of
+from tokenreward.http.protocols._answers import Listed, as_list, detail_of, refuse_many, scores_of
 from tokenreward.wire import Item, Reply, RewardsRequest
 from tokenreward.wire.media import JSON
 
-_Texts = Annotated[list[str], BeforeValidator(as_list)]
+_Texts = Annotated[Listed[str], BeforeValidator(as_list)]
 
 
 class _Batch(BaseModel):
@@ -50,6 +50,7 @@ class OpenRlhf(Protocol):
     def read(self, body: bytes) -> RewardsRequest | None:
         batch = JSON.parse(_Batch, body)
         queries, prompts = batch.query, batch.prompts
+        refuse_many(queries, "query")
         if prompts is None:
             return self.request(
                 [Item(prompt="", response=query, whole="conversation") for query in queries]

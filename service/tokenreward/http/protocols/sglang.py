@@ -28,6 +28,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from tokenreward.errors import InvalidField, RequestError
+from tokenreward.http.protocols._answers import Listed, refuse_many
 from tokenreward.http.protocols._log_probs import (
     GENERATES_NOTHING,
     LogProbProtocol,
@@ -59,15 +60,15 @@ class _SamplingParams(BaseModel):
 class _Generate(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True)
 
-    input_ids: list[int] | list[list[int]] | None = None
-    text: str | list[str] | None = None
-    sampling_params: _SamplingParams | list[_SamplingParams] = Field(
+    input_ids: Listed[int] | Listed[Listed[int]] | None = None
+    text: str | Listed[str] | None = None
+    sampling_params: _SamplingParams | Listed[_SamplingParams] = Field(
         default_factory=_SamplingParams
     )
-    return_logprob: bool | list[bool] = False
-    logprob_start_len: int | list[int] = -1
-    top_logprobs_num: Annotated[int, Field(ge=0)] | list[int] | None = None
-    token_ids_logprob: list[int] | list[list[int]] | None = None
+    return_logprob: bool | Listed[bool] = False
+    logprob_start_len: int | Listed[int] = -1
+    top_logprobs_num: Annotated[int, Field(ge=0)] | Listed[int] | None = None
+    token_ids_logprob: Listed[int] | Listed[Listed[int]] | None = None
     stream: bool = False
 
 
@@ -144,10 +145,13 @@ class SgLang(LogProbProtocol):
         if content.text is not None:
             self._is_single = isinstance(content.text, str)
             texts = [content.text] if isinstance(content.text, str) else content.text
+            refuse_many(texts, "text")
             return [text_item(text) for text in texts]
         ids: list[Any] = content.input_ids or []
         self._is_single = bool(ids) and isinstance(ids[0], int)
-        return [ids] if self._is_single else ids
+        sequences = [ids] if self._is_single else ids
+        refuse_many(sequences, "input_ids")
+        return sequences
 
     def _first_place(self, sequence: list[int] | Item, start: int) -> int:
         """The place of a sequence where its entries begin. Raises InvalidField."""
@@ -207,6 +211,7 @@ def _candidates(value: Sequence[Any] | None) -> list[int] | None:
     """The tokens of `token_ids_logprob`, which are one list for all. Raises InvalidField."""
     if value and isinstance(value[0], list):
         value = _common(value, "token_ids_logprob")
+    refuse_many(value or [], "token_ids_logprob")
     return list(value) if value else None
 
 

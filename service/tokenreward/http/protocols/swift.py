@@ -26,6 +26,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from tokenreward.errors import InvalidField, RequestError
+from tokenreward.http.protocols._answers import Listed, refuse_many
 from tokenreward.http.protocols._log_probs import (
     GENERATES_NOTHING,
     LogProbProtocol,
@@ -52,19 +53,19 @@ class _Config(BaseModel):
 class _InferRequest(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
-    messages: list[dict[str, Any]] = Field(min_length=1)
-    tools: list[dict[str, Any]] | None = None
+    messages: Listed[dict[str, Any]] = Field(min_length=1)
+    tools: Listed[dict[str, Any]] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_eos: bool | str | None = None
-    images: list[Any] = Field(default_factory=list)
-    audios: list[Any] = Field(default_factory=list)
-    videos: list[Any] = Field(default_factory=list)
+    images: Listed[Any] = Field(default_factory=list)
+    audios: Listed[Any] = Field(default_factory=list)
+    videos: Listed[Any] = Field(default_factory=list)
 
 
 class _Infer(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
-    infer_requests: list[_InferRequest]
+    infer_requests: Listed[_InferRequest]
     request_config: _Config | None = None
     adapter_request: Any = None
 
@@ -83,6 +84,7 @@ class Swift(LogProbProtocol):
 
     def read(self, body: bytes) -> RewardsRequest | None:
         content = JSON.parse(_Infer, body)
+        refuse_many(content.infer_requests, "infer_requests")
         config = content.request_config
         if config is None or config.prompt_logprobs is None:
             raise InvalidField(

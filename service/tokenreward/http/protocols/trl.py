@@ -26,6 +26,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from tokenreward.errors import InvalidField
+from tokenreward.http.protocols._answers import Listed, refuse_many
 from tokenreward.http.protocols._log_probs import (
     LogProbProtocol,
     PromptTable,
@@ -39,8 +40,8 @@ from tokenreward.wire.media import JSON
 class _Sequences(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
-    sequences: list[list[int]]
-    prompt_lengths: list[int]
+    sequences: Listed[Listed[int]]
+    prompt_lengths: Listed[int]
     top_logprobs: Annotated[int, Field(ge=0)] = 100
     temperature: Annotated[FiniteFloat, Field(gt=0)] = 1.0
     response_format: Literal["json", "binary"] = "json"
@@ -59,6 +60,7 @@ class Trl(LogProbProtocol):
 
     def read(self, body: bytes) -> RewardsRequest | None:
         content = JSON.parse(_Sequences, body)
+        refuse_many(content.sequences, "sequences")
         if len(content.sequences) != len(content.prompt_lengths):
             raise InvalidField(
                 f"there are {len(content.prompt_lengths)} for {len(content.sequences)} sequences",

@@ -15,7 +15,7 @@ from fakes.web import until
 from tokenreward import errors
 from tokenreward.engine.preprocess import Preprocessor
 from tokenreward.engine.preprocess_stage import ThreadQueue
-from tokenreward.wire import RewardsRequest, parse
+from tokenreward.wire import Item, RewardsRequest, parse
 
 MESSAGES = [{"role": "user", "content": "2+2?"}]
 JOBS = Preprocessor.jobs
@@ -39,6 +39,24 @@ def num_reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(Preprocessor, "jobs", slowly)
     return indices
+
+
+async def test_messages_are_no_plain_objects_before_a_thread_has_the_request(
+    make_engine: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine("causal_lm", ["endogenous"])
+    threads: list[str] = []
+    read = Item.messages.func
+
+    def noted(item: Item) -> Any:
+        threads.append(threading.current_thread().name)
+        return read(item)
+
+    monkeypatch.setattr(Item, "messages", property(noted))
+    asked = request(MESSAGES)
+    await engine.score(asked)
+    assert threads
+    assert all(name.startswith("preprocess") for name in threads)
 
 
 async def test_a_small_request_is_not_behind_the_large_ones_of_another_caller(

@@ -1,7 +1,10 @@
-"""Texts of megabytes: refused before they are tokenised, unless they could fit."""
+"""Texts of megabytes, and conversations of very many messages: refused before they are tokenised or
+rendered, unless they could fit."""
 
 from __future__ import annotations
 
+import copy
+import inspect
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +13,7 @@ import pytest
 
 from fakes import tiny, vocabularies
 from fakes.tiny import TEMPLATE
-from tokenreward.errors import SequenceTooLong
+from tokenreward.errors import SequenceTooLong, UnsupportedText
 from tokenreward.text.chat_template import ChatTemplate
 from tokenreward.text.conversation import templated_tokens
 from tokenreward.text.encoder import TextEncoder
@@ -106,3 +109,71 @@ def test_whether_messages_are_shown_is_found_out_in_one_look_at_the_text() -> No
     began = time.monotonic()
     ChatTemplate(tiny.tokenizer()).prompt(messages, param="prompt")
     assert time.monotonic() - began < 10
+
+
+def unexpected(*arguments: Any, **keywords: Any) -> None:
+    raise AssertionError("it is called")
+
+
+USER = {"role": "user", "content": "a"}
+CALLS = {"role": "assistant", "content": "a", "tool_calls": [{"function": {"name": "f"}}] * 300}
+MANY: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]] | None]] = {
+    "messages": ([USER, {"role": "assistant", "content": ""}] * 100 + [USER], None),
+    "parts": ([{"role": "user", "content": [{"type": "text", "text": "a"}] * 200}], None),
+    "calls": ([USER, CALLS, USER], None),
+    "tools": ([USER], [{"name": "f"}] * 200),
+}
+
+
+@pytest.mark.parametrize("name", MANY)
+def test_a_conversation_of_more_parts_than_tokens_is_refused_before_it_is_rendered(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    messages, tools = MANY[name]
+    theirs = copy.copy(tiny.tokenizer())
+    monkeypatch.setattr(type(theirs), "apply_chat_template", unexpected)
+    tokenizer = Tokenizer(theirs, max_tokens=200)
+    with pytest.raises(SequenceTooLong, match="`max_sequence_tokens` is 200") as caught:
+        tokenizer.prompt_from_messages(messages, tools, {}, param="prompt")
+    assert caught.value.param == "prompt"
+    assert f"{len(messages)} messages" in caught.value.message
+
+
+def test_a_conversation_of_as_many_messages_as_tokens_is_rendered() -> None:
+    tokenizer = Tokenizer(tiny.tokenizer(), max_tokens=2000)
+    assert len(tokenizer.prompt_from_messages([USER] * 199, None, {}, param="prompt")) <= 2000
+
+
+@pytest.mark.parametrize(
+    ("roles", "reason"),
+    [
+        ([f"role{place}" for place in range(65)], "65 different roles, the limit is 64"),
+        (["r" * 257], "a role of 257 characters, the limit is 256"),
+    ],
+    ids=["many", "long"],
+)
+def test_roles_are_few_and_short_because_each_is_tried_and_kept(
+    monkeypatch: pytest.MonkeyPatch, roles: list[str], reason: str
+) -> None:
+    theirs = copy.copy(tiny.tokenizer())
+    monkeypatch.setattr(type(theirs), "apply_chat_template", unexpected)
+    messages = [{"role": role, "content": "a"} for role in roles]
+    with pytest.raises(UnsupportedText, match=reason):
+        ChatTemplate(theirs).prompt(messages, param="prompt")
+
+
+def test_the_arguments_of_rendering_are_looked_up_once_however_many_variables_there_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    num_calls = 0
+    signature = inspect.signature
+
+    def counted(function: Any) -> Any:
+        nonlocal num_calls
+        num_calls += 1
+        return signature(function)
+
+    monkeypatch.setattr("tokenreward.text.chat_template.inspect.signature", counted)
+    variables = {f"v{place}": 1 for place in range(100)}
+    ChatTemplate(tiny.tokenizer()).prompt([USER], None, variables, param="prompt")
+    assert num_calls == 1

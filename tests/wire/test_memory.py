@@ -17,7 +17,7 @@ import pytest
 
 from tokenreward.errors import RequestError
 from tokenreward.wire import RewardsRequest
-from tokenreward.wire.limits import MAX_PLAIN_BYTES
+from tokenreward.wire.limits import MAX_PLAIN_BYTES, MAX_VECTOR_VALUES
 from tokenreward.wire.media import JSON, MSGPACK
 
 MIB = 2**20
@@ -206,9 +206,10 @@ def refuse(body: bytes) -> RequestError:
 
 def test_the_limit_is_named_and_counts_what_is_not_packed() -> None:
     body = packed_item(
-        response=msgspec.msgpack.encode(bytes(MAX_PLAIN_BYTES)), mask=array(b"\x01", 2 * MIB)
+        response=msgspec.msgpack.encode(bytes(MAX_PLAIN_BYTES)),
+        mask=array(b"\x01", MAX_VECTOR_VALUES),
     )
-    assert len(MSGPACK.parse(RewardsRequest, body).items[0].mask or ()) == 2 * MIB
+    assert len(MSGPACK.parse(RewardsRequest, body).items[0].mask or ()) == MAX_VECTOR_VALUES
     error = refuse(packed_item(mask=array(b"\x01", MAX_PLAIN_BYTES)))
     assert (error.status, error.code) == (413, "body_too_large")
     assert f"the limit is {MAX_PLAIN_BYTES}: send vectors as `bin`" in error.message

@@ -350,6 +350,17 @@ async def test_a_replica_parses_no_more_bytes_at_a_time_than_it_may(
     assert most == at_a_time
 
 
+async def test_a_small_body_is_parsed_while_large_ones_wait_for_each_other() -> None:
+    bodies = budget(10_000, at_a_time=640, limit=1000)
+    held = asyncio.Event()
+    large = [reading(bodies, Sender(b"x" * 600), held=held) for _ in range(3)]
+    await turns()
+    assert await asyncio.wait_for(reading(bodies, Sender(b"x" * 9)), 1) == b"x" * 9
+    assert not any(task.done() for task in large)
+    held.set()
+    await asyncio.gather(*large)
+
+
 async def test_forty_callers_of_16_mib_hold_no_more_than_the_budget() -> None:
     """Slow senders over real HTTP: each declares 16 MiB, sends 12 and stalls."""
     limits = Limits(

@@ -9,9 +9,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from tokenreward.errors import RequestError
 from tokenreward.http.protocols import Protocol, find_protocols
+from tokenreward.http.protocols._tokenize import TokenizeRequest
+from tokenreward.http.protocols._vllm import PoolingRequest
 from tokenreward.settings import ProtocolSettings
 
 VALUES: tuple[Any, ...] = (
@@ -24,6 +27,8 @@ CALL = {"type": "function_call", "name": "f", "arguments": "{}", "call_id": "1"}
 CALLED = {"type": "function_call_output", "call_id": "1", "output": "4"}
 TOOL = {"type": "function", "name": "f", "description": "d", "parameters": {}}
 SAMPLING = {"max_new_tokens": 0, "temperature": 0.5}
+GENERATE = {"return_logprob": True, "logprob_start_len": 0, "sampling_params": SAMPLING}
+INFER = {"request_config": {"prompt_logprobs": 0, "max_tokens": 1}}
 # Bodies beside each protocol's own example, by its name.
 MORE: dict[str, list[dict[str, Any]]] = {
     "openrlhf": [{"query": ["a whole text"]}],
@@ -118,3 +123,54 @@ def test_any_body_is_read_or_refused(name: str) -> None:
             assert 400 <= error.status < 500, body
             assert protocol.write_error(error)[0] == error.status
     assert num_read > 0
+
+
+def unexpected(*arguments: Any, **keywords: Any) -> None:
+    raise AssertionError("it is called")
+
+
+# A list of each protocol's body that becomes items, or options of one.
+LISTS: list[tuple[str, dict[str, Any], str]] = [
+    ("/get_reward", {"query": ["a"] * 9, "prompts": ["a"] * 9}, "query"),
+    ("/v1/score/evaluation", {"messages": ["a"] * 9}, "messages"),
+    ("/score", {"text_1": "a", "text_2": ["b"] * 9}, "text_2"),
+    ("/classify", {"input": ["a"] * 9}, "input"),
+    ("/v1/embeddings", {"input": [[5]] * 9}, "input"),
+    ("/pooling", {"input": ["a"] * 9}, "input"),
+    ("/v1/completions", {"prompt": [[5, 6]] * 9, "max_tokens": 0, "prompt_logprobs": 0}, "prompt"),
+    ("/generate", {**GENERATE, "input_ids": [[5, 6]] * 9}, "input_ids"),
+    ("/generate", {**GENERATE, "text": ["a"] * 9}, "text"),
+    (
+        "/generate",
+        {**GENERATE, "input_ids": [5, 6], "token_ids_logprob": [5] * 9},
+        "token_ids_logprob",
+    ),
+    ("/get_sequence_logprobs/", {"sequences": [[5]] * 9, "prompt_lengths": [1] * 9}, "sequences"),
+    ("/infer/", {**INFER, "infer_requests": [{"messages": TURNS}] * 9}, "infer_requests"),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "param"), LISTS, ids=[f"{p} {n}" for p, _, n in LISTS])
+def test_a_list_of_more_inputs_than_any_service_takes_is_refused_before_they_are_items(
+    monkeypatch: pytest.MonkeyPatch, path: str, body: dict[str, Any], param: str
+) -> None:
+    monkeypatch.setattr("tokenreward.http.protocols._answers.MAX_ITEMS", 8)
+    monkeypatch.setattr("tokenreward.wire.Item.__init__", unexpected)
+    protocol = find_protocols()[path]({})
+    protocol.plan = ProtocolSettings(scorer="x", options={"top_k": None, "candidates": None})
+    with pytest.raises(RequestError) as caught:
+        protocol.parse(json.dumps(body).encode())
+    assert (caught.value.status, caught.value.code) == (413, "too_many_items")
+    assert caught.value.param == param
+    assert caught.value.message == "there are 9, the limit is 8"
+
+
+def test_a_list_is_read_up_to_its_first_wrong_entry_whatever_it_may_be_a_list_of() -> None:
+    num_wrong = 1000
+    for model, body in (
+        (PoolingRequest, {"input": [{}] * num_wrong}),
+        (TokenizeRequest, {"messages": [5] * num_wrong}),
+    ):
+        with pytest.raises(ValidationError) as caught:
+            model.model_validate_json(json.dumps(body))
+        assert caught.value.error_count() < 10

@@ -79,20 +79,18 @@ class ChatTemplate:
 
         Args:
             messages: The turns, as the caller wrote them.
-            tools: Descriptions of tools for the template, if any.
+            tools: Descriptions of tools, if any.
             variables: The caller's `chat_template_kwargs`.
             param: The caller's field, for errors.
             is_whole: Whether the conversation ends here. Then there is no generation prompt.
 
         Raises:
             UnsupportedText: There is no template, it refuses or fails on these messages, it would
-                not show all of them or all tools, or `variables` names an argument of the rendering
-                call.
+                not show all of them or all tools, or `variables` names an argument of the call.
             SequenceTooLong: There are more messages and parts of them than tokens may be.
         """
         self._refuse_many(messages, tools, param=param)
-        # Variables reach the template, arguments of the call must not be set: one of them,
-        # `chat_template`, is a whole template to run.
+        # Arguments of the call must not be set: `chat_template` is a whole template to run.
         arguments = inspect.signature(self._tokenizer.apply_chat_template).parameters
         for name in variables or ():
             if name in arguments:
@@ -108,7 +106,6 @@ class ChatTemplate:
                 f"the chat template refused these messages: {error}", param=param
             ) from None
         except Exception as error:
-            # Whatever a template raises is the fault of this item.
             raise UnsupportedText(
                 f"the chat template failed on these messages: {cause(error)}", param=param
             ) from None

@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 # A list of a body. Reading it stops at the first wrong entry: a body of megabytes has millions, and
 # where a field takes several kinds of lists, all of its entries are wrong for each kind but one.
-Listed = Annotated[list[T], Field(fail_fast=True)]
+ListOf = Annotated[list[T], Field(fail_fast=True)]
 
 
 def as_list(value: object) -> object:

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from tokenreward.errors import InvalidField, ItemError
-from tokenreward.http.protocols._answers import Listed
+from tokenreward.http.protocols._answers import ListOf
 from tokenreward.text.tokenizer import Tokenizer
 from tokenreward.wire import Item, parse
 from tokenreward.wire.media import JSON
@@ -24,12 +24,12 @@ class TokenizeRequest(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
     prompt: str | None = None
-    messages: Listed[dict[str, Any]] | None = Field(default=None, min_length=1)
+    messages: ListOf[dict[str, Any]] | None = Field(default=None, min_length=1)
     add_special_tokens: bool = True
     add_generation_prompt: bool = True
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    tools: Listed[dict[str, Any]] | None = None
+    tools: ListOf[dict[str, Any]] | None = None
     return_token_strs: bool | None = None
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from tokenreward.errors import InvalidField, RequestError
-from tokenreward.http.protocols._answers import Listed, item_at, param_of, refuse_many
+from tokenreward.http.protocols._answers import ListOf, item_at, param_of, refuse_many
 from tokenreward.wire import Item, Reply, parse
 from tokenreward.wire.media import JSON
 
@@ -26,8 +26,8 @@ class PoolingRequest(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
     model: str | None = None
-    input: str | Listed[str] | Listed[int] | Listed[Listed[int]] | None = None
-    messages: Listed[dict[str, Any]] | None = Field(default=None, min_length=1)
+    input: str | ListOf[str] | ListOf[int] | ListOf[ListOf[int]] | None = None
+    messages: ListOf[dict[str, Any]] | None = Field(default=None, min_length=1)
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     continue_final_message: bool = False

@@ -25,7 +25,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from tokenreward.errors import InvalidField
-from tokenreward.http.protocols._answers import Listed, refuse_many
+from tokenreward.http.protocols._answers import ListOf, refuse_many
 from tokenreward.http.protocols._log_probs import (
     GENERATES_NOTHING,
     LogProbProtocol,
@@ -42,7 +42,7 @@ class _Body(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
     model: str | None = None
-    prompt: str | Listed[str] | Listed[int] | Listed[Listed[int]]
+    prompt: str | ListOf[str] | ListOf[int] | ListOf[ListOf[int]]
     max_tokens: int | None = None
     prompt_logprobs: Annotated[int, Field(ge=0)] | None = None
     temperature: FiniteFloat | None = None

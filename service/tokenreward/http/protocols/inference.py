@@ -20,7 +20,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from tokenreward.errors import InvalidField
-from tokenreward.http.protocols._answers import Listed
+from tokenreward.http.protocols._answers import ListOf
 from tokenreward.http.protocols._log_probs import (
     GENERATES_NOTHING,
     LogProbProtocol,
@@ -44,7 +44,7 @@ class _Sampling(BaseModel):
 class _Tokens(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
-    token_ids: Listed[int]
+    token_ids: ListOf[int]
     sampling_params: _Sampling
     stream: bool | None = None
 

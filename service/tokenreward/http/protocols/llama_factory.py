@@ -23,7 +23,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from tokenreward.errors import InvalidField, RequestError
 from tokenreward.http.protocols import Protocol
-from tokenreward.http.protocols._answers import Listed, as_list, param_of, refuse_many, scores_of
+from tokenreward.http.protocols._answers import ListOf, as_list, param_of, refuse_many, scores_of
 from tokenreward.wire import Item, Reply, RewardsRequest
 from tokenreward.wire.media import JSON
 
@@ -32,7 +32,7 @@ class _Evaluation(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
     model: str | None = None
-    messages: Annotated[Listed[str], BeforeValidator(as_list)]
+    messages: Annotated[ListOf[str], BeforeValidator(as_list)]
     max_length: int | None = None
 
 

@@ -28,7 +28,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from tokenreward.errors import InvalidField, MalformedBody, RequestError
 from tokenreward.http.protocols import Protocol
-from tokenreward.http.protocols._answers import Listed, own_param, scores_of
+from tokenreward.http.protocols._answers import ListOf, own_param, scores_of
 from tokenreward.wire import Item, Reply, RewardsRequest, parse
 from tokenreward.wire.media import JSON
 
@@ -36,7 +36,7 @@ _PROMPT, _OUTPUT = "responses_create_params.input", "response.output"
 _PARTS = ("input_text", "output_text", "text")  # a tuple: a caller may send what has no hash
 
 _Turns = Annotated[
-    Listed[dict[str, Any]],
+    ListOf[dict[str, Any]],
     BeforeValidator(
         lambda value: [{"role": "user", "content": value}] if isinstance(value, str) else value
     ),
@@ -48,13 +48,13 @@ class _CreateParams(BaseModel):
 
     input: _Turns
     instructions: str | None = None
-    tools: Listed[dict[str, Any]] | None = None
+    tools: ListOf[dict[str, Any]] | None = None
 
 
 class _Response(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
-    output: Listed[dict[str, Any]]
+    output: ListOf[dict[str, Any]]
 
 
 class _Verification(BaseModel):

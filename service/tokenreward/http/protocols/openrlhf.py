@@ -25,11 +25,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from tokenreward.errors import InvalidField, RequestError
 from tokenreward.http.protocols import Protocol
-from tokenreward.http.protocols._answers import Listed, as_list, detail_of, refuse_many, scores_of
+from tokenreward.http.protocols._answers import ListOf, as_list, detail_of, refuse_many, scores_of
 from tokenreward.wire import Item, Reply, RewardsRequest
 from tokenreward.wire.media import JSON
 
-_Texts = Annotated[Listed[str], BeforeValidator(as_list)]
+_Texts = Annotated[ListOf[str], BeforeValidator(as_list)]
 
 
 class _Batch(BaseModel):

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from tokenreward.errors import InvalidField, RequestError
 from tokenreward.http.protocols import Protocol
-from tokenreward.http.protocols._answers import Listed, refuse_many, scores_of
+from tokenreward.http.protocols._answers import ListOf, refuse_many, scores_of
 from tokenreward.http.protocols._vllm import frame, openai_error, refuse_activation
 from tokenreward.wire import Item, Reply, RewardsRequest
 from tokenreward.wire.media import JSON
@@ -32,13 +32,13 @@ class _Pairs(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
     model: str | None = None
-    text_1: str | Listed[str] | None = None
-    text_2: str | Listed[str] | None = None
-    queries: str | Listed[str] | None = None
-    documents: str | Listed[str] | None = None
-    items: str | Listed[str] | None = None
-    data_1: str | Listed[str] | None = None
-    data_2: str | Listed[str] | None = None
+    text_1: str | ListOf[str] | None = None
+    text_2: str | ListOf[str] | None = None
+    queries: str | ListOf[str] | None = None
+    documents: str | ListOf[str] | None = None
+    items: str | ListOf[str] | None = None
+    data_1: str | ListOf[str] | None = None
+    data_2: str | ListOf[str] | None = None
     use_activation: bool | None = None
     activation: bool | None = None
     truncate_prompt_tokens: int | None = None

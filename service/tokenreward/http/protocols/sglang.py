@@ -28,7 +28,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from tokenreward.errors import InvalidField, RequestError
-from tokenreward.http.protocols._answers import Listed, refuse_many
+from tokenreward.http.protocols._answers import ListOf, refuse_many
 from tokenreward.http.protocols._log_probs import (
     GENERATES_NOTHING,
     LogProbProtocol,
@@ -60,15 +60,15 @@ class _SamplingParams(BaseModel):
 class _Generate(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True)
 
-    input_ids: Listed[int] | Listed[Listed[int]] | None = None
-    text: str | Listed[str] | None = None
-    sampling_params: _SamplingParams | Listed[_SamplingParams] = Field(
+    input_ids: ListOf[int] | ListOf[ListOf[int]] | None = None
+    text: str | ListOf[str] | None = None
+    sampling_params: _SamplingParams | ListOf[_SamplingParams] = Field(
         default_factory=_SamplingParams
     )
-    return_logprob: bool | Listed[bool] = False
-    logprob_start_len: int | Listed[int] = -1
-    top_logprobs_num: Annotated[int, Field(ge=0)] | Listed[int] | None = None
-    token_ids_logprob: Listed[int] | Listed[Listed[int]] | None = None
+    return_logprob: bool | ListOf[bool] = False
+    logprob_start_len: int | ListOf[int] = -1
+    top_logprobs_num: Annotated[int, Field(ge=0)] | ListOf[int] | None = None
+    token_ids_logprob: ListOf[int] | ListOf[ListOf[int]] | None = None
     stream: bool = False
 
 

@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict
 
 from tokenreward.errors import InternalError, RequestError
 from tokenreward.http.protocols import Protocol
-from tokenreward.http.protocols._answers import Listed, own_param, scores_of
+from tokenreward.http.protocols._answers import ListOf, own_param, scores_of
 from tokenreward.wire import Item, Reply, RewardsRequest, parse
 from tokenreward.wire.media import JSON
 
@@ -33,7 +33,7 @@ from tokenreward.wire.media import JSON
 class _RemoteSample(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
-    prompt: str | Listed[dict[str, Any]]
+    prompt: str | ListOf[dict[str, Any]]
     response: str
     label: Any = None
 

@@ -26,7 +26,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from tokenreward.errors import InvalidField, RequestError
-from tokenreward.http.protocols._answers import Listed, refuse_many
+from tokenreward.http.protocols._answers import ListOf, refuse_many
 from tokenreward.http.protocols._log_probs import (
     GENERATES_NOTHING,
     LogProbProtocol,
@@ -53,19 +53,19 @@ class _Config(BaseModel):
 class _InferRequest(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
-    messages: Listed[dict[str, Any]] = Field(min_length=1)
-    tools: Listed[dict[str, Any]] | None = None
+    messages: ListOf[dict[str, Any]] = Field(min_length=1)
+    tools: ListOf[dict[str, Any]] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_eos: bool | str | None = None
-    images: Listed[Any] = Field(default_factory=list)
-    audios: Listed[Any] = Field(default_factory=list)
-    videos: Listed[Any] = Field(default_factory=list)
+    images: ListOf[Any] = Field(default_factory=list)
+    audios: ListOf[Any] = Field(default_factory=list)
+    videos: ListOf[Any] = Field(default_factory=list)
 
 
 class _Infer(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
-    infer_requests: Listed[_InferRequest]
+    infer_requests: ListOf[_InferRequest]
     request_config: _Config | None = None
     adapter_request: Any = None
 

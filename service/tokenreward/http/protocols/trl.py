@@ -26,7 +26,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from tokenreward.errors import InvalidField
-from tokenreward.http.protocols._answers import Listed, refuse_many
+from tokenreward.http.protocols._answers import ListOf, refuse_many
 from tokenreward.http.protocols._log_probs import (
     LogProbProtocol,
     PromptTable,
@@ -40,8 +40,8 @@ from tokenreward.wire.media import JSON
 class _Sequences(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
-    sequences: Listed[Listed[int]]
-    prompt_lengths: Listed[int]
+    sequences: ListOf[ListOf[int]]
+    prompt_lengths: ListOf[int]
     top_logprobs: Annotated[int, Field(ge=0)] = 100
     temperature: Annotated[FiniteFloat, Field(gt=0)] = 1.0
     response_format: Literal["json", "binary"] = "json"

@@ -84,6 +84,11 @@ TABLE = (
     ),
     MetricSpec("model_version", "gauge", "Version of the weights being served."),
     MetricSpec(
+        "newest_version",
+        "gauge",
+        "Version that is to serve: the greater one of those pushed and declared.",
+    ),
+    MetricSpec(
         "replicas_desired",
         "gauge",
         "Replicas that are to run: the setting, or what autoscaling decided.",

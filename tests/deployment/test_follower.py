@@ -9,14 +9,17 @@ from typing import Any
 import pytest
 
 from fakes import web
-from fakes.pushes import FakeDeployment, FakeReplica
-from tokenreward.deployment.follower import declared_weights
+from fakes.pushes import FakeDeployment, FakeReplica, settings_of
 from tokenreward.errors import InvalidField
 from tokenreward.settings import DeploymentSettings
 from tokenreward.wire.weights import Weights
 
 
 def pushed(version: int, checkpoint: str = "/pushed") -> Weights:
+    return Weights(checkpoint=checkpoint, version=version)
+
+
+def declared(version: int, checkpoint: str = "/declared") -> Weights:
     return Weights(checkpoint=checkpoint, version=version)
 
 
@@ -28,6 +31,11 @@ def deployment() -> FakeDeployment:
 @pytest.fixture
 def replica(deployment: FakeDeployment) -> FakeReplica:
     return deployment.replicas[0]
+
+
+def refuse(replica: FakeReplica, reason: str) -> None:
+    """Neither in place nor by a second engine can other weights be served."""
+    replica.refusal = replica.engine.refusal = InvalidField(reason, param="checkpoint")
 
 
 async def caught_up(replica: FakeReplica) -> None:
@@ -71,7 +79,7 @@ async def test_a_version_that_is_passed_is_not_prepared(
     deployment: FakeDeployment, version: int
 ) -> None:
     replica = deployment.replicas[0]
-    replica.follower.declared = Weights(checkpoint="/declared", version=5)
+    replica.follower.declared = settings_of(declared(5))
     report = await replica.follower.prepare(pushed(version), within_s=5)
     assert report["error"]["code"] == "version_conflict"
     assert replica.engine.num_prepared == 0
@@ -127,10 +135,11 @@ async def test_a_catch_up_that_fails_keeps_serving_says_why_and_is_tried_again(
     deployment: FakeDeployment, replica: FakeReplica, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deployment.registry.record("lm", pushed(3))
-    replica.engine.refusal = InvalidField("no such folder", param="checkpoint")
+    refuse(replica, "no such folder")
     await caught_up(replica)
     status = replica.follower.status()
     assert (status["version"], status["error"]["message"]) == (1, "no such folder")
+    assert replica.gauges["newest_version"] == 3
     replica.engine.refusal = None
     await caught_up(replica)
     assert replica.follower.status()["error"] is not None  # an attempt may cost a whole load
@@ -151,24 +160,11 @@ async def test_a_commit_serves_no_other_weights_of_its_version(
 
 
 async def test_a_prepare_whose_turn_comes_too_late_reads_nothing(replica: FakeReplica) -> None:
-    async with replica.follower.busy:  # a redeploy, for example
+    async with replica.reloader.busy:  # a redeploy, for example
         report = await replica.follower.prepare(pushed(2), within_s=0.02)
         assert report["error"]["code"] == "deadline_exceeded"
     await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()}, return_exceptions=True)
     assert replica.engine.num_prepared == 0
-
-
-async def test_why_a_redeploy_of_lower_weights_failed_stays_until_others_are_declared(
-    replica: FakeReplica,
-) -> None:
-    replica.engine.version = 5
-    await replica.follower.newest(Weights(checkpoint="/absent", version=3))
-    replica.follower.note_failure(InvalidField("no such folder", param="checkpoint"))
-    await caught_up(replica)
-    assert replica.follower.status()["error"]["message"] == "no such folder"
-    await replica.follower.newest(Weights(checkpoint="/declared", version=5))
-    await caught_up(replica)
-    assert replica.follower.status()["error"] is None
 
 
 async def test_what_is_still_being_prepared_is_discarded(replica: FakeReplica) -> None:
@@ -191,7 +187,7 @@ async def test_a_commit_that_cannot_catch_up_says_why(
     deployment: FakeDeployment, replica: FakeReplica
 ) -> None:
     deployment.registry.record("lm", pushed(3))
-    replica.engine.refusal = InvalidField("no such folder", param="checkpoint")
+    refuse(replica, "no such folder")
     report = await replica.follower.commit(pushed(3), within_s=5)
     assert (report["version"], report["error"]["message"]) == (1, "no such folder")
 
@@ -205,14 +201,17 @@ async def test_a_registry_that_is_gone_harms_no_health_check(
     assert replica.follower.status()["error"]["code"] == "internal"
 
 
+@pytest.mark.parametrize(
+    ("version", "newest"),
+    [(3, pushed(5)), (5, pushed(5)), (6, declared(6))],
+)
 async def test_the_greater_of_the_pushed_and_the_declared_is_the_newest(
-    deployment: FakeDeployment, replica: FakeReplica
+    deployment: FakeDeployment, replica: FakeReplica, version: int, newest: Weights
 ) -> None:
     deployment.registry.record("lm", pushed(5))
-    older, same, newer = (Weights(checkpoint="/declared", version=each) for each in (3, 5, 6))
-    assert await replica.follower.newest(older) == pushed(5)
-    assert await replica.follower.newest(same) == pushed(5)
-    assert await replica.follower.newest(newer) == newer
+    replica.follower.declare(settings_of(declared(version)))
+    await caught_up(replica)
+    assert replica.engine.served == newest
 
 
 async def test_a_registry_that_lost_a_push_takes_no_replica_back(
@@ -221,7 +220,9 @@ async def test_a_registry_that_lost_a_push_takes_no_replica_back(
     deployment.registry.record("lm", pushed(5))
     await caught_up(replica)
     deployment.store.values.clear()
-    assert await replica.follower.newest(Weights(checkpoint="/declared", version=1)) == pushed(5)
+    replica.follower.declare(settings_of(declared(1)))
+    await caught_up(replica)
+    assert replica.engine.served == pushed(5)
     deployment.registry.record("lm", pushed(6))
     await caught_up(replica)
     assert replica.engine.version == 6
@@ -231,10 +232,11 @@ async def test_a_pushed_version_that_the_settings_passed_is_not_caught_up_with(
     deployment: FakeDeployment, replica: FakeReplica
 ) -> None:
     deployment.registry.record("lm", pushed(5))
-    replica.engine.version = 6
-    replica.follower.declared = Weights(checkpoint="/declared", version=6)
+    await replica.follower.start(settings_of(declared(6)))
+    num_loads = len(replica.loads)
     await caught_up(replica)
     assert (replica.engine.version, replica.engine.num_prepared) == (6, 0)
+    assert len(replica.loads) == num_loads
 
 
 def settings(**changes: Any) -> DeploymentSettings:
@@ -252,7 +254,7 @@ def settings(**changes: Any) -> DeploymentSettings:
 
 def test_settings_with_their_own_weights_are_the_same() -> None:
     own = settings(adapter="org/lora", adapter_revision="b", revision="a", version=4)
-    assert own.with_weights(declared_weights(own)) == own
+    assert own.with_weights(own.weights) == own
 
 
 def test_a_revision_goes_with_the_repository_that_it_was_declared_for() -> None:

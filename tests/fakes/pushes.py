@@ -4,6 +4,7 @@ and the replicas of a deployment, called without Ray."""
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -11,8 +12,8 @@ from typing import Any
 import httpx
 
 from tokenreward.deployment.follower import Follower
+from tokenreward.deployment.reloader import Reloader
 from tokenreward.engine.slot import Slot
-from tokenreward.errors import RequestError
 from tokenreward.http.app import build_app
 from tokenreward.http.gateway.backend import GatewayBackend
 from tokenreward.http.gateway.registry import Registry
@@ -20,6 +21,7 @@ from tokenreward.http.gateway.scorer_routes import ScorerRoute
 from tokenreward.http.gateway.upstream import Upstreams
 from tokenreward.http.gateway.weights import WeightsRoute
 from tokenreward.http.request_limits import Limits
+from tokenreward.settings import DeploymentSettings
 from tokenreward.wire.weights import Weights
 
 
@@ -56,17 +58,33 @@ class MemoryStore:
             raise self.error
 
 
+def settings_of(weights: Weights) -> DeploymentSettings:
+    """The settings of the deployment `lm`, with these weights."""
+    scorers = [{"type": "endogenous"}]
+    fields = {"name": "lm", "checkpoint": weights.checkpoint, "task": "causal_lm"}
+    settings = DeploymentSettings.model_validate({**fields, "scorers": scorers})
+    return settings.with_weights(weights)
+
+
 class VersionedEngine:
     """An engine that changes its version and computes nothing."""
 
-    def __init__(self, version: int = 1) -> None:
-        self.version = version
+    def __init__(self, settings: DeploymentSettings) -> None:
+        self.settings = self.declared = settings
         self.prepared: Weights | None = None
-        self.refusal: RequestError | None = None
+        self.refusal: Exception | None = None
         self.gate: asyncio.Event | None = None  # `prepare` waits for it
         self.num_prepared = 0
         self.num_discarded = 0
-        self.served: Weights | None = None
+        self.is_closed = False
+
+    @property
+    def version(self) -> int:
+        return self.settings.version
+
+    @property
+    def served(self) -> Weights:
+        return self.settings.weights
 
     async def prepare(self, weights: Weights) -> None:
         if self.gate is not None:
@@ -79,7 +97,7 @@ class VersionedEngine:
     async def commit(self, version: int) -> None:
         assert self.prepared is not None
         assert self.prepared.version == version
-        self.version, self.served, self.prepared = version, self.prepared, None
+        self.settings, self.prepared = self.declared.with_weights(self.prepared), None
 
     def discard(self) -> None:
         self.prepared = None
@@ -88,17 +106,50 @@ class VersionedEngine:
     def check_health(self) -> None:
         pass
 
+    async def close(self) -> None:
+        self.is_closed = True
+
 
 class FakeReplica:
-    """A replica of a deployment: an engine and what follows pushes with it."""
+    """A replica of a deployment: an engine and what follows pushes with it.
+
+    Attributes:
+        refusal: Why no engine can be loaded.
+        loads: The settings of all loads that were begun.
+        loading: A load waits for it.
+        gauges: The last value of each metric.
+    """
 
     def __init__(self, name: str, registry: Registry, declared: Weights) -> None:
-        self.engine = VersionedEngine(declared.version)
-        self.slot = Slot(self.engine)  # type: ignore[arg-type]
+        self.slot = Slot(VersionedEngine(settings_of(declared)))  # type: ignore[arg-type]
         self.name = name
-        self.follower = Follower(self.slot, lambda: registry.pushed("lm"))
-        self.follower.declared = declared
+        self.refusal: Exception | None = None
+        self.loads: list[DeploymentSettings] = []
+        self.loading = threading.Event()
+        self.loading.set()
+        self.gauges: dict[str, float] = {}
+        reloader = Reloader(
+            self.slot, load=self.load, put=self.slot.put, report=self.gauges.__setitem__
+        )
+        self.reloader = reloader
+        self.follower = Follower(
+            self.slot, lambda: registry.pushed("lm"), reloader, self.gauges.__setitem__
+        )
+        self.follower.declared = settings_of(declared)
         self.is_dead = False
+
+    @property
+    def engine(self) -> VersionedEngine:
+        """The one that serves."""
+        return self.slot.engine  # type: ignore[return-value]
+
+    def load(self, settings: DeploymentSettings) -> Any:
+        self.loads.append(settings)
+        assert self.loading.wait(20)
+        if self.refusal is not None:
+            raise self.refusal
+        self.gauges["model_version"] = settings.version
+        return VersionedEngine(settings)
 
 
 class FakeDeployment:

@@ -14,7 +14,9 @@ from tokenreward.deployment.replica import Replica
 
 if TYPE_CHECKING:
     from tokenreward.contract import Outputs, RowRequest
+    from tokenreward.engine import Engine
     from tokenreward.forward.layout import Layout
+    from tokenreward.settings import DeploymentSettings
 
 
 class SlowLayout:
@@ -51,10 +53,10 @@ class SlowLayout:
 class SlowReplica(Replica.func_or_class):  # type: ignore[name-defined, misc]
     """The product's replica on such a layout."""
 
-    async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        await super().reconfigure(user_config)
-        runner = self.slot.engine.runner
-        runner.layout = SlowLayout(runner.layout)
+    def load(self, settings: DeploymentSettings) -> Engine:
+        engine = super().load(settings)
+        engine.runner.layout = SlowLayout(engine.runner.layout)
+        return engine  # type: ignore[no-any-return]
 
 
 def build_replica(args: dict[str, Any]) -> Any:

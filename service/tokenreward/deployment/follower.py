@@ -1,9 +1,12 @@
-"""Keeps the engine of one replica at the newest weights: those that were pushed, or those that the
-settings declare, whichever has the greater version.
+"""Keeps one replica at the newest weights: those that were pushed, or those that the settings
+declare, whichever has the greater version.
 
-A push is prepared and committed in two calls. A replica that misses them catches up: when it
-starts, and later with Ray's health checks. What fails is said and leaves the engine as it is. It
-knows no Ray: the registry of pushes comes as a plain callable.
+    push       prepared and committed in two calls
+    redeploy   declared in one call, which returns at once; the change happens in the background
+
+A replica that misses a push catches up: when it starts, and later with Ray's health checks. What
+fails is said and leaves the engine as it is. This module knows no Ray: the registry of pushes comes
+as a plain callable. How weights are changed is in `reloader`.
 """
 
 from __future__ import annotations
@@ -16,7 +19,9 @@ from dataclasses import asdict
 from typing import Any
 
 from tokenreward.checkpoints.refusal import CheckpointRefused
+from tokenreward.deployment.reloader import Reloader
 from tokenreward.engine.slot import Slot
+from tokenreward.engine.usage import Report as ReportMetric
 from tokenreward.errors import (
     DeadlineExceededError,
     InternalError,
@@ -31,58 +36,66 @@ from tokenreward.wire.weights import Weights
 
 logger = logging.getLogger("ray.serve")
 
-# After a failure to catch up. Each attempt may load a whole checkpoint.
+# After a failure to catch up.
 _FIRST_PAUSE_S = 8.0
 _MAX_PAUSE_S = 60.0
+# An attempt may load a whole checkpoint, which takes CPUs and memory from what serves. So attempts
+# that fail have a tenth of the time at most.
+_PAUSE_PER_ATTEMPT = 9.0
 
 Report = dict[str, Any]  # the fields of a `ReplicaWeights` without the replica's name
 
 
 class Follower:
-    """Changes the weights of one replica.
+    """Decides what one replica serves.
 
     Args:
         slot: Holds its engine.
         pushed: Gets the newest weights that were pushed; it blocks.
+        reloader: Changes the engine of the slot.
+        report: Told the metric `newest_version`.
 
     Attributes:
-        declared: The weights of the settings.
-        error: Why the last attempt to catch up failed.
-        busy: Held by whoever changes the engine or its weights. An engine that is put in the slot
-            has nothing prepared, so whoever puts it also calls `forget`.
+        declared: The settings as they were declared last.
+        error: Why the last attempt to serve the newest weights failed.
     """
 
-    def __init__(self, slot: Slot, pushed: Callable[[], Weights | None]) -> None:
+    def __init__(
+        self,
+        slot: Slot,
+        pushed: Callable[[], Weights | None],
+        reloader: Reloader,
+        report: ReportMetric,
+    ) -> None:
         self._slot = slot
         self._pushed = pushed
-        self.declared: Weights | None = None
+        self._reloader = reloader
+        self._report = report
+        self.declared: DeploymentSettings | None = None
         self.error: RequestError | None = None
-        self._candidate: Weights | None = None
-        self._in_preparation: Weights | None = None
         self._last_push: Weights | None = None
-        self._discard_at = 0.0
-        self.busy = asyncio.Lock()
+        self._last_conflict: Weights | None = None
         self._catching_up: asyncio.Task[None] | None = None
         self._pause_s = _FIRST_PAUSE_S
         self._next_attempt = 0.0  # by time.monotonic
 
-    async def newest(self, declared: Weights) -> Weights:
-        """The weights to serve, given what the settings declare now.
+    async def start(self, settings: DeploymentSettings) -> None:
+        """Loads and serves the first weights: the newest.
 
-        Raises what the registry raises: without its answer a replica could go back to old weights.
+        Raises:
+            Exception: They cannot be loaded, or the registry does not answer. Without its answer a
+                replica could go back to old weights.
         """
-        self.declared, self._next_attempt = declared, 0.0
-        pushed = await self._newest_push()
-        if pushed is None or pushed.version < declared.version:
-            return declared
-        if pushed.version == declared.version and pushed.checkpoint != declared.checkpoint:
-            logger.warning(
-                "version %d was pushed with %s and declared with %s: the pushed one is served",
-                pushed.version,
-                pushed.checkpoint,
-                declared.checkpoint,
-            )
-        return pushed
+        self.declared = settings
+        await self._reloader.start(await self._newest(settings), settings)
+        await self.catch_up()  # with what was pushed meanwhile
+
+    def declare(self, settings: DeploymentSettings) -> None:
+        """Begins to serve what the settings declare from now on, if it is the newest, and returns
+        at once. What serves now serves until then. A load of what was declared before goes on to
+        its end, as a thread cannot be stopped, and is dropped."""
+        self.declared, self._next_attempt, self._pause_s = settings, 0.0, _FIRST_PAUSE_S
+        self.check()
 
     async def prepare(self, weights: Weights, *, within_s: float) -> Report:
         """Checks and reads weights; what is served stays as it is. They are kept for a commit that
@@ -101,9 +114,7 @@ class Follower:
 
     def discard(self, version: int) -> Report:
         """Drops what was prepared, or is being prepared, for this version."""
-        candidates = self._candidate, self._in_preparation
-        if any(each is not None and each.version == version for each in candidates):
-            self._discard()
+        self._reloader.discard(version)
         return self.report()
 
     @property
@@ -114,18 +125,14 @@ class Follower:
         except Loading:
             return None
 
-    def serves(self, weights: Weights) -> bool:
-        """Whether these weights are those that are served: their version may have others."""
-        return self.version is not None and weights == declared_weights(self._slot.engine.settings)
-
     def note_failure(self, error: Exception) -> None:
         """Notes why newer weights cannot be served, for the log and for `status`."""
+        last = self.error
         self.error = _as_request_error(error, "the newest weights cannot be served")
-        logger.warning("version %s stays: %s", self.version, self.error)
-
-    def forget(self) -> None:
-        """The engine that had prepared something serves no more."""
-        self._candidate = None
+        # Tracebacks refer to engines, which are to be freed when they have been replaced.
+        self.error.__traceback__ = self.error.__context__ = self.error.__cause__ = None
+        if last is None or last.message != self.error.message:  # it is tried again and again
+            logger.warning("version %s stays: %s", self.version, self.error)
 
     def report(self, error: RequestError | None = None) -> Report:
         """What the replica serves, as plain objects."""
@@ -136,70 +143,93 @@ class Follower:
 
     def status(self) -> Report:
         """The same, with what the settings declare and why the replica could not catch up."""
-        declared = None if self.declared is None else asdict(self.declared)
+        declared = None if self.declared is None else asdict(self.declared.weights)
         return {**self.report(self.error), "declared": declared}
 
     def check(self) -> None:
-        """Catches up in the background if newer weights were pushed, and drops what was prepared
-        and is not going to be committed. It returns at once; Ray calls it every few seconds."""
-        if self._candidate is not None and time.monotonic() > self._discard_at:
-            self._discard()
-        if time.monotonic() < self._next_attempt:
-            return
-        if self._catching_up is None or self._catching_up.done():
-            self._catching_up = asyncio.ensure_future(self.catch_up())
+        """Catches up in the background with what was pushed or declared, and drops what was
+        prepared and is not going to be committed. It returns at once; Ray calls it every few
+        seconds."""
+        self._reloader.discard_late()
+        if time.monotonic() >= self._next_attempt:
+            self._begin_to_catch_up()
 
     async def catch_up(self) -> None:
-        """Serves the newest weights: those pushed, or those declared which could not be loaded
-        before. On failure `error` says why not."""
+        """Serves the newest weights. On failure `error` says why not."""
+        if self._catching_up is not None:  # it may have read the registry before the last push
+            await asyncio.wait([self._catching_up])
+        await asyncio.wait([self._begin_to_catch_up()])
+
+    def _begin_to_catch_up(self) -> asyncio.Task[None]:
+        if self._catching_up is None or self._catching_up.done():
+            self._catching_up = asyncio.create_task(self._catch_up())
+        return self._catching_up
+
+    async def _catch_up(self) -> None:
+        began = time.monotonic()
         try:
-            newest = await self._newest_push()
-            async with self.busy:
-                if newest is None or newest.version < self._floor():
-                    newest = self.declared
-                if newest is not None and newest.version > self._slot.engine.version:
-                    logger.info("catching up with version %d", newest.version)
-                    if self._candidate != newest:
-                        self._discard()
-                        await self._slot.engine.prepare(newest)
-                    self._candidate = None
-                    await self._slot.engine.commit(newest.version)
-                    self._slot.announce()
-                if newest is None or newest.version == self._slot.engine.version:
-                    self.error = None  # a redeploy of lower weights may have failed
-            self._pause_s, self._next_attempt = _FIRST_PAUSE_S, 0.0
+            while not await self._follow():
+                began = time.monotonic()
+            self.error, self._pause_s, self._next_attempt = None, _FIRST_PAUSE_S, 0.0
         except Exception as error:
-            self._next_attempt = time.monotonic() + self._pause_s
+            now = time.monotonic()
+            pause_s = max(self._pause_s, _PAUSE_PER_ATTEMPT * (now - began))
+            self._next_attempt = now + pause_s
             self._pause_s = min(2 * self._pause_s, _MAX_PAUSE_S)
             self.note_failure(error)
 
+    async def _follow(self) -> bool:
+        """Changes to what is the newest now, in place or by a second engine.
+
+        Returns:
+            Whether it serves. If not, something else was declared or pushed meanwhile.
+
+        Raises:
+            Exception: It cannot be served, or the registry is silent.
+        """
+        declared, version = self.declared, self._slot.engine.version
+        if declared is None:
+            return True
+
+        def is_superseded() -> bool:
+            return self.declared is not declared or self._slot.engine.version != version
+
+        try:
+            newest = await self._newest(declared)
+            self._report("newest_version", newest.version)
+            async with self._reloader.busy:
+                is_there = newest.weights == self._slot.engine.settings.weights
+                if not is_there:
+                    is_there = await self._reloader.change_in_place(newest, declared)
+            if is_there:
+                return self.declared is declared
+            return await self._reloader.change_engine(newest, declared, is_superseded=is_superseded)
+        except Exception:
+            if is_superseded():
+                return False
+            raise
+
     async def _prepare(self, weights: Weights, *, keep_s: float) -> None:
         ends_at = time.monotonic() + keep_s
-        async with self.busy:
+        async with self._reloader.busy:
             if time.monotonic() >= ends_at:  # nobody waits for it any more
                 raise DeadlineExceededError("other weights were being changed all the time")
-            if weights.version <= self._floor():
+            versions = [self._slot.engine.version]
+            if self.declared is not None:
+                versions.append(self.declared.version)
+            if weights.version <= max(versions):
                 raise VersionConflict(
-                    f"version {weights.version} is not greater than {self._floor()}",
+                    f"version {weights.version} is not greater than {max(versions)}",
                     param="version",
                 )
-            self._discard()
-            self._in_preparation = weights
-            try:
-                await self._slot.engine.prepare(weights)
-            finally:
-                self._in_preparation = None
-            self._candidate, self._discard_at = weights, time.monotonic() + keep_s
+            await self._reloader.prepare(weights, keep_s=keep_s)
 
     async def _commit(self, weights: Weights) -> None:
-        async with self.busy:
+        async with self._reloader.busy:
             if self._slot.engine.version == weights.version:
                 return
-            # Another gateway may have prepared others under the same version meanwhile.
-            if self._candidate == weights:
-                self._candidate = None
-                await self._slot.engine.commit(weights.version)
-                self._slot.announce()
+            if await self._reloader.commit(weights):
+                self._report("newest_version", weights.version)
                 self.error = None
                 return
         await self.catch_up()
@@ -219,6 +249,26 @@ class Follower:
             return self.report(_as_request_error(error, "the weights cannot be served"))
         return self.report()
 
+    async def _newest(self, declared: DeploymentSettings) -> DeploymentSettings:
+        """The settings with the weights to serve, given what they declare.
+
+        Raises:
+            Exception: The registry does not answer.
+        """
+        pushed = await self._newest_push()
+        if pushed is None or pushed.version < declared.version:
+            return declared
+        is_conflict = pushed.version == declared.version and pushed != declared.weights
+        if is_conflict and self._last_conflict != declared.weights:
+            self._last_conflict = declared.weights
+            logger.warning(
+                "version %d was pushed with %s and declared with %s: the pushed one is served",
+                pushed.version,
+                pushed.checkpoint,
+                declared.checkpoint,
+            )
+        return declared.with_weights(pushed)
+
     async def _newest_push(self) -> Weights | None:
         """The newest weights that were pushed. If the registry lost them, those that it had."""
         pushed = await asyncio.to_thread(self._pushed)
@@ -226,27 +276,6 @@ class Follower:
         if last is None or (pushed is not None and pushed.version > last.version):
             self._last_push = pushed
         return self._last_push
-
-    def _floor(self) -> int:
-        """The version that others must pass."""
-        versions = [self._slot.engine.version]
-        if self.declared is not None:
-            versions.append(self.declared.version)
-        return max(versions)
-
-    def _discard(self) -> None:
-        self._candidate = None
-        self._slot.engine.discard()
-
-
-def declared_weights(settings: DeploymentSettings) -> Weights:
-    """The weights that a deployment's settings declare."""
-    return Weights(
-        checkpoint=settings.checkpoint,
-        version=settings.version,
-        adapter=settings.adapter,
-        reference_checkpoint=settings.reference_checkpoint,
-    )
 
 
 def _as_request_error(error: Exception, sentence: str) -> RequestError:

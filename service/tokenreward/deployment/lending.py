@@ -118,9 +118,12 @@ class Lender:
         return any(is_sent)
 
     def forget(self) -> None:
-        """Lets go of an engine that serves no more: all its requests have been answered."""
-        self._lending = None
-        self._peers.clear()
+        """Lets go of engines that serve no more: all their requests have been answered. Loans of
+        the one that serves now stay."""
+        current = self._current()
+        for peer in self._peers.values():
+            loans = peer.loans.items()
+            peer.loans = {number: loan for number, loan in loans if loan[1] is current}
 
     def status(self) -> tuple[int | None, bool]:
         """The version that serves here, and whether the replica is idle. From any thread."""

@@ -13,9 +13,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import ray
+from pydantic import ValidationError
 from ray import serve
 
-from tokenreward.deployment.follower import Follower, declared_weights
+from tokenreward.deployment.follower import Follower
 from tokenreward.deployment.lending import Lender
 from tokenreward.deployment.peers import RayPeers, answer_calls
 from tokenreward.deployment.plan import limits_of, protocol_plans
@@ -26,6 +27,7 @@ from tokenreward.deployment.process import (
     tune_interpreter,
 )
 from tokenreward.deployment.registry import RayKeyValues
+from tokenreward.deployment.reloader import Reloader
 from tokenreward.engine.slot import Slot
 from tokenreward.http.app import build_app, refuse_websockets
 from tokenreward.http.gateway.registry import Registry
@@ -33,6 +35,7 @@ from tokenreward.http.replica import ReplicaBackend
 from tokenreward.http.scope import App
 from tokenreward.metrics import Metrics, Snapshot
 from tokenreward.settings import DeploymentSettings
+from tokenreward.wire.parsing import refusal
 from tokenreward.wire.weights import Weights
 
 if TYPE_CHECKING:
@@ -60,7 +63,9 @@ class Replica:
         self._metrics = Metrics()
         self.slot = Slot()
         pushed = partial(Registry(RayKeyValues()).pushed, self._settings["name"])
-        self.follower = Follower(self.slot, pushed)
+        report = self._metrics.report
+        reloader = Reloader(self.slot, load=self.load, put=self._put, report=report)
+        self.follower = Follower(self.slot, pushed, reloader, report)
         self._lending: asyncio.Task[None] | None = None
         self._lender: Lender | None = None
 
@@ -75,43 +80,34 @@ class Replica:
         return build_app(backend)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Loads the newest weights, if they are not those that serve, then swaps them.
+        """Takes other settings. The first ones are loaded before the replica is ready.
 
-        If that fails while others serve, those serve on: Ray would replace a replica that raises,
-        and its successor would fail, too.
+        Later ones are noted, and change the weights in the background: Ray sends no requests to a
+        replica whose `reconfigure` runs. Nor does it raise then: Ray would replace the replica, and
+        its successor would fail, too.
 
         Args:
             user_config: The settings that change in place: checkpoint and version. If weights with
-                a greater version, or the same one, were pushed, those are loaded.
+                a greater version, or the same one, were pushed, those are served.
 
         Raises:
             Exception: The first weights cannot be loaded.
         """
-        settings = DeploymentSettings.model_validate({**self._settings, **user_config})
-        async with self.follower.busy:
-            try:
-                newest = await self.follower.newest(declared_weights(settings))
-                if self.follower.serves(newest):
-                    return
-                engine = await asyncio.to_thread(self._load, settings.with_weights(newest))
-                engine.declared = settings
-            except Exception as error:
-                if self.follower.version is None:
-                    raise
-                self.follower.note_failure(error)
-                return
-            # The old weights are frozen, too. Unfrozen, they are found and freed once they are
-            # dropped.
-            gc.unfreeze()
-            await self.slot.put(engine)
-            await self._stop_lending()  # it refers to the engine before
-            self.follower.forget()
-            await asyncio.to_thread(freeze_loaded_objects)
-        await self.follower.catch_up()  # with what was pushed meanwhile
-        if self._lending is None:
-            self._lending = asyncio.create_task(self.lend_forever())
+        is_first = self.follower.version is None
+        try:
+            settings = DeploymentSettings.model_validate({**self._settings, **user_config})
+        except ValidationError as error:
+            if is_first:
+                raise
+            self.follower.note_failure(refusal(error))
+            return
+        if is_first:
+            await self.follower.start(settings)
+        else:
+            self.follower.declare(settings)
 
-    def _load(self, settings: DeploymentSettings) -> Engine:
+    def load(self, settings: DeploymentSettings) -> Engine:
+        """Loads an engine. It blocks, and others may serve meanwhile."""
         limit_threads(settings.num_cpus)
         # Torch comes with this import, after its threads are limited. Ray also imports this module
         # in a process that only builds the application, and that needs no torch.
@@ -119,24 +115,33 @@ class Replica:
 
         return Engine.load(settings, report=self._metrics.report, say=logger.info)
 
+    async def _put(self, engine: Engine) -> None:
+        """Serves with an engine from now on. Returns once the one before is freed."""
+        # The old weights are frozen, too. Unfrozen, they are found and freed once they are dropped.
+        gc.unfreeze()
+        await self.slot.put(engine)
+        await self._stop_lending()  # it refers to the engine before
+        await asyncio.to_thread(freeze_loaded_objects)
+        self._lending = asyncio.create_task(self.lend_forever())
+
     async def lend_forever(self) -> None:
         """Lends waiting jobs to other replicas, and computes theirs."""
-        lender = Lender(self.slot, RayPeers(self._settings["name"]), self._metrics.report)
-        self._lender = lender
-        answer_calls(
-            at_once={"status": lender.status},
-            later={"accept": lender.accept, "repay": lender.repay},
-        )
-        await lender.run_forever()
+        if self._lender is None:
+            lender = Lender(self.slot, RayPeers(self._settings["name"]), self._metrics.report)
+            self._lender = lender
+            answer_calls(
+                at_once={"status": lender.status},
+                later={"accept": lender.accept, "repay": lender.repay},
+            )
+        await self._lender.run_forever()
 
     async def _stop_lending(self) -> None:
-        if self._lending is None:
+        if self._lending is None or self._lender is None:
             return
         self._lending.cancel()
         await asyncio.wait([self._lending])
         self._lending = None
-        if self._lender is not None:
-            self._lender.forget()
+        self._lender.forget()
 
     async def address(self) -> str:
         """Where other replicas reach this one (`RayPeers`)."""

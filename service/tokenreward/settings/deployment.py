@@ -223,6 +223,16 @@ class DeploymentSettings(BaseModel, extra="forbid", frozen=True):
             return self.autoscaling.max_replicas
         return self.num_replicas
 
+    @property
+    def weights(self) -> Weights:
+        """The weights that these settings name."""
+        return Weights(
+            checkpoint=self.checkpoint,
+            version=self.version,
+            adapter=self.adapter,
+            reference_checkpoint=self.reference_checkpoint,
+        )
+
     def with_weights(self, weights: Weights) -> DeploymentSettings:
         """These settings with other weights. A revision belongs to the repository that it was
         written for."""

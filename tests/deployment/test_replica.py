@@ -1,0 +1,171 @@
+"""Redeploys and pushes of real weights, through the replica as Ray calls it."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import weakref
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fakes import tiny, web
+from tokenreward.engine import Engine
+from tokenreward.wire import RewardsRequest, parse
+from tokenreward.wire.weights import Weights
+
+REQUEST = parse(
+    RewardsRequest, {"scorer": "endogenous", "items": [{"prompt": [5, 6], "response": [7, 8]}]}
+)
+
+
+def config(checkpoint: object, version: int) -> dict[str, Any]:
+    return {"checkpoint": str(checkpoint), "version": version}
+
+
+async def redeploy(replica: Any, checkpoint: object, version: int) -> None:
+    """Returns once the change has been made, or has failed."""
+    await replica.reconfigure(config(checkpoint, version))
+    await replica.follower.catch_up()
+
+
+async def rewards(replica: Any) -> tuple[int, np.ndarray]:
+    """The version of a reply, and its rewards."""
+    with replica.slot.lease() as engine:
+        reply = await engine.score(REQUEST)
+    return reply.version, reply.items[0].rewards
+
+
+async def fresh_rewards(replica: Any) -> np.ndarray:
+    """Those of an engine that starts with the settings that serve."""
+    engine = Engine.load(replica.slot.engine.settings)
+    try:
+        return (await engine.score(REQUEST)).items[0].rewards
+    finally:
+        await engine.close()
+
+
+@pytest.fixture(scope="module")
+def other_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.save(tmp_path_factory.mktemp("other") / "weights", seed=7)
+
+
+@pytest.fixture(scope="module")
+def other_shape(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.save(tmp_path_factory.mktemp("other") / "shape", "qwen3")
+
+
+async def test_a_redeploy_of_the_same_shape_is_copied_into_the_engine_that_serves(
+    replica: Any, language_model: Path, other_weights: Path
+) -> None:
+    await replica.reconfigure(config(language_model, 1))
+    engine, before = replica.slot.engine, await rewards(replica)
+    await redeploy(replica, other_weights, 2)
+    assert replica.slot.engine is engine
+    version, after = await rewards(replica)
+    assert (before[0], version) == (1, 2)
+    np.testing.assert_array_equal(after, await fresh_rewards(replica))
+    assert not np.array_equal(before[1], after)
+    assert replica.gauge("model_version") == 2
+
+
+async def test_a_redeploy_of_another_shape_is_loaded_while_the_engine_before_serves(
+    replica: Any, language_model: Path, other_shape: Path
+) -> None:
+    await replica.reconfigure(config(language_model, 1))
+    first = weakref.ref(replica.slot.engine)
+    replica.gate.clear()
+    await replica.reconfigure(config(other_shape, 2))
+    await web.until(lambda: replica.loads[1:] == [str(other_shape)], seconds=60)
+    await replica.check_health()
+    assert (await rewards(replica))[0] == 1
+    assert (replica.gauge("model_version"), replica.gauge("newest_version")) == (1, 2)
+    replica.gate.set()
+    await replica.follower.catch_up()
+    version, after = await rewards(replica)
+    assert version == 2
+    np.testing.assert_array_equal(after, await fresh_rewards(replica))
+    assert first() is None
+    assert replica.gauge("model_version") == 2
+
+
+async def test_requests_under_way_are_answered_by_the_engine_that_they_began_on(
+    replica: Any, language_model: Path, other_shape: Path
+) -> None:
+    await replica.reconfigure(config(language_model, 1))
+    engine = replica.slot.engine
+    done = asyncio.Event()
+
+    async def call() -> list[int]:
+        versions = []
+        while not done.is_set():
+            versions.append((await rewards(replica))[0])
+        return versions
+
+    callers = [asyncio.create_task(call()) for _ in range(3)]
+    await redeploy(replica, other_shape, 2)
+    await rewards(replica)
+    done.set()
+    for versions in await asyncio.gather(*callers):
+        assert set(versions) == {1, 2}
+        assert versions == sorted(versions)
+    assert replica.slot.engine is not engine
+
+
+async def test_a_redeploy_that_cannot_be_loaded_keeps_what_serves(
+    replica: Any, language_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(Exception, match="absent"):  # nothing serves yet
+        await replica.reconfigure(config(tmp_path / "absent", 1))
+    await replica.reconfigure(config(language_model, 1))
+    engine = replica.slot.engine
+    await redeploy(replica, tmp_path / "absent", 2)
+    assert replica.slot.engine is engine
+    assert engine.version == 1
+    follower = replica.follower
+    assert "absent" in str(follower.status()["error"])
+    assert follower.status()["declared"]["version"] == 2
+    assert replica.gauge("newest_version") == 2
+    shutil.copytree(language_model, tmp_path / "absent")
+    await follower.catch_up()  # as Ray's health checks have it do
+    assert (engine.version, follower.status()["error"]) == (2, None)
+    await redeploy(replica, language_model, 3)
+    assert replica.slot.engine.version == 3
+    assert replica.gauge("newest_version") == 3
+
+
+async def test_settings_that_are_wrong_keep_what_serves(replica: Any, language_model: Path) -> None:
+    await replica.reconfigure(config(language_model, 1))
+    await replica.reconfigure(config(language_model, -1))
+    status = replica.follower.status()
+    assert (status["version"], status["error"]["param"]) == (1, "version")
+
+
+async def test_a_redeploy_of_the_version_that_serves_loads_other_weights(
+    replica: Any, language_model: Path, tmp_path: Path
+) -> None:
+    await replica.reconfigure(config(language_model, 1))
+    engine = replica.slot.engine
+    await redeploy(replica, language_model, 1)
+    assert replica.slot.engine is engine
+    shutil.copytree(language_model, tmp_path / "other")
+    await redeploy(replica, tmp_path / "other", 1)
+    assert replica.slot.engine.settings.checkpoint == str(tmp_path / "other")
+
+
+async def test_pushed_weights_are_the_floor_of_what_a_redeploy_loads(
+    replica: Any, language_model: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(language_model, tmp_path / "pushed")
+    replica.registry.record("lm", Weights(checkpoint=str(tmp_path / "pushed"), version=5))
+    await replica.reconfigure(config(language_model, 1))  # as a replica that starts
+    engine = replica.slot.engine
+    assert (engine.version, engine.settings.checkpoint) == (5, str(tmp_path / "pushed"))
+    for version in (3, 5):
+        await redeploy(replica, language_model, version)
+        assert replica.slot.engine is engine
+    await redeploy(replica, language_model, 6)
+    engine = replica.slot.engine
+    assert (engine.version, engine.settings.checkpoint) == (6, str(language_model))

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import shutil
 import threading
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from fakes.web import until
 from tokenreward.deployment import lending as module
 from tokenreward.deployment.lending import Lender
 from tokenreward.engine.slot import Slot
+from tokenreward.errors import InternalError
 from tokenreward.wire import RewardsRequest, parse
 
 NUM_ITEMS = 12
@@ -76,6 +79,7 @@ class Deployment:
 
     network: Network
     engines: dict[str, Any]
+    slots: dict[str, Slot]
 
 
 @pytest.fixture
@@ -87,20 +91,19 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture
 def deploy(make_engine: Callable[..., Any], clock: Clock) -> Callable[..., Deployment]:
-    def make(*addresses: str, version: dict[str, int] | None = None) -> Deployment:
-        network, engines = Network(), {}
+    def make(*addresses: str, **settings_of_b: Any) -> Deployment:
+        network, engines, slots = Network(), {}, {}
         for address in addresses:
-            engine = make_engine(
-                "causal_lm", ["endogenous"], version=(version or {}).get(address, 1)
-            )
-            engines[address] = engine
+            settings = settings_of_b if address == "b" else {}
+            engine = make_engine("causal_lm", ["endogenous"], **settings)
+            engines[address], slots[address] = engine, Slot(engine)
             engine.batcher.note_rate(100, 1.0)  # tokens a second: all that waits is a surplus
             network.lenders[address] = Lender(
-                Slot(engine),
+                slots[address],
                 Seat(address, network),
                 lambda *args, **labels: None,  # type: ignore[arg-type]
             )
-        return Deployment(network, engines)
+        return Deployment(network, engines, slots)
 
     return make
 
@@ -209,11 +212,21 @@ async def test_a_replica_alone_asks_for_peers_once_in_a_while_and_lends_nothing(
     await assert_rewards(deployment, asked)
 
 
-@pytest.mark.parametrize("reason", ["busy", "version"])
-async def test_a_peer_that_is_busy_or_serves_another_version_gets_nothing(
-    deploy: Callable[..., Deployment], clock: Clock, reason: str
+@pytest.mark.parametrize("reason", ["busy", "version", "checkpoint"])
+async def test_a_peer_that_is_busy_or_serves_other_weights_gets_nothing(
+    deploy: Callable[..., Deployment],
+    clock: Clock,
+    language_model: Path,
+    tmp_path: Path,
+    reason: str,
 ) -> None:
-    deployment = deploy("a", "b", version={"b": 2 if reason == "version" else 1})
+    shutil.copytree(language_model, tmp_path / "other")
+    settings = {
+        "busy": {},
+        "version": {"version": 2},
+        "checkpoint": {"checkpoint": tmp_path / "other"},
+    }
+    deployment = deploy("a", "b", **settings[reason])
     await meet(deployment)
     a, b, lender = *deployment.engines.values(), deployment.network.lenders["a"]
     async with busy(a), busy(b):
@@ -246,6 +259,39 @@ async def test_what_a_dead_peer_had_is_computed_here(
         assert not await lender.lend_once()  # it is not asked again for a while
         assert len(deployment.network.calls) == num_calls
     await assert_rewards(deployment, asked)
+
+
+async def test_an_engine_that_is_let_go_takes_no_loan_of_the_next_one_along(
+    deploy: Callable[..., Deployment], clock: Clock
+) -> None:
+    deployment = deploy("a", "b")
+    await meet(deployment)
+    a, lender = deployment.engines["a"], deployment.network.lenders["a"]
+    async with busy(a):
+        asked = await waiting(a)
+        assert await lender.lend_once()
+        lender.forget()  # the engine before has answered its last request
+        await until(lambda: not lender.has_loans)
+        assert a.batcher.queued_items < NUM_ITEMS
+    await assert_rewards(deployment, asked)
+
+
+async def test_loans_of_an_engine_that_serves_no_more_are_let_go(
+    deploy: Callable[..., Deployment], make_engine: Callable[..., Any], clock: Clock
+) -> None:
+    deployment = deploy("a", "b")
+    await meet(deployment)
+    a, lender = deployment.engines["a"], deployment.network.lenders["a"]
+    deployment.network.lost.add(("b", "accept"))
+    with suppress(InternalError):  # the engine before is closed with requests on it
+        async with busy(a):
+            asked = await waiting(a)
+            assert await lender.lend_once()
+            await deployment.slots["a"].put(make_engine("causal_lm", ["endogenous"]))
+            lender.forget()
+            assert not lender.has_loans
+    with pytest.raises(InternalError):
+        await asked
 
 
 async def test_a_late_loan_is_taken_back_its_answer_ignored_and_its_peer_shunned(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import shutil
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -105,13 +106,15 @@ def carried(thing: Any) -> Any:
     return pickle.loads(pickle.dumps(thing))  # noqa: S301 - our own
 
 
-def altered(paid: Repayment, *, version: int = 1, jobs: Any = None) -> Repayment:
-    return Repayment(paid.number, version, paid.jobs if jobs is None else jobs)
+def altered(paid: Repayment, *, jobs: Any = None, **others: Any) -> Repayment:
+    """The repayment with other jobs, or of other weights."""
+    weights = replace(paid.weights, **others)
+    return Repayment(paid.number, weights, paid.jobs if jobs is None else jobs)
 
 
 async def through(lender: Replica, thief: Replica) -> int:
     """Lends and repays once. Returns how many jobs."""
-    loan = lender.lending.lend(1, 10_000)
+    loan = lender.lending.lend(lender.lending.weights, 10_000)
     if loan is None:
         return 0
     lender.lending.repay(carried(await thief.lending.compute(carried(loan))))
@@ -186,7 +189,7 @@ async def test_the_timing_of_a_reply_counts_each_batch_once_wherever_it_ran(
     lender, thief = replica(), replica()
     async with stuck(lender):
         asked = await waiting(lender, body())
-        loan = lender.lending.lend(1, 10_000)
+        loan = lender.lending.lend(lender.lending.weights, 10_000)
         assert loan is not None
         repayment = await thief.lending.compute(loan)
         slow = [(outputs, 9.0, 3.0, number) for outputs, _, _, number in repayment.jobs]
@@ -196,14 +199,20 @@ async def test_the_timing_of_a_reply_counts_each_batch_once_wherever_it_ran(
     assert 3.0 < reply.timing.compute_s < 6.0
 
 
-async def test_a_loan_of_another_version_is_not_made_and_not_computed(
-    replica: Callable[..., Replica],
+@pytest.mark.parametrize("other", ["version", "checkpoint"])
+async def test_a_loan_of_other_weights_is_not_made_and_not_computed(
+    replica: Callable[..., Replica], language_model: Path, tmp_path: Path, other: str
 ) -> None:
-    lender, thief = replica(), replica(version=2)
+    lender = replica()
+    if other == "version":
+        thief = replica(version=2)
+    else:
+        shutil.copytree(language_model, tmp_path / "other")
+        thief = replica(checkpoint=tmp_path / "other")
     async with stuck(lender):
         asked = await waiting(lender, body())
-        assert lender.lending.lend(2, 10_000) is None
-        loan = lender.lending.lend(1, 10_000)
+        assert lender.lending.lend(thief.lending.weights, 10_000) is None
+        loan = lender.lending.lend(lender.lending.weights, 10_000)
         assert loan is not None
         repayment = await thief.lending.compute(loan)
         assert repayment.jobs == []
@@ -213,16 +222,17 @@ async def test_a_loan_of_another_version_is_not_made_and_not_computed(
     assert thief.counts["batch_items"] == 0
 
 
-async def test_outputs_of_a_version_that_serves_no_more_are_computed_again(
-    replica: Callable[..., Replica],
+@pytest.mark.parametrize("other", [{"version": 0}, {"checkpoint": "/others"}])
+async def test_outputs_of_weights_that_serve_no_more_are_computed_again(
+    replica: Callable[..., Replica], other: dict[str, Any]
 ) -> None:
     lender, thief = replica(), replica()
     async with stuck(lender):
         asked = await waiting(lender, body())
-        loan = lender.lending.lend(1, 10_000)
+        loan = lender.lending.lend(lender.lending.weights, 10_000)
         assert loan is not None
         repayment = await thief.lending.compute(loan)
-        lender.lending.repay(altered(repayment, version=0))
+        lender.lending.repay(altered(repayment, **other))
         assert lender.engine.batcher.queued_items == NUM_ITEMS
     assert lender.counts["lent_items_total returned"] == len(loan.jobs)
     assert [item.error for item in (await asked).items] == [None] * NUM_ITEMS
@@ -253,7 +263,7 @@ async def test_garbage_is_no_answer(replica: Callable[..., Replica], kind: str) 
     truth = await alone.engine.score(body())
     async with stuck(lender):
         asked = await waiting(lender, body())
-        loan = lender.lending.lend(1, 10_000)
+        loan = lender.lending.lend(lender.lending.weights, 10_000)
         assert loan is not None
         lender.lending.repay(GARBAGE[kind](await thief.lending.compute(loan)))
         assert lender.engine.batcher.queued_items == NUM_ITEMS
@@ -267,7 +277,10 @@ async def test_a_loan_is_answered_once_and_not_after_it_was_taken_back(
     lender, thief = replica(), replica()
     async with stuck(lender):
         asked = await waiting(lender, body())
-        first, second = lender.lending.lend(1, 10_000), lender.lending.lend(1, 10_000)
+        first, second = (
+            lender.lending.lend(lender.lending.weights, 10_000),
+            lender.lending.lend(lender.lending.weights, 10_000),
+        )
         assert first is not None
         assert second is not None
         paid = await thief.lending.compute(first)
@@ -287,7 +300,7 @@ async def test_a_loan_that_came_back_is_computed_here(replica: Callable[..., Rep
     lender = replica()
     async with stuck(lender):
         asked = await waiting(lender, body())
-        while loan := lender.lending.lend(1, 10_000, lends_all=True):
+        while loan := lender.lending.lend(lender.lending.weights, 10_000, lends_all=True):
             lender.lending.take_back(loan.number)
         assert lender.engine.batcher.queued_items == NUM_ITEMS
     assert [item.error for item in (await asked).items] == [None] * NUM_ITEMS
@@ -340,7 +353,7 @@ async def test_a_thief_that_closes_gives_back(replica: Callable[..., Replica]) -
     lender, thief = replica(), replica()
     async with stuck(lender), stuck(thief, error=RequestError):
         asked = await waiting(lender, body())
-        loan = lender.lending.lend(1, 10_000)
+        loan = lender.lending.lend(lender.lending.weights, 10_000)
         assert loan is not None
         computing = asyncio.create_task(thief.lending.compute(loan))
         await until(lambda: thief.engine.batcher.queued_items == len(loan.jobs))
@@ -356,15 +369,17 @@ async def test_callers_who_go_and_deadlines_that_pass_leave_nothing_behind(
     lender, thief = replica(), replica()
     async with stuck(lender):
         asked = await waiting(lender, body())
-        loan = lender.lending.lend(1, 10_000)
+        loan = lender.lending.lend(lender.lending.weights, 10_000)
         assert loan is not None
         asked.cancel()
         with pytest.raises(asyncio.CancelledError):
             await asked
         lender.lending.repay(await thief.lending.compute(loan))
-        assert lender.lending.lend(1, 10_000) is None
+        assert lender.lending.lend(lender.lending.weights, 10_000) is None
         assert lender.engine.batcher.queued_tokens == 0
-        expired = Loan(9, 1, [(rows, -1.0, 5.0) for rows, _, _ in loan.jobs], loan.num_tokens)
+        expired = Loan(
+            9, loan.weights, [(rows, -1.0, 5.0) for rows, _, _ in loan.jobs], loan.num_tokens
+        )
         outputs = [job[0] for job in (await thief.lending.compute(expired)).jobs]
         assert outputs == [None] * len(loan.jobs)
 
@@ -377,12 +392,12 @@ async def test_a_replica_is_idle_while_only_borrowed_jobs_wait(
     async with stuck(thief), stuck(lender):
         asked = await waiting(lender, body())
         assert not lender.lending.is_idle
-        loan = lender.lending.lend(1, 10_000)
+        loan = lender.lending.lend(lender.lending.weights, 10_000)
         assert loan is not None
         computing = asyncio.create_task(thief.lending.compute(loan))
         await until(lambda: thief.engine.batcher.queued_items == len(loan.jobs))
         assert thief.lending.is_idle
-        assert thief.lending.lend(1, 10_000) is None  # a loan is not lent on
+        assert thief.lending.lend(thief.lending.weights, 10_000) is None  # a loan is not lent on
         own = asyncio.create_task(thief.engine.score(body()))
         await until(lambda: thief.engine.batcher.queued_items == len(loan.jobs) + NUM_ITEMS)
         assert not thief.lending.is_idle
@@ -462,12 +477,12 @@ async def test_what_could_be_too_large_is_not_lent(
     async with stuck(lender):
         asked = await waiting(lender, body("logprob", options={"top_k": 100}))
         monkeypatch.setattr(lending, "MAX_LOAN_BYTES", 15_000)
-        loan = lender.lending.lend(1, 10_000)
+        loan = lender.lending.lend(lender.lending.weights, 10_000)
         assert loan is not None
         assert len(loan.jobs) == 1
         lender.lending.take_back(loan.number)
         monkeypatch.setattr(lending, "MAX_LOAN_BYTES", 1000)
-        assert lender.lending.lend(1, 10_000) is None
+        assert lender.lending.lend(lender.lending.weights, 10_000) is None
     assert [item.error for item in (await asked).items] == [None] * NUM_ITEMS
 
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from tokenreward.engine.slot import Slot
 from tokenreward.engine.usage import Report
 from tokenreward.errors import Loading, frames
+from tokenreward.wire.weights import Weights
 
 if TYPE_CHECKING:  # torch comes with the engine, after its threads are limited
     from tokenreward.deployment.peers import RayPeers
@@ -43,14 +44,14 @@ class Peer:
     """What a lender remembers of another replica.
 
     Attributes:
-        version: The version that it serves; None if it cannot compute.
+        weights: What it serves; None if it cannot compute.
         is_idle: Whether it said so last.
         heard_at: When it said so.
         excluded_until: Until when it gets nothing.
         loans: The loans that it has: for each number, its tokens, who lent it, and when it is late.
     """
 
-    version: int | None = None
+    weights: Weights | None = None
     is_idle: bool = False
     heard_at: float = float("-inf")
     excluded_until: float = float("-inf")
@@ -125,12 +126,12 @@ class Lender:
             loans = peer.loans.items()
             peer.loans = {number: loan for number, loan in loans if loan[1] is current}
 
-    def status(self) -> tuple[int | None, bool]:
-        """The version that serves here, and whether the replica is idle. From any thread."""
+    def status(self) -> tuple[Weights | None, bool]:
+        """The weights that serve here, and whether the replica is idle. From any thread."""
         if self._lending is None:
             return None, False
         lending = self._lending[1]
-        return lending.version, lending.is_idle
+        return lending.weights, lending.is_idle
 
     def accept(self, loan: Loan, lender: str) -> None:
         """Begins to compute a loan for another replica."""
@@ -207,7 +208,7 @@ class Lender:
     async def _ask(self, address: str) -> None:
         peer = self._peers[address]
         try:
-            peer.version, peer.is_idle = await self.peers.call(address, "status")
+            peer.weights, peer.is_idle = await self.peers.call(address, "status")
             peer.heard_at = time.monotonic()
         except ConnectionError as error:
             logger.warning("nothing is lent for a while: %s", error)
@@ -219,7 +220,7 @@ class Lender:
         idle = []
         for address in self._addresses:
             peer = self._peers[address]
-            if not peer.is_idle or peer.version != lending.version or peer.excluded_until > now:
+            if not peer.is_idle or peer.weights != lending.weights or peer.excluded_until > now:
                 continue
             if len(peer.loans) < _MAX_LOANS:
                 idle.append(address)
@@ -227,7 +228,7 @@ class Lender:
 
     async def _lend(self, address: str, lending: Lending, max_tokens: int) -> bool:
         peer = self._peers[address]
-        loan = lending.lend(lending.version, max_tokens, lends_all=self._is_leaving)
+        loan = lending.lend(lending.weights, max_tokens, lends_all=self._is_leaving)
         if loan is None:
             return False
         num_tokens = loan.num_tokens + sum(tokens for tokens, _, _ in peer.loans.values())

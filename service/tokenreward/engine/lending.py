@@ -5,8 +5,9 @@
     repay      here: their callers get the outputs, and what has none waits here again
     take_back  here: the other replica is gone or late, and all of the loan waits here again
 
-A reply has one version, so outputs of another version than the one that serves here are computed
-again. This module knows engines, and neither other replicas nor how a loan travels.
+A reply has one version, so outputs of other weights than those that serve here are computed again.
+Two redeploys may have one version and different weights, so weights are compared whole. This module
+knows engines, and neither other replicas nor how a loan travels.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from tokenreward.engine.engine import Engine
 from tokenreward.engine.job import Job
 from tokenreward.engine.usage import Report
 from tokenreward.errors import ItemError, OutOfMemory, RequestError
+from tokenreward.wire.weights import Weights
 
 # Of the tokens of a loan, and of its outputs. Ray's gRPC takes messages of 4 MiB.
 MAX_LOAN_BYTES = 2**21
@@ -60,13 +62,13 @@ class Loan(NamedTuple):
 
     Attributes:
         number: Names the loan among all of the lender's process.
-        version: The weights that its outputs must be of.
+        weights: Those that its outputs must be of.
         jobs: What is to be computed.
         num_tokens: Tokens of all its rows.
     """
 
     number: int
-    version: int
+    weights: Weights
     jobs: list[BorrowedJob]
     num_tokens: int
 
@@ -76,12 +78,12 @@ class Repayment(NamedTuple):
 
     Attributes:
         number: The loan's number.
-        version: The weights that computed it.
+        weights: Those that computed it.
         jobs: In the order of the loan. Empty if the loan was refused.
     """
 
     number: int
-    version: int
+    weights: Weights
     jobs: list[LoanOutputs]
 
 
@@ -103,9 +105,9 @@ class Lending:
         self._batch_keys = itertools.count(-1, -1)  # batches here are counted from 1
 
     @property
-    def version(self) -> int:
-        """The version that serves here."""
-        return self._engine.version
+    def weights(self) -> Weights:
+        """What serves here."""
+        return self._engine.settings.weights
 
     @property
     def is_idle(self) -> bool:
@@ -140,18 +142,18 @@ class Lending:
             return _MAX_PATIENCE_S
         return min(_MIN_PATIENCE_S + _PATIENCE * num_tokens / rate, _MAX_PATIENCE_S)
 
-    def lend(self, version: int, max_tokens: int, *, lends_all: bool = False) -> Loan | None:
+    def lend(self, weights: Weights, max_tokens: int, *, lends_all: bool = False) -> Loan | None:
         """Lends jobs that wait.
 
         Args:
-            version: The version that the other replica serves.
+            weights: What the other replica serves.
             max_tokens: The most tokens of the loan.
             lends_all: Whether more than half of what waits may leave, as this replica stops.
 
         Returns:
-            The loan; None if too little waits or the versions differ.
+            The loan; None if too little waits or the weights differ.
         """
-        if version != self.version:
+        if weights != self.weights:
             return None
         batcher, left_bytes = self._engine.batcher, MAX_LOAN_BYTES
 
@@ -171,7 +173,7 @@ class Lending:
         number = next(self._numbers)
         self._loans[number] = jobs
         num_tokens = sum(job.num_tokens for job in jobs)
-        return Loan(number, version, [_borrowed(job) for job in jobs], num_tokens)
+        return Loan(number, weights, [_borrowed(job) for job in jobs], num_tokens)
 
     async def compute(self, loan: Loan) -> Repayment:
         """Computes a loan of another replica. Callers here have turns, too.
@@ -179,8 +181,8 @@ class Lending:
         What fails for reasons of this replica has no outputs: out of memory, shutdown, an
         error of the device, a deadline, other weights meanwhile.
         """
-        engine, refusal = self._engine, Repayment(loan.number, loan.version, [])
-        if loan.version != self.version:
+        engine, refusal = self._engine, Repayment(loan.number, loan.weights, [])
+        if loan.weights != self.weights:
             return refusal
         event_loop, now = asyncio.get_running_loop(), time.monotonic()
         jobs = []
@@ -202,8 +204,8 @@ class Lending:
             self._num_borrowed -= len(jobs)
             for job in jobs:
                 job.future.cancel()
-        outputs = [_outputs_of(job, loan.version) for job in jobs]
-        return Repayment(loan.number, loan.version, outputs)
+        outputs = [_outputs_of(job, loan.weights.version) for job in jobs]
+        return Repayment(loan.number, loan.weights, outputs)
 
     def repay(self, repayment: Repayment) -> None:
         """Answers the callers of a loan. A loan that was taken back, or repaid, is ignored."""
@@ -211,7 +213,7 @@ class Lending:
         if jobs is None:
             return
         results = repayment.jobs
-        if repayment.version != self.version or len(results) != len(jobs):
+        if repayment.weights != self.weights or len(results) != len(jobs):
             results = [(None, 0.0, 0.0, 0)] * len(jobs)
         batch_keys: dict[int, int] = {}
         unpaid = []
@@ -223,7 +225,7 @@ class Lending:
                     batch_keys[batch_number] = next(self._batch_keys)
                 job.outputs, job.queue_s, job.compute_s = outputs, queue_s, compute_s
                 job.batch_number = batch_keys[batch_number]
-                job.version = repayment.version
+                job.version = repayment.weights.version
                 job.future.set_result(None)
         self._return(unpaid)
         self._report("lent_items_total", len(jobs) - len(unpaid), outcome="computed")

@@ -90,6 +90,8 @@ def test_replica_gets_back_the_settings_it_was_planned_with() -> None:
         num_cpus=2,
         num_replicas=3,
         version=7,
+        adapter="lora",
+        reference_checkpoint="base",
         max_batch_tokens=99,
     )
     planned = serve_config(settings)["applications"][1]
@@ -121,6 +123,8 @@ def test_ray_reserves_a_share_of_a_gpu_or_whole_ones(num_gpus: float) -> None:
         {"autoscaling": {"max_replicas": 5}},
         {"version": 2},
         {"checkpoint": "elsewhere"},
+        {"adapter": "elsewhere"},
+        {"reference_checkpoint": "elsewhere"},
         {"max_concurrent_requests": 7},
     ],
 )

@@ -2,7 +2,7 @@
 prints.
 
 It knows the shape of that config and imports no Ray. Ray restarts the replicas of an application
-whose `args` change. So the settings that change in place (number of replicas, checkpoint, version)
+whose `args` change. So the settings that change in place (number of replicas, weights, version)
 stand outside `args`.
 """
 
@@ -23,12 +23,12 @@ GATEWAY_APP = "Gateway"  # names of deployments are lower case, so that none can
 REPLICA = "Replica"
 GATEWAY = "Gateway"
 
+_WEIGHTS = {"checkpoint", "version", "adapter", "reference_checkpoint"}
 _OUTSIDE_ARGS = {
     "num_replicas",
     "autoscaling",
-    "checkpoint",
-    "version",
     "max_concurrent_requests",
+    *_WEIGHTS,
 }
 _POLICY = "tokenreward.deployment.autoscaling:TokenPolicy"
 
@@ -135,6 +135,7 @@ def _gateway(settings: Settings, *, is_cluster: bool) -> dict[str, Any]:
 def _deployment(deployment: DeploymentSettings, settings: Settings) -> dict[str, Any]:
     fixed = deployment.model_dump(mode="json", exclude=_OUTSIDE_ARGS, exclude_defaults=True)
     names = {scorer.served_name for scorer in deployment.scorers}
+    weights = deployment.model_dump(mode="json", include=_WEIGHTS, exclude_none=True)
     return {
         "name": deployment.name,
         "route_prefix": deployment_prefix(deployment.name),
@@ -147,7 +148,7 @@ def _deployment(deployment: DeploymentSettings, settings: Settings) -> dict[str,
                 "max_ongoing_requests": deployment.max_concurrent_requests,
                 # A replica that is to stop answers first what it holds. It stops as soon as it has.
                 "graceful_shutdown_timeout_s": settings.max_timeout_s,
-                "user_config": {"checkpoint": deployment.checkpoint, "version": deployment.version},
+                "user_config": weights,
                 "ray_actor_options": {
                     "num_cpus": deployment.num_cpus,
                     "num_gpus": deployment.num_gpus,

@@ -14,7 +14,7 @@ TRAINERS_STAMP := $(TRAINERS_SITE)/.unpacked
 # Tests run in as many processes as there are cores. ARGS="-n 0" runs them in one.
 PROCESSES := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help serve serve-smol test lint format wheel bench sweep fuzz trainers pushes learning scale nodes clean
+.PHONY: help serve serve-smol test lint format wheel bench sweep fuzz trainers pushes learning scale nodes soak clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile
@@ -71,6 +71,9 @@ scale: $(STAMP)  ## autoscaling and lending on a real Ray behind both proxies: d
 
 nodes: $(STAMP)  ## three Ray nodes in namespaces, whose parts are killed under load; needs ip, nsenter and unshare (ARGS="node cable")
 	@PYTHONPATH=service:clients:tests $(BIN)/python -m nodes $(ARGS)
+
+soak: $(STAMP)  ## half an hour of a load that rises and falls, with a push each minute: nothing lost, memory flat (ARGS="--minutes 5")
+	@PYTHONPATH=service:clients:tests OMP_NUM_THREADS=1 $(BIN)/python -m soak $(ARGS)
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || { echo "==> creating $(VENV)"; $(PYTHON) -m venv $(VENV); }

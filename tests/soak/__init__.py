@@ -1,0 +1,1 @@
+"""Half an hour of a service whose load rises and falls and whose weights change: `make soak`."""

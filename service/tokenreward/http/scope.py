@@ -106,7 +106,7 @@ class IncomingRequest:
     async def receive(self) -> Message:
         """The next message of the request."""
         if self._piece is None:
-            return await self._receive()
+            return await self._next()
         piece, self._piece = self._piece, None
         return piece
 
@@ -131,11 +131,19 @@ class IncomingRequest:
 
     async def _hang_up(self) -> None:
         if self._piece is None:
-            message = await self._receive()
+            message = await self._next()
             if message["type"] == "http.disconnect":
                 return
             self._piece = message
         if self._piece.get("more_body", False):
             await asyncio.Event().wait()
-        while (await self._receive())["type"] != "http.disconnect":
+        while (await self._next())["type"] != "http.disconnect":
             pass
+
+    async def _next(self) -> Message:
+        """The server's next message. A server that fails here has lost the caller: where Ray's
+        proxy drops a request whose caller hung up, or dies, this raises an error of Ray's."""
+        try:
+            return await self._receive()
+        except Exception:
+            return {"type": "http.disconnect"}

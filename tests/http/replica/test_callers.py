@@ -7,9 +7,10 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.requests import ClientDisconnect
 
 from fakes.web import until
-from tokenreward.http.scope import caller_of
+from tokenreward.http.scope import IncomingRequest, caller_of
 from tokenreward.wire.paths import CALLER_HEADER
 
 KEY, OTHER_KEY = "the-first-key", "another-key"
@@ -57,3 +58,16 @@ def test_a_key_counts_more_than_what_a_header_claims() -> None:
     pairs = [(b"authorization", b"Bearer x"), (CALLER_HEADER.encode(), b"10.0.0.9:7")]
     alone = caller_of({"headers": pairs[:1], "client": ("10.0.0.1", 5)})
     assert caller_of({"headers": pairs, "client": ("10.0.0.2", 6)}) == alone
+
+
+async def test_a_server_that_fails_to_receive_has_lost_the_caller() -> None:
+    """Ray's own, when its proxy drops the request of a caller who hung up."""
+    work = asyncio.Event()
+
+    async def receive() -> Any:
+        raise RuntimeError("the request was cancelled")
+
+    caller = IncomingRequest(receive)
+    assert (await caller.receive())["type"] == "http.disconnect"
+    with pytest.raises(ClientDisconnect):
+        await IncomingRequest(receive).unless_gone(work.wait())

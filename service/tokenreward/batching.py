@@ -251,13 +251,16 @@ class Batcher(Generic[EntryT]):
         window = [entry for _, _, entry in heads]
         places: set[int] = set()
         prompts: set[Hashable] = set()
-        num_tokens = 0
+        num_tokens, now = 0, time.monotonic()
+        fewer = self._queue.batch_tokens(self.max_batch_tokens, self._tokens_per_s, now)
         for place in prompts_together(window):
             entry = window[place]
             prompts_with_entry = set(prompts)
             cost = entry.cost(prompts_with_entry)
-            if places and num_tokens + cost > self.max_batch_tokens:
-                if time.monotonic() - entry.queued_at >= _PATIENCE_S:
+            shares = bool(entry.prompts) and entry.prompts[0][0] in prompts
+            # Entries that share a prompt are not told apart, or each batch would compute it.
+            if places and num_tokens + cost > (self.max_batch_tokens if shares else fewer):
+                if now - entry.queued_at >= _PATIENCE_S:
                     break  # it has waited too long: no later entry goes before it
                 continue
             places.add(place)

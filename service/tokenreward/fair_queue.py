@@ -21,6 +21,15 @@ from typing import Generic
 
 from tokenreward.entry import EntryT
 
+# A caller is light while what it has waiting is so small a part of a batch, and is expected to come
+# back for so long.
+_LIGHT_SHARE = 1 / 16
+_LIGHT_S = 30.0
+# A batch takes about so long while a light caller waits, or is expected, beside one with more than
+# a batch. A light caller waits for the batch that runs and for its own.
+_SHORT_BATCH_S = 0.05
+_LEAST_SHARE = 1 / 16  # of a full batch
+
 # An entry with its turn. The second number is unique, so that entries are never compared.
 Place = tuple[float, int, EntryT]
 
@@ -44,6 +53,8 @@ class FairQueue(Generic[EntryT]):
         # Of the callers that wait: where the turns of their entries end, and how many wait.
         self._ends: dict[Hashable, float] = {}
         self._num_entries: Counter[Hashable] = Counter()
+        self._tokens_of: Counter[Hashable] = Counter()  # that wait, by caller
+        self._light_at = -math.inf  # when a light caller last came, by time.monotonic
         self.num_tokens = 0
 
     def __len__(self) -> int:
@@ -70,8 +81,27 @@ class FairQueue(Generic[EntryT]):
                 num_tokens = entry.cost(prompts)
             prompt_before = prompt
             self._ends[entry.caller] = start + entry.queued_tokens
-            self._num_entries[entry.caller] += 1
+            self._count(entry)
             self._push((turn, next(self._numbers), entry))
+        for entry in entries[-1:]:
+            if self._tokens_of[entry.caller] <= _LIGHT_SHARE * self._max_turn_tokens < math.inf:
+                self._light_at = entry.queued_at
+
+    def batch_tokens(self, max_batch_tokens: int, tokens_per_s: float | None, now: float) -> int:
+        """The most tokens of a batch now: fewer than a full one has while a light caller is there,
+        or was lately, beside a caller that has more than a batch waiting.
+
+        Args:
+            max_batch_tokens: The tokens of a full batch.
+            tokens_per_s: How fast batches go; None if that is not known.
+            now: A reading of time.monotonic.
+        """
+        if tokens_per_s is None or now - self._light_at > _LIGHT_S:
+            return max_batch_tokens
+        if max(self._tokens_of.values(), default=0) <= max_batch_tokens:
+            return max_batch_tokens
+        least = math.ceil(_LEAST_SHARE * max_batch_tokens)
+        return min(max_batch_tokens, max(least, int(_SHORT_BATCH_S * tokens_per_s)))
 
     def pop_waiting(self, max_entries: int) -> list[Place[EntryT]]:
         """Takes the entries whose turns come next and that somebody still waits for. Gone entries
@@ -130,7 +160,7 @@ class FairQueue(Generic[EntryT]):
         turn, _, entry = place
         end = turn + entry.queued_tokens
         self._ends[entry.caller] = max(end, self._ends.get(entry.caller, 0))
-        self._num_entries[entry.caller] += 1
+        self._count(entry)
         self._push(place)
 
     def leave(self, places: Sequence[Place[EntryT]], leaving: Container[int]) -> list[EntryT]:
@@ -171,14 +201,21 @@ class FairQueue(Generic[EntryT]):
         self._places.clear()
         self._ends.clear()
         self._num_entries.clear()
+        self._tokens_of.clear()
         self.num_tokens = 0
 
     def _push(self, place: Place[EntryT]) -> None:
         heapq.heappush(self._places, place)
         self.num_tokens += place[2].queued_tokens
 
+    def _count(self, entry: EntryT) -> None:
+        self._num_entries[entry.caller] += 1
+        self._tokens_of[entry.caller] += entry.queued_tokens
+
     def _forget(self, entry: EntryT) -> None:
         """Counts an entry that waits no more. A caller without entries has no turns to wait for."""
         self._num_entries[entry.caller] -= 1
+        self._tokens_of[entry.caller] -= entry.queued_tokens
         if not self._num_entries[entry.caller]:
             del self._num_entries[entry.caller], self._ends[entry.caller]
+            del self._tokens_of[entry.caller]

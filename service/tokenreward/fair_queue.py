@@ -54,7 +54,9 @@ class FairQueue(Generic[EntryT]):
         self._ends: dict[Hashable, float] = {}
         self._num_entries: Counter[Hashable] = Counter()
         self._tokens_of: Counter[Hashable] = Counter()  # that wait, by caller
-        self._light_at = -math.inf  # when a light caller last came, by time.monotonic
+        # When light callers last came, by time.monotonic, the latest one last. Two are enough: the
+        # other may be the one that floods the queue now.
+        self._light_at: dict[Hashable, float] = {}
         self.num_tokens = 0
 
     def __len__(self) -> int:
@@ -85,7 +87,10 @@ class FairQueue(Generic[EntryT]):
             self._push((turn, next(self._numbers), entry))
         for entry in entries[-1:]:
             if self._tokens_of[entry.caller] <= _LIGHT_SHARE * self._max_turn_tokens < math.inf:
-                self._light_at = entry.queued_at
+                self._light_at.pop(entry.caller, None)
+                self._light_at[entry.caller] = entry.queued_at
+        while len(self._light_at) > 2:
+            del self._light_at[next(iter(self._light_at))]
 
     def batch_tokens(self, max_batch_tokens: int, tokens_per_s: float | None, now: float) -> int:
         """The most tokens of a batch now: fewer than a full one has while a light caller is there,
@@ -96,9 +101,11 @@ class FairQueue(Generic[EntryT]):
             tokens_per_s: How fast batches go; None if that is not known.
             now: A reading of time.monotonic.
         """
-        if tokens_per_s is None or now - self._light_at > _LIGHT_S:
+        if tokens_per_s is None:
             return max_batch_tokens
-        if max(self._tokens_of.values(), default=0) <= max_batch_tokens:
+        floods = {each for each, num in self._tokens_of.items() if num > max_batch_tokens}
+        light = {each for each, at in self._light_at.items() if now - at <= _LIGHT_S} - floods
+        if not floods or not light:
             return max_batch_tokens
         least = math.ceil(_LEAST_SHARE * max_batch_tokens)
         return min(max_batch_tokens, max(least, int(_SHORT_BATCH_S * tokens_per_s)))

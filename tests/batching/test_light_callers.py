@@ -108,6 +108,14 @@ async def test_batches_are_short_while_a_caller_of_little_is_there_and_for_a_whi
     assert len(await batch_of(full)) == BATCH // LARGE
 
 
+async def test_a_caller_of_little_that_floods_the_queue_next_has_full_batches(
+    full: Batcher[Labelled], clock: Clock, entry: MakeEntry
+) -> None:
+    full.submit([entry("s", SMALL, caller="flood")])
+    full.submit([entry("f", LARGE, caller="flood") for _ in range(100)])
+    assert len(await batch_of(full)) == 1 + (BATCH - SMALL) // LARGE
+
+
 async def test_a_group_of_one_prompt_is_not_cut_for_a_caller_of_little(
     full: Batcher[Labelled], clock: Clock, entry: MakeEntry
 ) -> None:

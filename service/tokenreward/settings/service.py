@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, model_validator
 
 from tokenreward.settings.deployment import DeploymentSettings
+from tokenreward.wire.limits import MAX_ITEMS
 
 
 class SettingsError(ValueError):
@@ -59,7 +60,7 @@ class Settings(BaseModel, extra="forbid", frozen=True):
         "gateway what it makes of them and the deployments' replies; past it: 503.",
     )
     max_request_items: int = Field(
-        default=4096, ge=1, description="Most items in one request; past it: 413."
+        default=4096, ge=1, le=MAX_ITEMS, description="Most items in one request; past it: 413."
     )
     request_timeout_s: float = Field(
         default=300.0,

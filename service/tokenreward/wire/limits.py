@@ -194,8 +194,14 @@ def limit_of(name: str, value: object) -> int:
 
 
 def _too_many_values(count: str, limit: int, place: tuple[str, int] | None) -> BodyTooLarge:
-    param = None if place is None else f"items[{place[1]}].{place[0]}"
-    return BodyTooLarge(f"there are {count}, the limit is {limit}", param=param)
+    if place is None:
+        return BodyTooLarge(
+            f"there are {count} outside of the fields of the items, the limit is {limit}"
+        )
+    return BodyTooLarge(
+        f"there are {count} in one field, the limit is {limit}",
+        param=f"items[{place[1]}].{place[0]}",
+    )
 
 
 def _most_values(text: bytes) -> int:

@@ -106,9 +106,9 @@ def test_white_space_that_a_token_takes_with_it_counts_for_nothing() -> None:
 
 def test_whether_messages_are_shown_is_found_out_in_one_look_at_the_text() -> None:
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}] * 20_000
-    began = time.monotonic()
+    began = time.process_time()
     ChatTemplate(tiny.tokenizer()).prompt(messages, param="prompt")
-    assert time.monotonic() - began < 10
+    assert time.process_time() - began < 10
 
 
 def unexpected(*arguments: Any, **keywords: Any) -> None:

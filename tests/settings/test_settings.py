@@ -18,6 +18,7 @@ from tokenreward.settings import (
     Settings,
     SettingsError,
 )
+from tokenreward.wire.limits import MAX_ITEMS
 
 
 def test_the_smallest_configuration_is_one_checkpoint_with_one_scorer() -> None:
@@ -80,7 +81,7 @@ def test_a_missing_setting_is_named(content: dict[str, Any], setting: str) -> No
         (service(deployment(max_batch_s=0)), "deployments[0].max_batch_s"),
         (service(deployment(max_batch_s=float("inf"))), "deployments[0].max_batch_s"),
         (service(max_request_items=0), "max_request_items"),
-        (service(max_request_items=2**16 + 1), "max_request_items"),
+        (service(max_request_items=MAX_ITEMS + 1), "max_request_items"),
         (service(gateway_num_cpus=-1), "gateway_num_cpus"),
         (service(gateway_num_replicas=0), "gateway_num_replicas"),
         (service(api_keys_file=3), "api_keys_file"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -33,3 +35,22 @@ async def test_only_what_is_answered_can_be_called(monkeypatch: pytest.MonkeyPat
     peers.answer_calls(at_once={}, later={})
     with pytest.raises(KeyError):
         peers.call_here(None, "close")
+
+
+async def test_handles_of_replicas_that_went_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: list[Any] = ["a", "b", TimeoutError()]
+
+    async def call_replicas(*_: Any) -> list[Any]:
+        return answers
+
+    context = SimpleNamespace(get_actor_name=lambda: "a")
+    ray = SimpleNamespace(get_runtime_context=lambda: context)
+    monkeypatch.setattr(peers, "ray", ray)
+    monkeypatch.setattr(peers, "call_replicas", call_replicas)
+    others = peers.RayPeers("lm")
+    others.actors.update(b="a handle", c="a handle of one that went")
+    assert await others.addresses() == ["a", "b"]
+    assert list(others.actors) == ["b"]
+    answers.clear()  # nobody knows now
+    assert await others.addresses() == []
+    assert list(others.actors) == ["b"]

@@ -36,18 +36,23 @@ class RayPeers:
 
     Attributes:
         address: Where the others reach this replica.
+        actors: By address, Ray's handles of those that were called. Each holds a connection.
     """
 
     def __init__(self, deployment: str) -> None:
         self._deployment = deployment
         self.address = str(ray.get_runtime_context().get_actor_name())
-        self._actors: dict[str, Any] = {}
+        self.actors: dict[str, Any] = {}
 
     async def addresses(self) -> list[str]:
         """Those of the replicas that take requests, this one included unless it is about to stop.
         Empty if that cannot be known now."""
         answers = await call_replicas(ray_handle, self._deployment, "address", (), _CALL_S)
-        return [answer for answer in answers if isinstance(answer, str)]
+        addresses = [answer for answer in answers if isinstance(answer, str)]
+        if addresses:  # replicas come and go: the handles of those that went would stay for ever
+            for gone in self.actors.keys() - set(addresses):
+                del self.actors[gone]
+        return addresses
 
     async def call(self, address: str, method: str, *args: Any) -> Any:
         """Calls a method of another replica (see `answer_calls`).
@@ -60,13 +65,13 @@ class RayPeers:
         """
         try:
             async with asyncio.timeout(_CALL_S):
-                if address not in self._actors:
-                    self._actors[address] = await asyncio.to_thread(
+                if address not in self.actors:
+                    self.actors[address] = await asyncio.to_thread(
                         ray.get_actor, address, namespace=SERVE_NAMESPACE
                     )
-                return await self._actors[address].__ray_call__.remote(call_here, method, *args)
+                return await self.actors[address].__ray_call__.remote(call_here, method, *args)
         except (RayError, TimeoutError, ValueError) as error:  # ValueError: no actor has this name
-            self._actors.pop(address, None)
+            self.actors.pop(address, None)
             raise ConnectionError(f"{address} does not answer ({type(error).__name__})") from None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,10 @@ import fakes.shapes  # noqa: F401 - the import hook below finds it as an attribu
 # A deadline per example would measure the machine, not the code.
 settings.register_profile("tokenreward", deadline=None)
 settings.load_profile("tokenreward")
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, and so would every process
+# that they start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 STARTING_PROCESSES = {"bench_parts", "cli", "deployment", "e2e"}  # folders
 

@@ -19,7 +19,7 @@ import pytest
 
 from fakes import monitoring
 from fakes.listeners import codes, is_loopback
-from pushes.run import run
+from pushes.run import Pushes
 
 ITEM = {"prompt": "2+2?", "response": "It is 4.", "spans": [[0, 3], [3, 8]]}
 
@@ -236,15 +236,10 @@ async def test_pushed_weights_serve_on_all_replicas_and_on_those_that_come_later
         victim = next(process for process in service.tree() if process.name().startswith(name))
         victim.send_signal(signal.SIGKILL)
 
-    outcome = await run(
-        service.url,
-        settings,
-        [str(config.parent / "lm"), str(config.parent / "lm-2")],
-        admin_key="the-admin-key",
-        num_pushes=5,
-        kill=kill,
-        kill_every=5,
-    )
+    checkpoints = [str(config.parent / "lm"), str(config.parent / "lm-2")]
+    pushes = Pushes(service.url, settings, checkpoints, admin_key="the-admin-key")
+    await pushes.run(5, kill=kill, kill_every=5)
+    outcome = pushes.outcome
     report = outcome.lines()
     assert (outcome.failures, outcome.mixed, outcome.wrong) == ([], [], []), report
     assert outcome.num_kills == 1

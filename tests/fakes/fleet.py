@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -109,6 +109,18 @@ class Fleet:
                 self.num_running -= 1
 
 
+def _ray_config(delays: Mapping[str, float]) -> SimpleNamespace:
+    """What Ray's delays read of its own settings."""
+    config = SimpleNamespace(
+        **{"upscale_delay_s": 5.0, "downscale_delay_s": 600.0, **delays},
+        downscale_to_zero_delay_s=None,
+        get_upscaling_factor=lambda: 1.0,
+        get_downscaling_factor=lambda: 1.0,
+    )
+    assert set(vars(config)) <= set(dir(AutoscalingConfig)) | set(AutoscalingConfig.model_fields)
+    return config
+
+
 def run(
     policy: Any,
     arrivals: Arrivals,
@@ -132,13 +144,7 @@ def run(
         tokens_per_s: The rate that replicas report.
         delays: `upscale_delay_s` and `downscale_delay_s`; by default as in the settings.
     """
-    config = SimpleNamespace(
-        **{"upscale_delay_s": 5.0, "downscale_delay_s": 600.0, **delays},
-        downscale_to_zero_delay_s=None,
-        get_upscaling_factor=lambda: 1.0,
-        get_downscaling_factor=lambda: 1.0,
-    )
-    assert set(vars(config)) <= set(dir(AutoscalingConfig)) | set(AutoscalingConfig.model_fields)
+    config = _ray_config(delays)
     decide = autoscaling_policy._apply_autoscaling_config(policy)
     outcome, state, fleet = Run(), {}, Fleet(min_replicas, tokens_per_s)
     for step in range(int(seconds / STEP_S)):

@@ -24,7 +24,7 @@ import psutil
 
 from fakes import namespace, nodes
 from fakes.serve import ServedPolicy, demo
-from pushes.run import Outcome, run
+from pushes.run import Outcome, Pushes
 
 SETTINGS = {
     "name": "sft",
@@ -86,17 +86,16 @@ async def _run(service: ServedPolicy, args: argparse.Namespace) -> Outcome:
         random.choice(replicas).kill()
 
     settings: dict[str, Any] = {name: SETTINGS[name] for name in ("name", "task", "scorers")}
-    return await run(
+    pushes = Pushes(
         service.url,
         settings,
         CHECKPOINTS,
         admin_key="sesame",
-        num_pushes=args.pushes,
-        kill=kill,
-        kill_every=args.kill_every,
         together=TOGETHER,
         seed=args.seed,
     )
+    await pushes.run(args.pushes, kill=kill, kill_every=args.kill_every)
+    return pushes.outcome
 
 
 if __name__ == "__main__":

@@ -4,33 +4,30 @@ Pushes come one after the other, and some of them two at the same moment, on con
 own: the same push twice, or two versions, of which the greater one must be served.
 
 Two checkpoints take turns: odd versions are the first, even ones the second. So the rewards of
-every version are known beforehand, from engines of their own.
+every version are known beforehand (`fakes.versions`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-import re
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
 import numpy as np
-import numpy.typing as npt
 
-from tokenreward.engine import Engine
-from tokenreward.settings import DeploymentSettings
-from tokenreward.wire import RewardsRequest, parse
+from fakes.readings import readings
+from fakes.versions import Truths
+from tokenreward.wire.weights import PushReply
 from tokenreward_client import AsyncClient, ClientError, ServerRefused
 
-TOLERANCE = 1e-5  # times the largest reward; the two checkpoints differ by far more
 NUM_CALLERS = 6
 CATCH_UP_S = 120.0
 
-Vector = npt.NDArray[np.float32]
 ITEMS: list[dict[str, Any]] = [
     {
         "prompt": f"Question {number}: who is the manager of the team, and since when?",
@@ -91,133 +88,122 @@ class Outcome:
         ]
 
 
-async def truths(settings: dict[str, Any], checkpoints: Sequence[str]) -> list[list[Vector]]:
-    """The rewards of all items by an engine of each checkpoint, alone."""
-    rewards = []
-    for checkpoint in checkpoints:
-        parsed = DeploymentSettings.model_validate({**settings, "checkpoint": checkpoint})
-        engine = await asyncio.to_thread(Engine.load, parsed)
-        scorer = parsed.scorers[0].served_name
-        reply = await engine.score(parse(RewardsRequest, {"scorer": scorer, "items": ITEMS}))
-        rewards.append([np.asarray(item.rewards) for item in reply.items])
-        await engine.close()
-    return rewards
-
-
-async def run(
-    url: str,
-    settings: dict[str, Any],
-    checkpoints: Sequence[str],
-    *,
-    admin_key: str,
-    num_pushes: int,
-    kill: Callable[[], None],
-    kill_every: int,
-    together: float = 0.0,
-    seed: int = 0,
-) -> Outcome:
-    """Pushes under load.
+class Pushes:
+    """Pushes to one deployment under load.
 
     Args:
         url: The service, which serves the first of the checkpoints under an odd version.
         settings: The deployment's settings.
         checkpoints: Two.
         admin_key: Opens the route.
-        num_pushes: How often it pushes.
-        kill: Ends a replica.
-        kill_every: How many pushes are between two kills.
         together: The share of the pushes that have company.
         seed: Of which pushes are sent together.
+
+    Attributes:
+        outcome: What happened.
     """
-    truth = await truths(settings, checkpoints)
-    gaps = [np.abs(a - b).max() for a, b in zip(*truth, strict=True)]
-    assert min(gaps) > 100 * _tolerance(truth), f"the two checkpoints differ by {gaps} only"
-    outcome, is_done, chance = Outcome(), asyncio.Event(), random.Random(seed)
-    name, scorer = settings["name"], settings["scorers"][0]["type"]
-    async with AsyncClient(url, timeout_s=300, max_concurrency=NUM_CALLERS + 1) as client:
-        callers = [
-            asyncio.ensure_future(_call(client, scorer, outcome, truth, until=is_done))
-            for _ in range(NUM_CALLERS)
-        ]
-        first = (await client.weights(name, admin_key)).replicas[0].version or 0
-        version = first
 
-        async def push(version: int, client: AsyncClient = client) -> Any:
-            return await client.update_weights(
-                name,
-                checkpoint=checkpoints[(version + 1) % 2],
-                version=version,
-                admin_key=admin_key,
-            )
+    def __init__(
+        self,
+        url: str,
+        settings: dict[str, Any],
+        checkpoints: Sequence[str],
+        *,
+        admin_key: str,
+        together: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        self.outcome = Outcome()
+        self._url = url
+        self._settings = settings
+        self._name, self._scorer = settings["name"], settings["scorers"][0]["type"]
+        self._checkpoints = checkpoints
+        self._admin_key = admin_key
+        self._together = together
+        self._random = random.Random(seed)
 
-        async def push_beside(version: int) -> None:
-            """Another push at the same moment, on a connection of its own."""
-            outcome.num_together += 1
+    async def run(self, num_pushes: int, *, kill: Callable[[], None], kill_every: int) -> None:
+        """Pushes while callers ask.
+
+        Args:
+            num_pushes: How often it pushes.
+            kill: Ends a replica.
+            kill_every: How many pushes are between two kills.
+        """
+        truths = await Truths.computed(self._settings, self._checkpoints, ITEMS)
+        outcome, is_done = self.outcome, asyncio.Event()
+        async with AsyncClient(self._url, timeout_s=300, max_concurrency=NUM_CALLERS + 1) as client:
+            calls = (self._call(client, truths, until=is_done) for _ in range(NUM_CALLERS))
+            callers = asyncio.gather(*calls)
             try:
-                async with AsyncClient(url, timeout_s=300) as other:
-                    await push(version, other)
-            except ServerRefused as error:
-                if error.code != "version_conflict":
-                    raise
-                outcome.num_refused += 1
+                status = await client.weights(self._name, self._admin_key)
+                version = status.replicas[0].version or 0
+                for number in range(1, num_pushes + 1):
+                    version = await self._push_next(client, version)
+                    if number % kill_every == kill_every // 2:
+                        outcome.num_kills += 1
+                        kill()
+                outcome.final = await _final(client, self._name, self._admin_key, version)
+                outcome.gateways = await _gateways(self._url)
+            finally:
+                is_done.set()
+                await callers
 
+    async def _push_next(self, client: AsyncClient, version: int) -> int:
+        """Pushes once, or twice at the same moment. Returns the version that must serve then."""
+        began, version = time.monotonic(), version + 1
+        if self._random.random() < self._together:
+            lower, version = version, version + self._random.randrange(2)
+            reply, _ = await asyncio.gather(
+                self._push(client, version), self._push_beside(version=lower)
+            )
+        else:
+            reply = await self._push(client, version)
+        self.outcome.push_s.append(time.monotonic() - began)
+        self.outcome.missed += any(each.version != version for each in reply.replicas)
+        return version
+
+    async def _push(self, client: AsyncClient, version: int) -> PushReply:
+        return await client.update_weights(
+            self._name,
+            checkpoint=self._checkpoints[(version + 1) % 2],
+            version=version,
+            admin_key=self._admin_key,
+        )
+
+    async def _push_beside(self, version: int) -> None:
+        """Another push at the same moment, on a connection of its own."""
+        self.outcome.num_together += 1
         try:
-            for number in range(1, num_pushes + 1):
-                began, version = time.monotonic(), version + 1
-                if chance.random() < together:
-                    lower, version = version, version + chance.randrange(2)
-                    reply, _ = await asyncio.gather(push(version), push_beside(lower))
-                else:
-                    reply = await push(version)
-                outcome.push_s.append(time.monotonic() - began)
-                outcome.missed += any(each.version != version for each in reply.replicas)
-                if number % kill_every == kill_every // 2:
-                    outcome.num_kills += 1
-                    kill()
-            outcome.final = await _final(client, name, admin_key, version)
-            outcome.gateways = await _gateways(url)
-        finally:
-            is_done.set()
-            await asyncio.gather(*callers)
-    return outcome
+            async with AsyncClient(self._url, timeout_s=300) as client:
+                await self._push(client, version)
+        except ServerRefused as error:
+            if error.code != "version_conflict":
+                raise
+            self.outcome.num_refused += 1
 
+    async def _call(self, client: AsyncClient, truths: Truths, *, until: asyncio.Event) -> None:
+        """One caller, who asks again and again."""
+        while not until.is_set():
+            began = time.monotonic()
+            try:
+                answers = await client.score(ITEMS, self._scorer, timeout_s=120)
+            except ClientError as error:
+                self.outcome.failures.append(f"{type(error).__name__}: {error}")
+                continue
+            self.outcome.latencies_s.append(time.monotonic() - began)
+            self._judge(answers, truths)
 
-async def _call(
-    client: AsyncClient,
-    scorer: str,
-    outcome: Outcome,
-    truth: Sequence[Sequence[Vector]],
-    *,
-    until: asyncio.Event,
-) -> None:
-    """One caller, who asks again and again."""
-    while not until.is_set():
-        began = time.monotonic()
-        try:
-            answers = await client.score(ITEMS, scorer, timeout_s=120)
-        except ClientError as error:
-            outcome.failures.append(f"{type(error).__name__}: {error}")
-            continue
-        outcome.latencies_s.append(time.monotonic() - began)
-        _judge(outcome, answers, truth)
-
-
-def _judge(outcome: Outcome, answers: Sequence[Any], truth: Sequence[Sequence[Vector]]) -> None:
-    """Notes what is wrong with a reply."""
-    outcome.num_replies += 1
-    versions = {answer.version for answer in answers}
-    outcome.versions |= versions
-    if len(versions) > 1:
-        outcome.mixed.append(versions)
-    for answer, *expected in zip(answers, *truth, strict=True):
-        gap = np.abs(answer.rewards - expected[(answer.version + 1) % 2]).max()
-        if gap > _tolerance(truth):
-            outcome.wrong.append(answer.version)
-
-
-def _tolerance(truth: Sequence[Sequence[Vector]]) -> float:
-    largest = max(np.abs(vector).max() for vectors in truth for vector in vectors)
-    return TOLERANCE * max(1.0, float(largest))
+    def _judge(self, answers: Sequence[Any], truths: Truths) -> None:
+        """Notes what is wrong with a reply."""
+        self.outcome.num_replies += 1
+        versions = {answer.version for answer in answers}
+        self.outcome.versions |= versions
+        if len(versions) > 1:
+            self.outcome.mixed.append(versions)
+        for index, answer in enumerate(answers):
+            if not truths.is_right(answer.version, self._scorer, index, answer.rewards):
+                self.outcome.wrong.append(answer.version)
 
 
 async def _final(client: AsyncClient, name: str, key: str, version: int) -> list[int | None]:
@@ -236,8 +222,7 @@ async def _gateways(url: str) -> list[int]:
     """How many requests each replica of the gateway answered."""
     async with httpx.AsyncClient(base_url=url) as client:
         text = (await client.get("/metrics")).text
-    pattern = r'tokenreward_requests_total\{deployment="gateway",replica="(\S+?)",\S+\} (\S+)'
-    counts: dict[str, int] = {}
-    for replica, number in re.findall(pattern, text):
-        counts[replica] = counts.get(replica, 0) + int(float(number))
+    counts = Counter[str]()
+    for labels, number in readings(text, "requests_total", deployment="gateway").items():
+        counts[labels.split('replica="')[1].split('"')[0]] += int(number)
     return sorted(counts.values())

@@ -41,11 +41,8 @@ def loading() -> Iterator[None]:
     """Within it, this thread is the only one that loads, and may change the default dtype. It is
     what it was before in the end, whatever happens within."""
     with _loading:
-        thread, own, real = (
-            threading.get_ident(),
-            torch.get_default_dtype(),
-            torch.set_default_dtype,
-        )
+        thread = threading.get_ident()
+        own, real = torch.get_default_dtype(), torch.set_default_dtype
 
         def change(dtype: torch.dtype) -> None:
             if threading.get_ident() != thread:

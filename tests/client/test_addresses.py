@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import pickle
 import socket
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
+from fakes.hang_up import hanging_up
 from tokenreward_client import BadArgument, Client, ConnectionFailed
 
 
@@ -19,26 +17,6 @@ def closed_url() -> str:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{closed.getsockname()[1]}"
-
-
-@contextmanager
-def hanging_up() -> Iterator[tuple[str, list[bytes]]]:
-    """An address that reads a request and breaks the connection, and the methods of requests."""
-    methods: list[bytes] = []
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def hang_up() -> None:
-            while True:
-                try:
-                    connection, _ = listener.accept()
-                except OSError:
-                    return
-                methods.append(connection.recv(1000)[:4])
-                connection.close()
-
-        threading.Thread(target=hang_up, daemon=True).start()
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}", methods
-        listener.shutdown(socket.SHUT_RDWR)
 
 
 def at(edge: Any, monkeypatch: pytest.MonkeyPatch, *others: str) -> None:

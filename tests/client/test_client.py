@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from fakes.edge import keyed, scores
+from fakes.hang_up import hanging_up
 from tokenreward.wire import Item, decode_ids
 from tokenreward_client import (
     AsyncClient,
@@ -287,27 +288,14 @@ def test_server_that_is_not_there_is_a_failed_connection(edge: Any, score: Any, 
 
 def test_connection_closed_without_an_answer_is_retried(edge: Any, score: Any, items: Any) -> None:
     """A listener that closes every connection: each try must be a new one."""
-    accepted = []
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def hang_up() -> None:
-            while True:
-                try:
-                    connection, _ = listener.accept()
-                except OSError:
-                    return
-                accepted.append(connection.recv(100)[:4])
-                connection.close()
-
-        threading.Thread(target=hang_up, daemon=True).start()
-        edge_url, edge.url = edge.url, f"http://127.0.0.1:{listener.getsockname()[1]}"
+    with hanging_up() as (url, methods):
+        edge_url, edge.url = edge.url, url
         try:
             with pytest.raises(ConnectionFailed):
                 score(items(1), settings={"max_retries": 2})
         finally:
             edge.url = edge_url
-            listener.shutdown(socket.SHUT_RDWR)
-    assert accepted == [b"GET ", *[b"POST"] * 3]
+    assert methods == [b"GET ", *[b"POST"] * 3]
 
 
 def test_key_is_sent_and_never_shown(

@@ -154,35 +154,37 @@ async def meet(deployment: Deployment) -> None:
     deployment.network.calls.clear()
 
 
+@asynccontextmanager
+async def burst_at_a(deployment: Deployment) -> AsyncIterator[tuple[Any, Lender]]:
+    """A burst waits at replica "a" meanwhile; in the end its rewards are right."""
+    await meet(deployment)
+    a = deployment.engines["a"]
+    async with busy(a):
+        asked = await waiting(a)
+        yield a, deployment.network.lenders["a"]
+    await assert_rewards(deployment, asked)
+
+
 async def test_a_burst_is_shared_by_all_replicas_and_its_caller_notices_nothing(
     deploy: Callable[..., Deployment], clock: Clock
 ) -> None:
     deployment = deploy("a", "b", "c")
-    await meet(deployment)
-    a = deployment.engines["a"]
-    lender = deployment.network.lenders["a"]
-    async with busy(a):
-        asked = await waiting(a)
+    async with burst_at_a(deployment) as (a, lender):
         while a.batcher.queued_items > 1:
             assert await lender.lend_once()
             await until(lambda: not lender.has_loans)
         assert a.batcher.queued_tokens == a.batcher.waiting_tokens
-    await assert_rewards(deployment, asked)
 
 
 async def test_two_loans_at_a_peer_and_no_more(
     deploy: Callable[..., Deployment], clock: Clock
 ) -> None:
     deployment = deploy("a", "b")
-    await meet(deployment)
-    a, lender = deployment.engines["a"], deployment.network.lenders["a"]
     deployment.network.lost.add(("b", "accept"))
-    async with busy(a):
-        asked = await waiting(a)
+    async with burst_at_a(deployment) as (_, lender):
         assert [await lender.lend_once() for _ in range(3)] == [True, True, False]
         clock.now += 60
         assert not await lender.lend_once()
-    await assert_rewards(deployment, asked)
 
 
 async def test_nothing_waits_and_nothing_is_said(deploy: Callable[..., Deployment]) -> None:
@@ -200,16 +202,12 @@ async def test_a_replica_alone_asks_for_peers_once_in_a_while_and_lends_nothing(
     deploy: Callable[..., Deployment], clock: Clock
 ) -> None:
     deployment = deploy("a")
-    await meet(deployment)
-    a, lender = deployment.engines["a"], deployment.network.lenders["a"]
-    async with busy(a):
-        asked = await waiting(a)
+    async with burst_at_a(deployment) as (_, lender):
         assert [await lender.lend_once() for _ in range(5)] == [False] * 5
         assert deployment.network.calls == [("all", "address")]
         clock.now += 3
         assert not await lender.lend_once()
         assert len(deployment.network.calls) == 2
-    await assert_rewards(deployment, asked)
 
 
 @pytest.mark.parametrize("reason", ["busy", "version", "checkpoint"])
@@ -244,11 +242,8 @@ async def test_what_a_dead_peer_had_is_computed_here(
     deploy: Callable[..., Deployment], clock: Clock
 ) -> None:
     deployment = deploy("a", "b")
-    await meet(deployment)
-    a, lender = deployment.engines["a"], deployment.network.lenders["a"]
     deployment.network.lost.add(("b", "accept"))
-    async with busy(a):
-        asked = await waiting(a)
+    async with burst_at_a(deployment) as (a, lender):
         assert await lender.lend_once()
         assert a.batcher.queued_items < NUM_ITEMS
         deployment.network.dead.add("b")
@@ -258,22 +253,17 @@ async def test_what_a_dead_peer_had_is_computed_here(
         num_calls = len(deployment.network.calls)
         assert not await lender.lend_once()  # it is not asked again for a while
         assert len(deployment.network.calls) == num_calls
-    await assert_rewards(deployment, asked)
 
 
 async def test_an_engine_that_is_let_go_takes_no_loan_of_the_next_one_along(
     deploy: Callable[..., Deployment], clock: Clock
 ) -> None:
     deployment = deploy("a", "b")
-    await meet(deployment)
-    a, lender = deployment.engines["a"], deployment.network.lenders["a"]
-    async with busy(a):
-        asked = await waiting(a)
+    async with burst_at_a(deployment) as (a, lender):
         assert await lender.lend_once()
         lender.forget()  # the engine before has answered its last request
         await until(lambda: not lender.has_loans)
         assert a.batcher.queued_items < NUM_ITEMS
-    await assert_rewards(deployment, asked)
 
 
 async def test_loans_of_an_engine_that_serves_no_more_are_let_go(
@@ -298,11 +288,8 @@ async def test_a_late_loan_is_taken_back_its_answer_ignored_and_its_peer_shunned
     deploy: Callable[..., Deployment], clock: Clock
 ) -> None:
     deployment = deploy("a", "b")
-    await meet(deployment)
-    a, lender = deployment.engines["a"], deployment.network.lenders["a"]
     deployment.network.lost.add(("a", "repay"))
-    async with busy(a):
-        asked = await waiting(a)
+    async with burst_at_a(deployment) as (a, lender):
         assert await lender.lend_once()
         await until(lambda: ("a", "repay") in deployment.network.calls)
         assert a.batcher.queued_items < NUM_ITEMS
@@ -314,23 +301,18 @@ async def test_a_late_loan_is_taken_back_its_answer_ignored_and_its_peer_shunned
         assert a.batcher.queued_items == NUM_ITEMS
         assert not lender.has_loans
         assert not await lender.lend_once()
-    await assert_rewards(deployment, asked)
 
 
 async def test_a_replica_that_stops_lends_all_that_waits(
     deploy: Callable[..., Deployment], clock: Clock
 ) -> None:
     deployment = deploy("a", "b")
-    await meet(deployment)
-    a, lender = deployment.engines["a"], deployment.network.lenders["a"]
     deployment.network.stopping.add("a")
-    async with busy(a):
-        asked = await waiting(a)
+    async with burst_at_a(deployment) as (a, lender):
         while a.batcher.queued_items:
             await lender.lend_once()
             await until(lambda: not lender.has_loans)
         assert a.batcher.queued_tokens == 0
-    await assert_rewards(deployment, asked)
 
 
 async def test_a_peer_that_stops_gets_nothing_and_may_still_repay(
@@ -360,10 +342,7 @@ async def test_peers_are_remembered_while_nobody_can_say_who_they_are(
     deploy: Callable[..., Deployment], clock: Clock
 ) -> None:
     deployment = deploy("a", "b")
-    await meet(deployment)
-    a, lender = deployment.engines["a"], deployment.network.lenders["a"]
-    async with busy(a):
-        asked = await waiting(a)
+    async with burst_at_a(deployment) as (a, lender):
         assert await lender.lend_once()
         await until(lambda: not lender.has_loans)
         deployment.network.is_unknown = True
@@ -372,7 +351,6 @@ async def test_peers_are_remembered_while_nobody_can_say_who_they_are(
         assert await lender.lend_once()
         await until(lambda: not lender.has_loans)
         assert 0 < a.batcher.queued_items < num_left  # half at most: it does not stop
-    await assert_rewards(deployment, asked)
 
 
 async def test_loops_share_a_burst_and_outlive_a_fault(

@@ -141,10 +141,7 @@ def refuse_large_json(body: bytes) -> None:
             if raw is not _NO_VALUE:
                 num_values -= _count_field(bytes(raw), name, index)
     if num_values > MAX_OTHER_VALUES:
-        raise BodyTooLarge(
-            f"the body has {num_values} values outside of the fields of its items, the limit is "
-            f"{MAX_OTHER_VALUES}"
-        )
+        raise _too_many_values(f"{num_values} values", MAX_OTHER_VALUES, None)
 
 
 def _count_field(text: bytes, name: str, index: int) -> int:

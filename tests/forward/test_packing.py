@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 from transformers.models.roberta.modeling_roberta import RobertaEmbeddings
 
 from tokenreward.contract import Row
-from tokenreward.forward.packing import behind_padding, longest_row, num_packed, pack, sides
+from tokenreward.forward.packing import (
+    behind_padding,
+    lengthened,
+    longest_row,
+    num_packed,
+    pack,
+    sides,
+)
 
 LONG = list(range(100, 120))
 PROMPTS = st.sampled_from([[5], LONG, LONG[:-1], [*LONG, 7], LONG[::-1]])
@@ -37,6 +44,22 @@ def test_each_row_reads_back_with_its_positions_and_every_token_belongs_to_a_gro
     ranges = [part for group in packing.groups for part in group]
     assert [start for start, _ in ranges] == [0, *(stop for _, stop in ranges[:-1])]
     assert ranges[-1][1] == len(packing.ids) == len(packing.positions)
+
+
+@given(pairs=ROWS, share=st.booleans(), num_added=st.integers(0, 20))
+def test_added_tokens_are_a_group_of_their_own_and_change_no_row(
+    pairs: list, share: bool, num_added: int
+) -> None:
+    packing = pack(as_rows(pairs), share=share)
+    num_tokens = len(packing.ids)
+    longer = lengthened(packing, num_tokens + num_added)
+    assert longer.places is packing.places
+    assert longer.ids[:num_tokens].tolist() == packing.ids.tolist()
+    assert longer.positions[:num_tokens].tolist() == packing.positions.tolist()
+    assert longer.positions[num_tokens:].tolist() == list(range(num_added))
+    assert len(longer.ids) == num_tokens + num_added
+    own = ((num_tokens, num_tokens + num_added),)
+    assert longer.groups == (*packing.groups, *([own] if num_added else []))
 
 
 @given(pairs=ROWS, share=st.booleans(), padding=st.sampled_from([0, 1, 5]))

@@ -111,15 +111,17 @@ def test_the_probe_gives_up_onednn_if_the_whole_model_differs(
 
 
 class SeenRows(TorchDispatchMode):
-    """Notes how many rows oneDNN's operator is given."""
+    """Notes how many rows oneDNN's operator is given, and how often rows are added."""
 
     def __init__(self) -> None:
         super().__init__()
         self.rows: set[int] = set()
+        self.num_added = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if "_linear_pointwise" in str(func):
             self.rows.add(args[0].shape[:-1].numel())
+        self.num_added += "aten.pad" in str(func)
         return func(*args, **(kwargs or {}))
 
 
@@ -128,9 +130,20 @@ def test_onednn_compiles_for_few_numbers_of_rows() -> None:
     with torch.inference_mode(), SeenRows() as seen:
         for num_rows in range(1, 4097):
             patches.onednn_linear(torch.ones(num_rows, 4), weight, bias)
-    assert len(seen.rows) == 56
+    assert len(seen.rows) == 68
     assert seen.rows == {patches.padded_rows(number) for number in range(1, 4097)}
     assert all(0 <= patches.padded_rows(n) - n < max(8, n / 3) for n in range(1, 4097))
+
+
+def test_a_packed_pass_has_the_right_number_of_rows_for_every_layer() -> None:
+    layout = PackedLayout(tiny.checkpoint(tiny.model("llama")))
+    layout.compute_linears_through(patches.onednn_linear)
+    work = tiny.work(NEEDS)[:2]
+    assert patches.padded_rows(sum(len(row.ids) for row, _ in work)) == 48  # of 45
+    with SeenRows() as seen:
+        layout.run(work)
+    assert 48 in seen.rows
+    assert seen.num_added == 1  # for the language head, which has the tokens of responses
 
 
 @pytest.mark.parametrize("shape", [(0, 16), (16,), (7, 16), (1, 130, 16), (3, 5, 16), (600, 16)])

@@ -26,8 +26,16 @@ from tokenreward.forward.attention import (
 from tokenreward.forward.kernels import VarlenKernel, attend_alone
 from tokenreward.forward.language_head import states_before_head
 from tokenreward.forward.layout import Gap, Measure, in_order
-from tokenreward.forward.packing import Packing, behind_padding, num_packed, pack, sides
+from tokenreward.forward.packing import (
+    Packing,
+    behind_padding,
+    lengthened,
+    num_packed,
+    pack,
+    sides,
+)
 from tokenreward.forward.patches import (
+    padded_rows,
     prunable_last_layer,
     pruning,
     split_mlps,
@@ -136,6 +144,8 @@ class PackedLayout(BatchedLayout):
         packing = pack(rows, share=self.shares)
         if self._padding_position is not None:
             packing = behind_padding(packing, rows, self._padding_position)
+        if self.linear is not None and not self._with_bounds:
+            packing = lengthened(packing, padded_rows(len(packing.ids)))  # or each linear copies it
         context = PackedRow(packing, self.kernel, self._num_layers)
         for index, (row, needs) in enumerate(requests):
             if needs.attention and self._with_bounds:

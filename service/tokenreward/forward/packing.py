@@ -115,6 +115,20 @@ def behind_padding(packing: Packing, rows: Sequence[Row], padding: int) -> Packi
     return replace(packing, positions=positions)
 
 
+def lengthened(packing: Packing, num_tokens: int) -> Packing:
+    """The packing with tokens that belong to no row at its end, so that it has `num_tokens`."""
+    end = len(packing.ids)
+    num_added = num_tokens - end
+    if not num_added:
+        return packing
+    return replace(
+        packing,
+        ids=np.concatenate([packing.ids, np.zeros(num_added, packing.ids.dtype)]),
+        positions=np.concatenate([packing.positions, np.arange(num_added)]),
+        groups=(*packing.groups, ((end, num_tokens),)),
+    )
+
+
 def longest_row(group: Group) -> int:
     """Tokens of the longest row of a group: its prompt and a response."""
     prompt, *responses = ((stop - start) for start, stop in group)

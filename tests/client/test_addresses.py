@@ -6,10 +6,12 @@ import pickle
 import socket
 from typing import Any
 
+import httpx
 import pytest
 
 from fakes.hang_up import hanging_up
 from tokenreward_client import BadArgument, Client, ConnectionFailed
+from tokenreward_client.addresses import AnyAddress
 
 
 def closed_url() -> str:
@@ -43,6 +45,27 @@ def test_a_connection_that_breaks_sends_the_next_try_elsewhere(
         [answer] = score(items(1), settings={"max_retries": 1})
     assert answer.score == 0
     assert methods == [b"GET "]  # the listing went there, and nothing else did
+
+
+def test_a_request_of_which_something_was_sent_is_not_sent_elsewhere(edge: Any) -> None:
+    with hanging_up() as (url, methods):
+        urls = [httpx.URL(each) for each in (url, edge.url)]
+        transport = AnyAddress(urls, httpx.HTTPTransport())
+        with httpx.Client(transport=transport) as http, pytest.raises(httpx.TransportError):
+            http.post(url)
+    assert methods == [b"POST"]
+    assert not edge.seen
+
+
+async def test_nor_is_it_by_the_client_that_does_not_block(edge: Any) -> None:
+    with hanging_up() as (url, methods):
+        urls = [httpx.URL(each) for each in (url, edge.url)]
+        transport = AnyAddress(urls, httpx.AsyncHTTPTransport())
+        async with httpx.AsyncClient(transport=transport) as http:
+            with pytest.raises(httpx.TransportError):
+                await http.post(url)
+    assert methods == [b"POST"]
+    assert not edge.seen
 
 
 def test_the_address_that_answers_is_kept(edge: Any, items: Any) -> None:

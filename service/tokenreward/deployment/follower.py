@@ -1,5 +1,5 @@
-"""Keeps one replica at the newest weights: those that were pushed, or those that the settings
-declare, whichever has the greater version.
+"""Keeps one replica at the newest weights: the pushed ones or the declared ones, whichever have the
+greater version.
 
     push       prepared and committed in two calls
     redeploy   declared in one call, which returns at once; the change happens in the background

@@ -36,7 +36,7 @@ class RayPeers:
 
     Attributes:
         address: Where the others reach this replica.
-        actors: By address, Ray's handles of those that were called. Each holds a connection.
+        actors: By address, Ray's handles of the replicas that were called. Each holds a connection.
     """
 
     def __init__(self, deployment: str) -> None:
@@ -49,7 +49,7 @@ class RayPeers:
         Empty if that cannot be known now."""
         answers = await call_replicas(ray_handle, self._deployment, "address", (), _CALL_S)
         addresses = [answer for answer in answers if isinstance(answer, str)]
-        if addresses:  # replicas come and go: the handles of those that went would stay for ever
+        if addresses:  # or handles of replicas that have gone would stay for ever
             for gone in self.actors.keys() - set(addresses):
                 del self.actors[gone]
         return addresses

@@ -73,8 +73,7 @@ class Reloader:
             await self._put(engine)
 
     async def prepare(self, weights: Weights, *, keep_s: float) -> None:
-        """Reads and checks weights for `commit`, which is to come within `keep_s`. For whoever
-        holds `busy`.
+        """Reads and checks weights for a `commit` within `keep_s`. The caller holds `busy`.
 
         Raises:
             InvalidField: They cannot take the place of the served weights.
@@ -96,7 +95,7 @@ class Reloader:
         self._candidate, self._discard_at = weights, time.monotonic() + keep_s
 
     async def commit(self, weights: Weights) -> bool:
-        """Serves these weights if they are what is prepared. For whoever holds `busy`.
+        """Serves these weights if they are prepared. The caller holds `busy`.
 
         Returns:
             Whether they are. Others may have been prepared under the same version.
@@ -123,7 +122,7 @@ class Reloader:
     async def change_in_place(
         self, settings: DeploymentSettings, declared: DeploymentSettings
     ) -> bool:
-        """Copies the weights of the settings into the engine that serves. For whoever holds `busy`.
+        """Copies the weights of the settings into the engine that serves. The caller holds `busy`.
 
         Returns:
             Whether they fit there. If not, nothing has changed.

@@ -62,7 +62,7 @@ class Loan(NamedTuple):
 
     Attributes:
         number: Names the loan among all of the lender's process.
-        weights: Those that its outputs must be of.
+        weights: The weights that must compute it.
         jobs: What is to be computed.
         num_tokens: Tokens of all its rows.
     """
@@ -78,7 +78,7 @@ class Repayment(NamedTuple):
 
     Attributes:
         number: The loan's number.
-        weights: Those that computed it.
+        weights: The weights that computed it.
         jobs: In the order of the loan. Empty if the loan was refused.
     """
 

@@ -38,7 +38,7 @@ _MAX_PAUSE_S = 1.0
 
 # Jobs whose rows are read in one pass, and the pass, or why it could not be launched.
 Launched = tuple[Sequence[Job], Pending[Sequence[Result]] | InternalError]
-# What is to be done on the device's thread, and who waits for it.
+# A task for the device's thread, and the future of its caller.
 Task = tuple[Callable[[], None], Future[None]]
 
 
@@ -72,8 +72,8 @@ class Worker:
         self._report = report
         self.loop: asyncio.AbstractEventLoop | None = None
         self.version = 0
-        # What is to be done on the device's thread when no batch is in flight: before the next
-        # batch, or in turns with batches.
+        # Tasks for the device's thread when no batch is in flight. A part of longer work takes
+        # turns with batches; any other task runs before the next batch.
         self._tasks: deque[Task] = deque()
         self._parts: deque[Task] = deque()
         self._is_turn_of_batch = False  # a part was the last thing that ran

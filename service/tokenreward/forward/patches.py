@@ -57,7 +57,7 @@ def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     The operator is private to torch: a caller tries it first (`onednn_agrees`), and can always do
     without it. It gets one of few numbers of rows (`padded_rows`). If x has another, rows of zeros
     are put behind it, and their products are left out. This copies x, which took 5 to 10 % of the
-    time: whoever can gives it the right number.
+    time, so callers give it the right number where they can.
     """
     rows = x.reshape(-1, x.shape[-1])
     num_rows = len(rows)

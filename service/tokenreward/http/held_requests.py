@@ -61,9 +61,9 @@ class HeldRequests:
     request goes to the end of the line.
 
     A large request may find no room where smaller ones do. While the first one pauses, requests
-    behind it try that are smaller than all that were refused since it tried. Those that are
-    accepted pass it. All that pass it together have no more bytes than itself: then nobody passes,
-    and the service empties until it fits. So it waits at most about twice as long as it would if
+    behind it try that are smaller than all that were refused since it tried. The accepted ones pass
+    it. Together they may have as many bytes as the first one. After that none passes, and the
+    service empties until the first one fits. So it waits at most about twice as long as it would if
     nobody passed. Bytes stand for what a request needs, which the service alone knows.
 
     Callers take turns, as in the queue of a replica: the next request of a caller who has many

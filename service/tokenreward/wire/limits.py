@@ -60,7 +60,7 @@ _DECODER = msgspec.msgpack.Decoder(_BodyLayout)
 
 _JSON_FIELDS = tuple(Item.model_fields)
 _NO_VALUE = msgspec.Raw(b"null")
-# Fields that are missing are for whoever parses the body.
+# A missing field is no error here: the parser of the body says so.
 _JSON_ITEM = msgspec.defstruct(
     "_JSON_ITEM", [(name, msgspec.Raw, _NO_VALUE) for name in _JSON_FIELDS], gc=False
 )

@@ -114,8 +114,8 @@ class Registry:
     def renew_turn(self, deployment: str, turn: int) -> bool:
         """Keeps the turn for another `TURN_S` seconds. Returns False if it was lost."""
         key = _turn_key(deployment, turn)
-        # First renewed and then looked at: whoever takes the next turn does the two the other way
-        # round, so that one of both sees what the other did.
+        # Written first, read second. A gateway that takes the next turn reads after it has written,
+        # too, so at least one of the two sees the other.
         self._store.put(key, self._turn_value(), overwrite=True)
         is_ours = self._is_last(deployment, turn)
         if not is_ours:

@@ -32,7 +32,7 @@ def refuse_many(inputs: Sequence[Any], param: str) -> None:
 
     Raises:
         TooManyItems: It has more entries than any service takes. The service's own limit may be
-            lower, and is for whoever gets the items.
+            lower, and is checked with the items.
     """
     if len(inputs) > MAX_ITEMS:
         raise TooManyItems(f"there are {len(inputs)}, the limit is {MAX_ITEMS}", param=param)

@@ -102,7 +102,7 @@ def test_ids_for_a_scorer_that_a_listing_had_to_leave_out_may_be_sent_later(edge
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
 def test_a_listing_waits_for_a_scorer_whose_deployment_still_loads(edge: Any, kind: Any) -> None:
     edge.listing = PARTIAL
-    loaded = threading.Timer(0.2, setattr, (edge, "listing", LISTING))
+    loaded = threading.Timer(1.0, setattr, (edge, "listing", LISTING))
 
     def names(*wait_for: str) -> list[str]:
         if kind is Client:
@@ -131,7 +131,7 @@ def test_a_listing_waits_for_no_scorer_that_every_deployment_lacks(edge: Any) ->
 def test_a_deployment_that_loads_for_too_long_is_said_in_one_sentence(edge: Any) -> None:
     edge.listing = PARTIAL
     with (
-        Client(edge.url, timeout_s=0.3) as client,
+        Client(edge.url, timeout_s=2) as client,
         pytest.raises(DeadlineExceeded, match="'reward_model' is not listed, and rm did not"),
     ):
         client.scorers(wait_for=["reward_model"])

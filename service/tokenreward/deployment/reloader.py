@@ -1,10 +1,10 @@
 """Changes the weights of one replica while it serves: in place, or by a second engine.
 
     in place        new weights are prepared, then copied into the engine between two batches
-    second engine   loaded while the first one serves, which it follows when it is ready
+    second engine   loaded while the first one serves, whose place it takes once it is loaded
 
-The second engine needs room for both, and may be anything that a start could load. This module
-knows no Ray, and not which weights are the newest.
+The second engine may be anything that a start could load, and there must be memory for both. This
+module knows no Ray, and not which weights are the newest.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from tokenreward.engine.slot import Slot
 from tokenreward.engine.usage import Report
-from tokenreward.errors import InvalidField, Updating
+from tokenreward.errors import InternalError, InvalidField, Updating
 from tokenreward.settings import DeploymentSettings
 from tokenreward.wire.weights import Weights
 
@@ -38,8 +38,9 @@ class Reloader:
         report: Told the metric `model_version`.
 
     Attributes:
-        busy: Held while the engine or its weights are changed. A load of a second engine changes
-            neither, so pushes go on meanwhile.
+        busy: Held while weights are prepared or changed, and until an engine that was replaced has
+            answered its last request. A second engine is loaded without it, so pushes go on.
+            `start` and `change_engine` take it themselves.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class Reloader:
 
         Args:
             settings: What the engine is loaded by.
-            declared: The same, with the weights that the operator wrote.
+            declared: These settings, with the weights that the operator wrote.
         """
         async with self.busy:
             engine = await asyncio.to_thread(self._load, settings)
@@ -77,7 +78,8 @@ class Reloader:
 
         Raises:
             InvalidField: They cannot take the place of the served weights.
-            Updating: The same, but a second engine is being loaded, which they may fit.
+            Updating: They do not fit, but a second engine is being loaded, which they may fit. Or
+                they were discarded meanwhile, or their files changed.
         """
         self.discard()
         self._in_preparation = weights
@@ -98,7 +100,11 @@ class Reloader:
         """Serves these weights if they are prepared. The caller holds `busy`.
 
         Returns:
-            Whether they are. Others may have been prepared under the same version.
+            Whether they were prepared. Others may have been, under the same version.
+
+        Raises:
+            Updating: Their files changed meanwhile.
+            InternalError: The copy failed half way.
         """
         if self._candidate != weights:
             return False
@@ -125,25 +131,32 @@ class Reloader:
         """Copies the weights of the settings into the engine that serves. The caller holds `busy`.
 
         Returns:
-            Whether they fit there. If not, nothing has changed.
+            Whether they serve now. If not, nothing has changed: they do not fit, or their version
+            is not greater.
 
         Raises:
-            RequestError: Their files changed during the copy.
+            Updating: Their files changed, or they were discarded meanwhile. Nothing has changed.
+            InternalError: The copy failed half way.
         """
         engine, weights = self._slot.engine, settings.weights
         if weights.version <= engine.version:  # an engine's own versions only grow
             return False
-        if self._candidate != weights:
-            before, engine.declared = engine.declared, declared
-            try:
+        before, engine.declared = engine.declared, declared
+        is_changed = False
+        try:
+            if self._candidate != weights:
                 await self.prepare(weights, keep_s=0.0)
-            except Exception as error:  # if they cannot be served at all, the load says why
+            is_changed = await self.commit(weights)
+        except (Updating, InternalError):
+            raise
+        except Exception as error:  # if they cannot be served at all, the load says why
+            # As text: the traceback refers to the engine, and would keep it in a log's buffer.
+            reason = str(error)
+            logger.info("version %d is not copied in place: %s", weights.version, reason)
+        finally:
+            if not is_changed:
                 engine.declared = before
-                # As text: the traceback refers to the engine, and would keep it in a log's buffer.
-                reason = str(error)
-                logger.info("version %d is not copied in place: %s", weights.version, reason)
-                return False
-        return await self.commit(weights)
+        return is_changed
 
     async def change_engine(
         self,
@@ -156,7 +169,7 @@ class Reloader:
 
         Args:
             settings: What the engine is loaded by.
-            declared: The same, with the weights that the operator wrote.
+            declared: These settings, with the weights that the operator wrote.
             is_superseded: Asked after the load whether something else is to serve now.
 
         Returns:
@@ -165,21 +178,23 @@ class Reloader:
         Raises:
             Exception: It cannot be loaded.
         """
-        serves = self._slot.engine.version
-        logger.info("version %d is loaded beside version %d", settings.version, serves)
+        old_version = self._slot.engine.version
+        logger.info("version %d is loaded beside version %d", settings.version, old_version)
         self._in_load = settings.weights
         try:
-            engine = await asyncio.to_thread(self._load, settings)
+            try:
+                engine = await asyncio.to_thread(self._load, settings)
+            finally:  # the load has reported its own version, but the old one serves
+                self._report("model_version", self._slot.engine.version)
+            async with self.busy:
+                if not is_superseded():
+                    engine.declared = declared
+                    self.discard()  # it was prepared for the engine before
+                    self._report("model_version", engine.version)
+                    await self._put(engine)
+                    return True
         finally:
             self._in_load = None
-            self._report("model_version", self._slot.engine.version)  # a new engine tells its own
-        async with self.busy:
-            if not is_superseded():
-                engine.declared = declared
-                self._candidate = None  # it was prepared for the engine before
-                self._report("model_version", engine.version)
-                await self._put(engine)
-                return True
         await engine.close()
         del engine
         gc.collect()  # engines are in reference cycles, which keep their weights alive

@@ -39,7 +39,7 @@ class _LinePlace:
 
     Attributes:
         turn: Its caller's turn. The least one is the first.
-        number: Of all requests of the line, for those that have the same turn.
+        number: The order of arrival, which decides between equal turns.
         size: Bytes of the request.
         num_passed: Bytes of the requests that passed it while it was the first.
         event: Wakes the request.
@@ -57,8 +57,8 @@ class HeldRequests:
 
     The first request tries again after pauses of 50 ms to 1 s, and at once when another one was
     answered. The next request tries once the first is answered, or has gone 0.1 s without a
-    refusal. So requests are served in turn, and one of them at a time asks a full service. A new
-    request goes to the end of the line.
+    refusal. So requests are served in turn, and mostly one held request at a time asks a full
+    service.
 
     A large request may find no room where smaller ones do. While the first one pauses, requests
     behind it try that are smaller than all that were refused since it tried. The accepted ones pass
@@ -66,20 +66,21 @@ class HeldRequests:
     service empties until the first one fits. So it waits at most about twice as long as it would if
     nobody passed. Bytes stand for what a request needs, which the service alone knows.
 
-    Callers take turns, as in the queue of a replica: the next request of a caller who has many
-    stands behind the first one of every other caller. A request that finds `MAX_HELD` in the line
+    Callers take turns, as in the queue of a replica: a new request takes its caller's next turn,
+    behind the first request of every other caller. A request that finds `MAX_HELD` in the line
     is refused at once.
     """
 
     def __init__(self) -> None:
         self._numbers = itertools.count()
         self._waiting: list[_LinePlace] = []  # sorted
-        self._turn = 0  # of the last request that left the line
+        self._turn = 0  # the greatest of the requests that left the line as its first
         self._last_turns: dict[str, int] = {}  # of each caller, while anybody waits
         self._pause_s = SHORTEST_PAUSE_S
         self._next_try = -math.inf  # of the first one, by time.monotonic
         self._trying: _LinePlace | None = None  # whether it is refused is not known yet
-        # Of the refusals since the first one tried: the smallest size, and how many came after it.
+        # Since the first one tried: the smallest size that was refused, and how many requests
+        # behind it were.
         self._smallest_refused = 0
         self._num_refused = 0
 
@@ -100,7 +101,7 @@ class HeldRequests:
         max_faults: int = _MAX_FAULTS,
     ) -> T:
         """The result of `work`. It is tried again after a 503 (no capacity) until time is up, and
-        after a retryable 500 (a replica that died, for example) until `max_faults` of them.
+        after a 500 (a replica that died, for example) until `max_faults` of them.
 
         Args:
             work: Makes one attempt. If it fails, it must have given back what it took of budgets.
@@ -134,6 +135,10 @@ class HeldRequests:
                     before_pause()
                     place = self._join(caller, size)
                 self._note_refusal(place)
+                if isinstance(outcome, RequestError):
+                    # Its frames refer to the body, and to an engine that may be replaced meanwhile.
+                    outcome.__traceback__ = outcome.__context__ = outcome.__cause__ = None
+                del outcome
         finally:
             if place is not None:
                 self._leave(place)
@@ -162,7 +167,6 @@ class HeldRequests:
             task = asyncio.ensure_future(work())
             done, _ = await asyncio.wait({task}, timeout=_REFUSAL_S)
             if not done:
-                self._pause_s = SHORTEST_PAUSE_S
                 self._leave(place, is_accepted=True)
             return await task
         except RequestError as error:
@@ -211,7 +215,8 @@ class HeldRequests:
         self._waiting.remove(place)
         if self._trying is place:
             self._trying = None
-        self._turn = max(self._turn, place.turn)
+        if place is first:
+            self._turn = max(self._turn, place.turn)
         if not self._waiting:
             self._last_turns.clear()
             self._turn = 0

@@ -12,7 +12,7 @@ import pytest
 
 from fakes import web
 from fakes.pushes import FakeDeployment, FakeReplica, settings_of
-from tokenreward.errors import InvalidField
+from tokenreward.errors import InternalError, InvalidField, RequestError, Updating
 from tokenreward.wire.weights import Weights
 
 UNFIT = InvalidField("lm_head.weight has another shape", param="checkpoint")
@@ -152,6 +152,46 @@ async def test_a_push_that_fits_the_engine_in_load_alone_may_come_again(
     assert "version 2 is being loaded" in error["message"]
     await at_rest(replica)
     assert (await replica.follower.prepare(weights(3), within_s=5))["error"] is None
+
+
+async def test_a_push_that_waits_for_its_turn_while_the_load_ends_may_come_again(
+    replica: FakeReplica,
+) -> None:
+    await begin_to_load(replica, 2)
+    async with replica.reloader.busy:
+        push = asyncio.ensure_future(replica.follower.prepare(weights(3), within_s=5))
+        await asyncio.sleep(0)
+        replica.loading.set()
+        # The load told its own version, then the one that still serves.
+        await web.until(lambda: replica.gauges.get("model_version") == 1)
+    error = (await push)["error"]
+    assert (error["code"], error["retryable"]) == ("updating", True)
+    await at_rest(replica)
+    assert replica.engine.version == 2
+
+
+@pytest.mark.parametrize(
+    ("method", "error"),
+    [
+        ("prepare", Updating("they were discarded")),
+        ("commit", Updating("their files changed")),
+        ("commit", InternalError("the copy failed")),
+    ],
+)
+async def test_weights_that_fit_are_not_loaded_beside_what_serves_because_something_came_between(
+    replica: FakeReplica, method: str, error: RequestError
+) -> None:
+    engine = replica.engine
+    setattr(engine, {"prepare": "refusal", "commit": "fault"}[method], error)
+    declare(replica, 2, "/other")
+    await at_rest(replica)
+    assert (replica.loads, engine.version) == ([], 1)
+    assert engine.declared == settings_of(weights(1))  # what a push would be loaded over
+    assert replica.follower.status()["error"]["message"] == error.message
+    engine.refusal = engine.fault = None
+    await replica.follower.catch_up()
+    assert engine.served == weights(2, "/other")
+    assert engine.declared == settings_of(weights(2, "/other"))
 
 
 async def test_a_push_that_is_prepared_on_the_engine_before_is_caught_up_with(

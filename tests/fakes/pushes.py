@@ -73,6 +73,7 @@ class VersionedEngine:
         self.settings = self.declared = settings
         self.prepared: Weights | None = None
         self.refusal: Exception | None = None
+        self.fault: Exception | None = None  # of a commit
         self.gate: asyncio.Event | None = None  # `prepare` waits for it
         self.num_prepared = 0
         self.num_discarded = 0
@@ -97,6 +98,8 @@ class VersionedEngine:
     async def commit(self, version: int) -> None:
         assert self.prepared is not None
         assert self.prepared.version == version
+        if self.fault is not None:
+            raise self.fault
         self.settings, self.prepared = self.declared.with_weights(self.prepared), None
 
     def discard(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -126,6 +127,32 @@ async def test_a_caller_of_one_request_does_not_wait_for_all_of_anothers() -> No
     service.room = 1
     await asyncio.gather(*many, *one)
     assert service.accepted.index("one") <= 2
+
+
+async def test_a_late_request_that_hangs_up_does_not_set_other_callers_back() -> None:
+    line, service = HeldRequests(), Service(room=0)
+    many = await held(line, service, list(range(20)), "many")
+    await dropped([many.pop()])
+    one = await held(line, service, ["one"], "one")
+    service.room = 1
+    await asyncio.gather(*many, *one)
+    assert service.accepted.index("one") <= 2
+
+
+async def test_a_request_that_is_held_keeps_nothing_of_its_tries() -> None:
+    line = HeldRequests()
+    engines: list[weakref.ref[Any]] = []
+
+    async def refused() -> Any:
+        engine = Service(room=0)
+        engines.append(weakref.ref(engine))
+        return await engine.work("held")()
+
+    task = asyncio.ensure_future(line.hold(refused, give_up_at=time.monotonic() + 20))
+    await until(lambda: len(engines) == 3, seconds=3)
+    await asyncio.sleep(0)
+    assert [engine() for engine in engines] == [None, None, None]
+    await dropped([task])
 
 
 async def test_small_requests_that_fit_pass_a_large_one() -> None:

@@ -81,6 +81,11 @@ class RewardError(Exception):
         self.param = path_below(prefix, self.param)
         return self
 
+    def drop_frames(self) -> None:
+        """Drops the traceback, for an error that is kept: its frames refer to bodies, and to
+        engines, which are to be freed when they have been replaced."""
+        self.__traceback__ = self.__context__ = self.__cause__ = None
+
     def detail(self) -> dict[str, Any]:
         """The one error body, as it stands under `error` at the top level and in an item."""
         return {

@@ -129,8 +129,7 @@ class Follower:
         """Notes why newer weights cannot be served, for the log and for `status`."""
         last = self.error
         self.error = _as_request_error(error, "the newest weights cannot be served")
-        # Tracebacks refer to engines, which are to be freed when they have been replaced.
-        self.error.__traceback__ = self.error.__context__ = self.error.__cause__ = None
+        self.error.drop_frames()
         if last is None or last.message != self.error.message:  # it is tried again and again
             logger.warning("version %s stays: %s", self.version, self.error)
 

@@ -134,11 +134,7 @@ class HeldRequests:
                 if place is None:
                     before_pause()
                     place = self._join(caller, size)
-                self._note_refusal(place)
-                if isinstance(outcome, RequestError):
-                    # Its frames refer to the body, and to an engine that may be replaced meanwhile.
-                    outcome.__traceback__ = outcome.__context__ = outcome.__cause__ = None
-                del outcome
+                self._note_refusal(place, outcome)
         finally:
             if place is not None:
                 self._leave(place)
@@ -186,7 +182,7 @@ class HeldRequests:
         bisect.insort(self._waiting, place)
         return place
 
-    def _note_refusal(self, place: _LinePlace) -> None:
+    def _note_refusal(self, place: _LinePlace, outcome: object) -> None:
         """Lets a refused request stand where it stood. If it is the first one, a pause is next,
         and else the next one that may pass the first."""
         if place not in self._waiting:  # it was taken for accepted
@@ -204,6 +200,8 @@ class HeldRequests:
         else:
             self._smallest_refused = min(self._smallest_refused, place.size)
             self._num_refused += 1
+        if isinstance(outcome, RequestError):
+            outcome.drop_frames()
         self._wake()
 
     def _leave(self, place: _LinePlace, *, is_accepted: bool = False) -> None:

@@ -3,7 +3,8 @@
     python -m nodes                    # all faults, in namespaces of its own
     python -m nodes node cable         # some
 
-Prints a line per fault, and ends with 1 if an answer was lost or wrong or a gap was too long.
+Prints what is on each node, a line per fault, and the requests that failed or took long after it.
+Ends with 1 if an answer was lost or wrong or a gap was too long.
 """
 
 from __future__ import annotations
@@ -26,11 +27,13 @@ from nodes.cluster import KEY, Cluster
 from nodes.faults import LASTING, NAMES, Faults
 from nodes.load import KINDS, Callers
 from nodes.push import push
+from nodes.tries import slow_or_failed
 
 _CALM_S = 5.0
 _WATCHED_S = 25.0
 _LONGEST_GAP_S = 5.0
 _LONGEST_GAP_OF_A_NODE_S = 8.0
+_MOST_LINES = 30  # of requests that failed or took long
 _INSIDE = "--inside"
 
 
@@ -38,6 +41,8 @@ async def watch(cluster: Cluster, callers: Callers, name: str) -> bool:
     """Lets a fault happen under load, and prints what callers saw. Returns whether it was as
     promised."""
     limit_s = _LONGEST_GAP_OF_A_NODE_S if name == "node" else _LONGEST_GAP_S
+    for machine in cluster.machines:
+        print(f"    {machine.name}: {', '.join(cluster.roles(machine))}", flush=True)
     await callers.begin()
     await asyncio.sleep(_CALM_S)
     began = time.monotonic()
@@ -53,7 +58,10 @@ async def watch(cluster: Cluster, callers: Callers, name: str) -> bool:
         f"longest gap / call: {line}; load {load:.0f}",
         flush=True,
     )
-    for each in [*problems, *sight.lost[:5]]:
+    lines = slow_or_failed(sight.tries, began)
+    if len(lines) > _MOST_LINES:
+        lines[_MOST_LINES:] = [f"and {len(lines) - _MOST_LINES} more"]
+    for each in [*problems, *sight.lost[:5], *lines]:
         print(f"    {each}", flush=True)
     began = time.monotonic()
     if name in LASTING:

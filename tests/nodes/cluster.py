@@ -100,6 +100,11 @@ class Cluster:
             self.replicas("sft")[0].kill()
         raise RuntimeError(f"{machine.name} gets no replica")
 
+    def roles(self, machine: Machine) -> list[str]:
+        """The names of the deployments, or of the gateway, of the replicas on a machine."""
+        names = [process.name() for process in machine.processes(_REPLICA)]
+        return sorted(name.removeprefix(f"ray::{_REPLICA}:").partition(":")[0] for name in names)
+
     def wait_whole(self) -> None:
         """Waits until every replica answers, and every node that has one is ready."""
         until = time.monotonic() + _READY_S
@@ -147,11 +152,14 @@ class Cluster:
         tokenreward = folder / "bin" / "tokenreward"
         tokenreward.write_text(f'#!/bin/sh\nexec {sys.executable} -m tokenreward.cli "$@"\n')
         tokenreward.chmod(0o755)
-        sft = {"name": "sft", "checkpoint": "demo:sft", "task": "causal_lm"}
-        rm = {"name": "rm", "checkpoint": "demo:rm", "task": "reward_model"}
+        sft: dict[str, Any] = {"name": "sft", "checkpoint": "demo:sft", "task": "causal_lm"}
+        rm: dict[str, Any] = {"name": "rm", "checkpoint": "demo:rm", "task": "reward_model"}
+        # No node has all replicas of a deployment: they would have to be loaded anew when it dies.
+        sft |= {"num_replicas": NUM_SFT, "max_replicas_per_node": NUM_SFT - 1}
+        rm |= {"num_replicas": NUM_RM, "max_replicas_per_node": NUM_RM - 1}
         deployments = [
-            {**sft, "num_replicas": NUM_SFT, "scorers": [{"type": "endogenous"}]},
-            {**rm, "num_replicas": NUM_RM, "scorers": [{"type": "reward_model"}]},
+            {**sft, "scorers": [{"type": "endogenous"}]},
+            {**rm, "scorers": [{"type": "reward_model"}]},
         ]
         service = {
             "host": "0.0.0.0",  # noqa: S104

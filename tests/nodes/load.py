@@ -12,10 +12,14 @@ import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
+from unittest import mock
 
+import httpx
 import numpy as np
 
+from nodes.tries import Try, WatchedConnections
 from tokenreward_client import AsyncClient, ClientError
 
 DIRECT, FRONT = "direct", "gateway"
@@ -46,12 +50,14 @@ class Sight:
         longest_s: By kind, the longest that a call took.
         lost: What the client raised.
         num_wrong: Answers that differ from the calm service's.
+        tries: All requests that were sent.
     """
 
     successes: dict[tuple[str, str], list[float]] = field(default_factory=dict)
     longest_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(KINDS, 0.0))
     lost: list[str] = field(default_factory=list)
     num_wrong: int = 0
+    tries: list[Try] = field(default_factory=list)
 
     def longest_gap_s(self, kind: str, since: float) -> float:
         """The longest time after `since` without an answer at one of the addresses."""
@@ -73,7 +79,12 @@ class Callers:
 
     def __init__(self, urls: Sequence[str], api_key: str) -> None:
         orders = [[*urls[place:], *urls[:place]] for place in range(len(urls))]
-        self._clients = [AsyncClient(each, api_key=api_key, timeout_s=TIMEOUT_S) for each in orders]
+        self._tries: list[Try] = []
+        watched = partial(WatchedConnections, self._tries)
+        with mock.patch.object(httpx, "AsyncHTTPTransport", watched):
+            self._clients = [
+                AsyncClient(each, api_key=api_key, timeout_s=TIMEOUT_S) for each in orders
+            ]
         self._truth: dict[tuple[str, int], list[list[np.ndarray]]] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self.sight = Sight()
@@ -87,7 +98,8 @@ class Callers:
 
     async def begin(self) -> None:
         """Lets all callers ask from now on. What was seen before is forgotten."""
-        self.sight = Sight()
+        self._tries.clear()
+        self.sight = Sight(tries=self._tries)
         for number in range(NUM_CALLERS):
             client = self._clients[number % len(self._clients)]
             kind = FRONT if number // len(self._clients) % 4 == 3 else DIRECT

@@ -15,7 +15,7 @@ from tokenreward_client import Client, ClientError
 CHECKPOINTS = ("demo:dpo", "demo:sft")  # of even and of odd versions; version 1 is declared
 _DEPLOYMENT = "sft"
 # A gateway that died while it pushed holds others up for 30 s. Replicas that missed the commit
-# follow with one of Ray's health checks, every ten seconds.
+# follow with one of Ray's health checks, every second.
 PUSH_S = 60.0
 _FOLLOW_S = 60.0
 

@@ -95,6 +95,16 @@ def test_no_secret_and_no_switch_stands_without_a_reason() -> None:
     )
 
 
+def test_haproxy_tries_another_replica_after_a_second_without_a_connection() -> None:
+    code = (
+        "from ray.serve._private.haproxy import HAProxyConfig;"
+        "config = HAProxyConfig();"
+        "assert (config.timeout_connect_s, config.retry_on) == (1, 'conn-failure');"
+        "assert config.observe_mark_down_enabled"
+    )
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, **ENVIRONMENT}, check=True)
+
+
 def test_haproxy_closes_the_connections_to_a_replica_that_is_gone() -> None:
     """Ray has no setting for it. It writes another setting's value into this line as it is."""
     code = (

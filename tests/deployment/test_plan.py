@@ -203,6 +203,11 @@ def test_a_replica_that_is_to_stop_has_as_long_as_a_request_may_last() -> None:
         assert application["deployments"][0]["graceful_shutdown_timeout_s"] == 900
 
 
+def test_ray_asks_every_second_whether_a_replica_is_there() -> None:
+    for application in serve_config(demo_settings())["applications"]:
+        assert application["deployments"][0]["health_check_period_s"] == 1
+
+
 def test_keys_travel_as_a_file_name_and_never_as_keys(tmp_path: Path) -> None:
     (tmp_path / "keys").write_text("sesame\n")
     settings = parse_settings({**demo_settings().model_dump(), "api_keys_file": tmp_path / "keys"})
@@ -263,6 +268,20 @@ def test_replicas_of_the_gateway_are_on_different_nodes_of_a_cluster(
     assert options["num_replicas"] == num_replicas
     assert options.get("max_replicas_per_node") == per_node
     assert options["max_ongoing_requests"] == 3 * (1024 + MAX_HELD)
+
+
+@pytest.mark.parametrize(
+    ("most", "is_cluster", "per_node"), [(None, True, None), (2, False, None), (2, True, 2)]
+)
+def test_replicas_of_a_deployment_are_on_several_nodes_of_a_cluster_if_settings_say_so(
+    most: int | None, is_cluster: bool, per_node: int | None
+) -> None:
+    settings = changed(demo_settings(), num_replicas=3, max_replicas_per_node=most)
+    config = serve_config(settings, is_cluster=is_cluster)
+    ServeDeploySchema.model_validate(config)
+    (options,) = config["applications"][1]["deployments"]
+    assert options.get("max_replicas_per_node") == per_node
+    assert "max_replicas_per_node" not in config["applications"][1]["args"]["deployment"]
 
 
 @pytest.mark.parametrize(

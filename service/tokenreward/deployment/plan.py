@@ -28,9 +28,13 @@ _OUTSIDE_ARGS = {
     "num_replicas",
     "autoscaling",
     "max_concurrent_requests",
+    "max_replicas_per_node",
     *_WEIGHTS,
 }
 _POLICY = "tokenreward.deployment.autoscaling:TokenPolicy"
+# Ray's controller learns from the next check of a replica that its node has died. By default there
+# is a check every 10 s, and only then is another replica started.
+_HEALTH_CHECK_PERIOD_S = 1.0
 
 
 def serve_config(settings: Settings, *, is_cluster: bool = True) -> dict[str, Any]:
@@ -40,7 +44,8 @@ def serve_config(settings: Settings, *, is_cluster: bool = True) -> dict[str, An
         settings: What to serve.
         is_cluster: Whether it is for a cluster. There several replicas of the gateway are on as
             many nodes, so that no node takes all of them along when it dies. If there are fewer
-            nodes, the others wait for one, and those that run serve meanwhile.
+            nodes, the others wait for one, and those that run serve meanwhile. The same holds for
+            a deployment with `max_replicas_per_node`.
 
     Raises:
         SettingsError: A protocol is set up in a way that no request could be answered with.
@@ -56,7 +61,7 @@ def serve_config(settings: Settings, *, is_cluster: bool = True) -> dict[str, An
         "logging_config": {"encoding": settings.log_format.upper()},
         "applications": [
             _gateway(settings, is_cluster=is_cluster),
-            *(_deployment(deployment, settings) for deployment in settings.deployments),
+            *(_deployment(each, settings, is_cluster=is_cluster) for each in settings.deployments),
         ],
     }
 
@@ -110,6 +115,7 @@ def _gateway(settings: Settings, *, is_cluster: bool) -> dict[str, Any]:
             d.max_concurrent_requests * d.max_replicas + MAX_HELD for d in settings.deployments
         ),
         "graceful_shutdown_timeout_s": settings.max_timeout_s,
+        "health_check_period_s": _HEALTH_CHECK_PERIOD_S,
         "ray_actor_options": {"num_cpus": settings.gateway_num_cpus},
     }
     admin: dict[str, Any] = {}  # only the gateway has routes for admin keys
@@ -132,32 +138,33 @@ def _gateway(settings: Settings, *, is_cluster: bool) -> dict[str, Any]:
     }
 
 
-def _deployment(deployment: DeploymentSettings, settings: Settings) -> dict[str, Any]:
+def _deployment(
+    deployment: DeploymentSettings, settings: Settings, *, is_cluster: bool
+) -> dict[str, Any]:
     fixed = deployment.model_dump(mode="json", exclude=_OUTSIDE_ARGS, exclude_defaults=True)
     names = {scorer.served_name for scorer in deployment.scorers}
     weights = deployment.model_dump(mode="json", include=_WEIGHTS, exclude_none=True)
+    options: dict[str, Any] = {
+        "name": REPLICA,
+        **_num_replicas(deployment),
+        "max_ongoing_requests": deployment.max_concurrent_requests,
+        # A replica that is to stop answers first what it holds. It stops as soon as it has.
+        "graceful_shutdown_timeout_s": settings.max_timeout_s,
+        "health_check_period_s": _HEALTH_CHECK_PERIOD_S,
+        "user_config": weights,
+        "ray_actor_options": {"num_cpus": deployment.num_cpus, "num_gpus": deployment.num_gpus},
+        # A caller of a full replica asks again after these pauses. By default they grow to half a
+        # second, and a caller waits that long after the replica has room again.
+        "request_router_config": {"initial_backoff_s": 0.005, "max_backoff_s": 0.02},
+    }
+    if is_cluster and deployment.max_replicas_per_node is not None:
+        options["max_replicas_per_node"] = deployment.max_replicas_per_node
     return {
         "name": deployment.name,
         "route_prefix": deployment_prefix(deployment.name),
         "import_path": "tokenreward.deployment:build_replica",
         "args": {**_http(settings), **_protocols(settings, names), "deployment": fixed},
-        "deployments": [
-            {
-                "name": REPLICA,
-                **_num_replicas(deployment),
-                "max_ongoing_requests": deployment.max_concurrent_requests,
-                # A replica that is to stop answers first what it holds. It stops as soon as it has.
-                "graceful_shutdown_timeout_s": settings.max_timeout_s,
-                "user_config": weights,
-                "ray_actor_options": {
-                    "num_cpus": deployment.num_cpus,
-                    "num_gpus": deployment.num_gpus,
-                },
-                # A caller of a full replica asks again after these pauses. By default they grow to
-                # half a second, and a caller waits that long after the replica has room again.
-                "request_router_config": {"initial_backoff_s": 0.005, "max_backoff_s": 0.02},
-            }
-        ],
+        "deployments": [options],
     }
 
 

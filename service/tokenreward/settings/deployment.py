@@ -174,6 +174,13 @@ class DeploymentSettings(BaseModel, extra="forbid", frozen=True):
         default=None,
         description="Instead of `num_replicas`: a number of replicas that follows the load.",
     )
+    max_replicas_per_node: int | None = Field(
+        default=None,
+        ge=1,
+        le=100,
+        description="Most replicas of this deployment on one node of a cluster; default: as many "
+        "as fit.",
+    )
     num_cpus: float = Field(
         default=1, ge=0, description="CPUs that Ray reserves per replica; also its threads."
     )

@@ -121,6 +121,14 @@ def test_a_policy_that_is_young_counts_arrivals_over_its_age_but_over_a_minute_a
     assert asked(100, a={"q": 0, "a": 240_000, "r": RATE}) == 3  # over 100 s
 
 
+def test_the_shortest_window_of_arrivals_can_be_chosen_and_nothing_shrinks_within_it() -> None:
+    asked = Asked(policy(min_window_s=10), target=4)
+    asked(0, a={"q": 0, "a": 0, "r": RATE})
+    assert asked(5, a={"q": 0, "a": 16_000, "r": RATE}) == 4  # 1600 a second need 2
+    assert asked(10, a={"q": 0, "a": 16_000, "r": RATE}) == 2
+    assert asked(20, a={"q": 0, "a": 16_000, "r": RATE}) == 1
+
+
 def test_a_policy_that_is_made_again_under_load_takes_no_replica_away() -> None:
     """As after the controller's death: the counters are high, and what they were before is lost."""
     asked = Asked(policy(), target=5)

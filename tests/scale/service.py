@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +45,17 @@ def outcome_behind(proxy: str, command: Sequence[str]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def slow_service(
-    settings: dict[str, Any], *, keep_logs: bool = False
+    settings: dict[str, Any],
+    *,
+    keep_logs: bool = False,
+    policy: Mapping[str, Any] | None = None,
 ) -> Iterator[tuple[instance.Instance, str]]:
     """Serves with the slow replicas of `slow.py`.
 
     Args:
         settings: What a config file would hold.
         keep_logs: Whether the logs stay when the block ends.
+        policy: Arguments of the autoscaling policies that no setting has.
 
     Yields:
         The service, and its URL.
@@ -62,6 +66,10 @@ def slow_service(
         config = real(settings, **options)
         for application in config["applications"][1:]:
             application["import_path"] = BUILD
+            for deployment in application["deployments"]:
+                if policy is not None:
+                    arguments = deployment["autoscaling_config"]["policy"]["policy_kwargs"]
+                    arguments.update(policy)
         return config
 
     instance.serve_config = slowed  # type: ignore[attr-defined]

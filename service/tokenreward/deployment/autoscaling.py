@@ -34,12 +34,14 @@ class Demand:
         counters: For each replica: its latest count of arrived tokens, and when it was last read.
         arrivals: Tokens that arrived in the window: the time of each bucket, and its tokens.
         tokens_per_s: What one replica computes, as measured last; None until one has measured it.
+        min_window_s: As the argument of the policy.
     """
 
     began: float
     counters: Mapping[Any, tuple[float, float]] = field(default_factory=dict)
     arrivals: tuple[tuple[float, float], ...] = ()
     tokens_per_s: float | None = None
+    min_window_s: float = _MIN_WINDOW_S
 
     def after(self, arrived: Mapping[Any, float], rates: Mapping[Any, float], now: float) -> Demand:
         """What is remembered once these figures were read.
@@ -75,7 +77,7 @@ class Demand:
 
     def arrivals_per_s(self, now: float) -> float:
         """Tokens a second that arrived in the window."""
-        window_s = min(max(now - self.began, _MIN_WINDOW_S), _WINDOW_S)
+        window_s = min(max(now - self.began, self.min_window_s), _WINDOW_S)
         return sum(num_tokens for _, num_tokens in self.arrivals) / window_s
 
 
@@ -108,14 +110,22 @@ class TokenPolicy:
         tokens_per_second: What one replica computes, until one has measured it; None if unknown.
         max_queued_tokens: The tokens that may wait at a replica. What it refuses is in no figure,
             so a queue that is nearly full counts as too long, however fast the replica is.
+        min_window_s: Arrivals count over so many seconds at least. A policy that is younger wants
+            no fewer replicas than there are.
     """
 
     def __init__(
-        self, *, target_queue_s: float, tokens_per_second: float | None, max_queued_tokens: int
+        self,
+        *,
+        target_queue_s: float,
+        tokens_per_second: float | None,
+        max_queued_tokens: int,
+        min_window_s: float = _MIN_WINDOW_S,
     ) -> None:
         self._target_queue_s = target_queue_s
         self._first_guess = tokens_per_second
         self._max_target_tokens = _HEADROOM * max_queued_tokens
+        self._min_window_s = min_window_s
 
     def __call__(self, context: Any) -> tuple[int, dict[str, Any]]:
         """The number of replicas that is needed now.
@@ -130,7 +140,9 @@ class TokenPolicy:
         """
         figures, now = context.aggregated_metrics or {}, context.current_time
         pending = figures.get("pending_tokens", {})
-        before: Demand = context.policy_state.get(_STATE) or Demand(began=now)
+        before: Demand | None = context.policy_state.get(_STATE)
+        if before is None:
+            before = Demand(began=now, min_window_s=self._min_window_s)
         demand = before.after(
             figures.get("arrived_tokens", {}), figures.get("tokens_per_second", {}), now
         )
@@ -145,7 +157,7 @@ class TokenPolicy:
             target_tokens=min(tokens_per_s * self._target_queue_s, self._max_target_tokens),
         )
         least, most = context.capacity_adjusted_min_replicas, context.capacity_adjusted_max_replicas
-        if now - demand.began < _MIN_WINDOW_S:
+        if now - demand.began < self._min_window_s:
             # After a restart of the controller, or another deployment of the settings, arrivals are
             # not known yet. Nothing may be concluded from few of them.
             least = max(least, context.target_num_replicas)

@@ -41,6 +41,7 @@ async def watch(cluster: Cluster, callers: Callers, name: str) -> bool:
     """Lets a fault happen under load, and prints what callers saw. Returns whether it was as
     promised."""
     limit_s = _LONGEST_GAP_OF_A_NODE_S if name == "node" else _LONGEST_GAP_S
+    await asyncio.to_thread(Faults(cluster).prepare, name)
     for machine in cluster.machines:
         print(f"    {machine.name}: {', '.join(cluster.roles(machine))}", flush=True)
     await callers.begin()

@@ -17,6 +17,7 @@ from nodes.switch import Machine, open_switch
 
 KEY = "sesame"
 ADMIN_KEY = "barley"
+GATEWAY = "Gateway"
 NUM_SFT, NUM_RM = 3, 2
 _READY_S = 180.0
 _REPLICA = "ServeReplica"
@@ -86,19 +87,23 @@ class Cluster:
         """Starts a machine again, or plugs it in again, has it join the cluster by the line by
         which it joined before, and waits until it serves.
 
-        Its replicas have long been started elsewhere. Ray runs no proxy on a node without any, so
-        replicas are ended one by one until one of those that take their places is there.
+        Its replicas have long been started elsewhere. Ray runs no proxy on a node without any.
         """
         if not machine.is_up:
             machine.boot()
         machine.plug_cable()
         self._run(machine, self._join)
+        self.bring("sft", machine)
+
+    def bring(self, deployment: str, machine: Machine) -> None:
+        """Ends replicas of a deployment, or of the gateway, one by one until one of those that take
+        their places is on a machine."""
         for _ in range(_MOST_MOVES):
             self.wait_whole()
-            if machine.processes(_REPLICA):
+            if machine.processes(f"{_REPLICA}:{deployment}"):
                 return
-            self.replicas("sft")[0].kill()
-        raise RuntimeError(f"{machine.name} gets no replica")
+            self.replicas(deployment)[0].kill()
+        raise RuntimeError(f"{machine.name} gets no replica of {deployment}")
 
     def roles(self, machine: Machine) -> list[str]:
         """The names of the deployments, or of the gateway, of the replicas on a machine."""
@@ -130,7 +135,7 @@ class Cluster:
                 count = sum(label in line for line in lines)
                 if (status, count) != (200, num_replicas):
                     return f"{url}: /readyz says {status}, {name} has {count} replicas"
-        num_gateways = len(self.replicas("Gateway"))
+        num_gateways = len(self.replicas(GATEWAY))
         return "" if num_gateways == 2 else f"{num_gateways} gateways"
 
     def replicas(self, deployment: str) -> list[Any]:

@@ -9,7 +9,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from nodes.cluster import Cluster
+from nodes.cluster import GATEWAY, Cluster
 from nodes.push import PUSH_S, half_states, newest, push
 
 _GCS_DOWN_S = 5.0
@@ -34,12 +34,17 @@ class Faults:
         self._cluster = cluster
         self._urls = cluster.urls[:2]
 
+    def prepare(self, name: str) -> None:
+        """Makes the cluster what the fault of that name wants, before callers ask."""
+        if name == "node":
+            self._cluster.bring(GATEWAY, self._cluster.others[-1])
+
     def none(self) -> list[str]:
         """Nothing happens."""
         return []
 
     def node(self) -> list[str]:
-        """A machine that no caller asks loses its power."""
+        """A machine that no caller asks, and that has a gateway, loses its power."""
         self._cluster.others[-1].kill()
         return []
 
@@ -67,7 +72,7 @@ class Faults:
 
     def gateway(self) -> list[str]:
         """One of two."""
-        self._cluster.replicas("Gateway")[0].kill()
+        self._cluster.replicas(GATEWAY)[0].kill()
         return []
 
     def gcs(self) -> list[str]:

@@ -195,14 +195,17 @@ class Batcher(Generic[EntryT]):
             places = self._queue.pop_last(max(_LOOK_AHEAD, self.max_batch_requests))
             window = [entry for _, _, entry in places]
             num_queued = self._queue.num_tokens + sum(entry.queued_tokens for entry in window)
-            indices = loan_of(
-                window,
-                max_queued_tokens=num_queued if lends_all else num_queued // 2,
-                max_batch_tokens=max_tokens,
-                max_batch_requests=self.max_batch_requests,
-                accepts=accepts,
-            )
-            loan = self._queue.lend(places, set(indices))
+            indices: list[int] = []
+            try:
+                indices = loan_of(
+                    window,
+                    max_queued_tokens=num_queued if lends_all else num_queued // 2,
+                    max_batch_tokens=max_tokens,
+                    max_batch_requests=self.max_batch_requests,
+                    accepts=accepts,
+                )
+            finally:  # whatever `accepts` raises, all entries wait again
+                loan = self._queue.lend(places, set(indices))
             self._loans.update((place[2], place) for place in loan)
             entries = [entry for _, _, entry in loan]
             self._loan_tokens += sum(entry.queued_tokens for entry in entries)

@@ -271,6 +271,52 @@ async def test_garbage_is_no_answer(replica: Callable[..., Replica], kind: str) 
         allclose(ours.rewards, theirs.rewards)
 
 
+UNREADABLE: dict[str, Any] = {
+    "no jobs at all": lambda paid: 7,
+    "a job that is none": lambda paid: [paid.jobs[0], None, *paid.jobs[2:]],
+    "a batch without a number": lambda paid: [
+        paid.jobs[0],
+        *((*job[:3], []) for job in paid.jobs[1:]),
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", UNREADABLE)
+async def test_a_repayment_that_cannot_be_read_loses_no_job(
+    replica: Callable[..., Replica], kind: str
+) -> None:
+    lender, thief = replica(), replica()
+    async with stuck(lender):
+        asked = await waiting(lender, body())
+        loan = lender.lending.lend(lender.lending.weights, 10_000)
+        assert loan is not None
+        paid = await thief.lending.compute(loan)
+        with pytest.raises(TypeError):
+            lender.lending.repay(altered(paid, jobs=UNREADABLE[kind](paid)))
+        lender.lending.repay(paid)  # nothing is answered twice
+        num_paid = lender.counts["lent_items_total computed"]
+        assert num_paid == (0 if kind == "no jobs at all" else 1)
+        assert lender.engine.batcher.queued_items == NUM_ITEMS - num_paid
+    assert [item.error for item in (await asked).items] == [None] * NUM_ITEMS
+    assert lender.counts["lent_items_total returned"] == len(loan.jobs) - num_paid
+    assert lender.engine.batcher.queued_tokens == 0
+
+
+async def test_a_loan_that_cannot_be_made_loses_no_job(
+    replica: Callable[..., Replica], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lender = replica()
+    async with stuck(lender):
+        asked = await waiting(lender, body())
+        for step in ("num_loan_bytes", "_borrowed"):
+            with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+                patch.setattr(lending, step, lambda _: 1 / 0)
+                lender.lending.lend(lender.lending.weights, 10_000)
+            assert lender.engine.batcher.queued_items == NUM_ITEMS
+    assert [item.error for item in (await asked).items] == [None] * NUM_ITEMS
+    assert lender.engine.batcher.queued_tokens == 0
+
+
 async def test_a_loan_is_answered_once_and_not_after_it_was_taken_back(
     replica: Callable[..., Replica],
 ) -> None:

@@ -42,12 +42,9 @@ _MIN_LOAN_S = 0.05
 
 _CALLER = ("another replica",)  # the callers of one replica wait behind each other at another
 
-
 # What is wanted of a row, and the row: its ids as int32, which is half as large, its start, its
 # stop, and the model that reads it.
 BorrowedRow = tuple[Needs, np.ndarray, int, int, Model]
-
-
 # A job of a loan: its rows, seconds until its deadline (None for no deadline), and seconds that it
 # waited in the lender's queue.
 BorrowedJob = tuple[list[BorrowedRow], float | None, float]
@@ -172,8 +169,12 @@ class Lending:
             return None
         number = next(self._numbers)
         self._loans[number] = jobs
-        num_tokens = sum(job.num_tokens for job in jobs)
-        return Loan(number, weights, [_borrowed(job) for job in jobs], num_tokens)
+        try:
+            borrowed = [_borrowed(job) for job in jobs]
+            return Loan(number, weights, borrowed, sum(job.num_tokens for job in jobs))
+        except BaseException:
+            self.take_back(number)
+            raise
 
     async def compute(self, loan: Loan) -> Repayment:
         """Computes a loan of another replica. Callers here have turns, too.
@@ -212,23 +213,24 @@ class Lending:
         jobs = self._loans.pop(repayment.number, None)
         if jobs is None:
             return
-        results = repayment.jobs
-        if repayment.weights != self.weights or len(results) != len(jobs):
-            results = [(None, 0.0, 0.0, 0)] * len(jobs)
+        unpaid = dict.fromkeys(jobs)
         batch_keys: dict[int, int] = {}
-        unpaid = []
-        for job, (outputs, queue_s, compute_s, batch_number) in zip(jobs, results, strict=True):
-            if outputs is None or not _is_answer(job, outputs):
-                unpaid.append(job)
-            elif self._engine.batcher.settle(job) and not job.future.done():
-                if batch_number not in batch_keys:
-                    batch_keys[batch_number] = next(self._batch_keys)
-                job.outputs, job.queue_s, job.compute_s = outputs, queue_s, compute_s
-                job.batch_number = batch_keys[batch_number]
-                job.version = repayment.weights.version
-                job.future.set_result(None)
-        self._return(unpaid)
-        self._report("lent_items_total", len(jobs) - len(unpaid), outcome="computed")
+        try:
+            if repayment.weights != self.weights or len(repayment.jobs) != len(jobs):
+                return
+            for job, result in zip(jobs, repayment.jobs, strict=True):
+                outputs, queue_s, compute_s, batch_number = result
+                if outputs is None or not _is_answer(job, outputs):
+                    continue
+                batch_key = batch_keys.setdefault(batch_number, next(self._batch_keys))
+                del unpaid[job]
+                if self._engine.batcher.settle(job) and not job.future.done():
+                    job.outputs, job.queue_s, job.compute_s = outputs, queue_s, compute_s
+                    job.batch_number, job.version = batch_key, repayment.weights.version
+                    job.future.set_result(None)
+        finally:  # also if some outputs cannot be read: nobody else computes the jobs behind them
+            self._return(list(unpaid))
+            self._report("lent_items_total", len(jobs) - len(unpaid), outcome="computed")
 
     def take_back(self, number: int) -> None:
         """Lets all jobs of a loan wait here again. They are not lent once more."""

@@ -10,7 +10,8 @@ import pytest
 
 from fakes import web
 from fakes.pushes import FakeDeployment, FakeReplica, settings_of
-from tokenreward.errors import InvalidField
+from tokenreward.deployment import follower
+from tokenreward.errors import InvalidField, Loading
 from tokenreward.settings import DeploymentSettings
 from tokenreward.wire.weights import Weights
 
@@ -198,7 +199,7 @@ async def test_a_registry_that_is_gone_harms_no_health_check(
     deployment.store.error = OSError("GCS is gone")
     await caught_up(replica)
     assert replica.engine.version == 1
-    assert replica.follower.status()["error"]["code"] == "internal"
+    assert replica.follower.status()["error"]["code"] == "loading"
 
 
 @pytest.mark.parametrize(
@@ -237,6 +238,106 @@ async def test_a_pushed_version_that_the_settings_passed_is_not_caught_up_with(
     await caught_up(replica)
     assert (replica.engine.version, replica.engine.num_prepared) == (6, 0)
     assert len(replica.loads) == num_loads
+
+
+async def test_a_registry_that_keeps_silent_holds_up_nothing_for_long(
+    deployment: FakeDeployment, replica: FakeReplica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follower, "REGISTRY_S", 0.05)
+    deployment.store.delays_s["keys"] = 1.0
+    began = time.monotonic()
+    await caught_up(replica)
+    with pytest.raises(Loading):
+        await replica.follower.start(settings_of(declared(2)))
+    report = await replica.follower.commit(pushed(2), within_s=5)
+    assert time.monotonic() - began < 0.9
+    assert report["error"]["code"] == replica.follower.status()["error"]["code"] == "loading"
+    assert (replica.engine.version, replica.loads) == (1, [])
+
+
+async def test_a_silent_registry_is_asked_again_soon(
+    deployment: FakeDeployment, replica: FakeReplica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, waited = time.monotonic, [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now() + waited[0])
+
+    def hang(*_: object) -> list[str]:
+        waited[0] += 10.0  # as long as it is waited for
+        raise TimeoutError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(deployment.store, "keys", hang)
+        await caught_up(replica)
+    deployment.registry.record("lm", pushed(3))
+    waited[0] += 8
+    await caught_up(replica)
+    assert replica.engine.version == 3
+
+
+@pytest.mark.parametrize(
+    ("push", "declaration", "served"),
+    [
+        (pushed(2), declared(3), pushed(2)),  # a redeploy that failed everywhere
+        (pushed(3), declared(2), declared(2)),  # a push whose folder is gone
+    ],
+)
+async def test_a_start_serves_what_was_before_weights_that_cannot_be_loaded_and_says_so(
+    deployment: FakeDeployment,
+    replica: FakeReplica,
+    monkeypatch: pytest.MonkeyPatch,
+    push: Weights,
+    declaration: Weights,
+    served: Weights,
+) -> None:
+    deployment.registry.record("lm", push)
+    replica.absent = {max(push, declaration, key=lambda each: each.version).checkpoint}
+    replica.other_versions = [2, 1]  # they could not follow, either
+    await replica.follower.start(settings_of(declaration))
+    status = replica.follower.status()
+    assert (status["version"], replica.engine.served) == (2, served)
+    assert status["declared"]["version"] == declaration.version
+    assert "is no folder" in status["error"]["message"]
+    assert (replica.gauges["newest_version"], replica.gauges["model_version"]) == (3, 2)
+    assert replica.engine.declared == settings_of(declaration)
+    replica.absent = set()
+    num_loads = len(replica.loads)
+    await caught_up(replica)
+    assert len(replica.loads) == num_loads  # its pause is not over
+    now = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: now() + 8)
+    await caught_up(replica)
+    status = replica.follower.status()
+    assert (status["version"], status["error"]) == (3, None)
+
+
+@pytest.mark.parametrize("others", [[3], [2, 4], [None]])
+async def test_a_start_goes_not_back_while_another_replica_serves_newer_weights_or_is_silent(
+    deployment: FakeDeployment, replica: FakeReplica, others: list[int | None]
+) -> None:
+    deployment.registry.record("lm", pushed(3))
+    replica.absent, replica.other_versions = {"/pushed"}, others
+    with pytest.raises(InvalidField, match="`/pushed` is no folder"):
+        await replica.follower.start(settings_of(declared(2)))
+    assert [each.version for each in replica.loads] == [3]
+
+
+async def test_a_start_takes_no_other_weights_of_the_version_that_was_pushed(
+    deployment: FakeDeployment, replica: FakeReplica
+) -> None:
+    deployment.registry.record("lm", pushed(3))
+    replica.absent = {"/pushed"}
+    with pytest.raises(InvalidField):
+        await replica.follower.start(settings_of(declared(3)))
+    assert len(replica.loads) == 1
+
+
+async def test_a_start_that_can_load_nothing_says_why_not_the_newest(
+    deployment: FakeDeployment, replica: FakeReplica
+) -> None:
+    deployment.registry.record("lm", pushed(3))
+    replica.absent = {"/pushed", "/declared"}
+    with pytest.raises(InvalidField, match="`/pushed` is no folder"):
+        await replica.follower.start(settings_of(declared(2)))
 
 
 def settings(**changes: Any) -> DeploymentSettings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from typing import Any
 
@@ -99,6 +100,27 @@ async def test_a_replica_that_keeps_silent_costs_its_own_answer_alone(
     assert time.monotonic() - began < 1
     monkeypatch.setattr(gateway, "GATHER_TIMEOUT_S", 0.2)
     assert await snapshots({"lm": handle}.__getitem__, ["lm"]) == {("lm", "r1"): []}
+
+
+async def test_a_handle_that_ray_does_not_give_holds_up_no_event_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gateway, "GATHER_TIMEOUT_S", 0.1)
+    answers = threading.Event()
+
+    def handle_of(_: str) -> Any:
+        answers.wait(5)
+        raise RuntimeError("the controller is away")
+
+    began = time.monotonic()
+    asking = asyncio.create_task(has_ready(handle_of, "lm"))
+    await asyncio.sleep(0.01)
+    assert time.monotonic() - began < 0.09
+    assert await asking is False
+    (late,) = await call_replicas(handle_of, "lm", "weights_status", (), 0.1)
+    assert isinstance(late, TimeoutError)
+    answers.set()
+    assert await has_ready(handle_of, "lm") is False  # whatever Ray raises
 
 
 def test_rays_broadcast_gives_the_answer_of_each_replica() -> None:

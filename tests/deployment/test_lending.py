@@ -20,6 +20,7 @@ from fakes.layouts import Intercepted
 from fakes.web import until
 from tokenreward.deployment import lending as module
 from tokenreward.deployment.lending import Lender
+from tokenreward.engine.lending import Lending
 from tokenreward.engine.slot import Slot
 from tokenreward.errors import InternalError
 from tokenreward.wire import RewardsRequest, parse
@@ -303,6 +304,49 @@ async def test_a_late_loan_is_taken_back_its_answer_ignored_and_its_peer_shunned
         assert not await lender.lend_once()
 
 
+async def test_a_loan_that_a_peer_fails_to_compute_is_refused_and_computed_here(
+    deploy: Callable[..., Deployment], clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deployment = deploy("a", "b")
+    async with burst_at_a(deployment) as (a, lender):
+
+        async def fail(self: Any, loan: Any) -> Any:
+            raise ZeroDivisionError
+
+        monkeypatch.setattr(Lending, "compute", fail)
+        assert await lender.lend_once()
+        await until(lambda: not lender.has_loans)
+        assert a.batcher.queued_items == NUM_ITEMS
+
+
+@pytest.mark.parametrize("method", ["accept", "repay"])
+async def test_what_cannot_be_sent_or_read_is_computed_here(
+    deploy: Callable[..., Deployment],
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    method: str,
+) -> None:
+    deployment = deploy("a", "b")
+    async with burst_at_a(deployment) as (a, lender):
+        real = deployment.network.call
+
+        async def call(address: str, name: str, *args: Any) -> Any:
+            if name == method == "accept":
+                raise TypeError("it cannot be pickled")
+            if name == method:
+                args = (args[0]._replace(jobs=7), *args[1:])
+            return await real(address, name, *args)
+
+        monkeypatch.setattr(deployment.network, "call", call)
+        with suppress(TypeError):
+            assert await lender.lend_once()
+        await until(lambda: not lender.has_loans)
+        assert a.batcher.queued_items == NUM_ITEMS
+        assert not await lender.lend_once()  # the peer gets nothing for a while
+    assert ("a repayment cannot be read" in caplog.text) == (method == "repay")
+
+
 async def test_a_replica_that_stops_lends_all_that_waits(
     deploy: Callable[..., Deployment], clock: Clock
 ) -> None:
@@ -376,3 +420,22 @@ async def test_loops_share_a_burst_and_outlive_a_fault(
     await assert_rewards(deployment, asked)
     for task in tasks:
         task.cancel()
+
+
+async def test_a_fault_that_stays_is_logged_once(
+    deploy: Callable[..., Deployment],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    lender, faults = deploy("a").network.lenders["a"], 0
+
+    async def lend_once() -> bool:
+        nonlocal faults
+        faults += 1
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(lender, "lend_once", lend_once)
+    task = asyncio.create_task(lender.run_forever())
+    await until(lambda: faults == 3)
+    assert caplog.text.count("lending failed") == 1
+    task.cancel()

@@ -37,6 +37,26 @@ async def test_only_what_is_answered_can_be_called(monkeypatch: pytest.MonkeyPat
         peers.call_here(None, "close")
 
 
+async def test_peers_that_ray_does_not_find_keep_no_thread_from_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answers = threading.Event()
+    context = SimpleNamespace(get_actor_name=lambda: "a")
+    ray = SimpleNamespace(
+        get_runtime_context=lambda: context, get_actor=lambda *_, **__: answers.wait(20)
+    )
+    monkeypatch.setattr(peers, "ray", ray)
+    monkeypatch.setattr(peers, "CALL_S", 0.05)
+    others = peers.RayPeers("lm")
+    calls = [others.call(f"peer {number}", "status") for number in range(60)]
+    try:
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        assert {type(outcome) for outcome in outcomes} == {ConnectionError}
+        assert await asyncio.wait_for(asyncio.to_thread(lambda: "a body is read"), 2)
+    finally:
+        answers.set()
+
+
 async def test_handles_of_replicas_that_went_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     answers: list[Any] = ["a", "b", TimeoutError()]
 

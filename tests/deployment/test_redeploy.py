@@ -208,6 +208,25 @@ async def test_a_push_that_is_prepared_on_the_engine_before_is_caught_up_with(
     assert replica.engine.served == push
 
 
+async def test_a_push_that_waits_for_the_engine_before_is_updating_and_goes_on_afterwards(
+    deployment: FakeDeployment, replica: FakeReplica
+) -> None:
+    replica.engine.refusal = UNFIT
+    first, push = replica.engine, weights(3, "/pushed")
+    with replica.slot.lease():
+        declare(replica, 2)
+        await web.until(lambda: replica.engine is not first)
+        deployment.registry.record("lm", push)
+        for call in (replica.follower.prepare, replica.follower.commit):
+            report = await call(push, within_s=0.05)
+            assert (report["version"], report["error"]["code"]) == (2, "updating")
+            assert "version 1 still answers" in report["error"]["message"]
+        assert not first.is_closed
+    await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()}, return_exceptions=True)
+    assert replica.engine.served == push
+    assert first.is_closed
+
+
 async def test_a_redeploy_that_fails_keeps_what_serves_and_is_tried_again_more_and_more_rarely(
     replica: FakeReplica, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

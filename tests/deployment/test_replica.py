@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from deployment.conftest import Alone
 from fakes import tiny, web
+from tokenreward.deployment import peers
 from tokenreward.engine import Engine
 from tokenreward.wire import RewardsRequest, parse
 from tokenreward.wire.weights import Weights
@@ -169,3 +171,30 @@ async def test_pushed_weights_are_the_floor_of_what_a_redeploy_loads(
     await redeploy(replica, language_model, 6)
     engine = replica.slot.engine
     assert (engine.version, engine.settings.checkpoint) == (6, str(language_model))
+
+
+async def test_a_replica_that_cannot_find_its_peers_tries_again_and_says_so_once(
+    replica: Any,
+    language_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    attempts = []
+
+    class Lost(Alone):
+        def __init__(self, deployment: str) -> None:
+            attempts.append(deployment)
+            if len(attempts) < 4:
+                raise OSError("the GCS is away")
+            super().__init__(deployment)
+
+    monkeypatch.setattr("tokenreward.deployment.replica.RayPeers", Lost)
+    monkeypatch.setattr("tokenreward.deployment.replica.LENDING_PAUSE_S", 0.01)
+    monkeypatch.setattr("tokenreward.deployment.peers.here", None)
+    await replica.reconfigure(config(language_model, 1))
+    await web.until(lambda: len(attempts) == 1)
+    await redeploy(replica, language_model, 0)  # a second engine: lending begins anew
+    await web.until(lambda: peers.here is not None)
+    await asyncio.sleep(0.05)
+    assert attempts == ["lm"] * 4
+    assert caplog.text.count("lending cannot begin") == 1

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +14,7 @@ from ray.serve._private.common import ReplicaState
 from ray.serve._private.controller import ServeController
 from ray.serve.schema import DeploymentDetails, ReplicaDetails
 
+from tokenreward.deployment import replica_counts as module
 from tokenreward.deployment.replica_counts import replica_counts
 from tokenreward.metrics import render
 
@@ -65,6 +68,19 @@ async def test_without_a_controller_there_are_no_numbers() -> None:
         raise ValueError("Failed to look up actor")
 
     assert await replica_counts(gone, APPLICATIONS) == {}
+
+
+async def test_a_gcs_that_keeps_silent_holds_up_neither_the_event_loop_nor_the_metrics(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "TIMEOUT_S", 0.1)
+    answers, began = threading.Event(), time.monotonic()
+    counting = asyncio.create_task(replica_counts(answers.wait, APPLICATIONS))
+    await asyncio.sleep(0.01)
+    assert time.monotonic() - began < 0.09
+    assert await counting == {}
+    assert time.monotonic() - began < 2
+    answers.set()
 
 
 def test_the_controller_has_the_method_and_its_answer_the_fields() -> None:

@@ -14,6 +14,7 @@ import httpx
 from tokenreward.deployment.follower import Follower
 from tokenreward.deployment.reloader import Reloader
 from tokenreward.engine.slot import Slot
+from tokenreward.errors import InvalidField
 from tokenreward.http.app import build_app
 from tokenreward.http.gateway.backend import GatewayBackend
 from tokenreward.http.gateway.registry import Registry
@@ -118,15 +119,18 @@ class FakeReplica:
 
     Attributes:
         refusal: Why no engine can be loaded.
+        absent: Checkpoints of which no engine can be loaded.
         loads: The settings of all loads that were begun.
         loading: A load waits for it.
         gauges: The last value of each metric.
+        other_versions: What it hears that others serve.
     """
 
     def __init__(self, name: str, registry: Registry, declared: Weights) -> None:
         self.slot = Slot(VersionedEngine(settings_of(declared)))  # type: ignore[arg-type]
         self.name = name
         self.refusal: Exception | None = None
+        self.absent: set[str] = set()
         self.loads: list[DeploymentSettings] = []
         self.loading = threading.Event()
         self.loading.set()
@@ -135,11 +139,19 @@ class FakeReplica:
             self.slot, load=self.load, put=self.slot.put, report=self.gauges.__setitem__
         )
         self.reloader = reloader
+        self.other_versions: list[int | None] = []
         self.follower = Follower(
-            self.slot, lambda: registry.pushed("lm"), reloader, self.gauges.__setitem__
+            self.slot,
+            lambda: registry.pushed("lm"),
+            reloader,
+            self.gauges.__setitem__,
+            other_versions=self._others,
         )
         self.follower.declared = settings_of(declared)
         self.is_dead = False
+
+    async def _others(self) -> list[int | None]:
+        return self.other_versions
 
     @property
     def engine(self) -> VersionedEngine:
@@ -151,6 +163,8 @@ class FakeReplica:
         assert self.loading.wait(20)
         if self.refusal is not None:
             raise self.refusal
+        if settings.checkpoint in self.absent:
+            raise InvalidField(f"`{settings.checkpoint}` is no folder", param="checkpoint")
         self.gauges["model_version"] = settings.version
         return VersionedEngine(settings)
 

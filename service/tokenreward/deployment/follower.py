@@ -19,6 +19,7 @@ from dataclasses import asdict
 from typing import Any
 
 from tokenreward.checkpoints.refusal import CheckpointRefused
+from tokenreward.deployment.newest import OtherVersions, load_first, newest_first
 from tokenreward.deployment.reloader import Reloader
 from tokenreward.engine.slot import Slot
 from tokenreward.engine.usage import Report as ReportMetric
@@ -28,14 +29,17 @@ from tokenreward.errors import (
     InvalidField,
     Loading,
     RequestError,
+    Updating,
     VersionConflict,
     frames,
 )
+from tokenreward.http.gateway.push_turn import registered
 from tokenreward.settings import DeploymentSettings, SettingsError
 from tokenreward.wire.weights import Weights
 
 logger = logging.getLogger("ray.serve")
 
+REGISTRY_S = 10.0  # the registry answers within milliseconds, or its store is away
 # After a failure to catch up.
 _FIRST_PAUSE_S = 8.0
 _MAX_PAUSE_S = 60.0
@@ -54,6 +58,7 @@ class Follower:
         pushed: Gets the newest weights that were pushed; it blocks.
         reloader: Changes the engine of the slot.
         report: Told the metric `newest_version`.
+        other_versions: Asks which versions the other replicas serve.
 
     Attributes:
         declared: The settings as they were declared last.
@@ -66,11 +71,14 @@ class Follower:
         pushed: Callable[[], Weights | None],
         reloader: Reloader,
         report: ReportMetric,
+        *,
+        other_versions: OtherVersions,
     ) -> None:
         self._slot = slot
         self._pushed = pushed
         self._reloader = reloader
         self._report = report
+        self._other_versions = other_versions
         self.declared: DeploymentSettings | None = None
         self.error: RequestError | None = None
         self._last_push: Weights | None = None
@@ -80,15 +88,20 @@ class Follower:
         self._next_attempt = 0.0  # by time.monotonic
 
     async def start(self, settings: DeploymentSettings) -> None:
-        """Loads and serves the first weights: the newest.
+        """Loads and serves the first weights: the newest, or those before them (see `load_first`).
 
         Raises:
             Exception: They cannot be loaded, or the registry does not answer. Without its answer a
                 replica could go back to old weights.
         """
         self.declared = settings
-        await self._reloader.start(await self._newest(settings), settings)
-        await self.catch_up()  # with what was pushed meanwhile
+        candidates = await self._candidates(settings)
+        self._report("newest_version", candidates[0].version)
+        failure = await load_first(self._reloader, candidates, settings, self._other_versions)
+        if failure is None:
+            await self.catch_up()  # with what was pushed meanwhile
+        else:
+            self._postpone(failure, time.monotonic())
 
     def declare(self, settings: DeploymentSettings) -> None:
         """Begins to serve what the settings declare from now on, if it is the newest, and returns
@@ -171,11 +184,16 @@ class Follower:
                 began = time.monotonic()
             self.error, self._pause_s, self._next_attempt = None, _FIRST_PAUSE_S, 0.0
         except Exception as error:
-            now = time.monotonic()
-            pause_s = max(self._pause_s, _PAUSE_PER_ATTEMPT * (now - began))
-            self._next_attempt = now + pause_s
-            self._pause_s = min(2 * self._pause_s, _MAX_PAUSE_S)
-            self.note_failure(error)
+            self._postpone(error, began)
+
+    def _postpone(self, error: Exception, began: float) -> None:
+        """Notes why an attempt failed that began then, and when the next one is due."""
+        now, pause_s = time.monotonic(), self._pause_s
+        if not isinstance(error, Loading):  # waiting for the registry takes nothing from others
+            pause_s = max(pause_s, _PAUSE_PER_ATTEMPT * (now - began))
+        self._next_attempt = now + pause_s
+        self._pause_s = min(2 * self._pause_s, _MAX_PAUSE_S)
+        self.note_failure(error)
 
     async def _follow(self) -> bool:
         """Changes to what is the newest now, in place or by a second engine.
@@ -194,7 +212,7 @@ class Follower:
             return self.declared is not declared or self._slot.engine.version != version
 
         try:
-            newest = await self._newest(declared)
+            newest, *_ = await self._candidates(declared)
             self._report("newest_version", newest.version)
             async with self._reloader.busy:
                 is_there = newest.weights == self._slot.engine.settings.weights
@@ -243,38 +261,33 @@ class Follower:
             async with asyncio.timeout(within_s):
                 await asyncio.shield(work)
         except TimeoutError:
-            return self.report(DeadlineExceededError(f"not done within {within_s:.1f} s"))
+            if self._reloader.draining is None:
+                return self.report(DeadlineExceededError(f"not done within {within_s:.1f} s"))
+            return self.report(
+                Updating(
+                    f"version {self.version} serves, and version {self._reloader.draining} still "
+                    "answers its last requests: weights change once it has"
+                )
+            )
         except Exception as error:
             return self.report(_as_request_error(error, "the weights cannot be served"))
         return self.report()
 
-    async def _newest(self, declared: DeploymentSettings) -> DeploymentSettings:
-        """The settings with the weights to serve, given what they declare.
-
-        Raises:
-            Exception: The registry does not answer.
-        """
-        pushed = await self._newest_push()
-        if pushed is None or pushed.version < declared.version:
-            return declared
-        is_conflict = pushed.version == declared.version and pushed != declared.weights
-        if is_conflict and self._last_conflict != declared.weights:
-            self._last_conflict = declared.weights
-            logger.warning(
-                "version %d was pushed with %s and declared with %s: the pushed one is served",
-                pushed.version,
-                pushed.checkpoint,
-                declared.checkpoint,
-            )
-        return declared.with_weights(pushed)
-
-    async def _newest_push(self) -> Weights | None:
-        """The newest weights that were pushed. If the registry lost them, those that it had."""
-        pushed = await asyncio.to_thread(self._pushed)
+    async def _candidates(self, declared: DeploymentSettings) -> list[DeploymentSettings]:
+        """The settings with the weights that may serve (see `newest_first`). Raises Loading if the
+        registry does not answer."""
+        pushed = await registered(self._pushed, within_s=REGISTRY_S)
         last = self._last_push
-        if last is None or (pushed is not None and pushed.version > last.version):
-            self._last_push = pushed
-        return self._last_push
+        if last is not None and (pushed is None or pushed.version < last.version):
+            pushed = last  # the registry has lost it
+        self._last_push = pushed
+        if pushed is None or pushed.version != declared.version:
+            return newest_first(declared, pushed)
+        if declared.weights not in (pushed, self._last_conflict):
+            self._last_conflict = declared.weights
+            facts = pushed.version, pushed.checkpoint, declared.checkpoint
+            logger.warning("version %d is pushed: %s, and not as declared: %s", *facts)
+        return newest_first(declared, pushed)
 
 
 def _as_request_error(error: Exception, sentence: str) -> RequestError:

@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 from ray import serve
 from ray.exceptions import ActorDiedError, RayError
+from ray.serve._private.constants import RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP
 from ray.serve.exceptions import RayServeException
 
 from tokenreward.deployment.plan import (
@@ -26,6 +27,7 @@ from tokenreward.deployment.plan import (
     protocol_plans,
 )
 from tokenreward.deployment.process import log_with_ray, tune_interpreter
+from tokenreward.deployment.ray_calls import on_thread
 from tokenreward.deployment.registry import RayKeyValues
 from tokenreward.deployment.replica_counts import ray_controller, replica_counts
 from tokenreward.http.app import Endpoint, build_app, refuse_websockets
@@ -50,10 +52,14 @@ HandleOf = Callable[[str], Any]  # Ray's handle of a deployment
 def ray_handle(application: str) -> Any:
     """Ray's handle of a deployment or of the gateway, which asks all of its replicas at once.
 
-    It cannot be had before Ray runs the application.
+    It cannot be had before Ray runs the application. It blocks while Ray's controller or the GCS is
+    away.
     """
     name = GATEWAY if application == GATEWAY_APP else REPLICA
-    return serve.get_deployment_handle(name, app_name=application)
+    handle = serve.get_deployment_handle(name, app_name=application)
+    if not RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP:  # then its router is made on the event loop
+        return handle
+    return handle.options()  # makes its router, which asks the GCS, too
 
 
 @serve.deployment
@@ -181,8 +187,9 @@ async def _replies(
     Raises:
         What is in `_GONE`, if no replica could be called.
     """
-    broadcast = handle_of(application).broadcast(method, *arguments)
     async with asyncio.timeout(within_s):
+        handle = await on_thread(within_s, handle_of, application)
+        broadcast = handle.broadcast(method, *arguments)
         replies = await broadcast._fetch_replica_results_async()
     return [asyncio.ensure_future(asyncio.wait_for(each.get_async(), within_s)) for each in replies]
 
@@ -191,7 +198,9 @@ async def _answers(handle_of: HandleOf, application: str, method: str) -> AsyncG
     """Calls a method of each running replica, and gives what does not raise, as it comes."""
     try:
         tasks = await _replies(handle_of, application, method, within_s=GATHER_TIMEOUT_S)
-    except _GONE as error:
+    except (
+        Exception
+    ) as error:  # whatever Ray raises: a deployment that cannot be asked is not ready
         logger.info("%s: no replica answers (%s)", application, type(error).__name__)
         return
     try:

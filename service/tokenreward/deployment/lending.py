@@ -83,15 +83,19 @@ class Lender:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run_forever(self) -> None:
-        """Lends until it is cancelled. No fault ends it: without it, waiting jobs stay here."""
-        pause_s = _FIRST_PAUSE_S
+        """Lends until it is cancelled. No fault ends it: without it, waiting jobs stay here. One
+        that stays is logged once."""
+        pause_s, last_fault = _FIRST_PAUSE_S, ""
         while True:
             self._wake.clear()
             try:
                 starts_over = await self.lend_once() or await self._wait_for_jobs()
+                last_fault = ""
             except Exception as error:
-                logger.error("lending failed: %s", frames(error))
-                starts_over = False
+                fault, starts_over = frames(error), False
+                if fault != last_fault:
+                    logger.error("lending failed: %s", fault)
+                last_fault = fault
             pause_s = _FIRST_PAUSE_S if starts_over else min(2 * pause_s, _MAX_PAUSE_S)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
@@ -140,20 +144,33 @@ class Lender:
         task.add_done_callback(self._tasks.discard)
 
     def repay(self, repayment: Repayment, address: str, is_idle: bool) -> None:
-        """Answers the callers of a loan. One that was taken back is ignored."""
+        """Answers the callers of a loan. One that was taken back is ignored, and what cannot be
+        read is computed here."""
         peer = self._peers.get(address)
         if peer is None or repayment.number not in peer.loans:
             return
         _, lending, _ = peer.loans.pop(repayment.number)
-        lending.repay(repayment)
         peer.is_idle, peer.heard_at = is_idle and bool(repayment.jobs), time.monotonic()
+        try:
+            lending.repay(repayment)
+        except Exception as error:
+            logger.error("a repayment cannot be read: %s", frames(error))
+            self._exclude(peer)
         self._wake.set()
 
     async def _compute(self, loan: Loan, lender: str) -> None:
         lending = self._current()
         if lending is None:
             return
-        repayment = await lending.compute(loan)
+        try:
+            repayment = await lending.compute(loan)
+        except (
+            Exception
+        ) as error:  # it is refused, so that its lender need not wait until it is late
+            logger.error("a loan cannot be computed: %s", frames(error))
+            from tokenreward.engine.lending import Repayment
+
+            repayment = Repayment(loan.number, loan.weights, [])
         is_idle, address = lending.is_idle, self.peers.address
         try:
             await self.peers.call(lender, "repay", repayment, address, is_idle)
@@ -239,6 +256,9 @@ class Lender:
         except ConnectionError:
             self._exclude(peer)
             return False
+        except Exception:  # the loan did not leave: its jobs need not wait until it is late
+            self._exclude(peer)
+            raise
         return True
 
     def _exclude(self, peer: Peer) -> None:

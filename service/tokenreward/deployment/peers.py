@@ -18,8 +18,9 @@ from ray.exceptions import RayError
 from ray.serve._private.constants import SERVE_NAMESPACE
 
 from tokenreward.deployment.gateway import call_replicas, ray_handle
+from tokenreward.deployment.ray_calls import on_thread
 
-_CALL_S = 2.0  # a call is answered in some milliseconds
+CALL_S = 2.0  # a call is answered in some milliseconds
 
 Method = Callable[..., Any]
 
@@ -47,7 +48,7 @@ class RayPeers:
     async def addresses(self) -> list[str]:
         """Those of the replicas that take requests, this one included unless it is about to stop.
         Empty if that cannot be known now."""
-        answers = await call_replicas(ray_handle, self._deployment, "address", (), _CALL_S)
+        answers = await call_replicas(ray_handle, self._deployment, "address", (), CALL_S)
         addresses = [answer for answer in answers if isinstance(answer, str)]
         if addresses:  # or handles of replicas that have gone would stay for ever
             for gone in self.actors.keys() - set(addresses):
@@ -64,10 +65,10 @@ class RayPeers:
             ConnectionError: The replica does not answer.
         """
         try:
-            async with asyncio.timeout(_CALL_S):
+            async with asyncio.timeout(CALL_S):
                 if address not in self.actors:
-                    self.actors[address] = await asyncio.to_thread(
-                        ray.get_actor, address, namespace=SERVE_NAMESPACE
+                    self.actors[address] = await on_thread(
+                        CALL_S, ray.get_actor, address, namespace=SERVE_NAMESPACE
                     )
                 return await self.actors[address].__ray_call__.remote(call_here, method, *args)
         except (RayError, TimeoutError, ValueError) as error:  # ValueError: no actor has this name

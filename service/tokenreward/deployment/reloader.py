@@ -41,6 +41,8 @@ class Reloader:
         busy: Held while weights are prepared or changed, and until an engine that was replaced has
             answered its last request. A second engine is loaded without it, so pushes go on.
             `start` and `change_engine` take it themselves.
+        draining: The version of an engine that was replaced and still answers its last requests:
+            until their deadlines at most. None if there is none.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Reloader:
         self._put = put
         self._report = report
         self.busy = asyncio.Lock()
+        self.draining: int | None = None
         self._candidate: Weights | None = None  # what is prepared
         self._in_preparation: Weights | None = None
         self._in_load: Weights | None = None
@@ -191,7 +194,11 @@ class Reloader:
                     engine.declared = declared
                     self.discard()  # it was prepared for the engine before
                     self._report("model_version", engine.version)
-                    await self._put(engine)
+                    self.draining = self._slot.engine.version
+                    try:
+                        await self._put(engine)
+                    finally:
+                        self.draining = None
                     return True
         finally:
             self._in_load = None

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from ray import serve
 
 from tokenreward.deployment.follower import Follower
+from tokenreward.deployment.gateway import call_replicas, ray_handle
 from tokenreward.deployment.lending import Lender
 from tokenreward.deployment.peers import RayPeers, answer_calls
 from tokenreward.deployment.plan import limits_of, protocol_plans
@@ -29,6 +30,7 @@ from tokenreward.deployment.process import (
 from tokenreward.deployment.registry import RayKeyValues
 from tokenreward.deployment.reloader import Reloader
 from tokenreward.engine.slot import Slot
+from tokenreward.errors import frames
 from tokenreward.http.app import build_app, refuse_websockets
 from tokenreward.http.gateway.registry import Registry
 from tokenreward.http.replica import ReplicaBackend
@@ -40,6 +42,9 @@ from tokenreward.wire.weights import Weights
 
 if TYPE_CHECKING:
     from tokenreward.engine import Engine
+
+LENDING_PAUSE_S = 5.0  # after a failure to begin
+_STATUS_S = 5.0
 
 logger = logging.getLogger("ray.serve")  # the logger that writes to the replica's own file
 
@@ -65,9 +70,12 @@ class Replica:
         pushed = partial(Registry(RayKeyValues()).pushed, self._settings["name"])
         report = self._metrics.report
         reloader = Reloader(self.slot, load=self.load, put=self._put, report=report)
-        self.follower = Follower(self.slot, pushed, reloader, report)
+        self.follower = Follower(
+            self.slot, pushed, reloader, report, other_versions=self._other_versions
+        )
         self._lending: asyncio.Task[None] | None = None
         self._lender: Lender | None = None
+        self._lending_failed = False
 
     def __serve_build_asgi_app__(self) -> App:
         backend = ReplicaBackend(
@@ -125,23 +133,37 @@ class Replica:
         self._lending = asyncio.create_task(self.lend_forever())
 
     async def lend_forever(self) -> None:
-        """Lends waiting jobs to other replicas, and computes theirs."""
-        if self._lender is None:
-            lender = Lender(self.slot, RayPeers(self._settings["name"]), self._metrics.report)
-            self._lender = lender
-            answer_calls(
-                at_once={"status": lender.status},
-                later={"accept": lender.accept, "repay": lender.repay},
-            )
+        """Lends waiting jobs to other replicas, and computes theirs. What fails at first is tried
+        again, and logged once."""
+        while self._lender is None:
+            try:
+                lender = Lender(self.slot, RayPeers(self._settings["name"]), self._metrics.report)
+                answer_calls(
+                    at_once={"status": lender.status},
+                    later={"accept": lender.accept, "repay": lender.repay},
+                )
+                self._lender = lender
+            except Exception as error:
+                if not self._lending_failed:
+                    logger.error("lending cannot begin, and is tried again: %s", frames(error))
+                self._lending_failed = True
+                await asyncio.sleep(LENDING_PAUSE_S)
         await self._lender.run_forever()
 
     async def _stop_lending(self) -> None:
-        if self._lending is None or self._lender is None:
-            return
-        self._lending.cancel()
-        await asyncio.wait([self._lending])
-        self._lending = None
-        self._lender.forget()
+        if self._lending is not None:
+            self._lending.cancel()
+            await asyncio.wait([self._lending])
+            self._lending = None
+        if self._lender is not None:
+            self._lender.forget()
+
+    async def _other_versions(self) -> list[int | None]:
+        """The versions that the replicas serve which take requests; None for one that does not
+        answer."""
+        name = self._settings["name"]
+        answers = await call_replicas(ray_handle, name, "weights_status", (), _STATUS_S)
+        return [each["version"] if isinstance(each, dict) else None for each in answers]
 
     async def address(self) -> str:
         """Where other replicas reach this one (`RayPeers`)."""

@@ -14,15 +14,16 @@ import ray
 from ray.exceptions import RayError
 from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 
+from tokenreward.deployment.ray_calls import on_thread
 from tokenreward.metrics import REPLICA_COUNTS, Metrics, Snapshot
 
-_TIMEOUT_S = 5.0
+TIMEOUT_S = 5.0
 
 logger = logging.getLogger("ray.serve")
 
 
 def ray_controller() -> Any:
-    """Ray Serve's controller, which answers within milliseconds."""
+    """Ray Serve's controller. It blocks while the GCS is away."""
     return ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
 
 
@@ -40,15 +41,23 @@ async def replica_counts(
         By label, with no replica's name. Deployments that the controller does not tell, because it
         starts again or has none of that name, are left out.
     """
+    try:
+        controller = await on_thread(TIMEOUT_S, controller_of)
+    except (RayError, TimeoutError, ValueError) as error:  # ValueError: there is none
+        logger.info("no numbers of replicas (%s)", type(error).__name__)
+        return {}
+    details_of = controller.get_deployment_details.remote
+    answers = await asyncio.gather(
+        *(asyncio.wait_for(details_of(*names), TIMEOUT_S) for names in applications.values()),
+        return_exceptions=True,
+    )
     counts = {}
-    for label, names in applications.items():
-        try:
-            details = await asyncio.wait_for(
-                controller_of().get_deployment_details.remote(*names), _TIMEOUT_S
-            )
-        except (RayError, TimeoutError, KeyError, ValueError) as error:
-            logger.info("%s: no number of replicas (%s)", label, type(error).__name__)
+    for label, details in zip(applications, answers, strict=True):
+        if isinstance(details, (RayError, TimeoutError, KeyError, ValueError)):
+            logger.info("%s: no number of replicas (%s)", label, type(details).__name__)
             continue
+        if isinstance(details, BaseException):
+            raise details
         metrics = Metrics(REPLICA_COUNTS)
         metrics.report("replicas_desired", details.target_num_replicas)
         num_running = sum(replica.state == "RUNNING" for replica in details.replicas)

@@ -17,6 +17,8 @@ from fakes import tiny
 from tokenreward.checkpoints import checkpoint as module
 from tokenreward.checkpoints.default_dtype import computing, loading
 from tokenreward.contract import Needs
+from tokenreward.engine import Engine
+from tokenreward.engine import loading as engine_loading
 from tokenreward.forward.layout import numbers
 from tokenreward.forward.probe import choose_layout
 from tokenreward.settings import DeploymentSettings
@@ -123,3 +125,44 @@ def test_two_loads_at_a_time_come_one_after_the_other(
     assert most == 1
     assert {model.dtype for model in models} == {torch.bfloat16}
     assert torch.get_default_dtype() == torch.float32
+
+
+@pytest.mark.parametrize("task", ["causal_lm", "reward_model"])
+def test_no_other_load_changes_the_dtype_while_a_model_is_probed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: Any
+) -> None:
+    settings = DeploymentSettings(
+        name="x",
+        checkpoint=str(tiny.save(tmp_path, task=task)),
+        task=task,
+        scorers=[{"type": "logprob" if task == "causal_lm" else "reward_model"}],
+    )
+    probes, is_changed, may_restore = (threading.Event() for _ in range(3))
+    dtypes: list[torch.dtype] = []
+    first = "choose_layouts" if task == "causal_lm" else "compare_with_own_call"
+    real = getattr(engine_loading, first)
+
+    def probe(*arguments: Any, **keywords: Any) -> Any:
+        probes.set()
+        is_changed.wait(0.2)
+        dtypes.append(torch.get_default_dtype())
+        return real(*arguments, **keywords)
+
+    def load_for_a_push() -> None:
+        probes.wait(20)
+        with loading():
+            torch.set_default_dtype(torch.bfloat16)
+            is_changed.set()
+            may_restore.wait(5)
+
+    monkeypatch.setattr(engine_loading, first, probe)
+    with ThreadPoolExecutor(2) as threads:
+        push = threads.submit(load_for_a_push)
+        engine = threads.submit(Engine.load, settings)
+        gap = engine.result(60).runner.layout.gap
+        may_restore.set()
+        push.result(5)
+    assert is_changed.is_set()
+    assert dtypes == [torch.float32]
+    assert gap is not None
+    assert gap.is_within

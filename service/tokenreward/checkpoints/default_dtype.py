@@ -4,7 +4,9 @@ The default dtype is the whole process's. While transformers makes a model, it i
 then again what it was before. A pass of another thread would make tensors of that dtype, as dynamic
 rotary frequencies do, and two loads at a time would put back each other's. So one model is loaded
 at a time. For the moment of a change, new passes wait, and the change waits for those that run. A
-load into float32 changes nothing, and nobody waits. This module knows no models.
+load into float32 changes nothing, and nobody waits. The probe of a model that is loaded takes turns
+with other loads: its passes are many, and a change that waited for all of them would hold up those
+of the model that serves. This module knows no models.
 """
 
 from __future__ import annotations
@@ -34,6 +36,13 @@ def computing() -> Iterator[None]:
         with _turn:
             _state.num_computing -= 1
             _turn.notify_all()
+
+
+@contextmanager
+def probing() -> Iterator[None]:
+    """Within it, no thread loads. It may wait for a load, and a load for it, but no pass does."""
+    with _loading:
+        yield
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from tokenreward.checkpoints.checkpoint import (
     load_checkpoint,
     refuse_longer,
 )
+from tokenreward.checkpoints.default_dtype import probing
 from tokenreward.checkpoints.load_failure import tokens_beyond_embedding, why_not_probed
 from tokenreward.checkpoints.reference import with_reference
 from tokenreward.checkpoints.refusal import CheckpointRefused
@@ -85,22 +86,25 @@ def load_layout(
 ) -> Layout:
     """Probes a checkpoint, which also warms it. Raises CheckpointRefused."""
     needs = needs_of(scorers.values())
+
+    def say_of(line: str) -> None:
+        say(f"{settings.name}: {line}")
+
     try:
-        if checkpoint.is_classifier:
-            say(f"{settings.name}: {pair_line(checkpoint, tokenizer, settings.suffix_text)}")
-            return choose_two_way_layout(
-                checkpoint, needs["policy"], say=lambda line: say(f"{settings.name}: {line}")
-            )
-        if settings.task == "reward_model":
-            comparison = compare_with_own_call(
-                checkpoint,
-                tokenizer,
-                settings.suffix_text,
-                reads_conversation=settings.scored_text == "conversation",
-                pools=any(served.pools for served in scorers.values()),
-            )
-            say(f"{settings.name}: {comparison}")
-        return choose_layouts(checkpoint, needs, say=lambda line: say(f"{settings.name}: {line}"))
+        with probing():  # it may be a second engine, while a push loads the weights for the first
+            if checkpoint.is_classifier:
+                say_of(pair_line(checkpoint, tokenizer, settings.suffix_text))
+                return choose_two_way_layout(checkpoint, needs["policy"], say=say_of)
+            if settings.task == "reward_model":
+                comparison = compare_with_own_call(
+                    checkpoint,
+                    tokenizer,
+                    settings.suffix_text,
+                    reads_conversation=settings.scored_text == "conversation",
+                    pools=any(served.pools for served in scorers.values()),
+                )
+                say_of(comparison)
+            return choose_layouts(checkpoint, needs, say=say_of)
     except CheckpointRefused:
         raise
     except Exception as error:  # the model's own code, or torch's, raises errors of all kinds

@@ -93,6 +93,11 @@ def replica(this_process: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any
         "scorers": [{"type": "endogenous"}],
     }
     replica = GatedReplica({"limits": limits, "api_keys_file": None, "deployment": deployment})
-    replica.registry = Registry(store)
+    replica.registry, replica.others = Registry(store), []
+
+    async def call_replicas(*_: Any) -> list[Any]:
+        return list(replica.others)
+
+    monkeypatch.setattr("tokenreward.deployment.replica.call_replicas", call_replicas)
     yield replica
     replica.gate.set()

@@ -13,6 +13,7 @@ import pytest
 
 from deployment.conftest import Alone
 from fakes import tiny, web
+from tokenreward.checkpoints.refusal import CheckpointRefused
 from tokenreward.deployment import peers
 from tokenreward.engine import Engine
 from tokenreward.wire import RewardsRequest, parse
@@ -171,6 +172,56 @@ async def test_pushed_weights_are_the_floor_of_what_a_redeploy_loads(
     await redeploy(replica, language_model, 6)
     engine = replica.slot.engine
     assert (engine.version, engine.settings.checkpoint) == (6, str(language_model))
+
+
+async def test_a_start_with_a_push_needs_no_declared_checkpoint(
+    replica: Any, language_model: Path, tmp_path: Path
+) -> None:
+    push = Weights(checkpoint=str(language_model), version=5)
+    replica.registry.record("lm", push)
+    await replica.reconfigure(config(tmp_path / "absent", 1))
+    status = replica.follower.status()
+    assert (status["version"], status["error"]) == (5, None)
+    assert (await rewards(replica))[0] == 5
+
+
+@pytest.mark.parametrize("damage", ["absent", "damaged", "another kind"])
+async def test_a_start_serves_the_push_before_a_redeploy_that_cannot_be_loaded(
+    replica: Any, language_model: Path, tmp_path: Path, damage: str
+) -> None:
+    replica.registry.record("lm", Weights(checkpoint=str(language_model), version=5))
+    folder = tmp_path / "declared"
+    if damage != "absent":
+        shutil.copytree(language_model, folder)
+        name = "model.safetensors" if damage == "damaged" else "config.json"
+        (folder / name).write_bytes(b"{}")
+    replica.others = [{"version": 5}]
+    await replica.reconfigure(config(folder, 6))
+    version, before = await rewards(replica)
+    status = replica.follower.status()
+    assert (version, status["version"], status["declared"]["version"]) == (5, 5, 6)
+    assert str(folder) in status["error"]["message"]
+    assert (replica.gauge("model_version"), replica.gauge("newest_version")) == (5, 6)
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(language_model, folder)
+    await replica.follower.catch_up()
+    version, after = await rewards(replica)
+    assert (version, replica.follower.status()["error"]) == (6, None)
+    np.testing.assert_array_equal(after, before)
+
+
+@pytest.mark.parametrize("others", [[{"version": 6}], [TimeoutError()]])
+async def test_a_start_serves_nothing_older_than_others_serve(
+    replica: Any, language_model: Path, tmp_path: Path, others: list[Any]
+) -> None:
+    replica.registry.record("lm", Weights(checkpoint=str(tmp_path / "gone"), version=6))
+    replica.others = others
+    with pytest.raises(CheckpointRefused, match="gone"):
+        await replica.reconfigure(config(language_model, 5))
+    replica.others = []  # all of them start
+    await replica.reconfigure(config(language_model, 5))
+    status = replica.follower.status()
+    assert (status["version"], "gone" in status["error"]["message"]) == (5, True)
 
 
 async def test_a_replica_that_cannot_find_its_peers_tries_again_and_says_so_once(

@@ -92,7 +92,8 @@ class WeightsRoute:
         began = time.monotonic()
         limit_s = self._limits.time_limit_s(headers_of(request.scope))
         if request.method != "POST":
-            content = asdict(await self._weights_of(deployment, within_s=limit_s))
+            within_s = min(limit_s, _STATUS_S)
+            content = asdict(await self._weights_of(deployment, within_s=within_s))
             return Response(JSON.dump(content), media_type=JSON.name)
         async with self._bodies.body(
             request.scope, IncomingRequest(request.receive), within_s=limit_s

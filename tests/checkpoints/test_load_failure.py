@@ -85,6 +85,7 @@ def cut_weights(folder: Path) -> None:
 
 
 FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "no folder": (shutil.rmtree, ": there is no such folder$"),
     "no config": (lambda folder: (folder / "config.json").unlink(), "it has no config.json, but "),
     "no JSON": (lambda folder: (folder / "config.json").write_text("{"), "config.json is not JSON"),
     "no type": (lambda folder: set_config(folder, model_type="absent"), "has no `model_type`"),

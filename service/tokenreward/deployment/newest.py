@@ -63,7 +63,10 @@ async def load_first(
         await reloader.start(newest, declared)
         return None
     except Exception as error:
-        if not older or await _is_passed(older[0].version, other_versions):
+        if not older:
+            raise
+        versions = await other_versions()
+        if any(each is None or each > older[0].version for each in versions):
             raise
         failure = error
     # The frames of the failure refer to what was loaded so far.
@@ -81,9 +84,3 @@ async def load_first(
         logger.error("version %d cannot be loaded, either: %s", older[0].version, error)
         raise failure from None
     return failure
-
-
-async def _is_passed(version: int, other_versions: OtherVersions) -> bool:
-    """Whether another replica serves a greater version, as far as that can be known."""
-    others = await other_versions()
-    return any(other is None or other > version for other in others)

@@ -345,7 +345,7 @@ async def test_without_the_registry_nothing_is_pushed(
 async def test_weights_are_not_shown_late_because_the_registry_keeps_silent(
     client: httpx.AsyncClient, deployment: FakeDeployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tokenreward.http.gateway.weights._STATUS_S", 0.1)
+    monkeypatch.setattr("tokenreward.http.gateway.weights.STATUS_S", 0.1)
     deployment.store.delays_s = {"keys": 2.0}
     async with asyncio.timeout(1.5):
         answer = await client.get(PATH)

@@ -42,7 +42,7 @@ from tokenreward.wire.weights import (
     parse_weights,
 )
 
-_STATUS_S = 5.0
+STATUS_S = 5.0
 _COMMIT_S = 30.0  # a replica that is in a longer batch has changed its weights at the end of it
 _RECORD_S = 2.0  # it takes some milliseconds, and nobody likes to be left in doubt
 _RETRY_AFTER_S = 1.0
@@ -92,7 +92,7 @@ class WeightsRoute:
         began = time.monotonic()
         limit_s = self._limits.time_limit_s(headers_of(request.scope))
         if request.method != "POST":
-            within_s = min(limit_s, _STATUS_S)
+            within_s = min(limit_s, STATUS_S)
             content = asdict(await self._weights_of(deployment, within_s=within_s))
             return Response(JSON.dump(content), media_type=JSON.name)
         async with self._bodies.body(
@@ -110,7 +110,7 @@ class WeightsRoute:
     async def _weights_of(self, deployment: str, *, within_s: float) -> DeploymentWeights:
         """What a deployment is to serve and serves. Raises Loading if the registry is silent."""
         pushed = await registered(self._registry.pushed, deployment, within_s=within_s)
-        answers = await self._broadcast(deployment, "weights_status", (), min(_STATUS_S, within_s))
+        answers = await self._broadcast(deployment, "weights_status", (), min(STATUS_S, within_s))
         states = [answer for answer in answers if not isinstance(answer, BaseException)]
         declared = [Weights(**state["declared"]) for state in states if state["declared"]]
         return DeploymentWeights(
@@ -136,7 +136,7 @@ class WeightsRoute:
                 except BaseException:
                     # If it was recorded all the same, replicas catch up with it.
                     await self._broadcast(
-                        deployment, "discard_weights", (weights.version,), _STATUS_S
+                        deployment, "discard_weights", (weights.version,), STATUS_S
                     )
                     raise
                 now = replace(now, replicas=replicas)

@@ -20,7 +20,7 @@ from fakes.layouts import Intercepted
 from fakes.web import until
 from tokenreward.deployment import lending as module
 from tokenreward.deployment.lending import Lender
-from tokenreward.engine.lending import Lending
+from tokenreward.engine.lending import Lending, Repayment
 from tokenreward.engine.slot import Slot
 from tokenreward.errors import InternalError
 from tokenreward.wire import RewardsRequest, parse
@@ -335,7 +335,7 @@ async def test_what_cannot_be_sent_or_read_is_computed_here(
             if name == method == "accept":
                 raise TypeError("it cannot be pickled")
             if name == method:
-                args = (args[0]._replace(jobs=7), *args[1:])
+                args = (Repayment(*args[0][:2], 7), *args[1:])
             return await real(address, name, *args)
 
         monkeypatch.setattr(deployment.network, "call", call)

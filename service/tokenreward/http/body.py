@@ -1,5 +1,5 @@
-"""Reading bodies: how many bytes of them a process holds, how long they may take to arrive, how
-many it parses at a time, and on which thread.
+"""Bodies: how many bytes of them a process holds, how many it parses at a time, and on which
+thread.
 
 It knows bytes and nothing of what they say.
 """
@@ -8,22 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import ParamSpec, TypeVar
 
-from starlette.requests import ClientDisconnect
-
-from tokenreward.errors import (
-    BodyTimeout,
-    BodyTooLarge,
-    DeadlineExceededError,
-    MalformedBody,
-    Overloaded,
-)
-from tokenreward.http.patience import when_possible
-from tokenreward.http.scope import IncomingRequest, Receive, Scope, headers_of
+from tokenreward.errors import DeadlineExceededError, Overloaded
+from tokenreward.http.body_stream import declared_bytes, read_body
+from tokenreward.http.scope import IncomingRequest, Scope
+from tokenreward.http.turns import Turns
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -35,27 +31,26 @@ MAX_PARSED_BYTES = 16 * 2**20
 _SMALL_BODIES = 64  # of which one, or so many, are parsed at a time: below LARGE_BODY_BYTES
 
 _RETRY_AFTER_S = 1.0
-# A body holds its share of the memory while it arrives. It is given up when nothing of it arrives
-# for so long, or when it comes more slowly than this, as no client on purpose does. Ray's proxy
-# passes bodies on, and has stood still for 10 s just after its start on a machine of two cores.
-_MAX_PAUSE_S = 30.0
-_GRACE_S = 30.0
-_MIN_BYTES_PER_S = 2**15
+_SHORTEST_WAIT_S = 0.05
 # Large bodies together leave this much of the memory to others, so that a few callers who send
 # large bodies slowly do not keep out everybody.
 _SMALL_BODIES_SHARE = 0.25
+# Threads of their own: whoever holds a share of what may be parsed at a time must not wait for a
+# thread behind somebody who loads weights.
+_THREADS = ThreadPoolExecutor(4, thread_name_prefix="bodies")
 
 
 class BodyBudget:
     """How many bytes of bodies a process holds, in two stages.
 
     A request takes its share of the memory before the first byte of its body is read, and gives it
-    back when the body is dropped. A share that does not fit is refused at once and not waited for:
-    a caller who sends slowly takes its own share from others and nothing else.
+    back when the body is dropped. A caller who sends slowly takes its own share from others and
+    nothing else. If the share does not fit, the request is refused, or waits in its turn. Large
+    bodies and small ones wait apart. While a large one waits, small ones still have what large ones
+    leave to them, and no more, so that it gets in at last.
 
-    Large bodies that are there are parsed in turn, first come first served, because the objects of
-    a parsed body take many times its size. A body larger than what may be parsed at a time is
-    parsed alone.
+    Large bodies that are there are parsed in turns, because the objects of a parsed body take many
+    times its size. A body larger than what may be parsed at a time is parsed alone.
 
     What a process keeps of a request besides its body counts as well (`extras`).
 
@@ -65,6 +60,9 @@ class BodyBudget:
         max_receive_s: Seconds in which a body must arrive, whatever its caller's deadline. Others
             do without its share all that time.
         max_parsed_bytes: Bytes of bodies that may be parsed at a time.
+
+    Attributes:
+        num_held: Bytes that are held.
     """
 
     def __init__(
@@ -79,9 +77,10 @@ class BodyBudget:
         self._max_body_bytes = max_body_bytes
         self._max_receive_s = max_receive_s
         self._max_parsed_bytes = self._free_to_parse = max_parsed_bytes
-        self._turn = asyncio.Lock()  # which is fair
-        self._parsed = asyncio.Event()
-        self._num_extra = self._num_large = 0
+        self._large = Turns(self._take, self._give_back)
+        self._small = Turns(self._take, self._give_back)
+        self._parse = Turns(self._begin_parsing, self._end_parsing)
+        self._num_extra = self._num_large = self._small_bytes = 0
         self.num_held = 0
 
     @contextlib.asynccontextmanager
@@ -109,40 +108,59 @@ class BodyBudget:
             DeadlineExceededError: It did not arrive before the caller's deadline.
             ClientDisconnect: The caller hung up.
         """
-        share = 0  # what is taken
+        declared = declared_bytes(scope, self._max_body_bytes)
+        turns = self._large if declared >= LARGE_BODY_BYTES else self._small
         began = time.monotonic()
-
-        def take() -> None:
-            nonlocal share
-            declared = self._declared_bytes(scope)
-            self._take(declared)
-            share = declared
-
-        try:  # the caller may hang up just after the share was taken
-            await when_possible(take, give_up_at=give_up_at, unless_gone=caller.unless_gone)
-            within_s -= time.monotonic() - began
-            body = await self._read(caller.receive, share, within_s=within_s)
-            self._give_back(share)
+        waits_s = give_up_at - began
+        if not turns.take(declared, may_pass=waits_s < _SHORTEST_WAIT_S):
+            if waits_s < _SHORTEST_WAIT_S:
+                raise self._full()
+            try:
+                await turns.wait(declared, caller, within_s=waits_s)
+            except TimeoutError:
+                raise self._full() from None
+        share = declared  # what is taken
+        try:
+            body = await read_body(
+                caller.receive,
+                declared,
+                max_body_bytes=self._max_body_bytes,
+                max_receive_s=self._max_receive_s,
+                within_s=within_s - (time.monotonic() - began),
+            )
+            self._count(len(body), 1)  # it is there, whether or not there is room
             share = len(body)
-            self._take(share, is_there=True)
+            self._give_back(declared)
             yield body
         finally:
             self._give_back(share)
 
-    def _take(self, share: int, *, is_there: bool = False) -> None:
-        """Takes the share of a body, in any case if the body is there. Raises Overloaded."""
-        is_large = share >= LARGE_BODY_BYTES
+    def _take(self, share: int) -> bool:
+        """Takes the share of a body if it fits, and says whether it did."""
         room = self._num_bytes
-        if is_large and self._num_large:
-            room = int((1 - _SMALL_BODIES_SHARE) * room)
-        if not is_there and self.num_held + share > room:
-            raise self._full()
-        self.num_held += share
-        self._num_large += is_large
+        if share >= LARGE_BODY_BYTES:
+            if self._num_large:
+                room = int((1 - _SMALL_BODIES_SHARE) * room)
+        elif first := self._large.first_share:
+            left = min(int(_SMALL_BODIES_SHARE * room), room - first)
+            if self._small_bytes + share > left:
+                return False
+        if self.num_held + share > room:
+            return False
+        self._count(share, 1)
+        return True
 
     def _give_back(self, share: int) -> None:
-        self.num_held -= share
-        self._num_large -= share >= LARGE_BODY_BYTES
+        self._count(share, -1)
+        self._large.give()
+        self._small.give()
+
+    def _count(self, share: int, sign: int) -> None:
+        self.num_held += sign * share
+        if share >= LARGE_BODY_BYTES:
+            self._num_large += sign
+        else:
+            self._small_bytes += sign * share
 
     @contextlib.contextmanager
     def extras(self) -> Iterator[Callable[[int], None]]:
@@ -164,96 +182,58 @@ class BodyBudget:
             self.num_held += num_bytes
             self._num_extra += num_bytes
             num_own += num_bytes
+            if num_bytes < 0:
+                self._give_back(0)
 
         try:
             yield hold
         finally:
-            self.num_held -= num_own
-            self._num_extra -= num_own
+            hold(-num_own)
 
     @contextlib.asynccontextmanager
-    async def parsing(self, num_bytes: int, *, within_s: float) -> AsyncIterator[None]:
-        """Waits until a body of so many bytes may be parsed. Raises DeadlineExceededError.
+    async def parsing(
+        self, num_bytes: int, caller: IncomingRequest, *, within_s: float
+    ) -> AsyncIterator[None]:
+        """Waits until a body of so many bytes may be parsed.
 
         A small body does not wait: it is parsed at once, and must not stand behind large bodies
-        that wait for each other.
+        that wait for each other. Within the block nothing else is waited for than the parser.
+
+        Raises:
+            DeadlineExceededError: The deadline passed before.
+            ClientDisconnect: The caller hung up.
         """
         if num_bytes < self._max_parsed_bytes // _SMALL_BODIES:
             yield
             return
-        num_bytes = min(num_bytes, self._max_parsed_bytes)
-        try:
-            async with asyncio.timeout(within_s), self._turn:
-                while self._free_to_parse < num_bytes:
-                    self._parsed.clear()
-                    await self._parsed.wait()
-                self._free_to_parse -= num_bytes
-        except TimeoutError:
-            raise DeadlineExceededError("the deadline passed before the body was parsed") from None
+        share = min(num_bytes, self._max_parsed_bytes)
+        if not self._parse.take(share):
+            try:
+                await self._parse.wait(share, caller, within_s=within_s)
+            except TimeoutError:
+                raise DeadlineExceededError(
+                    "the deadline passed before the body was parsed"
+                ) from None
         try:
             yield
         finally:
-            self._free_to_parse += num_bytes
-            self._parsed.set()
+            self._end_parsing(share)
 
-    def _declared_bytes(self, scope: Scope) -> int:
-        """The bytes that a body may have: as many as it declares, or as any may. Raises
-        BodyTooLarge."""
-        # More digits than these are too many bytes in any case, and `int` refuses thousands.
-        declared = headers_of(scope).get("content-length", "")[:20]
-        if not declared.isdecimal():
-            return self._max_body_bytes
-        if int(declared) > self._max_body_bytes:
-            raise self._too_large(f"{declared} bytes")
-        return int(declared)
+    def _begin_parsing(self, share: int) -> bool:
+        if share > self._free_to_parse:
+            return False
+        self._free_to_parse -= share
+        return True
 
-    async def _read(self, receive: Receive, max_bytes: int, *, within_s: float) -> bytes:
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        chunks: list[bytes] = []
-        num_bytes, more = 0, True
-        while more:
-            slow_s = _GRACE_S + num_bytes / _MIN_BYTES_PER_S
-            ends_at, problem = min(
-                (began + within_s, ""),
-                (
-                    began + self._max_receive_s,
-                    f"did not arrive within {self._max_receive_s:g} s (`request_timeout_s`)",
-                ),
-                (loop.time() + _MAX_PAUSE_S, f"stopped arriving for {_MAX_PAUSE_S:g} s"),
-                (began + slow_s, f"comes at less than {_MIN_BYTES_PER_S} bytes a second"),
-            )
-            try:
-                async with asyncio.timeout_at(ends_at):
-                    message = await receive()
-            except TimeoutError:
-                if problem:
-                    raise BodyTimeout(f"the body {problem}") from None
-                raise DeadlineExceededError(
-                    "the deadline passed before the body was read"
-                ) from None
-            if message["type"] == "http.disconnect":
-                raise ClientDisconnect
-            chunk = message.get("body", b"")
-            num_bytes += len(chunk)
-            if num_bytes > self._max_body_bytes:
-                raise self._too_large(f"{num_bytes} bytes or more")
-            if num_bytes > max_bytes:
-                raise MalformedBody(f"the body is longer than the {max_bytes} bytes it declares")
-            chunks.append(chunk)
-            more = message.get("more_body", False)
-        return b"".join(chunks)
+    def _end_parsing(self, share: int) -> None:
+        self._free_to_parse += share
+        self._parse.give()
 
     def _full(self) -> Overloaded:
         return Overloaded(
             f"{self.num_held} bytes of requests are held, the limit is {self._num_bytes} "
             "(`max_body_memory_bytes`)",
             retry_after_s=_RETRY_AFTER_S,
-        )
-
-    def _too_large(self, size: str) -> BodyTooLarge:
-        return BodyTooLarge(
-            f"the body has {size}, the limit is {self._max_body_bytes} (`max_body_bytes`)"
         )
 
 
@@ -269,7 +249,9 @@ async def for_size(num_bytes: int, work: Callable[P, T], *args: P.args, **kwargs
     """
     if num_bytes < LARGE_BODY_BYTES:
         return work(*args, **kwargs)
-    thread = asyncio.ensure_future(asyncio.to_thread(work, *args, **kwargs))
+    context = contextvars.copy_context()  # the log has the request's id from there
+    call = partial(context.run, work, *args, **kwargs)
+    thread = asyncio.get_running_loop().run_in_executor(_THREADS, call)
     cancellation: asyncio.CancelledError | None = None
     while not thread.done():
         try:

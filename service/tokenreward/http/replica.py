@@ -22,7 +22,7 @@ from tokenreward.http.held_requests import HeldRequests
 from tokenreward.http.patience import patience_ends, when_possible
 from tokenreward.http.plans import ProtocolPlans, plan_for
 from tokenreward.http.protocols import Protocol
-from tokenreward.http.protocols._tokenize import tokenize
+from tokenreward.http.protocols._tokenize import read_texts, tokenize
 from tokenreward.http.request_limits import Limits
 from tokenreward.http.scope import IncomingRequest, caller_of, headers_of
 from tokenreward.metrics import Metrics, render
@@ -67,7 +67,8 @@ class ReplicaBackend(Backend):
 
     async def rewards(self, request: Request, protocol: Protocol) -> Response:
         """The answer to a request for rewards."""
-        headers, caller = headers_of(request.scope), IncomingRequest(request.receive)
+        headers = headers_of(request.scope)
+        caller = IncomingRequest(request.receive, caller_of(request.scope))
         deadline = time.monotonic() + self.limits.time_limit_s(headers)
         give_up_at = patience_ends(protocol.patience_s, headers, deadline=deadline)
         types = await when_possible(
@@ -79,7 +80,7 @@ class ReplicaBackend(Backend):
             request.scope, caller, within_s=left_s, give_up_at=give_up_at
         ) as body:
             num_bytes, left_s = len(body), deadline - time.monotonic()
-            async with self.bodies.parsing(num_bytes, within_s=left_s):
+            async with self.bodies.parsing(num_bytes, caller, within_s=left_s):
                 rewards_request = await for_size(num_bytes, protocol.parse, body)
             del body  # scoring takes a while
         if rewards_request is not None:
@@ -99,7 +100,7 @@ class ReplicaBackend(Backend):
             work = self._line.hold(
                 attempt,
                 give_up_at=give_up_at,
-                caller=caller_of(request.scope),
+                caller=caller.name,
                 size=num_bytes,
                 before_pause=partial(hold, num_bytes),
             )
@@ -137,22 +138,23 @@ class ReplicaBackend(Backend):
         """The ids of a text, by the engine's tokenizer."""
         engine = self._slot.engine
         limit_s = self.limits.time_limit_s(headers_of(request.scope))
+        deadline = time.monotonic() + limit_s
         max_tokens = engine.describe()[0]["limits"]["max_sequence_tokens"]
-        async with (
-            self.bodies.body(
-                request.scope, IncomingRequest(request.receive), within_s=limit_s
-            ) as body,
-            self.bodies.parsing(len(body), within_s=limit_s),
-        ):
-            threads, caller = engine.preprocess.threads, caller_of(request.scope)
+        caller = IncomingRequest(request.receive, caller_of(request.scope))
+        async with self.bodies.body(request.scope, caller, within_s=limit_s) as body:
+            num_bytes, left_s = len(body), deadline - time.monotonic()
+            async with self.bodies.parsing(num_bytes, caller, within_s=left_s):
+                content = await for_size(num_bytes, read_texts, body)
+            # The text is about as large as the body, whose share is held while it waits here.
+            work = engine.preprocess.threads.run(
+                tokenize, content, engine.tokenizer, max_tokens, caller=caller.name
+            )
             try:
-                async with asyncio.timeout(limit_s):
-                    content = await threads.run(
-                        tokenize, body, engine.tokenizer, max_tokens, caller=caller
-                    )
+                async with asyncio.timeout(deadline - time.monotonic()):
+                    answer = await caller.unless_gone(work)
             except TimeoutError:
                 raise DeadlineExceededError(f"not tokenised within {limit_s:g} s") from None
-        return Response(content, media_type=JSON.name)
+        return Response(answer, media_type=JSON.name)
 
     async def scorers(self, request: Request) -> dict[str, Any]:
         """What the engine lists, with the route and the limits of HTTP."""

@@ -97,9 +97,11 @@ class IncomingRequest:
 
     Args:
         receive: The request's.
+        name: Who asks (see `caller_of`).
     """
 
-    def __init__(self, receive: Receive) -> None:
+    def __init__(self, receive: Receive, name: str = "") -> None:
+        self.name = name
         self._receive = receive
         self._piece: Message | None = None
 

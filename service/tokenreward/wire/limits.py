@@ -52,11 +52,9 @@ class _ItemLayout(msgspec.Struct, gc=False):
     ref_logprobs: msgspec.Raw = _ABSENT
 
 
-class _BodyLayout(msgspec.Struct):
-    items: list[_ItemLayout]
-
-
-_DECODER = msgspec.msgpack.Decoder(_BodyLayout)
+_DECODER: Any = msgspec.msgpack.Decoder(
+    msgspec.defstruct("_BODY", [("items", list[_ItemLayout])])
+)
 
 _JSON_FIELDS = tuple(Item.model_fields)
 _NO_VALUE = msgspec.Raw(b"null")

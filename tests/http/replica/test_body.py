@@ -44,13 +44,17 @@ class Sender:
         length = str(len(body)) if declared is None else declared
         headers = [(b"content-length", length.encode("latin-1"))] if length else []
         self.scope: dict[str, Any] = {"headers": headers}
-        self._body = body
-        self.may_send = asyncio.Event()
+        self._body, self.is_sent = body, False
+        self.may_send, self.gone = asyncio.Event(), asyncio.Event()
         if at_once:
             self.may_send.set()
 
     async def receive(self) -> dict[str, Any]:
         await self.may_send.wait()
+        if self.is_sent:
+            await self.gone.wait()
+            return {"type": "http.disconnect"}
+        self.is_sent = True
         return {"type": "http.request", "body": self._body}
 
 
@@ -59,14 +63,21 @@ def budget(num_bytes: int = 1000, *, at_a_time: int = 10, limit: int = 100) -> B
 
 
 def reading(
-    bodies: BodyBudget, sender: Sender, *, within_s: float = 5, held: asyncio.Event | None = None
+    bodies: BodyBudget,
+    sender: Sender,
+    *,
+    within_s: float = 5,
+    held: asyncio.Event | None = None,
+    name: str = "",
 ) -> asyncio.Task[bytes]:
     """Reads a body, and parses it until `held` is set."""
+    caller = IncomingRequest(sender.receive, name)
+    sender.is_sent = False
 
     async def read() -> bytes:
         async with (
-            bodies.body(sender.scope, IncomingRequest(sender.receive), within_s=within_s) as body,
-            bodies.parsing(len(body), within_s=within_s),
+            bodies.body(sender.scope, caller, within_s=within_s) as body,
+            bodies.parsing(len(body), caller, within_s=within_s),
         ):
             if held is not None:
                 await held.wait()
@@ -177,7 +188,7 @@ async def test_a_body_that_arrives_slowly_is_given_up_whatever_its_callers_deadl
     with pytest.raises(BodyTimeout, match=r"within 0\.05 s \(`request_timeout_s`\)"):
         await reading(bodies, Sender(b"a" * 10, at_once=False))
     assert bodies.num_held == 0
-    monkeypatch.setattr("tokenreward.http.body._MAX_PAUSE_S", 0.05)
+    monkeypatch.setattr("tokenreward.http.body_stream._MAX_PAUSE_S", 0.05)
     bodies = budget()
     with pytest.raises(BodyTimeout, match=r"stopped arriving for 0\.05 s"):
         await asyncio.wait_for(reading(bodies, Sender(b"a" * 10, at_once=False)), 2)
@@ -186,7 +197,7 @@ async def test_a_body_that_arrives_slowly_is_given_up_whatever_its_callers_deadl
 
 async def test_a_body_that_trickles_in_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """A byte every now and then would hold its share until `request_timeout_s`."""
-    monkeypatch.setattr("tokenreward.http.body._GRACE_S", 0.1)
+    monkeypatch.setattr("tokenreward.http.body_stream._GRACE_S", 0.1)
     bodies, scope = budget(), Sender(b"a" * 90).scope
 
     async def receive() -> dict[str, Any]:
@@ -244,7 +255,8 @@ async def test_a_cancelled_request_holds_its_turn_until_the_thread_that_parses_e
         may_end.wait(5)
 
     async def request() -> None:
-        async with bodies.parsing(10, within_s=5):
+        caller = IncomingRequest(Sender(b"", at_once=False).receive)
+        async with bodies.parsing(10, caller, within_s=5):
             await for_size(LARGE_BODY_BYTES, parse)
 
     first = asyncio.create_task(request())

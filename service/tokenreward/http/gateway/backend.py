@@ -94,12 +94,13 @@ class GatewayBackend(Backend):
         with self.bodies.extras() as hold:
             call = self._call(request, sends=protocol.reads, wants=protocol.writes, hold=hold)
             deadline = time.monotonic() + call.left_s
-            headers, caller = headers_of(request.scope), IncomingRequest(request.receive)
+            headers = headers_of(request.scope)
+            caller = IncomingRequest(request.receive, caller_of(request.scope))
             call.give_up_at = patience_ends(protocol.patience_s, headers, deadline=deadline)
             async with self.bodies.body(
                 request.scope, caller, within_s=call.left_s, give_up_at=call.give_up_at
             ) as body:
-                async with self.bodies.parsing(len(body), within_s=call.left_s):
+                async with self.bodies.parsing(len(body), caller, within_s=call.left_s):
                     work = await self._work(body, call, protocol)
                 return await caller.unless_gone(work)
 
@@ -109,11 +110,11 @@ class GatewayBackend(Backend):
         types = sorted(self._types, key=lambda name: log_probs_options(self._types[name]) is None)
         with self.bodies.extras() as hold:
             call = self._call(request, hold=hold)
-            async with self.bodies.body(
-                request.scope, IncomingRequest(request.receive), within_s=call.left_s
-            ) as body:
+            caller = IncomingRequest(request.receive, caller_of(request.scope))
+            async with self.bodies.body(request.scope, caller, within_s=call.left_s) as body:
                 deployment = self._routes[types[0]].deployment
-                return await call.post(deployment, body, path=TOKENIZE_PATH)
+                work = call.post(deployment, body, path=TOKENIZE_PATH)
+                return await caller.unless_gone(work)
 
     async def scorers(self, request: Request) -> dict[str, Any]:
         """What the deployments list that answer soon; `unavailable` names the others.

@@ -31,7 +31,7 @@ from tokenreward.http.body import BodyBudget
 from tokenreward.http.gateway.push_turn import registered, turn_of
 from tokenreward.http.gateway.registry import Registry
 from tokenreward.http.request_limits import Limits
-from tokenreward.http.scope import IncomingRequest, headers_of
+from tokenreward.http.scope import IncomingRequest, caller_of, headers_of
 from tokenreward.wire.media import JSON
 from tokenreward.wire.reply import ErrorDetail
 from tokenreward.wire.weights import (
@@ -95,9 +95,8 @@ class WeightsRoute:
             within_s = min(limit_s, STATUS_S)
             content = asdict(await self._weights_of(deployment, within_s=within_s))
             return Response(JSON.dump(content), media_type=JSON.name)
-        async with self._bodies.body(
-            request.scope, IncomingRequest(request.receive), within_s=limit_s
-        ) as body:
+        caller = IncomingRequest(request.receive, caller_of(request.scope))
+        async with self._bodies.body(request.scope, caller, within_s=limit_s) as body:
             weights = parse_weights(body)
         # A caller that hangs up does not leave a push half done.
         work = asyncio.ensure_future(self._push(deployment, weights, began + limit_s))

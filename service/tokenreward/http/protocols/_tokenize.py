@@ -33,22 +33,27 @@ class TokenizeRequest(BaseModel):
     return_token_strs: bool | None = None
 
 
-def tokenize(body: bytes, tokenizer: Tokenizer, max_tokens: int | None) -> bytes:
-    """The answer to a request for tokens.
-
-    Args:
-        body: The request's body.
-        tokenizer: The deployment's.
-        max_tokens: The longest row that the deployment scores.
-
-    Raises:
-        RequestError: The body is wrong, or the text cannot be tokenised.
-    """
+def read_texts(body: bytes) -> TokenizeRequest:
+    """The body of a request for tokens. Raises RequestError if it is wrong."""
     content = JSON.parse(TokenizeRequest, body)
     if (content.prompt is None) == (content.messages is None):
         raise InvalidField("give exactly one of `prompt` and `messages`", param="prompt")
     if content.chat_template is not None:
         raise InvalidField("the deployment's own template is used", param="chat_template")
+    return content
+
+
+def tokenize(content: TokenizeRequest, tokenizer: Tokenizer, max_tokens: int | None) -> bytes:
+    """The answer to a request for tokens.
+
+    Args:
+        content: The request's body.
+        tokenizer: The deployment's.
+        max_tokens: The longest row that the deployment scores.
+
+    Raises:
+        RequestError: The text cannot be tokenised.
+    """
     param = "prompt" if content.messages is None else "messages"
     text = content.prompt
     try:

@@ -1,0 +1,96 @@
+"""The body of one request as it comes from its connection: how long it may be, and how slowly it
+may come.
+
+It knows bytes and seconds, and nothing of what the bytes say or of the bodies beside it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from starlette.requests import ClientDisconnect
+
+from tokenreward.errors import BodyTimeout, BodyTooLarge, DeadlineExceededError, MalformedBody
+from tokenreward.http.scope import Receive, Scope, headers_of
+
+# A body holds its share of the memory while it arrives. It is given up when nothing of it arrives
+# for so long, or when it comes more slowly than this, as no client on purpose does. Ray's proxy
+# passes bodies on, and has stood still for 10 s just after its start on a machine of two cores.
+_MAX_PAUSE_S = 30.0
+_GRACE_S = 30.0
+_MIN_BYTES_PER_S = 2**15
+
+
+def declared_bytes(scope: Scope, max_body_bytes: int) -> int:
+    """The bytes that a body may have: as many as it declares, or as any may. Raises
+    BodyTooLarge."""
+    # More digits than these are too many bytes in any case, and `int` refuses thousands.
+    declared = headers_of(scope).get("content-length", "")[:20]
+    if not declared.isdecimal():
+        return max_body_bytes
+    if int(declared) > max_body_bytes:
+        raise _too_large(f"{declared} bytes", max_body_bytes)
+    return int(declared)
+
+
+async def read_body(
+    receive: Receive,
+    num_declared: int,
+    *,
+    max_body_bytes: int,
+    max_receive_s: float,
+    within_s: float,
+) -> bytes:
+    """All of a body.
+
+    Args:
+        receive: The request's.
+        num_declared: What `declared_bytes` returned.
+        max_body_bytes: The largest body.
+        max_receive_s: Seconds in which it must arrive, whatever its caller's deadline.
+        within_s: Seconds to the caller's deadline.
+
+    Raises:
+        BodyTooLarge: It has more bytes than any may have.
+        MalformedBody: It has more than it declares.
+        BodyTimeout: It came too slowly, or stopped arriving.
+        DeadlineExceededError: It did not arrive before the caller's deadline.
+        ClientDisconnect: The caller hung up.
+    """
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    chunks: list[bytes] = []
+    num_bytes, more = 0, True
+    while more:
+        slow_s = _GRACE_S + num_bytes / _MIN_BYTES_PER_S
+        ends_at, problem = min(
+            (began + within_s, ""),
+            (
+                began + max_receive_s,
+                f"did not arrive within {max_receive_s:g} s (`request_timeout_s`)",
+            ),
+            (loop.time() + _MAX_PAUSE_S, f"stopped arriving for {_MAX_PAUSE_S:g} s"),
+            (began + slow_s, f"comes at less than {_MIN_BYTES_PER_S} bytes a second"),
+        )
+        try:
+            async with asyncio.timeout_at(ends_at):
+                message = await receive()
+        except TimeoutError:
+            if problem:
+                raise BodyTimeout(f"the body {problem}") from None
+            raise DeadlineExceededError("the deadline passed before the body was read") from None
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunk = message.get("body", b"")
+        num_bytes += len(chunk)
+        if num_bytes > max_body_bytes:
+            raise _too_large(f"{num_bytes} bytes or more", max_body_bytes)
+        if num_bytes > num_declared:
+            raise MalformedBody(f"the body is longer than the {num_declared} bytes it declares")
+        chunks.append(chunk)
+        more = message.get("more_body", False)
+    return b"".join(chunks)
+
+
+def _too_large(size: str, max_body_bytes: int) -> BodyTooLarge:
+    return BodyTooLarge(f"the body has {size}, the limit is {max_body_bytes} (`max_body_bytes`)")

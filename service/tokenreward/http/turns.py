@@ -1,0 +1,94 @@
+"""Callers wait in turns for a share of something of which there is only so much.
+
+    take -> yes, or wait -> the share is taken
+
+It knows callers and sizes of shares, and nothing of what the shares are of.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from tokenreward.entry import Entry
+from tokenreward.fair_queue import FairQueue
+from tokenreward.http.scope import IncomingRequest
+
+
+class Turns:
+    """Those who wait for a share, in the order of `FairQueue`: callers take turns by the sizes of
+    their shares. It belongs to one event loop.
+
+    The first one is woken when its share fits, and nobody else is: a share that is large waits for
+    the shares before it, and not until nobody asks for a smaller one.
+
+    Args:
+        take: Takes a share of this size if it fits, and says whether it did.
+        give_back: Gives a share back.
+    """
+
+    def __init__(self, take: Callable[[int], bool], give_back: Callable[[int], None]) -> None:
+        self._take = take
+        self._give_back = give_back
+        self._queue: FairQueue[Entry] = FairQueue()
+        self._num_passed = 0  # the shares together that passed the one that is first now
+
+    @property
+    def first_share(self) -> int:
+        """The share that the first one waits for; 0 if nobody waits."""
+        places = self._queue.pop_waiting(1)
+        self._queue.leave(places, ())
+        return places[0][2].num_tokens if places else 0
+
+    def take(self, share: int, *, may_pass: bool = False) -> bool:
+        """Takes a share that fits, if nobody waits.
+
+        Args:
+            share: Its size.
+            may_pass: Whether those who wait may be passed. It is for callers who do not wait and
+                come again later. Together they take as much as the first one waits for, and no
+                more: else it might wait for ever.
+
+        Returns:
+            Whether it is taken.
+        """
+        first = self.first_share
+        if first and not (may_pass and self._num_passed + share <= first):
+            return False
+        if not self._take(share):
+            return False
+        if first:
+            self._num_passed += share
+        return True
+
+    async def wait(self, share: int, caller: IncomingRequest, *, within_s: float) -> None:
+        """Returns once the share is taken. If this raises, it is not.
+
+        Raises:
+            TimeoutError: Time is up.
+            ClientDisconnect: The caller hung up.
+        """
+        turn = Entry(num_tokens=share)
+        turn.wait(asyncio.get_running_loop().create_future(), caller=caller.name)
+        self._queue.push([turn])
+        self.give()
+        try:
+            async with asyncio.timeout(within_s):
+                await caller.unless_gone(asyncio.wait({turn.future}))
+        except BaseException:
+            if turn.future.cancel():
+                self.give()  # the next one may want less
+            else:
+                self._give_back(share)  # the turn came at that moment
+            raise
+
+    def give(self) -> None:
+        """Gives the first ones their shares, as far as these fit."""
+        while places := self._queue.pop_waiting(1):
+            turn = places[0][2]
+            is_taken = self._take(turn.num_tokens)
+            self._queue.leave(places, {0} if is_taken else ())
+            if not is_taken:
+                return
+            self._num_passed = 0
+            turn.future.set_result(None)

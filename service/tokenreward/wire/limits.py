@@ -52,9 +52,7 @@ class _ItemLayout(msgspec.Struct, gc=False):
     ref_logprobs: msgspec.Raw = _ABSENT
 
 
-_DECODER: Any = msgspec.msgpack.Decoder(
-    msgspec.defstruct("_BODY", [("items", list[_ItemLayout])])
-)
+_DECODER: Any = msgspec.msgpack.Decoder(msgspec.defstruct("_BODY", [("items", list[_ItemLayout])]))
 
 _JSON_FIELDS = tuple(Item.model_fields)
 _NO_VALUE = msgspec.Raw(b"null")

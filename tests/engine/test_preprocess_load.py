@@ -13,10 +13,14 @@ import pytest
 from fakes.layouts import Intercepted
 from fakes.web import until
 from tokenreward import errors
-from tokenreward.engine.cost import least_num_tokens
+from tokenreward.engine.cost import (
+    least_num_tokens,
+    may_have_more_tokens,
+    refuse_long_options,
+)
 from tokenreward.engine.preprocess import Preprocessor
 from tokenreward.scorers._prompts import template
-from tokenreward.wire import RewardsRequest, encode_ids, parse
+from tokenreward.wire import Item, RewardsRequest, encode_ids, parse
 
 SLOW = 70
 JOBS = Preprocessor.jobs
@@ -270,3 +274,35 @@ async def test_a_template_of_the_caller_is_compiled_on_another_thread_and_not_if
     await engine.score(parse(RewardsRequest, body))
     assert threads
     assert threading.current_thread() not in threads
+
+
+def test_counting_what_a_request_may_have_ends_at_the_limit() -> None:
+    """Thousands of items may share one text of megabytes: on the event loop they took a minute."""
+    num_counted = 0
+
+    class Text(str):
+        def encode(self, *_: Any) -> bytes:
+            nonlocal num_counted
+            num_counted += 1
+            return super().encode()
+
+    items = [Item(prompt="", response="b")] * 50
+    batch = RewardsRequest(scorer="x", items=[*items])
+    for item in batch.items:
+        object.__setattr__(item, "prompt", Text("a" * 99))
+    assert not may_have_more_tokens(batch, 5000)
+    assert num_counted == 50
+    assert may_have_more_tokens(batch, 4999)
+    num_counted = 0
+    assert may_have_more_tokens(batch, 250)
+    assert num_counted <= 3
+
+
+def test_long_numbers_of_options_count_as_texts() -> None:
+    """They become texts in order to be measured, each in a quarter of a millisecond."""
+    items = [{"prompt": "a", "response": "b"}]
+    few = parse(RewardsRequest, {"scorer": "x", "items": items, "options": {"a": [10**300] * 9}})
+    refuse_long_options(few)
+    many = {"a": {"b": [10**4000] * 1000}}
+    with pytest.raises(errors.InvalidField, match="the limit is"):
+        refuse_long_options(parse(RewardsRequest, {"scorer": "x", "items": items, "options": many}))

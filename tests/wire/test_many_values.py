@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from tokenreward.errors import BodyTooLarge, InvalidField, MalformedJson, RequestError
-from tokenreward.wire import RewardsRequest, limits, parsing
+from tokenreward.wire import RewardsRequest, limits, msgpack_values, parsing
 from tokenreward.wire.media import JSON, MSGPACK
 
 LIMITS = {"MAX_VECTOR_VALUES": 60, "MAX_TEMPLATE_VALUES": 30, "MAX_OTHER_VALUES": 40}
@@ -174,6 +174,101 @@ def test_the_body_of_another_program_has_only_so_many_lists_and_texts(
             limits.refuse_large_foreign_json(json.dumps(content).encode())
     for content in ([[]] * 19, ['a"[' * 50] * 30, [5] * 1000):
         limits.refuse_large_foreign_json(json.dumps(content).encode())
+    monkeypatch.setattr(limits, "MAX_FOREIGN_VALUES", 50)
+    with pytest.raises(BodyTooLarge, match="51 values, the limit is 50"):
+        limits.refuse_large_foreign_json(json.dumps([5] * 51).encode())
+    limits.refuse_large_foreign_json(json.dumps([5] * 20 + [",[{" * 90]).encode())
+
+
+@pytest.mark.parametrize("is_foreign", [False, True])
+def test_a_number_has_only_so_many_digits(
+    built: list[object], monkeypatch: pytest.MonkeyPatch, is_foreign: bool
+) -> None:
+    """Each of thousands would take a quarter of a millisecond whenever it is written."""
+    monkeypatch.setattr(limits, "_MIN_LONG_BYTES", 2000)
+    refuse = limits.refuse_large_foreign_json if is_foreign else limits.refuse_large_json
+    for number in ("1" * 401, "-0." + "2" * 401, "1e" + "3" * 401):
+        with pytest.raises(MalformedJson, match="more than 400 digits"):
+            refuse(b'{"options": {"a": [%s]}, "x": "%s"}' % (number.encode(), b"a" * 2000))
+    pi = "3" * 2000
+    refuse(b'{"options": {"a": [%s, "%s"]}, "x": 1}' % (b"1" * 400, pi.encode()))
+
+
+def test_a_request_has_only_so_many_objects(
+    built: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "MAX_OBJECTS", 100)
+    with pytest.raises(BodyTooLarge, match="121 objects, the limit is 100"):
+        JSON.parse(RewardsRequest, json.dumps(body(*[item(prompt=[USER] * 5)] * 20)).encode())
+    assert built == []
+    items = [item(prompt=[USER] * 3, spans=[[0, 1]] * 8, response="{" * 50)] * 20
+    assert len(JSON.parse(RewardsRequest, json.dumps(body(*items)).encode()).items) == 20
+
+
+SEVERAL = {
+    "items": ([item()] * 51, "items"),
+    "messages": ([item(prompt=[USER] * 30)] * 4, None),
+    "spans": ([item(spans=[[0, 1]] * 30)] * 4, None),
+    "steps": ([item(steps=["a"] * 30)] * 4, None),
+    "ids": ([item(response=[5] * 61)], "items[0].response"),
+    "parts of a message": (
+        [item(prompt=[{"role": "a", "content": [{}] * 300}])],
+        "items[0].prompt",
+    ),
+    "tools": ([item(prompt=[USER], tools=[[[]]] * 30 + [{}] * 200)], "items[0].tools"),
+    "unknown fields": ([item(x=[[]] * 9000)], None),
+}
+
+
+@pytest.mark.parametrize("name", [*SEVERAL, "options", "no list"])
+def test_a_msgpack_body_is_counted_before_any_of_it_becomes_an_object(
+    built: list[object], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """A body of 4 MiB may be as many empty maps, which took 11 s."""
+    for limit, most in (("MAX_ITEMS", 50), ("MAX_OBJECTS", 100)):
+        monkeypatch.setattr(limits, limit, most)
+    for limit, most in (("_SMALL_BYTES", 100), ("_MAX_FIELD_BYTES", 150), ("_MAX_SPANS", 100)):
+        monkeypatch.setattr(msgpack_values, limit, most)
+    items, param = SEVERAL.get(name, ([item()], None))
+    content = body(*items)
+    if name == "options":
+        content["options"] = {"a": [[]] * 200}
+    elif name == "no list":
+        content["items"], param = {"a": [[]] * 200}, "items"
+
+    def unpack(_: bytes) -> None:
+        raise AssertionError("an object is made")
+
+    monkeypatch.setattr("tokenreward.wire.msgpack.unpack", unpack)
+    with pytest.raises(BodyTooLarge if name != "no list" else InvalidField) as caught:
+        MSGPACK.parse(RewardsRequest, MSGPACK.dump(content))
+    assert caught.value.param == param
+    assert built == []
+
+
+def test_texts_and_bin_of_msgpack_are_no_plain_bytes(
+    built: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(msgpack_values, "_SMALL_BYTES", 100)
+    monkeypatch.setattr(msgpack_values, "_MAX_FIELD_BYTES", 150)
+    messages = [{"role": "user", "content": "a" * 5000}] * 3
+    content = body(item(prompt=messages, response=bytes(40000)), item(response="b" * 9000))
+    assert len(MSGPACK.parse(RewardsRequest, MSGPACK.dump(content)).items) == 2
+
+
+def test_what_is_wrong_is_named_without_what_the_caller_sent() -> None:
+    """Making that into objects again takes as long as parsing."""
+
+    class Wrong:
+        def error_count(self) -> int:
+            return 2
+
+        def errors(self, *, include_input: bool = True, **_: Any) -> list[Any]:
+            assert not include_input
+            return [{"loc": ("items", 0, "prompt"), "type": "missing", "msg": ""}]
+
+    error = parsing.refusal(Wrong())  # type: ignore[arg-type]
+    assert (error.param, error.message) == ("items[0].prompt", "it is required")
 
 
 def test_a_count_of_plain_objects_stops_at_its_limit() -> None:

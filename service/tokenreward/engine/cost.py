@@ -22,6 +22,7 @@ _THREAD_CHARACTERS = 1500
 # that shows the item once.
 _SHORT_OPTIONS_CHARACTERS = 32
 
+_BITS_OF_A_DIGIT = 3  # and a bit more
 _CHARACTERS_OF_A_TOKEN = 8  # almost every token has fewer
 _MESSAGE_BYTES = 32  # of its role, and of what a template writes around it
 
@@ -41,6 +42,8 @@ def refuse_long_options(request: RewardsRequest) -> None:
         value = values.pop()
         if isinstance(value, str):
             num_characters += len(value)
+        elif isinstance(value, int):
+            num_characters += value.bit_length() // _BITS_OF_A_DIGIT
         elif isinstance(value, dict):
             values += [*value, *value.values()]
         elif isinstance(value, list):
@@ -93,14 +96,21 @@ def least_num_tokens(request: RewardsRequest) -> int:
     return num_tokens
 
 
-def most_num_tokens(request: RewardsRequest) -> int:
-    """About the most that the request can count for: a token for every byte of its texts, of the
-    options for each item, and all of it for each scorer."""
+def may_have_more_tokens(request: RewardsRequest, limit: int) -> bool:
+    """Whether the request may count for more tokens than the limit: if there were a token for every
+    byte of its texts, of the options for each item, and all of it for each scorer.
+
+    Counting ends at the limit. Items may share one text of megabytes, which thousands of them would
+    have counted again.
+    """
     num_tokens = 0
     option_bytes = len(str(request.options)) - len("{}")
     for item in request.items:
-        num_tokens += _num_bytes(item.prompt) + _num_bytes(item.response) + option_bytes
-    return num_tokens * len(request.names)
+        num_bytes = _num_bytes(item.prompt) + _num_bytes(item.response) + option_bytes
+        num_tokens += num_bytes * len(request.names)
+        if num_tokens > limit:
+            return True
+    return False
 
 
 def extra_tokens(num_response_tokens: int, *, num_scorers: int) -> int:

@@ -20,7 +20,7 @@ from tokenreward.engine.cost import (
     has_short_options,
     is_light,
     least_num_tokens,
-    most_num_tokens,
+    may_have_more_tokens,
     refuse_long_options,
 )
 from tokenreward.engine.job import Job
@@ -211,7 +211,7 @@ class PreprocessStage:
             the thread that tokenises it, so that thread asks.
         """
         num_tokens = least_num_tokens(request)
-        if most_num_tokens(request) > self._max_queued_tokens:
+        if may_have_more_tokens(request, self._max_queued_tokens):
             num_tokens = 0
         self.num_tokens += num_tokens
         left = threading.Event()

@@ -24,6 +24,7 @@ from starlette.requests import ClientDisconnect
 from tokenreward.errors import (
     BodyTimeout,
     InternalError,
+    InvalidField,
     Loading,
     RequestError,
     Unauthorized,
@@ -39,6 +40,7 @@ from tokenreward.http.scope import (
     Receive,
     Scope,
     Send,
+    head_bytes,
     headers_of,
     route_of,
     trace_of,
@@ -59,6 +61,9 @@ Report = Callable[..., None]
 OPEN_ROUTES = frozenset({HEALTH_PATH, READY_PATH, OPENAPI_PATH, DOCS_PATH})
 
 _UNCOUNTED_ROUTES = OPEN_ROUTES | {METRICS_PATH}
+# HTTP servers in front of us have smaller limits. Ray's proxy and uvicorn have none, and half a
+# million headers, or one of 16 MB, kept all other requests waiting for seconds.
+_MAX_HEAD_BYTES = 2**16
 _GONE = 499  # the status that the metrics have for a caller who hung up before the answer
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
@@ -97,11 +102,15 @@ class Guard:
             await self._app(scope, receive, send)
             return
         began = time.perf_counter()
+        num_head_bytes = head_bytes(scope)
+        if num_head_bytes > _MAX_HEAD_BYTES:
+            scope["headers"] = []  # nobody reads them
         headers, route = headers_of(scope), route_of(scope)
         request_id = headers.get(REQUEST_ID_HEADER, "")
         if _REQUEST_ID.fullmatch(request_id) is None:
             request_id = uuid.uuid4().hex
         scope["state"]["request_id"] = request_id
+        error: RequestError | None = None
         status: int | None = None  # of the answer, once it has begun
 
         async def answer(message: Message) -> None:
@@ -114,9 +123,12 @@ class Guard:
             await send(message)
 
         try:
-            error = await self._error_of(scope, receive, answer)
+            if num_head_bytes > _MAX_HEAD_BYTES:
+                error = _large_head(num_head_bytes)
+            else:
+                error = await self._error_of(scope, receive, answer)
         except ClientDisconnect:  # whatever was under way for it is cancelled
-            error, status = None, _GONE
+            status = _GONE
         if error is not None and status is None:  # nobody can take back an answer that has begun
             self._report("errors_total", code=error.code)
             protocol = self._protocols.get(route, Native)(headers)
@@ -175,6 +187,13 @@ def refusal(error: RequestError, protocol: Protocol) -> Response:
     if status == Unauthorized.status:
         headers["www-authenticate"] = "Bearer"
     return Response(body, status, headers, media_type=protocol.writes.name)
+
+
+def _large_head(num_bytes: int) -> InvalidField:
+    return InvalidField(
+        f"they have {num_bytes} bytes, some for each, the limit is {_MAX_HEAD_BYTES}",
+        param="headers",
+    )
 
 
 def _log_trace(scope: Scope, status: int | None, *, seconds: float) -> None:

@@ -17,7 +17,7 @@ from fastapi import Request, Response
 from tokenreward.engine.slot import Slot
 from tokenreward.errors import DeadlineExceededError, Loading
 from tokenreward.http.app import Backend
-from tokenreward.http.body import for_size
+from tokenreward.http.body import for_size, parsed_size
 from tokenreward.http.held_requests import HeldRequests
 from tokenreward.http.patience import patience_ends, when_possible
 from tokenreward.http.plans import ProtocolPlans, plan_for
@@ -79,9 +79,9 @@ class ReplicaBackend(Backend):
         async with self.bodies.body(
             request.scope, caller, within_s=left_s, give_up_at=give_up_at
         ) as body:
-            num_bytes, left_s = len(body), deadline - time.monotonic()
-            async with self.bodies.parsing(num_bytes, caller, within_s=left_s):
-                rewards_request = await for_size(num_bytes, protocol.parse, body)
+            num_bytes, size = len(body), parsed_size(body)
+            async with self.bodies.parsing(size, caller, within_s=deadline - time.monotonic()):
+                rewards_request = await for_size(size, protocol.parse, body)
             del body  # scoring takes a while
         if rewards_request is not None:
             self.limits.refuse_many_items(len(rewards_request.items))
@@ -142,9 +142,9 @@ class ReplicaBackend(Backend):
         max_tokens = engine.describe()[0]["limits"]["max_sequence_tokens"]
         caller = IncomingRequest(request.receive, caller_of(request.scope))
         async with self.bodies.body(request.scope, caller, within_s=limit_s) as body:
-            num_bytes, left_s = len(body), deadline - time.monotonic()
-            async with self.bodies.parsing(num_bytes, caller, within_s=left_s):
-                content = await for_size(num_bytes, read_texts, body)
+            size = parsed_size(body)
+            async with self.bodies.parsing(size, caller, within_s=deadline - time.monotonic()):
+                content = await for_size(size, read_texts, body)
             # The text is about as large as the body, whose share is held while it waits here.
             work = engine.preprocess.threads.run(
                 tokenize, content, engine.tokenizer, max_tokens, caller=caller.name

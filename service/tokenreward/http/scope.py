@@ -29,6 +29,7 @@ T = TypeVar("T")
 # Version, trace, parent, flags. Versions after 00 may add fields.
 _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}(-.*)?")
 _MAX_CALLER = 128  # characters
+_HEADER_BYTES = 32  # for a header's objects, as HTTP/2 counts them
 
 
 def unknown_route(scope: Scope) -> UnknownRoute:
@@ -50,6 +51,12 @@ def headers_of(scope: Scope) -> dict[str, str]:
         }
     headers: dict[str, str] = state["headers"]
     return headers
+
+
+def head_bytes(scope: Scope) -> int:
+    """What the headers of a request count for: the bytes of their names and values, and some for
+    each."""
+    return sum(_HEADER_BYTES + len(name) + len(value) for name, value in scope["headers"])
 
 
 def caller_of(scope: Scope) -> str:

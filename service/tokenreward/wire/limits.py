@@ -10,7 +10,11 @@ Time has a count of its own. Reading a field of an item is one call that keeps P
 3 s where a prompt had 300,000 messages of one character, and all other callers waited. So a field
 has only so many values, and so have together those outside of the items.
 
-It knows brackets and type bytes, and where a request has its items. This module needs msgspec.
+A number of thousands of digits takes a quarter of a millisecond whenever it becomes text, and a
+body has room for thousands of these. So numbers have only so many digits.
+
+It knows where a request has its items, and leaves counting in bytes to `json_values` and
+`msgpack_values`. This module needs msgspec.
 """
 
 from __future__ import annotations
@@ -19,14 +23,20 @@ from typing import Any
 
 import msgspec
 
-from tokenreward.errors import BodyTooLarge, InvalidField, MalformedBody, MalformedJson
+from tokenreward.errors import BodyTooLarge, InvalidField, MalformedJson
 from tokenreward.wire.item import Item
+from tokenreward.wire.json_values import has_long_number, most_values, num_outside_strings
 
 MAX_CONTAINERS = 2**20  # 4096 items with 255 spans each
+# Of these, objects. A message becomes four objects of Python, and a search for cycles that finds
+# two millions of them took half a second, in which no other thread runs.
+MAX_OBJECTS = 2**18
 MAX_PLAIN_BYTES = 4 * 2**20
 # Of a body in another program's form, whose items are not told apart here. Keys are texts, too.
 MAX_FOREIGN_CONTAINERS = 2**17
 MAX_FOREIGN_TEXTS = 2**19
+MAX_FOREIGN_VALUES = 2**21  # more ids than a queue takes; 8 millions kept all others for 0.6 s
+MAX_DIGITS = 400  # the largest double has 309 before its point
 # Values in one field of an item: of a list of numbers, of pairs of numbers or of texts; and of all
 # that a chat template takes, whose objects take longer to read. Then those outside of the items.
 MAX_VECTOR_VALUES = 2**19
@@ -34,26 +44,9 @@ MAX_TEMPLATE_VALUES = 2**16
 MAX_OTHER_VALUES = 2**16
 MAX_ITEMS = 2**16
 
-_ALL_BUT_MARKS = bytes(set(range(256)) - set(b'"[{'))
-_ALL_BUT_VALUES = bytes(set(range(256)) - set(b'"[{,'))
+_MIN_LONG_BYTES = 2**18  # a smaller body has room for a few long numbers
 _VECTOR_FIELDS = frozenset({"spans", "steps", "mask", "policy_logprobs", "ref_logprobs"})
 _VALUES_OF_AN_ITEM = 32  # its own brackets and its fields, with those that it does not have
-_MIN_ITEM_BYTES = 17  # plain bytes of an item: a map with `prompt` and `response`
-_ABSENT = msgspec.Raw(b"\xc0")
-
-
-class _ItemLayout(msgspec.Struct, gc=False):
-    # Required fields, so that a list of millions of empty maps is left at the first.
-    prompt: msgspec.Raw
-    response: msgspec.Raw
-    spans: msgspec.Raw = _ABSENT
-    mask: msgspec.Raw = _ABSENT
-    policy_logprobs: msgspec.Raw = _ABSENT
-    ref_logprobs: msgspec.Raw = _ABSENT
-
-
-_DECODER: Any = msgspec.msgpack.Decoder(msgspec.defstruct("_BODY", [("items", list[_ItemLayout])]))
-
 _JSON_FIELDS = tuple(Item.model_fields)
 _NO_VALUE = msgspec.Raw(b"null")
 # A missing field is no error here: the parser of the body says so.
@@ -68,28 +61,34 @@ _JSON_DECODER: Any = msgspec.json.Decoder(
 def refuse_many_containers(body: bytes, limit: int | None = None) -> None:
     """Counts the lists and objects of a JSON body, in time proportional to its length.
 
-    A body that is no JSON is counted up to its first fault, where reading ends.
-
     Raises:
-        BodyTooLarge: There are more than `limit`, which is `MAX_CONTAINERS` by default.
+        BodyTooLarge: There are more than `limit`, which is `MAX_CONTAINERS` by default, or more
+            objects than `MAX_OBJECTS`.
     """
-    if limit is None:
-        limit = MAX_CONTAINERS
-    if body.count(b"[") + body.count(b"{") <= limit:
-        return
-    num_containers = _num_outside_strings(body, _ALL_BUT_MARKS)
-    if num_containers > limit:
-        raise BodyTooLarge(
-            f"the body has {num_containers} lists and objects, the limit is {limit}: "
-            "send fewer items, ids as `ids_b64`, or spans as `bin` in msgpack"
-        )
+    limits = ((b"[{", limit or MAX_CONTAINERS, "lists and objects"), (b"{", MAX_OBJECTS, "objects"))
+    for marks, most, noun in limits:
+        if sum(body.count(mark) for mark in (marks[:1], marks[1:]) if mark) <= most:
+            continue
+        num_containers = num_outside_strings(body, marks)
+        if num_containers > most:
+            raise BodyTooLarge(
+                f"the body has {num_containers} {noun}, the limit is {most}: "
+                "send fewer items, ids as `ids_b64`, or spans as `bin` in msgpack"
+            )
+
+
+def refuse_long_numbers(body: bytes) -> None:
+    """Raises MalformedJson if a number of a large JSON body has more than `MAX_DIGITS` digits."""
+    if len(body) >= _MIN_LONG_BYTES and has_long_number(body, MAX_DIGITS):
+        raise MalformedJson(f"a number has more than {MAX_DIGITS} digits")
 
 
 def refuse_large_foreign_json(body: bytes) -> None:
-    """Counts what a JSON body of another program holds: lists, objects and texts.
+    """Counts what a JSON body of another program holds: lists, objects, texts, and all values.
 
     Raises:
         BodyTooLarge: There are too many.
+        MalformedJson: A number is too long.
     """
     refuse_many_containers(body, MAX_FOREIGN_CONTAINERS)
     num_texts = (body.count(b'"') - body.count(b'\\"')) // 2
@@ -97,18 +96,14 @@ def refuse_large_foreign_json(body: bytes) -> None:
         raise BodyTooLarge(
             f"the body has {num_texts} texts, the limit is {MAX_FOREIGN_TEXTS}: send fewer items"
         )
-
-
-def _num_outside_strings(text: bytes, all_but_marks: bytes) -> int:
-    """How many bytes of JSON stand outside strings and are not in `all_but_marks`, which has all
-    bytes but a few marks and the quote."""
-    unescaped = text.replace(b"\\\\", b"").replace(b'\\"', b"")
-    marks = unescaped.translate(None, all_but_marks)
-    # Every second piece between quotes lies outside strings: of `["[":{` they are `[` and, less
-    # the colon, `{`. Two quotes in a row are a string without brackets, or the end of one string
-    # and the start of the next. Either way they may go, which makes fewer pieces.
-    outside = marks.replace(b'""', b"").split(b'"')[::2]
-    return sum(map(len, outside))
+    if most_values(body) > MAX_FOREIGN_VALUES:
+        num_values = num_outside_strings(body, b"[{,")
+        if num_values > MAX_FOREIGN_VALUES:
+            raise BodyTooLarge(
+                f"the body has {num_values} values, the limit is {MAX_FOREIGN_VALUES}: "
+                "send fewer items"
+            )
+    refuse_long_numbers(body)
 
 
 def refuse_large_json(body: bytes) -> None:
@@ -116,10 +111,12 @@ def refuse_large_json(body: bytes) -> None:
 
     Raises:
         BodyTooLarge: It has too many lists and objects, items, or values in one place.
-        MalformedJson, InvalidField: It has many values, and is no request.
+        MalformedJson, InvalidField: It has many values, and is no request; or a number is too
+            long.
     """
     refuse_many_containers(body)
-    num_values = _most_values(body)
+    refuse_long_numbers(body)
+    num_values = most_values(body)
     if num_values <= min(MAX_OTHER_VALUES, MAX_TEMPLATE_VALUES):
         return
     try:
@@ -137,7 +134,7 @@ def refuse_large_json(body: bytes) -> None:
             if raw is not _NO_VALUE:
                 num_values -= _count_field(bytes(raw), name, index)
     if num_values > MAX_OTHER_VALUES:
-        raise _too_many_values(f"{num_values} values", MAX_OTHER_VALUES, None)
+        raise too_many_values(f"{num_values} values", MAX_OTHER_VALUES, None)
 
 
 def _count_field(text: bytes, name: str, index: int) -> int:
@@ -146,14 +143,14 @@ def _count_field(text: bytes, name: str, index: int) -> int:
     Raises:
         BodyTooLarge: The field has too many, exactly counted.
     """
-    num_values = _most_values(text)
+    num_values = most_values(text)
     limit = MAX_TEMPLATE_VALUES
     if name in _VECTOR_FIELDS or b"{" not in text:
         limit = MAX_VECTOR_VALUES
     if num_values > limit and not text.startswith(b'"'):
-        num_outside = _num_outside_strings(text, _ALL_BUT_VALUES)
+        num_outside = num_outside_strings(text, b"[{,")
         if num_outside > limit:
-            raise _too_many_values(f"{num_outside} values", limit, (name, index))
+            raise too_many_values(f"{num_outside} values", limit, (name, index))
     return num_values
 
 
@@ -175,7 +172,7 @@ def refuse_many_values(value: object, limit: int, place: tuple[str, int] | None 
         if isinstance(value, (list, dict)):
             num_values += len(value)
             if num_values > limit:
-                raise _too_many_values(f"more than {limit} values", limit, place)
+                raise too_many_values(f"more than {limit} values", limit, place)
             entries = value.values() if isinstance(value, dict) else value
             values += [entry for entry in entries if isinstance(entry, (list, dict))]
 
@@ -186,7 +183,7 @@ def limit_of(name: str, value: object) -> int:
     return MAX_VECTOR_VALUES if name in _VECTOR_FIELDS or is_vector else MAX_TEMPLATE_VALUES
 
 
-def _too_many_values(count: str, limit: int, place: tuple[str, int] | None) -> BodyTooLarge:
+def too_many_values(count: str, limit: int, place: tuple[str, int] | None) -> BodyTooLarge:
     if place is None:
         return BodyTooLarge(
             f"there are {count} outside of the fields of the items, the limit is {limit}"
@@ -195,48 +192,3 @@ def _too_many_values(count: str, limit: int, place: tuple[str, int] | None) -> B
         f"there are {count} in one field, the limit is {limit}",
         param=f"items[{place[1]}].{place[0]}",
     )
-
-
-def _most_values(text: bytes) -> int:
-    """At least as many values as JSON has below its outermost one: those commas and brackets count,
-    too, that are in strings."""
-    return text.count(b",") + text.count(b"[") + text.count(b"{")
-
-
-def refuse_many_plain_bytes(body: bytes) -> None:
-    """Counts the plain bytes of a large msgpack body: it finds every field and builds no
-    Python value of any.
-
-    Raises:
-        BodyTooLarge: There are more than `MAX_PLAIN_BYTES`.
-        MalformedBody, InvalidField: The body is large and no request.
-        MsgspecError, RecursionError, UnicodeDecodeError: It is broken msgpack.
-    """
-    if len(body) <= MAX_PLAIN_BYTES:
-        return
-    if not (0x80 <= body[0] <= 0x8F or body[0] in (0xDE, 0xDF)):
-        raise MalformedBody("the body must be a map")
-    try:
-        layout = _DECODER.decode(body)
-    except msgspec.ValidationError as error:  # it names our fields and types, and quotes nothing
-        raise InvalidField(f"must be a list of items: {error}", param="items") from None
-    num_plain = len(body)
-    # Very many items are over the limit by themselves, and are not looked through.
-    if len(layout.items) * _MIN_ITEM_BYTES <= MAX_PLAIN_BYTES:
-        num_plain -= sum(_num_compact_bytes(item) for item in layout.items)
-    if num_plain > MAX_PLAIN_BYTES:
-        raise BodyTooLarge(
-            f"{num_plain} bytes of the body are neither the text of an item nor `bin`, the limit "
-            f"is {MAX_PLAIN_BYTES}: send vectors as `bin`, or fewer items"
-        )
-
-
-def _num_compact_bytes(item: _ItemLayout) -> int:
-    """The bytes of an item's fields that are text or `bin`."""
-    num_bytes = 0
-    for name in _ItemLayout.__struct_fields__:
-        field = memoryview(getattr(item, name))
-        first = field[0]
-        if 0xA0 <= first <= 0xBF or 0xC4 <= first <= 0xC6 or 0xD9 <= first <= 0xDB:
-            num_bytes += len(field)
-    return num_bytes

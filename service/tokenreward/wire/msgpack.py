@@ -7,7 +7,7 @@ same reasons. It knows no extension types. This module needs msgspec.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import msgspec
@@ -15,12 +15,8 @@ import numpy as np
 from pydantic import BaseModel
 
 from tokenreward.errors import InvalidField, MalformedBody
-from tokenreward.wire.limits import (
-    MAX_OTHER_VALUES,
-    limit_of,
-    refuse_many_plain_bytes,
-    refuse_many_values,
-)
+from tokenreward.wire.limits import MAX_OTHER_VALUES, limit_of, refuse_many_values
+from tokenreward.wire.msgpack_values import num_entries, refuse_many_plain_bytes
 from tokenreward.wire.parsing import parse, path
 
 _INT32: np.dtype[Any] = np.dtype("<i4")
@@ -31,6 +27,7 @@ _VECTORS |= dict.fromkeys(("policy_logprobs", "ref_logprobs"), _FLOAT32)
 _PLAIN = frozenset({str, int, float, bool, type(None)})
 _MAX_DEPTH = 200  # as deep as a JSON body may nest
 _MAX_PATH_CHARACTERS = 200
+_NO_ITEMS = b""
 
 Path = tuple[int | str, ...]
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -86,6 +83,8 @@ def _refuse_extension(code: int, data: memoryview) -> Any:
 
 
 _DECODER = msgspec.msgpack.Decoder(ext_hook=_refuse_extension)
+_FIELDS = msgspec.msgpack.Decoder(dict[Any, msgspec.Raw])
+_ENTRIES = msgspec.msgpack.Decoder(list[msgspec.Raw])
 
 
 def refuse_large_msgpack(body: bytes) -> None:
@@ -106,40 +105,53 @@ def parse_msgpack(model: type[ModelT], body: bytes) -> ModelT:
     """
     refuse_large_msgpack(body)
     try:
-        content = unpack(body)
+        content = _read_fields(body)
     except ValueError as error:
         raise MalformedBody(f"the body is not valid msgpack: {error}") from None
-    if type(content) is not dict:
-        raise MalformedBody(f"the body must be a map, got {type(content).__name__}")
-    return parse(model, with_arrays(content))
+    return parse(model, content)
 
 
-def with_arrays(content: Mapping[Any, Any]) -> dict[str, Any]:
-    """A request's plain objects, with arrays for the `bin` of its items. The items are changed in
-    place.
+def _read_fields(body: bytes) -> dict[str, Any]:
+    """A request's plain objects, with arrays for the `bin` of its items.
+
+    Each item is read by a call of its own, which keeps Python's lock, and checked before the next
+    one is read.
 
     Raises:
-        MalformedBody, InvalidField: They hold what JSON could not, or `bin` elsewhere.
-        BodyTooLarge: They have too many values in one place.
+        ValueError: The body is no msgpack.
+        MalformedBody, InvalidField: It is no map, or holds what JSON could not, or `bin` elsewhere.
+        BodyTooLarge: It has too many values in one place.
     """
-    items = content.get("items")
-    others = {key: value for key, value in content.items() if key != "items"}
-    refuse_many_values(others, MAX_OTHER_VALUES)
-    _check(others, ())
-    if type(items) is not list:
-        refuse_many_values(items, MAX_OTHER_VALUES)
-        _check(items, ("items",))
-        return dict(content)
-    for index, item in enumerate(items):
-        where = ("items", index)
-        if type(item) is not dict:
-            refuse_many_values(item, MAX_OTHER_VALUES)
-            _check(item, where)
-            continue
-        refuse_many_values([*item], MAX_OTHER_VALUES)
-        for key, value in item.items():
-            item[key] = _field(key, value, where)
-    return dict(content)
+    try:
+        fields = _decode(_FIELDS.decode, body)
+    except ValueError:
+        kind = type(unpack(body))  # raises if the body is broken
+        raise MalformedBody(f"the body must be a map, got {kind.__name__}") from None
+    raw = bytes(fields.pop("items", _NO_ITEMS))
+    content = {key: unpack(bytes(value)) for key, value in fields.items()}
+    refuse_many_values(content, MAX_OTHER_VALUES)
+    _check(content, ())
+    if raw is not _NO_ITEMS:
+        if num_entries(raw) is None:
+            items = unpack(raw)
+            refuse_many_values(items, MAX_OTHER_VALUES)
+            _check(items, ("items",))
+        else:
+            entries = _decode(_ENTRIES.decode, raw)
+            items = [_read_item(bytes(entry), ("items", i)) for i, entry in enumerate(entries)]
+        content["items"] = items
+    return content
+
+
+def _read_item(raw: bytes, where: Path) -> object:
+    """One item's plain objects and arrays. Raises as `_read_fields`."""
+    item = unpack(raw)
+    if type(item) is not dict:
+        refuse_many_values(item, MAX_OTHER_VALUES)
+        _check(item, where)
+        return item
+    refuse_many_values([*item], MAX_OTHER_VALUES)
+    return {key: _field(key, value, where) for key, value in item.items()}
 
 
 def _field(key: object, value: object, where: Path) -> object:

@@ -88,7 +88,8 @@ def refusal(
     if error.error_count() > _MOST_ERRORS:
         # Naming the first means making objects of all, and of all that the caller sent.
         return InvalidField(f"the request has {error.error_count()} unknown or wrong entries")
-    first = _first(error, instead)
+    # Without the inputs: each is made into objects once more, and may be most of the body.
+    first = _first(error.errors(include_url=False, include_input=False), instead)
     location, kind = first["loc"], first["type"]
     if location[-1:] == ("[key]",):  # pydantic's word for a map's key that the map does not have
         location, kind = location[:-1], "extra_forbidden"
@@ -98,7 +99,7 @@ def refusal(
             f"the body is not valid JSON: {first['msg'].removeprefix('Invalid JSON: ')}"
         )
     if not where and kind in _NO_OBJECT:
-        return MalformedBody(f"the body must be a JSON object, got {_brief(first['input'])}")
+        return MalformedBody(f"the body must be a JSON object, got {_brief(error)}")
     if kind in _EXTRA_FIELD:
         noun = "option" if unknown is UnknownOption else "field"
         message = f"unknown {noun}"
@@ -112,13 +113,12 @@ def refusal(
         return InvalidField(message, param=where or None)
     if kind == "model_type":
         message = "must be an object"  # pydantic would name our class
-    return InvalidField(f"{message}, got {_brief(first['input'])}", param=where or None)
+    return InvalidField(f"{message}, got {_brief(error)}", param=where or None)
 
 
-def _first(error: ValidationError, instead: Mapping[str, str]) -> Any:
+def _first(errors: list[Any], instead: Mapping[str, str]) -> Any:
     """The first thing wrong. If that is a missing field, and beside it is one that other programs
     send in its place, then the latter."""
-    errors = error.errors(include_url=False)
     first = errors[0]
     if first["type"] != "missing":
         return first
@@ -155,7 +155,9 @@ def renumbered(param: str, positions: Sequence[int]) -> str:
     return f"items[{positions[int(match[1])]}]{param[match.end() :]}"
 
 
-def _brief(value: object) -> str:
+def _brief(error: ValidationError) -> str:
+    """What stands where the first thing is wrong, by its kind and size."""
+    value = error.errors(include_url=False)[0]["input"]
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, (int, float)):

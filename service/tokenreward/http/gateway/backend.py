@@ -19,7 +19,7 @@ from fastapi import Request, Response
 
 from tokenreward.errors import Loading, RequestError
 from tokenreward.http.app import Backend
-from tokenreward.http.body import for_size
+from tokenreward.http.body import for_size, parsed_size
 from tokenreward.http.gateway.fanout import Fanout
 from tokenreward.http.gateway.scorer_routes import ScorerRoute, find_route
 from tokenreward.http.gateway.upstream import UpstreamCall, Upstreams
@@ -100,7 +100,8 @@ class GatewayBackend(Backend):
             async with self.bodies.body(
                 request.scope, caller, within_s=call.left_s, give_up_at=call.give_up_at
             ) as body:
-                async with self.bodies.parsing(len(body), caller, within_s=call.left_s):
+                size = parsed_size(body)
+                async with self.bodies.parsing(size, caller, within_s=call.left_s):
                     work = await self._work(body, call, protocol)
                 return await caller.unless_gone(work)
 
@@ -179,7 +180,8 @@ class GatewayBackend(Backend):
         self, body: bytes, call: UpstreamCall, protocol: Protocol
     ) -> Coroutine[Any, Any, Response]:
         """Reads a body, and returns the coroutine that answers it. Raises RequestError."""
-        head = await for_size(len(body), protocol.head, body)
+        size = parsed_size(body)
+        head = await for_size(size, protocol.head, body)
         if head is not None:
             deployment = self._only_deployment(head)
             if deployment is not None:
@@ -191,11 +193,11 @@ class GatewayBackend(Backend):
             if not dependencies(plan.options, plan.credit, default=route.score_from):
                 # Its replicas know the same settings: they read the body and write the answer.
                 return call.post(route.deployment, body, path=protocol.path)
-        request = await for_size(len(body), protocol.parse, body)
+        request = await for_size(size, protocol.parse, body)
         if request is not None:
             self.limits.refuse_many_items(len(request.items))
         call.hold(_NUM_COPIES * len(body))
-        return self._fan_out(request, call, protocol, num_bytes=len(body))
+        return self._fan_out(request, call, protocol, num_bytes=size)
 
     def _only_deployment(self, head: RequestHead) -> str | None:
         """The deployment that can answer alone; None if there is none. Raises UnknownScorer,

@@ -19,7 +19,7 @@ MARKS = b"[{,"
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """The pieces end within strings and within escapes."""
-    monkeypatch.setattr(json_values, "_PIECE_BYTES", 7)
+    monkeypatch.setattr(json_values, "PIECE_BYTES", 7)
 
 
 def value(rng: random.Random, depth: int = 0) -> Any:

@@ -185,7 +185,7 @@ def test_a_number_has_only_so_many_digits(
     built: list[object], monkeypatch: pytest.MonkeyPatch, is_foreign: bool
 ) -> None:
     """Each of thousands would take a quarter of a millisecond whenever it is written."""
-    monkeypatch.setattr(limits, "_MIN_LONG_BYTES", 2000)
+    monkeypatch.setattr(limits, "MIN_LONG_BYTES", 2000)
     refuse = limits.refuse_large_foreign_json if is_foreign else limits.refuse_large_json
     for number in ("1" * 401, "-0." + "2" * 401, "1e" + "3" * 401):
         with pytest.raises(MalformedJson, match="more than 400 digits"):
@@ -207,7 +207,7 @@ def test_a_request_has_only_so_many_objects(
 
 SEVERAL = {
     "items": ([item()] * 51, "items"),
-    "messages": ([item(prompt=[USER] * 30)] * 4, None),
+    "messages": ([item(prompt=[{}] * 30)] * 4, None),
     "spans": ([item(spans=[[0, 1]] * 30)] * 4, None),
     "steps": ([item(steps=["a"] * 30)] * 4, None),
     "ids": ([item(response=[5] * 61)], "items[0].response"),
@@ -227,7 +227,7 @@ def test_a_msgpack_body_is_counted_before_any_of_it_becomes_an_object(
     """A body of 4 MiB may be as many empty maps, which took 11 s."""
     for limit, most in (("MAX_ITEMS", 50), ("MAX_OBJECTS", 100)):
         monkeypatch.setattr(limits, limit, most)
-    for limit, most in (("_SMALL_BYTES", 100), ("_MAX_FIELD_BYTES", 150), ("_MAX_SPANS", 100)):
+    for limit, most in (("SMALL_BYTES", 100), ("MAX_FIELD_BYTES", 150), ("MAX_SPANS", 100)):
         monkeypatch.setattr(msgpack_values, limit, most)
     items, param = SEVERAL.get(name, ([item()], None))
     content = body(*items)
@@ -249,8 +249,8 @@ def test_a_msgpack_body_is_counted_before_any_of_it_becomes_an_object(
 def test_texts_and_bin_of_msgpack_are_no_plain_bytes(
     built: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(msgpack_values, "_SMALL_BYTES", 100)
-    monkeypatch.setattr(msgpack_values, "_MAX_FIELD_BYTES", 150)
+    monkeypatch.setattr(msgpack_values, "SMALL_BYTES", 100)
+    monkeypatch.setattr(msgpack_values, "MAX_FIELD_BYTES", 150)
     messages = [{"role": "user", "content": "a" * 5000}] * 3
     content = body(item(prompt=messages, response=bytes(40000)), item(response="b" * 9000))
     assert len(MSGPACK.parse(RewardsRequest, MSGPACK.dump(content)).items) == 2

@@ -218,8 +218,10 @@ def test_the_limit_is_named_and_counts_what_is_not_packed() -> None:
 @pytest.mark.parametrize(
     ("body", "status", "param"),
     [
-        (packed({"scorer": b"\xa1x"}) + b"\x90" * MAX_PLAIN_BYTES, 422, "items"),
-        (packed({"items": array(b"\x90", MAX_PLAIN_BYTES)}), 422, "items"),
+        (packed({"scorer": b"\xa1x"}) + b"\x90" * MAX_PLAIN_BYTES, 400, None),
+        (packed({"scorer": msgspec.msgpack.encode("a" * MAX_PLAIN_BYTES)}), 422, "items"),
+        (packed({"items": array(b"\x90", MAX_PLAIN_BYTES)}), 413, "items"),
+        (packed({"items": array(b"\x91\xc0", 2**17)}), 422, "items"),
         (packed({"items": b"\x07", "zzz": array(b"\x90", MAX_PLAIN_BYTES)}), 422, "items"),
         (packed_item(response=b"\xdb\xff\xff\xff\xff" + b"a" * MAX_PLAIN_BYTES), 400, None),
         (packed_item(response=msgspec.msgpack.encode("a" * MAX_PLAIN_BYTES))[:-1], 400, None),
@@ -227,8 +229,10 @@ def test_the_limit_is_named_and_counts_what_is_not_packed() -> None:
         (b"\x81\xa1a" * MAX_PLAIN_BYTES, 400, None),
     ],
     ids=[
+        "more than a map",
         "no items",
         "arrays",
+        "fewer arrays",
         "a number",
         "truncated text",
         "truncated item",

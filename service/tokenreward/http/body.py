@@ -18,8 +18,8 @@ from typing import ParamSpec, TypeVar
 
 from tokenreward.errors import DeadlineExceededError, Overloaded
 from tokenreward.http.body_stream import declared_bytes, read_body
+from tokenreward.http.budget_queue import BudgetQueue
 from tokenreward.http.scope import IncomingRequest, Scope
-from tokenreward.http.turns import Turns
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -80,9 +80,9 @@ class BodyBudget:
         self._max_body_bytes = max_body_bytes
         self._max_receive_s = max_receive_s
         self._max_parsed_bytes = self._free_to_parse = max_parsed_bytes
-        self._large = Turns(self._take, self._give_back)
-        self._small = Turns(self._take, self._give_back)
-        self._parse = Turns(self._begin_parsing, self._end_parsing)
+        self._large = BudgetQueue(self._take, self._give_back)
+        self._small = BudgetQueue(self._take, self._give_back)
+        self._parse = BudgetQueue(self._begin_parsing, self._end_parsing)
         self._num_extra = self._num_large = self._small_bytes = 0
         self.num_held = 0
 
@@ -223,6 +223,8 @@ class BodyBudget:
             self._end_parsing(share)
 
     def _begin_parsing(self, share: int) -> bool:
+        """Takes a share of what may be parsed at a time if it fits, and says whether it did. A
+        body that waits for its turn holds none."""
         if share > self._free_to_parse:
             return False
         self._free_to_parse -= share

@@ -11,7 +11,7 @@ import asyncio
 from starlette.requests import ClientDisconnect
 
 from tokenreward.errors import BodyTimeout, BodyTooLarge, DeadlineExceededError, MalformedBody
-from tokenreward.http.scope import Receive, Scope, headers_of
+from tokenreward.http.scope import Message, Receive, Scope, headers_of
 
 # A body holds its share of the memory while it arrives. It is given up when nothing of it arrives
 # for so long, or when it comes more slowly than this, as no client on purpose does. Ray's proxy
@@ -19,6 +19,7 @@ from tokenreward.http.scope import Receive, Scope, headers_of
 _MAX_PAUSE_S = 30.0
 _GRACE_S = 30.0
 _MIN_BYTES_PER_S = 2**15
+_SETTING = "(`request_timeout_s`)"
 
 
 def declared_bytes(scope: Scope, max_body_bytes: int) -> int:
@@ -63,22 +64,13 @@ async def read_body(
     num_bytes, more = 0, True
     while more:
         slow_s = _GRACE_S + num_bytes / _MIN_BYTES_PER_S
-        ends_at, problem = min(
+        message = await _next_message(
+            receive,
             (began + within_s, ""),
-            (
-                began + max_receive_s,
-                f"did not arrive within {max_receive_s:g} s (`request_timeout_s`)",
-            ),
+            (began + max_receive_s, f"did not arrive within {max_receive_s:g} s {_SETTING}"),
             (loop.time() + _MAX_PAUSE_S, f"stopped arriving for {_MAX_PAUSE_S:g} s"),
             (began + slow_s, f"comes at less than {_MIN_BYTES_PER_S} bytes a second"),
         )
-        try:
-            async with asyncio.timeout_at(ends_at):
-                message = await receive()
-        except TimeoutError:
-            if problem:
-                raise BodyTimeout(f"the body {problem}") from None
-            raise DeadlineExceededError("the deadline passed before the body was read") from None
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
         chunk = message.get("body", b"")
@@ -90,6 +82,27 @@ async def read_body(
         chunks.append(chunk)
         more = message.get("more_body", False)
     return b"".join(chunks)
+
+
+async def _next_message(receive: Receive, *ends: tuple[float, str]) -> Message:
+    """The next message of a request.
+
+    Args:
+        receive: The request's.
+        ends: Until when it may come, by the event loop's clock, each with what is wrong with the
+            body if it does not. The empty text is of the caller's deadline.
+
+    Raises:
+        BodyTimeout, DeadlineExceededError: It did not come.
+    """
+    ends_at, problem = min(ends)
+    try:
+        async with asyncio.timeout_at(ends_at):
+            return await receive()
+    except TimeoutError:
+        if problem:
+            raise BodyTimeout(f"the body {problem}") from None
+        raise DeadlineExceededError("the deadline passed before the body was read") from None
 
 
 def _too_large(size: str, max_body_bytes: int) -> BodyTooLarge:

@@ -24,7 +24,6 @@ from starlette.requests import ClientDisconnect
 from tokenreward.errors import (
     BodyTimeout,
     InternalError,
-    InvalidField,
     Loading,
     RequestError,
     Unauthorized,
@@ -40,7 +39,7 @@ from tokenreward.http.scope import (
     Receive,
     Scope,
     Send,
-    head_bytes,
+    head_error,
     headers_of,
     route_of,
     trace_of,
@@ -61,9 +60,6 @@ Report = Callable[..., None]
 OPEN_ROUTES = frozenset({HEALTH_PATH, READY_PATH, OPENAPI_PATH, DOCS_PATH})
 
 _UNCOUNTED_ROUTES = OPEN_ROUTES | {METRICS_PATH}
-# HTTP servers in front of us have smaller limits. Ray's proxy and uvicorn have none, and half a
-# million headers, or one of 16 MB, kept all other requests waiting for seconds.
-_MAX_HEAD_BYTES = 2**16
 _GONE = 499  # the status that the metrics have for a caller who hung up before the answer
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
@@ -102,15 +98,12 @@ class Guard:
             await self._app(scope, receive, send)
             return
         began = time.perf_counter()
-        num_head_bytes = head_bytes(scope)
-        if num_head_bytes > _MAX_HEAD_BYTES:
-            scope["headers"] = []  # nobody reads them
+        error: RequestError | None = head_error(scope)
         headers, route = headers_of(scope), route_of(scope)
         request_id = headers.get(REQUEST_ID_HEADER, "")
         if _REQUEST_ID.fullmatch(request_id) is None:
             request_id = uuid.uuid4().hex
         scope["state"]["request_id"] = request_id
-        error: RequestError | None = None
         status: int | None = None  # of the answer, once it has begun
 
         async def answer(message: Message) -> None:
@@ -123,10 +116,7 @@ class Guard:
             await send(message)
 
         try:
-            if num_head_bytes > _MAX_HEAD_BYTES:
-                error = _large_head(num_head_bytes)
-            else:
-                error = await self._error_of(scope, receive, answer)
+            error = error or await self._error_of(scope, receive, answer)
         except ClientDisconnect:  # whatever was under way for it is cancelled
             status = _GONE
         if error is not None and status is None:  # nobody can take back an answer that has begun
@@ -187,13 +177,6 @@ def refusal(error: RequestError, protocol: Protocol) -> Response:
     if status == Unauthorized.status:
         headers["www-authenticate"] = "Bearer"
     return Response(body, status, headers, media_type=protocol.writes.name)
-
-
-def _large_head(num_bytes: int) -> InvalidField:
-    return InvalidField(
-        f"they have {num_bytes} bytes, some for each, the limit is {_MAX_HEAD_BYTES}",
-        param="headers",
-    )
 
 
 def _log_trace(scope: Scope, status: int | None, *, seconds: float) -> None:

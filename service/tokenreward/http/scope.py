@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect
 
-from tokenreward.errors import UnknownRoute, quotable
+from tokenreward.errors import InvalidField, UnknownRoute, quotable
 from tokenreward.wire.paths import CALLER_HEADER, REWARDS_PATH, SCORERS_PATH, TRACE_HEADERS
 
 Scope = MutableMapping[str, Any]
@@ -29,6 +29,9 @@ T = TypeVar("T")
 # Version, trace, parent, flags. Versions after 00 may add fields.
 _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}(-.*)?")
 _MAX_CALLER = 128  # characters
+# HTTP servers in front of us have smaller limits. Ray's proxy and uvicorn have none, and half a
+# million headers, or one of 16 MB, kept all other requests waiting for seconds.
+_MAX_HEAD_BYTES = 2**16
 _HEADER_BYTES = 32  # for a header's objects, as HTTP/2 counts them
 
 
@@ -53,10 +56,17 @@ def headers_of(scope: Scope) -> dict[str, str]:
     return headers
 
 
-def head_bytes(scope: Scope) -> int:
-    """What the headers of a request count for: the bytes of their names and values, and some for
-    each."""
-    return sum(_HEADER_BYTES + len(name) + len(value) for name, value in scope["headers"])
+def head_error(scope: Scope) -> InvalidField | None:
+    """What is wrong with a request whose headers have too many bytes, some counted for each; None
+    if they have not. Those that have are dropped, and nobody reads them."""
+    num_bytes = sum(_HEADER_BYTES + len(name) + len(value) for name, value in scope["headers"])
+    if num_bytes <= _MAX_HEAD_BYTES:
+        return None
+    scope["headers"] = []
+    return InvalidField(
+        f"they have {num_bytes} bytes, some for each, the limit is {_MAX_HEAD_BYTES}",
+        param="headers",
+    )
 
 
 def caller_of(scope: Scope) -> str:

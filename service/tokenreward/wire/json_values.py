@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-_PIECE_BYTES = 2**20
+PIECE_BYTES = 2**20
 _QUOTE = ord('"')
 _DIGITS = bytes(ord("0") if chr(code).isdecimal() else ord(" ") for code in range(128)) + bytes(128)
 
@@ -40,8 +40,8 @@ def _outside_strings(text: bytes) -> Iterator[bytes]:
     """What stands outside of the strings of JSON, piece by piece. The quotes at both ends of a
     string are there, too, or numbers on both sides of it would be one."""
     is_escaped, is_inside = False, False
-    for start in range(0, len(text), _PIECE_BYTES):
-        piece = text[start + is_escaped : start + _PIECE_BYTES]
+    for start in range(0, len(text), PIECE_BYTES):
+        piece = text[start + is_escaped : start + PIECE_BYTES]
         piece = piece.replace(b"\\\\", b"").replace(b'\\"', b"")
         is_escaped = piece.endswith(b"\\")  # and what it escapes begins the next piece
         codes = np.frombuffer(piece, np.uint8)

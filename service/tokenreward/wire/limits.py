@@ -44,7 +44,7 @@ MAX_TEMPLATE_VALUES = 2**16
 MAX_OTHER_VALUES = 2**16
 MAX_ITEMS = 2**16
 
-_MIN_LONG_BYTES = 2**18  # a smaller body has room for a few long numbers
+MIN_LONG_BYTES = 2**18  # a smaller body has room for a few long numbers
 _VECTOR_FIELDS = frozenset({"spans", "steps", "mask", "policy_logprobs", "ref_logprobs"})
 _VALUES_OF_AN_ITEM = 32  # its own brackets and its fields, with those that it does not have
 _JSON_FIELDS = tuple(Item.model_fields)
@@ -79,7 +79,7 @@ def refuse_many_containers(body: bytes, limit: int | None = None) -> None:
 
 def refuse_long_numbers(body: bytes) -> None:
     """Raises MalformedJson if a number of a large JSON body has more than `MAX_DIGITS` digits."""
-    if len(body) >= _MIN_LONG_BYTES and has_long_number(body, MAX_DIGITS):
+    if len(body) >= MIN_LONG_BYTES and has_long_number(body, MAX_DIGITS):
         raise MalformedJson(f"a number has more than {MAX_DIGITS} digits")
 
 

@@ -14,11 +14,11 @@ from tokenreward.errors import BodyTooLarge, InvalidField, MalformedBody
 from tokenreward.wire import limits
 from tokenreward.wire.limits import too_many_values
 
-_SMALL_BYTES = 2**16  # smaller bodies are read as they are
+SMALL_BYTES = 2**16  # smaller bodies are read as they are
 # Plain bytes in one field of messages, or outside of the items: texts count there, but for those
 # of messages.
-_MAX_FIELD_BYTES = 2**20
-_MAX_SPANS = 2**19  # as lists, of all items; each becomes two lists
+MAX_FIELD_BYTES = 2**20
+MAX_SPANS = 2**19  # as lists, of all items; each becomes two lists
 _ITEM_BYTES = 256  # the names of its fields, and the short ones
 _VECTORS = ("spans", "mask", "policy_logprobs", "ref_logprobs", "steps")
 _FIELDS = ("prompt", "response", "tools", "chat_template_kwargs", *_VECTORS)
@@ -46,7 +46,7 @@ def refuse_many_plain_bytes(body: bytes) -> None:
         MalformedBody, InvalidField: The body is large and no request.
         MsgspecError, RecursionError, UnicodeDecodeError: It is broken msgpack.
     """
-    if len(body) <= _SMALL_BYTES:
+    if len(body) <= SMALL_BYTES:
         return
     if not _is_map(body):
         raise MalformedBody("the body must be a map")
@@ -57,16 +57,28 @@ def refuse_many_plain_bytes(body: bytes) -> None:
     if num_items > limits.MAX_ITEMS:
         raise BodyTooLarge(f"there are {num_items}, the limit is {limits.MAX_ITEMS}", param="items")
     num_others = len(body) - len(raw)
-    if num_others > _MAX_FIELD_BYTES:
+    if num_others > MAX_FIELD_BYTES:
         raise BodyTooLarge(
-            f"there are {num_others} bytes outside of the items, the limit is {_MAX_FIELD_BYTES}"
+            f"there are {num_others} bytes outside of the items, the limit is {MAX_FIELD_BYTES}"
         )
     try:
         items = _ITEMS.decode(raw)
     except msgspec.ValidationError as error:  # it names our fields and types, and quotes nothing
         raise InvalidField(f"must be a list of items: {error}", param="items") from None
-    num_plain, num_spans, num_messages = len(body), 0, 0
-    num_unknown = len(raw) - _ITEM_BYTES * num_items
+    _refuse_items(items, num_bytes=len(body), num_items_bytes=len(raw))
+
+
+def _refuse_items(items: list[Any], *, num_bytes: int, num_items_bytes: int) -> None:
+    """Refuses items that hold too much, each or together. Raises BodyTooLarge.
+
+    Args:
+        items: The fields of each, as they are in the body.
+        num_bytes: The bytes of the body.
+        num_items_bytes: Those of its items.
+    """
+    num_plain, num_spans, num_messages = num_bytes, 0, 0
+    num_unknown = num_items_bytes - _ITEM_BYTES * len(items)
+    others: list[tuple[bytes, int, tuple[str, int]]] = []  # neither text nor `bin`
     for index, item in enumerate(items):
         for name in _FIELDS:
             field = bytes(getattr(item, name))
@@ -79,18 +91,20 @@ def refuse_many_plain_bytes(body: bytes) -> None:
                 num_spans += count
             elif name == "prompt" and _is_map(field[_head_bytes(field) :]):
                 num_messages += count
-            _refuse_field(field, count, (name, index))
+            others.append((field, count, (name, index)))
     for count, most, noun in (
         (num_plain, limits.MAX_PLAIN_BYTES, "bytes that are neither the text of an item nor `bin`"),
-        (num_spans, _MAX_SPANS, "spans or steps as lists"),
+        (num_spans, MAX_SPANS, "spans or steps as lists"),
         (num_messages, limits.MAX_OBJECTS, "messages"),
-        (num_unknown, _MAX_FIELD_BYTES, "bytes in unknown fields"),
+        (num_unknown, MAX_FIELD_BYTES, "bytes in unknown fields"),
     ):
         if count > most:
             raise BodyTooLarge(
                 f"the body has {count} {noun}, the limit is {most}: send vectors as `bin`, or "
                 "fewer items"
             )
+    for field, count, place in others:
+        _refuse_field(field, count, place)
 
 
 def num_entries(raw: bytes) -> int | None:
@@ -107,7 +121,7 @@ def _refuse_field(field: bytes, count: int, place: tuple[str, int]) -> None:
     """Refuses a field of an item that is neither text nor `bin`. Raises BodyTooLarge."""
     if count > limits.MAX_VECTOR_VALUES:
         raise too_many_values(f"{count} values", limits.MAX_VECTOR_VALUES, place)
-    if place[0] in _VECTORS or len(field) <= _MAX_FIELD_BYTES:
+    if place[0] in _VECTORS or len(field) <= MAX_FIELD_BYTES:
         return
     if not _is_map(field) and not _is_map(field[_head_bytes(field) :]):  # ids
         return
@@ -118,8 +132,8 @@ def _refuse_field(field: bytes, count: int, place: tuple[str, int]) -> None:
             num_plain -= sum(map(len, texts))
     except msgspec.ValidationError:
         pass  # all of it is plain
-    if num_plain > _MAX_FIELD_BYTES:
-        raise too_many_values(f"{num_plain} bytes besides texts", _MAX_FIELD_BYTES, place)
+    if num_plain > MAX_FIELD_BYTES:
+        raise too_many_values(f"{num_plain} bytes besides texts", MAX_FIELD_BYTES, place)
 
 
 def _head_bytes(raw: bytes) -> int:

@@ -24,7 +24,7 @@ from tokenreward.errors import (
     Overloaded,
 )
 from tokenreward.http.app import build_app
-from tokenreward.http.body import LARGE_BODY_BYTES, BodyBudget, for_size
+from tokenreward.http.body import LARGE_BODY_BYTES, BodyBudget, for_size, parsed_size
 from tokenreward.http.replica import ReplicaBackend
 from tokenreward.http.request_limits import Limits
 from tokenreward.http.scope import IncomingRequest
@@ -350,7 +350,7 @@ async def test_a_replica_parses_no_more_bytes_at_a_time_than_it_may(
         Scores(), Limits(max_body_bytes=1000, max_request_items=9, request_timeout_s=5)
     )
     backend.bodies = BodyBudget(
-        10_000, max_body_bytes=1000, max_parsed_bytes=at_a_time * len(CONTENT)
+        10_000, max_body_bytes=1000, max_parsed_bytes=at_a_time * parsed_size(CONTENT)
     )
     monkeypatch.setattr("tokenreward.http.replica.for_size", slowly)
     transport = httpx.ASGITransport(build_app(backend))

@@ -17,10 +17,10 @@ from tokenreward.engine.slot import Slot
 from tokenreward.errors import Overloaded
 from tokenreward.http.app import build_app
 from tokenreward.http.body import BodyBudget, for_size
+from tokenreward.http.budget_queue import BudgetQueue
 from tokenreward.http.replica import ReplicaBackend
 from tokenreward.http.request_limits import Limits
 from tokenreward.http.scope import IncomingRequest
-from tokenreward.http.turns import Turns
 from tokenreward.metrics import Metrics
 
 MIB = 2**20
@@ -188,7 +188,7 @@ async def test_a_turn_that_comes_together_with_a_cancellation_is_given_back() ->
         free += share
         turns.give()
 
-    turns = Turns(take, give_back)
+    turns = BudgetQueue(take, give_back)
     waiting = asyncio.create_task(turns.wait(2, caller("a"), within_s=20))
     other = asyncio.create_task(turns.wait(1, caller("b"), within_s=20))
     await steps()

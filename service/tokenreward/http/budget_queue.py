@@ -1,8 +1,8 @@
-"""Callers wait in turns for a share of something of which there is only so much.
+"""The queue of those who wait for a share of a budget, in turns.
 
     take -> yes, or wait -> the share is taken
 
-It knows callers and sizes of shares, and nothing of what the shares are of.
+It knows callers and sizes of shares, and nothing of what the budget is of.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from tokenreward.fair_queue import FairQueue
 from tokenreward.http.scope import IncomingRequest
 
 
-class Turns:
-    """Those who wait for a share, in the order of `FairQueue`: callers take turns by the sizes of
-    their shares. It belongs to one event loop.
+class BudgetQueue:
+    """Those who wait for a share of a budget, in the order of `FairQueue`: callers take turns by
+    the sizes of their shares. It belongs to one event loop.
 
     The first one is woken when its share fits, and nobody else is: a share that is large waits for
     the shares before it, and not until nobody asks for a smaller one.

@@ -27,13 +27,10 @@ _NONE = b"\xc0"
 _BODY: Any = msgspec.msgpack.Decoder(
     msgspec.defstruct("_BODY", [("items", msgspec.Raw, msgspec.Raw(_NONE))])
 )
-_ITEMS: Any = msgspec.msgpack.Decoder(
-    list[
-        msgspec.defstruct(  # type: ignore[misc]
-            "_ITEM", [(name, msgspec.Raw, msgspec.Raw(_NONE)) for name in _FIELDS], gc=False
-        )
-    ]
+_ITEM = msgspec.defstruct(
+    "_ITEM", [(name, msgspec.Raw, msgspec.Raw(_NONE)) for name in _FIELDS], gc=False
 )
+_ITEMS: Any = msgspec.msgpack.Decoder(list[_ITEM])  # type: ignore[valid-type]
 _MESSAGES = msgspec.msgpack.Decoder(list[dict[str, msgspec.Raw]])
 
 

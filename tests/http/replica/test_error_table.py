@@ -212,7 +212,7 @@ async def device_is_busy_past_the_deadline(
 
 @case("body_timeout")
 async def body_stops_arriving(client: httpx.AsyncClient, fixture: Any) -> httpx.Response:
-    fixture("monkeypatch").setattr("tokenreward.http.body._MAX_PAUSE_S", 0.05)
+    fixture("monkeypatch").setattr("tokenreward.http.body_stream._MAX_PAUSE_S", 0.05)
 
     async def half() -> AsyncIterator[bytes]:
         yield b'{"scorer": "one", '

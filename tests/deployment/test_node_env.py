@@ -117,4 +117,5 @@ def test_haproxy_closes_the_connections_to_a_replica_that_is_gone() -> None:
     line = done.stdout.strip()
     assert "downinter 250ms on-marked-down shutdown-sessions" in line
     assert "fall 3" in line
-    assert "inter 1s" in line
+    assert " inter 800ms" in line
+    assert "fastinter 50ms" in line

@@ -36,7 +36,7 @@ class Faults:
 
     def prepare(self, name: str) -> None:
         """Makes the cluster what the fault of that name wants, before callers ask."""
-        if name == "node":
+        if name in LASTING:
             self._cluster.bring(GATEWAY, self._cluster.others[-1])
 
     def none(self) -> list[str]:

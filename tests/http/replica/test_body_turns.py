@@ -98,6 +98,7 @@ async def test_a_large_body_gets_in_before_smaller_ones_that_come_after_it() -> 
     await steps()
     for holder in first[:5]:
         await holder.end()
+        later.append(Holder(bodies, MIB, "newcomer", order))
         await steps()
         assert len(order) == 6  # nobody takes what becomes free
     await first[5].end()
@@ -147,7 +148,7 @@ async def test_who_does_not_wait_may_pass_a_waiting_body_up_to_its_size() -> Non
         await end_all(*passing[-1:])
     late = Holder(bodies, MIB, "late", order, wait_s=0)
     with pytest.raises(Overloaded):
-        await late.task
+        await asyncio.wait_for(late.task, 2)
     await end_all(held)
     await steps()
     assert order[-1] == "large"

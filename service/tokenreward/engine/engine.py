@@ -177,7 +177,7 @@ class Engine(UpdatableEngine):
             async with asyncio.timeout(timeout_s):
                 return await self._score(request, request_id or uuid.uuid4().hex, deadline, caller)
         except TimeoutError:
-            raise DeadlineExceededError(f"not finished within {timeout_s} s") from None
+            raise DeadlineExceededError(f"not finished within {timeout_s:.3g} s") from None
 
     def describe(self) -> list[dict[str, Any]]:
         """The scorers of this deployment, as `GET /v1/scorers` shows them. HTTP adds the route."""

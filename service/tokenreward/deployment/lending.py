@@ -164,9 +164,8 @@ class Lender:
             return
         try:
             repayment = await lending.compute(loan)
-        except (
-            Exception
-        ) as error:  # it is refused, so that its lender need not wait until it is late
+        except Exception as error:
+            # It is refused, so that its lender need not wait until it is late.
             logger.error("a loan cannot be computed: %s", frames(error))
             from tokenreward.engine.lending import Repayment
 

@@ -81,11 +81,6 @@ class RewardError(Exception):
         self.param = path_below(prefix, self.param)
         return self
 
-    def drop_frames(self) -> None:
-        """Drops the traceback, for an error that is kept: its frames refer to bodies, and to
-        engines, which are to be freed when they have been replaced."""
-        self.__traceback__ = self.__context__ = self.__cause__ = None
-
     def detail(self) -> dict[str, Any]:
         """The one error body, as it stands under `error` at the top level and in an item."""
         return {
@@ -255,6 +250,12 @@ def quotable(text: str) -> str:
     """A name or a header of a caller, cut so that a message can quote it: at most 64 characters,
     with `?` for those that cannot be printed."""
     return "".join(character if character.isprintable() else "?" for character in text[:64])
+
+
+def drop_frames(error: BaseException) -> None:
+    """Drops the traceback of an error that is kept: its frames refer to bodies, and to engines,
+    which are to be freed when they have been replaced."""
+    error.__traceback__ = error.__context__ = error.__cause__ = None
 
 
 def frames(error: BaseException) -> str:

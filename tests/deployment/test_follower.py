@@ -244,13 +244,13 @@ async def test_a_registry_that_keeps_silent_holds_up_nothing_for_long(
     deployment: FakeDeployment, replica: FakeReplica, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(follower, "REGISTRY_S", 0.05)
-    deployment.store.delays_s["keys"] = 1.0
+    deployment.store.delays_s["keys"] = 3.0
     began = time.monotonic()
     await caught_up(replica)
     with pytest.raises(Loading):
         await replica.follower.start(settings_of(declared(2)))
     report = await replica.follower.commit(pushed(2), within_s=5)
-    assert time.monotonic() - began < 0.9
+    assert time.monotonic() - began < 2.5
     assert report["error"]["code"] == replica.follower.status()["error"]["code"] == "loading"
     assert (replica.engine.version, replica.loads) == (1, [])
 

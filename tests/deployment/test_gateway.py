@@ -109,16 +109,17 @@ async def test_a_handle_that_ray_does_not_give_holds_up_no_event_loop(
     answers = threading.Event()
 
     def handle_of(_: str) -> Any:
-        answers.wait(5)
+        answers.wait(10)
         raise RuntimeError("the controller is away")
 
     began = time.monotonic()
     asking = asyncio.create_task(has_ready(handle_of, "lm"))
     await asyncio.sleep(0.01)
-    assert time.monotonic() - began < 0.09
+    assert not asking.done()
     assert await asking is False
     (late,) = await call_replicas(handle_of, "lm", "weights_status", (), 0.1)
     assert isinstance(late, TimeoutError)
+    assert time.monotonic() - began < 5
     answers.set()
     assert await has_ready(handle_of, "lm") is False  # whatever Ray raises
 

@@ -75,11 +75,11 @@ async def test_a_gcs_that_keeps_silent_holds_up_neither_the_event_loop_nor_the_m
 ) -> None:
     monkeypatch.setattr(module, "TIMEOUT_S", 0.1)
     answers, began = threading.Event(), time.monotonic()
-    counting = asyncio.create_task(replica_counts(answers.wait, APPLICATIONS))
+    counting = asyncio.create_task(replica_counts(lambda: answers.wait(10), APPLICATIONS))
     await asyncio.sleep(0.01)
-    assert time.monotonic() - began < 0.09
+    assert not counting.done()
     assert await counting == {}
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 5
     answers.set()
 
 

@@ -112,6 +112,13 @@ def altered(paid: Repayment, *, jobs: Any = None, **others: Any) -> Repayment:
     return Repayment(paid.number, weights, paid.jobs if jobs is None else jobs)
 
 
+async def computed(lender: Replica, thief: Replica) -> Repayment:
+    """What another replica computed of all that may be lent."""
+    loan = lender.lending.lend(lender.lending.weights, 10_000)
+    assert loan is not None
+    return await thief.lending.compute(loan)
+
+
 async def through(lender: Replica, thief: Replica) -> int:
     """Lends and repays once. Returns how many jobs."""
     loan = lender.lending.lend(lender.lending.weights, 10_000)
@@ -189,9 +196,7 @@ async def test_the_timing_of_a_reply_counts_each_batch_once_wherever_it_ran(
     lender, thief = replica(), replica()
     async with stuck(lender):
         asked = await waiting(lender, body())
-        loan = lender.lending.lend(lender.lending.weights, 10_000)
-        assert loan is not None
-        repayment = await thief.lending.compute(loan)
+        repayment = await computed(lender, thief)
         slow = [(outputs, 9.0, 3.0, number) for outputs, _, _, number in repayment.jobs]
         lender.lending.repay(altered(repayment, jobs=slow))
     reply = await asked
@@ -212,9 +217,7 @@ async def test_a_loan_of_other_weights_is_not_made_and_not_computed(
     async with stuck(lender):
         asked = await waiting(lender, body())
         assert lender.lending.lend(thief.lending.weights, 10_000) is None
-        loan = lender.lending.lend(lender.lending.weights, 10_000)
-        assert loan is not None
-        repayment = await thief.lending.compute(loan)
+        repayment = await computed(lender, thief)
         assert repayment.jobs == []
         lender.lending.repay(repayment)
         assert lender.engine.batcher.queued_items == NUM_ITEMS
@@ -229,12 +232,10 @@ async def test_outputs_of_weights_that_serve_no_more_are_computed_again(
     lender, thief = replica(), replica()
     async with stuck(lender):
         asked = await waiting(lender, body())
-        loan = lender.lending.lend(lender.lending.weights, 10_000)
-        assert loan is not None
-        repayment = await thief.lending.compute(loan)
+        repayment = await computed(lender, thief)
         lender.lending.repay(altered(repayment, **other))
         assert lender.engine.batcher.queued_items == NUM_ITEMS
-    assert lender.counts["lent_items_total returned"] == len(loan.jobs)
+    assert lender.counts["lent_items_total returned"] == len(repayment.jobs)
     assert [item.error for item in (await asked).items] == [None] * NUM_ITEMS
 
 
@@ -263,9 +264,7 @@ async def test_garbage_is_no_answer(replica: Callable[..., Replica], kind: str) 
     truth = await alone.engine.score(body())
     async with stuck(lender):
         asked = await waiting(lender, body())
-        loan = lender.lending.lend(lender.lending.weights, 10_000)
-        assert loan is not None
-        lender.lending.repay(GARBAGE[kind](await thief.lending.compute(loan)))
+        lender.lending.repay(GARBAGE[kind](await computed(lender, thief)))
         assert lender.engine.batcher.queued_items == NUM_ITEMS
     for ours, theirs in zip((await asked).items, truth.items, strict=True):
         allclose(ours.rewards, theirs.rewards)
@@ -288,9 +287,7 @@ async def test_a_repayment_that_cannot_be_read_loses_no_job(
     lender, thief = replica(), replica()
     async with stuck(lender):
         asked = await waiting(lender, body())
-        loan = lender.lending.lend(lender.lending.weights, 10_000)
-        assert loan is not None
-        paid = await thief.lending.compute(loan)
+        paid = await computed(lender, thief)
         with pytest.raises(TypeError):
             lender.lending.repay(altered(paid, jobs=UNREADABLE[kind](paid)))
         lender.lending.repay(paid)  # nothing is answered twice
@@ -298,7 +295,7 @@ async def test_a_repayment_that_cannot_be_read_loses_no_job(
         assert num_paid == (0 if kind == "no jobs at all" else 1)
         assert lender.engine.batcher.queued_items == NUM_ITEMS - num_paid
     assert [item.error for item in (await asked).items] == [None] * NUM_ITEMS
-    assert lender.counts["lent_items_total returned"] == len(loan.jobs) - num_paid
+    assert lender.counts["lent_items_total returned"] == len(paid.jobs) - num_paid
     assert lender.engine.batcher.queued_tokens == 0
 
 

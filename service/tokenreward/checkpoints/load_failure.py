@@ -61,9 +61,9 @@ def why_not_loaded(
     """
     if gguf is not None:
         return why_no_gguf(gguf) or _first_line(error, settings)
-    is_hub_id = source[0] not in "/.~" and source.count("/") < 2
+    is_path = source.startswith(("/", ".", "~")) or source.count("/") > 1  # no `owner/name`
     try:
-        if not is_hub_id and not Path(source).exists():
+        if is_path and not Path(source).exists():
             return "there is no such folder"
         cause = _cause_in_files(source, settings)
         method = quantisation(source, settings.revision)

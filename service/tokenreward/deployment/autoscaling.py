@@ -34,14 +34,12 @@ class Demand:
         counters: For each replica: its latest count of arrived tokens, and when it was last read.
         arrivals: Tokens that arrived in the window: the time of each bucket, and its tokens.
         tokens_per_s: What one replica computes, as measured last; None until one has measured it.
-        min_window_s: As the argument of the policy.
     """
 
     began: float
     counters: Mapping[Any, tuple[float, float]] = field(default_factory=dict)
     arrivals: tuple[tuple[float, float], ...] = ()
     tokens_per_s: float | None = None
-    min_window_s: float = _MIN_WINDOW_S
 
     def after(self, arrived: Mapping[Any, float], rates: Mapping[Any, float], now: float) -> Demand:
         """What is remembered once these figures were read.
@@ -75,9 +73,9 @@ class Demand:
         tokens_per_s = statistics.median(measured) if measured else self.tokens_per_s
         return replace(self, counters=counters, arrivals=arrivals, tokens_per_s=tokens_per_s)
 
-    def arrivals_per_s(self, now: float) -> float:
-        """Tokens a second that arrived in the window."""
-        window_s = min(max(now - self.began, self.min_window_s), _WINDOW_S)
+    def arrivals_per_s(self, now: float, *, min_window_s: float = _MIN_WINDOW_S) -> float:
+        """Tokens a second that arrived in the window, which has at least so many seconds."""
+        window_s = min(max(now - self.began, min_window_s), _WINDOW_S)
         return sum(num_tokens for _, num_tokens in self.arrivals) / window_s
 
 
@@ -140,9 +138,7 @@ class TokenPolicy:
         """
         figures, now = context.aggregated_metrics or {}, context.current_time
         pending = figures.get("pending_tokens", {})
-        before: Demand | None = context.policy_state.get(_STATE)
-        if before is None:
-            before = Demand(began=now, min_window_s=self._min_window_s)
+        before: Demand = context.policy_state.get(_STATE) or Demand(began=now)
         demand = before.after(
             figures.get("arrived_tokens", {}), figures.get("tokens_per_second", {}), now
         )
@@ -152,7 +148,7 @@ class TokenPolicy:
             return context.target_num_replicas, state
         number = desired_replicas(
             sum(pending.values()),
-            demand.arrivals_per_s(now),
+            demand.arrivals_per_s(now, min_window_s=self._min_window_s),
             tokens_per_s=tokens_per_s,
             target_tokens=min(tokens_per_s * self._target_queue_s, self._max_target_tokens),
         )

@@ -31,6 +31,7 @@ from tokenreward.errors import (
     RequestError,
     Updating,
     VersionConflict,
+    drop_frames,
     frames,
 )
 from tokenreward.http.gateway.push_turn import registered
@@ -142,7 +143,7 @@ class Follower:
         """Notes why newer weights cannot be served, for the log and for `status`."""
         last = self.error
         self.error = _as_request_error(error, "the newest weights cannot be served")
-        self.error.drop_frames()
+        drop_frames(self.error)
         if last is None or last.message != self.error.message:  # it is tried again and again
             logger.warning("version %s stays: %s", self.version, self.error)
 
@@ -160,8 +161,8 @@ class Follower:
 
     def check(self) -> None:
         """Catches up in the background with what was pushed or declared, and drops what was
-        prepared and is not going to be committed. It returns at once; Ray calls it every few
-        seconds."""
+        prepared and is not going to be committed. It returns at once; Ray calls it once a
+        second."""
         self._reloader.discard_late()
         if time.monotonic() >= self._next_attempt:
             self._begin_to_catch_up()

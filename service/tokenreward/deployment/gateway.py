@@ -188,7 +188,7 @@ async def _replies(
         What is in `_GONE`, if no replica could be called.
     """
     async with asyncio.timeout(within_s):
-        handle = await on_thread(within_s, handle_of, application)
+        handle = await on_thread(handle_of, application)
         broadcast = handle.broadcast(method, *arguments)
         replies = await broadcast._fetch_replica_results_async()
     return [asyncio.ensure_future(asyncio.wait_for(each.get_async(), within_s)) for each in replies]
@@ -198,9 +198,7 @@ async def _answers(handle_of: HandleOf, application: str, method: str) -> AsyncG
     """Calls a method of each running replica, and gives what does not raise, as it comes."""
     try:
         tasks = await _replies(handle_of, application, method, within_s=GATHER_TIMEOUT_S)
-    except (
-        Exception
-    ) as error:  # whatever Ray raises: a deployment that cannot be asked is not ready
+    except Exception as error:  # whatever Ray raises: it cannot be asked, so it is not ready
         logger.info("%s: no replica answers (%s)", application, type(error).__name__)
         return
     try:

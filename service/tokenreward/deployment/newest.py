@@ -13,6 +13,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 
 from tokenreward.deployment.reloader import Reloader
+from tokenreward.errors import drop_frames
 from tokenreward.settings import DeploymentSettings
 from tokenreward.wire.weights import Weights
 
@@ -69,8 +70,7 @@ async def load_first(
         if any(each is None or each > older[0].version for each in versions):
             raise
         failure = error
-    # The frames of the failure refer to what was loaded so far.
-    failure.__traceback__ = failure.__context__ = failure.__cause__ = None
+    drop_frames(failure)  # they refer to what was loaded so far
     gc.collect()
     logger.error(
         "version %d cannot be loaded, and version %d is in its place: %s",

@@ -68,7 +68,7 @@ class RayPeers:
             async with asyncio.timeout(CALL_S):
                 if address not in self.actors:
                     self.actors[address] = await on_thread(
-                        CALL_S, ray.get_actor, address, namespace=SERVE_NAMESPACE
+                        ray.get_actor, address, namespace=SERVE_NAMESPACE
                     )
                 return await self.actors[address].__ray_call__.remote(call_here, method, *args)
         except (RayError, TimeoutError, ValueError) as error:  # ValueError: no actor has this name

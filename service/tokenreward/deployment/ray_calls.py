@@ -1,8 +1,8 @@
-"""Calls of Ray that block, off the event loop and within a time limit.
+"""Calls of Ray that block, off the event loop.
 
 Ray answers some questions, such as where an actor is, by asking its GCS or its controller, and
-blocks until that answers: a minute or more while it is away. This module knows nothing of what is
-asked.
+blocks until that answers: a minute or more while it is away. So callers set a time limit, with
+`asyncio.timeout` for example. This module knows nothing of what is asked.
 """
 
 from __future__ import annotations
@@ -22,16 +22,9 @@ P = ParamSpec("P")
 _THREADS = ThreadPoolExecutor(4, thread_name_prefix="ray")
 
 
-async def on_thread(within_s: float, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """What a call returns that may block. If it takes too long, it goes on, and nobody waits.
-
-    Raises:
-        TimeoutError: It did not return in time.
-        Exception: What it raises.
-    """
+async def on_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """What a call returns that may block. If this is cancelled, the call goes on, and nobody
+    waits."""
     context = contextvars.copy_context()
-    work = asyncio.get_running_loop().run_in_executor(
-        _THREADS, partial(context.run, call, *args, **kwargs)
-    )
-    async with asyncio.timeout(within_s):
-        return await work
+    work = partial(context.run, call, *args, **kwargs)
+    return await asyncio.get_running_loop().run_in_executor(_THREADS, work)

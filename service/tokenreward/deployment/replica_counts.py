@@ -42,7 +42,8 @@ async def replica_counts(
         starts again or has none of that name, are left out.
     """
     try:
-        controller = await on_thread(TIMEOUT_S, controller_of)
+        async with asyncio.timeout(TIMEOUT_S):
+            controller = await on_thread(controller_of)
     except (RayError, TimeoutError, ValueError) as error:  # ValueError: there is none
         logger.info("no numbers of replicas (%s)", type(error).__name__)
         return {}

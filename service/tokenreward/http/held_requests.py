@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from tokenreward.errors import InternalError, Loading, Overloaded, RequestError
+from tokenreward.errors import InternalError, Loading, Overloaded, RequestError, drop_frames
 
 T = TypeVar("T")
 
@@ -184,7 +184,7 @@ class HeldRequests:
 
     def _note_refusal(self, place: _LinePlace, outcome: object) -> None:
         """Lets a refused request stand where it stood. If it is the first one, a pause is next,
-        and else the next one that may pass the first."""
+        and else the next one that may pass the first. The refusal is kept until the next try."""
         if place not in self._waiting:  # it was taken for accepted
             # Turns begin anew when the line is empty.
             place.turn = min(place.turn, self._turn + 1)
@@ -201,7 +201,7 @@ class HeldRequests:
             self._smallest_refused = min(self._smallest_refused, place.size)
             self._num_refused += 1
         if isinstance(outcome, RequestError):
-            outcome.drop_frames()
+            drop_frames(outcome)
         self._wake()
 
     def _leave(self, place: _LinePlace, *, is_accepted: bool = False) -> None:

@@ -422,6 +422,15 @@ async def test_a_caller_who_hangs_up_is_held_no_longer(edge: Any, gateway: Any) 
         assert len(asked) <= num_asked + 1
 
 
+async def test_texts_of_who_hangs_up_are_tokenised_no_longer(edge: Any, gateway: Any) -> None:
+    edge.answer = edge.hang
+    async with gateway(edge.url) as client:
+        with pytest.raises(httpx.ReadTimeout):
+            await client.post("/tokenize", json={"prompt": "a"}, timeout=0.5)
+        await until(lambda: bool(edge.hung_up))
+        assert gateway.backend.bodies.num_held == 0
+
+
 async def test_a_fault_of_a_deployment_is_tried_again_twice_for_a_plain_caller(
     edge: Any, gateway: Any
 ) -> None:

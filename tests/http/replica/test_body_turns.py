@@ -12,7 +12,7 @@ import httpx
 import pytest
 from starlette.requests import ClientDisconnect
 
-from fakes.web import until
+from fakes.web import serving_here, until
 from tokenreward.engine.slot import Slot
 from tokenreward.errors import Overloaded
 from tokenreward.http.app import build_app
@@ -152,7 +152,12 @@ async def test_who_does_not_wait_may_pass_a_waiting_body_up_to_its_size() -> Non
     await end_all(held)
     await steps()
     assert order[-1] == "large"
-    await end_all(large)
+    second = Holder(bodies, 5 * MIB, "second", order)
+    await steps()
+    again = Holder(bodies, MIB, "again", order, wait_s=0)  # the second one was passed by nobody
+    await steps()
+    assert order[-1] == "again"
+    await end_all(again, large, second)
 
 
 async def test_a_wait_for_memory_ends_with_its_time_or_its_share() -> None:
@@ -252,11 +257,29 @@ class Tokenizes:
         return b"{}"
 
 
-async def test_texts_that_wait_for_a_thread_keep_no_other_body_from_being_parsed() -> None:
-    engine, slot = Tokenizes(), Slot()
+async def backend_of(engine: Tokenizes) -> ReplicaBackend:
+    slot = Slot()
     await slot.put(engine)  # type: ignore[arg-type]
     limits = Limits(max_body_bytes=MIB, max_request_items=9, request_timeout_s=20)
-    backend = ReplicaBackend("lm", slot, metrics=Metrics(), limits=limits)
+    return ReplicaBackend("lm", slot, metrics=Metrics(), limits=limits)
+
+
+async def test_texts_of_who_hangs_up_wait_for_no_thread() -> None:
+    engine = Tokenizes()
+    backend = await backend_of(engine)
+    async with (
+        serving_here(build_app(backend)) as url,
+        httpx.AsyncClient(base_url=url, timeout=0.5, trust_env=False) as client,
+    ):
+        with pytest.raises(httpx.ReadTimeout):
+            await client.post("/tokenize", json={"prompt": "a"})
+        await until(lambda: engine.num_waiting == 0)
+    assert backend.bodies.num_held == 0
+
+
+async def test_texts_that_wait_for_a_thread_keep_no_other_body_from_being_parsed() -> None:
+    engine = Tokenizes()
+    backend = await backend_of(engine)
     content = b'{"prompt": "%s"}' % (b"a" * 600)
     backend.bodies = BodyBudget(MIB, max_body_bytes=MIB, max_parsed_bytes=2 * len(content))
     transport = httpx.ASGITransport(build_app(backend))

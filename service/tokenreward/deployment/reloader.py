@@ -41,8 +41,8 @@ class Reloader:
         busy: Held while weights are prepared or changed, and until an engine that was replaced has
             answered its last request. A second engine is loaded without it, so pushes go on.
             `start` and `change_engine` take it themselves.
-        draining: The version of an engine that was replaced and still answers its last requests:
-            until their deadlines at most. None if there is none.
+        draining: The version of an engine that was replaced and still answers its last requests,
+            until their deadlines at most. None if there is no such engine.
     """
 
     def __init__(

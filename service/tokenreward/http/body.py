@@ -38,8 +38,8 @@ _SHORTEST_WAIT_S = 0.05
 # Large bodies together leave this much of the memory to others, so that a few callers who send
 # large bodies slowly do not keep out everybody.
 _SMALL_BODIES_SHARE = 0.25
-# Threads of their own: whoever holds a share of what may be parsed at a time must not wait for a
-# thread behind somebody who loads weights.
+# Threads of their own. A request that waits here holds a share of what may be parsed at a time, and
+# in asyncio's pool it would wait behind loads of weights.
 _THREADS = ThreadPoolExecutor(4, thread_name_prefix="bodies")
 
 
@@ -49,8 +49,8 @@ class BodyBudget:
     A request takes its share of the memory before the first byte of its body is read, and gives it
     back when the body is dropped. A caller who sends slowly takes its own share from others and
     nothing else. If the share does not fit, the request is refused, or waits in its turn. Large
-    bodies and small ones wait apart. While a large one waits, small ones still have what large ones
-    leave to them, and no more, so that it gets in at last.
+    bodies and small ones wait apart. While a large one waits, small ones have the quarter of the
+    memory that large ones leave to them, and no more. So it gets in at last.
 
     Large bodies that are there are parsed in turns, because the objects of a parsed body take many
     times its size. A body larger than what may be parsed at a time is parsed alone.

@@ -19,8 +19,8 @@ class BudgetQueue:
     """Those who wait for a share of a budget, in the order of `FairQueue`: callers take turns by
     the sizes of their shares. It belongs to one event loop.
 
-    The first one is woken when its share fits, and nobody else is: a share that is large waits for
-    the shares before it, and not until nobody asks for a smaller one.
+    The first one is woken when its share fits, and nobody else is. So a large share waits for those
+    before it alone, however many smaller ones come later.
 
     Args:
         take: Takes a share of this size if it fits, and says whether it did.

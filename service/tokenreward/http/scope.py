@@ -57,8 +57,9 @@ def headers_of(scope: Scope) -> dict[str, str]:
 
 
 def head_error(scope: Scope) -> InvalidField | None:
-    """What is wrong with a request whose headers have too many bytes, some counted for each; None
-    if they have not. Those that have are dropped, and nobody reads them."""
+    """The error of a request whose headers have too many bytes, with some more for each header.
+    None if they are small enough. Headers that are too large are dropped, so that nothing reads
+    them."""
     num_bytes = sum(_HEADER_BYTES + len(name) + len(value) for name, value in scope["headers"])
     if num_bytes <= _MAX_HEAD_BYTES:
         return None

@@ -89,12 +89,14 @@ class HeldFile:
         stamp: The file. Raises OSError if its path is another file's by now.
     """
 
+    _descriptor = -1  # until it is open
+
     def __init__(self, stamp: FileStamp) -> None:
         self.name = stamp[0]
         self._descriptor = os.open(self.name, os.O_RDONLY | os.O_CLOEXEC)
         stat = os.fstat(self._descriptor)
         if (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns) != stamp[1:5]:
-            os.close(self._descriptor)
+            self.close()
             raise OSError(f"{self.name} changed while it was read")
         self._content = stamp[3:5]  # removing the file changes the entry's time, and nothing else
 
@@ -116,9 +118,9 @@ class HeldFile:
 
     def close(self) -> None:
         """Lets the file go."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-        self._descriptor = -1
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
 
     __del__ = close  # weights that were prepared may be dropped with the engine
 

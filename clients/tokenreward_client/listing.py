@@ -121,18 +121,27 @@ class Listing:
             DeadlineExceeded: A scorer is not listed yet, and some deployment has not answered.
             ClientError: As `refresh`.
         """
+        missing: list[str] = []
         while True:
-            scorers = yield from self.refresh(Attempts(attempts.retry, attempts.deadline))
+            try:
+                scorers = yield from self.refresh(Attempts(attempts.retry, attempts.deadline))
+            except DeadlineExceeded as error:
+                if missing:
+                    raise self._still_loading(missing[0]) from error
+                raise
             missing = [name for name in names if self._may_be_unavailable(served_name(name))]
             if not missing:
                 return scorers
             pause_s = attempts.next_pause_s(frozenset({Loading.code}), is_retryable=True) or 0.0
             if not attempts.has_time_for(pause_s):
-                raise DeadlineExceeded(
-                    f"scorer {missing[0]!r} is not listed, and {', '.join(self._unavailable)} did "
-                    "not answer: its weights may still load"
-                )
+                raise self._still_loading(missing[0])
             yield pause_s
+
+    def _still_loading(self, name: str) -> DeadlineExceeded:
+        return DeadlineExceeded(
+            f"scorer {name!r} is not listed, and {', '.join(self._unavailable)} did not answer: "
+            "its weights may still load"
+        )
 
     def require_tokenizer(
         self, names: Sequence[str], fingerprint: str, attempts: Attempts

@@ -128,14 +128,30 @@ def test_a_listing_waits_for_no_scorer_that_every_deployment_lacks(edge: Any) ->
     assert edge.num_listed == 1
 
 
+STILL_LOADING = "'reward_model' is not listed, and rm did not answer: its weights may still load"
+
+
 def test_a_deployment_that_loads_for_too_long_is_said_in_one_sentence(edge: Any) -> None:
     edge.listing = PARTIAL
     with (
         Client(edge.url, timeout_s=2) as client,
-        pytest.raises(DeadlineExceeded, match="'reward_model' is not listed, and rm did not"),
+        pytest.raises(DeadlineExceeded, match=STILL_LOADING),
     ):
         client.scorers(wait_for=["reward_model"])
     assert edge.num_listed >= 2
+
+
+def test_so_is_one_of_which_the_last_listing_comes_too_late(
+    edge: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edge.listing = PARTIAL
+    monkeypatch.setattr(Client, "retry", Retry(first_pause_s=0.2, longest_pause_s=0.2))
+    threading.Timer(1.0, setattr, (edge, "listing_delay_s", 10.0)).start()
+    with (
+        Client(edge.url, timeout_s=2) as client,
+        pytest.raises(DeadlineExceeded, match=STILL_LOADING),
+    ):
+        client.scorers(wait_for=["reward_model"])
 
 
 @pytest.mark.parametrize(

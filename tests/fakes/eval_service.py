@@ -36,10 +36,6 @@ class Known(Edge):
     def responses(self) -> list[str]:
         return [item["response"] for body in self.bodies for item in body["items"]]
 
-    def reset(self) -> None:
-        super().reset()
-        self.listing = {"scorers": [{**ENTRY}, {**ENTRY, "name": "second"}]}
-
     def ok(self, body: dict[str, Any]) -> Response:
         return self.reply(
             [self.answer(index, item, body) for index, item in enumerate(body["items"])]
@@ -82,14 +78,13 @@ class Known(Edge):
 @contextmanager
 def known() -> Iterator[Known]:
     """A Known that answers, in a thread of its own."""
-    service = Known()
+    service = Known(listing={"scorers": [{**ENTRY}, {**ENTRY, "name": "second"}]})
     routes = [
         Route("/v1/rewards", service.post, methods=["POST"]),
         Route("/v1/scorers", service.list_scorers),
     ]
     with web.serving(Starlette(routes=routes)) as url:
         service.url = url
-        service.reset()
         yield service
 
 

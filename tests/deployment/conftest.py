@@ -10,7 +10,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from uvicorn.protocols.websockets import auto
@@ -93,11 +93,15 @@ def replica(this_process: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any
         "scorers": [{"type": "endogenous"}],
     }
     replica = GatedReplica({"limits": limits, "api_keys_file": None, "deployment": deployment})
-    replica.registry, replica.others = Registry(store), []
+    replica.registry, replica.others, replica.num_loaded = Registry(store), [], 0
 
     async def call_replicas(*_: Any) -> list[Any]:
         return list(replica.others)
 
+    async def num_loaded(*_: Any) -> int | None:
+        return cast(int | None, replica.num_loaded)
+
     monkeypatch.setattr("tokenreward.deployment.replica.call_replicas", call_replicas)
+    monkeypatch.setattr("tokenreward.deployment.replica.num_loaded", num_loaded)
     yield replica
     replica.gate.set()

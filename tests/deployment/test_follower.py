@@ -310,6 +310,26 @@ async def test_a_start_serves_what_was_before_weights_that_cannot_be_loaded_and_
     assert (status["version"], status["error"]) == (3, None)
 
 
+async def test_after_a_start_that_took_long_the_newest_is_loaded_again_nine_times_as_late(
+    deployment: FakeDeployment, replica: FakeReplica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, skipped = time.monotonic, [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now() + sum(skipped))
+    deployment.registry.record("lm", pushed(3))
+    replica.absent = {"/pushed"}
+    replica.loading.clear()
+    starting = asyncio.create_task(replica.follower.start(settings_of(declared(2))))
+    await web.until(lambda: bool(replica.loads))
+    skipped.append(100)
+    replica.loading.set()
+    await starting
+    replica.absent = set()
+    for seconds, version in [(800, 2), (200, 3)]:
+        skipped.append(seconds)
+        await caught_up(replica)
+        assert replica.engine.version == version
+
+
 @pytest.mark.parametrize("others", [[3], [2, 4], [None]])
 async def test_a_start_goes_not_back_while_another_replica_serves_newer_weights_or_is_silent(
     deployment: FakeDeployment, replica: FakeReplica, others: list[int | None]

@@ -210,15 +210,23 @@ async def test_a_start_serves_the_push_before_a_redeploy_that_cannot_be_loaded(
     np.testing.assert_array_equal(after, before)
 
 
-@pytest.mark.parametrize("others", [[{"version": 6}], [TimeoutError()]])
+@pytest.mark.parametrize(
+    ("others", "num_loaded"),
+    [
+        ([{"version": 6}], 1),
+        ([TimeoutError()], 1),
+        ([{"version": 5}], 2),  # the controller has started again, and hands out one of them so far
+        ([], None),
+    ],
+)
 async def test_a_start_serves_nothing_older_than_others_serve(
-    replica: Any, language_model: Path, tmp_path: Path, others: list[Any]
+    replica: Any, language_model: Path, tmp_path: Path, others: list[Any], num_loaded: int | None
 ) -> None:
     replica.registry.record("lm", Weights(checkpoint=str(tmp_path / "gone"), version=6))
-    replica.others = others
+    replica.others, replica.num_loaded = others, num_loaded
     with pytest.raises(CheckpointRefused, match="gone"):
         await replica.reconfigure(config(language_model, 5))
-    replica.others = []  # all of them start
+    replica.others, replica.num_loaded = [], 0  # all of them start
     await replica.reconfigure(config(language_model, 5))
     status = replica.follower.status()
     assert (status["version"], "gone" in status["error"]["message"]) == (5, True)

@@ -15,7 +15,7 @@ from ray.serve._private.controller import ServeController
 from ray.serve.schema import DeploymentDetails, ReplicaDetails
 
 from tokenreward.deployment import replica_counts as module
-from tokenreward.deployment.replica_counts import replica_counts
+from tokenreward.deployment.replica_counts import num_loaded, replica_counts
 from tokenreward.metrics import render
 
 APPLICATIONS = {"lm": ("lm", "Replica"), "gateway": ("Gateway", "Gateway")}
@@ -68,6 +68,13 @@ async def test_without_a_controller_there_are_no_numbers() -> None:
         raise ValueError("Failed to look up actor")
 
     assert await replica_counts(gone, APPLICATIONS) == {}
+    assert await num_loaded(gone, "lm", "Replica") is None
+
+
+async def test_replicas_that_a_new_controller_looks_for_have_loaded() -> None:
+    controller = Controller(lm=details(6, *ReplicaState))
+    loaded = [state for state in ReplicaState if not state.startswith(("START", "STOP"))]
+    assert await num_loaded(lambda: controller, "lm", "Replica") == len(loaded) == 4
 
 
 async def test_a_gcs_that_keeps_silent_holds_up_neither_the_event_loop_nor_the_metrics(

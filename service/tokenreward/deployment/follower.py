@@ -95,14 +95,14 @@ class Follower:
             Exception: They cannot be loaded, or the registry does not answer. Without its answer a
                 replica could go back to old weights.
         """
-        self.declared = settings
+        self.declared, began = settings, time.monotonic()
         candidates = await self._candidates(settings)
         self._report("newest_version", candidates[0].version)
         failure = await load_first(self._reloader, candidates, settings, self._other_versions)
         if failure is None:
             await self.catch_up()  # with what was pushed meanwhile
         else:
-            self._postpone(failure, time.monotonic())
+            self._postpone(failure, began)
 
     def declare(self, settings: DeploymentSettings) -> None:
         """Begins to serve what the settings declare from now on, if it is the newest, and returns

@@ -20,7 +20,7 @@ from tokenreward.deployment.follower import Follower
 from tokenreward.deployment.gateway import call_replicas, ray_handle
 from tokenreward.deployment.lending import Lender
 from tokenreward.deployment.peers import RayPeers, answer_calls
-from tokenreward.deployment.plan import limits_of, protocol_plans
+from tokenreward.deployment.plan import REPLICA, limits_of, protocol_plans
 from tokenreward.deployment.process import (
     freeze_loaded_objects,
     limit_threads,
@@ -29,6 +29,7 @@ from tokenreward.deployment.process import (
 )
 from tokenreward.deployment.registry import RayKeyValues
 from tokenreward.deployment.reloader import Reloader
+from tokenreward.deployment.replica_counts import num_loaded, ray_controller
 from tokenreward.engine.slot import Slot
 from tokenreward.errors import frames
 from tokenreward.http.app import build_app, refuse_websockets
@@ -159,11 +160,14 @@ class Replica:
             self._lender.forget()
 
     async def _other_versions(self) -> list[int | None]:
-        """The versions that the replicas serve which take requests; None for one that does not
-        answer."""
+        """The versions that the other replicas serve; None for one that does not answer, or that
+        Ray hands no calls to although it has loaded, as after a restart of the controller."""
         name = self._settings["name"]
         answers = await call_replicas(ray_handle, name, "weights_status", (), _STATUS_S)
-        return [each["version"] if isinstance(each, dict) else None for each in answers]
+        versions = [each["version"] if isinstance(each, dict) else None for each in answers]
+        num = await num_loaded(ray_controller, name, REPLICA)
+        num_silent = 1 if num is None else max(0, num - len(versions))
+        return [*versions, *[None] * num_silent]
 
     async def address(self) -> str:
         """Where other replicas reach this one (`RayPeers`)."""

@@ -18,6 +18,7 @@ from tokenreward.deployment.ray_calls import on_thread
 from tokenreward.metrics import REPLICA_COUNTS, Metrics, Snapshot
 
 TIMEOUT_S = 5.0
+_STARTING_OR_GONE = {"STARTING", "STOPPING", "STOPPED"}
 
 logger = logging.getLogger("ray.serve")
 
@@ -65,3 +66,16 @@ async def replica_counts(
         metrics.report("replicas_running", num_running)
         counts[label, ""] = metrics.snapshot()
     return counts
+
+
+async def num_loaded(controller_of: Any, application: str, deployment: str) -> int | None:
+    """How many replicas of a deployment have loaded, whether or not they answer now. None if the
+    controller does not tell."""
+    try:
+        async with asyncio.timeout(TIMEOUT_S):
+            controller = await on_thread(controller_of)
+            details = await controller.get_deployment_details.remote(application, deployment)
+    except (RayError, TimeoutError, KeyError, ValueError) as error:
+        logger.info("%s: no number of replicas (%s)", application, type(error).__name__)
+        return None
+    return sum(replica.state not in _STARTING_OR_GONE for replica in details.replicas)

@@ -107,7 +107,7 @@ class Cluster:
 
     def roles(self, machine: Machine) -> list[str]:
         """The names of the deployments, or of the gateway, of the replicas on a machine."""
-        names = [process.name() for process in machine.processes(_REPLICA)]
+        names = [process.cmdline()[0] for process in machine.processes(_REPLICA)]
         return sorted(name.removeprefix(f"ray::{_REPLICA}:").partition(":")[0] for name in names)
 
     def wait_whole(self) -> None:

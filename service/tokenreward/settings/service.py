@@ -23,7 +23,7 @@ class ProtocolSettings(BaseModel, extra="forbid", frozen=True):
     scorer: str | None = Field(
         default=None,
         description="The scorer that answers. Default: the first one of type `reward_model`; for "
-        "log-probabilities, the first one that gives them.",
+        "log-probabilities, the first one of type `logprob`, else the first one that gives any.",
     )
     options: dict[str, Any] = Field(default_factory=dict, description="The scorer's options.")
     credit: dict[str, Any] = Field(
@@ -41,8 +41,8 @@ class Settings(BaseModel, extra="forbid", frozen=True):
     port: int = Field(default=8000, ge=1, le=65535, description="Port that HTTP listens on.")
     api_keys_file: Path | None = Field(
         default=None,
-        description="File with one key per line; every route but /healthz and /readyz then wants "
-        "one.",
+        description="File with one key per line; every route but /healthz, /readyz, "
+        "/openapi.json and /docs then wants one.",
     )
     admin_keys_file: Path | None = Field(
         default=None,

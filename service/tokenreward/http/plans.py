@@ -1,7 +1,8 @@
 """Which scorer answers another program's protocol, and with which options and credit.
 
 The operator's settings say so. Without them it is the first scorer that gives what the protocol
-asks for, and for log-probabilities rather one that gives other tokens', too. This module knows the types of scorers, and no bodies.
+asks for, and for log-probabilities rather one that gives other tokens', too. This module knows the
+types of scorers, and no bodies.
 """
 
 from __future__ import annotations

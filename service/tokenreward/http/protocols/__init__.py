@@ -34,7 +34,8 @@ class Protocol(ABC):
         paths: The routes, which take POST.
         example: A body, for those who read the OpenAPI document.
         asks_for: Which scorer answers where the settings name none: the first reward model, or one
-            that gives log-probabilities (see `plans`). None for a protocol whose bodies name scorers.
+            that gives log-probabilities (see `plans`). None for a protocol whose bodies name
+            scorers.
         gives_token_rewards: Whether its programs get rewards of tokens, which they add up. Settings
             under which these are levels or returns are then refused.
         patience_s: For how long a request is held while the service is overloaded or loads, before

@@ -74,8 +74,9 @@ class Batcher(Generic[EntryT]):
 
     @property
     def waiting(self) -> list[EntryT]:
-        """The entries that wait, in the order of their turns."""
-        return self._queue.entries()
+        """The entries that wait, in the order of their turns. From any thread."""
+        with self._lock:
+            return self._queue.entries()
 
     @property
     def queued_tokens(self) -> int:
@@ -280,8 +281,7 @@ class Batcher(Generic[EntryT]):
         return place
 
     def _drop_gone(self) -> None:
-        """Drops gone entries, unless the queue was scanned a moment ago: the longer a scan of the
-        whole queue takes, the longer the pause after it."""
+        """Drops gone entries, unless the queue was scanned a moment ago."""
         began = time.monotonic()
         if began < self._next_scan:
             return

@@ -192,6 +192,26 @@ class FairQueue(Generic[EntryT]):
                 self._push(place)
         return entries
 
+    def withdraw(self, entry: EntryT) -> None:
+        """Drops an entry that gives up, in a queue without prompts.
+
+        The turns of its caller's later entries move up by what it counts for, but not before those
+        of callers who come now. Else a caller who gives up and comes again would fall behind
+        callers who have just come, though it was not served.
+        """
+        own = sorted(place for place in self._places if place[2].caller == entry.caller)
+        index = next(index for index, place in enumerate(own) if place[2] is entry)
+        end = max(own.pop(index)[0], self._clock)
+        for later in range(index, len(own)):
+            turn, number, other = own[later]
+            own[later] = (min(turn, end), number, other)
+            end = own[later][0] + other.queued_tokens
+        self._places = [place for place in self._places if place[2].caller != entry.caller] + own
+        heapq.heapify(self._places)
+        self.num_tokens -= entry.queued_tokens
+        self._ends[entry.caller] = end
+        self._forget(entry)
+
     def drop_gone(self) -> None:
         """Drops the entries that nobody waits for."""
         places, self._places = self._places, []

@@ -8,7 +8,7 @@ import pickle
 import shutil
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -59,13 +59,24 @@ def body(scorer: str = "endogenous", **more: Any) -> RewardsRequest:
     return parse(RewardsRequest, {"scorer": scorer, "items": items, **more})
 
 
+def one_item(replica: Replica) -> RewardsRequest:
+    scorer = next(iter(replica.engine.scorers))
+    return parse(RewardsRequest, {"scorer": scorer, "items": [{"prompt": [3], "response": [4]}]})
+
+
 @asynccontextmanager
-async def stuck(replica: Replica, *, error: type[Exception] | None = None) -> AsyncIterator[None]:
-    """The device is at work on a request meanwhile, and what comes waits.
+async def stuck(
+    replica: Replica,
+    work: Coroutine[Any, Any, Any] | None = None,
+    *,
+    error: type[Exception] | None = None,
+) -> AsyncIterator[None]:
+    """The device is at work meanwhile, and what comes waits.
 
     Args:
         replica: Whose device it is.
-        error: How that request fails.
+        work: What it is at work on; None for a request.
+        error: How that fails.
     """
     gate, busy = threading.Event(), threading.Event()
 
@@ -75,17 +86,7 @@ async def stuck(replica: Replica, *, error: type[Exception] | None = None) -> As
         return real(requests)
 
     Intercepted(replica.engine, run)
-    first = asyncio.create_task(
-        replica.engine.score(
-            parse(
-                RewardsRequest,
-                {
-                    "scorer": next(iter(replica.engine.scorers)),
-                    "items": [{"prompt": [3], "response": [4]}],
-                },
-            )
-        )
-    )
+    first = asyncio.create_task(work or replica.engine.score(one_item(replica)))
     await until(busy.is_set)
     try:
         yield
@@ -447,6 +448,24 @@ async def test_a_replica_is_idle_while_only_borrowed_jobs_wait(
         assert not thief.lending.is_idle
     lender.lending.repay(await computing)
     await asyncio.gather(asked, own)
+
+
+async def test_a_replica_is_not_idle_while_its_own_caller_waits_behind_a_loan_that_runs(
+    replica: Callable[..., Replica],
+) -> None:
+    lender, thief = replica(), replica()
+    async with stuck(lender):
+        asked = await waiting(lender, body())
+        loan = lender.lending.lend(lender.lending.weights, 10_000)
+        assert loan is not None
+        assert len(loan.jobs) > 1
+        async with stuck(thief, thief.lending.compute(loan)):
+            assert thief.lending.is_idle  # there is room for one more loan
+            own = await waiting(thief, one_item(thief))
+            assert not thief.lending.is_idle
+        await own
+        lender.lending.take_back(loan.number)
+    await asked
 
 
 def test_a_late_loan_is_one_that_takes_some_times_as_long_as_here(

@@ -98,7 +98,6 @@ class Lending:
         self._engine = engine
         self._report = report
         self._loans: dict[int, list[Job]] = {}
-        self._num_borrowed = 0
         self._batch_keys = itertools.count(-1, -1)  # batches here are counted from 1
 
     @property
@@ -111,10 +110,9 @@ class Lending:
         """Whether none of this replica's own callers waits, and there is room for one more loan
         behind the one that runs."""
         batcher = self._engine.batcher
-        return (
-            batcher.queued_items <= self._num_borrowed
-            and batcher.waiting_tokens <= batcher.max_batch_tokens
-        )
+        if batcher.waiting_tokens > batcher.max_batch_tokens:
+            return False
+        return all(job.caller == _CALLER for job in batcher.waiting)
 
     @property
     def is_empty(self) -> bool:
@@ -195,14 +193,12 @@ class Lending:
             job.queued_at = now - waited_s
             job.stays = True  # it is not lent on
             jobs.append(job)
-        self._num_borrowed += len(jobs)
         try:
             engine.queue(jobs, is_admitted=True)
             await asyncio.gather(*(job.future for job in jobs), return_exceptions=True)
         except RequestError:
             return refusal
         finally:
-            self._num_borrowed -= len(jobs)
             for job in jobs:
                 job.future.cancel()
         outputs = [_outputs_of(job, loan.weights.version) for job in jobs]

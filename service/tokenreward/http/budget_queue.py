@@ -8,6 +8,7 @@ It knows callers and sizes of shares, and nothing of what the budget is of.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 
 from tokenreward.entry import Entry
@@ -24,21 +25,21 @@ class BudgetQueue:
 
     Args:
         take: Takes a share of this size if it fits, and says whether it did.
-        give_back: Gives a share back.
+        give_back: Gives a share back, and lets all who may be waiting for it try again.
     """
 
     def __init__(self, take: Callable[[int], bool], give_back: Callable[[int], None]) -> None:
         self._take = take
         self._give_back = give_back
         self._queue: FairQueue[Entry] = FairQueue()
-        self._num_passed = 0  # the shares together that passed the one that is first now
+        # Of those who wait and have been first: the shares together that passed them.
+        self._num_passed: Counter[Entry] = Counter()
 
     @property
     def first_share(self) -> int:
         """The share that the first one waits for; 0 if nobody waits."""
-        places = self._queue.pop_waiting(1)
-        self._queue.leave(places, ())
-        return places[0][2].num_tokens if places else 0
+        first = self._first()
+        return first.num_tokens if first else 0
 
     def take(self, share: int, *, may_pass: bool = False) -> bool:
         """Takes a share that fits, if nobody waits.
@@ -52,13 +53,13 @@ class BudgetQueue:
         Returns:
             Whether it is taken.
         """
-        first = self.first_share
-        if first and not (may_pass and self._num_passed + share <= first):
+        first = self._first()
+        if first and not (may_pass and self._num_passed[first] + share <= first.num_tokens):
             return False
         if not self._take(share):
             return False
         if first:
-            self._num_passed += share
+            self._num_passed[first] += share
         return True
 
     async def wait(self, share: int, caller: IncomingRequest, *, within_s: float) -> None:
@@ -76,11 +77,14 @@ class BudgetQueue:
             async with asyncio.timeout(within_s):
                 await caller.unless_gone(asyncio.wait({turn.future}))
         except BaseException:
-            if turn.future.cancel():
-                self.give()  # the next one may want less
-            else:
-                self._give_back(share)  # the turn came at that moment
+            is_taken = not turn.future.cancel()  # the turn came at that moment
+            if not is_taken:
+                self._queue.withdraw(turn)
+            # The next one may want less, and those who wait elsewhere may have waited for this one.
+            self._give_back(share if is_taken else 0)
             raise
+        finally:
+            del self._num_passed[turn]
 
     def give(self) -> None:
         """Gives the first ones their shares, as far as these fit."""
@@ -90,5 +94,9 @@ class BudgetQueue:
             self._queue.leave(places, {0} if is_taken else ())
             if not is_taken:
                 return
-            self._num_passed = 0
             turn.future.set_result(None)
+
+    def _first(self) -> Entry | None:
+        places = self._queue.pop_waiting(1)
+        self._queue.leave(places, ())
+        return places[0][2] if places else None

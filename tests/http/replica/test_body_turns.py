@@ -62,6 +62,12 @@ class Holder:
         self._ends.set()
         await self.task
 
+    async def hang_up(self) -> None:
+        """Goes while it waits."""
+        self.gone.set()
+        with pytest.raises(ClientDisconnect):
+            await asyncio.wait_for(self.task, 5)
+
 
 async def stay() -> dict[str, Any]:
     await asyncio.sleep(60)
@@ -118,6 +124,30 @@ async def test_callers_of_large_bodies_take_turns() -> None:
     assert order.index("one") <= 2
 
 
+@pytest.mark.parametrize("num_leaving", [1, 4])
+async def test_a_caller_who_gives_up_and_comes_again_is_not_behind_a_newcomer(
+    num_leaving: int,
+) -> None:
+    bodies, order = memory(4), list[str]()
+    held = Holder(bodies, 3 * MIB, "held", order)
+    await steps()
+    first = Holder(bodies, 3 * MIB, "first", order)
+    await steps()
+    many = [Holder(bodies, MIB, "many", order) for _ in range(4)]
+    await steps()
+    for _ in range(num_leaving):
+        await many.pop(0).hang_up()
+        many.append(Holder(bodies, MIB, "many", order))
+        await steps()
+    newcomers = [Holder(bodies, MIB, "newcomer", order) for _ in range(4)]
+    await steps()
+    await end_all(held, first)
+    await steps()
+    assert order == ["held", "first", "many", "newcomer", "many"]
+    ends = (holder.end() for holder in [*many, *newcomers])
+    await asyncio.wait_for(asyncio.gather(*ends), 5)
+
+
 async def test_small_bodies_keep_their_part_of_the_memory_while_a_large_one_waits() -> None:
     bodies, order = memory(8), list[str]()
     held = [Holder(bodies, 3 * MIB, "held", order) for _ in range(2)]
@@ -133,6 +163,21 @@ async def test_small_bodies_keep_their_part_of_the_memory_while_a_large_one_wait
     await steps()
     assert "large" in order
     await end_all(large, *small)
+
+
+async def test_small_bodies_that_waited_for_a_large_one_get_in_when_it_hangs_up() -> None:
+    bodies, order = memory(8), list[str]()
+    held = Holder(bodies, 3 * MIB, "held", order)
+    await steps()
+    large = Holder(bodies, 6 * MIB, "large", order)
+    await steps()
+    small = [Holder(bodies, MIB // 8, "small", order) for _ in range(20)]
+    await steps()
+    assert order.count("small") == 16
+    await large.hang_up()
+    await steps()
+    assert order.count("small") == 20
+    await end_all(held, *small)
 
 
 async def test_who_does_not_wait_may_pass_a_waiting_body_up_to_its_size() -> None:
@@ -158,6 +203,23 @@ async def test_who_does_not_wait_may_pass_a_waiting_body_up_to_its_size() -> Non
     await steps()
     assert order[-1] == "again"
     await end_all(again, large, second)
+
+
+async def test_who_passed_a_body_that_hung_up_has_not_passed_the_next_one() -> None:
+    bodies, order = memory(8), list[str]()
+    held = Holder(bodies, 3 * MIB, "held", order)
+    await steps()
+    first, second = (Holder(bodies, 4 * MIB, name, order) for name in ("first", "second"))
+    await steps()
+    for _ in range(2):
+        passing = Holder(bodies, 2 * MIB, "passing", order, wait_s=0)
+        await steps()
+        await end_all(passing)
+    await first.hang_up()
+    again = Holder(bodies, 2 * MIB, "again", order, wait_s=0)
+    await steps()
+    assert order[-1] == "again"
+    await end_all(again, held, second)
 
 
 async def test_a_wait_for_memory_ends_with_its_time_or_its_share() -> None:

@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fakes import lora, tiny
+from fakes import lora, tiny, trained
 from tokenreward import demo
 from tokenreward.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from tokenreward.checkpoints.gguf import find_gguf
@@ -190,6 +190,16 @@ def test_rewards_are_those_of_transformers_own_forward_of_the_file(file: Path) -
 def test_weights_have_the_operators_dtype(file: Path) -> None:
     model = serve(file, dtype="bfloat16").model
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
+def test_a_file_that_is_overwritten_while_it_is_read_is_refused(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / file.name
+    shutil.copy(file, own)
+    trained.amid_the_cast(monkeypatch, lambda: trained.overwrite(own, file.read_bytes()))
+    with pytest.raises(CheckpointRefused, match=r"tiny\.gguf changed while it was read"):
+        serve(own, dtype="bfloat16")
 
 
 def test_ids_and_chat_template_are_those_that_the_file_was_made_with(file: Path) -> None:

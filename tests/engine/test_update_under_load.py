@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import os
 import shutil
 import threading
 import time
@@ -19,7 +21,7 @@ from fakes import lora, tiny, trained
 from fakes.layouts import Intercepted
 from fakes.web import until
 from tokenreward import errors
-from tokenreward.checkpoints import stored
+from tokenreward.checkpoints import checkpoint, stored
 from tokenreward.wire import RewardsRequest, parse
 from tokenreward.wire.weights import Weights
 
@@ -251,6 +253,112 @@ async def test_files_that_are_overwritten_after_they_were_prepared_change_nothin
         await engine.commit(2)
     assert_of_version(await engine.score(request(*RESPONSES)), truths, 1)
     engine.check_health()
+    await engine.close()
+
+
+CHANGED = r"the files of the weights changed: .*model\.safetensors changed while it was read"
+
+
+async def test_a_file_that_is_overwritten_while_its_numbers_are_cast_refuses_the_push(
+    make_engine: MakeEngine, language_model: Path, new: Path, tmp_path: Path
+) -> None:
+    """What was read is then finite, and of two versions."""
+    folder = tmp_path / "pushed"
+    shutil.copytree(language_model, folder)
+    engine = make_engine("causal_lm", ["logprob"], dtype="bfloat16")
+    before = await engine.score(request(*RESPONSES))
+    content = (new / trained.FILE).read_bytes()
+    with pytest.MonkeyPatch.context() as patch:
+        trained.amid_the_cast(patch, lambda: trained.overwrite(folder / trained.FILE, content))
+        with pytest.raises(errors.Updating, match=CHANGED):
+            await engine.prepare(weights(folder))
+    assert_of_version(
+        await engine.score(request(*RESPONSES)), {1: [item.rewards for item in before.items]}, 1
+    )
+    fresh = make_engine("causal_lm", ["logprob"], dtype="bfloat16", checkpoint=new)
+    after = await fresh.score(request(*RESPONSES))
+    await engine.prepare(weights(folder))  # it is whole again
+    await engine.commit(2)
+    assert_of_version(
+        await engine.score(request(*RESPONSES)), {2: [item.rewards for item in after.items]}, 2
+    )
+    await engine.close()
+    await fresh.close()
+
+
+@pytest.mark.parametrize("is_replaced", [False, True], ids=["overwritten", "replaced"])
+async def test_a_file_that_changes_as_soon_as_it_is_mapped_refuses_the_push(
+    is_replaced: bool,
+    make_engine: MakeEngine,
+    language_model: Path,
+    new: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    truths: Any,
+) -> None:
+    folder = tmp_path / "pushed"
+    shutil.copytree(language_model, folder)
+    engine = make_engine("causal_lm", ["logprob"])
+    real = checkpoint.load_model
+
+    def load_model(*arguments: Any) -> Any:
+        loaded = real(*arguments)
+        if is_replaced:
+            os.replace(shutil.copy(new / trained.FILE, tmp_path), folder / trained.FILE)
+        else:
+            trained.overwrite(folder / trained.FILE, (new / trained.FILE).read_bytes())
+        return loaded
+
+    monkeypatch.setattr(checkpoint, "load_model", load_model)
+    with pytest.raises(errors.Updating, match=CHANGED):
+        await engine.prepare(weights(folder))
+    assert_of_version(await engine.score(request(*RESPONSES)), truths, 1)
+    await engine.close()
+
+
+async def test_a_file_that_is_removed_while_its_numbers_are_cast_is_served(
+    make_engine: MakeEngine, new: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "pushed"
+    shutil.copytree(new, folder)
+    engine = make_engine("causal_lm", ["logprob"], dtype="bfloat16")
+    fresh = make_engine("causal_lm", ["logprob"], dtype="bfloat16", checkpoint=new)
+    after = await fresh.score(request(*RESPONSES))
+    trained.amid_the_cast(monkeypatch, (folder / trained.FILE).unlink)
+    await engine.prepare(weights(folder))
+    assert not (folder / trained.FILE).exists()
+    await engine.commit(2)
+    assert_of_version(
+        await engine.score(request(*RESPONSES)), {2: [item.rewards for item in after.items]}, 2
+    )
+    await engine.close()
+    await fresh.close()
+
+
+@pytest.mark.parametrize(
+    ("call", "number"), [("open", errno.EMFILE), ("preadv", errno.EIO), ("fstat", errno.ESTALE)]
+)
+async def test_files_that_cannot_be_read_are_not_said_to_have_changed(
+    call: str, number: int, make_engine: MakeEngine, new: Path, truths: Any
+) -> None:
+    engine = make_engine("causal_lm", ["logprob"])
+    at_commit = call == "fstat"
+    if at_commit:
+        await engine.prepare(weights(new))
+
+    def fail(*arguments: Any) -> Any:
+        raise OSError(number, os.strerror(number))
+
+    cause = rf"the files of the weights could not be read: \[Errno {number}\]"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, call, fail)
+        with pytest.raises(errors.InternalError, match=cause):
+            await (engine.commit(2) if at_commit else engine.prepare(weights(new)))
+    assert_of_version(await engine.score(request(*RESPONSES)), truths, 1)
+    engine.check_health()
+    await engine.prepare(weights(new))
+    await engine.commit(2)
+    assert_of_version(await engine.score(request(*RESPONSES)), truths, 2)
     await engine.close()
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -51,3 +53,24 @@ def further(folder: Path, to: Path, *, seed: int = 3) -> Path:
         }
 
     return rewrite(to, change)
+
+
+def amid_the_cast(monkeypatch: pytest.MonkeyPatch, change: Callable[[], object]) -> None:
+    """Has a change happen once, when a load has cast some of a model's tensors to bfloat16."""
+    real, casts = Tensor.to, []
+
+    def to(tensor: Tensor, *arguments: Any, **options: Any) -> Tensor:
+        result = real(tensor, *arguments, **options)
+        if (tensor.dtype, result.dtype) == (torch.float32, torch.bfloat16):
+            casts.append(tensor.shape)
+            if len(casts) == 4:
+                change()
+        return result
+
+    monkeypatch.setattr(Tensor, "to", to)
+
+
+def overwrite(file: Path, content: bytes) -> None:
+    """Writes into a file itself, which is not cut in between."""
+    with file.open("r+b") as target:
+        target.write(content)

@@ -19,10 +19,7 @@ from tokenreward.checkpoints.adapter_config import refuse_adapter_in_checkpoint
 from tokenreward.checkpoints.default_dtype import loading
 from tokenreward.checkpoints.gguf import find_gguf
 from tokenreward.checkpoints.heads.value_head import ValueHead
-from tokenreward.checkpoints.load_failure import (
-    refuse_failing,
-    why_not_loaded,
-)
+from tokenreward.checkpoints.load_failure import refuse_failing, why_not_loaded
 from tokenreward.checkpoints.mapped_files import own_memory
 from tokenreward.checkpoints.model import load_model
 from tokenreward.checkpoints.placement import ON_CPU, Placement, choose_devices
@@ -30,9 +27,9 @@ from tokenreward.checkpoints.placement.stages import place, refuse_split, trunk_
 from tokenreward.checkpoints.placement.streaming import streaming
 from tokenreward.checkpoints.positions import has_table, padding_position
 from tokenreward.checkpoints.refusal import CheckpointRefused
-from tokenreward.checkpoints.stored import Stamp, refuse_changed, stamps_of
+from tokenreward.checkpoints.stored import Content, Stamp, contents_of, refuse_changed, stamps_of
 from tokenreward.checkpoints.trunk import refuse_other_states
-from tokenreward.checkpoints.weight_files import resolve
+from tokenreward.checkpoints.weight_files import resolve, weights_in
 from tokenreward.contract import Task
 from tokenreward.settings import DeploymentSettings, HeadSettings, SettingsError
 
@@ -57,6 +54,7 @@ class Checkpoint:
         is_classifier: Whether the model's own class scores a whole row, and tokens have no values
             (see `classifier`).
         stamps: Which place of which file each tensor was read from, where that can be told.
+        files: The files of weights in its folders, as they were before they were read.
     """
 
     model: Any
@@ -70,6 +68,7 @@ class Checkpoint:
     adapter_config: dict[str, Any] | None = None
     is_classifier: bool = False
     stamps: dict[str, Stamp] = field(default_factory=dict)
+    files: dict[Path, Content] = field(default_factory=dict)
 
     @property
     def trunk(self) -> Any:
@@ -240,7 +239,7 @@ def _load(
         refuse_split(model, devices)
     placement = place(model, devices, starts)
     own_memory(model)
-    refuse_changed(checkpoint.stamps)
+    refuse_changed(checkpoint.files)
     checkpoint = replace(checkpoint, placement=placement)
     refuse_failing(checkpoint, settings)
     if settings.task == "reward_model" and not checkpoint.is_classifier:
@@ -261,6 +260,8 @@ def _read(
 
     Raises errors of all kinds.
     """
+    paths = weights_in(source) if gguf is None else [gguf]
+    files = contents_of([*paths, *weights_in(settings.adapter)])
     adapter = _adapter(settings)
     with streaming(devices) as starts:
         model, tokenizer, head_format = load_model(source, settings, adapter, gguf)
@@ -275,6 +276,7 @@ def _read(
         adapter_config=None if adapter is None else adapter.config,
         is_classifier=settings.task == "reward_model" and head_format is None,
         stamps=stamps_of(model),
+        files=files,
     )
     return checkpoint, starts
 

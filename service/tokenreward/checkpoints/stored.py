@@ -1,8 +1,9 @@
 """Numbers of a tensor that wait to be copied: in memory, or still in the file that a loader mapped.
 
 A file is held open, so it may be moved or removed meanwhile: its numbers stay. A file that is
-written to instead is noticed. It is read, not mapped: of a file that was cut short, a read gives an
-error, and a mapping ends the process. This module knows models by the names of their tensors.
+written to instead is noticed: that OSError has no `errno`, as no call of the system failed. It is
+read, not mapped: of a file that was cut short, a read gives an error, and a mapping ends the
+process. This module knows models by the names of their tensors.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,19 +29,29 @@ PIECE_BYTES = 8 * 2**20  # what is read at a time
 FileStamp = tuple[str, int, int, int, int, int]
 # A file, and the first byte of a tensor in it.
 Stamp = tuple[FileStamp, int]
+# How many bytes a file has, and when they last changed. Not the inode: some file systems on a
+# network give another one to a file that nobody has open.
+Content = tuple[int, int]
 
 
-def _stamp_of_file(path: str) -> FileStamp:
-    stat = os.stat(path)
-    times = stat.st_mtime_ns, stat.st_ctime_ns
-    return (path, stat.st_dev, stat.st_ino, stat.st_size, *times)
+def contents_of(paths: Iterable[Path]) -> dict[Path, Content]:
+    """What to know files by, for `refuse_changed`. A file that is gone is left out."""
+    contents: dict[Path, Content] = {}
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            stat = path.stat()
+            contents[path] = stat.st_size, stat.st_mtime_ns
+    return contents
 
 
-def refuse_changed(stamps: Mapping[str, Stamp]) -> None:
-    """Raises OSError for a file that is no longer what it was."""
-    for stamp in {file for file, _ in stamps.values()}:
-        if _stamp_of_file(stamp[0]) != stamp:
-            raise OSError(f"{stamp[0]} changed while it was read")
+def refuse_changed(files: Mapping[Path, Content]) -> None:
+    """Raises OSError for a file that has been written to, or replaced, since `contents_of`.
+
+    One that was removed is no such file: whoever had opened it could read it to its end.
+    """
+    for path, content in contents_of(files).items():
+        if content != files[path]:
+            raise OSError(f"{path} changed while it was read")
 
 
 def stamps_of(model: Any) -> dict[str, Stamp]:
@@ -49,7 +61,9 @@ def stamps_of(model: Any) -> dict[str, Stamp]:
     files: dict[str, FileStamp] = {}
     for path in {place.file for place in places.values()}:
         with contextlib.suppress(OSError):
-            files[path] = _stamp_of_file(path)
+            stat = os.stat(path)
+            times = stat.st_mtime_ns, stat.st_ctime_ns
+            files[path] = (path, stat.st_dev, stat.st_ino, stat.st_size, *times)
     tensors = dict(named_tensors(model))
     return {
         name: (files[place.file], place.offset)

@@ -35,6 +35,7 @@ from tokenreward.checkpoints.stored import (
     StoredTensor,
     named_tensors,
     places_of,
+    refuse_changed,
     stamps_of,
 )
 from tokenreward.settings import DeploymentSettings
@@ -66,6 +67,7 @@ class Update:
             self._affine = new.value_head.mean, new.value_head.std
         try:
             self._collect(new)
+            refuse_changed(new.files)  # also those whose numbers are in memory by now
         except BaseException:
             self.close()
             raise
@@ -149,7 +151,7 @@ def prepare_update(served: Checkpoint, settings: DeploymentSettings) -> Update:
     Raises:
         CheckpointRefused: They cannot take the place of the served weights. The message names the
             tensor and the file where it is one of them, with the shapes.
-        OSError: A file changed while it was read.
+        OSError: A file changed while it was read, or could not be read.
     """
     new = load_checkpoint(settings, stays_mapped=True)
     try:

@@ -37,6 +37,7 @@ _INDEX = ".index.json"
 # In the order in which transformers looks for them.
 SAFE = ["model.safetensors", f"model.safetensors{_INDEX}"]
 PICKLED = ["pytorch_model.bin", f"pytorch_model.bin{_INDEX}"]
+_WEIGHTS = re.compile(r".+\.safetensors|(pytorch_model|adapter_model|value_head).*\.bin")
 _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 _WEIGHTS_OF_PICKLES = re.compile(r"pytorch_model.*\.(bin|bin\.index\.json)")
 # Weights in formats of other libraries, or under names that transformers does not look for.
@@ -144,6 +145,14 @@ def list_files(source: str, revision: str | None) -> frozenset[str]:
         return frozenset(HfApi(constants.ENDPOINT).list_repo_files(source, revision=revision))
     except Exception:  # of the file system, the hub's client or its HTTP library
         return frozenset()
+
+
+def weights_in(source: str | None) -> list[Path]:
+    """The files of a folder that may hold weights, by their names; none of the hub's, which never
+    change."""
+    if source is None or not Path(source).is_dir():
+        return []
+    return [Path(source, name) for name in list_files(source, None) if _WEIGHTS.fullmatch(name)]
 
 
 def read_tensor(path: Path, name: str) -> Tensor:

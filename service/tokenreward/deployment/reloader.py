@@ -83,6 +83,7 @@ class Reloader:
             InvalidField: They cannot take the place of the served weights.
             Updating: They do not fit, but a second engine is being loaded, which they may fit. Or
                 they were discarded meanwhile, or their files changed.
+            InternalError: Their files could not be read again.
         """
         self.discard()
         self._in_preparation = weights
@@ -107,7 +108,7 @@ class Reloader:
 
         Raises:
             Updating: Their files changed meanwhile.
-            InternalError: The copy failed half way.
+            InternalError: Their files could not be read, or the copy failed half way.
         """
         if self._candidate != weights:
             return False
@@ -139,7 +140,7 @@ class Reloader:
 
         Raises:
             Updating: Their files changed, or they were discarded meanwhile. Nothing has changed.
-            InternalError: The copy failed half way.
+            InternalError: Their files could not be read, or the copy failed half way.
         """
         engine, weights = self._slot.engine, settings.weights
         if weights.version <= engine.version:  # an engine's own versions only grow

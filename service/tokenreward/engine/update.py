@@ -86,6 +86,7 @@ class UpdatableEngine:
             InvalidField: The weights cannot take the place of those that serve. The message names
                 the file and the tensor, with both shapes.
             Updating: Files changed while they were read.
+            InternalError: They could not be read again.
         """
         self.discard()
         number = self._num_preparations
@@ -106,8 +107,8 @@ class UpdatableEngine:
         Raises:
             Updating: Nothing is prepared for this version, or its files have been overwritten.
                 Nothing has changed.
-            InternalError: A copy failed half way. The engine computes nothing any more, and its
-                health check fails.
+            InternalError: They could not be read, and nothing has changed. Or a copy failed half
+                way: the engine computes nothing any more, and its health check fails.
         """
         if version == self.version:
             return
@@ -167,7 +168,7 @@ class UpdatableEngine:
                 raise InvalidField(str(error), param=param) from None
             except OSError as error:
                 _close(updates)
-                raise Updating(f"the files of the weights changed: {error}") from None
+                raise _unreadable(error) from None
         seconds = time.monotonic() - began
         logger.info("version %d is prepared in %.2f s", settings.version, seconds)
         return updates
@@ -182,7 +183,7 @@ class UpdatableEngine:
                 update.refuse_changed()
         except OSError as error:
             _close(updates)
-            raise Updating(f"the files of the weights changed: {error}") from None
+            raise _unreadable(error) from None
         try:
             for update in updates:
                 update.copy()
@@ -281,6 +282,13 @@ async def compute_by_one_version(jobs: Sequence[Job], queue: Callable[..., None]
         for job in older:
             future = asyncio.get_running_loop().create_future()
             job.wait(future, job.deadline, caller=job.caller)
+
+
+def _unreadable(error: OSError) -> Updating | InternalError:
+    """What a push is told of files that cannot be used (see `stored`)."""
+    if error.errno is None:
+        return Updating(f"the files of the weights changed: {error}")
+    return InternalError(f"the files of the weights could not be read: {error}")
 
 
 def _close(updates: Sequence[Update]) -> None:

@@ -208,7 +208,7 @@ def test_a_request_has_only_so_many_objects(
 SEVERAL = {
     "items": ([item()] * 51, "items"),
     "messages": ([item(prompt=[{}] * 30)] * 4, None),
-    "spans": ([item(spans=[[0, 1]] * 30)] * 4, None),
+    "spans": ([item(spans=[[0, 1]] * 15)] * 7, None),
     "steps": ([item(steps=["a"] * 30)] * 4, None),
     "ids": ([item(response=[5] * 61)], "items[0].response"),
     "parts of a message": (
@@ -217,6 +217,9 @@ SEVERAL = {
     ),
     "tools": ([item(prompt=[USER], tools=[[[]]] * 30 + [{}] * 200)], "items[0].tools"),
     "unknown fields": ([item(x=[[]] * 9000)], None),
+} | {
+    f"{name} that nests": ([item(**{name: [[{}] * 300]})], f"items[0].{name}")
+    for name in ("prompt", "response", "tools", "chat_template_kwargs", "spans", "steps", "mask")
 }
 
 
@@ -227,7 +230,7 @@ def test_a_msgpack_body_is_counted_before_any_of_it_becomes_an_object(
     """A body of 4 MiB may be as many empty maps, which took 11 s."""
     for limit, most in (("MAX_ITEMS", 50), ("MAX_OBJECTS", 100)):
         monkeypatch.setattr(limits, limit, most)
-    for limit, most in (("SMALL_BYTES", 100), ("MAX_FIELD_BYTES", 150), ("MAX_SPANS", 100)):
+    for limit, most in (("SMALL_BYTES", 100), ("MAX_OTHER_BYTES", 150), ("MAX_SPANS", 100)):
         monkeypatch.setattr(msgpack_values, limit, most)
     items, param = SEVERAL.get(name, ([item()], None))
     content = body(*items)
@@ -246,14 +249,46 @@ def test_a_msgpack_body_is_counted_before_any_of_it_becomes_an_object(
     assert built == []
 
 
+LONG = "a" * 5000
+TEXT_FIELDS: dict[str, dict[str, Any]] = {
+    "texts": {"prompt": LONG, "response": LONG},
+    "bin": {"prompt": bytes(4000), "response": bytes(40000), "mask": bytes(40000)},
+    "ids as base64": {"prompt": {"ids_b64": "AAAA" * 400}, "response": {"ids_b64": "AAAA" * 900}},
+    "messages": {"prompt": [{"role": "user", "content": LONG, "x": LONG}] * 3},
+    "parts": {"prompt": [{"role": "user", "content": [{"type": "text", "text": LONG}] * 3}]},
+    "calls": {
+        "prompt": [
+            {"role": "a", "tool_calls": [{"function": {"name": "f", "arguments": {"a": LONG}}}]}
+        ]
+    },
+    "a message as response": {"response": {"role": "assistant", "content": LONG}},
+    "tools": {"prompt": [USER], "tools": [{"function": {"description": LONG}}]},
+    "variables": {"prompt": [USER], "chat_template_kwargs": {"a": LONG}},
+    "steps": {"steps": [LONG] * 2},
+}
+
+
+@pytest.mark.parametrize("name", TEXT_FIELDS)
 def test_texts_and_bin_of_msgpack_are_no_plain_bytes(
-    built: list[object], monkeypatch: pytest.MonkeyPatch
+    built: list[object], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setattr(msgpack_values, "SMALL_BYTES", 100)
-    monkeypatch.setattr(msgpack_values, "MAX_FIELD_BYTES", 150)
-    messages = [{"role": "user", "content": "a" * 5000}] * 3
-    content = body(item(prompt=messages, response=bytes(40000)), item(response="b" * 9000))
+    monkeypatch.setattr(msgpack_values, "MAX_OTHER_BYTES", 150)
+    monkeypatch.setattr(limits, "MAX_PLAIN_BYTES", 1000)
+    content = body(item(**TEXT_FIELDS[name]), item(response="b" * 9000))
     assert len(MSGPACK.parse(RewardsRequest, MSGPACK.dump(content)).items) == 2
+
+
+@pytest.mark.parametrize("texts", [[""] * 20, {"": ""}, [["a"]] * 10])
+def test_each_text_of_msgpack_has_a_plain_byte_however_short_it_is(
+    built: list[object], monkeypatch: pytest.MonkeyPatch, texts: Any
+) -> None:
+    monkeypatch.setattr(msgpack_values, "SMALL_BYTES", 100)
+    monkeypatch.setattr(limits, "MAX_PLAIN_BYTES", 1000)
+    items = [item(prompt=[USER], chat_template_kwargs={"a": texts})] * 40
+    with pytest.raises(BodyTooLarge, match="the limit is 1000: send vectors as `bin`"):
+        MSGPACK.parse(RewardsRequest, MSGPACK.dump(body(*items)))
+    assert built == []
 
 
 def test_what_is_wrong_is_named_without_what_the_caller_sent() -> None:

@@ -210,7 +210,9 @@ def test_the_limit_is_named_and_counts_what_is_not_packed() -> None:
         mask=array(b"\x01", MAX_VECTOR_VALUES),
     )
     assert len(MSGPACK.parse(RewardsRequest, body).items[0].mask or ()) == MAX_VECTOR_VALUES
-    error = refuse(packed_item(mask=array(b"\x01", MAX_PLAIN_BYTES)))
+    numbers = array(b"\xcc\x01", MAX_PLAIN_BYTES // 4)
+    names = ("response", "mask", "policy_logprobs", "ref_logprobs")
+    error = refuse(packed_item(**dict.fromkeys(names, numbers)))
     assert (error.status, error.code) == (413, "body_too_large")
     assert f"the limit is {MAX_PLAIN_BYTES}: send vectors as `bin`" in error.message
 

@@ -1,6 +1,7 @@
 """What the bytes of a msgpack request hold, counted before any of it becomes an object of Python.
 
-The length of a list stands in its head, and msgspec finds where each field begins and ends. It
+The length of a list stands in its head, and msgspec finds where each field begins and ends. Within
+a field the count goes from head to head, as deep as it nests, and other threads run meanwhile. It
 knows type bytes, and where a request has its items. This module needs msgspec.
 """
 
@@ -15,9 +16,7 @@ from tokenreward.wire import limits
 from tokenreward.wire.limits import too_many_values
 
 SMALL_BYTES = 2**16  # smaller bodies are read as they are
-# Plain bytes in one field of messages, or outside of the items: texts count there, but for those
-# of messages.
-MAX_FIELD_BYTES = 2**20
+MAX_OTHER_BYTES = 2**20  # outside of the items, or in unknown fields of them; texts count there
 MAX_SPANS = 2**19  # as lists, of all items; each becomes two lists
 _ITEM_BYTES = 256  # the names of its fields, and the short ones
 _VECTORS = ("spans", "mask", "policy_logprobs", "ref_logprobs", "steps")
@@ -31,7 +30,15 @@ _ITEM = msgspec.defstruct(
     "_ITEM", [(name, msgspec.Raw, msgspec.Raw(_NONE)) for name in _FIELDS], gc=False
 )
 _ITEMS: Any = msgspec.msgpack.Decoder(list[_ITEM])  # type: ignore[valid-type]
-_MESSAGES = msgspec.msgpack.Decoder(list[dict[str, msgspec.Raw]])
+_MAPS = frozenset([*range(0x80, 0x90), 0xDE, 0xDF])
+_LISTS = frozenset([*range(0x90, 0xA0), 0xDC, 0xDD])
+_TEXTS = frozenset([*range(0xA0, 0xC0), 0xC4, 0xC5, 0xC6, 0xD9, 0xDA, 0xDB])  # and `bin`
+_EXTENSIONS = frozenset([0xC7, 0xC8, 0xC9])
+# By type byte: how many bytes after it say the length of a value; how many a number or a short
+# extension has. The other type bytes hold the length themselves, or are whole values.
+_LENGTH_BYTES = dict(enumerate([1, 2, 4] * 2, 0xC4))
+_LENGTH_BYTES |= dict(enumerate([1, 2, 4, 2, 4, 2, 4], 0xD9))
+_NUMBER_BYTES = dict(enumerate([4, 8, 1, 2, 4, 8, 1, 2, 4, 8, 2, 3, 5, 9, 17], 0xCA))
 
 
 def refuse_many_plain_bytes(body: bytes) -> None:
@@ -45,7 +52,7 @@ def refuse_many_plain_bytes(body: bytes) -> None:
     """
     if len(body) <= SMALL_BYTES:
         return
-    if not _is_map(body):
+    if body[0] not in _MAPS:
         raise MalformedBody("the body must be a map")
     raw = bytes(_BODY.decode(body).items)
     num_items = num_entries(raw)
@@ -54,9 +61,9 @@ def refuse_many_plain_bytes(body: bytes) -> None:
     if num_items > limits.MAX_ITEMS:
         raise BodyTooLarge(f"there are {num_items}, the limit is {limits.MAX_ITEMS}", param="items")
     num_others = len(body) - len(raw)
-    if num_others > MAX_FIELD_BYTES:
+    if num_others > MAX_OTHER_BYTES:
         raise BodyTooLarge(
-            f"there are {num_others} bytes outside of the items, the limit is {MAX_FIELD_BYTES}"
+            f"there are {num_others} bytes outside of the items, the limit is {MAX_OTHER_BYTES}"
         )
     try:
         items = _ITEMS.decode(raw)
@@ -73,35 +80,33 @@ def _refuse_items(items: list[Any], *, num_bytes: int, num_items_bytes: int) -> 
         num_bytes: The bytes of the body.
         num_items_bytes: Those of its items.
     """
-    num_plain, num_spans, num_messages = num_bytes, 0, 0
-    num_unknown = num_items_bytes - _ITEM_BYTES * len(items)
-    others: list[tuple[bytes, int, tuple[str, int]]] = []  # neither text nor `bin`
+    num_fields = num_plain = num_spans = num_messages = 0
     for index, item in enumerate(items):
         for name in _FIELDS:
             field = bytes(getattr(item, name))
-            num_unknown -= len(field)
-            if _is_text_or_bin(field):
-                num_plain -= len(field)
+            if field == _NONE:
                 continue
-            count = num_entries(field) or 0
+            num_fields += len(field)
+            num_plain += len(field) - _num_text_bytes(field, (name, index))
             if name in ("spans", "steps"):
-                num_spans += count
-            elif name == "prompt" and _is_map(field[_head_bytes(field) :]):
-                num_messages += count
-            others.append((field, count, (name, index)))
+                num_spans += num_entries(field) or 0
+            elif name == "prompt" and _first_byte(field) in _MAPS:
+                num_messages += num_entries(field) or 0
+        if num_plain > limits.MAX_PLAIN_BYTES:
+            break  # the rest could take seconds to look through
+    num_unknown = num_items_bytes - num_fields - _ITEM_BYTES * len(items)
+    num_plain += num_bytes - num_fields
     for count, most, noun in (
-        (num_plain, limits.MAX_PLAIN_BYTES, "bytes that are neither the text of an item nor `bin`"),
+        (num_plain, limits.MAX_PLAIN_BYTES, "bytes that are neither the texts of items nor `bin`"),
         (num_spans, MAX_SPANS, "spans or steps as lists"),
         (num_messages, limits.MAX_OBJECTS, "messages"),
-        (num_unknown, MAX_FIELD_BYTES, "bytes in unknown fields"),
+        (num_unknown, MAX_OTHER_BYTES, "bytes in unknown fields"),
     ):
         if count > most:
             raise BodyTooLarge(
-                f"the body has {count} {noun}, the limit is {most}: send vectors as `bin`, or "
+                f"the body has too many {noun}, the limit is {most}: send vectors as `bin`, or "
                 "fewer items"
             )
-    for field, count, place in others:
-        _refuse_field(field, count, place)
 
 
 def num_entries(raw: bytes) -> int | None:
@@ -114,34 +119,58 @@ def num_entries(raw: bytes) -> int | None:
     return None
 
 
-def _refuse_field(field: bytes, count: int, place: tuple[str, int]) -> None:
-    """Refuses a field of an item that is neither text nor `bin`. Raises BodyTooLarge."""
-    if count > limits.MAX_VECTOR_VALUES:
-        raise too_many_values(f"{count} values", limits.MAX_VECTOR_VALUES, place)
-    if place[0] in _VECTORS or len(field) <= MAX_FIELD_BYTES:
-        return
-    if not _is_map(field) and not _is_map(field[_head_bytes(field) :]):  # ids
-        return
-    num_plain = len(field)
-    try:
-        for message in _MESSAGES.decode(field):
-            texts = (value for value in map(bytes, message.values()) if _is_text_or_bin(value))
-            num_plain -= sum(map(len, texts))
-    except msgspec.ValidationError:
-        pass  # all of it is plain
-    if num_plain > MAX_FIELD_BYTES:
-        raise too_many_values(f"{num_plain} bytes besides texts", MAX_FIELD_BYTES, place)
+def count_values(raw: bytes, limit: int) -> tuple[int, int]:
+    """Counts within one value of valid msgpack, at all depths, until there are more values than
+    `limit`.
+
+    Returns:
+        How many values are below the outermost one, and how many bytes are text or `bin`. Keys are
+        no values, and are texts. The head of a text is none of its bytes.
+    """
+    place = num_values = num_text_bytes = 0
+    while place < len(raw) and num_values <= limit:
+        first = raw[place]
+        place += 1
+        length = first & (0x1F if first >= 0xA0 else 0x0F)
+        if num_length_bytes := _LENGTH_BYTES.get(first):
+            length = int.from_bytes(raw[place : place + num_length_bytes], "big")
+            place += num_length_bytes
+        if first in _LISTS or first in _MAPS:
+            num_values += length
+        elif first in _TEXTS:
+            num_text_bytes += length
+            place += length
+        elif first in _EXTENSIONS:
+            place += 1 + length
+        else:
+            place += _NUMBER_BYTES.get(first, 0)
+    return num_values, num_text_bytes
+
+
+def _num_text_bytes(field: bytes, place: tuple[str, int]) -> int:
+    """How many bytes of a field are text or `bin`, at any depth; 0 for a list of numbers.
+
+    Raises:
+        BodyTooLarge: It has too many values, however deep.
+    """
+    is_list = field[0] in _LISTS
+    first = _first_byte(field) if is_list else field[0]
+    is_vector = place[0] in _VECTORS or (is_list and first not in _MAPS)
+    limit = limits.MAX_VECTOR_VALUES if is_vector else limits.MAX_TEMPLATE_VALUES
+    if len(field) <= limit and first not in _MAPS and first not in _TEXTS:
+        return 0  # a value has a byte at least
+    num_values, num_bytes = count_values(field, limit)
+    if num_values > limit:
+        raise too_many_values(f"more than {limit} values", limit, place)
+    return num_bytes
+
+
+def _first_byte(raw: bytes) -> int | None:
+    """The type byte of the first entry of a list; None if the list is empty."""
+    place = _head_bytes(raw)
+    return raw[place] if place < len(raw) else None
 
 
 def _head_bytes(raw: bytes) -> int:
     """The bytes before the first entry of a list."""
     return {0xDC: 3, 0xDD: 5}.get(raw[0], 1)
-
-
-def _is_map(raw: bytes) -> bool:
-    return bool(raw) and (0x80 <= raw[0] <= 0x8F or raw[0] in (0xDE, 0xDF))
-
-
-def _is_text_or_bin(raw: bytes) -> bool:
-    first = raw[0]
-    return 0xA0 <= first <= 0xBF or 0xC4 <= first <= 0xC6 or 0xD9 <= first <= 0xDB

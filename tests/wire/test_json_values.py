@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tokenreward.wire import json_values
+from tokenreward.errors import MalformedJson
+from tokenreward.wire import json_values, limits
 from tokenreward.wire.json_values import has_long_number, most_values, num_outside_strings
 
 TEXTS = ("a", "[", "\\", '"', '\\"[,{', "", '{"[,', "12345678", 'x\\\\"[,')
@@ -57,3 +58,34 @@ def test_marks_outside_of_strings_are_counted_whatever_the_strings_hold() -> Non
 def test_what_is_no_json_is_counted_somehow(text: bytes) -> None:
     assert num_outside_strings(text, MARKS) == 0
     assert not has_long_number(text, 3)
+
+
+@pytest.mark.parametrize("start", range(8))
+def test_a_number_is_found_wherever_pieces_end(start: int) -> None:
+    text = b"[" + b"1," * start + b'"1",%s]'
+    assert has_long_number(text % (b"2" * 30), 29)
+    assert not has_long_number(text % (b"2" * 29), 29)
+    assert not has_long_number(text % b'2222,"%s",2222' % (b"2" * 30), 29)
+
+
+class Whole(bytes):
+    """Refuses a call that goes through all of it: other threads wait for its end."""
+
+    def count(self, mark: Any, start: Any = 0, end: Any = None) -> int:
+        assert end is not None and end - start <= json_values.PIECE_BYTES
+        return super().count(mark, start, end)
+
+    def translate(self, *_: Any) -> bytes:
+        raise AssertionError("all of it at once")
+
+    replace = find = translate
+
+
+def test_no_count_goes_through_all_of_the_bytes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MIN_LONG_BYTES", 0)
+    monkeypatch.setattr(limits, "MAX_DIGITS", 5)
+    content = b'{"a, b": [12345, "123456"], "c": {}}'
+    for refuse in (limits.refuse_large_foreign_json, limits.refuse_large_json):
+        refuse(Whole(content))
+        with pytest.raises(MalformedJson):
+            refuse(Whole(content.replace(b"5,", b"56,")))

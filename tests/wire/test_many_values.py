@@ -169,7 +169,7 @@ def test_the_body_of_another_program_has_only_so_many_lists_and_texts(
 ) -> None:
     monkeypatch.setattr(limits, "MAX_FOREIGN_CONTAINERS", 20)
     monkeypatch.setattr(limits, "MAX_FOREIGN_TEXTS", 30)
-    for content in ([[]] * 20, ["a"] * 31, [{"a": "b"}] * 20):
+    for content in ([[]] * 20, ["a"] * 31, ["\\"] * 31, [{"a": "b"}] * 20):
         with pytest.raises(BodyTooLarge):
             limits.refuse_large_foreign_json(json.dumps(content).encode())
     for content in ([[]] * 19, ['a"[' * 50] * 30, [5] * 1000):

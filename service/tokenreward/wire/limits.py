@@ -25,7 +25,12 @@ import msgspec
 
 from tokenreward.errors import BodyTooLarge, InvalidField, MalformedJson
 from tokenreward.wire.item import Item
-from tokenreward.wire.json_values import has_long_number, most_values, num_outside_strings
+from tokenreward.wire.json_values import (
+    has_long_number,
+    most_values,
+    num_marks,
+    num_outside_strings,
+)
 
 MAX_CONTAINERS = 2**20  # 4096 items with 255 spans each
 # Of these, objects. A message becomes four objects of Python, and a search for cycles that finds
@@ -67,7 +72,7 @@ def refuse_many_containers(body: bytes, limit: int | None = None) -> None:
     """
     limits = ((b"[{", limit or MAX_CONTAINERS, "lists and objects"), (b"{", MAX_OBJECTS, "objects"))
     for marks, most, noun in limits:
-        if sum(body.count(mark) for mark in (marks[:1], marks[1:]) if mark) <= most:
+        if num_marks(body, marks) <= most:
             continue
         num_containers = num_outside_strings(body, marks)
         if num_containers > most:
@@ -91,11 +96,13 @@ def refuse_large_foreign_json(body: bytes) -> None:
         MalformedJson: A number is too long.
     """
     refuse_many_containers(body, MAX_FOREIGN_CONTAINERS)
-    num_texts = (body.count(b'"') - body.count(b'\\"')) // 2
-    if num_texts > MAX_FOREIGN_TEXTS:
-        raise BodyTooLarge(
-            f"the body has {num_texts} texts, the limit is {MAX_FOREIGN_TEXTS}: send fewer items"
-        )
+    if num_marks(body, b'"') // 2 > MAX_FOREIGN_TEXTS:
+        num_texts = num_outside_strings(body, b'"') // 2
+        if num_texts > MAX_FOREIGN_TEXTS:
+            raise BodyTooLarge(
+                f"the body has {num_texts} texts, the limit is {MAX_FOREIGN_TEXTS}: "
+                "send fewer items"
+            )
     if most_values(body) > MAX_FOREIGN_VALUES:
         num_values = num_outside_strings(body, b"[{,")
         if num_values > MAX_FOREIGN_VALUES:

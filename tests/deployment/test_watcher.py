@@ -20,7 +20,11 @@ watcher = start_watcher(folder)
 code = "import time; time.sleep(600)"
 own = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
 bare = subprocess.Popen([sys.executable, "-c", code, str(folder)], env={}, start_new_session=True)
-print(watcher.pid, own.pid, bare.pid, flush=True)
+with (folder / "logs" / "worker.out").open("a") as log:
+    writer = subprocess.Popen(
+        [sys.executable, "-c", code], env={}, stdout=log, start_new_session=True
+    )
+print(watcher.pid, own.pid, bare.pid, writer.pid, flush=True)
 time.sleep(600)
 """
 
@@ -31,10 +35,15 @@ def test_processes_and_folder_go_with_the_service_and_others_stay(
 ) -> None:
     folder = tmp_path / "run"
     (folder / "logs").mkdir(parents=True)
-    stranger = subprocess.Popen(
-        [sys.executable, "-c", "import time; time.sleep(600)"],
-        env={**os.environ, "RAY_AUTH_TOKEN": "another"},
-    )
+    log = folder / "logs" / "worker.out"
+    log.touch()
+    others = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_TOKEN"}
+    with log.open() as file:
+        strangers = [
+            subprocess.Popen(["tail", "-f", log], env=others, stdout=subprocess.DEVNULL),
+            subprocess.Popen(["sleep", "600"], env={}, stdin=file),
+            subprocess.Popen(["sleep", "600"], env={**others, "RAY_AUTH_TOKEN": "another"}),
+        ]
     service = subprocess.Popen(
         [sys.executable, "-c", SERVICE, str(folder)],
         env={**os.environ, "RAY_AUTH_TOKEN": "ours"},
@@ -49,15 +58,14 @@ def test_processes_and_folder_go_with_the_service_and_others_stay(
         until = time.monotonic() + (20 if is_killed else 1)
         while any(map(is_alive, processes)) and time.monotonic() < until:
             time.sleep(0.05)
-        assert [is_alive(each) for each in processes] == [not is_killed] * 3
+        assert [is_alive(each) for each in processes] == [not is_killed] * 4
         assert folder.exists() is not is_killed
-        assert stranger.poll() is None
+        assert [stranger.poll() for stranger in strangers] == [None] * 3
     finally:
-        for process in (stranger, service, *processes[1:]):
-            if process is stranger or process is service or is_alive(process):
-                process.kill()
-        stranger.wait()
-        service.wait()
+        for process in (*strangers, *filter(is_alive, processes[1:]), service):
+            process.kill()
+        for child in (*strangers, service):
+            child.wait()
         service.stdout.close()
 
 

@@ -55,7 +55,8 @@ def belongs(process: psutil.Process, folder: Path) -> bool:
     """Whether a process, other than this one, is of this run.
 
     Each has the run's token in its environment. Where a process has written its title over that,
-    its command line or a file that it writes to names the folder.
+    its command line or a file that it writes to names the folder. One with an environment and
+    without the token is somebody's who reads the logs.
     """
     if process.pid == os.getpid():
         return False
@@ -63,9 +64,13 @@ def belongs(process: psutil.Process, folder: Path) -> bool:
         if process.status() == psutil.STATUS_ZOMBIE:
             return False
         token = os.environ.get(TOKEN)
-        if token is not None and process.environ().get(TOKEN) == token:
+        environment = process.environ()
+        if token is not None and environment.get(TOKEN) == token:
             return True
-        files = [*process.cmdline(), *(file.path for file in process.open_files())]
+        if "PATH" in environment:  # a title leaves no variable behind
+            return False
+        written = (file.path for file in process.open_files() if file.mode != "r")
+        files = [*process.cmdline(), *written]
     except (psutil.Error, OSError):  # it is gone, or another user's
         return False
     return any(str(folder) in file for file in files)

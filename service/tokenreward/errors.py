@@ -185,6 +185,10 @@ class DeadlineExceededError(RequestError):
     status, code, retryable = 504, "deadline_exceeded", True
 
 
+# By code. Only those above: another module's subclass may be made of other things than a message.
+REQUEST_ERRORS = {kind.code: kind for kind in RequestError.__subclasses__()}
+
+
 class ItemError(RewardError):
     """One item fails alone: the error stands in the item's result, and the status is 200."""
 

@@ -160,6 +160,18 @@ async def test_a_commit_serves_no_other_weights_of_its_version(
     assert replica.engine.served == pushed(2)
 
 
+async def test_a_commit_of_a_version_that_is_declared_anew_waits_until_that_serves(
+    replica: FakeReplica,
+) -> None:
+    replica.loading.clear()
+    replica.follower.declare(settings_of(declared(1, "/anew")))
+    commit = asyncio.create_task(replica.follower.commit(declared(1, "/anew"), within_s=20))
+    await web.until(lambda: len(replica.loads) == 1)
+    replica.loading.set()
+    assert await commit == {"version": 1, "error": None}
+    assert replica.engine.served == declared(1, "/anew")
+
+
 async def test_a_prepare_whose_turn_comes_too_late_reads_nothing(replica: FakeReplica) -> None:
     async with replica.reloader.busy:  # a redeploy, for example
         report = await replica.follower.prepare(pushed(2), within_s=0.02)

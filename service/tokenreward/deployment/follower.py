@@ -244,7 +244,7 @@ class Follower:
 
     async def _commit(self, weights: Weights) -> None:
         async with self._reloader.busy:
-            if self._slot.engine.version == weights.version:
+            if self._slot.engine.settings.weights == weights:  # a version may be declared anew
                 return
             if await self._reloader.commit(weights):
                 self._report("newest_version", weights.version)

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 from pydantic.json_schema import JsonSchemaMode
 
 import tokenreward
-from tokenreward.errors import InvalidField, RequestError
+from tokenreward.errors import REQUEST_ERRORS, InvalidField
 from tokenreward.http.protocols import Protocol, find_protocols
 from tokenreward.wire import Credit, Reply, RewardsRequest
 from tokenreward.wire.media import JSON, MSGPACK
@@ -247,7 +247,7 @@ def _weights() -> Document:
 def _failures() -> Iterator[tuple[str, Document]]:
     """By status, what the service answers to a request that it refuses."""
     codes: dict[int, list[str]] = {}
-    for kind in RequestError.__subclasses__():
+    for kind in REQUEST_ERRORS.values():
         codes.setdefault(kind.status, []).append(f"`{kind.code}`")
     schema = {"schema": {"$ref": _REF.format(model="Error")}, "example": _ERROR}
     for status, names in sorted(codes.items()):

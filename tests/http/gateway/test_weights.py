@@ -15,7 +15,7 @@ from pydantic import SecretStr
 from starlette.routing import Route
 
 from fakes import web
-from fakes.pushes import FakeDeployment, app_of, backend_of
+from fakes.pushes import FakeDeployment, app_of, backend_of, settings_of
 from tokenreward.errors import InvalidField, Loading
 from tokenreward.http.app import build_app
 from tokenreward.http.gateway.push_turn import registered
@@ -142,6 +142,8 @@ async def test_the_document_has_the_route_where_it_is(client: httpx.AsyncClient)
     }
     example = content["paths"]["/v1/deployments/{name}/weights"]["post"]["requestBody"]
     refuse_unlike("Weights", example["content"]["application/json"]["example"])
+    answers = content["paths"]["/v1/deployments/{name}/weights"]["post"]["responses"]
+    assert answers["500"]["description"] == "`internal`"
     assert "deployments" in (await client.get("/docs")).text
 
 
@@ -228,23 +230,51 @@ async def test_the_same_version_of_other_weights_is_refused_with_both(
     assert deployment.registry.pushed("lm") == Weights(**push(5))
 
 
+async def test_declared_weights_are_refused_under_the_version_of_others_that_were_pushed(
+    client: httpx.AsyncClient, deployment: FakeDeployment
+) -> None:
+    await client.post(PATH, json=push(5))
+    for replica in deployment.replicas:
+        replica.follower.declare(settings_of(Weights(**push(5, "/declared"))))
+        await replica.follower.catch_up()
+    answer = await client.post(PATH, json=push(5, "/declared"))
+    assert (answer.status_code, code_of(answer)) == (409, "version_conflict")
+    assert answer.json()["error"]["message"] == "version 5 is `/pushed`, and cannot be `/declared`"
+    assert [replica.engine.served.checkpoint for replica in deployment.replicas] == ["/pushed"] * 2
+    assert (await client.post(PATH, json=push(5))).status_code == 200
+
+
 @pytest.mark.parametrize(
-    ("refusal", "status"),
+    ("refusal", "status", "code", "message"),
     [
-        (InvalidField("`a.weight` is [2], the model's is [3]", param="checkpoint"), 422),
-        (Loading("not enough memory now"), 503),
-        (RuntimeError("secret"), 500),
+        (
+            InvalidField("`a.weight` is [2], the model's is [3]", param="checkpoint"),
+            422,
+            "invalid_field",
+            "`a.weight` is [2], the model's is [3]",
+        ),
+        (Loading("not enough memory now"), 503, "loading", "not enough memory now"),
+        (
+            RuntimeError("secret"),
+            500,
+            "internal",
+            "the weights cannot be served: RuntimeError, see the replica's log",
+        ),
     ],
 )
 async def test_a_replica_that_cannot_prepare_leaves_all_as_they_were(
-    client: httpx.AsyncClient, deployment: FakeDeployment, refusal: Any, status: int
+    client: httpx.AsyncClient,
+    deployment: FakeDeployment,
+    refusal: Any,
+    status: int,
+    code: str,
+    message: str,
 ) -> None:
     deployment.replicas[1].engine.refusal = refusal
     answer = await client.post(PATH, json=push(5))
-    assert answer.status_code == status
-    if status == 422:
-        assert answer.json()["error"]["message"] == "`a.weight` is [2], the model's is [3]"
-        assert answer.json()["error"]["param"] == "checkpoint"
+    assert (answer.status_code, code_of(answer)) == (status, code)
+    assert answer.json()["error"]["message"] == message
+    assert answer.json()["error"]["param"] == getattr(refusal, "param", None)
     assert deployment.versions == [1, 1]
     assert deployment.prepared == [None, None]
     assert deployment.registry.pushed("lm") is None

@@ -19,10 +19,10 @@ from typing import Any
 from fastapi import Request, Response
 
 from tokenreward.errors import (
+    REQUEST_ERRORS,
     DeadlineExceededError,
     InternalError,
     Loading,
-    RequestError,
     UnknownRoute,
     VersionConflict,
     quotable,
@@ -163,8 +163,7 @@ class WeightsRoute:
             return replicas
         detail = min(details, key=lambda each: each.retryable)  # what no repetition mends is first
         logger.warning("%s: no version %d: %s", deployment, weights.version, detail.message)
-        kinds = {kind.code: kind for kind in RequestError.__subclasses__()}
-        kind = kinds.get(detail.code, InternalError)
+        kind = REQUEST_ERRORS.get(detail.code, InternalError)
         raise kind(detail.message, param=detail.param, retry_after_s=_RETRY_AFTER_S)
 
 
@@ -181,21 +180,21 @@ def _no_replica(deployment: str) -> Loading:
 
 
 def _is_new(weights: Weights, now: DeploymentWeights) -> bool:
-    """Whether weights are to be pushed; False if the deployment has them already.
+    """Whether weights are to be pushed; False if they are the deployment's newest already.
 
     Raises:
         VersionConflict: The version is passed, or others have it.
     """
     candidates = [each for each in (now.pushed, now.declared) if each is not None]
+    # Of two with one version it is the pushed one, which serves.
     newest = max(candidates, key=lambda each: each.version)
     if weights.version > newest.version:
         return True
-    if weights in candidates and weights.version == newest.version:
+    if weights == newest:
         return False
     if weights.version == newest.version:
-        other = next(each for each in candidates if each.version == weights.version)
         raise VersionConflict(
-            f"version {weights.version} is {_place(other)}, and cannot be {_place(weights)}",
+            f"version {weights.version} is {_place(newest)}, and cannot be {_place(weights)}",
             param="version",
         )
     origin = "pushed" if newest is now.pushed else "declared by the settings"

@@ -1,17 +1,22 @@
 """Several addresses of one service, such as the nodes of a cluster: a request goes to the next one
-if no connection can be made. It knows no requests, and decides on no retry but this.
+if no connection can be made. It knows of a request only the deadline, and decides on no retry but
+this.
 
 A request is sent again only where none of it was sent. A connection that breaks later is the
-caller's to judge; the next request goes to another address then.
+caller's to judge; the next request goes to another address then. All addresses share the time that
+the request has, which is its read timeout.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 
 import httpx
 
+from tokenreward.wire.paths import TIMEOUT_HEADER
 from tokenreward_client.errors import BadArgument
+from tokenreward_client.flow import LEAST_LEFT_S, deadline_text
 
 _NOTHING_SENT = (httpx.ConnectError, httpx.ConnectTimeout)
 
@@ -20,7 +25,7 @@ class AnyAddress(httpx.BaseTransport, httpx.AsyncBaseTransport):
     """Sends requests to the address that answered last, until it does not.
 
     Args:
-        urls: The addresses. Requests come with the first.
+        urls: The addresses. Requests come with the first, and with a read timeout.
         connections: An httpx.HTTPTransport or httpx.AsyncHTTPTransport, which makes connections.
     """
 
@@ -33,25 +38,27 @@ class AnyAddress(httpx.BaseTransport, httpx.AsyncBaseTransport):
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """The response of the first address that can be reached. Raises httpx.TransportError."""
-        for is_last in self._tries(request):
+        for _ in self._tries(request):
             try:
                 return self._connections.handle_request(request)
             except httpx.TransportError as error:
                 self._leave(request)
-                if is_last or not isinstance(error, _NOTHING_SENT):
+                if not isinstance(error, _NOTHING_SENT):
                     raise
-        raise AssertionError("there is an address")
+                unreachable = error
+        raise unreachable
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """As `handle_request`."""
-        for is_last in self._tries(request):
+        for _ in self._tries(request):
             try:
                 return await self._async_connections.handle_async_request(request)
             except httpx.TransportError as error:
                 self._leave(request)
-                if is_last or not isinstance(error, _NOTHING_SENT):
+                if not isinstance(error, _NOTHING_SENT):
                     raise
-        raise AssertionError("there is an address")
+                unreachable = error
+        raise unreachable
 
     def close(self) -> None:
         """Closes the connections."""
@@ -61,14 +68,24 @@ class AnyAddress(httpx.BaseTransport, httpx.AsyncBaseTransport):
         """Closes the connections."""
         await self._async_connections.aclose()
 
-    def _tries(self, request: httpx.Request) -> Iterator[bool]:
-        """Gives the request one address after the other, and says whether it is the last one."""
-        first = self._place
+    def _tries(self, request: httpx.Request) -> Iterator[None]:
+        """Gives the request one address after the other, until its time is over, and tells the
+        service and the connections what is left of it."""
+        first, began_at = self._place, time.monotonic()
+        timeouts = request.extensions["timeout"]
+        left_s = timeouts["read"]
         for number in range(len(self._urls)):
             url = self._urls[(first + number) % len(self._urls)]
             request.url = request.url.copy_with(host=url.host, port=url.port)
             request.headers["host"] = url.netloc.decode("ascii")
-            yield number == len(self._urls) - 1
+            request.headers[TIMEOUT_HEADER] = deadline_text(left_s)
+            # Those that do not answer leave the others their share of the time.
+            connect_s = min(timeouts["connect"], left_s / (len(self._urls) - number))
+            request.extensions["timeout"] = httpx.Timeout(left_s, connect=connect_s).as_dict()
+            yield
+            left_s = timeouts["read"] - (time.monotonic() - began_at)
+            if left_s < LEAST_LEFT_S:
+                return
 
     def _leave(self, request: httpx.Request) -> None:
         """Other requests go elsewhere, unless one that failed before has seen to it."""

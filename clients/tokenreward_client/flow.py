@@ -26,6 +26,8 @@ from tokenreward_client.window import Ticket
 # A service refuses a request that names a later deadline (its setting `max_timeout_s`, by default).
 # A call may last longer: it makes more than one request.
 LATEST_DEADLINE_S = 3600.0
+# The deadline travels in whole milliseconds, and the server refuses 0.000.
+LEAST_LEFT_S = 0.001
 
 T = TypeVar("T")
 
@@ -57,7 +59,7 @@ class Send:
         The caller's deadline travels along, so that the server starts no work past it.
         """
         headers = {
-            TIMEOUT_HEADER: f"{min(self.timeout_s, LATEST_DEADLINE_S):.3f}",
+            TIMEOUT_HEADER: deadline_text(self.timeout_s),
             REQUEST_ID_HEADER: self.request_id,
             # A refusal is what the window goes by. A request that is held says nothing.
             HOLD_HEADER: "0",
@@ -67,6 +69,11 @@ class Send:
         if self.authorization is not None:
             headers["authorization"] = self.authorization
         return headers
+
+
+def deadline_text(left_s: float) -> str:
+    """The value of TIMEOUT_HEADER for a request whose reply is worth nothing after so long."""
+    return f"{min(left_s, LATEST_DEADLINE_S):.3f}"
 
 
 Step = Union[Send, float, tuple[Ticket, float], "list[Flow[Any]]"]

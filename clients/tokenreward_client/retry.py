@@ -22,11 +22,9 @@ from dataclasses import dataclass
 
 from tokenreward.errors import Loading, Overloaded, Updating
 from tokenreward_client.errors import ConnectionFailed, DeadlineExceeded
-from tokenreward_client.flow import Flow
+from tokenreward_client.flow import LEAST_LEFT_S, Flow
 from tokenreward_client.window import Ticket, Window
 
-# The deadline travels in whole milliseconds, and the server refuses 0.000.
-LEAST_LEFT_S = 0.001
 # What the service says while it has no room or no weights yet.
 LATER = frozenset({Overloaded.code, Loading.code, Updating.code})
 TOO_LATE = "the deadline passed before the request could be sent"

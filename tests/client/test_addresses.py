@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import socket
+import time
 from typing import Any
 
 import httpx
@@ -12,6 +13,11 @@ import pytest
 from fakes.hang_up import hanging_up
 from tokenreward_client import BadArgument, Client, ConnectionFailed
 from tokenreward_client.addresses import AnyAddress
+from tokenreward_client.connection import CONNECT_TIMEOUT_S
+from tokenreward_client.flow import Send
+from tokenreward_client.session import build_request
+
+URLS = [httpx.URL(f"http://{host}:1") for host in "abc"]
 
 
 def closed_url() -> str:
@@ -91,6 +97,69 @@ def test_addresses_are_pickled_and_shown_without_passwords(edge: Any, items: Any
         assert [answer.score for answer in client.score(items(1))] == [0]
     with Client(["http://me:hush@a:1", "http://me:hush@b:2"]) as client:
         assert repr(client) == "Client('http://a:1', 'http://b:2')"
+
+
+def powered_off(live: str, seconds: float, seen: list[dict[str, float]]) -> httpx.MockTransport:
+    """Connections to nodes of which only one is there: the others cost so many seconds each. `seen`
+    gets the timeouts of each try, and as `header` what the service is told."""
+
+    def connect(request: httpx.Request) -> httpx.Response:
+        header = float(request.headers["x-request-timeout-seconds"])
+        seen.append({**request.extensions["timeout"], "header": header})
+        if request.url.host == live:
+            return httpx.Response(200)
+        time.sleep(seconds)
+        raise httpx.ConnectTimeout(f"no way to {request.url.host}")
+
+    return httpx.MockTransport(connect)
+
+
+def send(transport: AnyAddress, timeout_s: float) -> httpx.Response:
+    with httpx.Client(base_url=URLS[0], transport=transport) as http:
+        return http.send(build_request(http, Send("/v1/rewards", b"{}", timeout_s)))
+
+
+async def send_and_await(transport: AnyAddress, timeout_s: float) -> httpx.Response:
+    async with httpx.AsyncClient(base_url=URLS[0], transport=transport) as http:
+        return await http.send(build_request(http, Send("/v1/rewards", b"{}", timeout_s)))
+
+
+def assert_only_the_rest_is_left(seen: list[dict[str, float]]) -> None:
+    first, second = seen
+    assert first["header"] == first["read"] == 60
+    for name in ("header", "read", "write", "pool"):
+        assert second[name] <= first[name] - 0.3
+    assert second["connect"] == first["connect"] == CONNECT_TIMEOUT_S
+
+
+def test_time_that_an_address_took_is_not_there_for_the_next() -> None:
+    seen: list[dict[str, float]] = []
+    assert send(AnyAddress(URLS, powered_off("b", 0.3, seen)), 60.0).status_code == 200
+    assert_only_the_rest_is_left(seen)
+
+
+async def test_nor_is_it_for_the_client_that_does_not_block() -> None:
+    seen: list[dict[str, float]] = []
+    answer = await send_and_await(AnyAddress(URLS, powered_off("b", 0.3, seen)), 60.0)
+    assert answer.status_code == 200
+    assert_only_the_rest_is_left(seen)
+
+
+def test_addresses_that_do_not_answer_leave_time_for_the_one_that_does() -> None:
+    seen: list[dict[str, float]] = []
+    assert send(AnyAddress(URLS, powered_off("c", 0.0, seen)), 5.0).status_code == 200
+    first, second, _ = seen
+    assert first["connect"] + second["connect"] < 5
+
+
+def test_request_whose_time_is_over_goes_to_no_further_address() -> None:
+    seen: list[dict[str, float]] = []
+    transport = AnyAddress(URLS, powered_off("b", 0.3, seen))
+    with pytest.raises(httpx.ConnectTimeout, match="no way to a"):
+        send(transport, 0.3)
+    assert len(seen) == 1
+    assert send(transport, 60.0).status_code == 200  # the next one begins where this one ended
+    assert len(seen) == 2
 
 
 @pytest.mark.parametrize(

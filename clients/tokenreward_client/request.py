@@ -60,13 +60,11 @@ def send_until_answered(
         content_type: The media type of the body.
         authorization: The header of that name, in place of the client's.
 
-    Returns:
-        The reply.
-
     Raises:
         ServerRefused, ConnectionFailed, DeadlineExceeded: Another try does not help or is not left.
         BadReply: The reply cannot be read, or answers another request.
     """
+    error: ClientError | None = None
     while True:
         ticket = attempts.join_line()
         try:
@@ -87,10 +85,12 @@ def send_until_answered(
                 is_retryable=error.retryable,
                 retry_after_s=retry_after_s(answer, attempts.retry.wall_clock),
             )
+        except DeadlineExceeded:  # in the line, where a request that was refused waits again
+            raise attempts.gave_up(error) from error
         finally:
             attempts.window.leave(ticket)
         if pause_s is None:
             raise error
         if not attempts.has_time_for(pause_s):
-            raise DeadlineExceeded(f"gave up after {attempts.num_tries} tries: {error}") from error
+            raise attempts.gave_up(error) from error
         yield from attempts.pause(pause_s, codes)

@@ -21,7 +21,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from tokenreward.errors import Loading, Overloaded, Updating
-from tokenreward_client.errors import ConnectionFailed, DeadlineExceeded
+from tokenreward_client.errors import ClientError, ConnectionFailed, DeadlineExceeded
 from tokenreward_client.flow import LEAST_LEFT_S, Flow
 from tokenreward_client.window import Ticket, Window
 
@@ -107,8 +107,8 @@ class Attempts:
         """
         yield from wait_for(ticket, self.left_s())
         self._epoch = ticket.result()
-        self.num_tries += 1
         latest = self.retry.clock() + self.left_s() / 2
+        self.num_tries += 1
         while True:
             closed_s = min(self.window.closed_s(), latest - self.retry.clock())
             if closed_s < LEAST_LEFT_S:
@@ -171,6 +171,16 @@ class Attempts:
     def has_time_for(self, pause_s: float) -> bool:
         """Whether the deadline comes after such a pause."""
         return self.retry.clock() + pause_s < self.deadline
+
+    def gave_up(self, error: ClientError | None) -> DeadlineExceeded:
+        """What to raise when the deadline has come.
+
+        Args:
+            error: What ended the last try; None if there was none.
+        """
+        if error is None:
+            return DeadlineExceeded(TOO_LATE)
+        return DeadlineExceeded(f"gave up after {self.num_tries} tries: {error}")
 
 
 def wait_for(ticket: Ticket, timeout_s: float) -> Flow[None]:

@@ -181,6 +181,31 @@ def test_being_overloaded_costs_no_try_and_is_waited_out_until_the_deadline() ->
     assert isinstance(caught.value.__cause__, ServerRefused)
 
 
+def test_request_that_was_refused_and_waits_in_line_to_the_end_names_the_refusal() -> None:
+    walk = Walk()
+    window = Window(1, walk.clock)
+    older, attempts = (Attempts(walk.attempts.retry, 1100.0, window) for _ in range(2))
+    flow: Any = send_until_answered("/v1/rewards", lambda: b"{}", attempts)
+    assert isinstance(next(flow), Send)
+    walk.clock.now += seconds(flow.send(refused()))
+    older.join_line()
+    ticket, timeout_s = flow.send(False)
+    walk.clock.now += timeout_s
+    assert not ticket.done()
+    with pytest.raises(DeadlineExceeded, match="gave up after 1 tries: overloaded") as caught:
+        flow.send(False)
+    assert isinstance(caught.value.__cause__, ServerRefused)
+    assert walk.clock.now == 1100
+
+
+def test_request_that_waits_in_line_to_the_end_and_was_never_sent_says_so() -> None:
+    walk = Walk()
+    walk.attempts.window.join(-1)
+    with pytest.raises(DeadlineExceeded, match="could be sent"):
+        walk.run()
+    assert walk.sends == []
+
+
 @pytest.mark.parametrize("code", ["loading", "updating"])
 def test_weights_on_their_way_cost_no_try_and_no_place(code: str) -> None:
     body = {"error": {"code": code, "message": "m", "param": None, "retryable": True}}

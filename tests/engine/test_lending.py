@@ -19,6 +19,7 @@ import pytest
 
 from fakes import tiny
 from fakes.layouts import Intercepted
+from fakes.pairs import name_inputs, pairing_tokenizer
 from fakes.web import until
 from tokenreward.contract import Needs, Outputs, Row, RowRequest
 from tokenreward.engine import lending
@@ -189,6 +190,28 @@ async def test_rows_of_a_reference_model_are_lent_too(
         assert await through(lender, thief)
     for ours, theirs in zip((await asked).items, truth.items, strict=True):
         allclose(ours.rewards, theirs.rewards)
+
+
+async def test_an_encoder_reads_the_two_texts_of_a_lent_row_as_the_lender_does(
+    replica: Callable[..., Replica], tmp_path: Path
+) -> None:
+    model = tiny.model("bert", "reward_model")
+    model.config.is_decoder = False
+    model.save_pretrained(tmp_path)
+    pairing_tokenizer("bert").save_pretrained(tmp_path)
+    name_inputs(tmp_path)
+    lender, thief, alone = (
+        replica("reward_model", ["reward_model"], checkpoint=tmp_path) for _ in range(3)
+    )
+    one, two = [0, 20, 30, 40, 1], [0, 20, 30, 1, 40, 1]
+    items = [{"prompt": "", "response": ids, "whole": "sequence"} for ids in (one, two)]
+    request = parse(RewardsRequest, {"scorer": "reward_model", "items": items * 3})
+    truth = await alone.engine.score(request)
+    async with stuck(lender):
+        asked = await waiting(lender, request)
+        assert await through(lender, thief)
+    for ours, theirs in zip((await asked).items, truth.items, strict=True):
+        allclose(ours.score, theirs.score)
 
 
 async def test_the_timing_of_a_reply_counts_each_batch_once_wherever_it_ran(

@@ -1,10 +1,8 @@
 """Encoders and encoder-decoders: the score is their own class's, of prompt and response as their
-tokenizer pairs two texts, whatever else is in the batch."""
+tokenizer pairs two texts, or of one text as it writes that, whatever else is in the batch."""
 
 from __future__ import annotations
 
-import copy
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 import transformers as tf
-from tokenizers.processors import TemplateProcessing
 
 from fakes import tiny
+from fakes.pairs import name_inputs, pairing_tokenizer
 from tokenreward.checkpoints.checkpoint import CheckpointRefused, load_checkpoint
 from tokenreward.contract import Needs, Row, RowRequest
 from tokenreward.engine import Engine
@@ -58,30 +56,8 @@ CLASSES = {
     ),
     "t5": lambda: tf.T5ForSequenceClassification(tf.T5Config(**SIZES, **T5)),
 }
-PAIRS = {
-    "t5": ("$A <|end|>", "$A <|end|> $B <|end|>"),
-    "other": ("<|bos|> $A <|end|>", "<|bos|> $A <|end|> $B:1 <|end|>:1"),
-}
+WITH_SEGMENTS = ("bert", "deberta")  # of the tokenizer: this DeBERTa passes over them
 QUESTION, ANSWERS = "What is 2+2?", ("It is 4. Yes, 2+2 = 4; no doubt at all.", "No.")
-
-
-def pairing_tokenizer(name: str) -> Any:
-    tokenizer = copy.deepcopy(tiny.tokenizer())
-    single, pair = PAIRS.get(name, PAIRS["other"])
-    special = [("<|bos|>", tiny.BOS_ID), ("<|end|>", tiny.END_ID)]
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-        single=single, pair=pair, special_tokens=special
-    )
-    tokenizer.chat_template = None
-    return tokenizer
-
-
-def name_inputs(folder: Path) -> None:
-    """Has a saved tokenizer give segments, as BERT's does."""
-    path = folder / "tokenizer_config.json"
-    config = json.loads(path.read_text())
-    config["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
-    path.write_text(json.dumps(config))
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +73,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         model.save_pretrained(root / name)
         pairing_tokenizer(name).save_pretrained(root / name)
         saved[name] = root / name
-    name_inputs(saved["bert"])
+    for name in WITH_SEGMENTS:
+        name_inputs(saved[name])
     return saved
 
 
@@ -111,18 +88,20 @@ def settings(folder: Path, *scorers: str, **fields: Any) -> DeploymentSettings:
     )
 
 
-def own_score(folder: Path, name: str, answer: str) -> float:
-    """The class's own call on the pair, in float64."""
+def own_score(folder: Path, name: str, *texts: str) -> float:
+    """The class's own call on a text, or on a pair of them, in float64."""
     tokenizer = tf.AutoTokenizer.from_pretrained(folder)
-    pair = tokenizer(QUESTION, answer, return_tensors="pt")
+    inputs = tokenizer(*texts, return_tensors="pt")
     model = tf.AutoModelForSequenceClassification.from_pretrained(folder).double().eval()
-    assert ("token_type_ids" in pair) == (name == "bert")
+    assert ("token_type_ids" in inputs) == (name in WITH_SEGMENTS)
     with torch.inference_mode():
-        return float(model(**pair).logits[0, 0])
+        return float(model(**inputs).logits[0, 0])
 
 
-async def results(engine: Engine, **fields: Any) -> list[ItemResult]:
-    items = [{"prompt": QUESTION, "response": answer} for answer in ANSWERS]
+async def results(
+    engine: Engine, items: list[dict[str, Any]] | None = None, **fields: Any
+) -> list[ItemResult]:
+    items = items or [{"prompt": QUESTION, "response": answer} for answer in ANSWERS]
     try:
         return (await engine.score(parse(RewardsRequest, {"items": items, **fields}))).items
     finally:
@@ -142,10 +121,70 @@ async def test_the_score_is_the_classes_own_of_question_and_answer(
         ANSWERS,
         strict=True,
     ):
-        truth = own_score(folders[name], name, answer)
+        truth = own_score(folders[name], name, QUESTION, answer)
         assert result.error is None
         assert result.score == pytest.approx(truth, abs=1e-5 * max(1.0, abs(truth)))
         assert sum(result.rewards) == pytest.approx(truth, abs=1e-5 * max(1.0, abs(truth)))
+
+
+async def sequences(folder: Path, *items: dict[str, Any]) -> list[ItemResult]:
+    """The results of items whose prompt is scored, too."""
+    engine = Engine.load(settings(folder, "reward_model"))
+    items_of_all = [{**item, "whole": "sequence"} for item in items]
+    return await results(engine, items_of_all, scorer="reward_model", return_tokens=True)
+
+
+def token_ids(result: ItemResult) -> list[int]:
+    return [token.id for token in result.tokens or ()]
+
+
+@pytest.mark.parametrize("name", CLASSES)
+async def test_a_text_alone_is_read_as_the_tokenizer_writes_one_finished_or_not(
+    folders: dict[str, Path], name: str
+) -> None:
+    ids = tf.AutoTokenizer.from_pretrained(folders[name])(ANSWERS[0])["input_ids"]
+    text = {"prompt": "", "response": ANSWERS[0]}
+    forms = [text, {**text, "finished": True}, {**text, "finished": False}]
+    forms += [{"prompt": [], "response": ids}, {"prompt": "", "response": ids}]
+    truth = own_score(folders[name], name, ANSWERS[0])
+    for result in await sequences(folders[name], *forms):
+        assert result.error is None
+        assert token_ids(result) == ids
+        assert result.score == pytest.approx(truth, abs=1e-5 * max(1.0, abs(truth)))
+
+
+@pytest.mark.parametrize("name", CLASSES)
+async def test_a_pair_is_read_as_the_tokenizer_writes_one_also_where_the_prompt_is_scored(
+    folders: dict[str, Path], name: str
+) -> None:
+    ids = tf.AutoTokenizer.from_pretrained(folders[name])(QUESTION, ANSWERS[0])["input_ids"]
+    num_prompt = len(ids) - ids[::-1].index(tiny.END_ID, 1)
+    pair = {"prompt": QUESTION, "response": ANSWERS[0]}
+    cut = {"prompt": ids[:num_prompt], "response": ids[num_prompt:]}
+    truth = own_score(folders[name], name, QUESTION, ANSWERS[0])
+    for result in await sequences(folders[name], pair, cut, {"prompt": [], "response": ids}):
+        assert result.error is None
+        assert token_ids(result) == ids
+        assert result.score == pytest.approx(truth, abs=1e-5 * max(1.0, abs(truth)))
+
+
+@pytest.mark.parametrize("name", ["bert", "deberta", "roberta"])
+async def test_ids_of_three_texts_are_refused_only_where_the_model_is_told_the_second(
+    folders: dict[str, Path], name: str
+) -> None:
+    three = [tiny.BOS_ID, 20, tiny.END_ID, 30, tiny.END_ID, 40, tiny.END_ID]
+    whole = {"prompt": [], "response": three}
+    spelled = {"prompt": "", "response": "4<|end|>Yes<|end|>No"}
+    cut = {"prompt": three[:3], "response": three[3:]}
+    refused, *others = await sequences(folders[name], whole, spelled, cut)
+    assert [result.error for result in others] == [None, None]
+    truth = own_score(folders[name], name, spelled["response"])
+    assert others[0].score == pytest.approx(truth, abs=1e-5 * max(1.0, abs(truth)))
+    assert (refused.error is not None) == (name == "bert")
+    if refused.error is not None:
+        assert refused.error.code == "unsupported_text"
+        assert refused.error.param == "items[0].response"
+        assert "2 separators" in refused.error.message
 
 
 @pytest.mark.parametrize("name", ["bert", "modernbert", "t5"])

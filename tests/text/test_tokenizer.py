@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from fakes import tiny, vocabularies
+from fakes.pairs import PAIRS, pairing_tokenizer
 from fakes.tiny import tokenizer_of
 from tokenreward.checkpoints.checkpoint import Checkpoint
 from tokenreward.errors import EmptyPrompt, SequenceTooLong, UnsupportedText
@@ -62,6 +63,20 @@ def test_the_pieces_of_a_text_are_an_unfinished_responses_tokens_and_ends(text: 
     response_ids, response_ends = tokenizer_with().response(text, finished=False, param="p")
     np.testing.assert_array_equal(ids, response_ids)
     np.testing.assert_array_equal(ends, response_ends)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_special_tokens_around_one_text_and_around_the_first_of_two_are_the_tokenizers_own(
+    name: str,
+) -> None:
+    theirs = pairing_tokenizer(name)
+    ours = Tokenizer(theirs, reads_pairs=True)
+    alone = theirs("2+2?")["input_ids"]
+    for ids in (ours.encoder.ids("2+2?"), np.array(alone)):
+        assert ours.with_bos(ids).tolist() == alone
+    prompt = ours.prompt_from_text("2+2?", param="p").tolist()
+    behind = [*ours.encoder.ids("4"), *ours.around_pair[2]]
+    assert [*prompt, *behind] == theirs("2+2?", "4")["input_ids"]
 
 
 def test_an_unfinished_response_gets_no_end_of_turn() -> None:

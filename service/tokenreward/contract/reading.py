@@ -26,12 +26,15 @@ class Row:
         start: First token whose outputs are wanted, 1 <= start <= stop.
         stop: End of the tokens whose outputs are wanted, exclusive.
         model: Which of the deployment's models reads the row.
+        num_first: How many tokens an encoder reads as the first text of a pair; all of them, or
+            more, if there is no second one. None for those before `start`.
     """
 
     ids: Int64[np.ndarray, " n"]
     start: int
     stop: int
     model: Model = "policy"
+    num_first: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

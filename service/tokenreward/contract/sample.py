@@ -48,7 +48,8 @@ class TokenizerView(Protocol):
         """
 
     def with_bos(self, ids: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " p"]:
-        """Ids of raw text with BOS in front, if this tokenizer puts one there and it is missing."""
+        """Ids of raw text with BOS in front, if this tokenizer puts one there and it is missing; of
+        an encoder's, with the special tokens that it has around a text alone."""
 
     def prompt_from_messages(
         self,
@@ -166,6 +167,7 @@ class Sample:
         ends: Where each response token's characters end in the response's text, in code points; an
             appended end-of-turn has no entry. None for a response of ids, and for a tokenizer that
             cannot say.
+        num_first: That of a row with all of these tokens (see `Row`).
         budget: What the items of the request may still use.
         memo: What a scorer's `rows` leaves for its `score`, under keys of the scorer's own.
     """
@@ -178,6 +180,7 @@ class Sample:
     tokenizer: TokenizerView
     suffix_ids: Int64[np.ndarray, " s"] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     ends: Int64[np.ndarray, " t"] | None = None
+    num_first: int | None = None
     budget: RequestBudget = field(default_factory=RequestBudget)
     memo: dict[Hashable, Any] = field(default_factory=dict)
 

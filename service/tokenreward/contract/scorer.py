@@ -130,7 +130,7 @@ class Scorer(ABC):
         ids = np.concatenate([sample.prompt_ids, sample.response_ids, sample.suffix_ids])
         num_prompt = len(sample.prompt_ids)
         stop = num_prompt + len(sample.response_ids)
-        return (Row(ids=ids, start=max(1, num_prompt), stop=stop),)
+        return (Row(ids, max(1, num_prompt), stop, num_first=sample.num_first),)
 
     def labels(self, options: Any, tokenizer: TokenizerView) -> frozenset[int]:
         """Tokens whose raw logits `score` reads, at every position of each row. By default none.

@@ -43,8 +43,8 @@ _MIN_LOAN_S = 0.05
 _CALLER = ("another replica",)  # the callers of one replica wait behind each other at another
 
 # What is wanted of a row, and the row: its ids as int32, which is half as large, its start, its
-# stop, and the model that reads it.
-BorrowedRow = tuple[Needs, np.ndarray, int, int, Model]
+# stop, the model that reads it, and its `num_first`.
+BorrowedRow = tuple[Needs, np.ndarray, tuple[int, int, Model, int | None]]
 # A job of a loan: its rows, seconds until its deadline (None for no deadline), and seconds that it
 # waited in the lender's queue.
 BorrowedJob = tuple[list[BorrowedRow], float | None, float]
@@ -186,7 +186,7 @@ class Lending:
         event_loop, now = asyncio.get_running_loop(), time.monotonic()
         jobs = []
         for index, (rows, left_s, waited_s) in enumerate(loan.jobs):
-            job = Job(index=index, requests=[_request(*row) for row in rows])
+            job = Job(index=index, requests=[_request(row) for row in rows])
             job.count_tokens()
             deadline = None if left_s is None else now + left_s
             job.wait(event_loop.create_future(), deadline, caller=_CALLER)
@@ -252,15 +252,16 @@ def num_loan_bytes(requests: Sequence[RowRequest]) -> int:
 def _borrowed(job: Job) -> BorrowedJob:
     now = time.monotonic()
     rows: list[BorrowedRow] = [
-        (needs, row.ids.astype(np.int32), row.start, row.stop, row.model)
+        (needs, row.ids.astype(np.int32), (row.start, row.stop, row.model, row.num_first))
         for row, needs in job.requests
     ]
     left_s = None if job.deadline is None else job.deadline - now
     return rows, left_s, now - job.queued_at
 
 
-def _request(needs: Needs, ids: np.ndarray, start: int, stop: int, model: Model) -> RowRequest:
-    return RowRequest(Row(ids.astype(np.int64), start, stop, model), needs)
+def _request(row: BorrowedRow) -> RowRequest:
+    needs, ids, fields = row
+    return RowRequest(Row(ids.astype(np.int64), *fields), needs)
 
 
 def _outputs_of(job: Job, version: int) -> LoanOutputs:

@@ -22,7 +22,7 @@ from tokenreward.engine.plan import ServedScorer, check_options, needs_of
 from tokenreward.forward.layout import Layout
 from tokenreward.forward.own_call import compare_with_own_call
 from tokenreward.forward.pair import choose_layouts
-from tokenreward.forward.two_way import choose_two_way_layout, pair_line
+from tokenreward.forward.two_way import choose_two_way_layout, pair_line, reads_segments
 from tokenreward.settings import DeploymentSettings
 from tokenreward.text.tokenizer import Tokenizer
 
@@ -49,6 +49,7 @@ def load_checkpoint_of(
         checkpoint.eos_ids,
         max_tokens,
         reads_pairs=checkpoint.is_classifier and not checkpoint.tokenizer.chat_template,
+        has_segments=checkpoint.is_classifier and reads_segments(checkpoint),
         template_kwargs=settings.chat_template_kwargs,
         limit=f"max_{limit}_tokens",
     )

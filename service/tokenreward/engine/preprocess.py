@@ -20,8 +20,8 @@ from tokenreward.contract import Needs, RequestBudget, Row, RowRequest, Sample
 from tokenreward.engine.job import Job
 from tokenreward.engine.plan import Plan, scorer_failed
 from tokenreward.engine.skipped import without_skipped
-from tokenreward.engine.units import check_ids, units_of
-from tokenreward.engine.whole import sequence_tokens, with_parts
+from tokenreward.engine.units import check_ids, refuse_empty, units_of
+from tokenreward.engine.whole import num_first_text, sequence_tokens, with_parts
 from tokenreward.errors import (
     EmptyResponse,
     ItemError,
@@ -109,7 +109,7 @@ class Preprocessor:
             RequestError: A field cannot be decoded at all.
         """
         item = with_parts(item, self.tokenizer)
-        prompt_ids, response_ids, ends, suffix_ids = self._tokens(item, prompts)
+        prompt_ids, response_ids, ends, suffix_ids, num_first = self._tokens(item, prompts)
         check_ids(prompt_ids, self.vocab_size, param="prompt")
         check_ids(response_ids, self.num_labels, param="response")
         num_suffix = len(suffix_ids)
@@ -130,6 +130,7 @@ class Preprocessor:
             tokenizer=self.tokenizer,
             suffix_ids=suffix_ids,
             ends=ends,
+            num_first=num_first,
             budget=budget,
         )
         if not job.sample.keep.any():
@@ -137,14 +138,14 @@ class Preprocessor:
 
     def _tokens(
         self, item: Item, prompts: dict[str, np.ndarray]
-    ) -> tuple[Ids, Ids, Ids | None, Ids]:
+    ) -> tuple[Ids, Ids, Ids | None, Ids, int | None]:
         """The ids of an item's prompt and response, where the characters of each token of the
-        response end, and the ids that are read behind it."""
+        response end, the ids that are read behind it, and `Sample.num_first`."""
         ends: Ids | None = None  # of a sequence, no unit of the caller is a place in the text
-        suffix_ids = self.suffix_ids
+        suffix_ids, num_first = self.suffix_ids, None
         refuse_answered(item.messages or [], param="prompt")
         if self.reads_conversation and item.messages and isinstance(item.response, str):
-            self._refuse_empty(item)
+            refuse_empty(item)
             prompt_ids, response_ids, ends, suffix_ids = templated_tokens(
                 self.tokenizer,
                 item.messages,
@@ -154,13 +155,13 @@ class Preprocessor:
                 finished=item.finished is not False,
             )
         elif item.whole == "sequence":
-            prompt_ids, response_ids, suffix_ids = self._sequence(item, prompts)
+            prompt_ids, response_ids, suffix_ids, num_first = self._sequence(item, prompts)
         else:
             prompt_ids = self._shared_prompt(item, prompts)
             response_ids, ends = self._response(item)
         if not len(response_ids):
             raise EmptyResponse("the response has no tokens", param="response")
-        return prompt_ids, response_ids, ends, suffix_ids
+        return prompt_ids, response_ids, ends, suffix_ids, num_first
 
     def _add_rows(self, job: Job, plans: Sequence[Plan]) -> None:
         """Adds the rows of all scorers, each distinct row once."""
@@ -178,7 +179,8 @@ class Preprocessor:
             for whole, needs in requests:
                 row = without_skipped(whole, needs, self.skipped_id)
                 num_skipped = (len(whole.ids) - len(row.ids), whole.stop - row.stop)
-                key = (row.model, row.start, row.stop, num_skipped, row.ids.tobytes())
+                bounds = (row.start, row.stop, row.num_first)
+                key = (row.model, bounds, num_skipped, row.ids.tobytes())
                 place = places.setdefault(key, len(job.requests))
                 if place == len(job.requests):
                     job.requests.append(RowRequest(row, needs))
@@ -238,11 +240,13 @@ class Preprocessor:
                 f"`max_sequence_tokens` is {self.max_sequence_tokens}"
             )
 
-    def _sequence(self, item: Item, prompts: dict[str, np.ndarray]) -> tuple[Ids, Ids, Ids]:
-        """The ids of an item whose prompt is scored, too (see `sequence_tokens`). An empty prompt
-        is none: text begins as text does, and ids are read as they are."""
-        response_ids, _ = self._response(item)
-        if isinstance(item.prompt, str) and not item.prompt:
+    def _sequence(self, item: Item, prompts: dict[str, np.ndarray]) -> tuple[Ids, Ids, Ids, int]:
+        """The ids of an item whose prompt is scored, too (see `sequence_tokens`), and how many are
+        the first text's. An empty prompt is none: text begins as text does, and ids are read as
+        they are."""
+        is_lone = isinstance(item.prompt, str) and not item.prompt
+        response_ids, _ = self._response(item, is_lone=is_lone)
+        if is_lone:
             prompt_ids = np.empty(0, dtype=np.int64)
             if isinstance(item.response, str):
                 response_ids = self.tokenizer.with_bos(response_ids)
@@ -250,7 +254,9 @@ class Preprocessor:
             prompt_ids = self._shared_prompt(item, prompts)
         else:
             prompt_ids = decode_ids(item.prompt, param="prompt")  # type: ignore[arg-type]
-        return sequence_tokens(prompt_ids, response_ids, self.suffix_ids, predicts=self.predicts)
+        parts = (prompt_ids, response_ids, self.suffix_ids)
+        num_first = num_first_text(item, self.tokenizer, *parts)
+        return *sequence_tokens(*parts, predicts=self.predicts), num_first
 
     def _shared_prompt(self, item: Item, prompts: dict[str, np.ndarray]) -> Ids:
         """The ids of an item's prompt, read-only if other items may share them."""
@@ -278,21 +284,12 @@ class Preprocessor:
         ids = decode_ids(prompt, param="prompt")  # type: ignore[arg-type]
         return self.tokenizer.prompt_from_ids(ids, param="prompt")
 
-    def _response(self, item: Item) -> tuple[Ids, Ids | None]:
+    def _response(self, item: Item, *, is_lone: bool = False) -> tuple[Ids, Ids | None]:
         """The tokens of an item's response, and where each one's characters end (see
-        `Tokenizer.response`); None for ids."""
+        `Tokenizer.response`); None for ids. A lone text, without a prompt, gets no end-of-turn if
+        the tokenizer ends such a text itself."""
         if not isinstance(item.response, str):
             return decode_ids(item.response, param="response"), None
-        self._refuse_empty(item)
-        finished = item.finished is not False
+        refuse_empty(item)
+        finished = item.finished is not False and not (is_lone and self.tokenizer.around_text[1])
         return self.tokenizer.response(item.response, finished=finished, param="response")
-
-    def _refuse_empty(self, item: Item) -> None:
-        """Raises EmptyResponse for an empty text. A policy may stop at once, but then the caller
-        says so: an empty text by itself looks like a mistake."""
-        if item.response == "" and item.finished is not True:
-            raise EmptyResponse(
-                "the response has no tokens: with `finished: true`, an empty text is scored as "
-                "end-of-turn alone",
-                param="response",
-            )

@@ -9,7 +9,12 @@ import numpy as np
 from jaxtyping import Bool, Int64
 
 from tokenreward.alignment import owners, scored_spans, tiles
-from tokenreward.errors import LengthMismatch, TokenOutOfVocabulary, UnsupportedText
+from tokenreward.errors import (
+    EmptyResponse,
+    LengthMismatch,
+    TokenOutOfVocabulary,
+    UnsupportedText,
+)
 from tokenreward.wire import Item
 
 
@@ -39,6 +44,17 @@ def units_of(
     if item.mask is not None:
         scored = scored & np.asarray(item.mask, dtype=np.bool_)
     return owner, scored
+
+
+def refuse_empty(item: Item) -> None:
+    """Raises EmptyResponse for an empty text. A policy may stop at once, but then the caller says
+    so: an empty text by itself looks like a mistake."""
+    if item.response == "" and item.finished is not True:
+        raise EmptyResponse(
+            "the response has no tokens: with `finished: true`, an empty text is scored as "
+            "end-of-turn alone",
+            param="response",
+        )
 
 
 def check_ids(ids: Int64[np.ndarray, " n"], size: int, *, param: str) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Int64
 
+from tokenreward.errors import UnsupportedText
+from tokenreward.text.pairs import second_texts
 from tokenreward.text.tokenizer import Tokenizer
 from tokenreward.text.turns import last_turn
 from tokenreward.wire import Item
@@ -52,3 +54,30 @@ def sequence_tokens(
         suffix_ids = suffix_ids[:0]
     num_unscored = int(predicts)
     return ids[:num_unscored], ids[num_unscored:], suffix_ids
+
+
+def num_first_text(
+    item: Item, tokenizer: Tokenizer, prompt_ids: Ids, response_ids: Ids, suffix_ids: Ids
+) -> int:
+    """How many tokens of a sequence an encoder reads as the first text of a pair, the suffix too
+    if there is no second text.
+
+    A prompt and a response are the two texts of a pair. Ids in one piece are a pair if they hold
+    the tokenizer's separator. A text in one piece is one text, whatever it spells.
+
+    Raises:
+        UnsupportedText: The ids hold several separators.
+    """
+    if len(prompt_ids) and len(response_ids):
+        return len(prompt_ids)
+    ids = np.concatenate([prompt_ids, response_ids]).astype(np.int64)
+    starts: list[int] = []
+    if tokenizer.has_segments and not isinstance(item.response, str):
+        starts = second_texts(ids, tokenizer.around_pair)
+    if len(starts) > 1:
+        raise UnsupportedText(
+            f"the ids hold {len(starts)} separators of texts, and the model is to be told which "
+            "tokens are of the second text of a pair: send `prompt` and `response`",
+            param="response",
+        )
+    return starts[0] if starts else len(ids) + len(suffix_ids)

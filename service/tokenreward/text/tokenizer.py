@@ -19,6 +19,7 @@ from tokenreward.alignment import fingerprint
 from tokenreward.errors import EmptyPrompt, UnsupportedText
 from tokenreward.text.chat_template import ChatTemplate
 from tokenreward.text.encoder import TextEncoder
+from tokenreward.text.pairs import special_tokens, wrapped
 
 # Scorers ask for the same few labels (`Yes`, `No`) with every item, so `single` keeps its answers.
 # Callers may make up others, so it keeps only so many, and only of short texts.
@@ -36,8 +37,13 @@ class Tokenizer:
         max_tokens: The most tokens that a caller's text may have; None for no limit.
         reads_pairs: Whether prompt and response are the two texts of a pair, as an encoder's
             tokenizer writes one: `[CLS] prompt [SEP] response [SEP]`.
+        has_segments: Whether the model is told which of the two texts a token is of.
         template_kwargs: The deployment's `chat_template_kwargs`.
         limit: The setting that limits a text's tokens, for errors.
+
+    Attributes:
+        around_pair: The special tokens before, between and behind the two texts of a pair.
+        around_text: Those before and behind a text alone. All are empty unless it reads pairs.
     """
 
     def __init__(
@@ -47,14 +53,20 @@ class Tokenizer:
         max_tokens: int | None = None,
         *,
         reads_pairs: bool = False,
+        has_segments: bool = False,
         template_kwargs: Mapping[str, Any] | None = None,
         limit: str = "max_sequence_tokens",
     ) -> None:
-        self._reads_pairs = reads_pairs
+        self.has_segments = has_segments
         self.encoder = TextEncoder(tokenizer, max_tokens, limit)
+        self.around_text: list[list[int]] = [[], []]
+        self.around_pair: list[list[int]] = [[], [], []]
+        if reads_pairs:
+            self.around_pair = special_tokens(tokenizer, self.encoder, "a", "b")
+        if any(self.around_pair):
+            self.around_text = special_tokens(tokenizer, self.encoder, "a")
         self.template = ChatTemplate(tokenizer, template_kwargs, max_tokens=max_tokens, limit=limit)
-        self._tokenizer = tokenizer
-        self._eos_ids = eos_ids
+        self._tokenizer, self._eos_ids = tokenizer, eos_ids
         self._cached_single = lru_cache(_MAX_CACHED_TEXTS)(self._find_single)
 
     @cached_property
@@ -80,8 +92,8 @@ class Tokenizer:
     def end_of_turn(self) -> int | None:
         """The special token that the template writes behind an assistant turn, or a pair behind its
         second text, else EOS."""
-        if len(self._pair[2]) == 1:
-            return int(self._pair[2][0])
+        if len(self.around_pair[2]) == 1:
+            return int(self.around_pair[2][0])
         after = self.template.after_assistant_turn
         if after:
             special = {
@@ -139,9 +151,13 @@ class Tokenizer:
         return self._eos_ids | {self.end_of_turn}
 
     def prompt_from_text(self, text: str, *, param: str | None) -> Int64[np.ndarray, " p"]:
-        """Raw text, with at most one BOS in front. Raises EmptyPrompt, UnsupportedText,
-        SequenceTooLong."""
-        ids = self.with_bos(self.encoder.caller_ids(text, param=param))
+        """Raw text, with at most one BOS in front; as the first text of a pair, with the special
+        tokens around that. Raises EmptyPrompt, UnsupportedText, SequenceTooLong."""
+        ids = self.encoder.caller_ids(text, param=param)
+        if not any(self.around_pair):
+            return self.prompt_from_ids(self.with_bos(ids), param=param)
+        before, between, _ = self.around_pair
+        ids = np.concatenate([before, ids, between]).astype(np.int64)
         return self.prompt_from_ids(ids, param=param)
 
     def prompt_from_messages(
@@ -185,26 +201,10 @@ class Tokenizer:
             )
         return np.asarray([self._tokenizer.bos_token_id], dtype=np.int64)
 
-    @cached_property
-    def _pair(self) -> tuple[list[int], list[int], list[int]]:
-        """The special tokens before, between and behind the two texts of a pair."""
-        if not self._reads_pairs:
-            return [], [], []
-        first, second = self.encoder.ids("a").tolist(), self.encoder.ids("b").tolist()
-        pair = list(self._tokenizer("a", "b")["input_ids"])
-        starts = [i for i in range(len(pair)) if pair[i : i + len(first)] == first]
-        stops = [i for i in range(len(pair) + 1) if pair[max(0, i - len(second)) : i] == second]
-        if not starts or not stops:
-            return [], [], []
-        start, stop = starts[0], stops[-1]
-        return pair[:start], pair[start + len(first) : stop - len(second)], pair[stop:]
-
     def with_bos(self, ids: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " p"]:
-        """Ids of raw text, with at most one BOS in front; of a prompt that is the first text of a
-        pair, with the pair's special tokens around it."""
-        before, between, _ = self._pair
-        if before or between:
-            return np.concatenate([before, ids, between]).astype(np.int64)
+        """Ids of raw text, with at most one BOS in front, or with `around_text`."""
+        if any(self.around_text):
+            return wrapped(ids, *self.around_text)
         if self.bos_id is None or ids[:1].tolist() == [self.bos_id]:
             return ids
         return np.concatenate([[self.bos_id], ids])

@@ -131,7 +131,8 @@ class TwoWayLayout:
         if self._response_type is not None:
             types = arrays["token_type_ids"] = np.zeros_like(ids)
             for index, row in enumerate(rows):
-                types[index, row.start : len(row.ids)] = self._response_type
+                num_first = row.start if row.num_first is None else row.num_first
+                types[index, num_first : len(row.ids)] = self._response_type
         device = self._checkpoint.placement.first
         return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
 
@@ -169,11 +170,18 @@ class TwoWayLayout:
         return np.asarray(weights[0])
 
 
+def reads_segments(checkpoint: Checkpoint) -> bool:
+    """Whether the model is told which of the two texts of a pair a token is of."""
+    return bool(_response_type(checkpoint))
+
+
 def _response_type(checkpoint: Checkpoint) -> int | None:
     """The segment of a response's tokens, as the tokenizer has it for the second text of a pair;
     None if the model is told no segments."""
     parameters = inspect.signature(checkpoint.model.forward).parameters
     if checkpoint.tokenizer is None or "token_type_ids" not in parameters:
+        return None
+    if getattr(checkpoint.text_config, "type_vocab_size", 2) < 2:  # all tokens are of one segment
         return None
     types = checkpoint.tokenizer("a", "b").get("token_type_ids")
     if not types:

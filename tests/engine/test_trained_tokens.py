@@ -81,8 +81,10 @@ def own_model(folder: Path) -> Any:
     return AutoModelForSequenceClassification.from_pretrained(folder).double()
 
 
-async def ask(engine: Any, scorer: str, **item: Any) -> Any:
+async def ask(engine: Any, scorer: str, credit: dict[str, Any] | None = None, **item: Any) -> Any:
     body = {"scorer": scorer, "items": [{"prompt": [USER], **item}], "return_tokens": True}
+    if credit is not None:
+        body["credit"] = credit
     return (await engine.score(parse(RewardsRequest, body))).items[0]
 
 
@@ -142,6 +144,31 @@ async def test_an_unfinished_response_ends_with_its_own_tokens(
     plain = await ask(engine, "reward_model", response="It is 4.", finished=False)
     assert item.score == pytest.approx(plain.score, abs=1e-6)
     assert item.tokens[-1].id != tiny.END_ID
+
+
+async def test_an_end_of_turn_that_the_response_spells_is_read_once(
+    make_engine: Callable[..., Any], folder: Path
+) -> None:
+    engine = make_engine(
+        "reward_model",
+        ["reward_model", "attention_dense"],
+        checkpoint=folder,
+        chat_template=TRIMMING,
+        scored_text="conversation",
+    )
+    values = {"scorer": "reward_model", "credit": {"name": "values"}}
+    for response in ("It is 4.", "It is 4. \n"):
+        spelled = f"{response}<|end|>"
+        plain = await ask(engine, response=response, **values)
+        item = await ask(engine, response=spelled, **values)
+        assert item.score == pytest.approx(own_score(folder, TRIMMING, response), abs=1e-5)
+        assert [token.id for token in item.tokens] == [token.id for token in plain.tokens]
+        np.testing.assert_allclose(item.rewards, plain.rewards, atol=1e-6)
+        assert "".join(token.text for token in item.tokens) == spelled
+        spans = [[0, len(response)], [len(response), len(spelled)]]
+        units = await ask(engine, "attention_dense", response=spelled, spans=spans)
+        tokens = await ask(engine, "attention_dense", response=response)
+        assert units.rewards[1] == pytest.approx(tokens.rewards[-1], abs=1e-6)
 
 
 async def test_template_variables_of_the_deployment_reach_every_item(

@@ -115,3 +115,36 @@ def test_tokens_are_those_of_the_whole_templated_conversation_and_keep_their_cha
                 text = own.decode([token_id]).strip()
                 if text.isascii() and text and vocabulary != "unigram":
                     assert text == response[start:end].strip()
+
+
+@pytest.mark.parametrize("vocabulary", ["byte_level", "llama_2", "unigram", "byte_level_nfc"])
+@pytest.mark.parametrize("kind", ["instructions", "tags", "cut", "first_line"])
+def test_an_end_of_turn_that_the_response_spells_is_the_one_that_the_template_writes(
+    kind: str, vocabulary: str
+) -> None:
+    own: Any = vocabularies.KINDS[vocabulary]()
+    own.chat_template = TEMPLATES[kind]
+    tokenizer = Tokenizer(own)
+    for response in ("It is 4.", "It is 4. \n", ""):
+        spelled = response + tokenizer.end_of_turn_text
+        expected = templated_tokens(tokenizer, [QUESTION], response)
+        before, ids, ends, behind = templated_tokens(tokenizer, [QUESTION], spelled)
+        assert before.tolist() == expected[0].tolist()
+        assert [*ids, *behind] == [*expected[1], *expected[3]]
+        assert ids[-1] == tokenizer.end_of_turn
+        assert len(ends) == len(ids)
+        assert (np.diff(ends) >= 0).all()
+        assert ends[-1] == len(spelled)
+
+
+@pytest.mark.parametrize(("kind", "finished"), [("chatml", True), ("tags", False)])
+def test_an_end_of_turn_that_nothing_writes_but_the_response_is_read_as_sent(
+    kind: str, finished: bool
+) -> None:
+    own: Any = vocabularies.byte_level()
+    own.chat_template = TEMPLATES[kind]
+    tokenizer = Tokenizer(own)
+    spelled = f"It is 4.{tokenizer.end_of_turn_text}"
+    _, ids, ends, _ = templated_tokens(tokenizer, [QUESTION], spelled, finished=finished)
+    assert ids.tolist() == tokenizer.encoder.ids(spelled).tolist()
+    assert ends[-1] == len(spelled)

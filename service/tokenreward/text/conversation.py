@@ -43,8 +43,8 @@ def templated_tokens(
         finished: Whether the turn ended. If not, nothing is read behind the response's tokens.
 
     Returns:
-        The prompt's ids; the response's, end-of-turn included; where the characters of each of its
-        tokens but end-of-turn end in `response`, in code points; the ids that follow.
+        The prompt's ids; the response's, end-of-turn included; where each one's characters end in
+        `response`, in code points (an appended end-of-turn has no entry); the ids that follow.
 
     Raises:
         UnsupportedText: The template fails or rewrites the response, or ends cannot be said.
@@ -52,11 +52,13 @@ def templated_tokens(
     """
     render = tokenizer.template.prompt
     opened = render(messages, tools, variables, param="prompt")
-    texts = []
-    for content in (_MARK, response):
-        turns = [*messages, {"role": "assistant", "content": content}]
-        texts.append(render(turns, tools, variables, is_whole=True, param="response"))
-    marked, text = texts
+    turns = [*messages, {"role": "assistant", "content": _MARK}]
+    marked = render(turns, tools, variables, is_whole=True, param="response")
+    content = response
+    if finished:
+        content, marked = _without_end(tokenizer, response, marked)
+    turns = [*messages, {"role": "assistant", "content": content}]
+    text = render(turns, tools, variables, is_whole=True, param="response")
     tokenizer.encoder.refuse_long(text, param="response")  # before it is read by character
     begin, stop, places = _find(text, marked, opened, response)
     if places is None:
@@ -64,15 +66,43 @@ def templated_tokens(
     ids, ends = tokenizer.encoder.caller_ids_and_ends(text, param="response")
     if ends is None:
         raise UnsupportedText("this tokenizer cannot say where tokens end", param="response")
-    starts = np.append(0, ends[:-1])
-    num_prompt = int(np.searchsorted(ends, begin, side="right"))
-    # A token without characters of its own stands with the token before it.
-    num_read = max(num_prompt, int(np.searchsorted(starts, stop, side="left")))
+    num_prompt, num_read = _borders(ends, begin, stop)
     inside = np.clip(ends[num_prompt:num_read] - begin, 0, stop - begin)
     behind = ids[num_read:] if finished else ids[:0]
     num_ends = int(len(behind) > 0 and int(behind[0]) in tokenizer.terminal_ids)
+    num_ends *= content == response  # else the response has its end-of-turn
     num_response, suffix = num_read + num_ends, behind[num_ends:]
     return ids[:num_prompt], ids[num_prompt:num_response], places[inside], suffix
+
+
+def _without_end(tokenizer: Tokenizer, response: str, marked: str) -> tuple[str, str]:
+    """Takes out the end-of-turn that a response spells, where the template writes it, too.
+
+    Args:
+        tokenizer: The checkpoint's.
+        response: What the policy wrote.
+        marked: As in `_find`.
+
+    Returns:
+        What the template is to render; and `marked` with `_MARK` for the response and the
+        end-of-turn that the template writes behind it.
+    """
+    end = tokenizer.end_of_turn_text
+    before, mark, after = marked.rpartition(_MARK)
+    if not end or not response.endswith(end) or not after.lstrip().startswith(end):
+        return response, marked
+    if tokenizer.single(end) != tokenizer.end_of_turn:  # its text is no special token
+        return response, marked
+    return response.removesuffix(end), before + mark + after.lstrip().removeprefix(end)
+
+
+def _borders(ends: Ids, begin: int, stop: int) -> tuple[int, int]:
+    """How many tokens of a text stand before its character `begin`, and how many before `stop`.
+    `ends` says where the characters of each end."""
+    starts = np.append(0, ends[:-1])
+    num_before = int(np.searchsorted(ends, begin, side="right"))
+    # A token without characters of its own stands with the token before it.
+    return num_before, max(num_before, int(np.searchsorted(starts, stop, side="left")))
 
 
 def _find(text: str, marked: str, opened: str, response: str) -> tuple[int, int, Ids | None]:

@@ -4,6 +4,7 @@ spans, both encodings."""
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -484,6 +485,22 @@ async def test_prompts_of_equal_messages_under_other_template_variables_are_othe
     ]
     assert reply.usage.prompt_tokens == sum(lengths)
     assert len(set(lengths)) == 3
+
+
+async def test_a_raw_prompt_that_spells_another_items_messages_is_read_as_its_own_text(
+    make_engine: Callable[..., Any],
+) -> None:
+    engine = make_engine("causal_lm", ["endogenous"])
+    raw = {"prompt": json.dumps([PROMPT, None, {}]), "response": RESPONSE}
+    chat = {"prompt": PROMPT, "response": RESPONSE}
+    replies = []
+    for items in ([raw], [chat], [chat, raw]):
+        body = {"scorer": "endogenous", "items": items}
+        replies.append(await engine.score(parse(RewardsRequest, body)))
+    alone, other, together = replies
+    num_prompt_tokens = alone.usage.prompt_tokens + other.usage.prompt_tokens
+    assert together.usage.prompt_tokens == num_prompt_tokens
+    np.testing.assert_allclose(together.items[1].rewards, alone.items[0].rewards, atol=1e-4)
 
 
 async def test_each_item_of_a_group_whose_prompt_is_refused_names_its_own_place(

@@ -35,6 +35,8 @@ from tokenreward.text.tokenizer import Tokenizer
 from tokenreward.wire import Item, RewardsRequest, decode_ids
 
 Ids = Int64[np.ndarray, " _"]  # arrays of one function may differ in length
+# By kind and text: a raw prompt may be the very text that stands for another item's messages.
+Prompts = dict[tuple[str, str], np.ndarray]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,7 @@ class Preprocessor:
         Raises:
             RequestError: A field cannot be decoded at all.
         """
-        prompts: dict[str, np.ndarray] = {}
+        prompts: Prompts = {}
         budget = RequestBudget()
         for index, item in enumerate(request.items):
             if is_abandoned():
@@ -92,9 +94,7 @@ class Preprocessor:
                 self._add_rows(job, plans)
             yield job
 
-    def _read(
-        self, job: Job, item: Item, prompts: dict[str, np.ndarray], budget: RequestBudget
-    ) -> None:
+    def _read(self, job: Job, item: Item, prompts: Prompts, budget: RequestBudget) -> None:
         """Tokenises an item, and finds the unit of each token.
 
         Args:
@@ -136,9 +136,7 @@ class Preprocessor:
         if not job.sample.keep.any():
             raise EmptyResponse("no token is left to score", param="mask")
 
-    def _tokens(
-        self, item: Item, prompts: dict[str, np.ndarray]
-    ) -> tuple[Ids, Ids, Ids | None, Ids, int | None]:
+    def _tokens(self, item: Item, prompts: Prompts) -> tuple[Ids, Ids, Ids | None, Ids, int | None]:
         """The ids of an item's prompt and response, where the characters of each token of the
         response end, the ids that are read behind it, and `Sample.num_first`."""
         ends: Ids | None = None  # of a sequence, no unit of the caller is a place in the text
@@ -240,7 +238,7 @@ class Preprocessor:
                 f"`max_sequence_tokens` is {self.max_sequence_tokens}"
             )
 
-    def _sequence(self, item: Item, prompts: dict[str, np.ndarray]) -> tuple[Ids, Ids, Ids, int]:
+    def _sequence(self, item: Item, prompts: Prompts) -> tuple[Ids, Ids, Ids, int]:
         """The ids of an item whose prompt is scored, too (see `sequence_tokens`), and how many are
         the first text's. An empty prompt is none: text begins as text does, and ids are read as
         they are."""
@@ -258,14 +256,15 @@ class Preprocessor:
         num_first = num_first_text(item, self.tokenizer, *parts)
         return *sequence_tokens(*parts, predicts=self.predicts), num_first
 
-    def _shared_prompt(self, item: Item, prompts: dict[str, np.ndarray]) -> Ids:
+    def _shared_prompt(self, item: Item, prompts: Prompts) -> Ids:
         """The ids of an item's prompt, read-only if other items may share them."""
         if item.whole == "conversation":
             return self.tokenizer.prompt_from_conversation(str(item.prompt), param="response")
         if isinstance(item.prompt, str):
-            key = item.prompt
+            key = ("text", item.prompt)
         elif item.messages is not None:
-            key = json.dumps([item.messages, item.tools, item.chat_template_kwargs])
+            turns = json.dumps([item.messages, item.tools, item.chat_template_kwargs])
+            key = ("messages", turns)
         else:  # ids need no tokenizer
             return self._prompt(item)
         if key not in prompts:

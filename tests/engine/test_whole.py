@@ -25,23 +25,25 @@ OWN = {"causal_lm": AutoModelForCausalLM, "reward_model": AutoModelForSequenceCl
 SCORERS = {"causal_lm": "endogenous", "reward_model": "reward_model"}
 
 
-@pytest.fixture(params=OWN)
+@pytest.fixture(params=[(task, None) for task in OWN] + [("reward_model", "conversation")], ids=str)
 async def served(
     request: pytest.FixtureRequest, tmp_path: Path
 ) -> AsyncIterator[tuple[str, Engine, Any]]:
     """The task, an engine, and the checkpoint as its own class has it."""
-    folder = tiny.save(tmp_path, task=request.param)
+    task, scored_text = request.param
+    folder = tiny.save(tmp_path, task=task)
     settings = DeploymentSettings.model_validate(
         {
             "name": "x",
-            "task": request.param,
+            "task": task,
+            "scored_text": scored_text,
             "checkpoint": str(folder),
             "device": "cpu",
-            "scorers": [{"type": SCORERS[request.param]}],
+            "scorers": [{"type": SCORERS[task]}],
         }
     )
     engine = Engine.load(settings)
-    yield request.param, engine, OWN[request.param].from_pretrained(folder, dtype=torch.float64)
+    yield task, engine, OWN[task].from_pretrained(folder, dtype=torch.float64)
     await engine.close()
 
 
@@ -101,6 +103,18 @@ async def test_a_text_is_a_sequence_as_its_tokenizer_begins_one(
     (result,) = await score(engine, task, item)
     ids = tiny.tokenizer()("2+2? 4")["input_ids"]
     np.testing.assert_allclose(result.rewards, truth(task, model, ids), atol=1e-5)
+
+
+async def test_a_text_behind_messages_is_a_sequence_with_them(
+    served: tuple[str, Engine, Any],
+) -> None:
+    task, engine, model = served
+    fields = {"prompt": QUESTION, "response": "It is 4.", "whole": "sequence"}
+    (item,) = await score(engine, task, Item.model_validate(fields))
+    ids = tiny.tokenizer()(TEXT.removesuffix("\n"), add_special_tokens=False)["input_ids"]
+    assert [token.id for token in item.tokens or ()] == ids
+    assert len(item.rewards) == len(ids) - (task == "causal_lm")
+    np.testing.assert_allclose(item.rewards, truth(task, model, ids), atol=1e-5)
 
 
 async def test_a_conversation_is_scored_as_its_prompt_and_its_last_turn(

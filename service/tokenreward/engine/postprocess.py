@@ -179,7 +179,7 @@ def _tokens(job: Job, tokenizer: Tokenizer) -> list[Token]:
         texts = tokenizer.texts(ids)
         return [Token(id=int(id_), text=text) for id_, text in zip(ids, texts, strict=True)]
     tokens, start = [], 0
-    for token_id, end in zip(ids.tolist(), ends.tolist(), strict=False):
+    for token_id, end in zip(ids[: len(ends)].tolist(), ends.tolist(), strict=True):
         tokens.append(Token(id=token_id, text=text[start:end], span=(start, end)))
         start = end
     appended = ids[len(ends) :]

@@ -152,6 +152,9 @@ class Preprocessor:
                 variables=item.chat_template_kwargs,
                 finished=item.finished is not False,
             )
+            if item.whole == "sequence":
+                response_ids = np.concatenate([prompt_ids, response_ids])
+                num_first, prompt_ids, ends = len(prompt_ids), prompt_ids[:0], None
         elif item.whole == "sequence":
             prompt_ids, response_ids, suffix_ids, num_first = self._sequence(item, prompts)
         else:

@@ -228,6 +228,11 @@ async def test_without_a_chat_template_the_question_is_raw_text_after_one_bos(
         (item,) = await ask(engine, [{"prompt": "2+2?", "response": RESPONSE}], template=template)
         z = last_logits(f"<|bos|>2+2?|{RESPONSE}")
         assert item.score == pytest.approx(sum_of(z, YES) - oracle.logsumexp(z), abs=1e-4)
+        (item,) = await ask(
+            engine, [{"prompt": "2+2?", "response": RESPONSE}], template=template, system="Judge."
+        )
+        z = last_logits(f"<|bos|>Judge.\n\n2+2?|{RESPONSE}")
+        assert item.score == pytest.approx(sum_of(z, YES) - oracle.logsumexp(z), abs=1e-4)
     refused = await ask(
         engine,
         [{"prompt": "2+2?", "response": RESPONSE}],

@@ -467,6 +467,26 @@ async def test_turns_are_the_reference_loop_of_one_forward_a_step(
     assert np.ptp(truth) > 0.01
 
 
+async def test_turns_begin_with_the_templates_bos_and_not_with_another_of_the_problem(
+    make_engine: Callable[..., Any], tmp_path: Path
+) -> None:
+    folder = prm.save(tmp_path, tiny.tokenizer(), "causal_lm")
+    engine = make_engine(
+        "causal_lm",
+        [{"type": "process", "options": {"layout": "turns"}}],
+        checkpoint=folder,
+        chat_template="{{ bos_token }}" + tiny.TEMPLATE,
+    )
+    ids = tiny.tokenizer()(f"<|bos|>{prm.QUESTION}", add_special_tokens=False)["input_ids"]
+    prompts = [prm.QUESTION, f"<|bos|>{prm.QUESTION}", ids]
+    response = "\n\n".join(BLANK)
+    plain, *spelled = await score(
+        engine, *({"prompt": prompt, "response": response} for prompt in prompts)
+    )
+    for item in spelled:
+        np.testing.assert_allclose(item.step_scores, plain.step_scores, atol=1e-6)
+
+
 @pytest.mark.parametrize("joiner", [None, "", " "])
 async def test_a_tag_of_line_breaks_is_its_own_joiner_or_has_another(
     make_engine: Callable[..., Any], lm_folder: Path, joiner: str | None

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 from pydantic import ValidationError
-from transformers import AutoModelForCausalLM
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fakes import oracle, tiny
 from tokenreward.scorers.treg import Scorer
@@ -109,6 +110,37 @@ async def test_tools_and_template_variables_stay_with_the_prompt(
     instructed = "okf<|system|>{}<|end|>\n" + TURNS
     expected = truth(exact, instructed.format(GOOD), instructed.format(BAD))
     np.testing.assert_allclose(result.rewards, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("is_put", [True, False], ids=["puts_bos", "puts_none"])
+async def test_an_instruction_stands_behind_the_one_bos_that_a_prompt_or_it_spells(
+    make_engine: Callable[..., Any], exact: Any, tmp_path: Path, is_put: bool
+) -> None:
+    folder = tiny.save(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if is_put:
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single="<|bos|> $A", special_tokens=[("<|bos|>", tiny.BOS_ID)]
+        )
+        tokenizer.save_pretrained(folder)
+    engine = make_engine("causal_lm", ["treg"], checkpoint=folder)
+    rows: list[np.ndarray] = []
+    launch = engine.runner.launch
+    engine.runner.launch = lambda batch: (
+        rows.extend(request.row.ids for requests in batch for request in requests) or launch(batch)
+    )
+    raw = {"prompt": "2+2?", "response": RESPONSE}
+    chat = {"prompt": "", "response": TURNS + RESPONSE, "whole": "conversation"}
+    for item, field, prompt in ((raw, "prompt", "2+2?"), (chat, "response", TURNS)):
+        spelled = {**item, field: f"<|bos|>{item[field]}"}
+        expected = truth(exact, *(f"<|bos|>{each}\n\n{prompt}" for each in (GOOD, BAD)))
+        (one,) = await ask(engine, [spelled])
+        (both,) = await ask(engine, [spelled], better=f"<|bos|>{GOOD}", worse=f"<|bos|>{BAD}")
+        np.testing.assert_allclose([one.rewards, both.rewards], [expected] * 2, atol=1e-5)
+        if is_put:
+            (none,) = await ask(engine, [item])
+            np.testing.assert_allclose(none.rewards, expected, atol=1e-5)
+    assert {row.tolist().count(tiny.BOS_ID) for row in rows} == {1}
 
 
 async def test_both_rows_are_read_in_one_pass_and_one_is_shared_with_a_prompt_that_says_the_same(

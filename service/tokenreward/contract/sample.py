@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64
 
-from tokenreward.errors import SequenceTooLong
+from tokenreward.errors import SequenceTooLong, UnsupportedText
 from tokenreward.wire import Item
 
 # Of the texts among the options of one request, for all its scorers together. They are sent once,
@@ -46,6 +46,10 @@ class TokenizerView(Protocol):
         Raises:
             EmptyPrompt: The text is empty, and the model has no BOS.
         """
+
+    @property
+    def bos_text(self) -> str:
+        """How a text spells BOS; empty if there is none."""
 
     def with_bos(self, ids: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " p"]:
         """Ids of raw text with BOS in front, if this tokenizer puts one there and it is missing; of
@@ -155,8 +159,8 @@ class Sample:
     """One item in the scorer's own tokens, and the item that they came from.
 
     Attributes:
-        prompt_ids: The prompt's tokens. A reward model may be asked about a whole sequence, which
-            has none.
+        prompt_ids: The prompt's tokens. A sequence whose tokens are all scored (`whole: sequence`)
+            has its first token here, or for a reward model none, whatever the item's prompt is.
         response_ids: The response's tokens, an appended end-of-turn included.
         terminal: Whether the last response token is a recognised end-of-turn.
         keep: False where the caller masked the token's unit. Masked tokens are read like all
@@ -188,3 +192,18 @@ class Sample:
         """The unmasked tokens' values, in float64: what a score is made of."""
         unmasked: Float64[np.ndarray, " k"] = values[self.keep].astype(np.float64)
         return unmasked
+
+    def refuse_sequence(self) -> None:
+        """Refuses a sequence whose tokens are all scored. For scorers that put the item's prompt
+        and response into other texts, where tokens of the prompt can have no reward.
+
+        Raises:
+            UnsupportedText: The item has `whole: sequence`.
+        """
+        if self.item.whole == "sequence":
+            raise UnsupportedText(
+                "this scorer puts prompt and response into a text of its own, and must tell them "
+                "apart, which `whole: sequence` does not: send prompt and response without "
+                "`whole`, or the text of a conversation with `whole: conversation`",
+                param="whole",
+            )

@@ -37,6 +37,7 @@ from tokenreward.errors import UnsupportedText
 from tokenreward.scorers._prompts.quotation import quote
 from tokenreward.scorers._prompts.spellings import MAX_SPELLINGS, Spelling, single_tokens
 from tokenreward.scorers._prompts.template import template
+from tokenreward.scorers._prompts.texts import behind_bos
 
 _YES = ["Yes", " Yes", "yes", " yes", "YES", " YES"]
 _NO = ["No", " No", "no", " no", "NO", " NO"]
@@ -119,7 +120,6 @@ class Scorer(contract.Scorer):
             default=None,
             description="graded: what each label is worth. Default: the number that it spells.",
         )
-
         token: int = Field(
             default=0,
             ge=0,
@@ -220,7 +220,7 @@ class Scorer(contract.Scorer):
         """One, the verifier's prompt, or the conversation; its only entry is behind the last token.
 
         Raises:
-            UnsupportedText: The template fails on this item, or the prompt cannot be tokenised.
+            UnsupportedText: The template fails on this item, or the item cannot be quoted or read.
             SequenceTooLong: The request's verifier prompts are too much text.
         """
         if options.reads_conversation:
@@ -238,7 +238,7 @@ class Scorer(contract.Scorer):
             )
         else:
             if options.system is not None:
-                question = f"{options.system}\n\n{question}"
+                question = behind_bos(f"{options.system}\n\n", question, tokenizer)
             ids = tokenizer.prompt_from_text(question, param=None)
         return (Row(ids, start=len(ids), stop=len(ids)),)
 

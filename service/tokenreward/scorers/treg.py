@@ -24,6 +24,7 @@ from pydantic import Field, model_validator
 from tokenreward import contract
 from tokenreward.contract import Needs, Outputs, Row, Sample, Signals
 from tokenreward.errors import UnsupportedText
+from tokenreward.scorers._prompts.texts import behind_bos
 
 _BETTER = "Answer as well as you can: be helpful, correct, coherent and concise."
 _WORSE = "Answer as badly as you can: be unhelpful, incorrect, incoherent and wordy."
@@ -63,10 +64,12 @@ class Scorer(contract.Scorer):
         """Two: the item under the instruction to answer well, then under the other.
 
         Raises:
-            UnsupportedText: The prompt has no place for an instruction.
+            UnsupportedText: The prompt has no place for an instruction, or is scored itself
+                (`whole: sequence`).
             EmptyPrompt: The prompt is empty, and the model has no BOS.
             SequenceTooLong: The request's instructions are too much text.
         """
+        sample.refuse_sequence()
         rows = []
         for instruction in (options.better, options.worse):
             prompt = _prompt(sample, instruction)
@@ -89,7 +92,7 @@ def _prompt(sample: Sample, instruction: str) -> Int64[np.ndarray, " p"]:
     item, tokenizer = sample.item, sample.tokenizer
     sample.budget.spend(len(instruction))
     if isinstance(item.prompt, str):
-        text = f"{instruction}\n\n{item.prompt}"
+        text = behind_bos(f"{instruction}\n\n", item.prompt, tokenizer)
         return sample.budget.once(
             ("treg", text), lambda: tokenizer.prompt_from_text(text, param="prompt")
         )

@@ -88,6 +88,11 @@ class Tokenizer:
             return None
         return int(bos)
 
+    @property
+    def bos_text(self) -> str:
+        """How a text spells BOS; empty if there is none."""
+        return str(self._tokenizer.bos_token or "")
+
     @cached_property
     def end_of_turn(self) -> int | None:
         """The special token that the template writes behind an assistant turn, or a pair behind its
@@ -96,10 +101,8 @@ class Tokenizer:
             return int(self.around_pair[2][0])
         after = self.template.after_assistant_turn
         if after:
-            special = {
-                *self._tokenizer.all_special_ids,
-                *self._tokenizer.get_added_vocab().values(),
-            }
+            added = self._tokenizer.get_added_vocab().values()
+            special = {*self._tokenizer.all_special_ids, *added}
             ids = self.encoder.ids(after)
             if len(ids) and int(ids[0]) in special:
                 return int(ids[0])
@@ -254,8 +257,7 @@ class Tokenizer:
         return None if text is None else self.encoder.ids(text)
 
     def suffix(self, text: str | None) -> Int64[np.ndarray, " s"]:
-        """Ids of the text that a reward model's template puts behind the response; none for
-        None."""
+        """Ids of what a reward model's template puts behind the response; none for None."""
         return self.encoder.ids(text) if text else np.empty(0, dtype=np.int64)
 
     def texts(self, ids: Int64[np.ndarray, " r"]) -> list[str]:
@@ -294,7 +296,5 @@ class Tokenizer:
         added = self._tokenizer.added_tokens_decoder.values()
         spellings = {token.content for token in added if token.special}
         spellings.update(self._tokenizer.all_special_tokens)
-        if not spellings:
-            return re.compile(r"(?!)")  # matches nothing
         longest_first = sorted(spellings, key=len, reverse=True)
-        return re.compile("|".join(map(re.escape, longest_first)))
+        return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")  # it matches nothing

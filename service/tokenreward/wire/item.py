@@ -139,7 +139,8 @@ class Item(BaseModel):
         default=None,
         description="`conversation`: `response` is the text of a whole conversation, and what is "
         "scored is the last assistant turn in it, as the chat template writes turns. `sequence`: "
-        "the tokens of the prompt are scored, too; a language model's begin with the second.",
+        "the tokens of the prompt are scored, too; a language model's begin with the second. "
+        "Scorers that put prompt and response into a text of their own refuse it.",
     )
 
     @model_validator(mode="after")

@@ -92,9 +92,17 @@ RM = {
     "name": "rm",
     "task": "reward_model",
     "max_queued_tokens": 24,
-    "scorers": [{"type": "reward_model"}, {"type": "constant", "name": "two"}],
+    "scorers": [
+        {"type": "reward_model"},
+        {"type": "constant", "name": "two"},
+        {"type": "process", "options": {"layout": "skywork"}},
+    ],
 }
-ROUTES = {"reward_model": ScorerRoute("rm", "reward_model"), "two": ScorerRoute("rm", "constant")}
+ROUTES = {
+    "reward_model": ScorerRoute("rm", "reward_model"),
+    "two": ScorerRoute("rm", "constant"),
+    "process": ScorerRoute("rm", "process"),
+}
 PLANS = {
     "openrlhf": ProtocolSettings(
         scorer="two", options={"value": 3.0}, credit={"name": "last", "scale": 2.0}
@@ -146,6 +154,24 @@ async def test_without_settings_the_reward_model_answers_and_a_slash_at_the_end_
         answers = [await client.post(f"/get_reward{end}", json=BODY) for end in ("", "/")]
     for answer in answers:
         assert answer.json()["rewards"] == [native.json()["items"][0]["score"]]
+
+
+@PLACES
+@pytest.mark.parametrize("path", ["/classify", "/v1/embeddings", "/pooling"])
+async def test_ids_are_refused_by_name_where_the_scorer_that_answers_reads_no_sequences(
+    opened: Any, place: str, path: str
+) -> None:
+    plan = ProtocolSettings(scorer="process")
+    plans = dict.fromkeys(("classify", "embeddings", "pooling"), plan)
+    fields = {"model": "rm", **({"task": "classify"} if path == "/pooling" else {})}
+    text = "<|user|>2+2?<|end|><|assistant|>It is 4.<|end|>"
+    async with opened(place, plans) as client:
+        ids = await client.post(path, json={**fields, "input": [[4, 40, 50], [4, 41, 51]]})
+        chat = await client.post(path, json={**fields, "input": text})
+    error = ids.json()["error"]
+    assert (ids.status_code, error["param"]) == (422, "input[0]")
+    assert "`whole: sequence`" in error["message"]
+    assert chat.status_code == 200
 
 
 async def test_settings_for_a_scorer_of_another_deployment_do_not_count_on_this_one(

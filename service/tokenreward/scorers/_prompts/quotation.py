@@ -24,8 +24,10 @@ def quote(sample: Sample) -> dict[str, Any]:
         `response`: The response.
 
     Raises:
-        UnsupportedText: The prompt has content that is not text.
+        UnsupportedText: The prompt has content that is not text, or is scored itself
+            (`whole: sequence`).
     """
+    sample.refuse_sequence()
     messages = sample.item.messages
     if messages is None:
         messages = [{"role": "user", "content": _prompt(sample)}]

@@ -248,8 +248,9 @@ def _as_turns(
     messages = [each for each in item.messages or () if each["role"] == "system"]
     ids, tags = np.empty(0, dtype=np.int64), []
     num_characters = 0
+    problem = problem_of(sample).removeprefix(sample.tokenizer.bos_text)  # it is the template's
     for place, text in enumerate(texts):
-        content = text if place else f"{problem_of(sample)}{layout.opening}{text}"
+        content = text if place else f"{problem}{layout.opening}{text}"
         messages.append({"role": "user", "content": content})
         num_characters += len(content) + len(layout.answer)
         sample.budget.spend(num_characters)

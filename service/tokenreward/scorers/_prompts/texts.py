@@ -1,4 +1,5 @@
-"""A sample's problem and response as the texts that formats of steps are made of.
+"""A sample's problem and response as the texts that formats of steps are made of; and an opening in
+front of a text.
 
 Text is taken as the caller wrote it. Ids are decoded, and refused where they are not what their
 text tokenises to. It knows no format and no scorer.
@@ -9,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Int64
 
-from tokenreward.contract import Sample
+from tokenreward.contract import Sample, TokenizerView
 from tokenreward.errors import UnsupportedText
 
 
@@ -17,8 +18,10 @@ def response_of(sample: Sample) -> tuple[str, Int64[np.ndarray, " b"]]:
     """The response without a final end-of-turn, and where the characters of its tokens end.
 
     Raises:
-        UnsupportedText: The tokens have no known ends in a text.
+        UnsupportedText: The tokens have no known ends in a text, or are the prompt's, too
+            (`whole: sequence`).
     """
+    sample.refuse_sequence()
     ids = sample.response_ids[:-1] if sample.terminal else sample.response_ids
     text = sample.item.response
     if not isinstance(text, str):
@@ -70,3 +73,10 @@ def problem_of(sample: Sample) -> str:
             "this format reads one user message of text, or a raw prompt", param="prompt"
         )
     return question
+
+
+def behind_bos(opening: str, text: str, tokenizer: TokenizerView) -> str:
+    """A text with an opening in front. BOS goes before both if either begins with it."""
+    bos = tokenizer.bos_text
+    begin = bos if text.startswith(bos) or opening.startswith(bos) else ""
+    return begin + opening.removeprefix(bos) + text.removeprefix(bos)

@@ -8,10 +8,11 @@ This module knows no HTTP and runs no model.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from tokenreward.errors import InvalidField, NonFinite, UnitsDiffer, quotable
+from tokenreward.errors import InvalidField, NonFinite, RequestError, UnitsDiffer, quotable
 from tokenreward.wire import (
     ErrorDetail,
     Item,
@@ -103,7 +104,9 @@ def has_token_units(item: Item) -> bool:
     return item.spans is None
 
 
-def combine(items: Sequence[ItemResult], weights: Mapping[str, float]) -> list[str]:
+def combine(
+    items: Sequence[ItemResult], weights: Mapping[str, float], *, doubt: RequestError | None = None
+) -> list[str]:
     """Gives each item the weighted sum of its scorers' rewards and scores.
 
     An error of any scorer in `weights` leaves both None; a sum that is not finite is the item's
@@ -112,6 +115,8 @@ def combine(items: Sequence[ItemResult], weights: Mapping[str, float]) -> list[s
     Args:
         items: Results by scorer, changed in place. Rewards become float32 arrays [units].
         weights: The factor of each scorer.
+        doubt: Why nobody knows whether the scorers' units are equal. Then nothing is added up, and
+            this is the error of each item that has no other one.
 
     Returns:
         The codes of the errors that were made here, for the metrics.
@@ -121,7 +126,10 @@ def combine(items: Sequence[ItemResult], weights: Mapping[str, float]) -> list[s
         results = [(item.scorers or {})[name] for name in weights]
         if any(result.rewards is None for result in results):
             continue
-        _add(item, results, list(weights.values()))
+        if doubt is None:
+            _add(item, results, list(weights.values()))
+        else:
+            item.error = replace(ErrorDetail.of(doubt), param="combine")
         if item.error is not None:
             codes.append(item.error.code)
     return codes

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tokenreward.combine import combine
+from tokenreward.errors import Loading
 from tokenreward.wire import ErrorDetail, ItemResult, ScorerResult
 
 
@@ -67,6 +68,17 @@ def test_a_sum_that_is_not_finite_is_an_error_of_the_item_and_its_code_is_told()
     assert (item.rewards, item.score) == (None, None)
     assert item.error is not None
     assert (item.error.code, item.error.param) == ("non_finite", "combine")
+
+
+def test_nothing_is_added_up_while_units_are_in_doubt_and_the_item_says_why() -> None:
+    failure = ScorerResult(error=ErrorDetail(code="empty_response", message="it is empty"))
+    good, bad = keyed(a=result(1.0), b=result(2.0)), keyed(a=result(1.0), b=failure)
+    codes = combine([good, bad], {"a": 1.0, "b": 1.0}, doubt=Loading("`b` loads"))
+    assert codes == ["loading"]
+    assert (good.rewards, bad.rewards, bad.error) == (None, None, None)
+    assert good.error is not None
+    assert (good.error.message, good.error.param) == ("`b` loads", "combine")
+    assert good.error.retryable
 
 
 def test_vectors_of_unlike_length_are_never_cut_to_fit() -> None:

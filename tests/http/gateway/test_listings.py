@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from fakes.scripted import LOG_PROBS, answers, reply
 from tokenreward.http.gateway.scorer_routes import ScorerRoute
+from tokenreward.wire.paths import HOLD_HEADER
 
 IDS: dict[str, Any] = {"prompt": [1], "response": [2, 3], "policy_logprobs": [-1.0, -1.0]}
 KL = {"kl": {"coef": 1.0, "reference": "endogenous"}}
@@ -93,6 +95,107 @@ async def test_tokenizers_of_the_weights_that_answered_are_compared_and_not_thos
         edge.listing, edge.answer = listing(version=2, two="other"), answering(2)
         refused = await opened.post("/v1/rewards", json=body)
     assert (refused.status_code, refused.json()["error"]["code"]) == (422, "units_differ")
+
+
+def combining(*, lists: Callable[[], Any], answer: Any = None) -> Any:
+    """`lm` answers and lists; `rm` answers with rewards or with `answer`, and lists what `lists`
+    makes."""
+
+    def rewards(*names: str) -> dict[str, Any]:
+        result = {"rewards": [1.0, 2.0], "score": 3.0, "error": None}
+        return reply([{"scorers": dict.fromkeys(names, result)}])
+
+    async def lm(request: Request) -> Any:
+        if request.method == "GET":
+            return listing()
+        return rewards(*json.loads(await request.body())["scorers"])
+
+    async def rm(request: Request) -> Any:
+        return lists() if request.method == "GET" else answer or rewards("two")
+
+    return answers(lm=lm, rm=rm)
+
+
+def no_replica() -> Response:
+    return PlainTextResponse("no replica", 503)
+
+
+async def test_a_deployment_that_is_down_costs_a_combination_and_no_other_results(
+    edge: Any, client: Any
+) -> None:
+    edge.listing = None
+    async with client() as opened:
+        edge.answer = combining(lists=listing)
+        before = await opened.post("/v1/rewards", json=COMBINED)
+        assert before.json()["items"][0]["rewards"] == [2.0, 4.0]
+        edge.answer = combining(lists=no_replica, answer=no_replica())
+        for _ in range(2):  # its listing is known, and then it is not
+            response = await opened.post("/v1/rewards", json=COMBINED)
+            assert response.status_code == 200
+            (item,) = response.json()["items"]
+            assert item["scorers"]["one"]["rewards"] == [1.0, 2.0]
+            error = item["scorers"]["two"]["error"]
+            assert (error["code"], error["retryable"]) == ("loading", True)
+            assert (item["rewards"], item["score"]) == (None, None)
+
+
+async def test_where_tokenizers_are_not_known_nothing_is_added_up_and_the_item_says_so(
+    edge: Any, client: Any
+) -> None:
+    edge.listing, edge.answer = None, combining(lists=no_replica)
+    async with client() as opened:
+        response = await opened.post("/v1/rewards", json=COMBINED)
+        metrics = (await opened.get("/metrics")).text
+    (item,) = response.json()["items"]
+    assert [result["rewards"] for result in item["scorers"].values()] == [[1.0, 2.0]] * 2
+    assert (item["rewards"], item["score"]) == (None, None)
+    error = item["error"]
+    assert (error["code"], error["param"], error["retryable"]) == ("loading", "combine", True)
+    assert 'errors_total{code="loading",deployment="gateway",replica="gateway-1"} 1.0' in metrics
+
+
+@pytest.mark.parametrize(("tokenizer", "status"), [("t", 200), ("other", 422)])
+async def test_a_listing_that_failed_is_asked_for_again_when_the_deployments_have_answered(
+    edge: Any, client: Any, tokenizer: str, status: int
+) -> None:
+    listings = iter([no_replica(), JSONResponse(listing(two=tokenizer))])
+    edge.listing, edge.answer = None, combining(lists=lambda: next(listings))
+    async with client() as opened:
+        response = await opened.post("/v1/rewards", json=COMBINED)
+    assert response.status_code == status
+    if status == 200:
+        assert response.json()["items"][0]["rewards"] == [2.0, 4.0]
+    else:
+        assert response.json()["error"]["code"] == "units_differ"
+
+
+async def test_who_waits_for_a_deployment_that_loads_has_the_others_asked_meanwhile(
+    edge: Any, client: Any
+) -> None:
+    def lists() -> Any:
+        return listing() if any(asked.method == "POST" for asked in edge.requests) else no_replica()
+
+    edge.listing, edge.answer = None, combining(lists=lists)
+    async with client() as opened:
+        response = await opened.post("/v1/rewards", json=COMBINED, headers={HOLD_HEADER: "1000"})
+    assert response.status_code == 200
+    assert response.json()["items"][0]["rewards"] == [2.0, 4.0]
+
+
+@pytest.mark.parametrize(
+    ("combined", "status"), [({"one": 1.0, "endogenous": 1.0}, 200), ({"nobody": 1.0}, 422)]
+)
+async def test_only_scorers_that_are_combined_need_a_tokenizer(
+    edge: Any, client: Any, combined: dict[str, float], status: int
+) -> None:
+    edge.listing, edge.answer = None, combining(lists=no_replica, answer=no_replica())
+    body = {"scorers": ["one", "endogenous", "two"], "combine": combined, "items": [IDS]}
+    async with client() as opened:
+        response = await opened.post("/v1/rewards", json=body)
+    assert response.status_code == status
+    if status == 200:
+        assert response.json()["items"][0]["rewards"] == [2.0, 4.0]
+    assert not any(asked.method == "GET" for asked in edge.requests)
 
 
 async def test_a_deployment_that_failed_to_answer_is_listed_anew(edge: Any, client: Any) -> None:

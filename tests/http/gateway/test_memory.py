@@ -16,6 +16,7 @@ from fakes.scripted import answers, reply
 from fakes.web import until
 from tokenreward.errors import InvalidField, Overloaded
 from tokenreward.http.request_limits import Limits
+from tokenreward.wire.paths import HOLD_HEADER
 
 ITEM = {"prompt": "a", "response": "b" * 200}
 BOTH = {"scorers": ["one", "two"], "items": [ITEM]}
@@ -74,6 +75,43 @@ async def test_a_reply_that_does_not_fit_beside_others_is_refused_and_one_alone_
         alone = await opened.post("/v1/rewards", json={"scorer": "one", "items": [ITEM]})
         assert alone.status_code == 200
     assert (refused.json()["error"]["code"], refused.headers["retry-after"]) == ("overloaded", "1")
+
+
+async def test_a_plain_callers_request_waits_for_the_room_that_its_copies_need(
+    edge: Any, gateway: Any
+) -> None:
+    """Its body has room beside another caller's reply, and what is made of it has not."""
+    large = {"scorers": {"one": {"rewards": [0.25] * 600}}}
+    may_answer = False
+
+    async def rm(_: Request) -> Any:
+        await until(lambda: may_answer)
+        return reply([{"scorers": {"two": {"rewards": [1.0]}}}])
+
+    edge.answer = answers(lm=reply([large]), rm=rm)
+    limits = Limits(
+        max_body_bytes=5000,
+        max_request_items=8,
+        request_timeout_s=20,
+        max_body_memory_bytes=10_000,
+    )
+    body = {**BOTH, "items": [{**ITEM, "prompt": "a" * 3700}]}
+    async with gateway(edge.url, limits=limits) as opened:
+        bodies = gateway.backend.bodies
+        first = asyncio.create_task(opened.post("/v1/rewards", json=BOTH))
+        await until(lambda: 3500 < bodies.num_held < 6000)
+        num_held = bodies.num_held
+        refused = await opened.post("/v1/rewards", json=body)
+        assert (refused.status_code, bodies.num_held) == (503, num_held)
+        held = {HOLD_HEADER: "1000"}
+        second = asyncio.create_task(opened.post("/v1/rewards", json=body, headers=held))
+        await asyncio.wait({second}, timeout=0.5)
+        assert not second.done()
+        assert bodies.num_held - num_held < 4500  # of the second one the body and nothing else
+        may_answer = True
+        assert (await first).status_code == 200
+        assert (await second).status_code == 200
+        await until(lambda: bodies.num_held == 0)
 
 
 async def test_a_call_that_nobody_waits_for_any_more_gives_back_what_it_held(

@@ -194,7 +194,7 @@ async def test_waiting_for_word_of_readiness_is_part_of_the_deadline(edge: Any) 
 async def test_a_deployment_that_does_not_list_its_scorers_in_time_is_unavailable(
     edge: Any, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tokenreward.http.gateway.backend._LISTING_S", 0.3)
+    monkeypatch.setattr("tokenreward.http.gateway.backend.LISTING_S", 0.3)
     entry = {"name": "two", "tokenizer": "t"}
 
     edge.listing = None

@@ -13,6 +13,7 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from functools import partial
 from typing import Any
 
 from fastapi import Request, Response
@@ -22,11 +23,11 @@ from tokenreward.http.app import Backend
 from tokenreward.http.body import for_size, parsed_size
 from tokenreward.http.gateway.fanout import Fanout
 from tokenreward.http.gateway.scorer_routes import ScorerRoute, find_route
-from tokenreward.http.gateway.upstream import UpstreamCall, Upstreams
+from tokenreward.http.gateway.upstream import LISTING_S, UpstreamCall, Upstreams
 from tokenreward.http.gateway.upstream_answers import UpstreamRefusal
 from tokenreward.http.guard import refusal
 from tokenreward.http.held_requests import HeldRequests
-from tokenreward.http.patience import patience_ends
+from tokenreward.http.patience import patience_ends, when_possible
 from tokenreward.http.plans import ProtocolPlans, log_probs_options, plan_for
 from tokenreward.http.protocols import Protocol
 from tokenreward.http.request_limits import Limits
@@ -45,7 +46,6 @@ LABEL = "gateway"  # instead of a deployment's name
 # The objects of a body and their copy for sub-requests took 1 to 7 times the body's bytes where we
 # measured: 1 for one long text, 2 for many texts, 7 for lists of ids and of spans.
 _NUM_COPIES = 2
-_LISTING_S = 3.0  # a deployment that takes longer to list its scorers is `unavailable`
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +102,19 @@ class GatewayBackend(Backend):
             ) as body:
                 size = parsed_size(body)
                 async with self.bodies.parsing(size, caller, within_s=call.left_s):
-                    work = await self._work(body, call, protocol)
+                    work = await self._forward(body, call, protocol)
+                if work is None:
+                    # Before they are made: a request that waits for room has its body alone.
+                    await when_possible(
+                        partial(call.hold, _NUM_COPIES * len(body)),
+                        give_up_at=call.give_up_at,
+                        unless_gone=caller.unless_gone,
+                    )
+                    async with self.bodies.parsing(size, caller, within_s=call.left_s):
+                        rewards_request = await for_size(size, protocol.parse, body)
+                    if rewards_request is not None:
+                        self.limits.refuse_many_items(len(rewards_request.items))
+                    work = self._fan_out(rewards_request, call, protocol, num_bytes=size)
                 return await caller.unless_gone(work)
 
     async def tokens(self, request: Request) -> Response:
@@ -124,7 +136,7 @@ class GatewayBackend(Backend):
             RequestError: Why none of them answers.
         """
         with self.bodies.extras() as hold:
-            call = self._call(request, hold=hold, most_s=_LISTING_S)
+            call = self._call(request, hold=hold, most_s=LISTING_S)
             listings = await asyncio.gather(
                 *(call.list_scorers(name) for name in self._deployments), return_exceptions=True
             )
@@ -176,12 +188,12 @@ class GatewayBackend(Backend):
             self._upstreams, headers=headers, limit_s=limit_s, hold=hold, sends=sends, wants=wants
         )
 
-    async def _work(
+    async def _forward(
         self, body: bytes, call: UpstreamCall, protocol: Protocol
-    ) -> Coroutine[Any, Any, Response]:
-        """Reads a body, and returns the coroutine that answers it. Raises RequestError."""
-        size = parsed_size(body)
-        head = await for_size(size, protocol.head, body)
+    ) -> Coroutine[Any, Any, Response] | None:
+        """The answer of the deployment that has everything; None if the request must be split.
+        Raises RequestError."""
+        head = await for_size(parsed_size(body), protocol.head, body)
         if head is not None:
             deployment = self._only_deployment(head)
             if deployment is not None:
@@ -193,11 +205,7 @@ class GatewayBackend(Backend):
             if not dependencies(plan.options, plan.credit, default=route.score_from):
                 # Its replicas know the same settings: they read the body and write the answer.
                 return call.post(route.deployment, body, path=protocol.path)
-        request = await for_size(size, protocol.parse, body)
-        if request is not None:
-            self.limits.refuse_many_items(len(request.items))
-        call.hold(_NUM_COPIES * len(body))
-        return self._fan_out(request, call, protocol, num_bytes=size)
+        return None
 
     def _only_deployment(self, head: RequestHead) -> str | None:
         """The deployment that can answer alone; None if there is none. Raises UnknownScorer,

@@ -9,12 +9,12 @@ for one deployment is wrong. This module knows who waits for whom, and leaves wh
 from __future__ import annotations
 
 import asyncio
-from collections import ChainMap, Counter
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 from tokenreward.combine import combine, has_id_units, refuse_unequal_units
-from tokenreward.errors import InternalError, InvalidField, RequestError
+from tokenreward.errors import InternalError, InvalidField, Loading, RequestError
 from tokenreward.http.body import for_size
 from tokenreward.http.gateway.questions import (
     needs_one_tokenizer,
@@ -26,16 +26,16 @@ from tokenreward.http.gateway.questions import (
 from tokenreward.http.gateway.scorer_routes import ScorerRoute
 from tokenreward.http.gateway.subrequests import (
     SubRequest,
-    longest,
+    merge,
     no_reply,
     read_answer,
     subrequests_of,
     write_content,
 )
-from tokenreward.http.gateway.upstream import ListedScorer, UpstreamCall, is_old
+from tokenreward.http.gateway.upstream import LISTING_S, ListedScorer, UpstreamCall, is_old
 from tokenreward.http.gateway.upstream_answers import UpstreamRefusal
 from tokenreward.http.guard import Report
-from tokenreward.wire import ItemResult, Reply, RewardsRequest, Usage, served_name
+from tokenreward.wire import Reply, RewardsRequest, served_name
 from tokenreward.wire.dependencies import Dependency
 from tokenreward.wire.reply import reply_without_work
 
@@ -89,21 +89,18 @@ class Fanout:
         )
         tasks: list[asyncio.Future[Reply | RequestError]] = []
         try:
-            await self._refuse_unequal_units()
+            await self._doubt()  # of a deployment that is down its sub-request may tell
             tasks += [asyncio.ensure_future(self._outcome(each)) for each in subrequests]
             outcomes = await asyncio.gather(*tasks)
-            await self._refuse_unequal_units()  # again: other weights may have answered
+            doubt = await self._doubt()  # again: other weights may have answered
         finally:
             # They have ended before anybody counts what the request holds: each gives back its own.
-            futures = [*tasks, *self._shared.values()]
-            for future in futures:
-                future.cancel()
-            await asyncio.gather(*futures, return_exceptions=True)
+            await _end([*tasks, *self._shared.values()])
         for outcome in outcomes:
             is_alone = self._request.scorer is not None
             if isinstance(outcome, RequestError) and (is_alone or outcome.status < 500):
                 raise outcome
-        reply = await for_size(self.num_reply_bytes, self._merge, subrequests, outcomes)
+        reply = await for_size(self.num_reply_bytes, self._merge, subrequests, outcomes, doubt)
         for code, count in self._codes.items():
             self._report("errors_total", count, code=code)
         return reply
@@ -196,16 +193,28 @@ class Fanout:
             del self._shared[deployment]
         return reply
 
-    async def _refuse_unequal_units(self) -> None:
-        """Raises UnitsDiffer if rewards cannot be added up; another RequestError if a deployment
-        does not list its tokenizer."""
+    async def _doubt(self) -> RequestError | None:
+        """Why a deployment does not list its tokenizer now, so that rewards must not be added up.
+        Raises InvalidField, and UnitsDiffer if they never can."""
         request = self._request
         if request.combine is None:
-            return
-        fingerprints: Mapping[str, str] = dict.fromkeys(request.names, "")  # spans need none
-        if any(has_id_units(item) for item in request.items):
-            fingerprints = await self._tokenizers(request.names)
-        refuse_unequal_units(request, fingerprints)
+            return None
+        refuse_unequal_units(request, dict.fromkeys(request.names, ""))  # spans need no tokenizer
+        if not any(has_id_units(item) for item in request.items):
+            return None
+        try:
+            async with asyncio.timeout(LISTING_S):
+                refuse_unequal_units(request, await self._tokenizers(list(request.combine)))
+                return None
+        except TimeoutError:
+            doubt: RequestError = Loading(f"tokenizers were not listed within {LISTING_S:g} s")
+        except RequestError as error:
+            if error.status < 500:
+                raise
+            doubt = error
+        await _end(self._shared.values())
+        self._shared.clear()  # who needs a listing later asks anew
+        return doubt
 
     async def _refuse_unlike_units(self, subrequest: SubRequest) -> None:
         """Raises UnitsDiffer if a scorer and one of its dependencies count tokens
@@ -241,7 +250,10 @@ class Fanout:
         return self._shared[key]
 
     def _merge(
-        self, subrequests: Sequence[SubRequest], outcomes: Sequence[Reply | RequestError]
+        self,
+        subrequests: Sequence[SubRequest],
+        outcomes: Sequence[Reply | RequestError],
+        doubt: RequestError | None,
     ) -> Reply:
         """The merged reply."""
         request = self._request
@@ -254,37 +266,11 @@ class Fanout:
         reply = replies[0] if request.scorer is not None else merge(replies, request.names)
         reply.id = self._call.request_id
         if request.combine is not None:
-            self._codes.update(combine(reply.items, request.combine))
+            self._codes.update(combine(reply.items, request.combine, doubt=doubt))
         return reply
 
 
-def merge(replies: Sequence[Reply], names: Sequence[str]) -> Reply:
-    """One reply with every scorer's result in each item, in the caller's order.
-
-    Stages ran side by side, so the longest counts. Tokens were read by each deployment, so they add
-    up.
-    """
-    columns = zip(*(reply.items for reply in replies), strict=True)
-    sources = [reply.sources or {} for reply in replies]
-    return Reply(
-        id="",
-        items=[_merge_item(column, names) for column in columns],
-        usage=Usage(
-            prompt_tokens=sum(reply.usage.prompt_tokens for reply in replies),
-            response_tokens=sum(reply.usage.response_tokens for reply in replies),
-        ),
-        timing=longest([reply.timing for reply in replies]),
-        sources=dict(ChainMap(*sources)),
-    )
-
-
-def _merge_item(column: Sequence[ItemResult], names: Sequence[str]) -> ItemResult:
-    results = ChainMap(*(item.scorers or {} for item in column))
-    tokens = [item.tokens for item in column if item.tokens is not None]
-    # Deployments with other tokenizers scored other tokens: then no one list is the item's.
-    is_same = all(other == tokens[0] for other in tokens)
-    return ItemResult(
-        index=column[0].index,
-        tokens=tokens[0] if tokens and is_same else None,
-        scorers={name: results[name] for name in names},
-    )
+async def _end(futures: Collection[asyncio.Future[Any]]) -> None:
+    for future in futures:
+        future.cancel()
+    await asyncio.gather(*futures, return_exceptions=True)

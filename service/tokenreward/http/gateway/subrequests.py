@@ -6,6 +6,7 @@ sent, and has the dependency's error. It knows what stands in bodies, and no HTT
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +26,7 @@ from tokenreward.wire import (
     RewardsRequest,
     ScorerResult,
     Timing,
+    Usage,
     read_reply,
     served_name,
 )
@@ -216,6 +218,38 @@ def failed_item(index: int, error: ErrorDetail, names: Sequence[str] | None) -> 
     if names is None:
         return ItemResult(index=index, error=error)
     return ItemResult(index=index, scorers={name: ScorerResult(error=error) for name in names})
+
+
+def merge(replies: Sequence[Reply], names: Sequence[str]) -> Reply:
+    """One reply with every scorer's result in each item, in the caller's order.
+
+    Stages ran side by side, so the longest counts. Tokens were read by each deployment, so they add
+    up.
+    """
+    columns = zip(*(reply.items for reply in replies), strict=True)
+    sources = [reply.sources or {} for reply in replies]
+    return Reply(
+        id="",
+        items=[_merge_item(column, names) for column in columns],
+        usage=Usage(
+            prompt_tokens=sum(reply.usage.prompt_tokens for reply in replies),
+            response_tokens=sum(reply.usage.response_tokens for reply in replies),
+        ),
+        timing=longest([reply.timing for reply in replies]),
+        sources=dict(ChainMap(*sources)),
+    )
+
+
+def _merge_item(column: Sequence[ItemResult], names: Sequence[str]) -> ItemResult:
+    results = ChainMap(*(item.scorers or {} for item in column))
+    tokens = [item.tokens for item in column if item.tokens is not None]
+    # Deployments with other tokenizers scored other tokens: then no one list is the item's.
+    is_same = all(other == tokens[0] for other in tokens)
+    return ItemResult(
+        index=column[0].index,
+        tokens=tokens[0] if tokens and is_same else None,
+        scorers={name: results[name] for name in names},
+    )
 
 
 def longest(timings: Sequence[Timing]) -> Timing:

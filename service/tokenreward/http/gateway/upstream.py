@@ -42,6 +42,7 @@ from tokenreward.wire.paths import (
 
 HasReady = Callable[[str], Coroutine[Any, Any, bool]]
 
+LISTING_S = 3.0  # in which a deployment that is well lists its scorers
 _READY_STANDS_S = 1.0
 
 

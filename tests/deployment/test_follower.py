@@ -145,7 +145,7 @@ async def test_a_catch_up_that_fails_keeps_serving_says_why_and_is_tried_again(
     await caught_up(replica)
     assert replica.follower.status()["error"] is not None  # an attempt may cost a whole load
     now = time.monotonic
-    monkeypatch.setattr(time, "monotonic", lambda: now() + 8)
+    monkeypatch.setattr(time, "monotonic", lambda: now() + 1000)  # however long the attempt took
     await caught_up(replica)
     status = replica.follower.status()
     assert (status["version"], status["error"]) == (3, None)
@@ -316,7 +316,7 @@ async def test_a_start_serves_what_was_before_weights_that_cannot_be_loaded_and_
     await caught_up(replica)
     assert len(replica.loads) == num_loads  # its pause is not over
     now = time.monotonic
-    monkeypatch.setattr(time, "monotonic", lambda: now() + 8)
+    monkeypatch.setattr(time, "monotonic", lambda: now() + 1000)  # however long the start took
     await caught_up(replica)
     status = replica.follower.status()
     assert (status["version"], status["error"]) == (3, None)
@@ -336,7 +336,7 @@ async def test_after_a_start_that_took_long_the_newest_is_loaded_again_nine_time
     replica.loading.set()
     await starting
     replica.absent = set()
-    for seconds, version in [(800, 2), (200, 3)]:
+    for seconds, version in [(800, 2), (1000, 3)]:
         skipped.append(seconds)
         await caught_up(replica)
         assert replica.engine.version == version

@@ -76,7 +76,7 @@ def test_its_trainer_finds_the_responses_by_their_ids_with_the_native_numbers(
     for row, answer in enumerate(native(client)):
         num_tokens = len(RESPONSES[row])
         values = found.topk_logprobs[row, :num_tokens, 0].numpy()
-        np.testing.assert_allclose(values, answer.rewards, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(values, answer.rewards, rtol=0, atol=1e-5)
         assert found.topk_indices[row, :num_tokens, 0].tolist() == RESPONSES[row]
 
 
@@ -85,7 +85,7 @@ def test_the_most_likely_tokens_of_a_distillation_are_the_native_ones(
 ) -> None:
     for (values, ids), answer in zip(ask(swift, teacher, 4), native(client, top_k=4), strict=True):
         num_tokens = len(answer.rewards)
-        np.testing.assert_allclose(values[-num_tokens:], answer.top_logprobs, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(values[-num_tokens:], answer.top_logprobs, rtol=0, atol=1e-5)
         assert ids[-num_tokens:] == answer.top_token_ids.tolist()
 
 

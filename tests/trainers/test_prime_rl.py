@@ -127,12 +127,12 @@ async def test_each_sampled_token_gets_its_advantage(
     mask = [[1, 1, 1, 1], [1, 0, 0, 0]]
     expected = dense_advantages(rewards, mask, num_generations=2, **DENSE)
     own = [value for each in turns.nodes for value in each.advantages or []]
-    np.testing.assert_allclose(own, expected[0], atol=1e-6)
-    np.testing.assert_allclose(short.nodes[1].advantages, expected[1, :1], atol=1e-6)
+    np.testing.assert_allclose(own, expected[0], atol=1e-5)
+    np.testing.assert_allclose(short.nodes[1].advantages, expected[1, :1], atol=1e-5)
     assert routing.is_trainable(turns)
     # As the branch carries them to the trainer: 0 where nothing was sampled.
     spread = turns.branches[0].advantages
-    np.testing.assert_allclose(np.asarray(spread)[[4, 5, 9, 10]], expected[0], atol=1e-6)
+    np.testing.assert_allclose(np.asarray(spread)[[4, 5, 9, 10]], expected[0], atol=1e-5)
 
 
 async def test_a_message_on_two_branches_has_one_value_per_token(
@@ -193,4 +193,4 @@ async def test_prefill_logprobs_gets_log_pi_of_every_id(
             del sys.modules[each]
     [answer] = client.score([(ids[:1], ids[1:])], "logprob")
     assert values[0] == 0.0
-    np.testing.assert_allclose(values[1:], answer.rewards, atol=1e-6)
+    np.testing.assert_allclose(values[1:], answer.rewards, atol=1e-5)

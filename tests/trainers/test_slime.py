@@ -84,7 +84,7 @@ async def test_the_three_hooks_bring_the_vector_to_the_loss(
     await rewarded(hooks, samples)
     native = client.score([(PROMPT, response) for response in RESPONSES], "attention_dense")
     for sample, answer in zip(samples, native, strict=True):
-        np.testing.assert_allclose(sample.reward["token_rewards"], answer.rewards, atol=1e-6)
+        np.testing.assert_allclose(sample.reward["token_rewards"], answer.rewards, atol=1e-5)
         assert sample.get_reward_value(arguments()) == pytest.approx(answer.score, abs=1e-6)
 
     raw, rewards = hooks.post_process(arguments(), samples)
@@ -111,8 +111,8 @@ async def test_the_three_hooks_bring_the_vector_to_the_loss(
     expected = dense_advantages(matrix, mask, num_generations=2, **DENSE)
     for row, advantages in enumerate(data["advantages"]):
         own = expected[row, : len(advantages)]
-        np.testing.assert_allclose(advantages.numpy(), own, atol=1e-6)
-        np.testing.assert_allclose(data["returns"][row].numpy(), own, atol=1e-6)
+        np.testing.assert_allclose(advantages.numpy(), own, atol=1e-5)
+        np.testing.assert_allclose(data["returns"][row].numpy(), own, atol=1e-5)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -177,7 +177,7 @@ async def test_remote_rm_gets_the_native_score_and_its_tokens(
     args = arguments(rm_url=f"{url}/remote_rm/score", custom_rm_path=None, rm_type="remote_rm")
     sample.reward = await hub.async_rm(args, sample)
     assert sample.get_reward_value(args) == pytest.approx(answer.score, abs=1e-6)
-    np.testing.assert_allclose(sample.reward["token_rewards"], answer.rewards, atol=1e-6)
+    np.testing.assert_allclose(sample.reward["token_rewards"], answer.rewards, atol=1e-5)
     await hub._get_shared_session().close()
 
 
@@ -200,7 +200,7 @@ async def test_distillation_by_url_gets_log_pi_of_the_very_ids(
     opd.post_process_rewards(args, samples)
     native = client.score([(PROMPT, response) for response in RESPONSES], "logprob")
     for sample, answer in zip(samples, native, strict=True):
-        np.testing.assert_allclose(sample.teacher_log_probs.numpy(), answer.rewards, atol=1e-6)
+        np.testing.assert_allclose(sample.teacher_log_probs.numpy(), answer.rewards, atol=1e-5)
     student = [torch.full((5,), -2.0), torch.full((3,), -1.0)]
     data: dict[str, Any] = {
         "rewards": [0.0, 0.0],
@@ -215,4 +215,4 @@ async def test_distillation_by_url_gets_log_pi_of_the_very_ids(
     loss.compute_advantages_and_returns(args, data)
     for row, answer in enumerate(native):
         expected = 0.5 * (answer.rewards - student[row].numpy())
-        np.testing.assert_allclose(data["advantages"][row].numpy(), expected, atol=1e-6)
+        np.testing.assert_allclose(data["advantages"][row].numpy(), expected, atol=1e-5)

@@ -87,7 +87,7 @@ async def test_the_output_of_an_agent_loop_has_dense_rm_scores(
     rewards = native(client, "attention_dense", MASK)
     entries = output.as_dict()
     assert entries["rm_scores"].dtype == torch.float32
-    np.testing.assert_allclose(entries["rm_scores"].numpy(), rewards, atol=1e-6)
+    np.testing.assert_allclose(entries["rm_scores"].numpy(), rewards, atol=1e-5)
     assert entries["rm_scores"][2] == 0
     assert output.reward_score == pytest.approx(float(rewards.sum()), abs=1e-6)
     stock = (await super(DenseAgentLoop, loop).run({})).as_dict()
@@ -106,7 +106,7 @@ async def test_the_estimators_of_verl_take_the_vector_or_sum_it(
     _, returns = function(token_level_rewards=rewards, response_mask=mask, config=config)
     own = native(client, "attention_dense", MASK)
     np.testing.assert_allclose(returns[0, 0].item(), own.sum(), atol=1e-5)
-    np.testing.assert_allclose(returns[0, -1].item(), own[-1], atol=1e-6)
+    np.testing.assert_allclose(returns[0, -1].item(), own[-1], atol=1e-5)
 
 
 def test_the_loop_stands_before_verls_own(verl: Any, asking: AsyncClient) -> None:
@@ -152,7 +152,7 @@ async def test_a_colocated_manager_assembles_dense_rm_scores(
     rm_scores = Manager.assemble_rm_scores(data, [result["reward_score"]])
     assert rm_scores.shape == responses.shape
     expected = [*native(client, "attention_dense"), 0, 0, 0]
-    np.testing.assert_allclose(rm_scores[0].numpy(), expected, atol=1e-6)
+    np.testing.assert_allclose(rm_scores[0].numpy(), expected, atol=1e-5)
     # Of a number verl makes the same places, all but the last of them 0.
     stock = base.assemble_rm_scores(data, [float(rm_scores.sum())])
     assert stock.shape == rm_scores.shape

@@ -58,7 +58,7 @@ def test_its_log_probs_are_the_native_ones_and_its_top_ones_those_of_the_model(
             logits = policy[0](torch.tensor([ids])).logits[0, first - 1 : -1].double()
         truth = logits.log_softmax(-1)
         actual = np.array(answer["actual_logprobs"][row])[:, 0]
-        np.testing.assert_allclose(actual, native.rewards, atol=1e-6)
+        np.testing.assert_allclose(actual, native.rewards, atol=1e-5)
         assert [token for (token,) in answer["actual_token_ids"][row]] == ids[first:]
         np.testing.assert_allclose(answer["logprobs"][row], truth.topk(4).values, atol=1e-4)
         assert answer["logprob_token_ids"][row] == truth.topk(4).indices.tolist()

@@ -26,8 +26,8 @@ class Row:
         start: First token whose outputs are wanted, 1 <= start <= stop.
         stop: End of the tokens whose outputs are wanted, exclusive.
         model: Which of the deployment's models reads the row.
-        num_first: How many tokens an encoder reads as the first text of a pair; all of them, or
-            more, if there is no second one. None for those before `start`.
+        num_first: How many tokens an encoder reads as the first text of a pair. All of them, or
+            more, if there is no second text. By default, None, those before `start`.
     """
 
     ids: Int64[np.ndarray, " n"]

@@ -52,8 +52,8 @@ class TokenizerView(Protocol):
         """How a text spells BOS; empty if there is none."""
 
     def with_bos(self, ids: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " p"]:
-        """Ids of raw text with BOS in front, if this tokenizer puts one there and it is missing; of
-        an encoder's, with the special tokens that it has around a text alone."""
+        """Ids of raw text with BOS in front, if this tokenizer puts one there and it is missing. An
+        encoder's tokenizer has special tokens on both sides of a text."""
 
     def prompt_from_messages(
         self,

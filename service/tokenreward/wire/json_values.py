@@ -2,8 +2,8 @@
 the lengths of numbers.
 
 All of it takes time in proportion to the bytes. It goes through them in pieces, so that other
-threads run every few milliseconds: one pass over 16 MiB keeps Python's lock for 7 to 60 ms. It
-knows JSON's marks, and not what a body is for.
+threads run every few milliseconds: one pass over 16 MiB would keep Python's lock for tens of them.
+It knows JSON's marks, and not what a body is for.
 """
 
 from __future__ import annotations

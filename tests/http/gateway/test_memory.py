@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -45,31 +46,39 @@ async def test_a_body_and_what_is_made_of_it_are_held_as_long_as_the_deployments
         assert gateway.backend.bodies.num_held == 0
 
 
-async def test_a_reply_that_does_not_fit_beside_others_is_refused_and_one_alone_is_not(
-    edge: Any, gateway: Any
-) -> None:
-    """One caller's large reply is held while its other deployment is waited for."""
-    large = {"scorers": {"one": {"rewards": [0.25] * 10_000}}}
-    may_answer = False
+def one_then_two(num_rewards: int, may_answer: threading.Event) -> Any:
+    """`lm` has so many rewards at once, and `rm` a single one as soon as it may answer."""
 
     async def rm(_: Request) -> Any:
-        await until(lambda: may_answer)
+        await until(may_answer.is_set)
         return reply([{"scorers": {"two": {"rewards": [1.0]}}}])
 
-    edge.answer = answers(lm=reply([large]), rm=rm)
-    limits = Limits(
-        max_body_bytes=1000,
+    return answers(lm=reply([{"scorers": {"one": {"rewards": [0.25] * num_rewards}}}]), rm=rm)
+
+
+def small_memory(*, max_body_bytes: int) -> Limits:
+    return Limits(
+        max_body_bytes=max_body_bytes,
         max_request_items=8,
         request_timeout_s=20,
         max_body_memory_bytes=10_000,
     )
+
+
+async def test_a_reply_that_does_not_fit_beside_others_is_refused_and_one_alone_is_not(
+    edge: Any, gateway: Any
+) -> None:
+    """One caller's large reply is held while its other deployment is waited for."""
+    may_answer = threading.Event()
+    edge.answer = one_then_two(10_000, may_answer)
+    limits = small_memory(max_body_bytes=1000)
     async with gateway(edge.url, limits=limits) as opened:
         bodies = gateway.backend.bodies
         first = asyncio.create_task(opened.post("/v1/rewards", json=BOTH))
         await until(lambda: bodies.num_held > 10_000)
         refused = await opened.post("/v1/rewards", json={"scorer": "one", "items": [ITEM]})
         assert refused.status_code == 503
-        may_answer = True
+        may_answer.set()
         assert (await first).status_code == 200
         await until(lambda: bodies.num_held == 0)
         alone = await opened.post("/v1/rewards", json={"scorer": "one", "items": [ITEM]})
@@ -81,20 +90,9 @@ async def test_a_plain_callers_request_waits_for_the_room_that_its_copies_need(
     edge: Any, gateway: Any
 ) -> None:
     """Its body has room beside another caller's reply, and what is made of it has not."""
-    large = {"scorers": {"one": {"rewards": [0.25] * 600}}}
-    may_answer = False
-
-    async def rm(_: Request) -> Any:
-        await until(lambda: may_answer)
-        return reply([{"scorers": {"two": {"rewards": [1.0]}}}])
-
-    edge.answer = answers(lm=reply([large]), rm=rm)
-    limits = Limits(
-        max_body_bytes=5000,
-        max_request_items=8,
-        request_timeout_s=20,
-        max_body_memory_bytes=10_000,
-    )
+    may_answer = threading.Event()
+    edge.answer = one_then_two(600, may_answer)
+    limits = small_memory(max_body_bytes=5000)
     body = {**BOTH, "items": [{**ITEM, "prompt": "a" * 3700}]}
     async with gateway(edge.url, limits=limits) as opened:
         bodies = gateway.backend.bodies
@@ -108,7 +106,7 @@ async def test_a_plain_callers_request_waits_for_the_room_that_its_copies_need(
         await asyncio.wait({second}, timeout=0.5)
         assert not second.done()
         assert bodies.num_held - num_held < 4500  # of the second one the body and nothing else
-        may_answer = True
+        may_answer.set()
         assert (await first).status_code == 200
         assert (await second).status_code == 200
         await until(lambda: bodies.num_held == 0)

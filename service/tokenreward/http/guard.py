@@ -43,6 +43,7 @@ from tokenreward.http.scope import (
     headers_of,
     route_of,
     trace_of,
+    unknown_route,
 )
 from tokenreward.wire.paths import (
     DOCS_PATH,
@@ -133,6 +134,9 @@ class Guard:
         """Lets the application answer. Returns why it did not, as one of our errors."""
         try:
             self._check_key(route_of(scope), headers_of(scope))
+            # The router takes such a path for the one without its end, whose key was not asked for.
+            if scope["path"].endswith("\n"):
+                raise unknown_route(scope)
             await self._app(scope, receive, send)
         except ClientDisconnect:
             raise

@@ -113,6 +113,17 @@ async def test_an_admin_key_opens_no_other_route(client: httpx.AsyncClient, path
     assert (await client.get(path)).status_code == 401
 
 
+async def test_a_path_that_ends_in_a_line_feed_opens_the_route_to_nobody(
+    deployment: FakeDeployment,
+) -> None:
+    """The router takes it for the path without the line feed."""
+    app = app_of(deployment, admin_keys=(SecretStr(ADMIN),))
+    async with web.serving_here(app) as url, httpx.AsyncClient(base_url=url) as client:
+        answer = await client.post(f"{PATH}%0A", json=push())
+    assert (answer.status_code, code_of(answer)) == (404, "unknown_route")
+    assert deployment.calls == []
+
+
 async def test_admin_keys_are_wanted_in_a_service_that_is_open_to_scoring(
     deployment: FakeDeployment,
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fakes import tiny
-from tokenreward.checkpoints.checkpoint import load_checkpoint
+from tokenreward.checkpoints.checkpoint import CheckpointRefused, load_checkpoint
 from tokenreward.contract import Needs, Row, RowRequest
 from tokenreward.engine import Engine
 from tokenreward.forward.plain import PlainLayout
@@ -240,3 +241,91 @@ def test_mxfp4_experts_are_exact_in_float32(tmp_path: Path) -> None:
     ours = served_log_probs(PlainLayout(checkpoint), random_ids())
     truth = log_probs(model, random_ids())
     assert np.abs(ours - truth).max() <= 1e-5 * max(1.0, np.abs(truth).max())
+
+
+PLAIN = "model.layers.1.self_attn.q_proj.weight"
+SCALE, BIAS = PLAIN.replace("weight", "weight_scale"), PLAIN.replace("weight", "bias")
+
+
+def in_float8_with_a_scale(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    weight, scale = to_fp8(tensors[PLAIN])
+    return {**tensors, PLAIN: weight, SCALE: scale}
+
+
+def of_the_trunk_alone(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    trunk = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+    return {**trunk, "h.0.attn.q_norm.weight": torch.ones(8)}
+
+
+MORE: dict[str, tuple[str, Callable[[dict[str, Tensor]], dict[str, Tensor]], str]] = {
+    "scale": ("llama", in_float8_with_a_scale, f"quantised ({SCALE}), and config.json does not"),
+    "bias": ("llama", lambda tensors: {**tensors, BIAS: torch.ones(32)}, BIAS),
+    "bias of the head": (
+        "llama",
+        lambda tensors: {**tensors, "lm_head.bias": torch.ones(320)},
+        "lm_head.bias, and those of a LlamaForCausalLM with its config.json do not",
+    ),
+    "norm": (
+        "llama",
+        lambda tensors: {**tensors, "model.layers.1.self_attn.q_norm.weight": torch.ones(8)},
+        "model.layers.1.self_attn.q_norm.weight",
+    ),
+    "norm below the trunk's own name": ("gpt2", of_the_trunk_alone, "h.0.attn.q_norm.weight"),
+}
+
+
+@pytest.mark.parametrize("case", MORE)
+def test_a_language_model_whose_layers_would_not_be_read_whole_is_refused(
+    tmp_path: Path, case: str
+) -> None:
+    architecture, change, message = MORE[case]
+    tensors = load_file(tiny.save(tmp_path, architecture) / "model.safetensors")
+    rewrite(tmp_path, change(tensors))
+    with pytest.raises(CheckpointRefused, match=re.escape(message)):
+        load_checkpoint(settings(tmp_path, "causal_lm", "constant"))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "name"),
+    [
+        ("llama", "v_head.summary.weight"),
+        ("llama", "visual.blocks.0.attn.qkv.bias"),
+        (
+            "llama",
+            "model.layers.3.eh_proj.weight",
+        ),  # a layer that predicts the token after the next
+        ("llama", "model.layers.3.self_attn.q_proj.weight"),
+        ("gptj", "transformer.h.0.attn.bias"),  # a causal mask
+        ("gptj", "transformer.h.0.attn.masked_bias"),
+        ("gpt_neox", "gpt_neox.layers.0.attention.rotary_emb.inv_freq"),
+    ],
+)
+def test_what_is_no_part_of_a_language_model_may_stand_beside_it(
+    tmp_path: Path, architecture: str, name: str
+) -> None:
+    tensors = load_file(tiny.save(tmp_path, architecture) / "model.safetensors")
+    rewrite(tmp_path, {**tensors, name: torch.ones(8)})
+    checkpoint = load_checkpoint(settings(tmp_path, "causal_lm", "constant"))
+    weights = tiny.model(architecture).state_dict()
+    for parameter, weight in checkpoint.model.state_dict().items():
+        assert torch.equal(weight, weights[parameter]), parameter
+
+
+def test_keys_of_a_layer_that_reads_those_of_another_one_may_stand_beside_it(
+    tmp_path: Path,
+) -> None:
+    sizes = {**TEXT, "num_hidden_layers": 4, "head_dim": 8, "vocab_size_per_layer_input": 320}
+    kinds = ["sliding_attention", "full_attention"] * 2
+    config = tf.Gemma3nTextConfig(
+        **sizes,
+        hidden_size_per_layer_input=8,
+        num_kv_shared_layers=2,
+        layer_types=kinds,
+        activation_sparsity_pattern=[0.0] * 4,
+    )
+    save(tf.Gemma3nForCausalLM(config), tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    own, shared = (f"model.layers.{layer}.self_attn.k_proj.weight" for layer in (1, 3))
+    assert shared not in tensors
+    rewrite(tmp_path, {**tensors, shared: tensors[own].clone()})
+    assert load_checkpoint(settings(tmp_path, "causal_lm", "constant")).model is not None

@@ -41,6 +41,16 @@ class Demand:
     arrivals: tuple[tuple[float, float], ...] = ()
     tokens_per_s: float | None = None
 
+    def at(self, now: float) -> Demand:
+        """What of this holds at a time: all of it, or the rate alone if the clock was set back.
+
+        The arrivals would then lie in the future and pile up, all of them in one window.
+        """
+        latest = max((read_at for _, read_at in self.counters.values()), default=self.began)
+        if now > latest - _BUCKET_S:
+            return self
+        return Demand(began=now, tokens_per_s=self.tokens_per_s)
+
     def after(self, arrived: Mapping[Any, float], rates: Mapping[Any, float], now: float) -> Demand:
         """What is remembered once these figures were read.
 
@@ -139,7 +149,7 @@ class TokenPolicy:
         figures, now = context.aggregated_metrics or {}, context.current_time
         pending = figures.get("pending_tokens", {})
         before: Demand = context.policy_state.get(_STATE) or Demand(began=now)
-        demand = before.after(
+        demand = before.at(now).after(
             figures.get("arrived_tokens", {}), figures.get("tokens_per_second", {}), now
         )
         state = {_STATE: demand}

@@ -273,6 +273,22 @@ async def test_pooling_has_a_value_for_every_token_in_every_encoding(
 
 
 @PLACES
+async def test_pooling_writes_a_table_that_any_header_can_hold_or_says_why_not(
+    opened: Any, place: str
+) -> None:
+    body = {"model": "模型 é", "input": [[5]], "encoding_format": "bytes"}
+    async with opened(place) as client:
+        answer = await client.post("/pooling", json=body)
+        error = (await ask(client, "/pooling", {**body, "model": "m" * 60_000}, 422))["error"]
+        bare = {**body, "model": "m" * 60_000, "encoding_format": "bytes_only"}
+        assert (await client.post("/pooling", json=bare)).content == answer.content
+    assert answer.status_code == 200, answer.text
+    assert json.loads(answer.headers["metadata"])["model"] == "模型 é"
+    assert error["param"] == "encoding_format"
+    assert "`bytes_only`" in error["message"]
+
+
+@PLACES
 async def test_pooling_reads_texts_and_messages_from_their_first_token(
     opened: Any, place: str
 ) -> None:
@@ -369,6 +385,19 @@ async def test_nemo_gym_gets_its_own_body_back_with_the_reward(opened: Any, plac
     reward = answer["reward"]
     assert reward == near(expected[0])
     assert answer == {**body, "reward": reward, "reward_components": {"reward_model": reward}}
+
+
+@PLACES
+@pytest.mark.parametrize("number", ["123456789012345678901234567890", "NaN", "-Infinity", "0.10"])
+async def test_nemo_gym_gets_the_numbers_of_its_body_as_they_came(
+    opened: Any, place: str, number: str
+) -> None:
+    body = json.dumps(verification("It is 4.")).replace('"answer": 4', f'"answer": [{number}]')
+    async with opened(place) as client:
+        answer = await client.post("/verify", content=body)
+    assert answer.status_code == 200, answer.text
+    echoed = json.loads(answer.text, parse_constant=str, parse_int=str)["answer"]
+    assert echoed == json.loads(f"[{number}]", parse_constant=str, parse_int=str)
 
 
 @PLACES

@@ -25,8 +25,9 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic_core import to_json
 
-from tokenreward.errors import InvalidField, MalformedBody, RequestError
+from tokenreward.errors import InvalidField, RequestError
 from tokenreward.http.protocols import Protocol
 from tokenreward.http.protocols._answers import ListOf, own_param, scores_of
 from tokenreward.wire import Item, Reply, RewardsRequest, parse
@@ -92,16 +93,14 @@ class NemoGym(Protocol):
             turns.insert(0, {"role": "system", "content": params.instructions})
         fields = {"prompt": turns[:-1], "response": turns[-1], "tools": _tools(params.tools)}
         self._body: dict[str, Any] = JSON.load(body)
-        try:
-            JSON.dump(self._body)  # the answer repeats it
-        except TypeError:
-            raise MalformedBody("the body is nested too deep to be sent back") from None
         return self.request([parse(Item, fields)])
 
     def write(self, reply: Reply) -> bytes:
         (score,) = scores_of(reply, None)
         components = {str(reply.scorer): score}
-        return JSON.dump({**self._body, "reward": score, "reward_components": components})
+        content = {**self._body, "reward": score, "reward_components": components}
+        # The caller's numbers go back as they came: integers of any size, and NaN is no null.
+        return to_json(content, inf_nan_mode="constants")
 
     def write_error(self, error: RequestError) -> tuple[int, bytes]:
         where = own_param(error)

@@ -16,6 +16,7 @@ little by default.
 from __future__ import annotations
 
 import base64
+import json
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ from tokenreward.wire import Item, Reply, RewardsRequest, decode_rewards
 from tokenreward.wire.media import JSON
 
 _DTYPES = {"float32": "f4", "float16": "f2"}
+_MAX_HEADER = 60_000  # clients of HTTP take 64 KiB, Python's own among them
 _ORDERS = {"native": "<", "little": "<", "big": ">"}
 
 
@@ -93,7 +95,15 @@ class Pooling(Protocol):
         if content.encoding_format == "bytes":
             metadata = frame("pool", content.model, reply, table)
             del metadata["object"]
-            self.answer_headers["metadata"] = JSON.dump(metadata).decode()
+            # A header has no other characters than these of ASCII, whatever the caller's model is.
+            header = json.dumps(metadata, separators=(",", ":"))
+            if len(header) > _MAX_HEADER:
+                raise InvalidField(
+                    f"the table of the numbers has {len(header)} bytes, and a header room for "
+                    f"{_MAX_HEADER}: send `bytes_only`, `base64`, or fewer inputs",
+                    param="encoding_format",
+                )
+            self.answer_headers["metadata"] = header
         return b"".join(bodies)
 
     def _binary(self, array: np.ndarray) -> bytes:

@@ -19,6 +19,7 @@ from tokenreward.settings import (
     SettingsError,
 )
 from tokenreward.wire.limits import MAX_ITEMS
+from tokenreward.wire.weights import MAX_VERSION
 
 
 def test_the_smallest_configuration_is_one_checkpoint_with_one_scorer() -> None:
@@ -83,6 +84,7 @@ def test_a_missing_setting_is_named(content: dict[str, Any], setting: str) -> No
         (service(max_request_items=0), "max_request_items"),
         (service(max_request_items=MAX_ITEMS + 1), "max_request_items"),
         (service(gateway_num_cpus=-1), "gateway_num_cpus"),
+        (service(gateway_num_cpus=float("inf")), "gateway_num_cpus"),
         (service(gateway_num_replicas=0), "gateway_num_replicas"),
         (service(api_keys_file=3), "api_keys_file"),
         (service(deployment(name="LM")), "deployments[0].name"),
@@ -94,7 +96,9 @@ def test_a_missing_setting_is_named(content: dict[str, Any], setting: str) -> No
         (service(deployment(dtype="int8")), "deployments[0].dtype"),
         (service(deployment(device="tpu")), "deployments[0].device"),
         (service(deployment(version=-1)), "deployments[0].version"),
+        (service(deployment(version=MAX_VERSION + 1)), "deployments[0].version"),
         (service(deployment(num_replicas=0)), "deployments[0].num_replicas"),
+        (service(deployment(num_cpus=float("inf"))), "deployments[0].num_cpus"),
         (service(deployment(num_gpus=1.5)), "deployments[0].num_gpus"),
         (service(deployment(max_batch_tokens=0)), "deployments[0].max_batch_tokens"),
         (service(deployment(max_sequence_tokens=0)), "deployments[0].max_sequence_tokens"),

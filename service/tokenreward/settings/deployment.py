@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, FiniteFloat, field_validator, model_valid
 from tokenreward.settings.autoscaling import AutoscalingSettings
 from tokenreward.wire import NAME_PATTERN
 from tokenreward.wire.dependencies import score_source
-from tokenreward.wire.weights import Weights
+from tokenreward.wire.weights import MAX_VERSION, Weights
 
 
 class ScorerSettings(BaseModel, extra="forbid", frozen=True):
@@ -104,7 +104,10 @@ class DeploymentSettings(BaseModel, extra="forbid", frozen=True):
         "model. Default: `checkpoint` without its `adapter`, and the weights are then held once.",
     )
     version: int = Field(
-        default=1, ge=0, description="Version of the weights, stamped on every reply."
+        default=1,
+        ge=0,
+        le=MAX_VERSION,
+        description="Version of the weights, stamped on every reply.",
     )
     task: Literal["causal_lm", "reward_model"] = Field(description="How the checkpoint is loaded.")
     scorers: tuple[ScorerSettings, ...] = Field(
@@ -182,7 +185,10 @@ class DeploymentSettings(BaseModel, extra="forbid", frozen=True):
         "as fit.",
     )
     num_cpus: float = Field(
-        default=1, ge=0, description="CPUs that Ray reserves per replica; also its threads."
+        default=1,
+        ge=0,
+        allow_inf_nan=False,
+        description="CPUs that Ray reserves per replica; also its threads.",
     )
     num_gpus: float = Field(
         default=0,

@@ -76,7 +76,10 @@ class Settings(BaseModel, extra="forbid", frozen=True):
         description="Latest deadline that a caller may name; past it: 422.",
     )
     gateway_num_cpus: float = Field(
-        default=0.1, ge=0, description="CPUs that Ray reserves for each replica of the gateway."
+        default=0.1,
+        ge=0,
+        allow_inf_nan=False,
+        description="CPUs that Ray reserves for each replica of the gateway.",
     )
     gateway_num_replicas: int = Field(
         default=1,

@@ -95,6 +95,21 @@ async def test_what_serves_already_is_not_loaded(replica: FakeReplica) -> None:
     assert (replica.loads, engine.num_prepared) == ([], 0)
 
 
+async def test_an_adapter_that_is_declared_under_a_version_below_the_pushed_one_is_not_loaded(
+    deployment: FakeDeployment, replica: FakeReplica
+) -> None:
+    push = weights(5, "/pushed")
+    deployment.registry.record("lm", push)
+    await replica.follower.catch_up()
+    engine = replica.engine
+    adapted = Weights(checkpoint="/declared", version=3, adapter="/lora")
+    replica.follower.declare(settings_of(adapted))
+    await at_rest(replica)
+    assert (replica.engine, engine.served, replica.loads) == (engine, push, [])
+    await replica.follower.start(settings_of(adapted))  # as a replica that comes anew
+    assert replica.engine.served == push
+
+
 async def test_a_newer_redeploy_supersedes_one_that_is_being_loaded(replica: FakeReplica) -> None:
     first = replica.engine
     await begin_to_load(replica, 2)

@@ -248,12 +248,19 @@ class DeploymentSettings(BaseModel, extra="forbid", frozen=True):
 
     def with_weights(self, weights: Weights) -> DeploymentSettings:
         """These settings with other weights. A revision belongs to the repository that it was
-        written for."""
+        written for.
+
+        Weights without an adapter are those of the checkpoint alone: with an adapter of these
+        settings they would be others of the same version. A reference of these settings stays, if
+        the weights name none.
+        """
         changes: dict[str, Any] = {"version": weights.version}
-        revisions = {"adapter": "adapter_revision", "reference_checkpoint": "reference_revision"}
-        for name, revision in {"checkpoint": "revision", **revisions}.items():
+        places = {"revision": "checkpoint", "adapter_revision": "adapter"}
+        if weights.reference_checkpoint is not None:
+            places["reference_revision"] = "reference_checkpoint"
+        for revision, name in places.items():
             place = getattr(weights, name)
-            if place is not None and place != getattr(self, name):
+            if place != getattr(self, name):
                 changes |= {name: place, revision: None}
         return self.model_copy(update=changes)
 

@@ -138,6 +138,17 @@ def test_a_policy_that_is_made_again_under_load_takes_no_replica_away() -> None:
     assert set(numbers) == {5}  # 4000 a second, of 1000 * 0.8
 
 
+@pytest.mark.parametrize("back_s", [30, 900, 7200])
+def test_a_clock_that_is_set_back_makes_no_replicas_and_takes_none_away(back_s: float) -> None:
+    asked = Asked(policy(), target=2)
+    numbers = []
+    for second in range(3600):
+        now = 10_000.0 + second - (back_s if second >= 1000 else 0)
+        asked.target = asked(now, a={"q": 0, "a": 1000.0 * second, "r": RATE})
+        numbers.append(asked.target)
+    assert set(numbers[100:]) == {2}  # 1000 a second, of 1000 * 0.8
+
+
 def test_a_counter_that_begins_again_adds_what_it_counted_since() -> None:
     asked = Asked(policy())
     asked(0, a={"q": 0, "a": 10**9, "r": RATE})

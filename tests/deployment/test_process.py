@@ -45,6 +45,34 @@ def test_turns_are_short_and_searches_for_garbage_rare(this_process: None) -> No
     assert gc.get_threshold()[0] >= 10_000
 
 
+def test_memory_that_is_freed_between_blocks_in_use_goes_back_to_the_system() -> None:
+    code = """
+import ctypes, os, time
+from tokenreward.deployment.process import give_back_memory
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20
+
+def small_and_large():
+    return bytearray(1000), bytearray(100_000)
+
+pairs = [small_and_large() for _ in range(1000)]
+in_use = [small for small, _ in pairs]  # glibc can give nothing between them back by itself
+del pairs
+before = resident()
+give_back_memory(0.01)
+for _ in range(500):
+    if resident() < before - 80:
+        break
+    time.sleep(0.01)
+print(before - resident())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert int(done.stdout) > 80
+
+
 async def test_replaced_weights_are_freed_although_they_were_frozen(
     replica: Any, language_model: Path
 ) -> None:

@@ -26,7 +26,7 @@ from tokenreward.deployment.plan import (
     limits_of,
     protocol_plans,
 )
-from tokenreward.deployment.process import log_with_ray, tune_interpreter
+from tokenreward.deployment.process import give_back_memory, log_with_ray, tune_interpreter
 from tokenreward.deployment.ray_calls import on_thread
 from tokenreward.deployment.registry import RayKeyValues
 from tokenreward.deployment.replica_counts import ray_controller, replica_counts
@@ -73,6 +73,7 @@ class Gateway:
 
     def __init__(self, args: dict[str, Any]) -> None:
         tune_interpreter()
+        give_back_memory()
         log_with_ray()
         refuse_websockets()
         self._args = args

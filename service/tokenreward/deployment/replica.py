@@ -23,6 +23,7 @@ from tokenreward.deployment.peers import RayPeers, answer_calls
 from tokenreward.deployment.plan import REPLICA, limits_of, protocol_plans
 from tokenreward.deployment.process import (
     freeze_loaded_objects,
+    give_back_memory,
     limit_threads,
     log_with_ray,
     tune_interpreter,
@@ -61,6 +62,7 @@ class Replica:
 
     def __init__(self, args: dict[str, Any]) -> None:
         tune_interpreter()
+        give_back_memory()
         log_with_ray()
         refuse_websockets()
         self._settings = dict(args["deployment"])

@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fakes import lora, tiny, trained
+from fakes.gguf_files import TYPES, write
 from tokenreward import demo
 from tokenreward.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from tokenreward.checkpoints.gguf import find_gguf
@@ -32,22 +33,6 @@ from tokenreward.engine import Engine
 from tokenreward.settings import DeploymentSettings
 from tokenreward.wire import RewardsRequest, decode_rewards, parse
 
-NAMES = {
-    "model.embed_tokens.weight": "token_embd.weight",
-    "model.norm.weight": "output_norm.weight",
-    "lm_head.weight": "output.weight",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "model.layers": "blk",
-}
-TYPES = {"float32": gguf.GGMLQuantizationType.F32, "q8_0": gguf.GGMLQuantizationType.Q8_0}
 TEXTS = [
     "It is 4, 150K a year.",
     " leading and trailing \n",
@@ -65,85 +50,6 @@ def truth() -> Any:
         if parameter.dim() > 1:
             parameter.mul_(12.0)
     return model
-
-
-def write(path: Path, model: Any, kind: str = "float32", **changes: Any) -> Path:
-    """Write the model as a GGUF file. Weights that are quantised become, in the model too, what
-    their blocks hold.
-
-    Args:
-        path: The file.
-        model: A Llama.
-        kind: A key of TYPES, for the matrices.
-        changes: `rope_scaling`, `sliding_window`, or `tensors`, further ones by name.
-    """
-    config, writer = model.config, gguf.GGUFWriter(path, "llama")
-    write_sizes(writer, config)
-    if "rope_scaling" in changes:
-        writer.add_rope_scaling_type(changes["rope_scaling"])
-    if "sliding_window" in changes:
-        writer.add_sliding_window(changes["sliding_window"])
-    write_tokenizer(writer)
-    for name, parameter in model.named_parameters():
-        for theirs, ours in NAMES.items():
-            name = name.replace(theirs, ours)
-        array = parameter.numpy()
-        if ".attn_q." in name or ".attn_k." in name:
-            # The rotary pairs lie next to each other there, and half a head apart in transformers.
-            num_heads = config.num_attention_heads
-            if ".attn_k." in name:
-                num_heads = config.num_key_value_heads
-            halves = array.reshape(num_heads, 2, -1, array.shape[1])
-            array = np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(array.shape)
-        if array.ndim > 1 and kind != "float32":
-            blocks = gguf.quantize(array, TYPES[kind])
-            writer.add_tensor(name, blocks, raw_dtype=TYPES[kind])
-            # A block lies in one row, and rows are only moved: each weight has a block of its own.
-            held = gguf.dequantize(gguf.quantize(parameter.numpy(), TYPES[kind]), TYPES[kind])
-            parameter.copy_(torch.from_numpy(held))
-        else:
-            writer.add_tensor(name, array)
-    for name, array in changes.get("tensors", {}).items():
-        writer.add_tensor(name, array)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
-
-def write_sizes(writer: gguf.GGUFWriter, config: Any) -> None:
-    writer.add_name("tiny")
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_vocab_size(config.vocab_size)
-
-
-def write_tokenizer(writer: gguf.GGUFWriter) -> None:
-    tokenizer = tiny.tokenizer()
-    tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
-    kinds = [
-        gguf.TokenType.CONTROL if token in tiny.SPECIAL else gguf.TokenType.NORMAL
-        for token in tokens
-    ]
-    merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("default")
-    writer.add_token_list(tokens)
-    writer.add_token_types(kinds)
-    writer.add_token_merges([" ".join(pair) for pair in merges])
-    writer.add_bos_token_id(tiny.BOS_ID)
-    writer.add_eos_token_id(tiny.END_ID)
-    writer.add_pad_token_id(tiny.PAD_ID)
-    writer.add_add_bos_token(False)
-    writer.add_chat_template(tiny.TEMPLATE)
 
 
 def settings(checkpoint: Path | str, **fields: Any) -> DeploymentSettings:
@@ -304,7 +210,12 @@ def test_a_reward_models_head_is_not_read_from_it(file: Path) -> None:
     [
         ({"tensors": {"rope_freqs.weight": np.ones(4, np.float32)}}, "rope_freqs.weight"),
         ({"rope_scaling": gguf.RopeScalingType.YARN}, "rope.scaling.type yarn"),
-        ({"sliding_window": 64}, "set `max_sequence_tokens: 64`"),
+        ({"numbers": {"rope.scale_linear": 4.0}}, "rope.scale_linear 4"),
+        (
+            {"numbers": {"final_logit_softcapping": 30.0}},
+            "is 30, and transformers builds the model",
+        ),
+        ({"numbers": {"attention.sliding_window": 64}}, "set `max_sequence_tokens: 64`"),
         ({"tensors": {"blk.0.attn_q.bias": np.ones(32, np.float32)}}, "blk.0.attn_q.bias"),
     ],
 )
@@ -316,7 +227,7 @@ def test_a_part_of_the_model_that_transformers_passes_over_is_refused(
 
 
 def test_a_window_that_no_served_sequence_exceeds_does_no_harm(tmp_path: Path) -> None:
-    file = write(tmp_path / "tiny.gguf", truth(), sliding_window=64)
+    file = write(tmp_path / "tiny.gguf", truth(), numbers={"attention.sliding_window": 64})
     assert serve(file, max_sequence_tokens=64).model is not None
 
 

@@ -27,6 +27,8 @@ _SERVE_SOURCE = "serve the checkpoint that it was made of"
 _INSTALL = 'pip install "tokenreward[gguf]"'
 # Llama 3.1 and Phi 3 long: one factor for each rotary frequency.
 _ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+# What configurations of transformers call the epsilon of their norms.
+_EPSILONS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps")
 _ATTENTION_BIAS = re.compile(r"\.attn_(q|k|v|qkv|output)\.bias$")
 
 
@@ -143,11 +145,15 @@ def _refuse_unread(path: Path, model: Any, max_tokens: int | None) -> None:
     unread = [name for name in _ROPE_TENSORS if name in names]
     if scaling != "none":
         unread.append(f"rope.scaling.type {scaling}")
+    linear = metadata.get(f"{prefix}.rope.scale_linear", 1.0)  # the name in old files
+    if linear != 1.0:
+        unread.append(f"rope.scale_linear {linear:g}")
     if unread and not _scales_frequencies(config):
         raise CheckpointRefused(
             f"its rotary frequencies are scaled ({few(unread)}), which transformers does not read "
             f"from a GGUF file: {_SERVE_SOURCE}"
         )
+    _refuse_other_numbers(metadata, prefix, config)
     biases = [name for name in names if _ATTENTION_BIAS.search(name)]
     attention = [
         name for name, _ in model.named_parameters() if "attn" in name or "attention" in name
@@ -167,6 +173,52 @@ def _refuse_unread(path: Path, model: Any, max_tokens: int | None) -> None:
             f"its attention has a sliding window of {window_in_file} tokens, and transformers "
             f"builds one of {window}: set `max_sequence_tokens: {num_equal}`, or {_SERVE_SOURCE}"
         )
+
+
+def _refuse_other_numbers(metadata: dict[str, Any], prefix: str, config: Any) -> None:
+    """Refuses a file that says another number than the model was built with: of most architectures
+    transformers reads a few numbers, and takes the defaults of its class for the others.
+
+    Args:
+        metadata: The file's.
+        prefix: The architecture, which is before its numbers' names.
+        config: The configuration that the model was built by.
+    """
+    epsilons = (getattr(config, name) for name in _EPSILONS if hasattr(config, name))
+    epsilon = next(epsilons, None)
+    numbers = {
+        "attn_logit_softcapping": getattr(config, "attn_logit_softcapping", None),
+        "final_logit_softcapping": getattr(config, "final_logit_softcapping", None),
+        "attention.layer_norm_epsilon": epsilon,
+        "attention.layer_norm_rms_epsilon": epsilon,
+    }
+    rope = getattr(config, "rope_parameters", None) or {}
+    rope = rope.get("full_attention", rope)
+    if "rope_theta" in rope:
+        numbers["rope.freq_base"] = rope["rope_theta"]
+        if not _scales_frequencies(config):
+            part = rope.get("partial_rotary_factor", 1.0)
+            numbers["rope.dimension_count"] = int(_head_dim(config) * part)
+    for name, number in numbers.items():
+        in_file = metadata.get(f"{prefix}.{name}")
+        if in_file and not math.isclose(in_file, number or 0.0, rel_tol=1e-5):
+            raise CheckpointRefused(
+                f"its {prefix}.{name} is {in_file:g}, and transformers builds the model with "
+                f"{number or 'none'}: {_SERVE_SOURCE}"
+            )
+    # No file says this one. Of Gemma 2 and Gemma 3 of 27B it is not the size of a head.
+    scalar = getattr(config, "query_pre_attn_scalar", None)
+    if scalar is not None and scalar != _head_dim(config):
+        raise CheckpointRefused(
+            "no GGUF file says how its attention is scaled (`query_pre_attn_scalar`), and for "
+            f"heads of {_head_dim(config)} transformers takes {scalar}: {_SERVE_SOURCE}"
+        )
+
+
+def _head_dim(config: Any) -> int:
+    return int(
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    )
 
 
 def _scales_frequencies(config: Any) -> bool:

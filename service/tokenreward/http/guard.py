@@ -133,7 +133,7 @@ class Guard:
     async def _error_of(self, scope: Scope, receive: Receive, send: Send) -> RequestError | None:
         """Lets the application answer. Returns why it did not, as one of our errors."""
         try:
-            self._check_key(route_of(scope), headers_of(scope))
+            self._check_key(scope)
             # The router takes such a path for the one without its end, whose key was not asked for.
             if scope["path"].endswith("\n"):
                 raise unknown_route(scope)
@@ -154,20 +154,23 @@ class Guard:
             )
         return None
 
-    def _check_key(self, route: str, headers: Mapping[str, str]) -> None:
-        """Raises Unauthorized if the route wants a key which the caller has not sent."""
+    def _check_key(self, scope: Scope) -> None:
+        """Raises Unauthorized if the route wants a key which the caller has not sent. The digest of
+        a key that is wanted says who the caller is."""
+        route = route_of(scope)
         digests, kind = self._digests, "API"
         if self._admin_digests and is_weights_path(route):
             digests, kind = self._admin_digests, "admin"
         if not digests or route in OPEN_ROUTES:
             return
-        scheme, _, key = headers.get("authorization", "").partition(" ")
+        scheme, _, key = headers_of(scope).get("authorization", "").partition(" ")
         digest = _digest(key.strip())
         # All keys are compared, each in constant time, so that timing says nothing about any of
         # them.
         matches = [hmac.compare_digest(digest, valid) for valid in digests]
         if scheme.lower() != "bearer" or not any(matches):
             raise Unauthorized(f"a valid {kind} key is required: `Authorization: Bearer KEY`")
+        scope["state"]["key"] = digest.hex()
 
 
 def refusal(error: RequestError, protocol: Protocol) -> Response:

@@ -513,6 +513,13 @@ async def test_deployments_hear_whom_the_gateway_asks_for(gateway: Any, deployme
     body = {"scorer": "endogenous", "items": [ITEM]}
     async with gateway() as client:
         await client.post("/v1/rewards", json=body)
+    limits = Limits(
+        max_body_bytes=9999,
+        max_request_items=2,
+        request_timeout_s=20,
+        api_keys=(SecretStr("secret"),),
+    )
+    async with gateway(limits=limits) as client:
         await client.post("/v1/rewards", json=body, headers={"authorization": "Bearer secret"})
     by_connection, by_key = (
         headers[CALLER_HEADER.encode()].decode() for _, headers, _ in deployments["asked"][-2:]

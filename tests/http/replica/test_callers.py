@@ -54,10 +54,39 @@ def test_without_a_key_the_connection_is_the_caller(
     assert caller_of({"type": "http", "headers": pairs, "client": client}) == caller
 
 
-def test_a_key_counts_more_than_what_a_header_claims() -> None:
-    pairs = [(b"authorization", b"Bearer x"), (CALLER_HEADER.encode(), b"10.0.0.9:7")]
-    alone = caller_of({"headers": pairs[:1], "client": ("10.0.0.1", 5)})
-    assert caller_of({"headers": pairs, "client": ("10.0.0.2", 6)}) == alone
+async def test_a_key_is_one_caller_however_it_is_written_and_whatever_a_header_claims(
+    locked: Any,
+) -> None:
+    headers = [
+        {"Authorization": f"Bearer {KEY}"},
+        {"Authorization": f"bearer   {KEY}"},
+        {"Authorization": f"Bearer {KEY}", CALLER_HEADER: "10.0.0.9:7"},
+    ]
+    callers = await callers_of(locked, headers)
+    assert len(set(callers)) == 1
+    assert KEY not in callers[0]
+
+
+async def test_without_keys_a_key_that_all_send_does_not_make_them_one_caller(served: Any) -> None:
+    callers = await callers_of(served, [{"Authorization": "Bearer EMPTY"}] * 2)
+    assert len(set(callers)) == 2
+
+
+async def callers_of(replica: Any, headers: list[dict[str, str]]) -> list[str]:
+    """Whom a replica takes the senders of these headers for, each on a connection of its own."""
+
+    async def ask(headers: dict[str, str]) -> None:
+        async with httpx.AsyncClient(base_url=replica.url, timeout=20) as client:
+            answer = await client.post("/v1/rewards", json=body("It is 4."), headers=headers)
+            assert answer.status_code == 200
+
+    batcher = replica.engine.batcher
+    with replica.busy_device():
+        requests = [asyncio.create_task(ask(each)) for each in headers]
+        await until(lambda: batcher.queued_items == len(headers))
+        callers = [job.caller for job in batcher.waiting]
+    await asyncio.gather(*requests)
+    return callers
 
 
 async def test_a_server_that_fails_to_receive_has_lost_the_caller() -> None:

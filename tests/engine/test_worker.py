@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fakes import web
 from tokenreward.batching import Batcher
 from tokenreward.contract import Needs, Outputs, Row, RowRequest
 from tokenreward.engine.job import Job
@@ -232,3 +233,30 @@ async def test_a_queue_that_cannot_be_waited_for_is_no_loop_without_end(
     async with asyncio.timeout(10):
         await again.future
     work.cancel()
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["callers gone", "step failed"])
+async def test_the_gauges_of_the_queue_are_zero_once_nothing_waits(fails: bool) -> None:
+    layout: Any = Recorded()
+    batcher: Batcher[Job] = Batcher(max_batch_tokens=2, max_batch_requests=1, max_queued_tokens=100)
+    # What the engine reported when the jobs came.
+    gauges = {"queued_items": 2.0, "queued_tokens": 4.0}
+    worker = Worker(
+        batcher,
+        Runner(layout, num_ahead=0),
+        thread=ThreadPoolExecutor(1),
+        report=lambda name, value=1.0, **labels: gauges.__setitem__(name, value),
+    )
+    jobs = [job(0), job(1)]
+    batcher.submit(jobs)
+    if fails:
+        layout.num_computed = None  # the count after the pass raises
+    else:
+        for each in jobs:
+            each.future.cancel()
+    work = asyncio.create_task(worker.run_forever())
+    await asyncio.gather(*(each.future for each in jobs), return_exceptions=True)
+    try:
+        await web.until(lambda: gauges == {"queued_items": 0, "queued_tokens": 0})
+    finally:
+        work.cancel()

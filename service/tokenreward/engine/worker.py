@@ -99,6 +99,8 @@ class Worker:
                 # Set before the thread starts, so that a stuck thread, too, fails the health check.
                 self.busy_since = time.monotonic()
                 await self.loop.run_in_executor(self._thread, self._drain)
+                # Entries whose callers have gone left the queue without a batch.
+                self._report_queue()
                 pause_s = _FIRST_PAUSE_S
             except Exception as error:
                 logger.error("a step failed: %s", frames(error))
@@ -106,6 +108,7 @@ class Worker:
                 self.fail_unanswered(failure)
                 # Fail the queued jobs, too. Otherwise a permanent fault would repeat forever.
                 self._batcher.fail_all(failure)
+                self._report_queue()
                 self._launched.clear()
                 self.busy_since = None
                 await asyncio.sleep(pause_s)
@@ -266,6 +269,9 @@ class Worker:
         num_tokens = sum(job.num_tokens for job in jobs)
         self._batcher.note_rate(num_tokens, jobs[0].compute_s)
         report_batch(self._report, jobs, num_computed)
+        self._report_queue()
+
+    def _report_queue(self) -> None:
         self._report("queued_items", self._batcher.queued_items)
         self._report("queued_tokens", self._batcher.waiting_tokens)
 

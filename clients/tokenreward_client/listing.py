@@ -25,7 +25,6 @@ from tokenreward_client.errors import (
     BadReply,
     ClientError,
     DeadlineExceeded,
-    ServerRefused,
 )
 from tokenreward_client.flow import Flow
 from tokenreward_client.request import send_until_answered
@@ -149,27 +148,22 @@ class Listing:
         """Make sure that these scorers have the tokenizer with this fingerprint.
 
         What is known is enough to say yes. Before a no the service is asked again: it may have
-        changed.
+        changed, and a scorer that it does not list may be of a deployment that still loads.
 
         Raises:
             BadArgument: A scorer has another tokenizer, or the service lists none of it.
-            ServerRefused: A scorer is not listed, but its deployment may be one that did not
-                answer.
-            ClientError: The service was asked; as `refresh`.
+            ClientError: The service was asked; as `refresh_until`.
         """
         names = [served_name(name) for name in names]
         if any(self._tokenizers.get(name) != fingerprint for name in names):
             num_listings = self._num_listings
-            yield from self._refresh_once(attempts, lambda: self._num_listings == num_listings)
+
+            def is_needed() -> bool:
+                is_new = self._num_listings > num_listings
+                return not is_new or any(map(self._may_be_unavailable, names))
+
+            yield from self._refresh_once(attempts, is_needed, names)
         for name in names:
-            if self._may_be_unavailable(name):
-                raise ServerRefused(
-                    f"scorer {name!r} is not listed, and {', '.join(self._unavailable)} did not "
-                    "answer",
-                    status=503,
-                    code="loading",
-                    retryable=True,
-                )
             theirs = self._tokenizers.get(name)
             if theirs is None:
                 raise BadArgument(
@@ -213,14 +207,16 @@ class Listing:
         """Whether a deployment that did not answer may serve this scorer."""
         return bool(self._unavailable) and name not in (self._paths or {})
 
-    def _refresh_once(self, attempts: Attempts, is_needed: Callable[[], bool]) -> Flow[None]:
-        """Refresh, one flow at a time. The others wait for the reply to the first, and ask again
-        only if it was none for them. Raises as `refresh`."""
+    def _refresh_once(
+        self, attempts: Attempts, is_needed: Callable[[], bool], names: Sequence[str] = ()
+    ) -> Flow[None]:
+        """Refresh until these scorers are listed, one flow at a time. The others wait for the reply
+        to the first, and ask again only if it was none for them. Raises as `refresh_until`."""
         ticket = self._turn.join(self._turn.next_number())
         try:
             yield from wait_for(ticket, attempts.left_s())
             if is_needed():
-                yield from self.refresh(attempts)
+                yield from self.refresh_until(names, attempts)
         except ClientError:
             self._ask_again_at = attempts.retry.clock() + ASK_AGAIN_AFTER_S
             raise

@@ -41,8 +41,8 @@ class ScoreOptions(TypedDict, total=False):
         timeout_s: The deadline of this call in seconds, in place of the client's.
         fingerprint: Of the tokenizer that made the items' ids:
             `fingerprint(tokenizer.get_vocab())`. Ids are then sent only if every scorer lists the
-            same; else BadArgument is raised, or the error that kept the listing away. Without it
-            ids are trusted.
+            same; else BadArgument is raised, or the error that kept the listing away. A scorer
+            whose deployment still loads is waited for. Without it ids are trusted.
     """
 
     scorers: Sequence[str] | None

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
 from fakes.edge import keyed, scores
-from tokenreward_client import AsyncClient, Client, DeadlineExceeded, ServerRefused
+from tokenreward_client import AsyncClient, Client, DeadlineExceeded
 from tokenreward_client.flow import Send
 from tokenreward_client.listing import Listing
 from tokenreward_client.retry import Attempts, Retry
@@ -82,23 +83,6 @@ def test_a_scorer_that_a_listing_had_to_leave_out_goes_through_the_gateway_and_i
     assert (edge.paths[2:], edge.num_listed) == (["/d/rm/v1/rewards"] * 2, 3)
 
 
-def test_ids_for_a_scorer_that_a_listing_had_to_leave_out_may_be_sent_later(edge: Any) -> None:
-    edge.listing = PARTIAL
-    with (
-        Client(edge.url) as client,
-        pytest.raises(ServerRefused, match="'reward_model' is not listed, and rm") as caught,
-    ):
-        client.score(
-            [{"prompt": [5], "response": [6, 7]}], scorer="reward_model", fingerprint="abc"
-        )
-    assert (caught.value.status, caught.value.code, caught.value.retryable) == (
-        503,
-        "loading",
-        True,
-    )
-    assert not edge.paths
-
-
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
 def test_a_listing_waits_for_a_scorer_whose_deployment_still_loads(edge: Any, kind: Any) -> None:
     edge.listing = PARTIAL
@@ -139,6 +123,49 @@ def test_a_deployment_that_loads_for_too_long_is_said_in_one_sentence(edge: Any)
     ):
         client.scorers(wait_for=["reward_model"])
     assert edge.num_listed >= 2
+
+
+IDS = [{"prompt": [5], "response": [6, 7]}]
+
+
+def test_ids_for_a_scorer_whose_deployment_still_loads_wait_until_its_tokenizer_is_known(
+    edge: Any, score: Any
+) -> None:
+    edge.listing = PARTIAL
+    loaded = {**LISTING["scorers"][2], "tokenizer": "abc"}
+    listing = {"scorers": [*LISTING["scorers"][:2], loaded]}
+    threading.Timer(1.0, setattr, (edge, "listing", listing)).start()
+    edge.script.append(lambda body: edge.reply([{"index": 0, "rewards": [1.0, 2.0]}]))
+    [answer] = score(IDS, "reward_model", fingerprint="abc")
+    assert answer.rewards.tolist() == [1, 2]
+    assert edge.num_listed > 2
+
+
+def test_ids_for_one_that_loads_for_too_long_are_not_sent(edge: Any, score: Any) -> None:
+    edge.listing = PARTIAL
+    with pytest.raises(DeadlineExceeded, match=STILL_LOADING):
+        score(IDS, "reward_model", fingerprint="abc", timeout_s=1.0)
+    assert not edge.paths
+
+
+def test_who_waits_for_the_listing_of_another_call_waits_for_its_own_scorer(edge: Any) -> None:
+    """Of two deployments that load, the one that the other call asks for is there first."""
+    first, second = ({"name": name, "tokenizer": "abc"} for name in ("first", "second"))
+    edge.listing = {"scorers": [], "unavailable": ["one", "two"]}
+    for _ in range(2):
+        edge.script.append(lambda body: edge.reply([{"index": 0, "rewards": [1.0, 2.0]}]))
+    with Client(edge.url) as client, ThreadPoolExecutor() as threads:
+        calls = [threads.submit(client.score, IDS, "first", fingerprint="abc")]
+        until = time.monotonic() + 20
+        while not edge.num_listed and time.monotonic() < until:
+            time.sleep(0.01)
+        calls.append(threads.submit(client.score, IDS, "second", fingerprint="abc"))
+        time.sleep(0.3)  # behind the first call
+        edge.listing = {"scorers": [first], "unavailable": ["two"]}
+        calls[0].result(20)
+        time.sleep(0.3)
+        edge.listing = {"scorers": [first, second]}
+        assert calls[1].result(20)[0].rewards.tolist() == [1, 2]
 
 
 def test_so_is_one_of_which_the_last_listing_comes_too_late(

@@ -16,6 +16,7 @@ from typing import Any, Self, TypeVar, Unpack, cast
 import httpx
 
 from tokenreward.wire.weights import DeploymentWeights, PushReply
+from tokenreward_client.connection import share_time
 from tokenreward_client.flow import Flow, Send, Step
 from tokenreward_client.items import ItemLike
 from tokenreward_client.listing import ScorerInfo
@@ -39,8 +40,7 @@ class Client(Session):
     comes out as a new client of the same settings; the pickle holds the API key in plain text.
 
     A call that needs several requests sends them from up to `max_concurrency` threads, which live
-    as long as the call. A thread sees only between two reads of the socket that the deadline has
-    passed: a reply that comes in drips may outlast it.
+    as long as the call. A reply whose head or body comes in drips may outlast the deadline.
 
     Args:
         base_url: The service's address, or a list of some: if one cannot be reached, the next is.
@@ -187,7 +187,7 @@ class Client(Session):
         match step:
             case Send():
                 try:
-                    return self._http.send(build_request(self._http, step))
+                    return self._http.send(share_time(build_request(self._http, step)))
                 except httpx.RequestError as error:
                     return error
             case list():

@@ -1,5 +1,5 @@
-"""How connections are made, and how soon a dead one is noticed. It sends nothing and knows no
-requests.
+"""How connections are made, how soon a dead one is noticed, and for how long a request that blocks
+waits for its socket. It sends nothing, and knows of a request only its timeouts.
 
 A node that loses its power or its cable closes no connection. A request on such a connection would
 wait for its own deadline, which is minutes away, since honest work may wait in a queue for as long.
@@ -11,6 +11,7 @@ for five seconds. A live peer's kernel answers by itself, however long the servi
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Sequence
 from typing import Any
 from urllib.request import getproxies, proxy_bypass
@@ -18,6 +19,7 @@ from urllib.request import getproxies, proxy_bypass
 import httpx
 
 from tokenreward_client.addresses import AnyAddress
+from tokenreward_client.flow import LEAST_LEFT_S
 
 CONNECT_TIMEOUT_S = 4.0
 """A lost first packet is sent again after 1 s and after 3 s."""
@@ -69,3 +71,21 @@ def transport_options(
     if len(urls) == 1:
         return {"transport": connections}
     return {"transport": AnyAddress(urls, connections)}
+
+
+def share_time(request: httpx.Request) -> httpx.Request:
+    """Has the stages of a request that blocks share its read timeout, and returns it.
+
+    httpx gives the whole time to each of them: to connect, to write, to read the head of the reply
+    and to read its body. Here each one gets what those before it left.
+    """
+    until = time.monotonic() + request.extensions["timeout"]["read"]
+
+    def leave_the_rest(event: str, info: dict[str, Any]) -> None:
+        left_s = max(LEAST_LEFT_S, until - time.monotonic())
+        timeouts = request.extensions["timeout"]
+        timeouts.update({stage: min(seconds, left_s) for stage, seconds in timeouts.items()})
+
+    # httpcore calls it at the start of each stage, before it looks at that stage's timeout.
+    request.extensions["trace"] = leave_the_rest
+    return request

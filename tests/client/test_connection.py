@@ -6,8 +6,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ import httpx
 import pytest
 
 from fakes import namespace
-from tokenreward_client import AsyncClient, Client
+from tokenreward_client import AsyncClient, Client, DeadlineExceeded
 from tokenreward_client.connection import CONNECT_TIMEOUT_S, transport_options
 
 RUN = Path(__file__).with_name("cable_run.py")
@@ -78,6 +81,54 @@ def test_a_proxy_of_the_environment_is_still_used(
     kind, limits = httpx.HTTPTransport, httpx.Limits()
     assert ("transport" in transport_options([url], kind, limits)) is is_own
     assert "transport" in transport_options([url, other_url], kind, limits)
+
+
+@pytest.fixture
+def slow_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each connection that blocks takes 1.5 s, as if its first packet was lost."""
+    connect = socket.create_connection
+
+    def connect_late(address: Any, timeout: float, **options: Any) -> socket.socket:
+        time.sleep(min(timeout, 1.5))
+        if timeout <= 1.5:
+            raise TimeoutError
+        return connect(address, timeout, **options)
+
+    monkeypatch.setattr(socket, "create_connection", connect_late)
+
+
+@pytest.mark.usefixtures("slow_connections")
+@pytest.mark.parametrize("num_addresses", [1, 2])
+def test_time_that_a_connection_took_is_not_there_for_the_reply(
+    edge: Any, num_addresses: int
+) -> None:
+    edge.listing_delay_s = 10.0
+    began = time.monotonic()
+    with (
+        Client([edge.url] * num_addresses, timeout_s=4.0) as client,
+        pytest.raises(DeadlineExceeded),
+    ):
+        client.scorers()
+    assert edge.num_listed == 1
+    assert time.monotonic() - began < 5.2  # and not 5.5
+
+
+def test_time_that_the_head_of_a_reply_took_is_not_there_for_its_body() -> None:
+    def answer() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(10_000)
+            time.sleep(2.0)
+            connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n")
+            connection.recv(1)  # until the client gives up
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=answer, daemon=True).start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        began = time.monotonic()
+        with Client(url, timeout_s=3.0) as client, pytest.raises(DeadlineExceeded):
+            client.scorers()
+        assert time.monotonic() - began < 4.7  # and not 5.0
 
 
 def test_both_kinds_of_client_watch_their_connections(monkeypatch: pytest.MonkeyPatch) -> None:

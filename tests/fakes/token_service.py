@@ -19,9 +19,10 @@ class TokenService:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.calls: list[tuple[Any, Any, Any]] = []
         self.num_listings = 0
+        self.waited_for: Any = None
         self.listing = LISTING
         patch.setattr(AsyncClient, "score", lambda client, *a, **k: self.score(*a, **k))
-        patch.setattr(AsyncClient, "scorers", lambda client: self.scorers())
+        patch.setattr(AsyncClient, "scorers", lambda client, **k: self.scorers(**k))
 
     async def score(self, items: Any, scorer: Any = None, **settings: Any) -> list[Rewards]:
         self.calls.append((list(items), scorer, settings))
@@ -34,6 +35,7 @@ class TokenService:
             answers.append(Rewards(rewards, score=float(rewards.sum())))
         return answers
 
-    async def scorers(self) -> list[ScorerInfo]:
+    async def scorers(self, *, wait_for: Any) -> list[ScorerInfo]:
         self.num_listings += 1
+        self.waited_for = wait_for
         return self.listing

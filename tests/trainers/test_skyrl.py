@@ -104,6 +104,18 @@ async def test_the_environments_number_is_added_on_the_last_token(
     )
 
 
+async def test_responses_that_the_overlong_filter_left_out_have_rewards_of_0(
+    skyrl: Any, asking: AsyncClient, client: Client
+) -> None:
+    filtered = skyrl("train.generators.utils").apply_overlong_filtering(MASKS, ["stop", "length"])
+    made = generator(skyrl, TokenReward(asking, "attention_dense"), loss_masks=filtered)
+    output = await made.generate(batch(skyrl))
+    item = {"prompt": PROMPTS[0], "response": RESPONSES[0], "mask": MASKS[0]}
+    [native] = client.score([item], "attention_dense")
+    np.testing.assert_allclose(output["rewards"][0], native.rewards, atol=1e-5)
+    assert output["rewards"][1] == [0.0, 0.0, 0.0]
+
+
 async def test_an_evaluation_keeps_the_environments_rewards(
     skyrl: Any, asking: AsyncClient
 ) -> None:

@@ -157,6 +157,11 @@ async def test_a_colocated_manager_assembles_dense_rm_scores(
     stock = base.assemble_rm_scores(data, [float(rm_scores.sum())])
     assert stock.shape == rm_scores.shape
     assert stock.dtype == rm_scores.dtype
+    # The trainer before v1 hands over what tools wrote.
+    sample.batch["response_mask"] = torch.tensor([*MASK, 0, 0, 0])
+    result = await manager.run_single([sample])
+    expected = native(client, "attention_dense", MASK)
+    np.testing.assert_allclose(result["reward_score"], expected, atol=1e-5)
 
 
 async def test_a_score_function_is_what_verl_awaits(asking: AsyncClient, client: Client) -> None:

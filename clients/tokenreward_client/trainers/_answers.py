@@ -35,6 +35,13 @@ def check_settings(settings: Mapping[str, Any], on_error: str) -> None:
         raise BadArgument(message, param="combine")
 
 
+def refuse_images(are_there: bool) -> None:
+    """Raises BadArgument if a prompt has images, or videos. Its ids have only places for them, and
+    a scorer would read these as text."""
+    if are_there:
+        raise BadArgument("scorers read text: a prompt with images cannot be scored")
+
+
 def sendable(
     items: Sequence[ItemLike | ClientError | None], on_error: OnError
 ) -> dict[int, ItemLike]:

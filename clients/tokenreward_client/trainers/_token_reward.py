@@ -7,7 +7,7 @@ trainers have no place for a reward that is missing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -19,7 +19,7 @@ from tokenreward_client.errors import BadArgument
 from tokenreward_client.rewards import Rewards
 from tokenreward_client.spans import text_and_spans
 from tokenreward_client.trainers._answers import check_settings
-from tokenreward_client.trainers._increments import require_increments
+from tokenreward_client.trainers._increments import names_of, require_increments
 
 Floats = npt.NDArray[np.float32]
 
@@ -74,7 +74,8 @@ class TokenReward:
             mask: 1 for the ids that the policy wrote and the loss counts [n]; None for all.
 
         Raises:
-            BadArgument: Part of a response is masked (the turns of tools), and it goes as text.
+            BadArgument: With `by="spans"`: the prompt is ids, there is no tokenizer, or part of the
+                response is masked (the turns of tools).
             NotText: The ids do not decode to valid text.
         """
         flags = [int(bool(flag)) for flag in (mask if mask is not None else [])]
@@ -82,8 +83,14 @@ class TokenReward:
         if self.by == "ids":
             item: dict[str, Any] = {"prompt": list(prompt), "response": list(response_ids)}
             return item | ({"mask": flags} if is_masked else {})
+        if not isinstance(prompt, str) and not all(isinstance(each, Mapping) for each in prompt):
+            raise BadArgument('by="spans" needs the prompt as text or messages, and not as ids')
+        if is_masked and not any(flags):  # it may have been cut inside a character
+            return {"prompt": prompt, "response": list(response_ids), "mask": flags}
         if is_masked:
             raise BadArgument('turns of tools can be scored by their ids alone: by="ids"')
+        if self.tokenizer is None:
+            raise BadArgument('by="spans" needs the tokenizer of the policy', param="tokenizer")
         text, spans, finished = text_and_spans(self.tokenizer, response_ids)
         return {"prompt": prompt, "response": text, "spans": spans, "finished": finished}
 
@@ -98,18 +105,34 @@ class TokenReward:
             self._own = self._own or fingerprint(self.tokenizer.get_vocab())
             settings.setdefault("fingerprint", self._own)
         answers = await self.client.score(items, self.scorer, **settings)
-        # Behind the answers: while a deployment loads, `score` waits for it, and the listing lacks
-        # its scorers.
+        # Behind the answers: a deployment that still loads has loaded then, and is listed.
         if not self._is_checked:
-            require_increments(await self.client.scorers(), self.scorer, settings)
+            names = names_of(self.scorer, settings)
+            listing = await self.client.scorers(wait_for=names)
+            require_increments(listing, self.scorer, settings)
             self._is_checked = True
         return answers
 
     async def __call__(self, items: Sequence[dict[str, Any]]) -> list[Floats]:
-        """The rewards of each item, float32 [n], as `answers` has them."""
-        vectors = [answer.rewards for answer in await self.answers(items)]
-        assert all(vector is not None for vector in vectors)  # one scorer, or several combined
-        return [vector for vector in vectors if vector is not None]
+        """The rewards of each item, float32 [n], as `answers` has them.
+
+        An item that is masked whole is not sent, since the service has nothing to score there. A
+        trainer that leaves truncated responses out of its loss (DAPO's overlong filter) makes such.
+        """
+        answers = iter(await self.answers([item for item in items if not _is_masked_whole(item)]))
+        vectors = []
+        for item in items:
+            if _is_masked_whole(item):
+                vectors.append(np.zeros(len(item["response"]), dtype=np.float32))
+                continue
+            vector = next(answers).rewards
+            assert vector is not None  # one scorer, or several combined
+            vectors.append(vector)
+        return vectors
+
+
+def _is_masked_whole(item: dict[str, Any]) -> bool:
+    return "mask" in item and not any(item["mask"])
 
 
 def padded(vectors: Sequence[Any], masks: Sequence[Any]) -> tuple[npt.NDArray[Any], Any]:

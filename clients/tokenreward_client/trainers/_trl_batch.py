@@ -19,6 +19,7 @@ from tokenreward_client.items import ItemLike
 from tokenreward_client.rewards import Rewards
 from tokenreward_client.spans import text_and_spans
 from tokenreward_client.trainers._advantages import Flags, Floats
+from tokenreward_client.trainers._answers import refuse_images
 
 
 def policy_mask(output: Mapping[str, Any]) -> Flags:
@@ -34,7 +35,7 @@ def items_of_ids(output: Mapping[str, Any]) -> list[ItemLike | ClientError | Non
     prompts, completions = _array(output["prompt_ids"]), _array(output["completion_ids"])
     prompt_mask, completion_mask = _array(output["prompt_mask"]), _array(output["completion_mask"])
     mask = policy_mask(output)
-    _refuse_images(output)
+    refuse_images("pixel_values" in output)
     items: list[ItemLike | ClientError | None] = []
     for row in range(len(completions)):
         is_there = completion_mask[row] != 0
@@ -67,7 +68,7 @@ def items_of_text(
     """
     if "tool_mask" in output:
         raise BadArgument('turns of tools can be scored by their ids alone: by="ids"', param="by")
-    _refuse_images(output)
+    refuse_images("pixel_values" in output)
     ids, mask = _array(output["completion_ids"]), policy_mask(output)
     items: list[ItemLike | ClientError | None] = []
     for row, prompt in enumerate(prompts):
@@ -131,11 +132,6 @@ def dense_metrics(rewards: Floats, mask: Floats, advantages: Floats) -> dict[str
     sums = np.where(w, rewards, 0.0).sum(axis=1)[has_rewards]
     numbers = (sums.mean(), sums.std(), rewards[w].mean(), advantages[w].std())
     return metrics | dict(zip(names, map(float, numbers), strict=True))
-
-
-def _refuse_images(output: Mapping[str, Any]) -> None:
-    if "pixel_values" in output:
-        raise BadArgument("scorers read text: a prompt with images cannot be scored")
 
 
 def _array(tensor: Any) -> npt.NDArray[Any]:

@@ -18,6 +18,7 @@ from typing import Any
 from tokenreward_client.client import AsyncClient, Client
 from tokenreward_client.errors import BadArgument
 from tokenreward_client.rewards import Rewards
+from tokenreward_client.trainers._answers import refuse_images
 
 Workflow: Any = object  # AReaL's class, which the mixin stands before
 # AReaL waits 15 seconds, part of which a call may wait in the pool's queue.
@@ -41,6 +42,7 @@ class ScoredWorkflow(Workflow):  # type: ignore[misc]  # AReaL is not there when
     settings: dict[str, Any] = {}  # noqa: RUF012 - a subclass replaces it whole
 
     async def _compute_rewards(self, resp: Any, prompt_str: str, task_data: Any) -> float:
+        refuse_images(bool(task_data.get("images")))
         item = {"prompt": resp.input_tokens, "response": resp.output_tokens}
         [answer] = await self.client.score([item], self.scorer, **self.settings)
         return _score(answer)

@@ -15,6 +15,7 @@ from typing import Any
 from tokenreward_client.errors import BadArgument
 from tokenreward_client.trainers import _trl_batch as gathering
 from tokenreward_client.trainers._advantages import dense_advantages
+from tokenreward_client.trainers._answers import refuse_images
 from tokenreward_client.trainers._token_reward import TokenReward, padded
 
 Trainer: Any = object  # swift's class, which the mixin stands before
@@ -97,5 +98,4 @@ class DenseSwift(Trainer):  # type: ignore[misc]  # swift is not there when type
             raise BadArgument("swift reads one advantage per response under this loss")
         if self.template.sequence_parallel_size > 1 or self.dynamic_num_samples:
             raise BadArgument("one advantage per token needs whole samples, as many as were asked")
-        if any(sample.images or sample.videos or sample.audios for sample in samples):
-            raise BadArgument("scorers read text: a prompt with images cannot be scored")
+        refuse_images(any(each.images or each.videos or each.audios for each in samples))

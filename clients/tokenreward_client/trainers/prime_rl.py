@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from tokenreward_client.trainers._advantages import dense_advantages
+from tokenreward_client.trainers._answers import refuse_images
 from tokenreward_client.trainers._token_reward import TokenReward, padded
 
 Algorithm: Any = object  # prime-rl's class, which the mixin stands before
@@ -52,6 +53,7 @@ class DenseAlgorithm(Algorithm):  # type: ignore[misc]  # prime-rl is not there 
         branches = [branch for trace in traces for branch in _sampled_branches(trace)]
         items = []
         for branch in branches:
+            refuse_images(any(branch.mm_token_type_ids or []))
             mask, ids = branch.sampled_mask, branch.token_ids
             start = mask.index(True)
             items.append(self.reward.item(ids[:start], ids[start:], mask[start:]))

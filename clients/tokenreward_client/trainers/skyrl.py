@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from tokenreward_client.errors import BadArgument
+from tokenreward_client.trainers._answers import refuse_images
 from tokenreward_client.trainers._token_reward import TokenReward
 
 Generator: Any = object  # SkyRL's class, which the mixin stands before
@@ -39,7 +40,8 @@ class DenseGenerator(Generator):  # type: ignore[misc]  # SkyRL is not there whe
         """Generate, then score.
 
         Raises:
-            BadArgument: Trajectories are cut into steps, of which SkyRL reads only the last reward.
+            BadArgument: Trajectories are cut into steps, of which SkyRL reads only the last reward;
+                or there are images.
         """
         output = await super().generate(input_batch, *args, **kwargs)
         metadata = input_batch.get("batch_metadata")
@@ -47,6 +49,7 @@ class DenseGenerator(Generator):  # type: ignore[misc]  # SkyRL is not there whe
             return output
         if output.get("is_last_step") is not None:
             raise BadArgument("one reward per token needs `step_wise_trajectories=false`")
+        refuse_images(output.get("pixel_values") is not None)
         self.reward.tokenizer = self.reward.tokenizer or self.tokenizer
         prompts = output["prompt_token_ids"]
         if self.reward.by == "spans":

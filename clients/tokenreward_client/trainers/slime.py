@@ -11,6 +11,7 @@ from typing import Any
 
 from tokenreward_client.errors import BadArgument
 from tokenreward_client.trainers._advantages import check_form, dense_advantages
+from tokenreward_client.trainers._answers import refuse_images
 from tokenreward_client.trainers._token_reward import TokenReward, padded
 
 
@@ -38,11 +39,13 @@ class DenseHooks:
     async def rm(self, args: Any, sample: Any, **_: Any) -> Any:
         """Score a sample, or a list of them: `{"score", "token_rewards"}` for each.
 
-        `score` is the scorer's, or the sum of the rewards if it has none.
+        `score` is the scorer's, or the sum of the rewards if it has none. Raises ClientError, also
+        where a sample has images.
         """
         samples = sample if isinstance(sample, list) else [sample]
         items = []
         for each in samples:
+            refuse_images(any((each.multimodal_inputs or {}).values()))
             start = len(each.tokens) - each.response_length
             prompt = each.prompt if self._reward.by == "spans" else each.tokens[:start]
             items.append(self._reward.item(prompt, each.tokens[start:], each.loss_mask))

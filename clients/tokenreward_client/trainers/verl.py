@@ -11,6 +11,7 @@ from typing import Any
 
 from tokenreward_client.client import AsyncClient
 from tokenreward_client.errors import BadArgument
+from tokenreward_client.trainers._answers import refuse_images
 from tokenreward_client.trainers._token_reward import TokenReward
 from tokenreward_client.trainers._verl_output import with_rewards
 
@@ -34,7 +35,8 @@ class DenseAgentLoop(Loop):  # type: ignore[misc]  # verl is not there when type
         """Run the loop, then score what it wrote.
 
         Raises:
-            BadArgument: The trainer is the one before v1, which keeps only the sum.
+            BadArgument: The trainer is the one before v1, which keeps only the sum; or there are
+                images.
         """
         if not self.config.trainer.use_v1:
             raise BadArgument("one reward per token needs `trainer.use_v1=True`")
@@ -43,6 +45,7 @@ class DenseAgentLoop(Loop):  # type: ignore[misc]  # verl is not there when type
         self.reward.tokenizer = self.reward.tokenizer or self.tokenizer
         items = []
         for output in outputs:
+            refuse_images(any((output.multi_modal_data or {}).values()))
             prompt = output.prompt_ids
             if self.reward.by == "spans":
                 prompt = list(kwargs["raw_prompt"])
@@ -63,7 +66,10 @@ class DenseRewardManager(Loop):  # type: ignore[misc]  # as above
     reward: TokenReward
 
     async def run_single(self, data: Any) -> dict[str, Any]:
-        """The rewards of one response, in the place of verl's single number."""
+        """The rewards of one response, in the place of verl's single number.
+
+        The trainer before v1 says in `response_mask` what tools wrote. The v1 trainer does not.
+        """
         sample = data[0]
         prompts, responses = sample.batch["prompts"], sample.batch["responses"]
         is_there = sample.batch["attention_mask"].bool()
@@ -71,7 +77,9 @@ class DenseRewardManager(Loop):  # type: ignore[misc]  # as above
         self.reward.tokenizer = self.reward.tokenizer or self.tokenizer
         messages = list(sample.non_tensor_batch["raw_prompt"])
         prompt_part = messages if self.reward.by == "spans" else prompt.tolist()
-        [rewards] = await self.reward([self.reward.item(prompt_part, response.tolist())])
+        mask = sample.batch.get("response_mask", None)
+        flags = None if mask is None else mask[is_there[len(prompts) :]].tolist()
+        [rewards] = await self.reward([self.reward.item(prompt_part, response.tolist(), flags)])
         return {"reward_score": rewards, "reward_extra_info": {}}
 
     @classmethod

@@ -37,6 +37,7 @@ def sample(index: int, response: list[int], **changes: Any) -> Any:
         "response_length": len(response),
         "loss_mask": None,
         "remove_sample": False,
+        "multimodal_inputs": {"images": None},
         "reward": None,
     }
     return Shape(**{**fields, **changes})
@@ -84,7 +85,7 @@ def node(ids: list[int], mask: list[int], advantages: list[float] | None = None)
 def branch(*nodes: Any) -> Any:
     ids = [id_ for each in nodes for id_ in each.token_ids]
     mask = [flag for each in nodes for flag in each.mask]
-    return Shape(nodes=list(nodes), token_ids=ids, sampled_mask=mask)
+    return Shape(nodes=list(nodes), token_ids=ids, sampled_mask=mask, mm_token_type_ids=None)
 
 
 async def test_prime_rl_assigns_a_value_to_each_sampled_token(
@@ -173,11 +174,13 @@ async def test_skyrl_rewards_are_lists_and_the_outcome_goes_on_the_policys_last_
     assert output["rewards"] == [[10.0, 12.0, 0.0], [22.0]]
 
 
-async def test_verl_loop_scores_each_output_and_keeps_a_list_a_list(
-    reward: TokenReward, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(verl, "with_rewards", lambda output, rewards: rewards.tolist())
-    output = Shape(prompt_ids=[1], response_ids=[7, 8], response_mask=[1, 0])
+def verl_output(**multi_modal_data: Any) -> Any:
+    ids: dict[str, Any] = {"prompt_ids": [1], "response_ids": [7, 8], "response_mask": [1, 0]}
+    return Shape(**ids, multi_modal_data=multi_modal_data)
+
+
+def verl_loop(reward: TokenReward) -> Any:
+    """Gives as verl's output what it is run with."""
 
     class Base:
         config, tokenizer = Shape(trainer=Shape(use_v1=True)), None
@@ -185,9 +188,57 @@ async def test_verl_loop_scores_each_output_and_keeps_a_list_a_list(
         async def run(self, sampling_params: Any, **_: Any) -> Any:
             return sampling_params
 
-    loop = type("Loop", (verl.DenseAgentLoop, Base), {"reward": reward})()
+    return type("Loop", (verl.DenseAgentLoop, Base), {"reward": reward})()
+
+
+async def test_verl_loop_scores_each_output_and_keeps_a_list_a_list(
+    reward: TokenReward, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verl, "with_rewards", lambda output, rewards: rewards.tolist())
+    loop = verl_loop(reward)
+    output = verl_output()
     assert await loop.run(output, raw_prompt=[]) == [10.0, 0.0]
     assert await loop.run([output, output], raw_prompt=[]) == [[10.0, 0.0]] * 2
+
+
+async def test_prompts_with_images_are_refused(
+    reward: TokenReward, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Generator:
+        tokenizer = None
+
+        async def generate(self, batch: Any) -> Any:
+            lists = {key: [[1]] for key in ("prompt_token_ids", "response_ids", "loss_masks")}
+            return {**lists, "rewards": [0.0], "pixel_values": [torch.ones(1)]}
+
+    class Algorithm:
+        async def score_group(self, episodes: Any) -> None: ...
+
+    class Workflow:
+        async def sample(self, resp: Any, data: Any) -> Any:
+            return await self._compute_rewards(resp, "a prompt", data)  # type: ignore[attr-defined]
+
+    name = "prime_rl.orchestrator.algo.routing"
+    for place, char in enumerate(f"{name}."):
+        if char == ".":
+            monkeypatch.setitem(sys.modules, name[:place], types.ModuleType(name[:place]))
+    monkeypatch.setattr(sys.modules[name], "assign_advantages", None, raising=False)
+    seen = branch(node([1], [0]), node([2], [1], [0.5]))
+    seen.mm_token_type_ids = [1, 0]
+    algorithm = type("Dense", (prime_rl.DenseAlgorithm, Algorithm), {"reward": reward})()
+    generator = type("Dense", (skyrl.DenseGenerator, Generator), {"reward": reward})()
+    workflow = type("Scored", (areal.ScoredWorkflow, Workflow), {"client": reward.client})()
+    response = Shape(input_tokens=[1], output_tokens=[2])
+    trace = Shape(nodes=seen.nodes, branches=[seen])
+    for asking in (
+        verl_loop(reward).run(verl_output(images=["an image"]), raw_prompt=[]),
+        slime.DenseHooks(reward).rm(None, sample(0, [7], multimodal_inputs={"images": ["one"]})),
+        generator.generate({"batch_metadata": None}),
+        algorithm.score_group([Shape(traces=[trace])]),
+        workflow.sample(response, {"images": ["an image"]}),
+    ):
+        with pytest.raises(BadArgument, match="with images"):
+            await asking
 
 
 async def test_trace_with_tool_calls_is_refused(reward: TokenReward) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fakes.token_service import TokenService
@@ -71,6 +72,7 @@ async def test_the_listing_is_asked_once_and_behind_the_first_answers(
     for _ in range(3):
         await ask([ask.item([5], [7])])
     assert service.num_listings == 2
+    assert service.waited_for == ["rm"]  # another deployment may be slow to say what it serves
 
 
 async def test_ids_are_compared_with_the_policys_vocabulary(service: TokenService) -> None:
@@ -91,6 +93,35 @@ async def test_spans_go_for_a_scorer_with_another_tokenizer(service: TokenServic
     assert service.calls[0][2] == {}
     with pytest.raises(BadArgument, match="turns of tools"):
         ask.item("2+2?", [1, 2], [1, 0])
+
+
+@pytest.mark.parametrize("by", ["ids", "spans"])
+async def test_what_is_masked_whole_has_rewards_of_0_and_is_not_sent(
+    service: TokenService, by: Any
+) -> None:
+    """A truncated response, as SkyRL's and DAPO's overlong filters leave it."""
+    ask = reward("dense", tokenizer=Tokenizer(), by=by)
+    prompt: Any = [5] if by == "ids" else "2+2?"
+    masks = [[0, 0, 0], [1, 1], [0]]
+    vectors = await ask([ask.item(prompt, [1, 2, 1][: len(mask)], mask) for mask in masks])
+    first = 50.0 if by == "ids" else 0.0
+    assert [vector.tolist() for vector in vectors] == [[0, 0, 0], [first, first + 1], [0]]
+    assert all(vector.dtype == np.float32 for vector in vectors)
+    ((items, _, _),) = service.calls
+    assert len(items) == 1
+    [nothing] = await ask([ask.item(prompt, [1], [0])])
+    assert nothing.tolist() == [0]
+
+
+async def test_ids_of_a_prompt_are_not_sent_to_a_scorer_with_another_tokenizer(
+    service: TokenService,
+) -> None:
+    ask = reward("dense", tokenizer=Tokenizer(), by="spans")
+    for prompt in ([1, 2], np.array([1, 2])):
+        with pytest.raises(BadArgument, match="as text or messages"):
+            ask.item(prompt, [1])
+    with pytest.raises(BadArgument, match="tokenizer of the policy"):
+        reward("dense", by="spans").item("2+2?", [1])
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,13 @@ def test_reading_is_lazy() -> None:
     [
         (b'{"prompt": \n', "malformed_json", "not valid JSON: "),
         (b'{"prompt": "\xff"}\n', "malformed_json", "not UTF-8"),
+        (
+            b'{"prompt": "p", "response": "r", "score": ' + b"9" * 5000 + b"}\n",
+            "malformed_json",
+            "",
+        ),
+        (b"[" * 10**5 + b"\n", "malformed_json", "not valid JSON: "),
+        (GOOD.decode().strip().encode("utf-16") + b"\n", "malformed_json", "not UTF-8"),
         (b"[1, 2]\n", "invalid_field", "must be an object"),
         (b'{"prompt": "p"}\n', "invalid_field", "it is required"),
         (

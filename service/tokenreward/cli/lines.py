@@ -80,10 +80,12 @@ def _item(content: bytes) -> dict[str, Any]:
             request.
     """
     try:
-        item = json.loads(content)
+        # Not json.loads alone: it would take the first line of a UTF-16 file for what it is.
+        item = json.loads(content.decode("utf-8"))
     except UnicodeDecodeError:
         raise MalformedJson("not UTF-8") from None
-    except (json.JSONDecodeError, RecursionError) as error:
+    # A ValueError that is no JSONDecodeError: an integer of more digits than Python converts.
+    except (ValueError, RecursionError) as error:
         raise MalformedJson(f"not valid JSON: {error}") from None
     if not isinstance(item, dict):
         raise InvalidField("must be an object with `prompt` and `response`")

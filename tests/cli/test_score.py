@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse
 from fakes import tiny
 from fakes.edge import b64
 from tokenreward.cli import main
+from tokenreward.cli.score import GROUP_SIZE
 
 
 class Terminal(io.StringIO):
@@ -355,6 +356,59 @@ def test_engine_in_this_process_gives_rewards_for_text_and_spans(
     assert [len(entry["rewards"] or ()) for entry in results] == [2, 3, 0]
     assert results[0]["score"] == pytest.approx(sum(results[0]["rewards"]), abs=1e-4)
     assert results[2]["error"]["code"] == "token_out_of_vocabulary"
+
+
+def test_lines_that_are_more_than_the_queue_of_a_service_may_hold_are_scored_in_this_process(
+    tmp_path: Path, language_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    deployment = {
+        "name": "lm",
+        "checkpoint": str(language_model),
+        "task": "causal_lm",
+        "max_queued_tokens": 100,  # a group of lines has more, and the groups in flight yet more
+        "scorers": [{"type": "endogenous"}],
+    }
+    config, items = tmp_path / "config.yaml", tmp_path / "items.jsonl"
+    config.write_text(json.dumps({"deployments": [deployment]}))
+    items.write_text(2 * GROUP_SIZE * '{"prompt": [1, 2], "response": [3, 4, 5]}\n')
+    assert main(["score", str(items), "--config", str(config)]) == 0
+    results = entries(capsys.readouterr().out)
+    assert [len(entry["rewards"]) for entry in results] == [3] * 2 * GROUP_SIZE
+
+
+@pytest.mark.parametrize("others", [[], [1]])
+def test_line_that_is_too_large_for_any_request_is_an_error_and_the_others_are_scored(
+    edge: Any,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    others: list[int],
+) -> None:
+    """Also where no line of a group fits, and where it is the only one."""
+    plain = edge.ok
+
+    def answer(body: dict[str, Any]) -> Any:
+        if any(item["response"] == "r9" for item in body["items"]):
+            return edge.says(413, "body_too_large", retryable=False)(body)
+        return plain(body)
+
+    monkeypatch.setattr(edge, "ok", answer)
+    line = '{"prompt": "p", "response": "r%d", "spans": [[0, 2]]}\n'
+    # Two groups: in one no line fits.
+    numbers = [*others, *[9] * (GROUP_SIZE - len(others)), 7]
+    items = tmp_path / "items.jsonl"
+    items.write_text("".join(line % number for number in numbers))
+    assert main(["score", str(items), "--url", edge.url]) == 1
+    output = capsys.readouterr()
+    results = entries(output.out)
+    expected = [None if number == 9 else float(number) for number in numbers]
+    assert [entry["score"] for entry in results] == expected
+    codes = {entry["error"]["code"] for entry in results if entry["error"]}
+    assert codes == {"body_too_large"}
+    first = f"line {1 + len(others)}: body_too_large: "
+    assert f"{numbers.count(9)} of {len(numbers)} lines have no rewards; the first: {first}" in (
+        output.err
+    )
 
 
 @pytest.mark.parametrize(

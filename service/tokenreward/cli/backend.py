@@ -17,7 +17,7 @@ from tokenreward.cli import CommandError
 from tokenreward.cli.flags import json_object
 from tokenreward.config import demo_settings, load_settings, read_api_keys
 from tokenreward.settings import DeploymentSettings, Settings, SettingsError
-from tokenreward.wire import RewardsRequest, parse_json
+from tokenreward.wire import ErrorDetail, RewardsRequest, parse_json
 from tokenreward_client import (
     AsyncClient,
     BadArgument,
@@ -115,7 +115,16 @@ async def _service(args: argparse.Namespace, arguments: ScoreOptions) -> AsyncIt
     )
 
     async def score(items: list[dict[str, Any]]) -> list[Rewards]:
-        return await client.score(items, args.scorer, **arguments)
+        try:
+            return await client.score(items, args.scorer, **arguments)
+        except ServerRefused as error:
+            if error.status != 413:
+                raise
+            # The client sends what is too large in ever smaller parts: no item fits, even alone.
+            if len(items) == 1:
+                code, message = error.code or f"http_{error.status}", str(error.args[0])
+                return [Rewards(None, error=ErrorDetail(code=code, message=message))]
+        return [(await score([item]))[0] for item in items]
 
     async with client:
         yield score
@@ -142,6 +151,9 @@ def _load(deployment: DeploymentSettings) -> Engine:
     from tokenreward.checkpoints.checkpoint import CheckpointRefused
     from tokenreward.engine import Engine
 
+    # The queue's limit protects a service from its callers. Here the lines that are read ahead are
+    # all that can wait, and nobody would try again what is refused.
+    deployment = deployment.model_copy(update={"max_queued_tokens": sys.maxsize})
     try:
         return Engine.load(deployment, say=lambda line: print(line, file=sys.stderr, flush=True))
     except CheckpointRefused as error:

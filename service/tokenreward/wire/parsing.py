@@ -26,6 +26,8 @@ _UNION_TAGS = {  # what pydantic adds to a location below a field that has sever
     "content": ("str", "list[dict[str,any]]"),
     "steps": ("texts", "spans"),
 }
+# The same below such a field of another program's body.
+_FORM = re.compile(r"str|list\[.*\]|constrained-int|_[A-Z][A-Za-z]*")
 # What other programs and files call the fields of a request.
 _RESPONSE = "what the policy wrote is `response`, in an entry of `items`"
 _PROMPT = "what the policy answered is `prompt`, in an entry of `items`"
@@ -89,8 +91,9 @@ def refusal(
         # Naming the first means making objects of all, and of all that the caller sent.
         return InvalidField(f"the request has {error.error_count()} unknown or wrong entries")
     # Without the inputs: each is made into objects once more, and may be most of the body.
-    first = _first(error.errors(include_url=False, include_input=False), instead)
-    location, kind = first["loc"], first["type"]
+    errors = error.errors(include_url=False, include_input=False)
+    first, location = _best_form(errors, _first(errors, instead))
+    kind = first["type"]
     if location[-1:] == ("[key]",):  # pydantic's word for a map's key that the map does not have
         location, kind = location[:-1], "extra_forbidden"
     where = path((*prefix, *location))[:_LONGEST_PATH]
@@ -99,7 +102,7 @@ def refusal(
             f"the body is not valid JSON: {first['msg'].removeprefix('Invalid JSON: ')}"
         )
     if not where and kind in _NO_OBJECT:
-        return MalformedBody(f"the body must be a JSON object, got {_brief(error)}")
+        return MalformedBody(f"the body must be a JSON object, got {_brief(error, 0)}")
     if kind in _EXTRA_FIELD:
         noun = "option" if unknown is UnknownOption else "field"
         message = f"unknown {noun}"
@@ -113,7 +116,7 @@ def refusal(
         return InvalidField(message, param=where or None)
     if kind == "model_type":
         message = "must be an object"  # pydantic would name our class
-    return InvalidField(f"{message}, got {_brief(error)}", param=where or None)
+    return InvalidField(f"{message}, got {_brief(error, errors.index(first))}", param=where or None)
 
 
 def _first(errors: list[Any], instead: Mapping[str, str]) -> Any:
@@ -127,6 +130,18 @@ def _first(errors: list[Any], instead: Mapping[str, str]) -> Any:
         if is_beside and other["type"] in _EXTRA_FIELD and other["loc"][-1] in instead:
             return other
     return first
+
+
+def _best_form(errors: list[Any], first: Any) -> tuple[Any, tuple[int | str, ...]]:
+    """An error and its location. Where a field of another program's body has several forms and a
+    value fits none, it is the error of the form that the value fits furthest."""
+    location = first["loc"]
+    place = next((i for i, part in enumerate(location) if _FORM.fullmatch(str(part))), 0)
+    beside = [error for error in errors if error["loc"][:place] == location[:place]]
+    if place == 0 or len(beside) == 1:
+        return first, location
+    best = max(beside, key=lambda error: len(error["loc"]))
+    return best, tuple(part for part in best["loc"] if not _FORM.fullmatch(str(part)))
 
 
 def path(location: tuple[int | str, ...]) -> str:
@@ -155,9 +170,9 @@ def renumbered(param: str, positions: Sequence[int]) -> str:
     return f"items[{positions[int(match[1])]}]{param[match.end() :]}"
 
 
-def _brief(error: ValidationError) -> str:
-    """What stands where the first thing is wrong, by its kind and size."""
-    value = error.errors(include_url=False)[0]["input"]
+def _brief(error: ValidationError, index: int) -> str:
+    """What stands where the thing of this index is wrong, by its kind and size."""
+    value = error.errors(include_url=False)[index]["input"]
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, (int, float)):

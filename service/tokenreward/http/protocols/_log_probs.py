@@ -63,15 +63,19 @@ class LogProbProtocol(Protocol):
     """A protocol whose answers are such tables.
 
     Class attributes:
-        items: What the protocol calls its sequences, for the place of an error.
-        top_k_field: What it calls the number of most likely tokens.
+        top_k_field: What the protocol calls the number of most likely tokens.
+        temperature_field: What it calls the temperature.
+
+    Attributes:
+        items: What it calls its sequences, for the place of an error.
     """
 
     asks_for: ClassVar[Literal["reward", "log_probs"] | None] = "log_probs"
     # Most of these clients give a request up at the first refusal, within 300 s at the earliest.
     patience_s: ClassVar[float] = 240.0
-    items: ClassVar[str]
     top_k_field: ClassVar[str]
+    temperature_field: ClassVar[str] = "temperature"
+    items: str
 
     def ask(
         self,
@@ -137,14 +141,18 @@ class LogProbProtocol(Protocol):
                 param=self.top_k_field,
             )
         if temperature is not None and temperature < 0:
-            raise InvalidField("it must not be negative", param="temperature")
+            raise InvalidField("it must not be negative", param=self.temperature_field)
         if temperature:
             options["temperature"] = temperature
         return options
 
     def write_error(self, error: RequestError) -> tuple[int, bytes]:
         param = param_of(error, self.items)
-        names = {"options.top_k": self.top_k_field, "options.candidates": "token_ids_logprob"}
+        names = {
+            "options.top_k": self.top_k_field,
+            "options.candidates": "token_ids_logprob",
+            "options.temperature": self.temperature_field,
+        }
         if param is not None:
             param = names.get(param, param.removeprefix("options."))
         return error.status, JSON.dump(self.error_content(error, param))

@@ -7,11 +7,12 @@ It knows bodies, and a tokenizer by what it can be asked.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tokenreward.errors import InvalidField, ItemError
+from tokenreward.errors import InvalidField, ItemError, RequestError
 from tokenreward.http.protocols._answers import ListOf
 from tokenreward.text.tokenizer import Tokenizer
 from tokenreward.wire import Item, parse
@@ -71,15 +72,17 @@ def tokenize(content: TokenizeRequest, tokenizer: Tokenizer, max_tokens: int | N
 
 def _rendered(content: TokenizeRequest, tokenizer: Tokenizer) -> str:
     """The messages as the chat template writes them. Raises RequestError, UnsupportedText."""
-    item = parse(
-        Item,
-        {
-            "prompt": content.messages,
-            "response": "",
-            "tools": content.tools,
-            "chat_template_kwargs": content.chat_template_kwargs or {},
-        },
-    )
+    fields = {
+        "prompt": content.messages,
+        "response": "",
+        "tools": content.tools,
+        "chat_template_kwargs": content.chat_template_kwargs or {},
+    }
+    try:
+        item = parse(Item, fields)
+    except RequestError as error:
+        error.param = re.sub("^prompt", "messages", error.param or "") or None
+        raise
     return tokenizer.template.prompt(
         item.messages or [],
         item.tools,

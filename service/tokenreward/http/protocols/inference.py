@@ -59,6 +59,7 @@ class Inference(LogProbProtocol):
     )
     items = "token_ids"
     top_k_field = "sampling_params.prompt_logprobs"
+    temperature_field = "sampling_params.temperature"
 
     def read(self, body: bytes) -> RewardsRequest | None:
         content = JSON.parse(_Tokens, body)

@@ -107,8 +107,15 @@ class Pooling(Protocol):
         return b"".join(bodies)
 
     def _binary(self, array: np.ndarray) -> bytes:
+        """The numbers as bytes. Raises InvalidField if one is too large for the dtype."""
         order = _ORDERS[self._content.endianness]
-        return array.astype(order + _DTYPES[self._content.embed_dtype]).tobytes()
+        with np.errstate(over="ignore"):
+            numbers = array.astype(order + _DTYPES[self._content.embed_dtype])
+        if not np.isfinite(numbers).all():
+            raise InvalidField(
+                "a value is too large for float16: send `float32`", param="embed_dtype"
+            )
+        return numbers.tobytes()
 
 
 def _sequences(content: PoolingRequest) -> list[Item]:

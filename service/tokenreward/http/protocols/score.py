@@ -11,6 +11,8 @@ is refused.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from pydantic import BaseModel, ConfigDict
 
 from tokenreward.errors import InvalidField, RequestError
@@ -50,6 +52,10 @@ class PairScores(Protocol):
     paths = ("/score", "/v1/score")
     example = '{"model": "rm", "text_1": "2+2?", "text_2": ["4", "5"]}'
 
+    def __init__(self, headers: Mapping[str, str]) -> None:
+        super().__init__(headers)
+        self._field = "text_2"  # what the body calls its responses
+
     def read(self, body: bytes) -> RewardsRequest | None:
         content = JSON.parse(_Pairs, body)
         refuse_activation(content)
@@ -60,6 +66,7 @@ class PairScores(Protocol):
             prompts, responses = getattr(content, first), getattr(content, second)
             if prompts is None or responses is None:
                 continue
+            self._field = second
             prompts = [prompts] if isinstance(prompts, str) else prompts
             responses = [responses] if isinstance(responses, str) else responses
             if not responses:
@@ -78,9 +85,9 @@ class PairScores(Protocol):
     def write(self, reply: Reply) -> bytes:
         data = [
             {"index": index, "object": "score", "score": score}
-            for index, score in enumerate(scores_of(reply, "text_2"))
+            for index, score in enumerate(scores_of(reply, self._field))
         ]
         return JSON.dump(frame("score", self._model, reply, data))
 
     def write_error(self, error: RequestError) -> tuple[int, bytes]:
-        return openai_error(error, "text_2")
+        return openai_error(error, self._field)

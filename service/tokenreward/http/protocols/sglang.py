@@ -83,6 +83,7 @@ class SgLang(LogProbProtocol):
     )
     items = "input_ids"
     top_k_field = "top_logprobs_num"
+    temperature_field = "sampling_params.temperature"
 
     def read(self, body: bytes) -> RewardsRequest | None:
         content = JSON.parse(_Generate, body)
@@ -143,6 +144,7 @@ class SgLang(LogProbProtocol):
         if (content.input_ids is None) == (content.text is None):
             raise InvalidField("give exactly one of `input_ids` and `text`", param="input_ids")
         if content.text is not None:
+            self.items = "text"
             self._is_single = isinstance(content.text, str)
             texts = [content.text] if isinstance(content.text, str) else content.text
             refuse_many(texts, "text")

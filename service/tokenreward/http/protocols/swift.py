@@ -81,6 +81,7 @@ class Swift(LogProbProtocol):
     )
     items = "infer_requests"
     top_k_field = "request_config.prompt_logprobs"
+    temperature_field = "request_config.temperature"
 
     def read(self, body: bytes) -> RewardsRequest | None:
         content = JSON.parse(_Infer, body)

@@ -9,6 +9,7 @@ no architecture by name.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -26,8 +27,9 @@ from transformers import (
 )
 
 from tokenreward.checkpoints.load_failure import quantisation
-from tokenreward.checkpoints.refusal import CheckpointRefused, refuse_incomplete
+from tokenreward.checkpoints.refusal import CheckpointRefused, few, refuse_incomplete, refuse_scales
 
+_NUMBER = re.compile(r"\d+")
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _WRAPPERS = (
     (MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoModelForImageTextToText),
@@ -43,8 +45,8 @@ def load_language_model(source: str, arguments: dict[str, Any]) -> Any:
         arguments: transformers' own `from_pretrained` arguments for this deployment.
 
     Raises:
-        CheckpointRefused: Some of its weights would be random. Also raises what transformers and
-            safetensors raise.
+        CheckpointRefused: Some of its weights would be random, or a part of its layers would not be
+            read. Also raises what transformers and safetensors raise.
     """
     config = read_config(source, arguments)
     auto: Any = AutoModelForCausalLM
@@ -59,7 +61,46 @@ def load_language_model(source: str, arguments: dict[str, Any]) -> Any:
         auto = next((auto for table, auto in _WRAPPERS if type(config) in table), auto)
     model, info = load_pretrained(auto, source, arguments)
     refuse_incomplete(info)
+    if quantisation(source, arguments["revision"]) is None:  # else transformers knows what it reads
+        _refuse_other_layers(model)
     return model
+
+
+def _refuse_other_layers(model: Any) -> None:
+    """Refuses a checkpoint whose layers have more than the model's: a bias, a norm, or the scales
+    of weights that are quantised. transformers would leave them out with no more than a warning.
+
+    What else a checkpoint has is no part of the language model: towers, value heads, layers that
+    predict more tokens. Nor is a mask or a table that old versions of transformers stored beside
+    the modules of a layer; and what other layers have may have no use in a layer that reads the
+    keys of another one. Raises CheckpointRefused.
+    """
+    # A file may have the trunk's own names.
+    modules = {**dict(model.base_model.named_modules()), **dict(model.named_modules())}
+    lists = [module for module in modules.values() if isinstance(module, nn.ModuleList)]
+    in_layers = {module for layers in lists for layer in layers for module in layer.modules()}
+    patterns: set[str] = set()
+    for owner, module in modules.items():
+        own = (f"{owner}.{kind}" for kind, _ in module.named_parameters(recurse=False))
+        patterns.update(_NUMBER.sub("N", name) for name in own)
+    others = []
+    for name in model.unread_tensors:
+        owner, _, kind = name.rpartition(".")
+        if owner in modules:
+            is_part = next(modules[owner].parameters(recurse=False), None) is not None
+        else:
+            parents = [owner[:end] for end, letter in enumerate(owner) if letter == "."]
+            is_in_layer = any(modules.get(parent) in in_layers for parent in parents)
+            is_part = is_in_layer and kind in ("weight", "bias")
+        if is_part and _NUMBER.sub("N", name) not in patterns:
+            others.append(name)
+    refuse_scales(others)
+    if others:
+        raise CheckpointRefused(
+            f"its layers hold {few(sorted(others))}, and those of a {type(model).__name__} with "
+            "its config.json do not: it would be another model without them. Check `model_type` "
+            "and the other fields of config.json"
+        )
 
 
 def encoder_kind(config: Any) -> str | None:

@@ -12,7 +12,7 @@ _MOST_CHARACTERS = 300
 # The last part of the names of what quantisers store beside, or in place of, a weight.
 _PACKED = frozenset({
     "qweight", "qzeros", "scales", "biases", "absmax", "weight_packed", "weight_scale",
-    "weight_scale_inv",
+    "weight_scale_inv", "input_scale",
 })  # fmt: skip
 
 
@@ -30,22 +30,28 @@ def refuse_incomplete(info: dict[str, Any]) -> None:
     others = ""
     if unexpected:
         others = f" The model has no place for {few(unexpected, 1)}."
-    packed = [name for name in unexpected if name.rsplit(".", 1)[-1] in _PACKED]
     for kind, fault in (
         ("missing_keys", "does not hold"),
         ("mismatched_keys", "holds in another shape"),
     ):
         keys = [_with_shapes(key) for key in info.get(kind) or ()]
-        if keys and packed:
-            raise CheckpointRefused(
-                f"its weights are quantised ({few(packed)}), and config.json does not say how (it "
-                "has no `quantization_config` that transformers reads)"
-            )
         if keys:
+            refuse_scales(unexpected)
             raise CheckpointRefused(
                 f"it {fault} {few(sorted(keys))}: these weights would be random.{others} "
                 "Check `task` and the files of the checkpoint."
             )
+
+
+def refuse_scales(names: Iterable[str]) -> None:
+    """Refuses tensors that a quantiser wrote, of a checkpoint that transformers takes for a plain
+    one: raises CheckpointRefused if one of the names is of such a tensor."""
+    packed = sorted(name for name in names if name.rsplit(".", 1)[-1] in _PACKED)
+    if packed:
+        raise CheckpointRefused(
+            f"its weights are quantised ({few(packed)}), and config.json does not say how (it has "
+            "no `quantization_config` that transformers reads)"
+        )
 
 
 def _with_shapes(key: str | tuple[str, Any, Any]) -> str:

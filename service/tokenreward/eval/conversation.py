@@ -132,7 +132,7 @@ def kind_of(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, (int, float)):
-        return f"{value}" if abs(value) < 10**12 else "a large number"
+        return "a large number" if abs(value) >= 10**12 else f"{value}"
     if isinstance(value, list):
         return f"a list of length {len(value)}"
     if isinstance(value, dict):

@@ -4,6 +4,7 @@ and what says nothing of worth."""
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +225,17 @@ GROUPS: dict[str, dict[str, Any]] = {
     },
     "labels": {"question": "q", "responses": ["b", "yes", "c"], "labels": [0, 1, 0]},
 }
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("field", ["scores", "ranks"])
+def test_worth_that_is_no_number_is_refused(tmp_path: Path, field: str, place: int) -> None:
+    """No response would be the best one, or another than without it."""
+    worths = [0.1, 0.9, 0.2]
+    worths[place] = math.nan
+    rows = [GROUPS["scores"], {"prompt": "q", "responses": ["b", "yes", "c"], field: worths}]
+    with pytest.raises(EvalError, match=f"line 2: `{field}` must be numbers, got nan"):
+        load([write(tmp_path / "rows.jsonl", rows)], kind="best-of-n")
 
 
 @pytest.mark.parametrize("name", GROUPS)

@@ -83,6 +83,19 @@ def test_without_subsets_there_is_no_macro(tmp_path: Path) -> None:
     assert row.judgement.groups == {}
 
 
+def test_pairs_without_a_subset_are_one_group_however_they_lack_it(tmp_path: Path) -> None:
+    subsets = [{"subset": ""}, {}, {"subset": None}, {"subset": "no subset"}, {"subset": "x"}]
+    rows = [
+        {"prompt": "q", "chosen": f"c{n}", "rejected": "b"} | subset
+        for n, subset in enumerate(subsets)
+    ]
+    scores = by_text({"c0": -1, "c1": -1, "c2": 1, "c3": 1, "c4": 1, "b": 0})
+    row = outcome_of(load([write(tmp_path / "p.jsonl", rows)]), scores)
+    groups = {name: each.value for name, each in row.judgement.groups.items() if each}
+    assert groups == {"no subset": 0.5, "x": 1.0}
+    assert values(row)["accuracy_macro"] == 0.75
+
+
 def test_string_prompt_is_a_user_message_unless_raw_and_messages_stay(tmp_path: Path) -> None:
     messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
     file = write(

@@ -114,16 +114,17 @@ def _subset_accuracies(
     dataset: Dataset, complete: Sequence[Case], wins: Bools
 ) -> dict[str, Estimate | None]:
     """Accuracy per subset, in the order of the file; empty if no row names a subset."""
-    names = list(dict.fromkeys(row.fields.get("subset") for row, _ in dataset.cases))
-    if names == [None]:
+    if not any(row.fields.get("subset") for row, _ in dataset.cases):
         return {}
     accuracies = {}
-    for name in names:
-        is_here = np.array(
-            [row.fields.get("subset") == name for row, _ in complete], dtype=np.bool_
-        )
-        accuracies[name or NO_SUBSET] = share(int(wins[is_here].sum()), int(is_here.sum()))
+    for name in dict.fromkeys(_subset(row) for row, _ in dataset.cases):
+        is_here = np.array([_subset(row) == name for row, _ in complete], dtype=np.bool_)
+        accuracies[name] = share(int(wins[is_here].sum()), int(is_here.sum()))
     return accuracies
+
+
+def _subset(row: DataRow) -> str:
+    return row.fields.get("subset") or NO_SUBSET
 
 
 def _example(row: DataRow, indices: range, answers: Sequence[CandidateAnswer]) -> Example:

@@ -101,7 +101,8 @@ def _best(row: DataRow, path: str, worths: Sequence[Any], sign: int) -> list[boo
         One entry per response; none if all are equally good.
     """
     for worth in worths:
-        if isinstance(worth, str) or not isinstance(worth, (int, float)):
+        # NaN, a number that is missing, is neither better nor worse than another.
+        if not isinstance(worth, (int, float)) or worth != worth:
             raise row.wrong(path, f"must be numbers, got {kind_of(worth)}")
     if sign > 0 and all(worth in (0, 1) for worth in worths):
         return [bool(worth) for worth in worths]

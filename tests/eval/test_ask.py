@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tokenreward.eval import (
     collect_answers,
     find_subject,
     groups_of,
+    try_out,
 )
 from tokenreward.eval.ask import next_batch_items
 from tokenreward.eval.cache import from_record, read_answers, to_record
@@ -318,6 +320,27 @@ def test_weights_that_change_meanwhile_end_the_run(service: Known) -> None:
         answers(service, candidates(3))
 
 
+@pytest.mark.parametrize("answered", [3, 4])
+def test_weights_of_a_scorer_that_is_asked_first_and_change_meanwhile_end_the_run(
+    service: Known, tmp_path: Path, answered: int
+) -> None:
+    """What the old weights' key would find again came of the new ones."""
+
+    def reply(body: dict[str, Any]) -> Any:
+        items = [service.answer(n, item, body) for n, item in enumerate(body["items"])]
+        return service.reply(items, sources={"second": {"model": "m", "version": answered}})
+
+    service.script.extend([reply, reply])
+    infos = [ScorerInfo.model_validate({**ENTRY, "name": name}) for name in ("known", "second")]
+    who = find_subject("known", "known", infos, options={"score_from": "second"}, credit={})
+    if answered == 3:
+        assert len(answers(service, candidates(3), tmp_path / "cache", who)) == 3
+        return
+    with pytest.raises(EvalError, match="`second` went from version 3 to 4"):
+        answers(service, candidates(3), tmp_path / "cache", who)
+    assert not (tmp_path / "cache").exists()
+
+
 def test_options_and_credit_travel_and_the_label_does_not(service: Known) -> None:
     who = Subject("my label", ScorerInfo.model_validate(ENTRY), {"alpha": 2}, {"name": "last"})
     answers(service, candidates(1), who=who)
@@ -457,6 +480,27 @@ def test_item_that_is_too_large_for_any_request_is_an_error_and_the_others_are_a
     (alone,) = answers(slow_service, [huge])
     assert alone.error is not None
     assert alone.error.code == "larger_than_queue"
+    # Where no item of a request fits, too.
+    several = [replace(huge, item={**huge.item, "prompt": f"p{n}"}) for n in range(5)]
+    results = answers(slow_service, [*several, *candidates(9)], concurrency=1)
+    assert [each.error is not None for each in results] == [True] * 5 + [False] * 9
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [(413, "larger_than_queue"), (504, "deadline_exceeded")]
+)
+def test_first_item_that_is_too_large_or_late_does_not_refuse_the_run(
+    service: Known, status: int, code: str
+) -> None:
+    async def try_first() -> None:
+        async with AsyncClient(service.url, max_retries=0) as client:
+            await try_out(client, [subject()], candidates(1)[0])
+
+    service.script.append(service.says(status, code, retryable=False))
+    asyncio.run(try_first())
+    service.script.append(service.says(422, "unknown_option", retryable=False))
+    with pytest.raises(EvalError, match="unknown_option"):
+        asyncio.run(try_first())
 
 
 def of_deployment(label: str, name: str, deployment: str | None, **more: Any) -> Subject:

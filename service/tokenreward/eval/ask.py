@@ -26,7 +26,7 @@ from tokenreward.eval.request import request_results
 from tokenreward.eval.rows import EvalError
 from tokenreward.eval.statistics import Timing
 from tokenreward.eval.subject import Subject
-from tokenreward_client import AsyncClient, DeadlineExceeded, Rewards
+from tokenreward_client import AsyncClient, DeadlineExceeded, Rewards, ScorerInfo
 
 FIRST_BATCH_ITEMS = 2
 MAX_BATCH_ITEMS = 64
@@ -182,22 +182,30 @@ def _new_answers(
     """The answers of a request by key, without those that are asked for again.
 
     Raises:
-        EvalError: The weights are of another version than the listing said.
+        EvalError: The weights, or those of a scorer that was asked first, are of another version
+            than the listing said.
     """
     answers = {}
     for candidate, each in results:
         if candidate in late:
             continue
         for subject, rewards in zip(subjects, each, strict=True):
-            version = subject.info.version
-            if None not in (rewards.version, version) and rewards.version != version:
-                raise EvalError(
-                    f"scorer `{subject.info.name}` went from version {version} to "
-                    f"{rewards.version} meanwhile: run again to judge the new weights"
-                )
+            versions = {name: source.version for name, source in rewards.sources.items()}
+            _refuse_other_version(subject.info, rewards.version)
+            for other in subject.dependencies:
+                _refuse_other_version(other, versions.get(other.name))
             answer = answer_of(candidate, rewards, timing, is_signed=subject.is_signed)
             answers[subject.key(candidate)] = answer
     return answers
+
+
+def _refuse_other_version(info: ScorerInfo, version: int | None) -> None:
+    """Raises EvalError if the version that answered is not the one that was listed."""
+    if None not in (version, info.version) and version != info.version:
+        raise EvalError(
+            f"scorer `{info.name}` went from version {info.version} to {version} meanwhile: run "
+            "again to judge the new weights"
+        )
 
 
 async def _all_or_none(tasks: Sequence[asyncio.Future[None]]) -> None:

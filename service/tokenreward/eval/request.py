@@ -30,7 +30,8 @@ async def try_out(client: AsyncClient, subjects: Sequence[Subject], candidate: C
         ClientError: It cannot be reached or does not answer.
     """
     try:
-        (results,) = await _score(client, subjects, [candidate])
+        # An item that is too large or late is an error of that item, here too.
+        (((_, results),), _) = await request_results(client, subjects, [candidate])
     except ServerRefused as error:
         if len(subjects) > 1:
             for subject in subjects:  # the one that is at fault is named
@@ -52,8 +53,8 @@ async def request_results(
 
     Returns:
         Each candidate with its result per scorer, and the candidates whose deadline passed. If the
-        deadline of the whole request passed, that is the result of each. So is the refusal of an
-        item that was sent alone and is too large.
+        deadline of the whole request passed, that is the result of each. The result of an item that
+        is too large for any request is its refusal.
 
     Raises:
         ClientError: The request fails for another reason.
@@ -62,7 +63,15 @@ async def request_results(
         results = await _score(client, subjects, candidates)
     except ClientError as error:
         is_too_large = isinstance(error, ServerRefused) and error.status == 413
-        if error.code != _LATE and not (is_too_large and len(candidates) == 1):
+        if is_too_large and len(candidates) > 1:
+            # The client sends what is too large in ever smaller parts: no item fits, even alone.
+            refused, late = [], []
+            for candidate in candidates:
+                own, own_late = await request_results(client, subjects, [candidate])
+                refused += own
+                late += own_late
+            return refused, late
+        if error.code != _LATE and not is_too_large:
             raise
         detail = ErrorDetail(code=error.code or "failed", message=str(error.args[0]))
         results = [[Rewards(None, error=detail)] * len(subjects)] * len(candidates)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -350,6 +351,42 @@ def test_refusal_is_said_before_the_long_run(
     assert main(["eval", str(pairs(100)), "--url", service.url]) == 1
     assert "error: scorer `second`: unknown_option: `items`: as scripted" in capsys.readouterr().err
     assert len(service.responses) == 2
+
+
+@pytest.mark.parametrize("flag", ["--json", "--html", "--cache"])
+def test_output_that_is_a_data_file_or_a_folder_is_refused_and_nothing_is_lost(
+    service: Known, capsys: pytest.CaptureFixture[str], flag: str
+) -> None:
+    data = pairs(2)
+    before = data.read_text()
+    Path("link").symlink_to(data)
+    for output, reason in (("link", "is a file that is read: name another"), (".", "directory")):
+        assert main(["eval", str(data), "--url", service.url, flag, output]) == 2
+        assert reason in capsys.readouterr().err
+    assert data.read_text() == before
+    assert service.responses == []
+
+
+def test_scorer_whose_deployment_still_loads_is_waited_for(service: Known) -> None:
+    full = service.listing
+    assert full is not None
+    service.listing = {"scorers": [], "unavailable": ["lm"]}
+    service.listing_delay_s = 0.2
+    later = threading.Timer(1.0, lambda: setattr(service, "listing", full))
+    later.start()
+    assert main(["eval", str(pairs(2)), "--url", service.url, "--scorer", "a=known"]) == 0
+    assert service.num_listed > 2
+
+
+def test_listing_without_any_scorer_is_said(
+    service: Known, capsys: pytest.CaptureFixture[str]
+) -> None:
+    service.listing = {"scorers": [], "unavailable": ["lm"]}
+    for more in ([], ["--options", "{}"]):
+        assert main(["eval", str(pairs(2)), "--url", service.url, *more]) == 1
+        assert capsys.readouterr().err == (
+            "error: the service lists no scorer: its deployments may still load\n"
+        )
 
 
 def test_key_travels(service: Known) -> None:

@@ -115,9 +115,7 @@ def _add_data_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Judge the scorers; 1 if any item has no answer."""
-    for file in (args.json, args.html):
-        if file is not None and not file.parent.is_dir():
-            raise CommandError(f"{file.parent} is not a directory", exit_code=2)
+    _check_outputs(args)
     try:
         dataset = load(
             args.file,
@@ -142,6 +140,24 @@ def run(args: argparse.Namespace) -> int:
     return _exit_code(outcomes)
 
 
+def _check_outputs(args: argparse.Namespace) -> None:
+    """Raises CommandError for a file that cannot be written, or that is one of the data files."""
+    outputs = {"--json": args.json, "--html": args.html}
+    if not args.no_cache:
+        outputs["--cache"] = args.cache
+    for flag, output in outputs.items():
+        if output is None:
+            continue
+        if not output.parent.is_dir():
+            raise CommandError(f"{output.parent} is not a directory", exit_code=2)
+        if output.is_dir():
+            raise CommandError(f"{flag} {output} is a directory", exit_code=2)
+        for file in args.file:
+            if output.exists() and file.exists() and output.samefile(file):
+                message = f"{flag} {output} is a file that is read: name another"
+                raise CommandError(message, exit_code=2)
+
+
 async def _evaluate(args: argparse.Namespace, dataset: Dataset) -> list[ScorerOutcome]:
     """The outcomes, in the order of the command line. One group of scorers after the other is
     asked: the time of one is no other's latency."""
@@ -151,7 +167,7 @@ async def _evaluate(args: argparse.Namespace, dataset: Dataset) -> list[ScorerOu
         args.url, api_key=key, timeout_s=args.timeout_s, max_concurrency=args.concurrency
     )
     async with client:
-        subjects = _subjects(args, await client.scorers())
+        subjects = _subjects(args, await _listing(args, client))
         groups = groups_of(subjects)
         for group in groups:
             await try_out(client, group, dataset.candidates[0])
@@ -178,6 +194,20 @@ async def _evaluate(args: argparse.Namespace, dataset: Dataset) -> list[ScorerOu
                 )
             raise
     return [outcomes[subject.label] for subject in subjects]
+
+
+async def _listing(args: argparse.Namespace, client: AsyncClient) -> list[ScorerInfo]:
+    """The scorers of the service, those that `--scorer` names among them also where their
+    deployment still loads.
+
+    Raises:
+        EvalError: The service lists none.
+    """
+    names = [value.partition("=")[2] or value for value in args.scorer or []]
+    listing = await client.scorers(wait_for=names)
+    if not listing:
+        raise EvalError("the service lists no scorer: its deployments may still load")
+    return listing
 
 
 def _subjects(args: argparse.Namespace, listing: list[ScorerInfo]) -> list[Subject]:

@@ -175,6 +175,29 @@ def test_a_fault_of_the_files_is_named_in_one_sentence(
     assert ("allow_pickle" in message) == (fault == "pickles")
 
 
+def test_weights_that_nobody_reads_are_not_said_to_be_the_cause(
+    saved: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(saved["causal_lm"], tmp_path / "m")
+    for name in ("flax_model.msgpack", "pytorch_model.bin", "consolidated.safetensors"):
+        (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    replace_tokenizer(None)(folder)
+    assert "it has no tokenizer" in refusal(folder)
+    assert "it has no tokenizer" in refusal(folder, allow_pickle=True)
+    rename_weights("other.safetensors")(folder)
+    assert "pytorch_model.bin is a pointer of Git LFS" in refusal(folder, allow_pickle=True)
+
+
+def test_a_damaged_shard_is_named(saved: dict[str, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(saved["causal_lm"], tmp_path / "m")
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="60KB")
+    shard = folder / "model-00002-of-00004.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-500])
+    assert "its model-00002-of-00004.safetensors is damaged or incomplete" in refusal(folder)
+
+
 def test_a_shard_that_is_missing_is_named(saved: dict[str, Path], tmp_path: Path) -> None:
     folder = shutil.copytree(saved["causal_lm"], tmp_path / "m")
     drop_a_shard(folder)

@@ -22,7 +22,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
 from tokenreward.checkpoints.gguf import why_no_gguf
 from tokenreward.checkpoints.refusal import CheckpointRefused, few, one_line
-from tokenreward.checkpoints.weight_files import find, list_files, why_no_weights
+from tokenreward.checkpoints.weight_files import files_read, find, list_files, why_no_weights
 from tokenreward.settings import DeploymentSettings
 from tokenreward.text.tokenizer import Tokenizer
 
@@ -192,7 +192,7 @@ def _cause_in_files(source: str, settings: DeploymentSettings) -> str | None:
             )
     return (
         why_no_weights(source, revision=revision, allow_pickle=settings.allow_pickle)
-        or _damaged_file(source, files)
+        or _damaged_file(source, files, allow_pickle=settings.allow_pickle)
         or _why_no_tokenizer(source, revision, files)
     )
 
@@ -209,13 +209,13 @@ def _config(source: str, revision: str | None) -> dict[str, Any] | None:
     return fields if isinstance(fields, dict) else None
 
 
-def _damaged_file(source: str, files: frozenset[str]) -> str | None:
-    """A file of a folder that is not what its name says; None if there is none."""
+def _damaged_file(source: str, files: frozenset[str], *, allow_pickle: bool) -> str | None:
+    """A file of a folder that is read and is not what its name says; None if there is none."""
     from safetensors import safe_open
 
     if not Path(source).is_dir():
         return None
-    for name in sorted(files):
+    for name in files_read(source, files, allow_pickle=allow_pickle):
         path = Path(source, name)
         with path.open("rb") as file:
             if file.read(len(_LFS_POINTER)) == _LFS_POINTER:

@@ -42,16 +42,8 @@ _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 _WEIGHTS_OF_PICKLES = re.compile(r"pytorch_model.*\.(bin|bin\.index\.json)")
 # Weights in formats of other libraries, or under names that transformers does not look for.
 _OTHER_FORMATS = (
-    ".safetensors",
-    ".bin",
-    ".gguf",
-    ".pt",
-    ".pth",
-    ".ckpt",
-    ".h5",
-    ".msgpack",
-    ".onnx",
-)
+    ".safetensors", ".bin", ".gguf", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx"
+)  # fmt: skip
 # LLaMA-Factory stores the value head in a file of its own.
 _SAFE_HEAD, _PICKLED_HEAD = ["value_head.safetensors"], ["value_head.bin"]
 
@@ -132,6 +124,17 @@ def why_no_weights(source: str, *, revision: str | None, allow_pickle: bool) -> 
         if absent:
             return f"its {first} names {few(absent)}, which is not there"
     return None
+
+
+def files_read(source: str, files: Iterable[str], *, allow_pickle: bool) -> list[str]:
+    """Which of a folder's files a load reads: all but weights that others stand in the place of,
+    as those of another library. Raises what reading an index raises."""
+    files = sorted(files)
+    readable = SAFE + PICKLED if allow_pickle else SAFE
+    read = {*_SAFE_HEAD, *_PICKLED_HEAD}
+    first = next((name for name in readable if name in files), "")
+    read.update(_shard_names(Path(source, first)).values() if first.endswith(_INDEX) else [first])
+    return [name for name in files if name in read or not name.endswith(_OTHER_FORMATS)]
 
 
 def list_files(source: str, revision: str | None) -> frozenset[str]:

@@ -3,8 +3,8 @@ if no connection can be made. It knows of a request only the deadline, and decid
 this.
 
 A request is sent again only where none of it was sent. A connection that breaks later is the
-caller's to judge; the next request goes to another address then. All addresses share the time that
-the request has, which is its read timeout.
+caller's to judge, and so is an error that the service did not write; the next request goes to
+another address then. All addresses share the time that the request has, which is its read timeout.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 
 import httpx
 
+from tokenreward.wire import JSON_TYPE, MSGPACK_TYPE
 from tokenreward.wire.paths import TIMEOUT_HEADER
 from tokenreward_client.errors import BadArgument
 from tokenreward_client.flow import LEAST_LEFT_S, deadline_text
@@ -40,7 +41,9 @@ class AnyAddress(httpx.BaseTransport, httpx.AsyncBaseTransport):
         """The response of the first address that can be reached. Raises httpx.TransportError."""
         for _ in self._tries(request):
             try:
-                return self._connections.handle_request(request)
+                answer = self._connections.handle_request(request)
+                self._leave_proxy(answer, request)
+                return answer
             except httpx.TransportError as error:
                 self._leave(request)
                 if not isinstance(error, _NOTHING_SENT):
@@ -52,7 +55,9 @@ class AnyAddress(httpx.BaseTransport, httpx.AsyncBaseTransport):
         """As `handle_request`."""
         for _ in self._tries(request):
             try:
-                return await self._async_connections.handle_async_request(request)
+                answer = await self._async_connections.handle_async_request(request)
+                self._leave_proxy(answer, request)
+                return answer
             except httpx.TransportError as error:
                 self._leave(request)
                 if not isinstance(error, _NOTHING_SENT):
@@ -86,6 +91,13 @@ class AnyAddress(httpx.BaseTransport, httpx.AsyncBaseTransport):
             left_s = timeouts["read"] - (time.monotonic() - began_at)
             if left_s < LEAST_LEFT_S:
                 return
+
+    def _leave_proxy(self, answer: httpx.Response, request: httpx.Request) -> None:
+        """Other requests go elsewhere if this answer is an error of a proxy that does not reach the
+        service, or of another service: our own errors are JSON or msgpack."""
+        is_ours = answer.headers.get("content-type", "").startswith((JSON_TYPE, MSGPACK_TYPE))
+        if answer.is_error and not is_ours:
+            self._leave(request)
 
     def _leave(self, request: httpx.Request) -> None:
         """Other requests go elsewhere, unless one that failed before has seen to it."""

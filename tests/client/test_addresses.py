@@ -5,11 +5,17 @@ from __future__ import annotations
 import pickle
 import socket
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
+from fakes import web
 from fakes.hang_up import hanging_up
 from tokenreward_client import BadArgument, Client, ConnectionFailed
 from tokenreward_client.addresses import AnyAddress
@@ -51,6 +57,41 @@ def test_a_connection_that_breaks_sends_the_next_try_elsewhere(
         [answer] = score(items(1), settings={"max_retries": 1})
     assert answer.score == 0
     assert methods == [b"GET "]  # the listing went there, and nothing else did
+
+
+@pytest.fixture(params=[404, 502])
+def proxy(request: pytest.FixtureRequest) -> Iterator[tuple[str, list[str]]]:
+    """A proxy that does not reach the service: its address, and the methods of its requests."""
+    asked: list[str] = []
+
+    async def answer(http_request: Request) -> Response:
+        asked.append(http_request.method)
+        return Response("<html>", request.param, media_type="text/html")
+
+    route = Route("/{path:path}", answer, methods=["GET", "POST"])
+    with web.serving(Starlette(routes=[route])) as url:
+        yield url, asked
+
+
+def test_where_only_a_proxy_answers_the_next_try_goes_elsewhere(
+    edge: Any, score: Any, items: Any, proxy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, asked = proxy
+    at(edge, monkeypatch, url)
+    answers = score(items(2), settings={"max_retries": 0})
+    assert [answer.score for answer in answers] == [0, 1]
+    assert asked == ["GET"]  # the listing, without which the gateway will do
+
+
+def test_an_address_where_the_service_refuses_is_kept(
+    edge: Any, score: Any, items: Any, proxy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, asked = proxy
+    edge.listing = {"scorers": []}
+    edge.script.append(edge.says(503, "overloaded", retryable=True))
+    monkeypatch.setattr(edge, "url", [edge.url, url])
+    assert [answer.score for answer in score(items(1))] == [0]
+    assert asked == []
 
 
 def test_a_request_of_which_something_was_sent_is_not_sent_elsewhere(edge: Any) -> None:

@@ -16,14 +16,14 @@ from typing import Any, Self, TypeVar, Unpack, cast
 import httpx
 
 from tokenreward.wire.weights import DeploymentWeights, PushReply
-from tokenreward_client.connection import share_time
+from tokenreward_client.connection import Pools, of_running_loop, share_time
 from tokenreward_client.flow import Flow, Send, Step
 from tokenreward_client.items import ItemLike
 from tokenreward_client.listing import ScorerInfo
 from tokenreward_client.options import ScoreOptions
 from tokenreward_client.rewards import Rewards
 from tokenreward_client.session import Session, build_request
-from tokenreward_client.threads import Stop, is_done_in_time, side_by_side
+from tokenreward_client.threads import Stop, is_done_in_time, side_by_side, tasks_side_by_side
 from tokenreward_client.weights import PushOptions
 
 T = TypeVar("T")
@@ -208,8 +208,9 @@ class AsyncClient(Session):
         async with AsyncClient("http://127.0.0.1:8000") as client:
             answers = await client.score([("2+2?", "It is 4.")])
 
-    A client belongs to one event loop. It may be pickled, as `Client` may. Cancelling a call
-    cancels its requests, and the server drops those of their items that still wait.
+    A client may be shared between event loops, each of which has connections of its own. It may be
+    pickled, as `Client` may. Cancelling a call cancels its requests, and the server drops those of
+    their items that still wait.
     """
 
     async def score(
@@ -240,7 +241,8 @@ class AsyncClient(Session):
         await self._drive(self._ready_flow(version, deployment, timeout_s))
 
     async def close(self) -> None:
-        """Close the connections. A process that was forked off leaves them to its parent."""
+        """Close the connections of this event loop. A process that was forked off leaves them to
+        its parent."""
         if self._is_at_home():
             await self._http.aclose()
 
@@ -251,8 +253,15 @@ class AsyncClient(Session):
         await self.close()
 
     def _open(self) -> object:
-        self._http = httpx.AsyncClient(**self._http_options(httpx.AsyncHTTPTransport))
-        return self._http
+        self._by_loop: Pools = {}
+        return self._by_loop
+
+    @property
+    def _http(self) -> httpx.AsyncClient:
+        def make() -> httpx.AsyncClient:
+            return httpx.AsyncClient(**self._http_options(httpx.AsyncHTTPTransport))
+
+        return of_running_loop(self._by_loop, make)
 
     async def _drive(self, flow: Flow[T]) -> T:
         """Perform the steps of a flow until it returns."""
@@ -271,7 +280,7 @@ class AsyncClient(Session):
             case Send():
                 return await self._send(step)
             case list():
-                return await self._together(step)
+                return await tasks_side_by_side([self._drive(flow) for flow in step])
             case ticket, timeout_s:
                 done, _ = await asyncio.wait([asyncio.wrap_future(ticket)], timeout=timeout_s)
                 return bool(done)
@@ -282,19 +291,9 @@ class AsyncClient(Session):
         try:
             # httpx bounds each read of the socket; this bounds the whole reply.
             async with asyncio.timeout(step.timeout_s):
-                return await self._http.send(build_request(self._http, step))
+                http = self._http
+                return await http.send(build_request(http, step))
         except TimeoutError:
             return httpx.ReadTimeout("the reply was not there in time")
         except httpx.RequestError as error:
             return error
-
-    async def _together(self, flows: list[Flow[Any]]) -> list[Any]:
-        tasks = [asyncio.ensure_future(self._drive(flow)) for flow in flows]
-        try:
-            return await asyncio.gather(*tasks)
-        except BaseException:
-            # `gather` lets the other tasks run on after the first error.
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            raise

@@ -10,9 +10,10 @@ for five seconds. A live peer's kernel answers by itself, however long the servi
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.request import getproxies, proxy_bypass
 
@@ -20,6 +21,9 @@ import httpx
 
 from tokenreward_client.addresses import AnyAddress
 from tokenreward_client.flow import LEAST_LEFT_S
+
+Pools = dict[asyncio.AbstractEventLoop, httpx.AsyncClient]
+"""Connections by the event loop that made them, which no other one can use."""
 
 CONNECT_TIMEOUT_S = 4.0
 """A lost first packet is sent again after 1 s and after 3 s."""
@@ -89,3 +93,15 @@ def share_time(request: httpx.Request) -> httpx.Request:
     # httpcore calls it at the start of each stage, before it looks at that stage's timeout.
     request.extensions["trace"] = leave_the_rest
     return request
+
+
+def of_running_loop(pools: Pools, make: Callable[[], httpx.AsyncClient]) -> httpx.AsyncClient:
+    """The connections of the event loop that runs, made by `make` if it has none."""
+    loop = asyncio.get_running_loop()
+    if loop not in pools:
+        # A loop that is closed can close no connection any more: its sockets go with the pool.
+        for other in list(pools):  # a copy: loops of other threads come and go
+            if other.is_closed():
+                pools.pop(other, None)
+        pools[loop] = make()
+    return pools[loop]

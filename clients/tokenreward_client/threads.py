@@ -1,4 +1,5 @@
-"""Work side by side on threads that keep no process alive. It does not know what the work is.
+"""Work side by side, on threads that keep no process alive or in tasks. It does not know what the
+work is.
 
 `concurrent.futures` joins its threads when Python exits: a request without an answer would hold up
 Ctrl-C until its deadline. The threads here are daemons.
@@ -6,10 +7,11 @@ Ctrl-C until its deadline. The threads here are daemons.
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, Future, wait
 from typing import Any, TypeVar
 
@@ -76,4 +78,17 @@ def side_by_side(works: Sequence[Callable[[], T]], stop: Stop, *, most: int) -> 
             # Without an ident it was never started: the interrupt came before.
             if thread.ident is not None:
                 thread.join(max(0.0, until - time.monotonic()))
+        raise
+
+
+async def tasks_side_by_side(works: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
+    """What all of these return, in their order. The first error of one cancels the others."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        # `gather` lets the other tasks run on after the first error.
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import socket
 import threading
@@ -308,3 +309,30 @@ def test_key_is_sent_and_never_shown(
         assert repr(client) == "Client('http://host', api_key=<set>)"
     assert "sk-secret" not in caplog.text
     assert "sk-secret" not in repr(vars(client))
+
+
+def test_event_loops_one_after_the_other_and_at_the_same_time_share_a_client(
+    edge: Any, items: Any
+) -> None:
+    """AReaL has a loop for its rollouts and another one, in another thread, for its evaluation."""
+    client = AsyncClient(edge.url, max_concurrency=2)
+
+    async def ask() -> list[float | None]:
+        answers = [await client.score(items(2)) for _ in range(10)]
+        await client.close()
+        return [answer.score for each in answers for answer in each]
+
+    assert asyncio.run(ask()) == [0, 1] * 10
+    with ThreadPoolExecutor() as threads:
+        calls = [threads.submit(asyncio.run, ask()) for _ in range(4)]
+        assert [call.result(60) for call in calls] == [[0, 1] * 10] * 4
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_loop_that_left_connections_open_is_no_harm_to_the_next(edge: Any, items: Any) -> None:
+    client = AsyncClient(edge.url)
+    for _ in range(3):
+        assert asyncio.run(client.score(items(1)))[0].score == 0
+    del client
+    gc.collect()  # Python warns of the sockets here

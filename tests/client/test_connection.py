@@ -3,6 +3,7 @@ real service whose cable is pulled."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -144,7 +145,7 @@ def test_both_kinds_of_client_watch_their_connections(monkeypatch: pytest.Monkey
 
         monkeypatch.setattr(kind, "__init__", record)
     Client().close()
-    AsyncClient()
+    asyncio.run(AsyncClient().close())
     assert [kind for kind, options in kinds if options] == [
         httpx.HTTPTransport,
         httpx.AsyncHTTPTransport,

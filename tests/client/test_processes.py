@@ -42,7 +42,7 @@ kind, url = sys.argv[1:]
 client = {"sync": Client, "async": AsyncClient}[kind](url)
 ask(client, 1)
 child = os.fork()
-# An AsyncClient belongs to one loop, and each `ask` has one of its own.
+# Each `ask` of an AsyncClient has a loop of its own, and so another connection.
 for value in range(50 if kind == "sync" else (child == 0)):
     ask(client, value + (200 if child else 100))
 if child == 0:

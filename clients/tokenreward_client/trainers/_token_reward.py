@@ -31,7 +31,7 @@ class TokenReward:
         [rewards] = await reward([reward.item(prompt_ids, response_ids)])  # float32 [tokens]
 
     Args:
-        client: It must be the hook's alone: it belongs to the event loop in which it is used.
+        client: Asks the service.
         scorer: The scorer's name, `endogenous` by default.
         tokenizer: The policy's. With it, ids are refused that are not the scorer's own; without it
             they are trusted. `by="spans"` needs it. Hooks that hold the policy's tokenizer fill it

@@ -35,8 +35,7 @@ class CompletionReward:
     are part of the prompt. It may be pickled, as the client may.
 
     Args:
-        client: Of either kind. An AsyncClient must be this trainer's alone: it belongs to the event
-            loop in which TRL runs its reward functions.
+        client: Of either kind.
         scorer: The scorer's name, `endogenous` by default. TRL logs the rewards under it.
         value: What a completion earns: its `score`, or the `sum` or `mean` of its tokens' rewards,
             which have the credit rule and the KL penalty in them.

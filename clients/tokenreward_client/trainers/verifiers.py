@@ -25,7 +25,7 @@ async def trace_score(
     Messages go as texts, in the tokens of the scorer, whatever the policy's tokenizer is.
 
     Args:
-        client: It belongs to the event loop of the environment.
+        client: Asks the service.
         trace: verifiers' `Trace`. Of several branches the last counts, as in `trace.last_reply`.
         scorer: The scorer's name, `endogenous` by default.
         **settings: Other keywords of `client.score`: `options`, `credit`, `timeout_s`, ...

@@ -107,10 +107,14 @@ def _read_yaml(file: Path) -> object:
     import yaml
 
     class UniqueKeyLoader(yaml.SafeLoader):
-        """Refuses a key that stands twice in a mapping; PyYAML would let the last one win."""
+        """Refuses a key that stands twice in a mapping; PyYAML would let the last one win. A key
+        that is a plain `yes` or `no` is that word, which is an option of a scorer."""
 
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
             _refuse_repeated_keys(node)
+            for key, _ in node.value:
+                if key.tag == "tag:yaml.org,2002:bool":
+                    key.tag = "tag:yaml.org,2002:str"
             return super().construct_mapping(node, deep)
 
     try:
@@ -120,7 +124,8 @@ def _read_yaml(file: Path) -> object:
         raise SettingsError(f"cannot read {file}: {error.strerror}") from None
     except UnicodeError:
         raise SettingsError(f"{file} is not UTF-8 text") from None
-    except yaml.YAMLError as error:
+    # A ValueError: what looks like a date or a number and is none, as 2024-02-30.
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise SettingsError(f"{file} is not YAML: {error}") from None
 
 

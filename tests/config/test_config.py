@@ -60,7 +60,19 @@ def test_a_yaml_file_gives_the_same_settings_as_its_content(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "text", ["", "- 1\n", "text", "deployments: [\n", "a: b: c\n", "key: \x00\n"]
+    "text",
+    [
+        "",
+        "- 1\n",
+        "text",
+        "deployments: [\n",
+        "a: b: c\n",
+        "key: \x00\n",
+        "revision: 2024-02-30\n",
+        f"port: {'9' * 5000}\n",
+        f"a: {'[' * 5000}\n",
+    ],
+    ids=lambda text: text[:20],
 )
 def test_a_file_that_holds_no_settings_is_refused_by_its_name(tmp_path: Path, text: str) -> None:
     with pytest.raises(SettingsError, match=r"serve\.yaml"):
@@ -97,6 +109,19 @@ def test_a_yaml_anchor_may_be_merged_and_overridden(tmp_path: Path) -> None:
     )
     text += "- {<<: *a, name: b, scorers: [{type: endogenous}]}\n"
     assert [d.name for d in load_settings(write(tmp_path, text)).deployments] == ["a", "b"]
+
+
+def test_options_that_are_called_yes_and_no_need_no_quotes(tmp_path: Path) -> None:
+    """PyYAML takes both words for booleans."""
+    text = (
+        "deployments:\n"
+        "  - {name: lm, checkpoint: c, task: causal_lm, scorers: [{type: generative, options: "
+        "{yes: ['Да'], no: ['Нет'], mode: yes_minus_no}}, "
+        "{type: reward_model, options: {red: yes}}]}\n"
+    )
+    first, second = load_settings(write(tmp_path, text)).deployments[0].scorers
+    assert first.options == {"yes": ["Да"], "no": ["Нет"], "mode": "yes_minus_no"}
+    assert second.options == {"red": True}
 
 
 def test_yaml_never_builds_python_objects(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from tokenreward_client.errors import BadArgument
 from tokenreward_client.flow import LEAST_LEFT_S, deadline_text
 
 _NOTHING_SENT = (httpx.ConnectError, httpx.ConnectTimeout)
+_MAX_PORT = 65535
 
 
 class AnyAddress(httpx.BaseTransport, httpx.AsyncBaseTransport):
@@ -118,6 +119,9 @@ def check_urls(base_url: str | Sequence[str]) -> list[httpx.URL]:
     for url in urls:
         if url.scheme not in ("http", "https") or not url.host or url.query or url.fragment:
             raise BadArgument("must look like http://host:port, without a query", param="base_url")
+        if url.port is not None and url.port > _MAX_PORT:
+            message = f"must have a port up to {_MAX_PORT}, this one has {url.port}"
+            raise BadArgument(message, param="base_url")
         if url.copy_with(host=urls[0].host, port=urls[0].port) != urls[0]:
             raise BadArgument("addresses may differ in host and port alone", param="base_url")
     return urls

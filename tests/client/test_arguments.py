@@ -79,6 +79,7 @@ def test_misspelt_argument_is_a_type_error(edge: Any) -> None:
     [
         ({"base_url": "localhost:8000"}, "base_url"),
         ({"base_url": "http://"}, "base_url"),
+        ({"base_url": "http://host:99999"}, "base_url"),
         ({"base_url": "http://host/?q=1"}, "base_url"),
         ({"base_url": None}, "base_url"),
         ({"api_key": ""}, "api_key"),

@@ -65,3 +65,34 @@ def test_what_cannot_be_served_is_said_in_one_line(
     assert message in error
     assert error.startswith("error: ")
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("more", [[], ["--settings-only"]])
+def test_settings_of_every_scorer_are_looked_at_and_not_called_valid(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str]
+) -> None:
+    file = Path(config(tmp_path, tmp_path / "nowhere", scorers="[{type: endogenus}]"))
+    second = (
+        "\n  - {name: b, checkpoint: x, task: causal_lm, scorers: [{type: treg, options: {a: 1}}]}"
+    )
+    file.write_text(file.read_text().rstrip() + second + "\n")
+    assert main(["check", "--config", str(file), *more]) == 1
+    output = capsys.readouterr()
+    assert "valid" not in output.out
+    assert "no scorer type `endogenus`" in output.err
+    assert "`options.a`: unknown option" in output.err
+
+
+def test_every_deployment_is_looked_at_where_one_does_not_fit_its_checkpoint(
+    tmp_path: Path, language_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only its tokenizer tells that `yes` is no single token."""
+    scorers = "[{type: generative, options: {'yes': [not a single token]}}]"
+    file = Path(config(tmp_path, language_model, scorers=scorers))
+    good = "task: causal_lm, scorers: [{type: endogenous}]"
+    second = f"\n  - {{name: good, checkpoint: {language_model}, {good}}}\n"
+    file.write_text(file.read_text().rstrip() + second)
+    assert main(["check", "--config", str(file)]) == 1
+    output = capsys.readouterr()
+    assert "good: serves endogenous" in output.out
+    assert output.err.startswith("error: deployment `lm`, scorer `generative`: ")

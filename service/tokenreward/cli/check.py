@@ -13,7 +13,7 @@ from typing import Any
 
 from tokenreward.cli import subcommand
 from tokenreward.config import demo_settings, load_settings, read_api_keys
-from tokenreward.settings import DeploymentSettings
+from tokenreward.settings import DeploymentSettings, SettingsError
 
 
 def add_parser(subparsers: Any) -> None:
@@ -39,7 +39,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """0 if every deployment can be served, 1 if one is refused.
+    """0 if every deployment can be served, 1 if one is refused: each is looked at.
 
     Raises:
         SettingsError: The config or its key file is wrong.
@@ -50,10 +50,23 @@ def run(args: argparse.Namespace) -> int:
     from tokenreward.http.plans import check_plans
 
     check_plans(settings)
-    print(f"settings: {len(settings.deployments)} deployments, all valid")
-    if args.settings_only:
-        return 0
+    exit_code = max(_check_scorers(deployment) for deployment in settings.deployments)
+    if exit_code == 0:
+        print(f"settings: {len(settings.deployments)} deployments, all valid")
+    if exit_code or args.settings_only:
+        return exit_code
     return max(_check(deployment) for deployment in settings.deployments)
+
+
+def _check_scorers(deployment: DeploymentSettings) -> int:
+    from tokenreward.engine.plan import served_scorers
+
+    try:
+        served_scorers(deployment)
+    except SettingsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def _check(deployment: DeploymentSettings) -> int:
@@ -64,6 +77,9 @@ def _check(deployment: DeploymentSettings) -> int:
         engine = Engine.load(deployment, say=print)
     except CheckpointRefused as error:
         print(f"error: {deployment.name}: {error}", file=sys.stderr)
+        return 1
+    except SettingsError as error:  # which names the deployment
+        print(f"error: {error}", file=sys.stderr)
         return 1
     for scorer in engine.describe():
         print(

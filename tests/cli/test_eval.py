@@ -261,6 +261,12 @@ def test_other_version_is_asked_again(service: Known) -> None:
     ("arguments", "exit_code", "message"),
     [
         (["--scorer", "nope"], 1, "the service has no scorer `nope`; it has known, second"),
+        (
+            ["--scorer", "known", "--options", '{"a": 1}', "--options", '{"b": 1}'],
+            2,
+            "--options of `known` is there twice",
+        ),
+        (["--scorer", "known", "--options", '{"a":' * 9999], 2, "--options must be a JSON object"),
         (["--options", "known"], 2, "--options must look like [LABEL=]{...}, got `known`"),
         (["--options", "known=[1]"], 2, "--options must be a JSON object, as {...}, got `[1]`"),
         (

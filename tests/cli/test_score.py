@@ -272,6 +272,17 @@ def test_refusal_keeps_what_was_written_before(
     assert "error: unknown_option: `items`: as scripted" in output.err
 
 
+def test_deadline_that_passes_names_the_flags_that_help(
+    edge: Any, file: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edge.script.append(edge.says(504, "deadline_exceeded", retryable=False))
+    assert main(["score", file(1), "--url", edge.url]) == 1
+    error = capsys.readouterr().err
+    assert (
+        "error: deadline_exceeded: `items`: as scripted: give more with --timeout-s, or " in error
+    )
+
+
 def test_refusal_of_the_service_cannot_steer_the_terminal(
     edge: Any, file: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:

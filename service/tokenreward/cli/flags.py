@@ -58,7 +58,7 @@ def json_object(text: str, flag: str) -> dict[str, Any]:
     """The JSON object that a flag holds, as it stands in a request. Raises CommandError."""
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
         raise CommandError(f"{flag} must be a JSON object, as {{...}}, got `{text}`", exit_code=2)
@@ -95,5 +95,7 @@ def by_label(arguments: list[str], flag: str, labels: Collection[str]) -> dict[s
             raise CommandError(
                 f"{flag} names `{label}`; judged are {', '.join(labels)}", exit_code=2
             )
+        if label in values:
+            raise CommandError(f"{flag} of `{label}` is there twice", exit_code=2)
         values[label] = json_object(text, flag)
     return values

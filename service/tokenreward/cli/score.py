@@ -23,6 +23,7 @@ from tokenreward.cli.flags import add_service_flags
 from tokenreward.cli.lines import Line, Report, read_groups
 from tokenreward.cli.progress import Progress
 from tokenreward.cli.stream import in_order
+from tokenreward.errors import DeadlineExceededError
 from tokenreward_client import Rewards
 
 GROUP_SIZE = 64
@@ -123,6 +124,9 @@ async def _score_all(
 
     Returns:
         The exit code.
+
+    Raises:
+        CommandError: The deadline of a request passed.
     """
     async with scoring as score:
         report = open_report()
@@ -135,8 +139,11 @@ async def _score_all(
             async with aclosing(groups) as answered_groups:
                 async for group, answers in answered_groups:
                     report.take(group, answers)
-        except BaseException:
+        except BaseException as error:
             report.clear()
+            if getattr(error, "code", None) == DeadlineExceededError.code:
+                remedy = "give more with --timeout-s, or send less at a time with --concurrency"
+                raise CommandError(f"{error}: {remedy}") from None
             raise
     return report.finish()
 

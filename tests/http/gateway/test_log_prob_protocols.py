@@ -352,6 +352,22 @@ OLD = {"sequences": [LONG], "prompt_lengths": [3], "top_logprobs": 1}
         ),
         ("/v1/completions", {**COMPLETION, "prompt": [LONG, [5, "a"]]}, "prompt[1][1]"),
         ("/v1/completions", {**COMPLETION, "prompt": 5}, "prompt"),
+        (
+            "/v1/completions",
+            {**COMPLETION, "truncate_prompt_tokens": 2},
+            "truncate_prompt_tokens",
+        ),
+        (
+            "/v1/completions",
+            {**COMPLETION, "prompt": ["Hi there"], "add_special_tokens": False},
+            "add_special_tokens",
+        ),
+        ("/v1/completions", {**COMPLETION, "prompt_embeds": "AAAA"}, "prompt_embeds"),
+        (
+            "/inference/v1/generate",
+            {"token_ids": LONG, "sampling_params": {**SAMPLING, "truncate_prompt_tokens": 2}},
+            "sampling_params.truncate_prompt_tokens",
+        ),
         ("/inference/v1/generate", {"token_ids": [], "sampling_params": SAMPLING}, "token_ids[0]"),
         (
             "/inference/v1/generate",
@@ -393,6 +409,11 @@ OLD = {"sequences": [LONG], "prompt_lengths": [3], "top_logprobs": 1}
             "request_config.temperature",
         ),
         ("/tokenize", {"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
+        (
+            "/tokenize",
+            {"messages": MESSAGES, "add_generation_prompt": False, "continue_final_message": True},
+            "continue_final_message",
+        ),
         ("/get_sequence_logprobs/", {**OLD, "prompt_lengths": [8]}, "prompt_lengths[0]"),
         ("/get_sequence_logprobs/", {**OLD, "prompt_lengths": []}, "prompt_lengths"),
         ("/get_sequence_logprobs/", {**OLD, "temperature": 0.0}, "temperature"),

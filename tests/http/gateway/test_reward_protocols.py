@@ -20,6 +20,7 @@ from tokenreward.settings import ProtocolSettings
 PLACES = pytest.mark.parametrize("place", ["replica", "gateway"])
 QUESTION = [{"role": "user", "content": "2+2?"}]
 ITEM = {"prompt": QUESTION, "response": "It is 4."}
+CHAT = [*QUESTION, {"role": "assistant", "content": "It is 4."}]
 TEXT = "<|user|>2+2?<|end|>\n<|assistant|>It is 4.<|end|>\n"  # the same in the template's words
 UNFINISHED = TEXT.removesuffix("<|end|>\n")
 RM = {
@@ -216,8 +217,7 @@ async def test_vllm_a_text_ids_and_messages_get_the_raw_score(
         assert await ask_for({"input": [TEXT, UNFINISHED]}) == near([finished, open_end])
         assert await ask_for({"input": ids}) == near([of_ids])
         assert await ask_for({"input": [ids, ids]}) == near([of_ids] * 2)
-        turns = [*QUESTION, {"role": "assistant", "content": "It is 4."}]
-        assert await ask_for({"messages": turns}) == near([finished])
+        assert await ask_for({"messages": CHAT}) == near([finished])
 
 
 @PLACES
@@ -308,12 +308,11 @@ async def test_pooling_refuses_a_value_that_float16_cannot_hold(
 async def test_pooling_reads_texts_and_messages_from_their_first_token(
     opened: Any, place: str
 ) -> None:
-    turns = [*QUESTION, {"role": "assistant", "content": "It is 4."}]
     async with opened(place) as client:
         (item,) = await native(
             client, {**ITEM, "whole": "sequence"}, credit={"name": "values"}, return_tokens=True
         )
-        (chat,) = (await ask(client, "/pooling", {"messages": turns}))["data"]
+        (chat,) = (await ask(client, "/pooling", {"messages": CHAT}))["data"]
         (text,) = (await ask(client, "/pooling", {"input": TEXT.removesuffix("\n")}))["data"]
     np.testing.assert_allclose(np.array(chat["data"])[:, 0], item["rewards"], atol=1e-6)
     np.testing.assert_allclose(text["data"], chat["data"], atol=1e-6)
@@ -371,6 +370,13 @@ async def test_score_reads_a_prompt_and_its_responses(
         ("/pooling", {"input": "a", "embed_dtype": "fp8"}, "embed_dtype", "float16"),
         ("/score", {"text_1": "a"}, "text_1", "required"),
         ("/score", {"text_1": ["a", "b"], "text_2": ["c"]}, "text_1", "2 for 1"),
+        ("/score", {"text_1": "a", "text_2": "b", "softmax": True}, "softmax", "raw logits"),
+        (
+            "/classify",
+            {"messages": CHAT, "add_generation_prompt": True},
+            "add_generation_prompt",
+            "the scored one",
+        ),
         ("/score", {"queries": "a", "documents": ["b", ""]}, "documents[1]", "no tokens"),
     ],
 )

@@ -28,6 +28,7 @@ class TokenizeRequest(BaseModel):
     messages: ListOf[dict[str, Any]] | None = Field(default=None, min_length=1)
     add_special_tokens: bool = True
     add_generation_prompt: bool = True
+    continue_final_message: bool = False
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     tools: ListOf[dict[str, Any]] | None = None
@@ -41,6 +42,11 @@ def read_texts(body: bytes) -> TokenizeRequest:
         raise InvalidField("give exactly one of `prompt` and `messages`", param="prompt")
     if content.chat_template is not None:
         raise InvalidField("the deployment's own template is used", param="chat_template")
+    if content.continue_final_message:
+        raise InvalidField(
+            "the template ends each message: send the text of the conversation as `prompt`",
+            param="continue_final_message",
+        )
     return content
 
 

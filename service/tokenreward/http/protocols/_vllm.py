@@ -31,6 +31,7 @@ class PoolingRequest(BaseModel):
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     continue_final_message: bool = False
+    add_generation_prompt: bool = False
     add_special_tokens: bool | None = None
     use_activation: bool | None = None
     activation: bool | None = None
@@ -58,16 +59,17 @@ def parse_body(body: bytes) -> PoolingRequest:
 
     Raises:
         RequestError: It is wrong, or it asks for what would be another number here: an activation,
-            a truncated input, another chat template.
+            a truncated input, another chat template, a turn behind the scored one.
     """
     content = JSON.parse(PoolingRequest, body)
     refuse_activation(content)
-    if content.truncate_prompt_tokens not in (None, -1):
-        raise InvalidField("nothing is truncated here", param="truncate_prompt_tokens")
+    refuse_truncation(content.truncate_prompt_tokens)
     if content.dimensions not in (None, 1):
         raise InvalidField("there is one number for an input", param="dimensions")
     if content.chat_template is not None:
         raise InvalidField("the deployment's own template is used", param="chat_template")
+    if content.add_generation_prompt:
+        raise InvalidField("the last message is the scored one", param="add_generation_prompt")
     if (content.input is None) == (content.messages is None):
         raise InvalidField("give exactly one of `input` and `messages`", param="input")
     if content.input is not None and not content.input:
@@ -81,6 +83,13 @@ def refuse_activation(content: BaseModel) -> None:
     for name in _ACTIVATIONS:
         if getattr(content, name, None):
             raise InvalidField("scores are raw logits here: send false", param=name)
+
+
+def refuse_truncation(num_tokens: int | None, param: str = "truncate_prompt_tokens") -> None:
+    """Raises InvalidField if the body asks for fewer tokens than an input has. -1 means no fewer
+    than the model reads, which is refused where an input has more."""
+    if num_tokens not in (None, -1):
+        raise InvalidField("nothing is truncated here", param=param)
 
 
 def chat_item(content: PoolingRequest, whole: Literal["sequence"] | None = None) -> Item:

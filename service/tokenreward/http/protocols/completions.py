@@ -33,7 +33,7 @@ from tokenreward.http.protocols._log_probs import (
     vllm_entries,
     with_raw,
 )
-from tokenreward.http.protocols._vllm import openai_content
+from tokenreward.http.protocols._vllm import openai_content, refuse_truncation
 from tokenreward.wire import Item, Reply, RewardsRequest
 from tokenreward.wire.media import JSON
 
@@ -51,6 +51,9 @@ class _Body(BaseModel):
     stream: bool | None = None
     echo: bool | None = None
     return_token_ids: bool | None = None
+    truncate_prompt_tokens: int | None = None
+    add_special_tokens: bool | None = None
+    prompt_embeds: Any = None
 
 
 class Completions(LogProbProtocol):
@@ -80,8 +83,19 @@ class Completions(LogProbProtocol):
         for name in ("stream", "echo"):
             if getattr(content, name):
                 raise InvalidField(f"{GENERATES_NOTHING}: leave it out", param=name)
+        refuse_truncation(content.truncate_prompt_tokens)
+        if content.prompt_embeds is not None:
+            raise InvalidField("only ids and texts are read here", param="prompt_embeds")
+        sequences = _sequences(content.prompt)
+        if content.add_special_tokens is False and any(
+            isinstance(each, Item) for each in sequences
+        ):
+            raise InvalidField(
+                "a text is read as the tokenizer begins one: send ids instead",
+                param="add_special_tokens",
+            )
         return self.ask(
-            _sequences(content.prompt),
+            sequences,
             top_k=content.prompt_logprobs,
             temperature=content.temperature,
         )

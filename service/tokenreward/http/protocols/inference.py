@@ -27,7 +27,7 @@ from tokenreward.http.protocols._log_probs import (
     vllm_entries,
     with_raw,
 )
-from tokenreward.http.protocols._vllm import openai_content
+from tokenreward.http.protocols._vllm import openai_content, refuse_truncation
 from tokenreward.wire import Reply, RewardsRequest
 from tokenreward.wire.media import JSON
 
@@ -39,6 +39,7 @@ class _Sampling(BaseModel):
     prompt_logprobs: Annotated[int, Field(ge=0)] | None = None
     temperature: FiniteFloat | None = None
     n: int | None = None
+    truncate_prompt_tokens: int | None = None
 
 
 class _Tokens(BaseModel):
@@ -73,6 +74,7 @@ class Inference(LogProbProtocol):
             raise InvalidField(
                 f"{GENERATES_NOTHING}: send `max_tokens` 1 and no stream", param="sampling_params"
             )
+        refuse_truncation(sampling.truncate_prompt_tokens, "sampling_params.truncate_prompt_tokens")
         return self.ask(
             [content.token_ids],
             top_k=sampling.prompt_logprobs,

@@ -18,7 +18,12 @@ from pydantic import BaseModel, ConfigDict
 from tokenreward.errors import InvalidField, RequestError
 from tokenreward.http.protocols import Protocol
 from tokenreward.http.protocols._answers import ListOf, refuse_many, scores_of
-from tokenreward.http.protocols._vllm import frame, openai_error, refuse_activation
+from tokenreward.http.protocols._vllm import (
+    frame,
+    openai_error,
+    refuse_activation,
+    refuse_truncation,
+)
 from tokenreward.wire import Item, Reply, RewardsRequest
 from tokenreward.wire.media import JSON
 
@@ -43,6 +48,7 @@ class _Pairs(BaseModel):
     data_2: str | ListOf[str] | None = None
     use_activation: bool | None = None
     activation: bool | None = None
+    softmax: bool | None = None
     truncate_prompt_tokens: int | None = None
 
 
@@ -59,8 +65,7 @@ class PairScores(Protocol):
     def read(self, body: bytes) -> RewardsRequest | None:
         content = JSON.parse(_Pairs, body)
         refuse_activation(content)
-        if content.truncate_prompt_tokens not in (None, -1):
-            raise InvalidField("nothing is truncated here", param="truncate_prompt_tokens")
+        refuse_truncation(content.truncate_prompt_tokens)
         self._model = content.model
         for first, second in _NAMES:
             prompts, responses = getattr(content, first), getattr(content, second)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -217,6 +218,33 @@ def test_float8_weights_in_bfloat16_are_the_rounded_ones_and_no_farther_off_than
     own = logits.log_softmax(-1)[:-1].gather(1, torch.from_numpy(ids)[1:, None])[:, 0].numpy()
     ours = served_log_probs(engine.runner.layout, ids)
     assert np.abs(ours - truth).max() <= 2 * np.abs(own - truth).max()
+
+
+def test_float8_weights_whose_scales_transformers_does_not_read_are_refused(
+    in_fp8: tuple[Path, Any], tmp_path: Path
+) -> None:
+    """Other programs write the same `quant_method`, and scales under another name."""
+    folder = shutil.copytree(in_fp8[0], tmp_path / "m")
+    tensors = load_file(folder / "model.safetensors")
+    renamed = {name.replace("_scale_inv", "_scale"): tensor for name, tensor in tensors.items()}
+    method = {"quant_method": "fp8", "activation_scheme": "static", "ignored_layers": ["lm_head"]}
+    rewrite(folder, renamed, quantization_config=method)
+    with pytest.raises(CheckpointRefused, match=r"quantised \(.*weight_scale.*transformers reads"):
+        load_checkpoint(settings(folder, "causal_lm", "constant"))
+
+
+def test_scales_of_activations_are_not_needed_where_weights_are_read_as_numbers(
+    in_fp8: tuple[Path, Any], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(in_fp8[0], tmp_path / "m")
+    tensors = load_file(folder / "model.safetensors")
+    name = "model.layers.1.self_attn.q_proj.input_scale"
+    rewrite(folder, {**tensors, name: torch.ones(())})
+    weights = load_checkpoint(settings(in_fp8[0], "causal_lm", "constant")).model.state_dict()
+    model = load_checkpoint(settings(folder, "causal_lm", "constant")).model
+    assert name in model.unread_tensors
+    for parameter, weight in model.state_dict().items():
+        assert torch.equal(weight, weights[parameter]), parameter
 
 
 def test_mxfp4_experts_are_exact_in_float32(tmp_path: Path) -> None:

@@ -61,19 +61,20 @@ def load_language_model(source: str, arguments: dict[str, Any]) -> Any:
         auto = next((auto for table, auto in _WRAPPERS if type(config) in table), auto)
     model, info = load_pretrained(auto, source, arguments)
     refuse_incomplete(info)
-    if quantisation(source, arguments["revision"]) is None:  # else transformers knows what it reads
-        _refuse_other_layers(model)
+    is_quantised = quantisation(source, arguments["revision"]) is not None
+    _refuse_other_layers(model, is_quantised=is_quantised)
     return model
 
 
-def _refuse_other_layers(model: Any) -> None:
+def _refuse_other_layers(model: Any, *, is_quantised: bool) -> None:
     """Refuses a checkpoint whose layers have more than the model's: a bias, a norm, or the scales
     of weights that are quantised. transformers would leave them out with no more than a warning.
 
     What else a checkpoint has is no part of the language model: towers, value heads, layers that
     predict more tokens. Nor is a mask or a table that old versions of transformers stored beside
     the modules of a layer; and what other layers have may have no use in a layer that reads the
-    keys of another one. Raises CheckpointRefused.
+    keys of another one. Where config.json says that weights are quantised, transformers leaves out
+    what it needs not: only the scales of weights are looked for. Raises CheckpointRefused.
     """
     # A file may have the trunk's own names.
     modules = {**dict(model.base_model.named_modules()), **dict(model.named_modules())}
@@ -94,6 +95,8 @@ def _refuse_other_layers(model: Any) -> None:
             is_part = is_in_layer and kind in ("weight", "bias")
         if is_part and _NUMBER.sub("N", name) not in patterns:
             others.append(name)
+    if is_quantised:
+        others = [name for name in others if name.endswith((".weight_scale", ".weight_scale_inv"))]
     refuse_scales(others)
     if others:
         raise CheckpointRefused(

@@ -195,9 +195,13 @@ def build_request(http: httpx.Client | httpx.AsyncClient, step: Send) -> httpx.R
     """The step as httpx sends it."""
     method = "GET" if step.body is None else "POST"
     timeout = httpx.Timeout(step.timeout_s, connect=min(step.timeout_s, CONNECT_TIMEOUT_S))
-    return http.build_request(
+    request = http.build_request(
         method, step.path, content=step.body, headers=step.headers, timeout=timeout
     )
+    if "authorization" in request.headers:
+        # httpx would put the user of the URL, who goes in the same header, in the place of the key.
+        request.url = request.url.copy_with(userinfo=b"")
+    return request
 
 
 def _check_timeout(timeout_s: float) -> float:

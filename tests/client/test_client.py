@@ -311,6 +311,16 @@ def test_key_is_sent_and_never_shown(
     assert "sk-secret" not in repr(vars(client))
 
 
+def test_a_key_is_sent_though_the_url_names_a_user(
+    edge: Any, score: Any, items: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(edge, "url", edge.url.replace("//", "//me:hush@"))
+    score(items(1), settings={"api_key": "sk-secret"})
+    score(items(1))
+    sent = [headers["authorization"] for _, headers, _ in edge.seen]
+    assert sent == ["Bearer sk-secret", "Basic bWU6aHVzaA=="]
+
+
 def test_event_loops_one_after_the_other_and_at_the_same_time_share_a_client(
     edge: Any, items: Any
 ) -> None:

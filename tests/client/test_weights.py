@@ -98,6 +98,11 @@ def test_a_scoring_key_pushes_nothing(ask: Ask, url: str) -> None:
     assert caught.value.status == 401
 
 
+def test_the_admin_key_is_sent_though_the_url_names_a_user(ask: Ask, url: str) -> None:
+    named = url.replace("//", "//me:hush@")
+    assert ask(named, "update_weights", "lm", **PUSH).version == 7
+
+
 def test_a_push_waits_for_one_that_is_under_way(
     ask: Ask, url: str, deployment: FakeDeployment
 ) -> None:

@@ -161,6 +161,10 @@ class Session(ABC):
 
     def _scorers_flow(self, wait_for: Iterable[str]) -> Flow[list[ScorerInfo]]:
         """The flow of one `scorers` call."""
+        if isinstance(wait_for, str):  # whose letters would be waited for, and never come
+            raise BadArgument(
+                "must be a list of names; put a single one in a list", param="wait_for"
+            )
         return self._scorers.refresh_until(list(wait_for), self._attempts(None))
 
     def _push_flow(self, deployment: str, options: PushOptions) -> Flow[PushReply]:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fakes.edge import keyed, scores
-from tokenreward_client import AsyncClient, Client, DeadlineExceeded
+from tokenreward_client import AsyncClient, BadArgument, Client, DeadlineExceeded
 from tokenreward_client.flow import Send
 from tokenreward_client.listing import Listing
 from tokenreward_client.retry import Attempts, Retry
@@ -103,6 +103,11 @@ def test_a_listing_waits_for_a_scorer_whose_deployment_still_loads(edge: Any, ki
     loaded.start()
     assert names("a=reward_model") == ["endogenous", "logprob", "reward_model"]
     assert edge.num_listed > 2
+
+
+def test_one_name_that_is_no_list_is_refused(edge: Any) -> None:
+    with Client(edge.url) as client, pytest.raises(BadArgument, match="wait_for"):
+        client.scorers(wait_for="reward_model")
 
 
 def test_a_listing_waits_for_no_scorer_that_every_deployment_lacks(edge: Any) -> None:

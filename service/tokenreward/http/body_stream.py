@@ -7,6 +7,7 @@ It knows bytes and seconds, and nothing of what the bytes say or of the bodies b
 from __future__ import annotations
 
 import asyncio
+import re
 
 from starlette.requests import ClientDisconnect
 
@@ -19,12 +20,19 @@ from tokenreward.http.scope import Message, Receive, Scope, headers_of
 _MAX_PAUSE_S = 30.0
 _GRACE_S = 30.0
 _MIN_BYTES_PER_S = 2**15
+# Bodies are never unpacked: a small one could hold gigabytes. Other encodings that clients write
+# there, such as `utf-8`, change no byte.
+_COMPRESSIONS = frozenset({"gzip", "x-gzip", "deflate", "br", "zstd", "compress", "x-compress"})
 _SETTING = "(`request_timeout_s`)"
 
 
 def declared_bytes(scope: Scope, max_body_bytes: int) -> int:
-    """The bytes that a body may have: as many as it declares, or as any may. Raises
-    BodyTooLarge."""
+    """The bytes that a body may have: as many as it declares, or as any may. Raises BodyTooLarge,
+    and MalformedBody if it is compressed."""
+    encodings = headers_of(scope).get("content-encoding", "").lower()
+    for encoding in re.split(r"[\s,]+", encodings):
+        if encoding in _COMPRESSIONS:
+            raise MalformedBody(f"a body in `{encoding}` is not unpacked: send it as it is")
     # More digits than these are too many bytes in any case, and `int` refuses thousands.
     declared = headers_of(scope).get("content-length", "")[:20]
     if not declared.isdecimal():

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import gzip
 import json
 import logging
 import weakref
@@ -74,6 +75,25 @@ async def test_base64_and_float_carry_the_same_numbers(client: httpx.AsyncClient
     assert isinstance(as_text["items"][0]["rewards"], str)
     decoded = decode_rewards(as_text["items"][0]["rewards"])
     np.testing.assert_allclose(decoded, np.float32(as_list["items"][0]["rewards"]), rtol=1e-5)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "GZIP", "identity, br", "zstd"])
+async def test_a_compressed_body_is_refused_by_that_name(
+    client: httpx.AsyncClient, encoding: str
+) -> None:
+    content = gzip.compress(json.dumps(BODY).encode())
+    for path in ("/v1/rewards", "/tokenize"):
+        answer = await client.post(path, content=content, headers={"content-encoding": encoding})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "malformed_body")
+        assert f"`{encoding.lower().rpartition(' ')[2]}`" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("encoding", ["", "identity", "utf-8"])
+async def test_an_encoding_that_changes_no_byte_is_none(
+    client: httpx.AsyncClient, encoding: str
+) -> None:
+    answer = await client.post("/v1/rewards", json=BODY, headers={"content-encoding": encoding})
+    assert answer.status_code == 200, answer.text
 
 
 async def test_wrong_item_fails_alone_with_status_200(client: httpx.AsyncClient) -> None:

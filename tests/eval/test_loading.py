@@ -137,6 +137,10 @@ def test_every_kind_is_known_by_its_name() -> None:
             "data line 1: the fields (`text`, `label`) are of no known kind",
         ),
         ([PAIR, 7], "data line 2: must be an object, got 7"),
+        (
+            [BENCH_2 | {"num_correct": 3}, BENCH_2 | {"chosen": 7}],
+            "data line 2: `chosen` must be a list of one string",
+        ),
         ([], "data: holds no rows"),
     ],
 )

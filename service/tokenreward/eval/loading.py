@@ -168,7 +168,8 @@ def _pair_claims(rows: Sequence[DataRow], pair: tuple[str, str]) -> dict[str, st
         return {"rm-bench": styles}
     lengths = set()
     for other in rows:
-        lengths |= {len(other.fields.get(name) or "") for name in pair}
+        texts = [other.fields.get(name) for name in pair]
+        lengths |= {len(each) for each in texts if isinstance(each, list)}
     if lengths == {3} and not {"num_correct", "subset"} & row.fields.keys():
         return {
             "rm-bench": "if they are three styles of each; then `domain` is not there, either",

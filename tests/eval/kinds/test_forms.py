@@ -182,6 +182,10 @@ def test_pair_without_a_better_response_is_left_out_and_counted(
             "name one, --kind preference (",
         ),
         ({"prompt": "q", "completions": ["a"], "labels": [1]}, "--kind best-of-n (if they are se"),
+        (PAIRS["JudgeBench"][0] | {"label": ["A>B"]}, "`label` must be one of "),
+        ({"problem": "q", "steps": ["a"], "label": []}, "`label` must be the number of a step"),
+        ({"problem": "q", "steps": ["a"], "label": [0, -1]}, "`label` must be the number of a "),
+        (PAIRS["AlpacaFarm"][0] | {"preference": {}}, "`preference` must be one of "),
     ],
 )
 def test_what_cannot_be_read_for_sure_is_refused(

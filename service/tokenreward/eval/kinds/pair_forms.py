@@ -130,7 +130,7 @@ def _sign(row: DataRow, label: str) -> int:
         signs: dict[Any, int] = dict(_NUMBERS[label])
     else:
         signs, value = dict(_WORDS), str(value).strip().lower()
-    if value not in signs:
+    if isinstance(value, (list, dict)) or value not in signs:
         choices = ", ".join(map(str, signs))
         raise row.wrong(label, f"must be one of {choices}, got {kind_of(row.scalar(label))}")
     return signs[value]

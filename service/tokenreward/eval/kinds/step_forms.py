@@ -89,8 +89,11 @@ def solution_of(row: DataRow, prompt_as: PromptAs) -> Solution | None:
         wrong = [place + 1 in errors for place in range(len(texts))]
     else:
         problem, field, texts = row.text("problem"), "steps", row.texts("steps")
-        first, *_ = row.integers("label", least=-1, most=len(texts) - 1)
-        wrong = [place == first for place in range(len(texts))]
+        labels = row.integers("label", least=-1, most=len(texts) - 1)
+        if len(labels) != 1:
+            message = f"must be the number of a step, got {kind_of(row.scalar('label'))}"
+            raise row.wrong("label", message)
+        wrong = [place == labels[0] for place in range(len(texts))]
     messages: Prompt = [{"role": "user", "content": problem}]
     return problem if prompt_as == "raw" else messages, field, texts, wrong
 

@@ -35,6 +35,18 @@ def check_settings(settings: Mapping[str, Any], on_error: str) -> None:
         raise BadArgument(message, param="combine")
 
 
+def check_one_reward(settings: Mapping[str, Any]) -> None:
+    """Check the keywords of `client.score` where the trainer has no place for a missing reward.
+
+    Raises:
+        BadArgument: Errors of items are to be returned, or several scorers are not made one.
+    """
+    check_settings(settings, "raise")
+    if settings.get("on_error", "raise") != "raise":
+        message = 'a missing reward is an error here: leave it at "raise"'
+        raise BadArgument(message, param="on_error")
+
+
 def refuse_images(are_there: bool) -> None:
     """Raises BadArgument if a prompt has images, or videos. Its ids have only places for them, and
     a scorer would read these as text."""

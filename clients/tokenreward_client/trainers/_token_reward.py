@@ -18,7 +18,7 @@ from tokenreward_client.client import AsyncClient
 from tokenreward_client.errors import BadArgument
 from tokenreward_client.rewards import Rewards
 from tokenreward_client.spans import text_and_spans
-from tokenreward_client.trainers._answers import check_settings
+from tokenreward_client.trainers._answers import check_one_reward
 from tokenreward_client.trainers._increments import names_of, require_increments
 
 Floats = npt.NDArray[np.float32]
@@ -53,10 +53,7 @@ class TokenReward:
         by: Literal["ids", "spans"] = "ids",
         **settings: Any,
     ) -> None:
-        check_settings(settings, settings.get("on_error", "raise"))
-        if settings.get("on_error", "raise") != "raise":
-            message = 'a missing reward is an error here: leave it at "raise"'
-            raise BadArgument(message, param="on_error")
+        check_one_reward(settings)
         if by not in ("ids", "spans"):
             raise BadArgument(f'must be "ids" or "spans", got {by!r}', param="by")
         self.client, self.scorer, self.by = client, scorer, by

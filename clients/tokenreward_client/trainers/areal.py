@@ -18,7 +18,7 @@ from typing import Any
 from tokenreward_client.client import AsyncClient, Client
 from tokenreward_client.errors import BadArgument
 from tokenreward_client.rewards import Rewards
-from tokenreward_client.trainers._answers import refuse_images
+from tokenreward_client.trainers._answers import check_one_reward, refuse_images
 
 Workflow: Any = object  # AReaL's class, which the mixin stands before
 # AReaL waits 15 seconds, part of which a call may wait in the pool's queue.
@@ -42,6 +42,7 @@ class ScoredWorkflow(Workflow):  # type: ignore[misc]  # AReaL is not there when
     settings: dict[str, Any] = {}  # noqa: RUF012 - a subclass replaces it whole
 
     async def _compute_rewards(self, resp: Any, prompt_str: str, task_data: Any) -> float:
+        check_one_reward(self.settings)
         refuse_images(bool(task_data.get("images")))
         item = {"prompt": resp.input_tokens, "response": resp.output_tokens}
         [answer] = await self.client.score([item], self.scorer, **self.settings)
@@ -65,6 +66,7 @@ class RewardFunction:
     def __init__(
         self, url: str, scorer: str | None = None, *, api_key: str | None = None, **settings: Any
     ) -> None:
+        check_one_reward(settings)
         if settings.setdefault("timeout_s", PATIENCE_S) >= 15.0:
             raise BadArgument("AReaL gives 0 after 15 seconds: ask for less", param="timeout_s")
         self._url, self._api_key = url, api_key

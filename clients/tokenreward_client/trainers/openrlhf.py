@@ -11,6 +11,7 @@ from typing import Any
 
 from tokenreward_client.client import Client
 from tokenreward_client.errors import BadArgument
+from tokenreward_client.trainers._answers import check_one_reward
 
 
 def reward_function(
@@ -28,7 +29,11 @@ def reward_function(
         client: Asks the service.
         scorer: The scorer's name, `endogenous` by default.
         **settings: Other keywords of `client.score`: `options`, `credit`, `timeout_s`, ...
+
+    Raises:
+        BadArgument: The settings ask for several rewards, or let errors of items pass.
     """
+    check_one_reward(settings)
 
     def reward_func(
         queries: Sequence[str], prompts: Sequence[str], labels: Any = None, **_: Any

@@ -10,6 +10,7 @@ from typing import Any
 
 from tokenreward_client.client import AsyncClient
 from tokenreward_client.errors import BadArgument
+from tokenreward_client.trainers._answers import check_one_reward
 
 
 async def trace_score(
@@ -31,9 +32,11 @@ async def trace_score(
         **settings: Other keywords of `client.score`: `options`, `credit`, `timeout_s`, ...
 
     Raises:
-        BadArgument: The trace does not end in a reply, calls tools, or the scorer gives no score.
+        BadArgument: The trace does not end in a reply, calls tools, or the scorer gives no score;
+            or the settings ask for several rewards, or let errors of items pass.
         ClientError: There is no score. verifiers then marks the trace as failed.
     """
+    check_one_reward(settings)
     messages = list(trace.messages)
     if not messages or messages[-1].role != "assistant":
         raise BadArgument("the trace does not end in a reply of the policy")

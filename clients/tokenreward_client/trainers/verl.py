@@ -11,7 +11,7 @@ from typing import Any
 
 from tokenreward_client.client import AsyncClient
 from tokenreward_client.errors import BadArgument
-from tokenreward_client.trainers._answers import refuse_images
+from tokenreward_client.trainers._answers import check_one_reward, refuse_images
 from tokenreward_client.trainers._token_reward import TokenReward
 from tokenreward_client.trainers._verl_output import with_rewards
 
@@ -99,8 +99,10 @@ def score_function(
         compute_score = score_function(AsyncClient(url), "reward_model")
 
     verl hands it the response's text alone, so the dataset's `extra_info` must have the prompt
-    under the key `prompt`. `settings` are keywords of `client.score`.
+    under the key `prompt`. `settings` are keywords of `client.score`. Raises BadArgument if they
+    ask for several rewards, or let errors of items pass.
     """
+    check_one_reward(settings)
 
     async def compute_score(
         data_source: Any, solution_str: str, ground_truth: Any, extra_info: Any = None, **_: Any

@@ -250,6 +250,33 @@ async def test_trace_with_tool_calls_is_refused(reward: TokenReward) -> None:
         await trace_score(reward.client, Shape(messages=[user, reply]))
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"on_error": "return"}, 'leave it at "raise"'), ({"scorers": ["a", "b"]}, "need weights")],
+)
+async def test_what_takes_one_number_refuses_settings_that_give_none(
+    reward: TokenReward, settings: Any, message: str
+) -> None:
+    class Workflow:
+        async def sample(self) -> Any:
+            resp = Shape(input_tokens=[1], output_tokens=[2])
+            return await self._compute_rewards(resp, "a prompt", {})  # type: ignore[attr-defined]
+
+    reply = Shape(role="assistant", content="It is 4.", tool_calls=None)
+    body = {"client": reward.client, "settings": settings}
+    workflow = type("Scored", (areal.ScoredWorkflow, Workflow), body)()
+    with pytest.raises(BadArgument, match=message):
+        await workflow.sample()
+    with pytest.raises(BadArgument, match=message):
+        await trace_score(reward.client, Shape(messages=[reply]), **settings)
+    with pytest.raises(BadArgument, match=message):
+        verl.score_function(reward.client, **settings)
+    with pytest.raises(BadArgument, match=message):
+        areal.RewardFunction("http://127.0.0.1:9", **settings)
+    with pytest.raises(BadArgument, match=message):
+        reward_function(Client("http://127.0.0.1:9"), **settings)
+
+
 def test_no_adapter_of_numbers_makes_one_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Client, "score", lambda self, items, *a, **k: [Rewards(np.ones(1))])
     with pytest.raises(BadArgument, match="gives no score"):

@@ -388,6 +388,15 @@ def test_two_heads_are_refused_because_which_is_meant_cannot_be_told(tmp_path: P
     )
 
 
+@pytest.mark.parametrize("architecture", ["llama", "big_bird"])
+def test_a_head_in_a_file_of_its_own_is_not_passed_over_where_a_class_has_one(
+    tmp_path: Path, architecture: str
+) -> None:
+    folder = tiny.save(tmp_path, architecture, "reward_model")
+    save_file(linear("v_head.summary", bias=True), folder / "value_head.safetensors")
+    assert "v_head.summary.bias, v_head.summary.weight" in refusal_of(folder)
+
+
 @pytest.mark.parametrize(
     "case", ["score", "score of a token classifier", "score.mlp, PRM", "v_head"]
 )
@@ -514,12 +523,23 @@ def test_large_weights_of_labels_that_cancel_are_no_reason_to_refuse(tmp_path: P
     assert abs(pooled(label_weights=[1000 * second, -1000 * first, 0.0])) < 1.0
 
 
-def test_a_head_of_another_width_is_refused(tmp_path: Path) -> None:
-    trunk, _, _ = CASES["v_head"]
-    tensors = trunk(tiny.model("llama")) | {"v_head.weight": random_tensor(1, 48)}
+@pytest.mark.parametrize("name", ["v_head", "score"])
+def test_a_head_of_another_width_is_refused(tmp_path: Path, name: str) -> None:
+    tensors = trunk_of_a_classifier(tiny.model("llama")) | linear(name, bias=False, width=48)
     assert "reads 48 numbers a token, the trunk gives 32" in refusal_of(
         write(tmp_path, "llama", tensors)
     )
+
+
+@pytest.mark.parametrize("shapes", [{"weight": (32,)}, {"weight": (1, 32), "bias": (2,)}], ids=str)
+def test_a_head_whose_tensors_are_no_linear_is_refused_by_their_shapes(
+    tmp_path: Path, shapes: dict[str, tuple[int, ...]]
+) -> None:
+    head = {f"score.{place}": torch.ones(shape) for place, shape in shapes.items()}
+    message = refusal_of(
+        write(tmp_path, "llama", trunk_of_a_classifier(tiny.model("llama")) | head)
+    )
+    assert "are no weight and bias of a Linear" in message
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -682,6 +702,14 @@ def test_a_stored_mean_and_variance_are_applied_as_the_checkpoint_or_else_the_op
     folder, head = safe_rlhf(tmp_path, **config)
     checkpoint = load(folder, normalize_reward=setting)
     assert_values(checkpoint, lambda ids: (truth("llama", head, ids) - mean) / std)
+
+
+def test_a_stored_variance_below_0_is_refused_where_it_is_applied(tmp_path: Path) -> None:
+    folder, _ = safe_rlhf(tmp_path, do_normalize=True)
+    tensors = load_file(folder / "model.safetensors")
+    save_file({**tensors, "normalizer.var": torch.tensor([-1.0])}, folder / "model.safetensors")
+    assert "std nan both must be finite" in refusal_of(folder)
+    assert load(folder, normalize_reward=False).value_head.std == 1.0
 
 
 def test_the_settings_name_a_head_and_what_stands_between_its_layers(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from transformers import (
 from tokenreward.checkpoints.heads.value_head import label_names, label_weights
 from tokenreward.checkpoints.pretrained import load_pretrained, read_config
 from tokenreward.checkpoints.refusal import CheckpointRefused, few, refuse_incomplete
+from tokenreward.checkpoints.weight_files import find_value_head
 from tokenreward.settings import DeploymentSettings
 
 _LABEL_FIELDS = frozenset({"label", "label_weights"})
@@ -51,7 +52,9 @@ def load_classifier(source: str, settings: DeploymentSettings, arguments: dict[s
     model, info = load_pretrained(
         AutoModelForSequenceClassification, source, arguments, config=config
     )
-    unexpected = sorted(info.get("unexpected_keys") or ())
+    allow_pickle = settings.allow_pickle
+    in_own_file = find_value_head(source, revision=settings.revision, allow_pickle=allow_pickle)
+    unexpected = sorted({*in_own_file, *(info.get("unexpected_keys") or ())})
     written = getattr(config, "architectures", None) or [own]
     if own not in written and (unexpected or info.get("missing_keys")):
         raise CheckpointRefused(

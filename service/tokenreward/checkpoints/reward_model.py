@@ -167,7 +167,7 @@ def _load_as_class(
     arguments: dict[str, Any],
 ) -> tuple[Any, dict[str, Any]]:
     """The model as transformers' class with just this head, a Linear, and its loading info; (None,
-    {}) if there is no such class.
+    {}) if there is no such class, or if its Linear has other shapes.
 
     Args:
         config: The checkpoint's configuration, whose number of labels becomes the head's.
@@ -190,7 +190,7 @@ def _load_as_class(
     config.num_labels = int(tensors["weight"].shape[0])
     model, info = load_pretrained(auto, source, arguments, config=config, key_mapping=renames)
     module = getattr(model, name, None)
-    if not isinstance(module, nn.Linear) or (module.bias is not None) != has_bias:
+    if not isinstance(module, nn.Linear) or _shapes(module.state_dict()) != _shapes(tensors):
         return None, {}
     # The tensors may be an adapter's, and then the checkpoint may have none or others. They are not
     # written into the mapped pages of its file.
@@ -200,6 +200,10 @@ def _load_as_class(
     info["missing_keys"] = set(info["missing_keys"]) - places
     info["mismatched_keys"] = [key for key in info["mismatched_keys"] if key[0] not in places]
     return model, info
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
+    return {name: list(tensor.shape) for name, tensor in tensors.items()}
 
 
 def _refuse_leftovers(head: set[str], idle: set[str], model: Any, info: dict[str, Any]) -> None:

@@ -61,7 +61,7 @@ def take_stored_affine(config: Any, tensors: Mapping[str, Tensor]) -> None:
             return
         value = float(tensor)
         if field == "var":
-            config.std = math.sqrt(value) + _EPSILON
+            config.std = math.sqrt(value) + _EPSILON if value >= 0 else math.nan
         else:
             setattr(config, field, value)
     function = _FUNCTIONS.get(getattr(config, "score_type", "reward"), "affine")

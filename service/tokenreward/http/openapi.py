@@ -49,6 +49,7 @@ _INFO: Document = {
     "is at `/` for all scorers, and below `/d/{deployment}` for those of one deployment.",
     "license": {"name": "Apache License 2.0", "identifier": "Apache-2.0"},
 }
+_OF_LISTINGS = (401, 422, 500, 503, 504)  # a deployment may not answer; a deadline may be none
 _BEARER: Document = {"type": "http", "scheme": "bearer"}
 _EXAMPLES: dict[str, Document] = {
     "text": {
@@ -105,24 +106,7 @@ def document(*, admin: bool = False) -> Document:
         "paths": {
             REWARDS_PATH: {"post": _rewards()},
             **foreign,
-            SCORERS_PATH: {"get": _get("list_scorers", "What is served, and with which options.")},
-            HEALTH_PATH: {"get": _get("health", "200 while the process lives.")},
-            READY_PATH: {
-                "get": _get("ready", "200 once every deployment has loaded and answers.", 503)
-            },
-            TOKENIZE_PATH: {"post": _tokenize()},
-            SEED_SESSION_PATH: {
-                "post": _get("seed_session", "NeMo-Gym's agents want 200 before `/verify`.")
-            },
-            HEALTH_PATHS[0]: {
-                "get": _get("answers", "200 wherever the models are listed, as in vLLM.", 503)
-            },
-            MODELS_PATHS[0]: {
-                "get": _get("list_models", "The models behind the scorers, as in vLLM.", 503)
-            },
-            METRICS_PATH: {"get": _get("metrics", "Prometheus text.", media="text/plain")},
-            OPENAPI_PATH: {"get": _get("openapi", "This document.")},
-            DOCS_PATH: {"get": _get("docs", "This document, as a page.", media="text/html")},
+            **_others(),
             **({WEIGHTS_PATH: _weights()} if admin else {}),
         },
         "components": {
@@ -130,6 +114,32 @@ def document(*, admin: bool = False) -> Document:
             "securitySchemes": schemes,
         },
         "security": [{}, {"key": []}],  # a service without API keys takes any caller
+    }
+
+
+def _others() -> Document:
+    """By path, the routes that neither ask for rewards nor change weights."""
+    return {
+        SCORERS_PATH: {
+            "get": _get("list_scorers", "What is served, and with which options.", *_OF_LISTINGS)
+        },
+        HEALTH_PATH: {"get": _get("health", "200 while the process lives.")},
+        READY_PATH: {
+            "get": _get("ready", "200 once every deployment has loaded and answers.", 503)
+        },
+        TOKENIZE_PATH: {"post": _tokenize()},
+        SEED_SESSION_PATH: {
+            "post": _get("seed_session", "NeMo-Gym's agents want 200 before `/verify`.", 401)
+        },
+        HEALTH_PATHS[0]: {
+            "get": _get("answers", "200 wherever the models are listed, as in vLLM.", *_OF_LISTINGS)
+        },
+        MODELS_PATHS[0]: {
+            "get": _get("list_models", "The models behind the scorers, as in vLLM.", *_OF_LISTINGS)
+        },
+        METRICS_PATH: {"get": _get("metrics", "Prometheus text.", 401, media="text/plain")},
+        OPENAPI_PATH: {"get": _get("openapi", "This document.")},
+        DOCS_PATH: {"get": _get("docs", "This document, as a page.", media="text/html")},
     }
 
 

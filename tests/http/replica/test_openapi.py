@@ -26,6 +26,7 @@ from tokenreward.http.replica import ReplicaBackend
 from tokenreward.http.request_limits import Limits
 from tokenreward.metrics import Metrics
 from tokenreward.wire import RewardsRequest, parse, read_reply
+from tokenreward.wire.paths import HOLD_HEADER
 
 ITEM = {"prompt": "2+2?", "response": "It is 4."}
 DOCUMENT = document()
@@ -59,6 +60,17 @@ def test_every_reference_leads_to_a_schema() -> None:
 def test_every_status_of_a_refusal_is_in_the_document() -> None:
     statuses = {str(kind.status) for kind in RequestError.__subclasses__()}
     assert set(SCORE["responses"]) == statuses | {"200"}
+
+
+@pytest.mark.parametrize("path", DOCUMENT["paths"])
+async def test_a_missing_key_and_weights_that_load_are_answered_as_the_document_says(
+    locked: Any, loading: str, path: str
+) -> None:
+    ((method, operation),) = DOCUMENT["paths"][path].items()
+    for url in (locked.url, loading):
+        async with httpx.AsyncClient(base_url=url, timeout=20) as client:
+            answer = await client.request(method, path, headers={HOLD_HEADER: "0"})
+        assert operation["responses"].keys() & {str(answer.status_code), "default"}
 
 
 @pytest.mark.parametrize("name", SCORE["requestBody"]["content"]["application/json"]["examples"])

@@ -47,7 +47,7 @@ def test_turns_are_short_and_searches_for_garbage_rare(this_process: None) -> No
 
 def test_memory_that_is_freed_between_blocks_in_use_goes_back_to_the_system() -> None:
     code = """
-import ctypes, os, time
+import os, time
 from tokenreward.deployment.process import give_back_memory
 
 def resident():

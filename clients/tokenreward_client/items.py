@@ -88,6 +88,9 @@ def encode_item(item: ItemLike, wire: WireName = "json") -> tuple[bytes, int | N
             lengths["response"] = len(decode_ids(checked.response, param="response"))
     except RequestError as error:
         raise BadArgument(error.message, param=error.param) from None
+    if checked.whole == "sequence":
+        # The prompt's tokens have rewards, too, and the first token of all has one by some models.
+        lengths.pop("response", None)
     for name in _PER_UNIT:
         if getattr(checked, name) is not None:
             lengths[name] = len(getattr(checked, name))

@@ -90,7 +90,8 @@ def read_single(item: ItemResult, reply: Reply, *, num_units: int | None, where:
     if item.error is None and item.rewards is None:
         raise BadReply(f"{where} has neither rewards nor an error")
     tokens = None if item.tokens is None else tuple(item.tokens)
-    if num_units is None and tokens is not None:
+    # The first token of a whole sequence, which is no text of the response, may have no reward.
+    if num_units is None and tokens and tokens[0].span is not None:
         num_units = len(tokens)
     answer = _read_result(item, num_units=num_units, where=where)
     version = reply.version if answer.version is None else answer.version

@@ -369,6 +369,41 @@ def test_engine_in_this_process_gives_rewards_for_text_and_spans(
     assert results[2]["error"]["code"] == "token_out_of_vocabulary"
 
 
+@pytest.mark.parametrize("scorer", ["endogenous", "reward_model"])
+@pytest.mark.parametrize("show", [[], ["--show"]])
+def test_whole_sequences_have_the_rewards_that_the_model_gives(
+    tmp_path: Path,
+    language_model: Path,
+    reward_model: Path,
+    capsys: pytest.CaptureFixture[str],
+    *,
+    scorer: str,
+    show: list[str],
+) -> None:
+    """A language model's rewards begin with the second token, a reward model's with the first."""
+    folder, task = (language_model, "causal_lm")
+    if scorer == "reward_model":
+        folder, task = (reward_model, "reward_model")
+    deployment = {
+        "name": "one",
+        "checkpoint": str(folder),
+        "task": task,
+        "scorers": [{"type": scorer}],
+    }
+    config, items = tmp_path / "config.yaml", tmp_path / "items.jsonl"
+    config.write_text(json.dumps({"deployments": [deployment]}))
+    ids = [{"prompt": prompt, "response": [5, 6, 7]} for prompt in ([], [1], [1, 2, 3])]
+    text = {"prompt": "", "response": "2 + 2 = 4", "finished": False}
+    lines = [json.dumps({**item, "whole": "sequence"}) + "\n" for item in (*ids, text)]
+    items.write_text("".join(lines))
+    flags = ["--config", str(config), "--scorer", scorer, *show]
+    assert main(["score", str(items), *flags, "--output", str(tmp_path / "out.jsonl")]) == 0
+    written = entries((tmp_path / "out.jsonl").read_text())
+    first = int(scorer == "endogenous")
+    assert [len(entry["rewards"]) for entry in written[:3]] == [3 - first, 4 - first, 6 - first]
+    assert capsys.readouterr().out.count("  score ") == 4 * len(show)
+
+
 def test_lines_that_are_more_than_the_queue_of_a_service_may_hold_are_scored_in_this_process(
     tmp_path: Path, language_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

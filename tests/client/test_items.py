@@ -87,3 +87,8 @@ def test_a_tuple_is_sent_as_the_list_of_its_entries(field: str, value: Any, wire
     entries = tuple(tuple(entry) if isinstance(entry, list) else entry for entry in value)
     expected = encode_item({**item, field: value}, wire)
     assert encode_item({**item, field: entries}, wire) == expected
+
+
+def test_number_of_rewards_of_a_whole_sequence_is_not_promised() -> None:
+    item = {"prompt": [1, 2], "response": [5, 6, 7], "whole": "sequence"}
+    assert encode_items([item, item | {"mask": [1, 1, 0, 1]}])[1] == [None, 4]

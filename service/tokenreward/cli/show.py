@@ -32,8 +32,11 @@ def unit_texts(item: dict[str, Any], answer: Rewards) -> list[str]:
     response = item["response"]
     if isinstance(item.get("spans"), list):
         return [response[start:end] for start, end in item["spans"]]
-    texts = []
-    for token in answer.tokens or ():
+    texts, tokens = [], list(answer.tokens or ())
+    if item.get("whole") == "sequence" and answer.rewards is not None:
+        # A language model's rewards begin with the second token.
+        tokens = tokens[-len(answer.rewards) :]
+    for token in tokens:
         start, end = token.span or (0, 0)
         # The response's own characters are exact; a token of half a character is not text at all.
         is_exact = isinstance(response, str) and end > start

@@ -122,8 +122,6 @@ def check_urls(base_url: str | Sequence[str]) -> list[httpx.URL]:
         if url.port is not None and url.port > _MAX_PORT:
             message = f"must have a port up to {_MAX_PORT}, this one has {url.port}"
             raise BadArgument(message, param="base_url")
-        if url.port is not None and not 0 < url.port < 2**16:
-            raise BadArgument(f"there is no port {url.port}", param="base_url")
         if url.copy_with(host=urls[0].host, port=urls[0].port) != urls[0]:
             raise BadArgument("addresses may differ in host and port alone", param="base_url")
     return urls

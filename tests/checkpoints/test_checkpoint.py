@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,6 +38,17 @@ def test_a_saved_model_loads_in_eval_mode_with_its_tokenizer(tmp_path: Path) -> 
     assert checkpoint.vocab_size == tiny.VOCAB_SIZE
     assert checkpoint.max_positions == 512
     assert checkpoint.tokenizer.eos_token_id == tiny.END_ID
+
+
+@pytest.mark.parametrize("field", ["attn_implementation", "_attn_implementation"])
+@pytest.mark.parametrize("kernel", ["flash_attention_2", "someone/kernel"])
+@pytest.mark.parametrize("task", ["causal_lm", "reward_model"])
+def test_the_kernel_of_attention_that_a_model_was_trained_with_is_not_needed(
+    tmp_path: Path, task: str, kernel: str, field: str
+) -> None:
+    path = tiny.save(tmp_path, task=task) / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), field: kernel}))
+    assert load_checkpoint(settings(tmp_path, task)).model is not None
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ def load_language_model(source: str, arguments: dict[str, Any]) -> Any:
                 "token from those before it"
             )
         auto = next((auto for table, auto in _WRAPPERS if type(config) in table), auto)
-    model, info = load_pretrained(auto, source, arguments)
+    model, info = load_pretrained(auto, source, arguments, config=config)
     refuse_incomplete(info)
     is_quantised = quantisation(source, arguments["revision"]) is not None
     _refuse_other_layers(model, is_quantised=is_quantised)
@@ -119,10 +119,16 @@ def encoder_kind(config: Any) -> str | None:
 
 
 def read_config(source: str, arguments: dict[str, Any]) -> Any:
-    """The configuration of a checkpoint, as transformers reads it with these arguments."""
-    return AutoConfig.from_pretrained(
+    """The configuration of a checkpoint, as transformers reads it with these arguments.
+
+    The kernel of attention that it may name is the one of its training, which need not be installed
+    here: transformers chooses one.
+    """
+    config = AutoConfig.from_pretrained(
         source, revision=arguments["revision"], trust_remote_code=arguments["trust_remote_code"]
     )
+    config._attn_implementation = None
+    return config
 
 
 def load_pretrained(

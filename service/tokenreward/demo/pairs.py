@@ -10,6 +10,7 @@ knows no models.
 
 import argparse
 import json
+import signal
 from typing import Any
 
 from tokenreward.demo.corpus import user_turn
@@ -47,4 +48,6 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    # A reader that has enough, as `head` has, ends the writer without a traceback.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     main()

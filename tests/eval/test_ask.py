@@ -7,6 +7,7 @@ import asyncio
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -360,11 +361,13 @@ def test_scorer_that_is_not_served_is_named_with_those_that_are() -> None:
 
 def test_times_add_up_to_the_time_of_the_run(service: Known) -> None:
     service.delay_s = 0.1
+    began = time.monotonic()
     results = answers(service, candidates(256), concurrency=2)
+    took_s = time.monotonic() - began
     timings = [answer.timing for answer in results if answer.timing is not None]
     total = sum(since_last_s / num_items for _, since_last_s, num_items, _ in timings)
     num_rounds = len(service.bodies) / 2
-    assert 0.1 * num_rounds <= total <= 0.1 * num_rounds + 0.5
+    assert 0.1 * num_rounds <= total <= took_s
     assert all(seconds >= 0.1 for seconds, *_ in timings)
 
 

@@ -80,8 +80,8 @@ def transport_options(
 def share_time(request: httpx.Request) -> httpx.Request:
     """Has the stages of a request that blocks share its read timeout, and returns it.
 
-    httpx gives the whole time to each of them: to connect, to write, to read the head of the reply
-    and to read its body. Here each one gets what those before it left.
+    httpx gives the whole time to each of them: to write, to read the head of the reply and to read
+    its body. Here each one gets what those before it left. What connects has a time of its own.
     """
     until = time.monotonic() + request.extensions["timeout"]["read"]
 
@@ -90,7 +90,8 @@ def share_time(request: httpx.Request) -> httpx.Request:
         timeouts = request.extensions["timeout"]
         timeouts.update({stage: min(seconds, left_s) for stage, seconds in timeouts.items()})
 
-    # httpcore calls it at the start of each stage, before it looks at that stage's timeout.
+    # httpcore calls it at the start of each stage that writes or reads, before it looks at that
+    # stage's timeout.
     request.extensions["trace"] = leave_the_rest
     return request
 

@@ -287,6 +287,11 @@ def of_the_trunk_alone(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 MORE: dict[str, tuple[str, Callable[[dict[str, Tensor]], dict[str, Tensor]], str]] = {
     "scale": ("llama", in_float8_with_a_scale, f"quantised ({SCALE}), and config.json does not"),
+    "another matrix": (
+        "phi",
+        lambda tensors: {**tensors, "model.layers.1.mlp.fc3.weight": torch.ones(8)},
+        "model.layers.1.mlp.fc3.weight",
+    ),
     "bias": ("llama", lambda tensors: {**tensors, BIAS: torch.ones(32)}, BIAS),
     "bias of the head": (
         "llama",
@@ -310,6 +315,18 @@ def test_a_language_model_whose_layers_would_not_be_read_whole_is_refused(
     tensors = load_file(tiny.save(tmp_path, architecture) / "model.safetensors")
     rewrite(tmp_path, change(tensors))
     with pytest.raises(CheckpointRefused, match=re.escape(message)):
+        load_checkpoint(settings(tmp_path, "causal_lm", "constant"))
+
+
+def test_scales_of_experts_of_which_config_json_says_nothing_are_refused(tmp_path: Path) -> None:
+    """transformers stacks the experts, so that none of them is a module with a name."""
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    save(tf.Qwen3MoeForCausalLM(tf.Qwen3MoeConfig(**TEXT, **experts, head_dim=8)), tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    name = "model.layers.1.mlp.experts.0.up_proj.weight"
+    weight, scale = to_fp8(tensors[name])
+    rewrite(tmp_path, {**tensors, name: weight, f"{name}_scale": scale})
+    with pytest.raises(CheckpointRefused, match=re.escape(f"quantised ({name}_scale)")):
         load_checkpoint(settings(tmp_path, "causal_lm", "constant"))
 
 

@@ -29,7 +29,8 @@ from transformers import (
 from tokenreward.checkpoints.load_failure import quantisation
 from tokenreward.checkpoints.refusal import CheckpointRefused, few, refuse_incomplete, refuse_scales
 
-_NUMBER = re.compile(r"\d+")
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")  # of a layer, an expert
+_SCALES = ("weight_scale", "weight_scale_inv")
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _WRAPPERS = (
     (MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoModelForImageTextToText),
@@ -92,11 +93,11 @@ def _refuse_other_layers(model: Any, *, is_quantised: bool) -> None:
         else:
             parents = [owner[:end] for end, letter in enumerate(owner) if letter == "."]
             is_in_layer = any(modules.get(parent) in in_layers for parent in parents)
-            is_part = is_in_layer and kind in ("weight", "bias")
+            is_part = is_in_layer and kind in ("weight", "bias", *_SCALES)
         if is_part and _NUMBER.sub("N", name) not in patterns:
             others.append(name)
     if is_quantised:
-        others = [name for name in others if name.endswith((".weight_scale", ".weight_scale_inv"))]
+        others = [name for name in others if name.rpartition(".")[2] in _SCALES]
     refuse_scales(others)
     if others:
         raise CheckpointRefused(

@@ -164,7 +164,8 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         put(NORM, torch.ones(31)),
         rf"another shape {NORM} \(\[31\] in place of \[32\]\)",
     ),
-    "extra": (put("model.norm.bias", torch.ones(32)), "model.norm.bias, which the served model"),
+    "extra": (put("v_head.bias", torch.ones(1)), "v_head.bias, which the served model"),
+    "bias": (put("model.norm.bias", torch.ones(32)), "its layers hold model.norm.bias"),
     "nan": (
         put(NORM, torch.full((32,), torch.nan)),
         rf"{NORM} in model.safetensors holds numbers that are not finite in float32",

@@ -71,11 +71,12 @@ def _refuse_other_layers(model: Any, *, is_quantised: bool) -> None:
     """Refuses a checkpoint whose layers have more than the model's: a bias, a norm, or the scales
     of weights that are quantised. transformers would leave them out with no more than a warning.
 
-    What else a checkpoint has is no part of the language model: towers, value heads, layers that
-    predict more tokens. Nor is a mask or a table that old versions of transformers stored beside
-    the modules of a layer; and what other layers have may have no use in a layer that reads the
-    keys of another one. Where config.json says that weights are quantised, transformers leaves out
-    what it needs not: only the scales of weights are looked for. Raises CheckpointRefused.
+    Only layers in lists are looked at. What a checkpoint has elsewhere is taken for other models
+    beside this one: towers, value heads, layers that predict more tokens. In a layer, a tensor of a
+    module without weights of its own may be a mask or a table that old versions of transformers
+    stored, and is left out. So is what other layers have and this one does not: a layer may read
+    the keys of another. Where config.json says that weights are quantised, transformers leaves out
+    what it does not need, and only the scales of weights are looked for. Raises CheckpointRefused.
     """
     # A file may have the trunk's own names.
     modules = {**dict(model.base_model.named_modules()), **dict(model.named_modules())}
